@@ -1,0 +1,38 @@
+"""Errors that a user can act on.
+
+Each says what was expected, what came, which file (line, shard, key) and what to do. The command line prints
+the message alone and exits with 2; anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GlomoError(Exception):
+    """Base of every error caused by input, configuration or surroundings rather than by a bug."""
+
+
+class ConfigError(GlomoError):
+    """A setting is unknown, of the wrong type, or contradicts another."""
+
+
+class DataError(GlomoError):
+    """An input file, document, image or label cannot be used."""
+
+
+class ShardError(DataError):
+    """A shard or its index is damaged, missing or of another format version."""
+
+
+class CheckpointError(GlomoError):
+    """A checkpoint or exported model is damaged, missing or does not fit what it is used with."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """A sentence ending for "unknown name" errors: the near names if there are any, then the full list."""
+    options = sorted(known)
+    near = difflib.get_close_matches(name, options, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    return f"{hint} Known: {', '.join(options)}."

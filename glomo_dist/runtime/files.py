@@ -1,0 +1,107 @@
+"""Files that are whole or not there: write under a temporary name, flush to disk, rename.
+
+A reader never sees a half-written file or folder, whatever kills the writer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from glomo_dist.runtime.errors import DataError, GlomoError
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Replace `path` by `content` in one step; the old content stays until the new one is on disk."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    try:
+        with open(temporary, "wb") as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except OSError as e:
+        raise GlomoError(f"cannot write {path}: {e.strerror or e}. Free space or choose another folder.") from e
+    finally:
+        temporary.unlink(missing_ok=True)
+    _fsync(path.parent)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: str | Path) -> Any:
+    """Parsed JSON; a missing or malformed file is a `DataError` that names it and the line."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist.") from None
+    except UnicodeDecodeError as e:
+        raise DataError(f"{path} is not UTF-8 text (byte {e.start}).") from None
+    except json.JSONDecodeError as e:
+        raise DataError(f"{path}, line {e.lineno}: not valid JSON ({e.msg}).") from None
+
+
+@contextlib.contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `path` when the block ends well, and vanishes when it does not.
+
+    Raises `GlomoError` if `path` exists and is not an empty folder: nothing of the user's is overwritten.
+    """
+    path = Path(path)
+    require_absent_or_empty(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in sorted(temporary.rglob("*")):
+            _fsync(file)
+        _fsync(temporary)
+        if path.exists():
+            path.rmdir()
+        os.replace(temporary, path)
+        _fsync(path.parent)
+    finally:
+        if temporary.exists():
+            shutil.rmtree(temporary)
+
+
+def require_absent_or_empty(path: str | Path) -> None:
+    path = Path(path)
+    if path.is_dir():
+        if any(path.iterdir()):
+            raise GlomoError(f"output folder {path} is not empty. Choose another one, or delete it first.")
+    elif path.exists():
+        raise GlomoError(f"output {path} exists and is a file; a folder was expected. Choose another name.")
+
+
+def sha256_file(path: str | Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,38 @@
+"""Short names for content: what produced an artefact, so that a report row leads back to its inputs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import glomo_dist
+
+
+def fingerprint(value: Any) -> str:
+    """16 hexadecimal digits of the SHA-256 of `value` (JSON-able) in canonical form."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed that is a pure function of `parts`, the same on every machine and Python."""
+    digest = hashlib.sha256("\0".join(str(p) for p in parts).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+@lru_cache(maxsize=1)
+def code_version() -> str:
+    """The package version, with the git commit when the code runs from a checkout ("+dirty" if it changed)."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    if not (root / ".git").exists() or not (commit := git("rev-parse", "--short=12", "HEAD")):
+        return glomo_dist.__version__
+    return f"{glomo_dist.__version__}+{commit}{'.dirty' if git('status', '--porcelain') else ''}"
