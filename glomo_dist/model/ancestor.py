@@ -1,0 +1,275 @@
+"""Models trained with the paper authors' published code, computed by ours: same numbers, their names.
+
+`load(state_dict, options)` takes a state dict with the authors' parameter names and their options (the names of
+their command line: d, ntokens, nlayers, sparse_mode, no_gru, ...) and returns an `AncestorModel`. What differs
+from `Glomo`, because the figures in `docs/numerics.md` depend on it: padding is masked only where a unit is looked
+*at* (rows of padding units still carry weights), the backward direction reverses the padded sequence (so padding
+comes first), `topk` counts from the padded length, and batch statistics include the convolutions' tails.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from glomo_kernels import affinity_mix
+from torch import Tensor, nn
+
+from glomo_dist.model.config import GlomoConfig, Sparsity
+from glomo_dist.model.feature_predictor import Rows, gather_units
+from glomo_dist.model.glomo import Direction, Glomo
+from glomo_dist.model.graph_predictor import Scores, affinity_kind, topk_of_row
+from glomo_dist.runtime.errors import CheckpointError, ConfigError, suggest
+
+SPARSE_MODES: dict[int, Sparsity] = {0: "square", 1: "relu", 2: "bias", 3: "topk", 4: "threshold"}
+
+# What the authors' command line offers, with its defaults. `K` is 8 and the scores are squared (`yann`, `cnn_sa`)
+# in everything their code can run.
+DEFAULTS: dict[str, Any] = {
+    "d": 512, "ntokens": 100000, "K": 8, "nlayers": 1, "nlayers_key": 1, "nlayers_query": 1, "kernel_size": 3,
+    "dec_layers": 2, "dec_len": 3, "sample_len": 20, "dropout": 0.0, "topk_rate": 1.0, "sparse_mode": 0,
+    "use_value": 1, "use_gru": None, "no_gru": None, "cnn_sa": 1, "yann": 1,
+}  # fmt: skip
+# Options of a run rather than of a model; accepted and not used.
+IGNORED = {"seq", "batch", "bsz", "bptt", "shift", "seed", "save", "lr", "clip", "eval_interval", "log_interval",
+           "epochs", "momentum", "patience", "decay_rate", "dtype", "lens"}  # fmt: skip
+
+# Our parameter names -> theirs. The decoder's `out.weight` is the embedding (tied).
+NAMES = (
+    (r"^embedding\.weight$", "enc_emb.weight"),
+    (r"^(for|back)wards\.decoder\.rnn\.", r"dec_net_\1.rnn_fw."),
+    (r"^(for|back)wards\.(?:graph|feature)_predictor\.", r"st_predictor_\1."),
+    (r"_(for|back)\.", lambda m: {"for": "_fw.", "back": "_bw."}[m[1]]),
+    (r"_cnn\.(\d+)\.conv\.", r"_cnn.\1.0."),
+    (r"_cnn\.(\d+)\.norm\.", r"_cnn.\1.1."),
+    (r"\b(key|query)_maps\.", r"\1_dot_trans."),
+    (r"\bvalue_maps\.", "value_trans."),
+    (r"\bthresholds\.", "sparse_trans."),
+    (r"\bbiases$", "sparse_bias"),
+    (r"\bcell\.", "gru_cell."),
+)
+TIED = ("dec_net_fw.out.weight", "dec_net_bw.out.weight")
+
+
+def config_from_options(options: Mapping[str, Any]) -> GlomoConfig:
+    """The `GlomoConfig` of a mapping with the authors' option names, bare or after `config/`.
+
+    use_gru (or its opposite no_gru), use_value, sparse_mode 0-4, topk_rate, d, ntokens, K, nlayers, nlayers_key,
+    nlayers_query, kernel_size, dec_layers, dec_len, dropout. Missing ones take the authors' defaults.
+    Raises ConfigError for unknown names and values that the authors' code does not have.
+    """
+    given: dict[str, Any] = {}
+    for key, value in options.items():
+        name = key.removeprefix("config/")
+        if name not in DEFAULTS and name not in IGNORED:
+            raise ConfigError(f"ancestor option {key!r} is unknown.{suggest(name, DEFAULTS)}")
+        given[name] = value
+    o = {**DEFAULTS, **given}
+    if o["sparse_mode"] not in SPARSE_MODES:
+        raise ConfigError(f"ancestor option sparse_mode must be 0, 1, 2, 3 or 4, got {o['sparse_mode']!r}.")
+    for name in ("cnn_sa", "yann"):
+        if not o[name]:
+            raise ConfigError(f"ancestor option {name}=0 selects code that the authors left unfinished.")
+    use_gru, no_gru = o["use_gru"], o["no_gru"]
+    if use_gru is None:
+        use_gru = not no_gru if no_gru is not None else True
+    elif no_gru is not None and bool(use_gru) == bool(no_gru):
+        raise ConfigError(f"ancestor options use_gru={use_gru!r} and no_gru={no_gru!r} contradict each other.")
+    return GlomoConfig(
+        vocab_size=int(o["ntokens"]),
+        width=int(o["d"]),
+        heads=int(o["K"]),
+        layers=int(o["nlayers"]),
+        key_layers=int(o["nlayers_key"]),
+        query_layers=int(o["nlayers_query"]),
+        kernel_size=int(o["kernel_size"]),
+        sparsity=SPARSE_MODES[o["sparse_mode"]],
+        topk_rate=float(o["topk_rate"]),
+        norm="batch",
+        composition="gru" if use_gru else "residual",
+        value="linear" if o["use_value"] == 1 else "features",
+        decoder_layers=int(o["dec_layers"]),
+        decoder_steps=int(o["dec_len"]),
+        dropout=float(o["dropout"]),
+        scale_grad_by_freq=True,
+    )
+
+
+def ancestor_text(vocab_size: int = 100_001) -> GlomoConfig:
+    """The model of the paper's text experiments: threshold sparsity, GRU composition, 3 layers, 8 heads, d 512.
+
+    vocab_size: the authors keep 100,000 words and add one for unknown words.
+    """
+    return config_from_options(
+        {"ntokens": vocab_size, "nlayers": 3, "nlayers_key": 4, "nlayers_query": 4, "sparse_mode": 4}
+    )
+
+
+def load(state_dict: Mapping[str, Tensor], options: Mapping[str, Any]) -> AncestorModel:
+    """The authors' model with the given parameters and buffers, in the dtype of `state_dict`, in train mode.
+
+    state_dict: their names, `enc_emb.weight`, `st_predictor_fw.key_cnn.0.0.weight`, ... as saved by their code.
+    options: see `config_from_options`; `ntokens` and `d` are read from the embedding when missing.
+    Raises CheckpointError naming the parameter that is missing, superfluous or of another shape.
+    """
+    options = dict(options)
+    embedding = state_dict.get("enc_emb.weight")
+    if embedding is None:
+        raise CheckpointError("ancestor state dict: enc_emb.weight is missing; is this a model of the authors?")
+    for name, size in zip(("ntokens", "d"), embedding.shape, strict=True):
+        if name not in options and f"config/{name}" not in options:
+            options[name] = size
+    model = AncestorModel(config_from_options(options)).to(embedding.dtype)
+    wanted = model.state_dict()
+    for name in sorted(wanted.keys() | state_dict.keys()):
+        ours = tuple(wanted[name].shape) if name in wanted else "no such parameter with these options"
+        theirs = tuple(state_dict[name].shape) if name in state_dict else "missing"
+        if name in TIED and name not in state_dict:
+            continue
+        if ours != theirs:
+            raise CheckpointError(f"ancestor state dict: {name} is {theirs}, expected {ours}.")
+        if name in TIED and not torch.equal(state_dict[name], embedding):
+            raise CheckpointError(f"ancestor state dict: {name} must equal enc_emb.weight (tied).")
+    model.load_state_dict(dict(state_dict))
+    return model
+
+
+def _their_name(name: str) -> str:
+    for pattern, replacement in NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+class AncestorModel(nn.Module):
+    """The authors' computation on our modules. Parameters, buffers and state dict carry the authors' names."""
+
+    def __init__(self, config: GlomoConfig) -> None:
+        super().__init__()
+        self.model = Glomo(config)
+        self.config = config
+        self.register_state_dict_post_hook(_to_their_names)
+        self.register_load_state_dict_pre_hook(_to_our_names)
+
+    def named_parameters(self, *arguments: Any, **keywords: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """As `nn.Module.named_parameters`, under the authors' names."""
+        for name, parameter in super().named_parameters(*arguments, **keywords):
+            yield _their_name(name.removeprefix("model.")), parameter
+
+    def named_buffers(self, *arguments: Any, **keywords: Any) -> Iterator[tuple[str, Tensor]]:
+        """As `nn.Module.named_buffers`, under the authors' names."""
+        for name, buffer in super().named_buffers(*arguments, **keywords):
+            yield _their_name(name.removeprefix("model.")), buffer
+
+    def forward(self, ids: Tensor, positions_forward: Tensor, positions_backward: Tensor) -> Tensor:
+        """The training loss, see `loss`."""
+        return self.loss(ids, positions_forward, positions_backward)
+
+    def graphs(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, 2 * layers, K, T, T]: the layers of the forward direction, then of the backward one.
+
+        ids [B, T] int64; mask [B, T], 1 for real units. Row i holds the weights with which unit i looks at others;
+        both directions in the units' own order.
+        """
+        graphs = []
+        for direction, e, m in self._directions(ids, mask):
+            identity = torch.eye(ids.shape[1], dtype=e.dtype, device=e.device)
+            for scores in self._scores(direction, e, m):
+                shape = (*scores.queries.shape[:2], *identity.shape)
+                graph = affinity_mix(
+                    scores.queries,
+                    scores.keys,
+                    identity.expand(shape),
+                    scores.threshold,
+                    kind=affinity_kind(self.config),
+                    topk=topk_of_row(self.config, ids.shape[1]),
+                )
+                graphs.append(graph.flip(-1, -2) if direction is self.model.backwards else graph)
+        return torch.stack(graphs, dim=1)
+
+    def outputs(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[1 + 2 * layers, B, T, d]: the embedding, the forward layers' features, the backward layers'."""
+        outputs = [self.model.embedding(ids)]
+        for direction, e, m in self._directions(ids, mask):
+            for features in self._features(direction, e, m):
+                outputs.append(features.flip(1) if direction is self.model.backwards else features)
+        return torch.stack(outputs)
+
+    def loss(
+        self,
+        ids: Tensor,
+        positions_forward: Tensor,
+        positions_backward: Tensor,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Mean cross-entropy of the units after the sampled ones, averaged over both directions.
+
+        positions_* [S] int64: sampled units, shared by the batch; backward ones counted from the end.
+        """
+        B, T = ids.shape
+        loss = 0.0
+        lengths = torch.full((B,), T, device=ids.device)
+        for direction, e, m in self._directions(ids, mask):
+            backward = direction is self.model.backwards
+            at = (positions_backward if backward else positions_forward).expand(B, -1)
+            states = gather_units(self._features(direction, e, m)[-1], at)
+            tokens = ids.flip(1) if backward else ids
+            total, count = direction.decoder(states, e, tokens, at, lengths, self.model.embedding.weight)
+            loss = loss + 0.5 * total / count
+        return torch.as_tensor(loss)
+
+    def _directions(
+        self, ids: Tensor, mask: Tensor | None
+    ) -> Iterator[tuple[Direction, Tensor, Tensor | None]]:
+        e = self.model.embedding(ids)
+        m = None if mask is None else mask.to(e.dtype)
+        yield self.model.forwards, e, m
+        yield self.model.backwards, e.flip(1), None if m is None else m.flip(1)
+
+    def _scores(self, direction: Direction, e: Tensor, mask: Tensor | None) -> list[Scores]:
+        keys, queries = direction.graph_predictor(e, mask)
+        layers = [direction.graph_predictor.scores(i, keys, queries) for i in range(self.config.layers)]
+        return layers if mask is None else [_hide(scores, mask) for scores in layers]
+
+    def _features(self, direction: Direction, e: Tensor, mask: Tensor | None) -> list[Tensor]:
+        """f^1 .. f^L, each [B, T, d]."""
+        rows = Rows(topk=topk_of_row(self.config, e.shape[1]))
+        state = direction.feature_predictor.start(e)
+        features = []
+        for layer, scores in enumerate(self._scores(direction, e, mask)):
+            state = direction.feature_predictor.step(layer, state, scores, rows)
+            features.append(state[0])
+        return features
+
+
+def _hide(scores: Scores, mask: Tensor) -> Scores:
+    """Scores in which padding keys never get a weight, whatever the query: the authors mask keys, not rows.
+
+    Without a threshold a zero key scores 0, which is weight 0. With one, an extra coordinate lowers the score of
+    padding keys by 1e30, below any threshold.
+    """
+    queries, keys, threshold = scores
+    keep = mask[:, None, :, None]
+    keys = keys * keep
+    if threshold is not None:
+        lowered = ((keep - 1) * 1e30).expand(*keys.shape[:3], 1)
+        keys = torch.cat([keys, lowered], dim=-1)
+        queries = torch.cat([queries, torch.ones_like(queries[..., :1])], dim=-1)
+    return Scores(queries, keys, threshold)
+
+
+def _to_their_names(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    for name in [n for n in state if n.startswith(f"{prefix}model.")]:
+        state[prefix + _their_name(name.removeprefix(f"{prefix}model."))] = state.pop(name)
+    for tied in TIED:
+        state[prefix + tied] = state[f"{prefix}enc_emb.weight"]
+
+
+def _to_our_names(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    ours = {_their_name(n): n for n in AncestorModel.__base__.state_dict(module.model)}  # type: ignore[union-attr]
+    for name in [n for n in state if n.startswith(prefix)]:
+        bare = name.removeprefix(prefix)
+        value = state.pop(name)
+        if bare not in TIED:
+            state[f"{prefix}model.{ours.get(bare, bare)}"] = value

@@ -1,0 +1,76 @@
+"""What a GLoMo model is: sizes, kind of sparsity, composition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from glomo_dist.runtime.errors import ConfigError
+
+Sparsity = Literal["threshold", "bias", "relu", "square", "topk", "softmax"]
+
+
+@dataclass(frozen=True)
+class GlomoConfig:
+    """Sizes and choices of one model; the paper's text model is `recipes.ancestor_text_paper`.
+
+    vocab_size: number of different units; 0 means "take it from the data" and must be filled in before building.
+    width: d, of the embeddings and features.  heads: K.  head_width: d_g of queries and keys (None: width // 2).
+    layers: graph layers L.  key_layers, query_layers: convolutions in the two CNNs, of width kernel_size.
+    sparsity: how scores become edge weights (DESIGN section 2): threshold (learned per query), bias (one learned
+        threshold per layer), relu, square (no ReLU), topk (k = floor(topk_rate * sqrt(T)), at least 1), softmax.
+    norm: inside the CNNs; layer is causal and the same on any number of ranks, batch is the authors'.
+    composition: how mixed features join the unit's own.  value: for residual, what is mixed: a linear map of the
+        features (per layer) or the features themselves.
+    decoder_layers, decoder_steps: GRU layers and predicted units D.
+    scale_grad_by_freq: divide the input embedding's gradient by the unit's count in the batch (the authors do).
+    image: (height, width) when the units are the pixels of an image in raster order; None for text.
+    """
+
+    vocab_size: int = 0
+    width: int = 64
+    heads: int = 4
+    head_width: int | None = None
+    layers: int = 2
+    key_layers: int = 2
+    query_layers: int = 2
+    kernel_size: int = 3
+    sparsity: Sparsity = "threshold"
+    topk_rate: float = 1.0
+    norm: Literal["layer", "batch"] = "layer"
+    composition: Literal["gru", "lstm", "residual"] = "gru"
+    value: Literal["linear", "features"] = "linear"
+    decoder_layers: int = 2
+    decoder_steps: int = 3
+    dropout: float = 0.0
+    scale_grad_by_freq: bool = False
+    image: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("width", "heads", "layers", "kernel_size", "decoder_layers", "decoder_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("vocab_size", "key_layers", "query_layers"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"model.{name} must not be negative, got {getattr(self, name)}.")
+        if self.width % self.heads:
+            raise ConfigError(
+                f"model.width {self.width} must be a multiple of model.heads {self.heads}: each head mixes its "
+                "own slice of the features."
+            )
+        if self.graph_width < 1:
+            raise ConfigError(f"model.head_width must be at least 1, got {self.graph_width}.")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"model.dropout must be in [0, 1), got {self.dropout}.")
+        if self.topk_rate <= 0:
+            raise ConfigError(f"model.topk_rate must be positive, got {self.topk_rate}.")
+        if self.image is not None:
+            if len(self.image) != 2 or min(self.image) < 1:
+                raise ConfigError(f"model.image must be (height, width) in pixels, got {self.image}.")
+            if self.kernel_size % 2 == 0:
+                raise ConfigError(f"model.kernel_size must be odd for images, got {self.kernel_size}.")
+
+    @property
+    def graph_width(self) -> int:
+        """d_g, the width of one head's queries and keys."""
+        return self.width // 2 if self.head_width is None else self.head_width

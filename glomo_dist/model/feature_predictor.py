@@ -1,0 +1,92 @@
+"""Features mixed along the predicted graphs, layer by layer (paper section 2.2; DESIGN section 2).
+
+Shapes: B batch, T units, Tq the units computed (all of them, or the sampled ones), d width, H heads.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from glomo_kernels import AffinityStats, affinity_mix
+from torch import Tensor, nn
+
+from glomo_dist.model.config import GlomoConfig
+from glomo_dist.model.graph_predictor import Scores, affinity_kind
+
+
+class Rows(NamedTuple):
+    """Which graph entries exist: real units, the units of the query rows, how many edges `topk` keeps."""
+
+    lengths: Tensor | None = None  # [B] int64; None: every unit is real
+    positions: Tensor | None = None  # [B, Tq] int64; None: all units, Tq = T
+    topk: Tensor | int | None = None  # [B] int64 or one number, for sparsity topk
+
+
+class FeaturePredictor(nn.Module):
+    """One direction's feature predictor; `step` is one graph layer."""
+
+    def __init__(self, config: GlomoConfig) -> None:
+        super().__init__()
+        self.config = config
+        d = config.width
+        if config.composition == "gru":
+            self.cell: nn.Module = nn.GRUCell(2 * d, d)
+        elif config.composition == "lstm":
+            self.cell = nn.LSTMCell(2 * d, d)
+        elif config.value == "linear":
+            self.value_maps = nn.ModuleList(nn.Linear(d, d) for _ in range(config.layers))
+
+    def start(self, embeddings: Tensor) -> tuple[Tensor, Tensor | None]:
+        """f^0 = e, and the LSTM's cell state (zeros) where there is one. embeddings [B, T, d]"""
+        memory = torch.zeros_like(embeddings) if self.config.composition == "lstm" else None
+        return embeddings, memory
+
+    def step(
+        self,
+        layer: int,
+        state: tuple[Tensor, Tensor | None],
+        scores: Scores,
+        rows: Rows,
+        stats: list[AffinityStats] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """f^l from f^{l-1}.
+
+        state: features [B, T, d] of all units, and the LSTM memory or None.
+        -> the same for the units of the query rows, [B, Tq, d].  stats: receives the layer's edge statistics.
+        """
+        features, memory = state
+        values = features
+        if self.config.composition == "residual" and self.config.value == "linear":
+            values = self.value_maps[layer](features)
+        mixed = affinity_mix(
+            scores.queries,
+            scores.keys,
+            values.unflatten(2, (self.config.heads, -1)).transpose(1, 2),
+            scores.threshold,
+            kind=affinity_kind(self.config),
+            lengths=rows.lengths,
+            positions=rows.positions,
+            topk=rows.topk,
+            return_stats=stats is not None,
+        )
+        if stats is not None:
+            mixed, layer_stats = mixed
+            stats.append(layer_stats)
+        m = mixed.transpose(1, 2).flatten(2)  # [B, Tq, d]
+        own = gather_units(features, rows.positions)
+        if self.config.composition == "residual":
+            return own + m, None
+        given = torch.cat([m * own, m], dim=2).flatten(0, 1)
+        if memory is None:
+            return self.cell(given, own.flatten(0, 1)).view_as(own), None
+        cell_memory = gather_units(memory, rows.positions)
+        h, c = self.cell(given, (own.flatten(0, 1), cell_memory.flatten(0, 1)))
+        return h.view_as(own), c.view_as(own)
+
+
+def gather_units(x: Tensor, positions: Tensor | None) -> Tensor:
+    """x [B, T, d] at positions [B, S] -> [B, S, d]; all units for None."""
+    if positions is None:
+        return x
+    return x.gather(1, positions[:, :, None].expand(-1, -1, x.shape[2]))

@@ -1,0 +1,202 @@
+"""The whole model, as in the paper's figure 1: embed, predict graphs, predict features, decode the context.
+
+Two directions with their own parameters; in both, unit i looks only at units j < i of its own direction. The
+backward direction reads the sequence reversed within its length, so padding stays at the end.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from glomo_kernels import AffinityStats, SparseGraph, affinity_graph
+from torch import Tensor, nn
+
+from glomo_dist.model.config import GlomoConfig
+from glomo_dist.model.decoder import Decoder
+from glomo_dist.model.feature_predictor import FeaturePredictor, Rows, gather_units
+from glomo_dist.model.graph_predictor import GraphPredictor, affinity_kind, topk_per_sample
+from glomo_dist.runtime.errors import ConfigError
+
+
+class LossTerms(NamedTuple):
+    """Summed cross-entropy over both directions (nats) and the number of predicted units behind it."""
+
+    loss_sum: Tensor
+    targets: Tensor
+
+
+class Direction(nn.Module):
+    """Graph predictor, feature predictor and decoder of one direction."""
+
+    def __init__(self, config: GlomoConfig) -> None:
+        super().__init__()
+        self.graph_predictor = GraphPredictor(config)
+        self.feature_predictor = FeaturePredictor(config)
+        self.decoder = Decoder(config)
+
+
+class Glomo(nn.Module):
+    """GLoMo for words (1-D) or pixels (2-D, `config.image`).
+
+    collect_stats: while True, each training forward fills `last_stats`.
+    last_stats: per layer and head [layers, heads] float32, of both directions together: `empty_rows` (share of
+        rows that could have edges and have none), `edges_per_row`, `entropy` (nats, of the rows with edges).
+    """
+
+    def __init__(self, config: GlomoConfig) -> None:
+        super().__init__()
+        if config.vocab_size < 1:
+            raise ConfigError("model.vocab_size is 0: it must be filled in from the tokenizer before building.")
+        self.config = config
+        self.embedding = nn.Embedding(
+            config.vocab_size, config.width, scale_grad_by_freq=config.scale_grad_by_freq
+        )
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+        # named as the authors' two directions; "forward" itself is taken by nn.Module
+        self.forwards = Direction(config)
+        self.backwards = Direction(config)
+        self.collect_stats = False
+        self.last_stats: dict[str, Tensor] = {}
+
+    def forward(self, tokens: Tensor, lengths: Tensor, positions: Tensor) -> LossTerms:
+        """Loss of predicting the context of sampled units.
+
+        tokens [B, T] int64 (padding: any valid id), lengths [B] int64, positions [2, B, S] int64: the sampled
+        units of each direction, counted in that direction's own order.
+        """
+        self._check(tokens, lengths)
+        embeddings = self.embedding(tokens)
+        stats: list[list[AffinityStats]] | None = [] if self.collect_stats and self.training else None
+        loss_sum, targets = embeddings.new_zeros(()), lengths.new_zeros(())
+        for direction, at in zip((self.forwards, self.backwards), positions, strict=True):
+            e, ids = embeddings, tokens
+            if direction is self.backwards:
+                order = reversal(lengths, tokens.shape[1])
+                e, ids = gather_units(embeddings, order), tokens.gather(1, order)
+            layer_stats: list[AffinityStats] | None = None if stats is None else []
+            states = self._features(direction, e, lengths, at, layer_stats)
+            term, count = direction.decoder(states, e, ids, at, lengths, self.embedding.weight)
+            loss_sum, targets = loss_sum + term, targets + count
+            if stats is not None and layer_stats is not None:
+                stats.append(layer_stats)
+        if stats is not None:
+            self.last_stats = _summarise(stats, lengths, positions)
+        return LossTerms(loss_sum, targets)
+
+    def _features(
+        self,
+        direction: Direction,
+        e: Tensor,
+        lengths: Tensor,
+        at: Tensor,
+        stats: list[AffinityStats] | None,
+    ) -> Tensor:
+        """f^L at the units `at` [B, S]; the last layer is computed only there, since only they reach the loss."""
+        graph_predictor, feature_predictor = direction.graph_predictor, direction.feature_predictor
+        keys, queries = graph_predictor(e, unit_mask(lengths, e))
+        topk = topk_per_sample(self.config, lengths)
+        state = feature_predictor.start(e)
+        for layer in range(self.config.layers):
+            last = layer == self.config.layers - 1
+            positions = at if last else None
+            scores = graph_predictor.scores(layer, keys, gather_units(queries, positions))
+            state = feature_predictor.step(layer, state, scores, Rows(lengths, positions, topk), stats)
+        return state[0]
+
+    def graphs(
+        self, tokens: Tensor, lengths: Tensor, keep: int | None = None
+    ) -> tuple[SparseGraph, SparseGraph]:
+        """The predicted graphs, forward and backward, each of shape (B, layers * heads, T), layer-major.
+
+        Both in the units' own order: row i of the backward graph has columns j > i.
+        tokens [B, T] int64, lengths [B] int64; keep: at most so many largest edges per row, renormalised.
+        """
+        self._check(tokens, lengths)
+        embeddings = self.embedding(tokens)
+        order = reversal(lengths, tokens.shape[1])
+        forward = self._direction_graph(self.forwards, embeddings, lengths, keep)
+        backward = self._direction_graph(self.backwards, gather_units(embeddings, order), lengths, keep)
+        return forward, reverse_graph(backward, lengths)
+
+    def _direction_graph(
+        self, direction: Direction, e: Tensor, lengths: Tensor, keep: int | None
+    ) -> SparseGraph:
+        predictor = direction.graph_predictor
+        keys, queries = predictor(e, unit_mask(lengths, e))
+        layers = [predictor.scores(layer, keys, queries) for layer in range(self.config.layers)]
+        thresholds = [s.threshold for s in layers if s.threshold is not None]
+        return affinity_graph(
+            torch.cat([s.queries for s in layers], dim=1),
+            torch.cat([s.keys for s in layers], dim=1),
+            torch.cat(thresholds, dim=1) if thresholds else None,
+            kind=affinity_kind(self.config),
+            lengths=lengths,
+            topk=topk_per_sample(self.config, lengths),
+            keep=keep,
+        )
+
+    def _check(self, tokens: Tensor, lengths: Tensor) -> None:
+        if tokens.ndim != 2 or lengths.shape != tokens.shape[:1]:
+            raise ValueError(
+                f"Glomo: tokens must be [B, T] and lengths [B], got {tuple(tokens.shape)} and "
+                f"{tuple(lengths.shape)}"
+            )
+        image = self.config.image
+        if image is not None and tokens.shape[1] != image[0] * image[1]:
+            raise ValueError(
+                f"Glomo: this model is for images of {image[0]} x {image[1]} pixels "
+                f"({image[0] * image[1]} units), got {tokens.shape[1]} units"
+            )
+
+
+def unit_mask(lengths: Tensor, like: Tensor) -> Tensor:
+    """1 for real units, 0 for padding: [B, T] of like's dtype. like [B, T, ...]"""
+    return (torch.arange(like.shape[1], device=lengths.device) < lengths[:, None]).to(like.dtype)
+
+
+def reversal(lengths: Tensor, units: int) -> Tensor:
+    """Index that reverses each sequence within its length and leaves padding alone: int64 [B, units]."""
+    at = torch.arange(units, device=lengths.device).expand(len(lengths), -1)
+    mirrored = lengths[:, None] - 1 - at
+    return torch.where(mirrored >= 0, mirrored, at)
+
+
+def reverse_graph(graph: SparseGraph, lengths: Tensor) -> SparseGraph:
+    """The same graph with units counted from the other end of each sequence, columns ascending again.
+
+    Padding rows are empty and last, so the edges of one (sample, component) are one run; reversing the run
+    reverses the rows and the columns within each row at once.
+    """
+    B, C, T = graph.shape
+    offsets = graph.offsets
+    counts = offsets.diff().view(B, C, T)
+    counts = counts.gather(2, reversal(lengths, T)[:, None].expand(B, C, T))
+    starts, ends = offsets[:-1:T], offsets[T::T]
+    run = torch.repeat_interleave(torch.arange(B * C, device=offsets.device), ends - starts)
+    edge = starts[run] + ends[run] - 1 - torch.arange(len(run), device=offsets.device)
+    columns = lengths[run // C] - 1 - graph.columns[edge]
+    new_offsets = torch.cat([offsets.new_zeros(1), counts.flatten().cumsum(0)])
+    return SparseGraph(new_offsets, columns.to(graph.columns.dtype), graph.weights[edge], graph.shape)
+
+
+def _summarise(stats: list[list[AffinityStats]], lengths: Tensor, positions: Tensor) -> dict[str, Tensor]:
+    """Edge statistics per layer and head over the rows that have at least one unit to look at."""
+    layers = []
+    for per_layer in zip(*stats, strict=True):  # the two directions of one layer
+        empty = edges = entropy = rows = live = 0.0
+        for direction, s in enumerate(per_layer):
+            Tq = s.row_sum.shape[2]
+            at = positions[direction] if len(layers) == len(stats[0]) - 1 else torch.arange(Tq)
+            at = at.to(lengths.device).expand(len(lengths), Tq)
+            possible = ((at > 0) & (at < lengths[:, None]))[:, None]  # [B, 1, Tq]
+            has_edges = (s.edges > 0) & possible
+            rows = rows + possible.sum((0, 2))
+            live = live + has_edges.sum((0, 2))
+            empty = empty + (possible & ~has_edges).sum((0, 2))
+            edges = edges + (s.edges * possible).sum((0, 2))
+            entropy = entropy + (s.entropy * has_edges).sum((0, 2))
+        rows, live = torch.as_tensor(rows).clamp(min=1), torch.as_tensor(live).clamp(min=1)
+        layers.append((empty / rows, edges / rows, entropy / live))
+    names = ("empty_rows", "edges_per_row", "entropy")
+    return {name: torch.stack(v).float().detach() for name, v in zip(names, zip(*layers, strict=True), strict=True)}

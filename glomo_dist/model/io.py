@@ -1,0 +1,101 @@
+"""A model as files: `model.safetensors` + `config.json` (+ `tokenizer.json`), written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from glomo_dist.model.config import GlomoConfig
+from glomo_dist.model.glomo import Glomo
+from glomo_dist.runtime import files
+from glomo_dist.runtime.config import from_dict, to_dict
+from glomo_dist.runtime.errors import CheckpointError
+from glomo_dist.runtime.fingerprint import fingerprint
+
+FORMAT, VERSION = "glomo-model", 1
+WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+
+
+def save_model(
+    folder: str | Path,
+    model: Glomo,
+    tokenizer: dict[str, Any] | None = None,
+    extra: dict[str, Any] | None = None,
+) -> Path:
+    """Write `folder` (which must not exist, or be empty).
+
+    tokenizer: the tokenizer's JSON form, kept beside the weights so that the folder is enough to use the model.
+    extra: further facts for config.json (what data, how many steps).
+    """
+    folder = Path(folder)
+    state = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
+    meta = {"format": FORMAT, "version": VERSION, "model": to_dict(model.config), **(extra or {})}
+    with files.new_folder(folder) as temporary:
+        (temporary / WEIGHTS).write_bytes(save(state, metadata={"format": "pt"}))
+        meta["weights_sha256"] = files.sha256_file(temporary / WEIGHTS)
+        meta["fingerprint"] = fingerprint([meta["model"], meta["weights_sha256"]])
+        if tokenizer is not None:
+            (temporary / TOKENIZER).write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+        (temporary / CONFIG).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+    return folder
+
+
+def read_meta(folder: str | Path) -> dict[str, Any]:
+    """config.json of a model folder, checked; raises CheckpointError."""
+    path = Path(folder) / CONFIG
+    if not path.exists():
+        raise CheckpointError(
+            f"{folder} holds no model: {CONFIG} is missing. Expected a folder written by `glomo pretrain` "
+            "(RUN/model)."
+        )
+    meta = files.read_json(path)
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a {FORMAT} description.")
+    if meta.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path} has format version {meta.get('version')}, this program reads version {VERSION}. "
+            "Export the model again with this version."
+        )
+    return meta
+
+
+def load_model(folder: str | Path) -> tuple[Glomo, dict[str, Any]]:
+    """The model in eval mode and its config.json; raises CheckpointError for damaged or ill-fitting files."""
+    folder = Path(folder)
+    meta = read_meta(folder)
+    model = Glomo(from_dict(GlomoConfig, meta["model"], f"{folder / CONFIG}: model"))
+    weights = folder / WEIGHTS
+    if not weights.exists():
+        raise CheckpointError(f"{weights} is missing. Copy the whole folder, or export the model again.")
+    if files.sha256_file(weights) != meta.get("weights_sha256"):
+        raise CheckpointError(f"{weights} is damaged: its SHA-256 differs from the one in {CONFIG}.")
+    try:
+        state = load_file(weights)
+    except SafetensorError as e:
+        raise CheckpointError(f"{weights} is not a readable safetensors file: {e}.") from None
+    wanted = model.state_dict()
+    for name in sorted(wanted.keys() | state.keys()):
+        ours = tuple(wanted[name].shape) if name in wanted else "nothing"
+        theirs = tuple(state[name].shape) if name in state else "nothing"
+        if ours != theirs:
+            raise CheckpointError(f"{weights}: {name} is {theirs}, the configuration asks for {ours}.")
+    model.load_state_dict(state)
+    return model.eval(), meta
+
+
+def random_model(source: str | Path | GlomoConfig, seed: int) -> Glomo:
+    """A model with fresh parameters: the *random predictor* baseline, of the same configuration.
+
+    source: a model folder or a configuration. The global random state is left as it was.
+    """
+    config = source
+    if not isinstance(config, GlomoConfig):
+        config = from_dict(GlomoConfig, read_meta(config)["model"], f"{Path(config) / CONFIG}: model")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Glomo(config).eval()
