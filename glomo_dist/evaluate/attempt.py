@@ -1,0 +1,217 @@
+"""One job from start to `result.json` or `error.json`: the same code in this process, in a worker, in a debugger.
+
+A job's folder is OUT/results/<id>/. It holds `result.json` when the job is finished, otherwise possibly
+`error.json` (the last failure), `running.json` (who works on it since when) and `log.txt` (what a worker printed).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import faulthandler
+import os
+import platform
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from glomo_dist.runtime.errors import GlomoError
+from glomo_dist.runtime.files import read_json, write_json
+from glomo_dist.runtime.fingerprint import code_version
+
+RESULT_FORMAT = "glomo-result"
+ERROR_FORMAT = "glomo-error"
+VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A piece of work with a name and the resources it asks for.
+
+    id: stable name of the work, also its folder; the same work has the same id in every run.
+    work: a frozen dataclass, handed to the job function; small and picklable (paths, never tensors).
+    cpus: cores the job occupies, and threads it may start.
+    time_limit_seconds: a job running longer than this fails; None: no limit.
+    about: what the report says of the job beside `work`, e.g. fingerprints of the graphs (JSON-able).
+    """
+
+    id: str
+    work: Any
+    cpus: int = 1
+    time_limit_seconds: float | None = None
+    about: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a job ended. error: the last line of the traceback, None if it finished."""
+
+    id: str
+    seconds: float
+    error: str | None = None
+
+
+Run = Callable[[Any], Any]  # Job.work -> result (a dataclass or a dictionary, JSON-able)
+
+
+def job_folder(out: str | Path, id: str) -> Path:
+    return Path(out) / "results" / id
+
+
+def is_finished(out: str | Path, id: str) -> bool:
+    """Whether the job has a whole result; a damaged one counts as none, so that the job runs again."""
+    path = job_folder(out, id) / "result.json"
+    if not path.exists():
+        return False
+    try:
+        value = read_json(path)
+    except GlomoError:
+        return False
+    return isinstance(value, dict) and value.get("format") == RESULT_FORMAT
+
+
+def attempt(run: Run, job: Job, out: str | Path, *, capture: bool = False) -> Outcome:
+    """Run one job with the threads it asked for and write what came of it.
+
+    capture: send everything the job prints to its `log.txt` (workers; in process it stays on the terminal).
+    An exception of the job is its result and not an error of the fan-out, so it is written down, not raised;
+    KeyboardInterrupt and the like pass through.
+    """
+    folder = job_folder(out, job.id)
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.time()
+    write_json(
+        folder / "running.json", {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
+    )
+    try:
+        with _captured(folder / "log.txt") if capture else contextlib.nullcontext(), _threads(job.cpus):
+            try:
+                result = _plain(run(job.work))
+            except Exception as e:
+                if capture:
+                    traceback.print_exc()
+                return write_error(job, out, time.time() - started, _last_line(e), traceback.format_exc())
+        seconds = time.time() - started
+        write_json(
+            folder / "result.json",
+            {
+                "format": RESULT_FORMAT,
+                "version": VERSION,
+                **_job_record(job),
+                "result": result,
+                "started": started,
+                "seconds": seconds,
+                "code": code_version(),
+                "machine": machine(),
+            },
+        )
+        (folder / "error.json").unlink(missing_ok=True)
+        return Outcome(job.id, seconds)
+    finally:
+        (folder / "running.json").unlink(missing_ok=True)
+
+
+def write_error(job: Job, out: str | Path, seconds: float, message: str, trace: str) -> Outcome:
+    """Write `error.json` of a job that raised, hung or died. message: one line for the table."""
+    write_json(
+        job_folder(out, job.id) / "error.json",
+        {
+            "format": ERROR_FORMAT,
+            "version": VERSION,
+            **_job_record(job),
+            "error": message,
+            "traceback": trace,
+            "seconds": seconds,
+            "ended": time.time(),
+            "code": code_version(),
+            "machine": machine(),
+        },
+    )
+    return Outcome(job.id, seconds, message)
+
+
+def log_tail(out: str | Path, id: str, lines: int = 30) -> str:
+    """The last words of a worker, for a job that can no longer say anything itself."""
+    path = job_folder(out, id) / "log.txt"
+    if not path.exists():
+        return ""
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
+def machine() -> dict[str, Any]:
+    """What a number was computed on."""
+    return {
+        "host": socket.gethostname(),
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as f:
+        for line in f:
+            if line.startswith(("model name", "Model")):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _job_record(job: Job) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "job": _plain(job.work),
+        "function": f"{type(job.work).__module__}.{type(job.work).__qualname__}",
+        "about": job.about,
+        "cpus": job.cpus,
+    }
+
+
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+
+
+def _last_line(error: BaseException) -> str:
+    return traceback.format_exception_only(type(error), error)[-1].strip()
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Limit torch, OpenMP and BLAS to `count` threads; the same job is then as fast alone as among others."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        with threadpool_limits(limits=count):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _captured(path: Path) -> Iterator[None]:
+    """Send file descriptors 1 and 2 to `path`, so that also a crash in compiled code leaves its words there."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    had_handler = faulthandler.is_enabled()
+    with open(path, "wb") as f:
+        os.dup2(f.fileno(), 1)
+        os.dup2(f.fileno(), 2)
+        faulthandler.enable(file=2)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            if not had_handler:
+                faulthandler.disable()
+            for number, descriptor in zip((1, 2), saved, strict=True):
+                os.dup2(descriptor, number)
+                os.close(descriptor)

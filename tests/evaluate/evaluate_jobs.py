@@ -1,0 +1,41 @@
+"""Job functions small enough to read and real enough to raise, hang and die. Workers import them by name."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Work:
+    """folder: where the job leaves a mark each time it is started."""
+
+    kind: str
+    folder: str
+    value: int = 0
+
+
+def run(work: Work) -> dict[str, object]:
+    folder = Path(work.folder)
+    starts = len(list(folder.glob(f"{work.kind}-{work.value}.*")))
+    (folder / f"{work.kind}-{work.value}.{starts}").touch()
+    if work.kind == "raise":
+        raise ValueError(f"a job with value {work.value} cannot work")
+    if work.kind == "dies_once" and starts == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if work.kind == "always_dies":
+        print("last words", flush=True)
+        os._exit(17)
+    if work.kind == "hang":
+        while True:
+            time.sleep(0.05)
+    return {"double": 2 * work.value, "threads": torch.get_num_threads(), "pid": os.getpid()}
+
+
+def starts(folder: Path, kind: str, value: int = 0) -> int:
+    return len(list(folder.glob(f"{kind}-{value}.*")))

@@ -1,0 +1,193 @@
+"""Both executors keep the same promises; one real local Ray is shared by all tests of this file."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import evaluate_jobs
+import pytest
+import torch
+from evaluate_jobs import Work, starts
+
+from glomo_dist.evaluate.attempt import Job, is_finished, job_folder
+from glomo_dist.evaluate.executor import InProcess, evaluate
+from glomo_dist.evaluate.ray_executor import RayExecutor, running_ray
+from glomo_dist.runtime.errors import ConfigError, GlomoError
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    with running_ray(cpus=2):
+        yield RayExecutor()
+
+
+@pytest.fixture(params=["in process", "ray"])
+def executor(request):
+    return InProcess() if request.param == "in process" else request.getfixturevalue("local_ray")
+
+
+def job(kind: str, folder: Path, value: int = 0, **options) -> Job:
+    return Job(f"{kind}-{value}", Work(kind, str(folder), value), **options)
+
+
+@pytest.fixture
+def marks(tmp_path):
+    (tmp_path / "marks").mkdir()
+    return tmp_path / "marks"
+
+
+def read(out: Path, id: str, name: str = "result") -> dict:
+    return json.loads((job_folder(out, id) / f"{name}.json").read_text())
+
+
+def test_results_and_a_raising_job(executor, tmp_path, marks):
+    out = tmp_path / "out"
+    jobs = [job("double", marks, value) for value in range(3)] + [job("raise", marks, 5)]
+    summary = evaluate(jobs, evaluate_jobs.run, out, executor, plan={"seeds": [0, 1, 2]})
+
+    assert (summary.jobs, summary.finished, summary.finished_before) == (4, 3, 0)
+    assert [failed.id for failed in summary.failed] == ["raise-5"]
+    assert [read(out, f"double-{value}")["result"]["double"] for value in range(3)] == [0, 2, 4]
+    record = read(out, "double-1")
+    assert record["job"] == {"kind": "double", "folder": str(marks), "value": 1}
+    assert record["seconds"] >= 0 and record["code"] and record["machine"]["cores"] >= 1
+    error = read(out, "raise-5", "error")
+    assert error["error"] == "ValueError: a job with value 5 cannot work"
+    assert "in run" in error["traceback"] and error["job"]["value"] == 5
+    assert not (job_folder(out, "raise-5") / "result.json").exists()
+    assert not list(out.rglob("running.json"))
+    plan = json.loads((out / "plan.json").read_text())
+    assert plan["plan"] == {"seeds": [0, 1, 2]}
+    assert [entry["id"] for entry in plan["jobs"]] == [j.id for j in jobs]
+
+
+def test_rerun_skips_finished_and_retries_failed_and_damaged(executor, tmp_path, marks):
+    out = tmp_path / "out"
+    jobs = [job("double", marks, 1), job("double", marks, 2), job("raise", marks)]
+    evaluate(jobs, evaluate_jobs.run, out, executor)
+    (job_folder(out, "double-2") / "result.json").write_text('{"format": "glomo-res')
+    summary = evaluate(jobs, evaluate_jobs.run, out, executor)
+
+    assert (summary.finished_before, summary.finished, len(summary.failed)) == (1, 1, 1)
+    assert [starts(marks, "double", 1), starts(marks, "double", 2), starts(marks, "raise")] == [1, 2, 2]
+    assert read(out, "double-2")["result"]["double"] == 4
+
+
+def test_success_removes_the_old_error(tmp_path, marks):
+    out = tmp_path / "out"
+    evaluate([job("raise", marks)], evaluate_jobs.run, out, InProcess())
+    assert (job_folder(out, "raise-0") / "error.json").exists()
+    mended = Job("raise-0", Work("double", str(marks), 4))
+    evaluate([mended], evaluate_jobs.run, out, InProcess())
+    assert is_finished(out, "raise-0") and not (job_folder(out, "raise-0") / "error.json").exists()
+
+
+def test_time_limit_ends_a_hanging_job_and_the_rest_goes_on(executor, tmp_path, marks):
+    out = tmp_path / "out"
+    hanging = job("hang", marks, time_limit_seconds=1.0)
+    summary = evaluate([hanging, job("double", marks, 3)], evaluate_jobs.run, out, executor)
+
+    assert summary.finished == 1 and len(summary.failed) == 1
+    assert "time limit" in summary.failed[0].error and "1 s" in summary.failed[0].error
+    assert "time limit" in read(out, "hang-0", "error")["traceback"]
+    assert starts(marks, "hang") == 1, "a job over its limit must not be retried"
+    assert not list(out.rglob("running.json"))
+
+
+def test_threads_are_those_the_job_asked_for(executor, tmp_path, marks):
+    before = torch.get_num_threads()
+    evaluate(
+        [job("double", marks, 1), job("double", marks, 2, cpus=2)],
+        evaluate_jobs.run,
+        tmp_path / "out",
+        executor,
+    )
+    assert read(tmp_path / "out", "double-1")["result"]["threads"] == 1
+    assert read(tmp_path / "out", "double-2")["result"]["threads"] == 2
+    assert torch.get_num_threads() == before
+
+
+def test_ray_retries_a_dead_worker_and_reports_one_that_always_dies(local_ray, tmp_path, marks):
+    out = tmp_path / "out"
+    jobs = [job("dies_once", marks, 7), job("always_dies", marks), job("double", marks, 1)]
+    summary = evaluate(jobs, evaluate_jobs.run, out, local_ray)
+
+    assert summary.finished == 2 and [failed.id for failed in summary.failed] == ["always_dies-0"]
+    assert starts(marks, "dies_once", 7) == 2 and read(out, "dies_once-7")["result"]["double"] == 14
+    assert starts(marks, "always_dies") == 1 + local_ray.max_retries
+    error = read(out, "always_dies-0", "error")
+    assert "worker died" in error["error"] and "last words" in error["traceback"]
+
+
+def test_ray_works_in_other_processes(local_ray, tmp_path, marks):
+    evaluate([job("double", marks, 1)], evaluate_jobs.run, tmp_path / "out", local_ray)
+    assert read(tmp_path / "out", "double-1")["result"]["pid"] != os.getpid()
+
+
+def test_ray_refuses_a_job_that_never_fits(local_ray, tmp_path, marks):
+    with pytest.raises(ConfigError, match="double-1 asks for 64 cores, Ray has 2"):
+        evaluate([job("double", marks, 1, cpus=64)], evaluate_jobs.run, tmp_path / "out", local_ray)
+
+
+def test_foreign_folder_and_file_are_refused(tmp_path, marks):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("dear")
+    with pytest.raises(GlomoError, match=r"full is not empty and holds no evaluation"):
+        evaluate([job("double", marks)], evaluate_jobs.run, tmp_path / "full", InProcess())
+    with pytest.raises(GlomoError, match=r"thesis.tex is a file"):
+        evaluate([job("double", marks)], evaluate_jobs.run, tmp_path / "full" / "thesis.tex", InProcess())
+    assert sorted(p.name for p in (tmp_path / "full").iterdir()) == ["thesis.tex"]
+
+
+def test_the_same_id_twice_is_refused(tmp_path, marks):
+    with pytest.raises(ConfigError, match="'double-0'"):
+        evaluate(
+            [job("double", marks), job("double", marks)], evaluate_jobs.run, tmp_path / "out", InProcess()
+        )
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from evaluate_jobs import Work, run
+from glomo_dist.evaluate.attempt import Job
+from glomo_dist.evaluate.executor import evaluate
+from glomo_dist.evaluate.ray_executor import RayExecutor
+marks, out = sys.argv[1:]
+jobs = [Job("double-1", Work("double", marks, 1)), Job("hang-0", Work("hang", marks)), Job("hang-1", Work("hang", marks, 1))]
+evaluate(jobs, run, out, RayExecutor(cpus=2))
+"""
+
+
+def test_interrupt_keeps_results_and_leaves_nothing_running(tmp_path, marks):
+    """From another folder, with its own Ray: Ctrl-C ends the workers, and a rerun skips what was finished."""
+    out = tmp_path / "out"
+    roots = [str(Path(evaluate_jobs.__file__).parent), *filter(None, sys.path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(roots)}
+    with open(tmp_path / "stderr", "w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(marks), str(out)],
+            cwd=tmp_path,
+            env=environment,
+            stderr=stderr,
+        )
+        deadline = time.monotonic() + 90
+        while not (is_finished(out, "double-1") and len(list(out.rglob("running.json"))) == 2):
+            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "stderr").read_text()
+            time.sleep(0.1)
+        workers = [json.loads(path.read_text())["pid"] for path in out.rglob("running.json")]
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
+    assert "1 of 3 results are kept" in (tmp_path / "stderr").read_text()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline, f"workers {workers} still run"
+        time.sleep(0.1)
+    summary = evaluate([job("double", marks, 1)], evaluate_jobs.run, out, InProcess())
+    assert summary.finished_before == 1
