@@ -1,0 +1,204 @@
+"""Finding and opening input files: local or remote (fsspec), plain or packed, with errors that name the file."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import lzma
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import IO, Any, cast
+
+import fsspec
+import zstandard
+
+from glomo_dist.runtime.errors import DataError
+
+PACKED = (".gz", ".xz", ".zst")
+REMOTE = ("http", "https")
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One input file.
+
+    name: as the user would write it; used in errors.
+    label: its name below the given source; kept with every sample, so it does not depend on the machine.
+    suffix: without packing, e.g. ".jsonl" for "a.jsonl.xz".  packing: ".gz", ".xz", ".zst" or "".
+    """
+
+    name: str
+    label: str
+    path: str
+    suffix: str
+    packing: str
+    filesystem: Any
+
+
+def find_files(sources: Sequence[str], suffixes: Iterable[str]) -> list[InputFile]:
+    """The files meant by `sources`: files, folders (searched recursively) and globs, in a stable order.
+
+    A folder or glob gives its files with one of `suffixes`; a file named outright must have one.
+    Raises DataError for a source that does not exist, has an unknown suffix or contains nothing readable.
+    """
+    if not sources:
+        raise DataError("no input was named. Give at least one file, folder, glob or URL.")
+    known = tuple(suffixes)
+    found = [file for source in sources for file in _expand(str(source), known)]
+    seen: dict[str, str] = {}
+    for file in found:
+        if file.path in seen:
+            raise DataError(f"{file.name} is named twice in the inputs; its documents would count double.")
+        seen[file.path] = file.name
+    return found
+
+
+def _expand(source: str, suffixes: tuple[str, ...]) -> list[InputFile]:
+    remote = source.split("://", 1)[0] in REMOTE
+    try:
+        filesystem, path = fsspec.core.url_to_fs(source)
+        if remote and "*" not in path:  # folders and "?" mean nothing over http
+            return [_named(source, path, filesystem, suffixes)]
+        if not remote and filesystem.isfile(path):
+            return [_named(source, path, filesystem, suffixes)]
+        if filesystem.isdir(path):
+            paths, base = sorted(filesystem.find(path)), path.rstrip("/") + "/"
+        elif any(mark in source for mark in "*?["):
+            paths = sorted(p for p in filesystem.glob(path) if filesystem.isfile(p))
+            base = path[: path.rfind("/", 0, min(path.find(m) for m in "*?[" if m in path)) + 1]
+        else:
+            raise DataError(f"{source} does not exist. Check the name.")
+    except (DataError, KeyboardInterrupt):
+        raise
+    except Exception as e:  # a file system driver may raise anything: bad scheme, credentials, network
+        raise DataError(f"cannot look into {source}: {describe(e)}.") from e
+    protocol = source.split("://", 1)[0] + "://" if "://" in source and not remote else ""
+    files = [
+        _describe(protocol + p, p.removeprefix(base), p, filesystem)
+        for p in paths
+        if not any(part.startswith(".") for part in p.removeprefix(base).split("/"))
+    ]
+    files = [file for file in files if file.suffix in suffixes]
+    if not files:
+        raise DataError(
+            f"{source} has no file with a known ending ({', '.join(suffixes)}; each also with "
+            f"{', '.join(PACKED)}). Check the name, or convert the files."
+        )
+    return files
+
+
+def _named(source: str, path: str, filesystem: Any, suffixes: tuple[str, ...]) -> InputFile:
+    bare = path.split("?", 1)[0] if source.split("://", 1)[0] in REMOTE else path
+    file = _describe(source, bare.rsplit("/", 1)[-1], path, filesystem)
+    if file.suffix not in suffixes:
+        raise DataError(
+            f"{source}: unknown ending {file.suffix or file.label!r}. Expected one of {', '.join(suffixes)}, "
+            f"each also with {', '.join(PACKED)}."
+        )
+    return file
+
+
+def _describe(name: str, label: str, path: str, filesystem: Any) -> InputFile:
+    stem = label.rsplit("/", 1)[-1].lower()
+    packing = next((p for p in PACKED if stem.endswith(p)), "")
+    stem = stem.removesuffix(packing)
+    suffix = "-ubyte" if stem.endswith("-ubyte") else stem[stem.rfind(".") :] if "." in stem else ""
+    return InputFile(name, label, path, suffix, packing, filesystem)
+
+
+def open_stream(file: InputFile) -> io.BufferedReader:
+    """The unpacked bytes of `file`, read front to back; every failure to read them is a DataError naming it."""
+    return io.BufferedReader(cast(io.RawIOBase, _Guarded(file)), 1 << 20)
+
+
+def open_seekable(file: InputFile) -> IO[bytes]:
+    """The unpacked bytes of `file` with random access; what is packed or remote goes to a temporary file."""
+    if not file.packing and file.filesystem.protocol in ("file", ("file", "local")):
+        try:
+            return open(file.path, "rb")
+        except OSError as e:
+            raise DataError(f"{file.name} cannot be read: {describe(e)}.") from e
+    copy = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+    with open_stream(file) as stream:
+        shutil.copyfileobj(stream, copy, 1 << 20)
+    copy.seek(0)
+    return copy
+
+
+class _Guarded(io.RawIOBase):
+    """Raw stream over opener, network and unpacker, whose failures name the file."""
+
+    def __init__(self, file: InputFile) -> None:
+        self._file = file
+        try:
+            self._raw = file.filesystem.open(file.path, "rb")
+            self._stream = _unpack(self._raw, file.packing)
+        except Exception as e:
+            raise self._error(e) from e
+
+    def _error(self, e: Exception) -> DataError:
+        hint = "It is cut short or damaged: copy it again." if isinstance(e, _DAMAGE) else "Check the file."
+        return DataError(f"{self._file.name} cannot be read: {describe(e)}. {hint}")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            block = self._stream.read(len(buffer))
+        except (
+            Exception
+        ) as e:  # whatever the driver or unpacker raises, the person needs the name of the file
+            raise self._error(e) from e
+        buffer[: len(block)] = block
+        return len(block)
+
+    def close(self) -> None:
+        if not self.closed and hasattr(self, "_raw"):
+            self._raw.close()
+        super().close()
+
+
+def _unpack(raw: Any, packing: str) -> Any:
+    if packing == ".gz":
+        return gzip.GzipFile(fileobj=raw)
+    if packing == ".xz":
+        return lzma.LZMAFile(raw)
+    return _Zstd(raw) if packing == ".zst" else raw
+
+
+class _Zstd:
+    """Zstandard frames end to end. (zstandard's own reader takes a cut file for a complete one.)"""
+
+    def __init__(self, raw: Any) -> None:
+        self._raw, self._left, self._open = raw, b"", False
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+        self._frame = self._decompressor.decompressobj()
+
+    def read(self, size: int) -> bytes:
+        while not self._left:
+            block = self._frame.unused_data if self._frame.eof else b""
+            if self._frame.eof:
+                self._frame, self._open = self._decompressor.decompressobj(), False
+            block = block or self._raw.read(1 << 18)
+            if not block:
+                if self._open:
+                    raise EOFError("compressed file ended inside a frame")
+                return b""
+            self._open = True
+            self._left = self._frame.decompress(block)
+        part, self._left = self._left[:size], self._left[size:]
+        return part
+
+
+_DAMAGE = (EOFError, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile)
+
+
+def describe(e: BaseException) -> str:
+    """One line for a foreign exception."""
+    if isinstance(e, OSError) and e.strerror:
+        return e.strerror
+    text = " ".join(str(e).split())
+    return f"{type(e).__name__}: {text}" if text else type(e).__name__

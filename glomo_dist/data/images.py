@@ -1,0 +1,223 @@
+"""Images from folders of image files, `.npz` archives (arrays or JPEG streams) and MNIST's idx files."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+import numpy as np
+from PIL import Image
+
+from glomo_dist.data.files import InputFile, describe, find_files, open_seekable, open_stream
+from glomo_dist.runtime.errors import ConfigError, DataError
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (*PICTURE_SUFFIXES, ".npz", "-ubyte")
+_IDX_UBYTE = 0x08  # third byte of an idx file: its element type; the fourth is the number of dimensions
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image, uint8 [H, W] or [H, W, 3], and where it came from (row: its number in the file)."""
+
+    pixels: np.ndarray
+    source: str
+    row: int
+    where: str  # file and number as errors name them
+
+
+def pictures(
+    sources: Sequence[str], *, size: tuple[int, int] | None = None, channels: int | None = None
+) -> Iterator[Picture]:
+    """All images of `sources`, in a stable order, read as a stream.
+
+    sources: image files, `.npz`, idx files (`*-ubyte`, label files in a folder are skipped); each also packed.
+    size: (height, width) to resize to, bicubic; None keeps the size.
+    channels: 1 or 3 to convert to; None keeps what each image has.
+
+    Raises DataError naming file and image for what cannot be decoded, is not uint8 or in 0..1, or not finite.
+    """
+    if channels not in (None, 1, 3):
+        raise ConfigError(f"channels must be 1 (grey) or 3 (colour), got {channels}.")
+    if size is not None and min(size) < 1:
+        raise ConfigError(f"size must be positive, got {size[0]} x {size[1]}.")
+    return _pictures(find_files(sources, IMAGE_SUFFIXES), [str(s) for s in sources], size, channels)
+
+
+def _pictures(
+    files: list[InputFile], named: list[str], size: tuple[int, int] | None, channels: int | None
+) -> Iterator[Picture]:
+    for file in files:
+        count = 0
+        for picture in _of_file(file, named_outright=file.name in named):
+            count += 1
+            yield _converted(picture, size, channels)
+        if not count and file.suffix != "-ubyte":
+            raise DataError(f"{file.name} has no image in it. Remove it from the inputs.")
+
+
+def _of_file(file: InputFile, named_outright: bool) -> Iterator[Picture]:
+    if file.suffix == "-ubyte":
+        return _idx(file, named_outright)
+    return _archive(file) if file.suffix == ".npz" else _picture_file(file)
+
+
+def _picture_file(file: InputFile) -> Iterator[Picture]:
+    with open_stream(file) as stream:
+        content = stream.read()
+    yield Picture(_decode(content, file.name), file.label, 0, file.name)
+
+
+def _decode(content: bytes, where: str) -> np.ndarray:
+    """uint8 [H, W] for grey, [H, W, 3] for all other kinds of pictures (transparency is dropped)."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if image.mode in ("I", "F", "I;16", "I;16B"):
+                raise DataError(
+                    f"{where}: pixels of more than 8 bits ({image.mode}). Convert the image to 8 bits."
+                )
+            return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+        raise DataError(f"{where} is not a whole image: {describe(e)}. Replace or remove it.") from e
+
+
+def _converted(picture: Picture, size: tuple[int, int] | None, channels: int | None) -> Picture:
+    pixels = picture.pixels
+    colour = pixels.ndim == 3
+    resize = size is not None and pixels.shape[:2] != size
+    convert = channels is not None and colour != (channels == 3)
+    if not resize and not convert:
+        return picture
+    image = Image.fromarray(pixels)
+    if convert:
+        image = image.convert("RGB" if channels == 3 else "L")
+    if resize and size is not None:
+        image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    return Picture(np.asarray(image), picture.source, picture.row, picture.where)
+
+
+def _archive(file: InputFile) -> Iterator[Picture]:
+    with open_seekable(file) as stream:
+        try:
+            with zipfile.ZipFile(stream) as archive:
+                members = {name.removesuffix(".npy") for name in archive.namelist()}
+                if "images" in members:
+                    yield from _array(archive, file)
+                elif {"jpeg", "offset"} <= members:
+                    yield from _jpeg(archive, file)
+                else:
+                    raise DataError(
+                        f"{file.name} has the arrays {sorted(members)}; expected 'images' (uint8 [n, H, W] or "
+                        "[n, H, W, C]), or 'jpeg' and 'offset'. Rename or convert them."
+                    )
+        except (zipfile.BadZipFile, EOFError, OSError) as e:
+            raise DataError(f"{file.name} is not a whole .npz file: {describe(e)}. Copy it again.") from e
+
+
+def _array(archive: zipfile.ZipFile, file: InputFile) -> Iterator[Picture]:
+    """Images of the array `images`, a few megabytes at a time: it may be larger than memory."""
+    with archive.open("images.npy") as stream:
+        shape, dtype = _npy_header(stream, f"{file.name}, array 'images'")
+        if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)) or 0 in shape[1:]:
+            raise DataError(
+                f"{file.name}, array 'images': expected shape [n, H, W] or [n, H, W, C] with C 1 or 3, got "
+                f"{list(shape)}."
+            )
+        if dtype != np.uint8 and dtype.kind != "f":
+            raise DataError(
+                f"{file.name}, array 'images': expected uint8, or floats from 0 to 1, got {dtype}. Convert it."
+            )
+        item = int(np.prod(shape[1:])) * dtype.itemsize
+        for index in range(shape[0]):
+            where = f"{file.name}, image {index}"
+            content = stream.read(item)
+            if len(content) != item:
+                raise DataError(f"{where}: the array ends early. Copy the file again.")
+            image = np.frombuffer(content, dtype).reshape(shape[1:])
+            pixels = image if dtype == np.uint8 else _from_unit_range(image, where)
+            yield Picture(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels, file.label, index, where)
+
+
+def _npy_header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype]:
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        shape, fortran, dtype = read(stream)
+    except ValueError as e:
+        raise DataError(
+            f"{where} is not a numpy array: {describe(e)}. Save it again with numpy.savez."
+        ) from e
+    if fortran:
+        raise DataError(f"{where} is in Fortran order. Save numpy.ascontiguousarray(images) instead.")
+    return shape, dtype
+
+
+def _from_unit_range(image: np.ndarray, where: str) -> np.ndarray:
+    if not np.isfinite(image).all():
+        at = [int(i) for i in np.argwhere(~np.isfinite(image))[0]]
+        raise DataError(f"{where}: {image[tuple(at)]} at pixel {at}. Repair or remove the image.")
+    if image.min() < 0 or image.max() > 1:
+        raise DataError(
+            f"{where}: float pixels must be from 0 to 1, got {image.min():g} to {image.max():g}. Scale them."
+        )
+    return np.round(image * 255).astype(np.uint8)
+
+
+def _jpeg(archive: zipfile.ZipFile, file: InputFile) -> Iterator[Picture]:
+    """Image i is jpeg[offset[i] : offset[i + 1]]: image streams end to end, with n + 1 offsets."""
+    arrays = {}
+    for name in ("jpeg", "offset"):
+        try:
+            with archive.open(f"{name}.npy") as stream:
+                arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
+        except ValueError as e:
+            raise DataError(
+                f"{file.name}, array {name!r}: {describe(e)}. Save it again with numpy.savez."
+            ) from e
+    jpeg, offset = arrays["jpeg"], arrays["offset"]
+    if jpeg.dtype != np.uint8 or jpeg.ndim != 1 or offset.ndim != 1 or offset.dtype.kind not in "iu":
+        raise DataError(
+            f"{file.name}: expected 'jpeg' uint8 [bytes] and 'offset' integer [n + 1], got "
+            f"{jpeg.dtype} {list(jpeg.shape)} and {offset.dtype} {list(offset.shape)}."
+        )
+    if (
+        len(offset) < 2
+        or offset[0] < 0
+        or offset[-1] > len(jpeg)
+        or (np.diff(offset.astype(np.int64)) <= 0).any()
+    ):
+        raise DataError(
+            f"{file.name}: 'offset' must rise from 0 to at most {len(jpeg)}, the length of 'jpeg'."
+        )
+    for index in range(len(offset) - 1):
+        where = f"{file.name}, image {index}"
+        content = jpeg[offset[index] : offset[index + 1]].tobytes()
+        yield Picture(_decode(content, where), file.label, index, where)
+
+
+def _idx(file: InputFile, named_outright: bool) -> Iterator[Picture]:
+    """Images of an idx file: bytes 0 0 type dimensions, big-endian sizes, then the pixels (MNIST's format)."""
+    with open_stream(file) as stream:
+        head = stream.read(4)
+        if len(head) < 4 or head[:3] != bytes((0, 0, _IDX_UBYTE)):
+            raise DataError(f"{file.name} is not an idx file of bytes (it begins with {head!r}). Remove it.")
+        if head[3] == 1 and not named_outright:
+            return  # the labels beside the images
+        if head[3] != 3:
+            raise DataError(f"{file.name}: expected images (3 dimensions), got {head[3]} (1 means labels).")
+        sizes = stream.read(12)
+        if len(sizes) < 12:
+            raise DataError(f"{file.name} ends in its header. Copy it again.")
+        n, height, width = struct.unpack(">III", sizes)
+        for index in range(n):
+            where = f"{file.name}, image {index}"
+            content = stream.read(height * width)
+            if len(content) != height * width:
+                raise DataError(f"{where}: the file ends early, {n} images were promised. Copy it again.")
+            yield Picture(np.frombuffer(content, np.uint8).reshape(height, width), file.label, index, where)

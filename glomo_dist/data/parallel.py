@@ -1,0 +1,38 @@
+"""A function over a stream of items in several processes: results in order, few items in flight."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import TypeVar
+
+from glomo_dist.runtime.errors import ConfigError
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+_AHEAD = 3  # items in flight per worker: enough to keep it busy, little enough to stream
+
+
+def ordered_map(function: Callable[[A], B], items: Iterable[A], workers: int) -> Iterator[B]:
+    """`map(function, items)`, by `workers` processes if more than one; errors are raised where they belong."""
+    if workers < 1:
+        raise ConfigError(f"workers must be at least 1, got {workers}.")
+    if workers == 1:
+        yield from map(function, items)
+        return
+    # Spawned, not forked: the parent may have threads (network, progress), whose locks a fork would copy.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        pending: deque[Future[B]] = deque()
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) >= _AHEAD * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

@@ -1,0 +1,173 @@
+"""Documents from text files: plain text, JSON lines, tokenised text and Parquet."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from glomo_dist.data.files import InputFile, describe, find_files, open_seekable, open_stream
+from glomo_dist.data.text import tokenize
+from glomo_dist.runtime.errors import ConfigError, DataError, suggest
+
+Split = Literal["file", "paragraph", "line"]
+TEXT_SUFFIXES = (".txt", ".jsonl", ".tokens", ".parquet")
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text and where it came from: label of the file, and line (from 1), row (from 0) or article in it."""
+
+    text: str
+    source: str
+    row: int
+    tokenised: bool = False
+
+    def words(self) -> list[str]:
+        """Units of the text; in a tokenised file they are what stands between the spaces."""
+        if not self.tokenised:
+            return tokenize(self.text)
+        return [_ESCAPED.sub(r"\1", word) for word in self.text.lower().split()]
+
+
+_ESCAPED = re.compile(r"^@([-,.])@$")  # WikiText writes a hyphen, comma or point inside a word this way
+_ARTICLE = re.compile(r"^= (?!= )(.*\S)(?<! =) =$")
+
+
+def documents(sources: Sequence[str], *, text_key: str = "text", split: Split = "file") -> Iterator[Document]:
+    """All documents of `sources`, in a stable order, read as a stream.
+
+    sources: files, folders, globs or URLs; .txt, .jsonl, .tokens, .parquet, each also .gz, .xz, .zst.
+    text_key: the key (JSON lines) or column (Parquet) with the text.
+    split: what is one document of a .txt file: the file, a paragraph (blank lines between), or a line.
+
+    Empty documents are left out. Raises DataError naming file, line and key for anything unreadable, for an
+    empty file and for sources without a document.
+    """
+    if split not in get_args(Split):
+        raise ConfigError(f"split: unknown value {split!r}.{suggest(str(split), get_args(Split))}")
+    files = find_files(sources, TEXT_SUFFIXES)
+    return _documents(files, text_key, split)
+
+
+def _documents(files: list[InputFile], text_key: str, split: Split) -> Iterator[Document]:
+    for file in files:
+        any_text = False
+        for document in _of_file(file, text_key, split):
+            if document.text and not document.text.isspace():
+                any_text = True
+                yield document
+        if not any_text:
+            raise DataError(
+                f"{file.name} has no text in it. Remove it from the inputs, or check how it was made."
+            )
+
+
+def _of_file(file: InputFile, text_key: str, split: Split) -> Iterator[Document]:
+    if file.suffix == ".jsonl":
+        return _json_lines(file, text_key)
+    if file.suffix == ".parquet":
+        return _parquet(file, text_key)
+    return _tokenised(file) if file.suffix == ".tokens" else _plain(file, split)
+
+
+def _lines(file: InputFile) -> Iterator[tuple[int, str]]:
+    """Numbered lines (from 1) without their ends; a byte that is not UTF-8 is an error with its place."""
+    with open_stream(file) as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as e:
+                raise DataError(
+                    f"{file.name}, line {number}, byte {e.start + 1} of the line (0x{line[e.start]:02x}): not UTF-8 "
+                    "text. Convert the file first, e.g. iconv -f latin1 -t utf-8."
+                ) from None
+            if "\0" in text:
+                raise DataError(
+                    f"{file.name}, line {number}: contains a zero byte, so it is binary or UTF-16. "
+                    "Convert the file first, e.g. iconv -f utf-16 -t utf-8."
+                )
+            yield number, text.rstrip("\r\n")
+
+
+def _plain(file: InputFile, split: Split) -> Iterator[Document]:
+    start, part = 1, []
+    for number, line in _lines(file):
+        if split == "line" or (split == "paragraph" and not line.strip()):
+            if split == "line":
+                part = [line]
+            if part:
+                yield Document("\n".join(part), file.label, start)
+            start, part = number + 1, []
+        else:
+            part.append(line)
+    if part:
+        yield Document("\n".join(part), file.label, start)
+
+
+def _tokenised(file: InputFile) -> Iterator[Document]:
+    """An article begins at a heading of the first level, "= Title =", as in WikiText."""
+    start, part = 1, []
+    for number, line in _lines(file):
+        if _ARTICLE.match(line.strip()) and any(part):
+            yield Document("\n".join(part), file.label, start, tokenised=True)
+            start, part = number, []
+        part.append(line.strip())
+    if part:
+        yield Document("\n".join(part), file.label, start, tokenised=True)
+
+
+def _json_lines(file: InputFile, text_key: str) -> Iterator[Document]:
+    for number, line in _lines(file):
+        if not line.strip():
+            continue
+        where = f"{file.name}, line {number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as e:
+            raise DataError(
+                f"{where}: not valid JSON ({e.msg}, column {e.colno}). Mend or delete the line."
+            ) from None
+        except RecursionError:
+            raise DataError(f"{where}: JSON nested too deeply. Mend or delete the line.") from None
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{where}: expected a JSON object, got {type(row).__name__}. One object a line, please."
+            )
+        if text_key not in row:
+            raise DataError(f"{where}: no key {text_key!r}; set text_key.{suggest(text_key, row)}")
+        text = _text(row[text_key], f"{where}, key {text_key!r}")
+        if "\\ud" in line.lower():  # half a surrogate pair is legal JSON, but no character: it becomes U+FFFD
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        yield Document(text, file.label, number)
+
+
+def _parquet(file: InputFile, text_key: str) -> Iterator[Document]:
+    with open_seekable(file) as stream:
+        try:
+            table = pq.ParquetFile(stream)
+            columns = table.schema_arrow.names
+            if text_key not in columns:
+                raise DataError(
+                    f"{file.name}: no column {text_key!r}; set text_key.{suggest(text_key, columns)}"
+                )
+            row = 0
+            for batch in table.iter_batches(batch_size=1024, columns=[text_key]):
+                for value in batch.column(0).to_pylist():
+                    yield Document(
+                        _text(value, f"{file.name}, row {row}, column {text_key!r}"), file.label, row
+                    )
+                    row += 1
+        except (pa.ArrowException, OSError) as e:
+            raise DataError(f"{file.name} is not a whole Parquet file: {describe(e)}. Copy it again.") from e
+
+
+def _text(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"{where}: expected text, got {type(value).__name__} ({str(value)[:40]!r}).")
+    return value

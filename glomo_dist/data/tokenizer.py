@@ -1,0 +1,35 @@
+"""Tokenizers as files: `tokenizer.json` beside the shards and in every exported model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from glomo_dist.data.pixels import PixelTokenizer
+from glomo_dist.data.text import WordTokenizer, check_header
+from glomo_dist.runtime.errors import DataError, suggest
+from glomo_dist.runtime.files import read_json
+
+Tokenizer: TypeAlias = WordTokenizer | PixelTokenizer
+
+KINDS: dict[str, type[WordTokenizer] | type[PixelTokenizer]] = {
+    WordTokenizer.kind: WordTokenizer,
+    PixelTokenizer.kind: PixelTokenizer,
+}
+
+
+def tokenizer_from_json(value: dict[str, Any], where: str = "tokenizer") -> Tokenizer:
+    """The tokenizer that `to_json` described; DataError naming `where` if it is not one."""
+    check_header(value, None, where)
+    kind = value.get("kind")
+    if kind not in KINDS:
+        raise DataError(f"{where}: unknown kind of tokenizer {kind!r}.{suggest(str(kind), KINDS)}")
+    return KINDS[kind].from_json(value, where)
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer of a `tokenizer.json`, or of the folder (shards, exported model) that holds one."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / "tokenizer.json"
+    return tokenizer_from_json(read_json(path), str(path))
