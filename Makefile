@@ -1,0 +1,73 @@
+# Two commands to remember: `make demo` (the whole road on data that is already here) and `make test`.
+# Both set up .venv first; on a fresh machine that needs CPython >= 3.10, gcc, make, git and a package index.
+# Another interpreter: `make setup PYTHON=python3.12`.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup test demo lint format clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# A path in here must not leak another environment's packages into ours.
+unexport PYTHONPATH PYTHONHOME
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+export PYTHONUNBUFFERED := 1
+
+# pip, always with our pins, without the lines that say nothing (errors and downloads stay).
+NOISE := already satisfied|^Looking in|^Collecting|\.metadata|Using cached|^WARNING: Location .* is ignored
+NOISE := $(NOISE)|^ +(Preparing|Getting|Installing build|Checking if|Created wheel|Stored in|Attempting|Found existing|Uninstalling)|^Successfully built
+INSTALL := $(BIN)/python -m pip install --progress-bar off -c constraints.txt
+SIFT := 2>&1 | { grep --line-buffered -vE '$(NOISE)' || true; }
+
+help:
+	@echo 'make demo    set up, then the whole road on text and images that are already here; ends with a table'
+	@echo 'make test    set up, then all tests'
+	@echo 'make setup   only .venv, with pinned packages and the compiled extension'
+	@echo 'make lint    ruff and mypy      make format    let ruff rewrite      make clean    remove what make made'
+
+setup: $(VENV)/.stamp
+
+$(VENV)/.dependencies: constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo 'setup: CPython 3.10 or newer is needed, $(PYTHON) is' "$$($(PYTHON) --version 2>&1)." \
+	       'Name another one: make setup PYTHON=/path/to/python3' >&2; exit 1; }
+	@command -v $${CC:-gcc} > /dev/null || { \
+	  echo 'setup: no C++ compiler found. Install gcc and g++ (Debian: apt-get install build-essential).' >&2; exit 1; }
+	@echo '==> 1/4  $(VENV) and torch (the largest package)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# torch alone and pinned: left to the others, the resolver may fetch gigabytes of a second one
+	@$(INSTALL) torch numpy $(SIFT)
+	@echo '==> 2/4  build tools'
+	@$(INSTALL) setuptools wheel ninja pybind11 packaging psutil py-cpuinfo $(SIFT)
+	@echo '==> 3/4  DeepSpeed (its compiled parts are made on demand)'
+	@DS_BUILD_OPS=0 $(INSTALL) --no-build-isolation deepspeed $(SIFT)
+	@touch $@
+
+$(VENV)/.stamp: $(VENV)/.dependencies setup.py $(wildcard kernels/csrc/*)
+	@echo '==> 4/4  glomo-dist, its compiled extension, and all other packages'
+	@$(INSTALL) --no-build-isolation -e '.[dev]' $(SIFT)
+	@touch $@
+	@echo '==> ready: $(BIN)/glomo'
+
+test: setup
+	@$(BIN)/python -m pytest --durations=10
+
+demo: setup
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash docs/demo.sh demo
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy kernels/glomo_kernels glomo_dist/runtime
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find kernels glomo_dist tests \( -name __pycache__ -o -name '*.so' \) -prune -exec rm -rf {} +
