@@ -1,0 +1,174 @@
+"""affinity_mix: scores -> sparse weights -> normalise -> weighted mean of the values."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from glomo_kernels import checks
+from glomo_kernels.dispatch import run
+from glomo_kernels.registration import refuse_second_derivative
+from glomo_kernels.scores import compute_dtype
+from glomo_kernels.spans import make_spans
+
+OP = "affinity_mix"
+
+
+class AffinityStats(NamedTuple):
+    """Per query row, without gradients, [B, H, Tq] each.
+
+    row_sum  float32 (float64 for float64 input): sum of the unnormalised weights, 0 for an empty row;
+             with kind "softmax" the sum of exp(scores)
+    edges    int32: number of positive weights
+    entropy  of the normalised weights, in nats; 0 for an empty row
+    """
+
+    row_sum: Tensor
+    edges: Tensor
+    entropy: Tensor
+
+
+def affinity_mix(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor | None = None,
+    *,
+    kind: str = "relu",
+    lengths: Tensor | None = None,
+    causal: bool = True,
+    positions: Tensor | None = None,
+    topk: int | Tensor | None = None,
+    return_stats: bool = False,
+) -> Any:
+    """mixed_i = sum_j G_ij v_j with G_ij = a_ij / (sum_j a_ij + 1e-16), over the keys j that row i may see.
+
+    q      [B, H, Tq, Dg]   float16 | bfloat16 | float32 | float64
+    k      [B, H, T, Dg]    dtype of q
+    v      [B, H, T, Dv]    dtype of q
+    theta  [B, H, Tq]       any float dtype, only for kind "relu"; None is 0
+    kind   "relu"     a = max(0, q_i . k_j - theta_i)^2
+           "square"   a = (q_i . k_j)^2
+           "topk"     a = (q_i . k_j)^2 where it is among the `topk` largest of the row (ties: the lowest j)
+           "softmax"  softmax(q_i . k_j / sqrt(Dg)), for comparison
+    lengths    int64 [B]: units j >= lengths[b] are padding, never seen, and their rows are 0. None: all real
+    causal     True: j < i only. False: all real j, i included
+    positions  int64 [B, Tq] or [Tq]: the unit index i of each query row. None: 0..T-1, and Tq == T
+    topk       int or int64 [B], at least 1
+    ->     [B, H, Tq, Dv] dtype of q; with return_stats (mixed, AffinityStats). A row without weight is zero
+           and gives no gradient. Scores, a, its sum and the division are float32 (float64 for float64 input).
+
+    Padding must hold finite numbers: it is multiplied by zero. Second derivatives are refused.
+    """
+    checks.check_scores(OP, q, k, theta, kind)
+    batch, _, rows, _ = q.shape
+    columns = k.shape[2]
+    if v.ndim != 4 or v.shape[:3] != k.shape[:3]:
+        expected = (*checks.shape(k)[:3], "Dv")
+        raise ValueError(f"{OP}: v must be {expected} to go with k {checks.shape(k)}, got {checks.shape(v)}")
+    checks.same_kind(OP, q, "v", v)
+    checks.check_lengths(OP, lengths, batch, columns)
+    positions = checks.check_positions(OP, positions, batch, rows, columns)
+    counts = checks.check_topk(OP, topk, kind, batch, q.device)
+    spans = make_spans(batch, columns, q.device, lengths=lengths, causal=causal, positions=positions)
+    mixed, norm, edges, entropy = _forward(q, k, v, theta, spans, counts, kind, return_stats)
+    if not return_stats:
+        return mixed
+    row_sum = norm.exp() if kind == "softmax" else norm
+    return mixed, AffinityStats(row_sum.detach(), edges, entropy.detach())
+
+
+@torch.library.custom_op("glomo::affinity_mix", mutates_args=())
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor | None,
+    spans: Tensor,
+    topk: Tensor | None,
+    kind: str,
+    stats: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(mixed, norm [B, H, Tq], edges, entropy); norm is the row sum, or the logsumexp for softmax."""
+    arguments = (q, k, v, theta, spans, topk, kind, stats)
+    result: tuple[Tensor, Tensor, Tensor, Tensor] = run(OP, "forward", q.device, arguments, *arguments)
+    return result
+
+
+@_forward.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor | None,
+    spans: Tensor,
+    topk: Tensor | None,
+    kind: str,
+    stats: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype = compute_dtype(q)
+    rows = q.shape[:3]
+    counted = rows if stats else (0,)
+    return (
+        q.new_empty(*rows, v.shape[3]),
+        q.new_empty(rows, dtype=dtype),
+        q.new_empty(counted, dtype=torch.int32),
+        q.new_empty(counted, dtype=dtype),
+    )
+
+
+@torch.library.custom_op("glomo::affinity_mix_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor | None,
+    spans: Tensor,
+    topk: Tensor | None,
+    mixed: Tensor,
+    norm: Tensor,
+    kind: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v and theta (an empty tensor without theta)."""
+    result: tuple[Tensor, Tensor, Tensor, Tensor] = run(
+        OP,
+        "backward",
+        q.device,
+        (q, k, v, theta, spans, topk, kind, False),
+        *(grad, q, k, v, theta, spans, topk, mixed, norm, kind),
+    )
+    return result
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor | None,
+    spans: Tensor,
+    topk: Tensor | None,
+    mixed: Tensor,
+    norm: Tensor,
+    kind: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtheta = q.new_empty(0) if theta is None else theta.new_empty(theta.shape)
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dtheta
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    q, k, v, theta, spans, topk, kind, _ = inputs
+    ctx.save_for_backward(q, k, v, theta, spans, topk, output[0], output[1])
+    ctx.kind = kind
+
+
+def _autograd(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+    q, k, v, theta, spans, topk, mixed, norm = ctx.saved_tensors
+    dq, dk, dv, dtheta = _backward(grad, q, k, v, theta, spans, topk, mixed, norm, ctx.kind)
+    return dq, dk, dv, None if theta is None else dtheta, None, None, None, None
+
+
+_forward.register_autograd(_autograd, setup_context=_setup)
+refuse_second_derivative(_backward, OP)

@@ -1,0 +1,105 @@
+"""Checks of the arguments that the two affinity ops share; every error names the argument.
+
+Checks of values (lengths, positions, top-k counts) read the tensor, so they run on CPU tensors only and not
+under torch.compile: elsewhere they would stall the device.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+KINDS = ("relu", "square", "topk", "softmax")
+
+
+def shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether looking at values costs nothing: a CPU tensor outside of tracing, with something in it."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and tensor.numel() > 0
+
+
+def check_integers(op: str, name: str, tensor: Tensor, shapes: tuple[tuple[int, ...], ...]) -> None:
+    if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64:
+        came = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise ValueError(f"{op}: {name} must be an int64 tensor, got {came}")
+    if shape(tensor) not in shapes:
+        raise ValueError(f"{op}: {name} must be {' or '.join(map(str, shapes))}, got {shape(tensor)}")
+
+
+def check_scores(op: str, q: Tensor, k: Tensor, theta: Tensor | None, kind: str) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"{op}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if q.ndim != 4:
+        raise ValueError(f"{op}: q must be [B, H, Tq, Dg], got {shape(q)}")
+    if not q.is_floating_point():
+        raise ValueError(f"{op}: q must be floating point, got {q.dtype}")
+    expected = (q.shape[0], q.shape[1], "T", q.shape[3])
+    if k.ndim != 4 or shape(k)[:2] != shape(q)[:2] or k.shape[3] != q.shape[3]:
+        raise ValueError(f"{op}: k must be {expected} to go with q {shape(q)}, got {shape(k)}")
+    same_kind(op, q, "k", k)
+    if theta is not None:
+        if kind != "relu":
+            raise ValueError(f"{op}: theta is only used by kind 'relu', got it with kind {kind!r}")
+        if shape(theta) != shape(q)[:3]:
+            raise ValueError(
+                f"{op}: theta must be {shape(q)[:3]} to go with q {shape(q)}, got {shape(theta)}"
+            )
+        if not theta.is_floating_point() or theta.device != q.device:
+            raise ValueError(
+                f"{op}: theta must be floating point on {q.device}, got {theta.dtype} on {theta.device}"
+            )
+
+
+def same_kind(op: str, q: Tensor, name: str, other: Tensor) -> None:
+    if other.dtype != q.dtype or other.device != q.device:
+        raise ValueError(
+            f"{op}: {name} must be {q.dtype} on {q.device} like q, got {other.dtype} on {other.device}"
+        )
+
+
+def check_lengths(op: str, lengths: Tensor | None, batch: int, columns: int) -> None:
+    if lengths is None:
+        return
+    check_integers(op, "lengths", lengths, ((batch,),))
+    if readable(lengths) and not (int(lengths.min()) >= 0 and int(lengths.max()) <= columns):
+        raise ValueError(
+            f"{op}: lengths must lie in 0..T={columns}, got {int(lengths.min())}..{int(lengths.max())}"
+        )
+
+
+def check_positions(op: str, positions: Tensor | None, batch: int, rows: int, columns: int) -> Tensor | None:
+    """positions as [B, Tq]; None (all units) needs as many query rows as keys."""
+    if positions is None:
+        if rows != columns:
+            raise ValueError(
+                f"{op}: q has {rows} rows and k {columns}; with Tq != T give positions (the unit of each row)"
+            )
+        return None
+    check_integers(op, "positions", positions, ((rows,), (batch, rows)))
+    if readable(positions) and not (int(positions.min()) >= 0 and int(positions.max()) < columns):
+        raise ValueError(
+            f"{op}: positions must lie in 0..{columns - 1} (T={columns}), "
+            f"got {int(positions.min())}..{int(positions.max())}"
+        )
+    return positions.expand(batch, rows)
+
+
+def check_topk(
+    op: str, topk: int | Tensor | None, kind: str, batch: int, device: torch.device
+) -> Tensor | None:
+    """topk as int64 [B]; given exactly when kind is 'topk'."""
+    if (topk is None) == (kind == "topk"):
+        raise ValueError(f"{op}: topk goes with kind 'topk' and no other, got topk={topk!r}, kind {kind!r}")
+    if topk is None:
+        return None
+    if isinstance(topk, int):
+        if topk < 1:
+            raise ValueError(f"{op}: topk must be at least 1, got {topk}")
+        return torch.full((batch,), topk, dtype=torch.int64, device=device)
+    check_integers(op, "topk", topk, ((batch,),))
+    if readable(topk) and int(topk.min()) < 1:
+        raise ValueError(f"{op}: topk must be at least 1 everywhere, got {int(topk.min())}")
+    return topk

@@ -1,0 +1,114 @@
+"""decoder_loss: cross-entropy of a linear map to many words, without all the logits."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glomo_kernels import checks
+from glomo_kernels.dispatch import run
+from glomo_kernels.registration import refuse_second_derivative
+from glomo_kernels.scores import compute_dtype
+
+OP = "decoder_loss"
+
+
+def decoder_loss(
+    hidden: Tensor, weight: Tensor, target: Tensor, *, ignore_index: int = -100, reduction: str = "mean"
+) -> Tensor:
+    """Cross-entropy of softmax(weight @ hidden_n) against target_n, summed or averaged over n.
+
+    hidden  [N, d]  float16 | bfloat16 | float32 | float64
+    weight  [V, d]  dtype of hidden (often the embedding, tied)
+    target  int64 [N], in 0..V-1, or ignore_index: no loss and no gradient
+    reduction  "sum" or "mean" (over the targets that are not ignored; NaN if there are none, as in PyTorch)
+    ->      scalar, float32 (float64 for float64 input)
+
+    The gradients are computed with the loss, chunk by chunk over n, so that at most one chunk of logits
+    exists. Second derivatives are refused.
+    """
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f"{OP}: reduction must be 'sum' or 'mean', got {reduction!r}")
+    if hidden.ndim != 2 or not hidden.is_floating_point():
+        raise ValueError(
+            f"{OP}: hidden must be [N, d] floating point, got {checks.shape(hidden)} {hidden.dtype}"
+        )
+    if weight.ndim != 2 or weight.shape[1] != hidden.shape[1] or weight.shape[0] < 1:
+        raise ValueError(
+            f"{OP}: weight must be (V, {hidden.shape[1]}) with V >= 1 to go with hidden "
+            f"{checks.shape(hidden)}, got {checks.shape(weight)}"
+        )
+    if weight.dtype != hidden.dtype or weight.device != hidden.device:
+        raise ValueError(
+            f"{OP}: weight must be {hidden.dtype} on {hidden.device} like hidden, "
+            f"got {weight.dtype} on {weight.device}"
+        )
+    checks.check_integers(OP, "target", target, ((hidden.shape[0],),))
+    if checks.readable(target):
+        wrong = (target != ignore_index) & ((target < 0) | (target >= weight.shape[0]))
+        if wrong.any():
+            at = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"{OP}: target must lie in 0..{weight.shape[0] - 1} or be ignore_index={ignore_index}, "
+                f"got {int(target[at])} at position {at}"
+            )
+    grads = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    loss: Tensor = _forward(hidden, weight, target, ignore_index, grads)[0]
+    if reduction == "sum":
+        return loss
+    return loss / (target != ignore_index).sum()
+
+
+@torch.library.custom_op("glomo::decoder_loss", mutates_args=())
+def _forward(
+    hidden: Tensor, weight: Tensor, target: Tensor, ignore_index: int, grads: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(summed loss, its gradient for hidden, for weight); both gradients empty unless asked for."""
+    arguments = (hidden, weight, target, ignore_index, grads)
+    result: tuple[Tensor, Tensor, Tensor] = run(OP, "forward", hidden.device, arguments, *arguments)
+    return result
+
+
+@_forward.register_fake
+def _(
+    hidden: Tensor, weight: Tensor, target: Tensor, ignore_index: int, grads: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        hidden.new_empty((), dtype=compute_dtype(hidden)),
+        hidden.new_empty(hidden.shape if grads else (0,)),
+        weight.new_empty(weight.shape if grads else (0,)),
+    )
+
+
+@torch.library.custom_op("glomo::decoder_loss_backward", mutates_args=())
+def _backward(
+    grad: Tensor, hidden: Tensor, weight: Tensor, dhidden: Tensor, dweight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The two gradients of the forward pass times the gradient of the loss.
+
+    hidden and weight are arguments only so that a second derivative meets the refusal below.
+    """
+    result: tuple[Tensor, Tensor] = run(
+        OP, "backward", hidden.device, (hidden, weight, None, 0, True), grad, dhidden, dweight
+    )
+    return result
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor, hidden: Tensor, weight: Tensor, dhidden: Tensor, dweight: Tensor
+) -> tuple[Tensor, Tensor]:
+    return dhidden.new_empty(dhidden.shape), dweight.new_empty(dweight.shape)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(inputs[0], inputs[1], output[1], output[2])
+
+
+def _autograd(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+    dhidden, dweight = _backward(grad, *ctx.saved_tensors)
+    return dhidden, dweight, None, None, None
+
+
+_forward.register_autograd(_autograd, setup_context=_setup)
+refuse_second_derivative(_backward, OP)

@@ -1,0 +1,92 @@
+"""The one place that chooses a backend, and says why not the others.
+
+A backend is a module `glomo_kernels.<op>.<module>` with `forward`, `backward` and
+`why_not(*arguments of forward) -> str | None`; `why_not()` without arguments says whether it can be used here
+at all. The first backend of the table whose `why_not` is None runs. The environment variable GLOMO_KERNELS
+names one backend, which then runs or raises: nothing falls back silently.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+
+log = logging.getLogger("glomo_kernels")
+
+
+class Backend(NamedTuple):
+    name: str
+    module: str
+
+
+REFERENCE = Backend("reference", "reference")
+CPP = Backend("cpp", "cpp")
+
+# Fastest first. Every op ends with its reference, which takes all valid input.
+TABLE: dict[str, tuple[Backend, ...]] = {
+    "affinity_mix": (REFERENCE,),
+    "affinity_graph": (REFERENCE,),
+    "graph_mix": (REFERENCE,),
+    "decoder_loss": (REFERENCE,),
+}
+VARIABLE = "GLOMO_KERNELS"
+
+_logged: set[tuple[str, str]] = set()
+
+
+class BackendUnavailable(RuntimeError):
+    """The forced backend, or every backend, refuses the input; the message lists each with its reason."""
+
+
+def _module(op: str, backend: Backend) -> ModuleType:
+    return importlib.import_module(f"glomo_kernels.{op}.{backend.module}")
+
+
+def _table(op: str) -> tuple[Backend, ...]:
+    if op not in TABLE:
+        raise ValueError(f"unknown op {op!r}; known: {', '.join(TABLE)}")
+    return TABLE[op]
+
+
+def pick(op: str, *arguments: Any) -> ModuleType:
+    """The module of the first backend of `op` that takes `arguments` (those of its `forward`)."""
+    forced = os.environ.get(VARIABLE, "")
+    names = [backend.name for backend in _table(op)]
+    if forced and forced not in names:
+        raise BackendUnavailable(f"{VARIABLE}={forced}: {op} has no such backend; it has {', '.join(names)}")
+    refusals: list[tuple[str, str]] = []
+    for backend in _table(op):
+        if forced and backend.name != forced:
+            continue
+        module = _module(op, backend)
+        reason = module.why_not(*arguments)
+        if reason is None:
+            if (op, backend.name) not in _logged:
+                _logged.add((op, backend.name))
+                skipped = "".join(f"; not {name}: {why}" for name, why in refusals)
+                log.info("%s runs on %s%s%s", op, backend.name, f" ({VARIABLE})" if forced else "", skipped)
+            return module
+        refusals.append((backend.name, reason))
+    reasons = "; ".join(f"{name}: {why}" for name, why in refusals)
+    prefix = f"{VARIABLE}={forced}: " if forced else ""
+    raise BackendUnavailable(f"{prefix}{op} cannot run here: {reasons}")
+
+
+def backends(op: str) -> dict[str, str | None]:
+    """For each backend of `op`, in order of preference: None if it is usable here, else what is missing."""
+    return {backend.name: _module(op, backend).why_not() for backend in _table(op)}
+
+
+def run(op: str, step: str, device: torch.device, chosen_by: tuple[Any, ...], *arguments: Any) -> Any:
+    """Call `forward` or `backward` of the backend that takes `chosen_by`, with autocast off.
+
+    Autocast would otherwise reach into the op and turn its float32 products into bfloat16 ones.
+    """
+    function = getattr(pick(op, *chosen_by), step)
+    with torch.autocast(device.type, enabled=False):
+        return function(*arguments)

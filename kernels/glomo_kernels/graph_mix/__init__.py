@@ -1,0 +1,293 @@
+"""graph_mix: a weighted sum of many sparse graphs, applied to features without ever being formed."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glomo_kernels import checks
+from glomo_kernels.dispatch import run
+from glomo_kernels.graph import SparseGraph
+from glomo_kernels.registration import refuse_second_derivative
+
+OP = "graph_mix"
+
+
+def graph_mix(graph: SparseGraph, weights: Tensor, features: Tensor, *, heads: int | None = None) -> Tensor:
+    """y_i = sum_c w_ic sum_j P_c[i, j] H_j over the C components P_c of every sample.
+
+    graph     SparseGraph of shape (B, C, T); its weights are constants
+    weights   [B, T, C'] (one vector per unit) or [C'] (one for all), any float dtype
+    features  [B, T, D]  float16 | bfloat16 | float32 | float64: H
+    heads     None: C' = C, the components as they are.
+              K: component l*K + k is head k of layer l, C = L*K, and the products down the layers take part,
+              Lambda^(l,k) = G^(l,k) Lambda^(l-1,k) with Lambda^(0,k) = G^(0,k). C' = (2L-1)*K, in the order
+              G^0, G^1, Lambda^1, G^2, Lambda^2, ... (K heads each). They are applied, never formed.
+    ->        [B, T, D] dtype of features; sums in float32 (float64 for float64 features).
+              Gradients for weights and features. Second derivatives are refused.
+    """
+    _check_graph(graph)
+    batch, components, units = graph.shape
+    if features.ndim != 3 or checks.shape(features)[:2] != (batch, units):
+        raise ValueError(
+            f"{OP}: features must be {(batch, units, 'D')} to go with the graph {graph.shape}, "
+            f"got {checks.shape(features)}"
+        )
+    _check_floating("features", features, graph)
+    terms = components if heads is None else _product_terms(components, heads)
+    if checks.shape(weights) not in ((terms,), (batch, units, terms)):
+        raise ValueError(
+            f"{OP}: weights must be {(terms,)} or {(batch, units, terms)} for the graph {graph.shape} "
+            f"with heads={heads}, got {checks.shape(weights)}"
+        )
+    _check_floating("weights", weights, graph)
+    edges = (graph.offsets, graph.columns, graph.weights)
+    if heads is None or components == heads:
+        mixed: Tensor = _mix(*edges, components, 0, weights, features)
+        return mixed
+
+    # Layer 0 serves both as components and as the start of the products.
+    product = _apply(*edges, components, 0, heads, features[:, None])
+    result = _weighted(weights[..., :heads], product)
+    for layer in range(1, components // heads):
+        first = (2 * layer - 1) * heads
+        plain, long = weights[..., first : first + heads], weights[..., first + heads : first + 2 * heads]
+        result = result + _mix(*edges, components, layer * heads, plain, features)
+        product = _apply(*edges, components, layer * heads, heads, product)
+        result = result + _weighted(long, product)
+    return result
+
+
+def graph_apply(graph: SparseGraph, features: Tensor, *, first: int = 0) -> Tensor:
+    """z_k = P_(first+k) x_k: K components of every sample, each applied to its own features.
+
+    graph     SparseGraph of shape (B, C, T); its weights are constants
+    features  [B, K, T, D] with first + K <= C, float dtype
+    ->        [B, K, T, D] dtype of features; gradient for features
+    """
+    _check_graph(graph)
+    batch, components, units = graph.shape
+    if features.ndim != 4 or (features.shape[0], features.shape[2]) != (batch, units):
+        raise ValueError(
+            f"graph_apply: features must be {(batch, 'K', units, 'D')} to go with the graph {graph.shape}, "
+            f"got {checks.shape(features)}"
+        )
+    _check_floating("features", features, graph)
+    count = features.shape[1]
+    if not 0 <= first <= components - count:
+        raise ValueError(
+            f"graph_apply: components {first}..{first + count - 1} are not all in 0..{components - 1}"
+        )
+    edges = (graph.offsets, graph.columns, graph.weights)
+    result: Tensor = _apply(*edges, components, first, count, features)
+    return result
+
+
+def _product_terms(components: int, heads: int) -> int:
+    if heads < 1 or components % heads:
+        raise ValueError(f"{OP}: heads must divide the {components} components of the graph, got {heads}")
+    return (2 * (components // heads) - 1) * heads
+
+
+def _weighted(weights: Tensor, product: Tensor) -> Tensor:
+    """sum_k w_ik z_k: weights [K] or [B, T, K], product [B, K, T, D] -> [B, T, D]."""
+    weights = weights.to(product.dtype)
+    if weights.ndim == 1:
+        return torch.einsum("k,bktd->btd", weights, product)
+    return torch.einsum("btk,bktd->btd", weights, product)
+
+
+def _check_floating(name: str, tensor: Tensor, graph: SparseGraph) -> None:
+    if not tensor.is_floating_point() or tensor.device != graph.weights.device:
+        raise ValueError(
+            f"{OP}: {name} must be floating point on {graph.weights.device} like the graph, "
+            f"got {tensor.dtype} on {tensor.device}"
+        )
+
+
+def _check_graph(graph: SparseGraph) -> None:
+    batch, components, units = graph.shape
+    checks.check_integers(OP, "graph.offsets", graph.offsets, ((batch * components * units + 1,),))
+    if graph.columns.dtype != torch.int32 or graph.columns.shape != graph.weights.shape:
+        raise ValueError(
+            f"{OP}: graph.columns must be int32 of the shape of graph.weights {checks.shape(graph.weights)}, "
+            f"got {graph.columns.dtype} {checks.shape(graph.columns)}"
+        )
+    if graph.weights.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{OP}: graph.weights requires a gradient, but graphs are constants here; pass graph.detach()"
+        )
+
+
+def _check_edges(offsets: Tensor, columns: Tensor, units: int) -> None:
+    """Refuse edges that would read outside of memory; on CPU only, elsewhere it would stall the device."""
+    if offsets.device.type != "cpu":
+        return
+    edges = columns.numel()
+    if int(offsets[0]) != 0 or int(offsets[-1]) != edges or bool((offsets.diff() < 0).any()):
+        raise ValueError(
+            f"{OP}: graph.offsets must rise from 0 to the number of edges {edges}, "
+            f"got {int(offsets[0])}..{int(offsets[-1])}"
+        )
+    if edges:
+        low, high = (int(x) for x in columns.aminmax())
+        if low < 0 or high >= units:
+            raise ValueError(f"{OP}: graph.columns must lie in 0..{units - 1}, got {low}..{high}")
+
+
+# ---- y = sum_c w_c P_c H over the components first .. first + C' of a graph with `components` per sample
+
+
+@torch.library.custom_op("glomo::graph_mix", mutates_args=())
+def _mix(
+    offsets: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    components: int,
+    first: int,
+    weights: Tensor,
+    features: Tensor,
+) -> Tensor:
+    _check_edges(offsets, columns, features.shape[1])
+    arguments = (offsets, columns, values, components, first, weights, features)
+    result: Tensor = run(OP, "forward", features.device, (features,), *arguments)
+    return result
+
+
+@_mix.register_fake
+def _(
+    offsets: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    components: int,
+    first: int,
+    weights: Tensor,
+    features: Tensor,
+) -> Tensor:
+    return features.new_empty(features.shape)
+
+
+@torch.library.custom_op("glomo::graph_mix_backward", mutates_args=())
+def _mix_backward(
+    grad: Tensor,
+    offsets: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    components: int,
+    first: int,
+    weights: Tensor,
+    features: Tensor,
+    want_weights: bool,
+    want_features: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of weights and features; an empty tensor for one that is not wanted."""
+    arguments = (grad, offsets, columns, values, components, first, weights, features)
+    result: tuple[Tensor, Tensor] = run(
+        OP, "backward", features.device, (features,), *arguments, want_weights, want_features
+    )
+    return result
+
+
+@_mix_backward.register_fake
+def _(
+    grad: Tensor,
+    offsets: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    components: int,
+    first: int,
+    weights: Tensor,
+    features: Tensor,
+    want_weights: bool,
+    want_features: bool,
+) -> tuple[Tensor, Tensor]:
+    return (
+        weights.new_empty(weights.shape if want_weights else (0,)),
+        features.new_empty(features.shape if want_features else (0,)),
+    )
+
+
+def _mix_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    offsets, columns, values, ctx.components, ctx.first, weights, features = inputs
+    ctx.save_for_backward(offsets, columns, values, weights, features)
+
+
+def _mix_autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    offsets, columns, values, weights, features = ctx.saved_tensors
+    want_weights, want_features = ctx.needs_input_grad[5], ctx.needs_input_grad[6]
+    d_weights, d_features = _mix_backward(
+        *(grad, offsets, columns, values, ctx.components, ctx.first, weights, features),
+        *(want_weights, want_features),
+    )
+    grads = (d_weights if want_weights else None, d_features if want_features else None)
+    return (None, None, None, None, None, *grads)
+
+
+_mix.register_autograd(_mix_autograd, setup_context=_mix_setup)
+refuse_second_derivative(_mix_backward, OP)
+
+
+# ---- z_k = P_(first+k) x_k for k < count; x [B, count, T, D], or [B, 1, T, D] to give all of them the same x
+
+
+@torch.library.custom_op("glomo::graph_apply", mutates_args=())
+def _apply(
+    offsets: Tensor, columns: Tensor, values: Tensor, components: int, first: int, count: int, x: Tensor
+) -> Tensor:
+    _check_edges(offsets, columns, x.shape[2])
+    arguments = (offsets, columns, values, components, first, count, x)
+    result: Tensor = run(OP, "apply_forward", x.device, (x,), *arguments)
+    return result
+
+
+@_apply.register_fake
+def _(
+    offsets: Tensor, columns: Tensor, values: Tensor, components: int, first: int, count: int, x: Tensor
+) -> Tensor:
+    return x.new_empty(x.shape[0], count, x.shape[2], x.shape[3])
+
+
+@torch.library.custom_op("glomo::graph_apply_backward", mutates_args=())
+def _apply_backward(
+    grad: Tensor,
+    offsets: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    components: int,
+    first: int,
+    count: int,
+    shared: bool,
+) -> Tensor:
+    """Gradient of x: [B, count, T, D], or [B, 1, T, D] if x was shared."""
+    arguments = (grad, offsets, columns, values, components, first, count, shared)
+    result: Tensor = run(OP, "apply_backward", grad.device, (grad,), *arguments)
+    return result
+
+
+@_apply_backward.register_fake
+def _(
+    grad: Tensor,
+    offsets: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    components: int,
+    first: int,
+    count: int,
+    shared: bool,
+) -> Tensor:
+    return grad.new_empty(grad.shape[0], 1 if shared else count, grad.shape[2], grad.shape[3])
+
+
+def _apply_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    offsets, columns, values, ctx.components, ctx.first, ctx.count, x = inputs
+    ctx.shared = x.shape[1] != ctx.count
+    ctx.save_for_backward(offsets, columns, values)
+
+
+def _apply_autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    d_x = _apply_backward(grad, *ctx.saved_tensors, ctx.components, ctx.first, ctx.count, ctx.shared)
+    return None, None, None, None, None, None, d_x
+
+
+_apply.register_autograd(_apply_autograd, setup_context=_apply_setup)
+refuse_second_derivative(_apply_backward, "graph_apply")

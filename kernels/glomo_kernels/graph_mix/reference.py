@@ -1,0 +1,127 @@
+"""graph_mix in plain PyTorch: one sample at a time, its mixed graph M = sum_c w_c P_c dense."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from glomo_kernels.scores import compute_dtype
+
+
+def why_not(*arguments: object) -> str | None:
+    return None
+
+
+def _edges(
+    offsets: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    sample: int,
+    components: int,
+    first: int,
+    count: int,
+    units: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of `count` components of one sample: the row c * T + i of each edge, its column and its value."""
+    row = (sample * components + first) * units
+    bounds = offsets[row : row + count * units + 1]
+    chosen = slice(int(bounds[0]), int(bounds[-1]))
+    return torch.repeat_interleave(bounds.diff()), columns[chosen].long(), values[chosen]
+
+
+def _dense(size: int, index: Tensor, values: Tensor) -> Tensor:
+    return torch.zeros(size, dtype=values.dtype, device=values.device).index_add_(0, index, values)
+
+
+def forward(
+    offsets: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    components: int,
+    first: int,
+    weights: Tensor,
+    features: Tensor,
+) -> Tensor:
+    """[B, T, D]: sum over the components first .. first + weights.shape[-1]."""
+    batch, units, _ = features.shape
+    count, dtype = weights.shape[-1], compute_dtype(features)
+    per_unit = weights.to(dtype).expand(batch, units, count)
+    result = features.new_empty(features.shape)
+    for b in range(batch):
+        row, column, value = _edges(offsets, columns, values.to(dtype), b, components, first, count, units)
+        component, unit = row // units, row % units
+        weighted = value * per_unit[b][unit, component]
+        mixed_graph = _dense(units * units, unit * units + column, weighted).view(units, units)
+        result[b] = mixed_graph @ features[b].to(dtype)
+    return result
+
+
+def backward(
+    grad: Tensor,
+    offsets: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    components: int,
+    first: int,
+    weights: Tensor,
+    features: Tensor,
+    want_weights: bool,
+    want_features: bool,
+) -> tuple[Tensor, Tensor]:
+    """dw_ic = sum_j P_c[i, j] (dy_i . H_j) and dH = M^T dy; an empty tensor for one that is not wanted."""
+    batch, units, _ = features.shape
+    count, dtype = weights.shape[-1], compute_dtype(features)
+    per_unit = weights.to(dtype).expand(batch, units, count)
+    d_per_unit = weights.new_empty((batch, units, count) if want_weights else (0,), dtype=dtype)
+    d_features = features.new_empty(features.shape if want_features else (0,))
+    for b in range(batch):
+        row, column, value = _edges(offsets, columns, values.to(dtype), b, components, first, count, units)
+        component, unit = row // units, row % units
+        d_result = grad[b].to(dtype)
+        if want_weights:
+            products = (d_result @ features[b].to(dtype).t())[unit, column]
+            d_per_unit[b] = _dense(units * count, unit * count + component, products * value).view(
+                units, count
+            )
+        if want_features:
+            weighted = value * per_unit[b][unit, component]
+            mixed_graph = _dense(units * units, unit * units + column, weighted).view(units, units)
+            d_features[b] = mixed_graph.t() @ d_result
+    if want_weights and weights.ndim == 1:
+        d_per_unit = d_per_unit.sum((0, 1))
+    return d_per_unit.to(weights.dtype), d_features
+
+
+def apply_forward(
+    offsets: Tensor, columns: Tensor, values: Tensor, components: int, first: int, count: int, x: Tensor
+) -> Tensor:
+    """[B, count, T, D]: component first + k applied to x[:, k], or to x[:, 0] if that is all there is."""
+    batch, _, units, width = x.shape
+    dtype = compute_dtype(x)
+    result = x.new_empty(batch, count, units, width)
+    for b in range(batch):
+        row, column, value = _edges(offsets, columns, values.to(dtype), b, components, first, count, units)
+        graphs = _dense(count * units * units, row * units + column, value).view(count, units, units)
+        result[b] = graphs @ x[b].to(dtype)
+    return result
+
+
+def apply_backward(
+    grad: Tensor,
+    offsets: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    components: int,
+    first: int,
+    count: int,
+    shared: bool,
+) -> Tensor:
+    batch, _, units, width = grad.shape
+    dtype = compute_dtype(grad)
+    result = grad.new_empty(batch, 1 if shared else count, units, width)
+    for b in range(batch):
+        row, column, value = _edges(offsets, columns, values.to(dtype), b, components, first, count, units)
+        graphs = _dense(count * units * units, row * units + column, value).view(count, units, units)
+        d_x = graphs.transpose(-1, -2) @ grad[b].to(dtype)
+        result[b] = d_x.sum(0, keepdim=True) if shared else d_x
+    return result

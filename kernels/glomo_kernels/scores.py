@@ -1,0 +1,84 @@
+"""What the reference backends of the affinity ops share: tiles, scores and the choice of the largest.
+
+For every kind but softmax the unnormalised weight is a square, a_ij = r_ij^2, with the root
+    relu    r = max(0, q_i . k_j - theta_i)
+    square  r = q_i . k_j
+    topk    r = q_i . k_j where (q_i . k_j)^2 is among the k largest of the row, else 0
+and r = 0 outside of the row's span, so that one backward formula, dS = 2 r dA, serves them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+# DESIGN.md section 2: G_ij = a_ij / (sum_j a_ij + EPSILON).
+EPSILON = 1e-16
+
+# Elements of one tile of scores. Measured on CPU: tiles that stay in the cache beat larger and smaller ones.
+TILE_ELEMENTS = 1 << 20
+
+Tile = tuple[slice, slice, slice]
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """float64 for float64 input, else float32: half precision underflows when squared."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def tiles(batch: int, heads: int, rows: int, columns: int) -> Iterator[Tile]:
+    """Slices of (sample, head, row), in the order of the flattened rows, about TILE_ELEMENTS scores each."""
+    fit = max(1, TILE_ELEMENTS // max(1, columns))  # rows of scores in one tile
+    if heads * rows <= fit:
+        step = max(1, fit // max(1, heads * rows))
+        for b in range(0, batch, step):
+            yield slice(b, min(b + step, batch)), slice(0, heads), slice(0, rows)
+        return
+    head_step, row_step = max(1, fit // rows), min(fit, rows)
+    for b in range(batch):
+        for h in range(0, heads, head_step):
+            for r in range(0, rows, row_step):
+                yield slice(b, b + 1), slice(h, min(h + head_step, heads)), slice(r, min(r + row_step, rows))
+
+
+def largest(values: Tensor, count: Tensor | int) -> Tensor:
+    """Boolean mask of the `count` largest of each row of values [B, H, R, T]; ties go to the lowest column.
+
+    count  int, or int64 [B]; at least 1
+    """
+    columns = values.shape[-1]
+    if isinstance(count, int):
+        count = torch.full((values.shape[0],), count, device=values.device)
+    count = count.clamp(max=columns)[:, None, None, None].expand(*values.shape[:-1], 1)
+    if values.numel() == 0:
+        return torch.zeros_like(values, dtype=torch.bool)
+    best = values.topk(int(count.max()), dim=-1).values
+    smallest = best.gather(-1, count - 1)
+    above, equal = values > smallest, values == smallest
+    room = count - above.sum(-1, keepdim=True)
+    return above | (equal & (equal.cumsum(-1) <= room))
+
+
+def roots(
+    q: Tensor, k: Tensor, theta: Tensor | None, outside: Tensor, topk: Tensor | None, kind: str
+) -> Tensor:
+    """r [B, H, R, T] of the formula above, for every kind but softmax; inputs in the compute dtype."""
+    root = q @ k.transpose(-1, -2)
+    if theta is not None:
+        root.sub_(theta[..., None])
+    if kind == "relu":
+        root.relu_()
+    root.masked_fill_(outside, 0)
+    if topk is not None:
+        root.masked_fill_(~largest(root.square(), topk), 0)
+    return root
+
+
+def softmax(q: Tensor, k: Tensor, outside: Tensor) -> tuple[Tensor, Tensor]:
+    """(weights [B, H, R, T], logsumexp [B, H, R]) of q_i . k_j / sqrt(Dg); (0, -inf) for an empty span."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    scores.masked_fill_(outside, -torch.inf)
+    norm = scores.logsumexp(-1)
+    return scores.sub_(norm.masked_fill(norm == -torch.inf, 0)[..., None]).exp_(), norm
