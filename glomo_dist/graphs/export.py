@@ -1,0 +1,233 @@
+"""From a frozen predictor and encoded examples to a graph store, in restartable chunks.
+
+Every chunk is written whole, then its sidecar `.json` with the SHA-256, and index.json when all chunks are there.
+Run again with the same settings, the export keeps the chunks that still match their hash and makes the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from glomo_kernels import SparseGraph
+from safetensors.numpy import save
+
+from glomo_dist.graphs.store import DIRECTIONS, FORMAT, VERSION, ChunkEntry, GraphStoreError, check_chunk
+from glomo_dist.model.glomo import Glomo
+from glomo_dist.runtime import config, files
+from glomo_dist.runtime.errors import CheckpointError, ConfigError, DataError
+from glomo_dist.runtime.fingerprint import code_version, fingerprint
+from glomo_dist.runtime.progress import bar
+
+INDEX, SETTINGS = "index.json", "settings.json"
+
+
+@dataclass(frozen=True)
+class StoreMeta:
+    """What the graphs are of: recorded in the index and checked when the store is used.
+
+    data: fingerprint of the task's data; model, tokenizer: of the predictor; max_units: the truncation applied.
+    """
+
+    task: str
+    task_version: int
+    data: str
+    model: str
+    tokenizer: str
+    max_units: int | None
+
+
+def export_graphs(
+    model: Glomo,
+    splits: dict[str, list[np.ndarray[Any, Any]]],
+    out: str | Path,
+    *,
+    meta: StoreMeta,
+    keep: int | None = 8,
+    batch_tokens: int = 16384,
+    chunk_units: int = 1 << 18,
+) -> Path:
+    """Write the graphs of every example of every split to the store `out`; returns `out`.
+
+    splits: per split the predictor's token ids of each example, integer [n] with n ≥ 0, already truncated.
+    keep: at most so many largest edges per row, renormalised (None: all).
+    batch_tokens: padded units per forward pass.  chunk_units: units per file, the unit of restarting.
+    Raises GraphStoreError if `out` was begun with other settings, GlomoError if it holds something else.
+    """
+    out = Path(out)
+    if keep is not None and keep < 1:
+        raise ConfigError(f"export: keep must be at least 1, or none to keep all edges; got {keep}.")
+    _check_ids(model, splits)
+    lengths = {name: np.array([len(e) for e in examples], np.int64) for name, examples in splits.items()}
+    settings = {
+        **config.to_dict(meta),
+        "format": FORMAT,
+        "version": VERSION,
+        "layers": model.config.layers,
+        "heads": model.config.heads,
+        "keep": keep,
+        "chunk_units": chunk_units,
+        "examples": {name: fingerprint([e.tolist() for e in examples]) for name, examples in splits.items()},
+    }
+    _begin(out, settings)
+    was_training = model.training
+    model.eval()
+    entries: dict[str, list[ChunkEntry]] = {name: [] for name in splits}
+    try:
+        with bar(total=int(sum(n.sum() for n in lengths.values())), desc="export", unit="unit") as progress:
+            for name, examples in splits.items():
+                for number, (first, last) in enumerate(_chunks(lengths[name], chunk_units)):
+                    path = out / f"chunk-{name}-{number:05d}.safetensors"
+                    entry = _finished(path, first, last - first)
+                    if entry is None:
+                        arrays = _predict(model, examples[first:last], keep, batch_tokens, progress.update)
+                        entry = _write(path, arrays, first, last - first)
+                    else:
+                        progress.update(int(lengths[name][first:last].sum()))
+                    entries[name].append(entry)
+    finally:
+        model.train(was_training)
+    index = {k: v for k, v in settings.items() if k not in ("chunk_units", "examples")}
+    index["code"] = code_version()
+    index["splits"] = {
+        name: {
+            "examples": len(splits[name]),
+            "units": int(lengths[name].sum()),
+            "edges": sum(c.edges for c in chunks),
+            "chunks": [config.to_dict(c) for c in chunks],
+        }
+        for name, chunks in entries.items()
+    }
+    files.write_json(out / INDEX, index)
+    return out
+
+
+def _check_ids(model: Glomo, splits: dict[str, list[np.ndarray[Any, Any]]]) -> None:
+    vocabulary = model.config.vocab_size
+    for name, examples in splits.items():
+        for number, ids in enumerate(examples):
+            if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= vocabulary):
+                raise CheckpointError(
+                    f"export: {name} example {number} has unit ids {int(ids.min())}..{int(ids.max())}, the "
+                    f"model's vocabulary is 0..{vocabulary - 1}. Use the tokenizer the model was trained with."
+                )
+            if model.config.image and len(ids) != model.config.image[0] * model.config.image[1]:
+                raise DataError(
+                    f"export: {name} example {number} has {len(ids)} pixels, the model is for images of "
+                    f"{model.config.image[0]} x {model.config.image[1]}."
+                )
+
+
+def _begin(out: Path, settings: dict[str, Any]) -> None:
+    """Create the folder with its settings, or make sure it was begun with the same ones."""
+    if not (out / SETTINGS).is_file():
+        files.require_absent_or_empty(out)
+        files.write_json(out / SETTINGS, settings)
+        return
+    before = files.read_json(out / SETTINGS)
+    different = [k for k in settings if not isinstance(before, dict) or before.get(k) != settings[k]]
+    if different:
+        key = different[0]
+        was = before.get(key) if isinstance(before, dict) else before
+        raise GraphStoreError(
+            f"{out} was begun with other settings: {key} is {was!r} there and {settings[key]!r} now. "
+            "Choose another folder, or delete this one."
+        )
+
+
+def _chunks(lengths: np.ndarray[Any, Any], chunk_units: int) -> list[tuple[int, int]]:
+    """Ranges of consecutive examples with about `chunk_units` units each."""
+    group = np.cumsum(lengths) // chunk_units
+    starts = np.flatnonzero(np.diff(group, prepend=-1)) if len(lengths) else np.zeros(0, np.int64)
+    return (
+        list(zip(starts.tolist(), [*starts[1:].tolist(), len(lengths)], strict=True)) if len(starts) else []
+    )
+
+
+def _finished(path: Path, first: int, examples: int) -> ChunkEntry | None:
+    """The entry of a chunk written by an earlier run, or None if it must be made (again)."""
+    sidecar = path.with_suffix(".json")
+    if not sidecar.is_file():
+        return None
+    try:
+        entry = config.from_dict(ChunkEntry, files.read_json(sidecar), str(sidecar))
+        check_chunk(path, entry.bytes, entry.sha256)
+    except (ConfigError, DataError):
+        return None
+    return entry if (entry.name, entry.first, entry.examples) == (path.name, first, examples) else None
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray[Any, Any]], first: int, examples: int) -> ChunkEntry:
+    files.write_bytes(path, save(arrays))
+    edges = sum(int(arrays[f"{d}.edges"][-1]) for d in DIRECTIONS)
+    entry = ChunkEntry(path.name, first, examples, edges, path.stat().st_size, files.sha256_file(path))
+    files.write_json(path.with_suffix(".json"), config.to_dict(entry))
+    return entry
+
+
+@torch.inference_mode()
+def _predict(
+    model: Glomo, examples: Sequence[np.ndarray[Any, Any]], keep: int | None, batch_tokens: int, done: Any
+) -> dict[str, np.ndarray[Any, Any]]:
+    """The arrays of one chunk (see graphs/store.py), computed in batches of similar length."""
+    lengths = np.array([len(e) for e in examples], np.int64)
+    rows: dict[str, list[Any]] = {d: [_no_edges()] * len(examples) for d in DIRECTIONS}
+    order = [i for i in np.argsort(-lengths, kind="stable").tolist() if lengths[i] > 0]
+    at = 0
+    while at < len(order):
+        T = int(lengths[order[at]])
+        batch = order[at : at + max(1, batch_tokens // T)]
+        at += len(batch)
+        tokens = np.zeros((len(batch), T), np.int64)
+        for b, i in enumerate(batch):
+            tokens[b, : lengths[i]] = examples[i]
+        n = lengths[batch]
+        graphs = model.graphs(torch.from_numpy(tokens), torch.from_numpy(n), keep=keep)
+        for direction, graph in zip(DIRECTIONS, graphs, strict=True):
+            for i, example in zip(batch, _split(graph, n), strict=True):
+                rows[direction][i] = example
+        done(int(n.sum()))
+    arrays: dict[str, np.ndarray[Any, Any]] = {"units": lengths}
+    narrow = lengths.max(initial=0) <= np.iinfo(np.int16).max
+    for direction in DIRECTIONS:
+        counts, columns, weights = zip(*rows[direction], strict=True)
+        small = keep is not None and keep <= np.iinfo(np.uint8).max
+        arrays[f"{direction}.counts"] = np.concatenate(
+            counts, dtype=np.uint8 if small else np.int32, casting="unsafe"
+        )
+        arrays[f"{direction}.columns"] = np.concatenate(
+            columns, dtype=np.int16 if narrow else np.int32, casting="unsafe"
+        )
+        arrays[f"{direction}.weights"] = np.concatenate(weights)
+        arrays[f"{direction}.edges"] = np.cumsum([0] + [len(c) for c in columns], dtype=np.int64)
+    return arrays
+
+
+def _no_edges() -> tuple[np.ndarray[Any, Any], ...]:
+    return np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float16)
+
+
+def _split(graph: SparseGraph, lengths: np.ndarray[Any, Any]) -> list[tuple[np.ndarray[Any, Any], ...]]:
+    """Per example: row counts [C·n], columns and float16 weights of its live edges (those not rounded to 0)."""
+    B, C, T = graph.shape
+    weights = graph.weights.numpy().astype(np.float16)
+    columns = graph.columns.numpy()
+    offsets = graph.offsets.numpy()
+    live = weights > 0
+    if not live.all():
+        offsets = np.concatenate([[0], np.cumsum(live)])[offsets]
+        weights, columns = weights[live], columns[live]
+    counts = np.diff(offsets).reshape(B, C, T)
+    bounds = offsets[:: C * T]
+    return [
+        (
+            counts[b, :, :n].reshape(-1).astype(np.int32),
+            columns[bounds[b] : bounds[b + 1]].copy(),
+            weights[bounds[b] : bounds[b + 1]].copy(),
+        )
+        for b, n in enumerate(lengths.tolist())
+    ]

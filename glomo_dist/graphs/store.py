@@ -1,0 +1,251 @@
+"""The graph store: sparse graphs of a task's examples on disk, assembled into batches from a memory map.
+
+    index.json               what the graphs are of, and where: {format: "glomo-graphs", version: 1, …}
+    chunk-<split>-00000.safetensors
+                             consecutive examples of one split:
+        units      int64 [n]            units of each example (after truncation to `max_units`)
+        <direction>.counts  uint8 | int32 [Σ C·units]   live edges of each row, order (example, component, unit)
+        <direction>.columns int16 | int32 [E]           the j of each edge, rows in the order of `counts`
+        <direction>.weights float16 [E]                 its weight; rows sum to 1 up to float16 rounding
+        <direction>.edges   int64 [n+1]                 where the edges of each example begin
+
+`direction` is "forward" (edges j < i) or "backward" (j > i). Row counts are stored rather than row offsets:
+the same information in an eighth of the bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from glomo_kernels import SparseGraph
+
+from glomo_dist.graphs.mapped import map_safetensors
+from glomo_dist.runtime import config, files
+from glomo_dist.runtime.errors import DataError
+
+FORMAT, VERSION = "glomo-graphs", 1
+DIRECTIONS = ("forward", "backward")
+EXPORT_AGAIN = "Delete the folder and run `glomo export` again."
+
+
+class GraphStoreError(DataError):
+    """A graph store is missing, damaged, of another format version, or of other data than it is used with."""
+
+
+@dataclass(frozen=True)
+class ChunkEntry:
+    name: str
+    first: int
+    examples: int
+    edges: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SplitEntry:
+    examples: int
+    units: int
+    edges: int
+    chunks: tuple[ChunkEntry, ...]
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """The content of index.json. `data` is the fingerprint of the task data, `model` of the predictor."""
+
+    format: str
+    version: int
+    task: str
+    task_version: int
+    data: str
+    model: str
+    tokenizer: str
+    layers: int
+    heads: int
+    keep: int | None
+    max_units: int | None
+    code: str
+    splits: dict[str, Any]
+
+    @property
+    def components(self) -> int:
+        """Components of a mixed graph: every layer and head, and the products down the layers."""
+        return (2 * self.layers - 1) * self.heads
+
+    def component_names(self) -> list[str]:
+        """Names in the order of `graph_mix(heads=K)`: G0.k, G1.k, P1.k, G2.k, P2.k … (P the product Λ)."""
+        kinds = ["G0"] + [f"{kind}{layer}" for layer in range(1, self.layers) for kind in "GP"]
+        return [f"{kind}.{head}" for kind in kinds for head in range(self.heads)]
+
+
+class GraphStore:
+    """Graphs of all examples of a task, by split and index. Open one with `GraphStore.open`."""
+
+    def __init__(self, folder: Path, info: StoreInfo, splits: dict[str, SplitEntry]) -> None:
+        self.folder = folder
+        self.info = info
+        self.splits = splits
+        self._starts = {s: np.array([c.first for c in e.chunks], np.int64) for s, e in splits.items()}
+        self._chunks: dict[str, dict[str, np.ndarray[Any, Any]]] = {}
+
+    @classmethod
+    def open(cls, folder: str | Path, verify: bool = False) -> GraphStore:
+        """Read and check the index; the chunks are mapped when first used.
+
+        verify: also compare every chunk with its SHA-256 (reads all bytes).
+        Raises GraphStoreError if the folder is not a whole store of this format version.
+        """
+        folder = Path(folder)
+        if not (folder / "index.json").is_file():
+            unfinished = (folder / "settings.json").is_file()
+            raise GraphStoreError(
+                f"{folder}: no index.json, so no finished graph store. "
+                + (
+                    "The export was interrupted: run the same `glomo export` again, it continues."
+                    if unfinished
+                    else "Make one with `glomo export`, or check the path."
+                )
+            )
+        values = files.read_json(folder / "index.json")
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise GraphStoreError(f"{folder / 'index.json'}: not the index of a graph store ({FORMAT}).")
+        if values.get("version") != VERSION:
+            raise GraphStoreError(
+                f"{folder / 'index.json'}: format version {values.get('version')}, this program reads "
+                f"version {VERSION}. {EXPORT_AGAIN}"
+            )
+        where = str(folder / "index.json")
+        info = config.from_dict(StoreInfo, values, where)
+        splits = {
+            name: config.from_dict(SplitEntry, entry, f"{where}: splits.{name}")
+            for name, entry in info.splits.items()
+        }
+        for entry in splits.values():
+            for chunk in entry.chunks:
+                check_chunk(folder / chunk.name, chunk.bytes, chunk.sha256 if verify else None)
+        return cls(folder, info, splits)
+
+    def check(self, task: str, task_version: int, data: str, max_units: int | None) -> None:
+        """Refuse graphs of another task, version, data or truncation than the caller works with."""
+        info = self.info
+        for name, ours, theirs in (
+            ("task", info.task, task),
+            ("task version", info.task_version, task_version),
+            ("task data fingerprint", info.data, data),
+            ("max_units", info.max_units, max_units),
+        ):
+            if ours != theirs:
+                raise GraphStoreError(
+                    f"graph store {self.folder} does not fit the job: its {name} is {ours!r}, the job's is "
+                    f"{theirs!r}. Export the graphs for this job (same task, source, max_examples and "
+                    f"max_units), or point the job at the right store."
+                )
+
+    def batch(
+        self, split: str, indices: Sequence[int] | np.ndarray[Any, Any], T: int | None = None
+    ) -> tuple[SparseGraph, SparseGraph]:
+        """Graphs (forward, backward) of the examples `indices` of `split`, shape (B, layers·heads, T).
+
+        T: padded length, default the longest example of the batch; rows of padding units are empty.
+        Raises GraphStoreError for an unknown split or index and for a damaged chunk, ValueError if T is too
+        small.
+        """
+        if split not in self.splits:
+            raise GraphStoreError(f"{self.folder}: no split {split!r}; it has {', '.join(self.splits)}.")
+        indices = np.asarray(indices, np.int64)
+        entry = self.splits[split]
+        if indices.size and (indices.min() < 0 or indices.max() >= entry.examples):
+            raise GraphStoreError(
+                f"{self.folder}: split {split!r} has examples 0..{entry.examples - 1}, asked for "
+                f"{indices.min()}..{indices.max()}. Export the whole task again."
+            )
+        located = []
+        for number, index in zip(
+            (np.searchsorted(self._starts[split], indices, "right") - 1).tolist(),
+            indices.tolist(),
+            strict=True,
+        ):
+            chunk = entry.chunks[number]
+            located.append((self._chunk(chunk), index - chunk.first))
+        units = [int(chunk["units"][at]) for chunk, at in located]
+        longest = max(units, default=0)
+        if T is None:
+            T = longest
+        elif longest > T:
+            raise ValueError(f"GraphStore.batch: T = {T}, but an example has {longest} units.")
+        return self._assemble(located, units, T, "forward"), self._assemble(located, units, T, "backward")
+
+    def units(self, split: str) -> np.ndarray[Any, Any]:
+        """Units of every example of `split`, int64 [examples]."""
+        return np.concatenate(
+            [np.zeros(0, np.int64)] + [self._chunk(c)["units"] for c in self.splits[split].chunks]
+        )
+
+    def _assemble(
+        self,
+        located: list[tuple[dict[str, np.ndarray[Any, Any]], int]],
+        units: list[int],
+        T: int,
+        direction: str,
+    ) -> SparseGraph:
+        B, C = len(located), self.info.layers * self.info.heads
+        counts = np.zeros((B, C, T), np.int32)
+        columns, weights = [], []
+        for b, ((chunk, at), n) in enumerate(zip(located, units, strict=True)):
+            row = int(chunk["rows"][at])
+            counts[b, :, :n] = chunk[f"{direction}.counts"][C * row : C * (row + n)].reshape(C, n)
+            edges = chunk[f"{direction}.edges"]
+            begin, end = int(edges[at]), int(edges[at + 1])
+            columns.append(chunk[f"{direction}.columns"][begin:end])
+            weights.append(chunk[f"{direction}.weights"][begin:end])
+        # Padding rows are empty, so the edges of the batch are those of its examples one after the other.
+        offsets = np.zeros(B * C * T + 1, np.int64)
+        np.cumsum(counts.reshape(-1), out=offsets[1:])
+        empty = not columns
+        return SparseGraph(
+            torch.from_numpy(offsets),
+            torch.from_numpy(np.zeros(0, np.int32) if empty else np.concatenate(columns, dtype=np.int32)),
+            torch.from_numpy(np.zeros(0, np.float32) if empty else np.concatenate(weights, dtype=np.float32)),
+            (B, C, T),
+        )
+
+    def _chunk(self, entry: ChunkEntry) -> dict[str, np.ndarray[Any, Any]]:
+        if entry.name not in self._chunks:
+            path = self.folder / entry.name
+            try:
+                arrays = map_safetensors(path)
+                arrays["rows"] = np.concatenate([[0], np.cumsum(arrays["units"])])
+                complete = len(arrays["units"]) == entry.examples and all(
+                    int(arrays[f"{d}.edges"][-1])
+                    == len(arrays[f"{d}.columns"])
+                    == len(arrays[f"{d}.weights"])
+                    and len(arrays[f"{d}.counts"])
+                    == self.info.layers * self.info.heads * int(arrays["units"].sum())
+                    for d in DIRECTIONS
+                )
+            except (OSError, ValueError, KeyError, TypeError) as e:
+                raise GraphStoreError(f"{path}: damaged chunk of a graph store ({e}). {EXPORT_AGAIN}") from e
+            if not complete:
+                raise GraphStoreError(f"{path}: its arrays do not fit the index. {EXPORT_AGAIN}")
+            self._chunks[entry.name] = arrays
+        return self._chunks[entry.name]
+
+
+def check_chunk(path: Path, size: int, sha256: str | None) -> None:
+    """Raise GraphStoreError unless the file is there, has `size` bytes and, if given, that SHA-256."""
+    if not path.is_file():
+        raise GraphStoreError(f"{path} is missing from the graph store. {EXPORT_AGAIN}")
+    if path.stat().st_size != size:
+        raise GraphStoreError(
+            f"{path}: {path.stat().st_size} bytes, the index says {size}. The file is damaged. {EXPORT_AGAIN}"
+        )
+    if sha256 is not None and files.sha256_file(path) != sha256:
+        raise GraphStoreError(
+            f"{path}: its SHA-256 is not the recorded one. The file is damaged. {EXPORT_AGAIN}"
+        )

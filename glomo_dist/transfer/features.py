@@ -1,0 +1,162 @@
+"""What a task model sees of each unit: frozen word vectors, learned embeddings, or pixels.
+
+A spec is a string: "pixels", "learned" or "learned:WIDTH", or the path or URL of word vectors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+import numpy as np
+
+from glomo_dist.runtime.errors import ConfigError, DataError
+from glomo_dist.transfer.sources import lines
+
+
+@dataclass(frozen=True)
+class WordVectors:
+    """Frozen vectors float32 [n, d] of `words`; `where` is the file they come from."""
+
+    words: dict[str, int]
+    vectors: np.ndarray[Any, Any]
+    where: str
+
+    @classmethod
+    def load(cls, source: str, only: Collection[str] | None = None, width: int | None = None) -> WordVectors:
+        """Read `.npz` (arrays words [n], vectors [n, d]) or GloVe text ("word v1 … vd" a line), local or URL.
+
+        The text may be compressed (.gz .xz .zst), begin with word2vec's header line "count width", and have
+        spaces inside words. The first of several vectors of a word counts.
+        only: keep just these words (a large file is then read in little memory).
+        width: the d that must come, or DataError.
+        """
+        loaded = _npz(source, only) if source.endswith(".npz") else _text(source, only, width)
+        if width is not None and loaded.width != width:
+            raise DataError(
+                f"{source}: vectors of width {loaded.width}, expected {width}. Use the matching file."
+            )
+        return loaded
+
+    @property
+    def width(self) -> int:
+        return int(self.vectors.shape[1])
+
+    def table(self, vocabulary: list[str]) -> np.ndarray[Any, Any]:
+        """float32 [len(vocabulary), d]; a word without a vector is a row of zeros."""
+        table = np.zeros((len(vocabulary), self.width), np.float32)
+        rows = [(i, self.words[word]) for i, word in enumerate(vocabulary) if word in self.words]
+        if not rows:
+            raise DataError(
+                f"{self.where}: none of the task's {len(vocabulary)} words has a vector. Wrong language?"
+            )
+        at, of = np.array(rows, np.int64).T
+        table[at] = self.vectors[of]
+        return table
+
+
+def learned_width(spec: str, default: int) -> int:
+    """WIDTH of "learned:WIDTH", `default` for "learned"."""
+    _, colon, width = spec.partition(":")
+    if not colon:
+        return default
+    if not width.isdigit() or int(width) < 1:
+        raise ConfigError(f"features {spec!r}: expected learned or learned:WIDTH with a width of at least 1.")
+    return int(width)
+
+
+def is_learned(spec: str) -> bool:
+    return spec == "learned" or spec.startswith("learned:")
+
+
+def pixel_positions(height: int, width: int) -> np.ndarray[Any, Any]:
+    """Coordinates (y, x) of each pixel in raster order, each in [-1, 1]: float32 [H·W, 2]."""
+    y = np.linspace(-1, 1, height, dtype=np.float32)
+    x = np.linspace(-1, 1, width, dtype=np.float32)
+    return np.stack(np.meshgrid(y, x, indexing="ij"), -1).reshape(height * width, 2)
+
+
+def table_fingerprint(table: np.ndarray[Any, Any]) -> str:
+    return hashlib.sha256(str(table.shape).encode() + table.tobytes()).hexdigest()[:16]
+
+
+def _npz(source: str, only: Collection[str] | None) -> WordVectors:
+    try:
+        with fsspec.open(source, "rb") as f, np.load(f, allow_pickle=False) as archive:
+            for key in ("words", "vectors"):
+                if key not in archive.files:
+                    raise DataError(f"{source}: array {key!r} is missing; it has {', '.join(archive.files)}.")
+            words, vectors = archive["words"], archive["vectors"]
+    except FileNotFoundError:
+        raise DataError(f"{source} does not exist. Check the path or URL.") from None
+    except (OSError, ValueError, zipfile.BadZipFile) as e:
+        raise DataError(f"{source}: not a readable .npz file ({e}).") from None
+    if words.ndim != 1 or vectors.ndim != 2 or len(words) != len(vectors):
+        raise DataError(
+            f"{source}: expected words [n] and vectors [n, d], got {words.shape} and {vectors.shape}."
+        )
+    bad = np.flatnonzero(~np.isfinite(vectors).all(1))
+    if bad.size:
+        raise DataError(f"{source}: the vector of word {words[bad[0]]!r} (row {bad[0]}) is not finite.")
+    kept = _first_rows([str(w) for w in words.tolist()], only)
+    return WordVectors(
+        {word: i for i, word in enumerate(kept)}, vectors[list(kept.values())].astype(np.float32), source
+    )
+
+
+def _first_rows(words: list[str], only: Collection[str] | None) -> dict[str, int]:
+    rows: dict[str, int] = {}
+    for i, word in enumerate(words):
+        if (only is None or word in only) and word not in rows:
+            rows[word] = i
+    return rows
+
+
+def _text(source: str, only: Collection[str] | None, width: int | None) -> WordVectors:
+    words: dict[str, int] = {}
+    vectors: list[np.ndarray[Any, Any]] = []
+    for number, line in lines(source):
+        line = line.rstrip()
+        cells = line.split(" ")
+        if number == 1 and len(cells) == 2 and all(cell.isdigit() for cell in cells):
+            width = width or int(cells[1])  # word2vec's header
+            continue
+        if not line:
+            continue
+        if width is None:
+            width = len(cells) - 1
+        # With more cells than the width, the word itself has spaces (GloVe 840B), unless they are numbers too.
+        word, values = " ".join(cells[:-width]), cells[-width:]
+        if width < 1 or len(cells) <= width or (len(cells) > width + 1 and all(map(_number, cells[1:]))):
+            raise DataError(
+                f"{source}, line {number}: expected a word and {width} numbers, got {len(cells)} cells. "
+                "All vectors of a file have one width; repair or remove the line."
+            )
+        if word in words or (only is not None and word not in only):
+            continue
+        try:
+            vector = np.array(values, dtype=np.float32)
+        except ValueError as e:
+            raise DataError(
+                f"{source}, line {number}: {e}. Expected {width} numbers after the word."
+            ) from None
+        if not np.isfinite(vector).all():
+            raise DataError(f"{source}, line {number}: the vector of {word!r} is not finite.")
+        words[word] = len(words)
+        vectors.append(vector)
+    if width is None:
+        raise DataError(f"{source}: the file is empty. Expected a word and its numbers on each line.")
+    stacked = np.stack(vectors) if vectors else np.zeros((0, width), np.float32)
+    return WordVectors(words, stacked, source)
+
+
+def _number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True

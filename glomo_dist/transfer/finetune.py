@@ -1,0 +1,285 @@
+"""Train a task model on frozen graphs: `run(job) -> Result`, a plain function of the job."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from glomo_dist.graphs.store import GraphStore
+from glomo_dist.runtime import config
+from glomo_dist.runtime.errors import ConfigError, GlomoError
+from glomo_dist.runtime.fingerprint import code_version, derive_seed, fingerprint
+from glomo_dist.transfer.dataset import Task, TaskData, draw
+from glomo_dist.transfer.head import DIRECTIONS, Fusion, GraphMixture, Graphs
+from glomo_dist.transfer.inputs import Examples, Inputs, bucketed, by_length, encode
+from glomo_dist.transfer.models import Mix, PixelReader, TaskModel, TextReader
+from glomo_dist.transfer.result import FORMAT, VERSION, Epoch, MixedGraph, Result
+from glomo_dist.transfer.task import get_task
+
+EVALUATION_BATCH = 128  # examples; memory stays small, and dropout-free passes need no more
+
+
+@dataclass(frozen=True)
+class FinetuneJob:
+    """One training run.
+
+    arm: "none" (zeros for M H), "uniform" (the uniform graph), or any other name for the graphs in `graphs`.
+    graphs: path of the graph store; may be given for "none" and "uniform" too, where it only sizes the mixture,
+        so that all arms have the same parameters.
+    features: "pixels", "learned", "learned:WIDTH", or a file or URL of word vectors.
+    train_size: training examples, drawn by `seed` (None: all).  max_examples: cap of every split, the same for
+        all seeds and arms.  max_units: units per example (None: the task's own).
+    patience: epochs without a better dev metric before stopping.  threads: CPU threads; part of what makes a
+        result repeatable.
+    """
+
+    task: str
+    arm: str = "none"
+    task_source: str | None = None
+    graphs: str | None = None
+    features: str = "learned"
+    seed: int = 0
+    train_size: int | None = None
+    max_examples: int | None = None
+    max_units: int | None = None
+    epochs: int = 5
+    patience: int = 2
+    batch_size: int = 32
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    clip: float = 5.0
+    hidden: int = 64
+    reader: Literal["gru", "lstm"] = "gru"
+    fusion: Literal["concat", "gate"] = "concat"
+    mixtures: int = 1
+    conditioned: bool = False
+    dropout: float = 0.3
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "patience", "batch_size", "hidden", "mixtures", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"job: {name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("train_size", "max_examples", "max_units"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(f"job: {name} must be at least 1 or none, got {getattr(self, name)}.")
+        for name in ("lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"job: {name} must be positive, got {getattr(self, name)}.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"job: dropout must be in [0, 1), got {self.dropout}.")
+        if not self.needs_graphs:
+            return
+        if self.graphs is None:
+            raise ConfigError(
+                f"job: arm {self.arm!r} needs graphs, the path of a graph store (`glomo export`). The arms without "
+                "are none and uniform."
+            )
+
+    @property
+    def needs_graphs(self) -> bool:
+        return self.arm not in ("none", "uniform")
+
+
+def run(job: FinetuneJob) -> Result:
+    """Train on the task, stop early on dev, report test at the best dev epoch.
+
+    A pure function of the job and the files it names, for a given number of threads; the arms of one seed see the
+    same examples in the same order from the same initial parameters. Raises GlomoError for anything wrong with
+    the job or its files.
+    """
+    began = time.perf_counter()
+    task = get_task(job.task)
+    max_units = task_max_units(task, job.max_units)
+    data = task.load(job.task_source, job.max_examples)
+    store = None
+    if job.graphs is not None:
+        store = GraphStore.open(job.graphs)
+        store.check(task.name, task.version, data.fingerprint, max_units)
+    with _torch_state(job.seed, job.threads):
+        inputs = encode(data, task.unit, job.features, max_units, job.hidden)
+        model = build(job, inputs, len(data.classes), store)
+        training = _Training(job, inputs, model, store if job.needs_graphs else None)
+        curve, best = training.fit(began)
+        test, mixtures = training.test(store)
+    info = store.info if store else None
+    return Result(
+        format=FORMAT,
+        version=VERSION,
+        job=config.to_dict(job),
+        task=task.name,
+        task_version=task.version,
+        arm=job.arm,
+        seed=job.seed,
+        metric=task.metric,
+        test=test,
+        dev=curve[best].dev,
+        best_epoch=curve[best].epoch,
+        curve=tuple(curve),
+        seconds=time.perf_counter() - began,
+        majority=_majority(data),
+        classes=data.classes,
+        examples={**{name: len(e.labels) for name, e in inputs.splits.items()}, "train": len(training.train)},
+        parameters=sum(p.numel() for p in training.parameters),
+        components=tuple(info.component_names()) if info and job.needs_graphs else (),
+        mixtures=mixtures,
+        fingerprints={
+            "data": data.fingerprint,
+            "features": inputs.fingerprint,
+            "graphs": fingerprint(config.to_dict(info)) if info else None,
+            "model": info.model if info and job.needs_graphs else None,
+        },
+        code=code_version(),
+    )
+
+
+def task_max_units(task: Task, max_units: int | None) -> int | None:
+    """The truncation in force: the asked one, or the task's own; images are never cut."""
+    if task.unit == "pixels":
+        if max_units is not None:
+            raise ConfigError(f"max_units: task {task.name!r} has images, which cannot be cut; leave it out.")
+        return None
+    return task.max_units if max_units is None else max_units
+
+
+def build(job: FinetuneJob, inputs: Inputs, classes: int, store: GraphStore | None) -> TaskModel:
+    """The task model of `job`; without a store the mixture has one component."""
+    layers, heads = (store.info.layers, store.info.heads) if store else (1, 1)
+    mix: Mix = "graphs" if job.needs_graphs else job.arm  # type: ignore[assignment]
+    mixture = GraphMixture(inputs.width, layers, heads, job.mixtures, job.conditioned)
+    fusion = Fusion(job.fusion, inputs.width, 2 * job.mixtures)
+    reader: nn.Module
+    if inputs.shape is None:
+        reader = TextReader(job.reader, fusion.out, job.hidden, classes, job.dropout)
+    else:
+        reader = PixelReader(inputs.shape, fusion.out, job.hidden, classes, job.dropout)
+    return TaskModel(mix, mixture, fusion, reader, job.dropout)
+
+
+class _Training:
+    """The state of one run: examples, model, optimizer."""
+
+    def __init__(self, job: FinetuneJob, inputs: Inputs, model: TaskModel, store: GraphStore | None) -> None:
+        self.job, self.splits, self.features, self.model, self.store = (
+            job,
+            inputs.splits,
+            inputs.features,
+            model,
+            store,
+        )
+        available = len(self.splits["train"].labels)
+        if job.train_size is not None and job.train_size > available:
+            raise ConfigError(
+                f"job: train_size {job.train_size}, but task {job.task!r} has {available} examples."
+            )
+        self.train = np.array(draw(available, job.train_size, "train subset", job.seed), np.int64)
+        self.modules = nn.ModuleList([self.features, model])
+        self.parameters = list(self.modules.parameters())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=job.lr, weight_decay=job.weight_decay, fused=True
+        )
+
+    def fit(self, began: float) -> tuple[list[Epoch], int]:
+        """Train; leave the parameters of the best dev epoch in the model. Returns the curve and its best index."""
+        curve: list[Epoch] = []
+        best, best_state = 0, {}
+        for epoch in range(1, self.job.epochs + 1):
+            loss = self._epoch(epoch)
+            dev = self._accuracy("dev")
+            curve.append(Epoch(epoch, loss, dev, time.perf_counter() - began))
+            if len(curve) == 1 or dev > curve[best].dev:
+                best = len(curve) - 1
+                best_state = {name: value.clone() for name, value in self.modules.state_dict().items()}
+            if len(curve) - 1 - best >= self.job.patience:
+                break
+        self.modules.load_state_dict(best_state)
+        return curve, best
+
+    def test(self, store: GraphStore | None) -> tuple[float, tuple[MixedGraph, ...]]:
+        """The test metric, and the mixed graphs as they stand."""
+        sums: list[Tensor] = []
+        accuracy = self._accuracy("test", sums)
+        if self.store is None:
+            return accuracy, ()
+        weights = torch.stack(sums).sum(0)
+        weights = weights / weights.sum(-1, keepdim=True)
+        scale = self.model.mixture.scale.detach()
+        return accuracy, tuple(
+            MixedGraph(direction, float(scale[x, m]), tuple(weights[x, m].tolist()))
+            for x, direction in enumerate(DIRECTIONS)
+            for m in range(self.job.mixtures)
+        )
+
+    def _epoch(self, epoch: int) -> float:
+        examples = self.splits["train"]
+        generator = np.random.default_rng(derive_seed("order", self.job.seed, epoch))
+        self.modules.train()
+        total = torch.zeros(())
+        for chosen in bucketed(examples.lengths[self.train], self.job.batch_size, generator):
+            logits, labels, _, _ = self._forward("train", examples, self.train[chosen])
+            loss = nn.functional.cross_entropy(logits, labels)
+            self.optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.parameters, self.job.clip)
+            self.optimizer.step()
+            total += loss.detach() * len(labels)
+        mean = float(total) / len(self.train)
+        if not math.isfinite(mean):
+            raise GlomoError(
+                f"task {self.job.task!r}, arm {self.job.arm!r}, seed {self.job.seed}: the loss is {mean} in epoch "
+                f"{epoch}. Lower lr (now {self.job.lr:g}) and check the features for large values."
+            )
+        return mean
+
+    @torch.inference_mode()
+    def _accuracy(self, split: str, weight_sums: list[Tensor] | None = None) -> float:
+        """Share of right answers; adds the summed mixture weights of the real units to `weight_sums`."""
+        examples = self.splits[split]
+        self.modules.eval()
+        right = 0
+        for chosen in by_length(examples.lengths, EVALUATION_BATCH):
+            logits, labels, features, lengths = self._forward(split, examples, chosen)
+            right += int((logits.argmax(-1) == labels).sum())
+            if weight_sums is not None and self.store is not None:
+                weights = self.model.mixture.weights(features)
+                if weights.ndim == 5:  # conditioned: [2, mixtures, B, T, C]
+                    real = torch.arange(features.shape[1]) < lengths[:, None]
+                    weights = torch.einsum("xmbtc,bt->xmc", weights, real.to(weights.dtype))
+                weight_sums.append(weights)
+        return right / len(examples.labels)
+
+    def _forward(
+        self, split: str, examples: Examples, chosen: np.ndarray[Any, Any]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        units, lengths, labels = examples.batch(chosen)
+        graphs: Graphs | None = None
+        if self.store is not None:
+            graphs = self.store.batch(split, chosen, units.shape[1])
+        features = self.features(units)
+        return self.model(features, lengths, graphs), labels, features, lengths
+
+
+def _majority(data: TaskData) -> float:
+    labels = data.splits["test"].labels
+    return float(np.bincount(labels).max() / len(labels))
+
+
+@contextlib.contextmanager
+def _torch_state(seed: int, threads: int) -> Iterator[None]:
+    """Torch's random state and thread count for the block, put back afterwards."""
+    before = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed("finetune", seed))
+        torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)

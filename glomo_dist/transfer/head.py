@@ -1,0 +1,91 @@
+"""The transfer half of the paper: mixed graphs M = Σ_c w_c P_c, applied to features H, and fused with them.
+
+B batch, T units, D feature width, C components (layers, heads, and the products down the layers).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from glomo_kernels import SparseGraph, graph_mix
+from torch import Tensor, nn
+
+Graphs = tuple[SparseGraph, SparseGraph]  # forward (j < i), backward (j > i)
+DIRECTIONS = ("forward", "backward")
+
+
+class GraphMixture(nn.Module):
+    """`mixtures` mixed graphs per direction, each with its own weights and scale, applied to the features.
+
+    conditioned: the weights of a unit's row come from its own features (softmax of a linear map), else one
+        vector for the task. Both start as the plain mean of the components.
+    Initialised without random numbers, so that the rest of a model starts the same whatever the graphs are.
+    """
+
+    def __init__(
+        self, width: int, layers: int, heads: int, mixtures: int = 1, conditioned: bool = False
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.mixtures = mixtures
+        components = (2 * layers - 1) * heads
+        self.logits = nn.Parameter(torch.zeros(2, mixtures, components))
+        self.condition = nn.Parameter(torch.zeros(2, mixtures, components, width)) if conditioned else None
+        self.scale = nn.Parameter(torch.ones(2, mixtures))
+
+    def weights(self, features: Tensor) -> Tensor:
+        """[2, mixtures, C] for the task, or conditioned on features [B, T, D]: [2, mixtures, B, T, C]."""
+        if self.condition is None:
+            return self.logits.softmax(-1)
+        logits = torch.einsum("btd,xmcd->xmbtc", features, self.condition)
+        return (logits + self.logits[:, :, None, None]).softmax(-1)
+
+    def forward(self, features: Tensor, graphs: Graphs) -> Tensor:
+        """[B, T, D] -> [B, T, 2 · mixtures · D]: forward mixtures first."""
+        weights = self.weights(features)
+        mixed = [
+            self.scale[direction, m] * graph_mix(graph, weights[direction, m], features, heads=self.heads)
+            for direction, graph in enumerate(graphs)
+            for m in range(self.mixtures)
+        ]
+        return torch.cat(mixed, -1)
+
+    def uniform(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """What `forward` gives for the uniform graph, row i = 1 / (number of j before or after it)."""
+        mixed = uniform_mix(features, lengths)
+        return torch.cat([self.scale[x, m] * mixed[x] for x in range(2) for m in range(self.mixtures)], -1)
+
+
+def uniform_mix(features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Means of the features of all real units before each unit, and of all after it; O(T), no graph.
+
+    features [B, T, D], lengths [B] -> two [B, T, D]; zero in padding rows and where there is no such unit.
+    """
+    at = torch.arange(features.shape[1], device=features.device)
+    real = (at < lengths[:, None])[..., None]  # [B, T, 1]
+    features = features * real
+    sums = features.cumsum(1)
+    after = (lengths[:, None, None] - 1 - at[:, None]).clamp(min=1)
+    forward = (sums - features) / at.clamp(min=1)[:, None]
+    backward = (sums[:, -1:] - sums) / after
+    return forward * real, backward * real
+
+
+class Fusion(nn.Module):
+    """[H ; M H] by concatenation, or [H ; gate] with gate = linear ⊙ sigmoid(linear) over [H ; all M H].
+
+    width: D; mixed: how many mixed graphs, both directions together.  `out` is the resulting width.
+    """
+
+    def __init__(self, kind: Literal["concat", "gate"], width: int, mixed: int) -> None:
+        super().__init__()
+        fused = width * (1 + mixed)
+        self.linear = nn.Linear(fused, 2 * width) if kind == "gate" else None
+        self.out = fused if self.linear is None else 2 * width
+
+    def forward(self, features: Tensor, mixed: Tensor) -> Tensor:
+        both = torch.cat([features, mixed], -1)
+        if self.linear is None:
+            return both
+        return torch.cat([features, nn.functional.glu(self.linear(both))], -1)

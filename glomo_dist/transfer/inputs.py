@@ -1,0 +1,167 @@
+"""A task's examples as arrays that are cheap to batch: encoded once, features by one table look-up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from glomo_dist.runtime.errors import ConfigError, DataError
+from glomo_dist.transfer.dataset import Split, TaskData
+from glomo_dist.transfer.features import (
+    WordVectors,
+    is_learned,
+    learned_width,
+    pixel_positions,
+    table_fingerprint,
+)
+
+PAD, UNKNOWN = 0, 1
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Encoded examples of one split: `flat` holds the units of all, example i from starts[i] to starts[i + 1].
+
+    flat: word ids int32 [units], or pixels uint8 [units, channels].
+    """
+
+    flat: np.ndarray[Any, Any]
+    starts: np.ndarray[Any, Any]
+    labels: np.ndarray[Any, Any]
+
+    @property
+    def lengths(self) -> np.ndarray[Any, Any]:
+        return np.diff(self.starts)
+
+    def batch(self, indices: np.ndarray[Any, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """Units [B, T] or [B, T, channels] padded with 0, lengths int64 [B], labels int64 [B]; T ≥ 1."""
+        first, lengths = self.starts[indices], self.starts[indices + 1] - self.starts[indices]
+        T = max(1, int(lengths.max(initial=1)))
+        dtype = np.int64 if self.flat.ndim == 1 else np.uint8
+        units = np.zeros((len(indices), T, *self.flat.shape[1:]), dtype)
+        if len(indices):
+            parts = [self.flat[a : a + n] for a, n in zip(first.tolist(), lengths.tolist(), strict=True)]
+            units[np.arange(T) < lengths[:, None]] = np.concatenate(parts)
+        return torch.from_numpy(units), torch.from_numpy(lengths), torch.from_numpy(self.labels[indices])
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Encoded splits, what turns units into features, and the features' width and fingerprint."""
+
+    splits: dict[str, Examples]
+    features: nn.Module
+    width: int
+    shape: tuple[int, int] | None
+    fingerprint: str | None
+
+
+class WordFeatures(nn.Module):
+    """Word ids [B, T] -> vectors [B, T, D]; padding is zero. Frozen vectors are a buffer, learned ones parameters."""
+
+    def __init__(self, vocabulary: int, width: int, frozen: np.ndarray[Any, Any] | None) -> None:
+        super().__init__()
+        if frozen is not None:
+            self.register_buffer("table", torch.from_numpy(frozen), persistent=False)
+        else:
+            self.table = nn.Parameter(torch.randn(vocabulary, width) * width**-0.5)
+
+    def forward(self, units: Tensor) -> Tensor:
+        found = nn.functional.embedding(units, self.table, padding_idx=PAD)
+        return found if not self.table.requires_grad else found * (units != PAD)[..., None]
+
+
+class PixelFeatures(nn.Module):
+    """Pixels uint8 [B, H·W, channels] -> intensities in [0, 1] and the position (y, x) in [-1, 1]: [B, H·W, D]."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        super().__init__()
+        self.register_buffer("positions", torch.from_numpy(pixel_positions(*shape)), persistent=False)
+
+    def forward(self, units: Tensor) -> Tensor:
+        return torch.cat([units.float() / 255, self.positions.expand(len(units), -1, -1)], -1)
+
+
+def truncate(units: list[Any], max_units: int | None) -> list[Any]:
+    """Every example cut to its first `max_units` units (word tasks)."""
+    return units if max_units is None else [words[:max_units] for words in units]
+
+
+def encode(data: TaskData, unit: str, features: str, max_units: int | None, learned: int) -> Inputs:
+    """Encode all splits for the feature spec `features` (see features.py); `learned` is its default width."""
+    if unit == "pixels":
+        if features != "pixels":
+            raise ConfigError(f"features {features!r}: a task on pixels has the features 'pixels' only.")
+        return _pixels(data)
+    if features == "pixels":
+        raise ConfigError(
+            "features 'pixels': this task's units are words; use 'learned' or a file of word vectors."
+        )
+    return _words(data, features, max_units, learned)
+
+
+def _words(data: TaskData, features: str, max_units: int | None, learned: int) -> Inputs:
+    units = {name: truncate(split.units, max_units) for name, split in data.splits.items()}
+    # Learned embeddings know the words of train; vectors from a file may cover those of the other splits too.
+    known = ("train",) if is_learned(features) else tuple(units)
+    vocabulary = sorted({word for name in known for words in units[name] for word in words})
+    ids = {word: i for i, word in enumerate(vocabulary, UNKNOWN + 1)}
+    splits = {name: _encode_words(data.splits[name], units[name], ids) for name in units}
+    if is_learned(features):
+        width = learned_width(features, learned)
+        return Inputs(splits, WordFeatures(len(ids) + 2, width, None), width, None, None)
+    table = WordVectors.load(features, only=ids).table(["", "", *vocabulary])
+    table[:2] = 0
+    return Inputs(
+        splits,
+        WordFeatures(len(ids) + 2, table.shape[1], table),
+        table.shape[1],
+        None,
+        table_fingerprint(table),
+    )
+
+
+def _encode_words(split: Split, units: list[list[str]], ids: dict[str, int]) -> Examples:
+    starts = np.cumsum([0] + [len(words) for words in units], dtype=np.int64)
+    stream: Iterator[int] = (ids.get(word, UNKNOWN) for words in units for word in words)
+    return Examples(np.fromiter(stream, np.int32, int(starts[-1])), starts, split.labels)
+
+
+def _pixels(data: TaskData) -> Inputs:
+    shape = data.splits["train"].units[0].shape
+    splits = {}
+    for name, split in data.splits.items():
+        for number, image in enumerate(split.units):
+            if image.shape != shape:
+                raise DataError(
+                    f"{name} image {number} has shape {image.shape}, the first one {shape}. Resize them to one size."
+                )
+        stacked = np.stack(split.units).reshape(len(split.units) * shape[0] * shape[1], -1)
+        starts = np.arange(len(split.units) + 1, dtype=np.int64) * (shape[0] * shape[1])
+        splits[name] = Examples(stacked, starts, split.labels)
+    channels = next(iter(splits.values())).flat.shape[1]
+    return Inputs(splits, PixelFeatures(shape[:2]), channels + 2, shape[:2], None)
+
+
+def bucketed(
+    lengths: np.ndarray[Any, Any], batch_size: int, generator: np.random.Generator, pool: int = 32
+) -> list[np.ndarray[Any, Any]]:
+    """A random order of all examples as batches of similar length: sorted within pools of `pool` batches."""
+    order = generator.permutation(len(lengths))
+    batches = []
+    for start in range(0, len(order), pool * batch_size):
+        part = order[start : start + pool * batch_size]
+        part = part[np.argsort(lengths[part], kind="stable")]
+        batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
+    return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def by_length(lengths: np.ndarray[Any, Any], batch_size: int) -> list[np.ndarray[Any, Any]]:
+    """All examples once, shortest first, as batches (for evaluation: no padding to speak of)."""
+    order = np.argsort(lengths, kind="stable")
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]

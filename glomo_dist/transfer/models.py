@@ -1,0 +1,102 @@
+"""Small task models around the fused features: a recurrent reader for words, a convolutional one for pixels."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from glomo_dist.transfer.head import Fusion, GraphMixture, Graphs
+
+Mix = Literal["none", "uniform", "graphs"]
+
+
+class TaskModel(nn.Module):
+    """features H [B, T, D] -> mixture -> fusion -> reader -> class logits [B, classes].
+
+    mix: "none" puts zeros in the place of M H, "uniform" the uniform graph, "graphs" the given graphs. All three
+    have the same parameters and draw the same random numbers.
+    """
+
+    def __init__(
+        self, mix: Mix, mixture: GraphMixture, fusion: Fusion, reader: nn.Module, dropout: float
+    ) -> None:
+        super().__init__()
+        self.mix = mix
+        self.mixture = mixture
+        self.fusion = fusion
+        self.dropout = nn.Dropout(dropout)
+        self.reader = reader
+
+    def forward(self, features: Tensor, lengths: Tensor, graphs: Graphs | None) -> Tensor:
+        if self.mix == "graphs":
+            if graphs is None:
+                raise ValueError("TaskModel: this arm needs graphs, got None.")
+            mixed = self.mixture(features, graphs)
+        elif self.mix == "uniform":
+            mixed = self.mixture.uniform(features, lengths)
+        else:
+            B, T, D = features.shape
+            mixed = features.new_zeros(B, T, 2 * self.mixture.mixtures * D)
+        return self.reader(self.dropout(self.fusion(features, mixed)), lengths)
+
+
+class TextReader(nn.Module):
+    """Bidirectional GRU or LSTM, self-attention pooling, linear classifier.
+
+    The backward direction reads each text reversed within its length: the same numbers as packed sequences, in
+    less than half the time on a CPU.
+    """
+
+    def __init__(
+        self, kind: Literal["gru", "lstm"], width: int, hidden: int, classes: int, dropout: float
+    ) -> None:
+        super().__init__()
+        recurrent = nn.GRU if kind == "gru" else nn.LSTM
+        self.forwards = recurrent(width, hidden, batch_first=True)
+        self.backwards = recurrent(width, hidden, batch_first=True)
+        self.attend = nn.Linear(2 * hidden, hidden)
+        self.score = nn.Linear(hidden, 1)
+        self.dropout = nn.Dropout(dropout)
+        self.classify = nn.Linear(2 * hidden, classes)
+
+    def forward(self, units: Tensor, lengths: Tensor) -> Tensor:
+        """units [B, T, width], lengths [B] -> logits [B, classes]; an empty text counts as one zero unit."""
+        T = units.shape[1]
+        lengths = lengths.clamp(min=1)
+        at = torch.arange(T, device=units.device)
+        mirrored = lengths[:, None] - 1 - at
+        order = torch.where(mirrored >= 0, mirrored, at)[..., None]
+        ahead = self.forwards(units)[0]
+        back = self.backwards(units.gather(1, order.expand(-1, -1, units.shape[2])))[0]
+        states = torch.cat([ahead, back.gather(1, order.expand(-1, -1, back.shape[2]))], -1)
+        score = self.score(torch.tanh(self.attend(states))).squeeze(-1)
+        share = score.masked_fill(at >= lengths[:, None], float("-inf")).softmax(1)
+        return self.classify(self.dropout((share[..., None] * states).sum(1)))
+
+
+class PixelReader(nn.Module):
+    """Three 3 x 3 convolutions over the planes [pixel ; M pixel], mean pooling to 2 x 2, linear classifier."""
+
+    def __init__(self, shape: tuple[int, int], width: int, hidden: int, classes: int, dropout: float) -> None:
+        super().__init__()
+        self.shape = shape
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(width, hidden, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(hidden, hidden, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2, ceil_mode=True),
+            nn.Conv2d(hidden, hidden, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.classify = nn.Linear(4 * hidden, classes)
+
+    def forward(self, units: Tensor, lengths: Tensor) -> Tensor:
+        """units [B, H·W, width] in raster order -> logits [B, classes]; all images have one size."""
+        planes = units.transpose(1, 2).reshape(len(units), -1, *self.shape)
+        return self.classify(self.dropout(self.convolutions(planes)))

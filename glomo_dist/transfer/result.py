@@ -1,0 +1,84 @@
+"""What one fine-tuning job found, as a type, and its file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glomo_dist.runtime import config, files
+from glomo_dist.runtime.errors import DataError
+
+FORMAT, VERSION = "glomo-result", 1
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch: mean training cross-entropy (nats), the dev metric after it, seconds since the job began."""
+
+    epoch: int
+    train_loss: float
+    dev: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class MixedGraph:
+    """One mixed graph at the best epoch: its scale and the weight of each component (their sum is 1).
+
+    For a conditioned mixture, the mean weights over the units of the test split.
+    """
+
+    direction: str
+    scale: float
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Result of `finetune.run(job)`. Metrics are shares in [0, 1]; `test` is taken at the best dev epoch.
+
+    job: the fields of the job.  examples: per split, as used.  majority: share of the most frequent test class.
+    components: names in the order of `MixedGraph.weights` ("G1.0": layer 1, head 0; "P1.0": its product with the
+        layers below); empty for arms without graphs.
+    fingerprints: of the task data ("data"), the word vectors ("features"), the graphs' index ("graphs"), and the
+        predictor behind them ("model"); None where there is none.
+    """
+
+    format: str
+    version: int
+    job: dict[str, Any]
+    task: str
+    task_version: int
+    arm: str
+    seed: int
+    metric: str
+    test: float
+    dev: float
+    best_epoch: int
+    curve: tuple[Epoch, ...]
+    seconds: float
+    majority: float
+    classes: tuple[str, ...]
+    examples: dict[str, int]
+    parameters: int
+    components: tuple[str, ...]
+    mixtures: tuple[MixedGraph, ...]
+    fingerprints: dict[str, str | None]
+    code: str
+
+    def write(self, path: str | Path) -> None:
+        files.write_json(path, config.to_dict(self))
+
+    @classmethod
+    def read(cls, path: str | Path) -> Result:
+        """The result at `path`; raises DataError (missing, not a result, other version) or ConfigError (keys)."""
+        values = files.read_json(path)
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise DataError(f"{path}: not a result file ({FORMAT}).")
+        if values.get("version") != VERSION:
+            raise DataError(
+                f"{path}: format version {values.get('version')}, this program reads version {VERSION}. "
+                "Delete the result and evaluate again."
+            )
+        return config.from_dict(cls, values, str(path))

@@ -1,0 +1,91 @@
+"""Reading task files: local or by URL (fsspec), plain or compressed, with errors that name file and line."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+
+from glomo_dist.runtime.errors import DataError
+
+
+def lines(source: str) -> Iterator[tuple[int, str]]:
+    """(line number from 1, line without its end) of a UTF-8 text file, unpacked by its ending (.gz .xz .zst …).
+
+    Raises DataError for a missing, unreadable or damaged file and for bytes that are not UTF-8.
+    """
+    number = 0
+    try:
+        with fsspec.open(source, "rb", compression="infer") as f:
+            for number, raw in enumerate(f, 1):
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                yield number, line.rstrip("\r\n")
+    except FileNotFoundError:
+        raise DataError(f"{source} does not exist. Check the path or URL.") from None
+    except UnicodeDecodeError as e:
+        raise DataError(
+            f"{source}, line {number}: not UTF-8 text (byte {e.start} of the line). Convert it to UTF-8."
+        ) from None
+    except (EOFError, lzma.LZMAError, zlib.error) as e:
+        raise DataError(
+            f"{source}, after line {number}: damaged compressed file ({e}). Get it again."
+        ) from None
+    except OSError as e:
+        raise DataError(f"{source}: cannot be read ({e}).") from None
+
+
+def json_rows(source: str, keys: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("file, line n", row) of a .jsonl file; every row must be an object with `keys`."""
+    for number, line in lines(source):
+        if not line.strip():
+            continue
+        where = f"{source}, line {number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as e:
+            raise DataError(f"{where}: not valid JSON ({e.msg}).") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: expected a JSON object with the keys {', '.join(keys)}.")
+        for key in keys:
+            if key not in row:
+                raise DataError(
+                    f"{where}: key {key!r} is missing; the row has {', '.join(row) or 'no keys'}."
+                )
+        if "text" in keys and not isinstance(row["text"], str):
+            raise DataError(f"{where}: 'text' must be a string, got {row['text']!r}.")
+        yield where, row
+
+
+def whole_number(value: Any, where: str) -> int:
+    """An integer label, or DataError."""
+    if type(value) is int:
+        return value
+    if isinstance(value, str) and value.strip().lstrip("-").isdigit():
+        return int(value)
+    raise DataError(f"{where}: the label must be a whole number, got {value!r}.")
+
+
+def find(source: str, candidates: tuple[str, ...]) -> str | None:
+    """The first of the relative paths `candidates` that exists below `source`, joined to it."""
+    try:
+        fs, root = fsspec.core.url_to_fs(source)
+        for name in candidates:
+            if fs.exists(f"{root.rstrip('/')}/{name}"):
+                return f"{source.rstrip('/')}/{name}"
+    except (OSError, ValueError, ImportError) as e:
+        raise DataError(f"{source}: cannot be opened ({e}).") from None
+    return None
+
+
+def require(source: str | None, candidates: tuple[str, ...], task: str) -> str:
+    """`find`, or a DataError that lists what was looked for."""
+    if source is None:
+        raise DataError(f"task {task!r} needs a source: the folder or URL with {' or '.join(candidates)}.")
+    found = find(source, candidates)
+    if found is None:
+        raise DataError(f"task {task!r}: {source} has none of {', '.join(candidates)}.")
+    return found

@@ -1,0 +1,18 @@
+"""The tasks there are. Adding one: a file in `tasks/` with a `TASK`, and its line in `TASKS`."""
+
+from __future__ import annotations
+
+from glomo_dist.runtime.errors import ConfigError, suggest
+from glomo_dist.transfer.dataset import Published, Split, Task, TaskData
+from glomo_dist.transfer.tasks import digits, docstring, imdb, sst2
+
+__all__ = ["TASKS", "Published", "Split", "Task", "TaskData", "get_task"]
+
+TASKS: dict[str, Task] = {task.name: task for task in (sst2.TASK, imdb.TASK, docstring.TASK, digits.TASK)}
+
+
+def get_task(name: str) -> Task:
+    """The task called `name`, or a ConfigError with near names and the list."""
+    if name not in TASKS:
+        raise ConfigError(f"unknown task {name!r}.{suggest(name, TASKS)}")
+    return TASKS[name]

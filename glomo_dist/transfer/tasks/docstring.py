@@ -1,0 +1,43 @@
+"""Which module a docstring comes from: a task made of what every machine has, for `make demo`.
+
+The rows are written by `glomo_dist.data.demo` with their split. No published number exists.
+"""
+
+from __future__ import annotations
+
+from glomo_dist.runtime.errors import DataError, suggest
+from glomo_dist.transfer.dataset import SPLITS, Row, Task, TaskData, text_data
+from glomo_dist.transfer.sources import json_rows, require
+
+
+def load(source: str | None, max_examples: int | None = None) -> TaskData:
+    """source: docstrings.jsonl or the folder with it; rows {text, label (module name), split}."""
+    if source is not None and source.endswith(".jsonl"):
+        path = source
+    else:
+        path = require(source, ("docstrings.jsonl",), "docstring")
+    found: dict[str, list[tuple[str, str, str]]] = {split: [] for split in SPLITS}
+    for where, row in json_rows(path, ("text", "label", "split")):
+        if row["split"] not in found:
+            raise DataError(f"{where}: unknown split {row['split']!r}.{suggest(str(row['split']), SPLITS)}")
+        found[row["split"]].append((row["text"], str(row["label"]), where))
+    classes = tuple(sorted({label for _, label, _ in found["train"]}))
+    number = {label: i for i, label in enumerate(classes)}
+    rows: dict[str, list[Row]] = {}
+    for split, items in found.items():
+        rows[split] = []
+        for text, label, where in items:
+            if label not in number:
+                raise DataError(f"{where}: label {label!r} does not occur in the train split.")
+            rows[split].append(Row(text, number[label], where))
+    return text_data("docstring", rows, classes, max_examples)
+
+
+TASK = Task(
+    name="docstring",
+    version=1,
+    unit="words",
+    load=load,
+    max_units=100,
+    data_source="docstrings of the standard library and the installed packages",
+)

@@ -1,0 +1,60 @@
+"""SST-2 (Socher et al. 2013, the GLUE form): sentiment of a sentence or phrase from a film review.
+
+Splits as published: train on train, tune on dev, report on test. GLUE's own test.tsv has no labels; a labelled
+copy is needed. No number is listed as published: GLoMo's paper does not report SST-2.
+"""
+
+from __future__ import annotations
+
+from glomo_dist.runtime.errors import DataError
+from glomo_dist.transfer.dataset import SPLITS, Row, Task, TaskData, text_data
+from glomo_dist.transfer.sources import json_rows, lines, require, whole_number
+
+CLASSES = ("negative", "positive")
+
+
+def load(source: str | None, max_examples: int | None = None) -> TaskData:
+    """source: a folder with {train,dev,test}.tsv (columns sentence, label) or sst2_{…}.jsonl[.xz] (text, label)."""
+    rows = {}
+    for split in SPLITS:
+        stem = f"sst2_{split}.jsonl"
+        path = require(source, (f"{split}.tsv", f"{stem}.xz", stem, f"{stem}.gz", f"{stem}.zst"), "sst2")
+        rows[split] = _tsv(path) if path.endswith(".tsv") else _jsonl(path)
+    return text_data("sst2", rows, CLASSES, max_examples)
+
+
+def _tsv(path: str) -> list[Row]:
+    rows = []
+    for number, line in lines(path):
+        where = f"{path}, line {number}"
+        cells = line.split("\t")
+        if number == 1 and "sentence" in cells:
+            if cells != ["sentence", "label"]:
+                raise DataError(
+                    f"{where}: expected the columns sentence and label, got {', '.join(cells)}. GLUE publishes "
+                    "test.tsv without labels: put a labelled copy in its place."
+                )
+            continue
+        if not line.strip():
+            continue
+        if len(cells) != 2:
+            raise DataError(f"{where}: expected sentence, tab, label; got {len(cells)} cells.")
+        rows.append(Row(cells[0], whole_number(cells[1], where), where))
+    return rows
+
+
+def _jsonl(path: str) -> list[Row]:
+    return [
+        Row(row["text"], whole_number(row["label"], where), where)
+        for where, row in json_rows(path, ("text", "label"))
+    ]
+
+
+TASK = Task(
+    name="sst2",
+    version=1,
+    unit="words",
+    load=load,
+    max_units=64,
+    data_source="SST-2 in its GLUE form (Socher et al. 2013)",
+)
