@@ -39,9 +39,10 @@ IGNORED = {"seq", "batch", "bsz", "bptt", "shift", "seed", "save", "lr", "clip",
 # Our parameter names -> theirs. The decoder's `out.weight` is the embedding (tied).
 NAMES = (
     (r"^embedding\.weight$", "enc_emb.weight"),
-    (r"^(for|back)wards\.decoder\.rnn\.", r"dec_net_\1.rnn_fw."),
-    (r"^(for|back)wards\.(?:graph|feature)_predictor\.", r"st_predictor_\1."),
-    (r"_(for|back)\.", lambda m: {"for": "_fw.", "back": "_bw."}[m[1]]),
+    (r"^forwards\.decoder\.rnn\.", "dec_net_fw.rnn_fw."),
+    (r"^backwards\.decoder\.rnn\.", "dec_net_bw.rnn_fw."),
+    (r"^forwards\.(graph|feature)_predictor\.", "st_predictor_fw."),
+    (r"^backwards\.(graph|feature)_predictor\.", "st_predictor_bw."),
     (r"_cnn\.(\d+)\.conv\.", r"_cnn.\1.0."),
     (r"_cnn\.(\d+)\.norm\.", r"_cnn.\1.1."),
     (r"\b(key|query)_maps\.", r"\1_dot_trans."),
@@ -76,7 +77,9 @@ def config_from_options(options: Mapping[str, Any]) -> GlomoConfig:
     if use_gru is None:
         use_gru = not no_gru if no_gru is not None else True
     elif no_gru is not None and bool(use_gru) == bool(no_gru):
-        raise ConfigError(f"ancestor options use_gru={use_gru!r} and no_gru={no_gru!r} contradict each other.")
+        raise ConfigError(
+            f"ancestor options use_gru={use_gru!r} and no_gru={no_gru!r} contradict each other."
+        )
     return GlomoConfig(
         vocab_size=int(o["ntokens"]),
         width=int(o["d"]),
@@ -117,7 +120,9 @@ def load(state_dict: Mapping[str, Tensor], options: Mapping[str, Any]) -> Ancest
     options = dict(options)
     embedding = state_dict.get("enc_emb.weight")
     if embedding is None:
-        raise CheckpointError("ancestor state dict: enc_emb.weight is missing; is this a model of the authors?")
+        raise CheckpointError(
+            "ancestor state dict: enc_emb.weight is missing; is this a model of the authors?"
+        )
     for name, size in zip(("ntokens", "d"), embedding.shape, strict=True):
         if name not in options and f"config/{name}" not in options:
             options[name] = size
@@ -266,8 +271,8 @@ def _to_their_names(module: nn.Module, state: dict[str, Any], prefix: str, _: An
         state[prefix + tied] = state[f"{prefix}enc_emb.weight"]
 
 
-def _to_our_names(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    ours = {_their_name(n): n for n in AncestorModel.__base__.state_dict(module.model)}  # type: ignore[union-attr]
+def _to_our_names(module: AncestorModel, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    ours = {_their_name(n): n for n in module.model.state_dict()}
     for name in [n for n in state if n.startswith(prefix)]:
         bare = name.removeprefix(prefix)
         value = state.pop(name)

@@ -47,7 +47,9 @@ class Glomo(nn.Module):
     def __init__(self, config: GlomoConfig) -> None:
         super().__init__()
         if config.vocab_size < 1:
-            raise ConfigError("model.vocab_size is 0: it must be filled in from the tokenizer before building.")
+            raise ConfigError(
+                "model.vocab_size is 0: it must be filled in from the tokenizer before building."
+            )
         self.config = config
         self.embedding = nn.Embedding(
             config.vocab_size, config.width, scale_grad_by_freq=config.scale_grad_by_freq
@@ -199,4 +201,7 @@ def _summarise(stats: list[list[AffinityStats]], lengths: Tensor, positions: Ten
         rows, live = torch.as_tensor(rows).clamp(min=1), torch.as_tensor(live).clamp(min=1)
         layers.append((empty / rows, edges / rows, entropy / live))
     names = ("empty_rows", "edges_per_row", "entropy")
-    return {name: torch.stack(v).float().detach() for name, v in zip(names, zip(*layers, strict=True), strict=True)}
+    return {
+        name: torch.stack(v).float().detach()
+        for name, v in zip(names, zip(*layers, strict=True), strict=True)
+    }

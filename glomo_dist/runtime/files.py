@@ -42,7 +42,9 @@ def write_bytes(path: str | Path, content: bytes) -> None:
             os.fsync(f.fileno())
         os.replace(temporary, path)
     except OSError as e:
-        raise GlomoError(f"cannot write {path}: {e.strerror or e}. Free space or choose another folder.") from e
+        raise GlomoError(
+            f"cannot write {path}: {e.strerror or e}. Free space or choose another folder."
+        ) from e
     finally:
         temporary.unlink(missing_ok=True)
     _fsync(path.parent)

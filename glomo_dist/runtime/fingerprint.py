@@ -30,7 +30,9 @@ def code_version() -> str:
     root = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
+        )
         return done.stdout.strip() if done.returncode == 0 else ""
 
     if not (root / ".git").exists() or not (commit := git("rev-parse", "--short=12", "HEAD")):

@@ -1,0 +1,201 @@
+"""What must hold for every GLoMo model, whatever its sizes: who sees whom, padding, directions, gradients."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from glomo_dist.model import Glomo, GlomoConfig
+from glomo_dist.model.feature_predictor import Rows
+from glomo_dist.model.glomo import reversal, reverse_graph
+from glomo_dist.runtime.errors import ConfigError
+
+KINDS = ("threshold", "bias", "relu", "square", "topk", "softmax")
+TEXT = GlomoConfig(vocab_size=23, width=16, heads=4, layers=2, sparsity="threshold")
+IMAGE = GlomoConfig(vocab_size=16, width=16, heads=2, layers=2, image=(4, 5))
+
+
+def build(config: GlomoConfig = TEXT, seed: int = 0, **changes: object) -> Glomo:
+    torch.manual_seed(seed)
+    values = {f: getattr(config, f) for f in config.__dataclass_fields__} | changes
+    return Glomo(GlomoConfig(**values)).double()  # type: ignore[arg-type]
+
+
+def tokens(B: int, T: int, vocabulary: int = 16) -> Tensor:
+    return torch.randint(0, vocabulary, (B, T), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("sparsity", KINDS)
+def test_graph_rows_are_distributions_over_earlier_units(sparsity: str) -> None:
+    model = build(sparsity=sparsity)
+    lengths = torch.tensor([9, 4, 1])
+    with torch.no_grad():
+        forward, backward = (g.dense() for g in model.graphs(tokens(3, 9), lengths))
+    assert forward.shape == (3, 8, 9, 9)
+    assert (forward.triu() == 0).all()
+    assert (backward.tril() == 0).all()
+    for graph in (forward, backward):
+        sums = graph.sum(-1)
+        assert ((sums - 1).abs() < 1e-6).logical_or(sums == 0).all()
+        assert (graph >= 0).all()
+        assert (graph[1, :, 4:] == 0).all()
+        assert (graph[1, :, :, 4:] == 0).all()
+        assert (graph[2] == 0).all()
+    assert (forward.sum(-1) > 0).any()
+    assert (backward.sum(-1) > 0).any()
+
+
+def test_keep_leaves_the_largest_edges() -> None:
+    model = build(sparsity="square")
+    lengths = torch.tensor([9])
+    with torch.no_grad():
+        whole, cut = model.graphs(tokens(1, 9), lengths)[1], model.graphs(tokens(1, 9), lengths, keep=2)[1]
+    top = whole.dense().topk(2, dim=-1)
+    expected = torch.zeros_like(whole.dense()).scatter(-1, top.indices, top.values)
+    expected = expected / expected.sum(-1, keepdim=True).clamp(min=1e-12)
+    assert torch.allclose(cut.dense(), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("config", [TEXT, IMAGE], ids=["text", "pixels"])
+def test_a_later_unit_changes_nothing_before_it(config: GlomoConfig) -> None:
+    model = build(config)
+    x = tokens(1, 20)
+    changed = x.clone()
+    changed[0, 12] = (x[0, 12] + 1) % 16
+    lengths = torch.tensor([20])
+    with torch.no_grad():
+        before, after = model.graphs(x, lengths), model.graphs(changed, lengths)
+    forward = before[0].dense() - after[0].dense()
+    backward = before[1].dense() - after[1].dense()
+    assert (forward[:, :, :12] == 0).all()
+    assert forward[:, :, 12:].abs().max() > 0
+    assert (backward[:, :, 13:] == 0).all()
+    assert backward[:, :, :13].abs().max() > 0
+
+
+def test_pixels_see_their_neighbours_above() -> None:
+    """One convolution: pixel (2, 2) sees (1, 1..3), (2, 1) and itself, no other."""
+    model = build(IMAGE, query_layers=1, layers=1)
+    predictor = model.forwards.graph_predictor
+    x = torch.randn(1, 20, 16, dtype=torch.float64, requires_grad=True)
+    predictor(x)[1][0, 2 * 5 + 2].sum().backward()
+    seen = x.grad.abs().sum(-1)[0].view(4, 5) > 0
+    expected = torch.zeros(4, 5, dtype=torch.bool)
+    expected[1, 1:4] = True
+    expected[2, 1:3] = True
+    assert torch.equal(seen, expected)
+
+
+@pytest.mark.parametrize("composition", ["gru", "lstm", "residual"])
+@pytest.mark.parametrize("sparsity", KINDS)
+def test_padding_changes_neither_loss_nor_gradients(sparsity: str, composition: str) -> None:
+    model = build(sparsity=sparsity, composition=composition)
+    x, lengths = tokens(2, 12), torch.tensor([12, 7])
+    positions = torch.tensor([[[0, 5, 11], [2, 3, 6]], [[1, 8, 9], [0, 4, 4]]])
+    both = model(x, lengths, positions)
+    both.loss_sum.backward()
+    together = {n: p.grad.clone() for n, p in model.named_parameters()}
+    model.zero_grad()
+    total, count = 0.0, 0
+    for b, n in enumerate(lengths.tolist()):
+        alone = model(x[b : b + 1, :n], lengths[b : b + 1], positions[:, b : b + 1])
+        alone.loss_sum.backward()
+        total, count = total + alone.loss_sum.item(), count + alone.targets.item()
+    assert both.loss_sum.item() == pytest.approx(total, rel=1e-12)
+    assert both.targets.item() == count
+    for name, p in model.named_parameters():
+        assert torch.allclose(together[name], p.grad, rtol=1e-9, atol=1e-12), name
+
+
+def test_every_parameter_is_trained() -> None:
+    for sparsity, composition in itertools.product(KINDS, ("gru", "lstm", "residual")):
+        model = build(sparsity=sparsity, composition=composition)
+        model(tokens(4, 16), torch.full((4,), 16), torch.randint(0, 12, (2, 4, 8))).loss_sum.backward()
+        for name, p in model.named_parameters():
+            assert p.grad is not None, (sparsity, composition, name)
+            assert torch.isfinite(p.grad).all(), (sparsity, composition, name)
+            assert p.grad.abs().max() > 0, (sparsity, composition, name)
+
+
+def test_loss_is_the_cross_entropy_of_the_following_units() -> None:
+    """The decoder and the targets by hand, one sampled unit at a time."""
+    model = build()
+    x, length = tokens(1, 10), torch.tensor([10])
+    for t in (0, 4, 8, 9):
+        got = model(x, length, torch.tensor([[[t]], [[t]]]))
+        total, count = 0.0, 0
+        for direction, ids in ((model.forwards, x), (model.backwards, x.flip(1))):
+            e = model.embedding(ids)
+            state = direction.feature_predictor.start(e)
+            keys, queries = direction.graph_predictor(e)
+            for layer in range(2):
+                scores = direction.graph_predictor.scores(layer, keys, queries)
+                state = direction.feature_predictor.step(layer, state, scores, Rows())
+            hidden = state[0][:, t].expand(2, 1, -1).contiguous()
+            given = torch.zeros(1, 1, 16, dtype=torch.float64)
+            for step in range(1, 4):
+                out, hidden = direction.decoder.rnn(given, hidden)
+                if t + step < 10:
+                    target = ids[0, t + step]
+                    total -= (out[0, 0] @ model.embedding.weight.T).log_softmax(-1)[target].item()
+                    count += 1
+                    given = e[:, t + step : t + step + 1]
+        assert got.targets.item() == count
+        assert got.loss_sum.item() == pytest.approx(total, rel=1e-10)
+
+
+def test_backward_direction_is_the_forward_one_on_the_reversed_sequence() -> None:
+    model = build()
+    model.backwards.load_state_dict(model.forwards.state_dict())
+    x, lengths = tokens(2, 8), torch.tensor([8, 8])
+    with torch.no_grad():
+        forward, backward = model.graphs(x, lengths)
+        mirrored, _ = model.graphs(x.flip(1), lengths)
+    assert torch.equal(backward.dense(), mirrored.dense().flip(-1, -2))
+    assert not torch.equal(forward.dense(), mirrored.dense())
+
+
+def test_reverse_graph_twice_is_the_graph() -> None:
+    model = build(sparsity="relu")
+    lengths = torch.tensor([9, 5, 1])
+    with torch.no_grad():
+        graph, _ = model.graphs(tokens(3, 9), lengths)
+    once = reverse_graph(graph, lengths)
+    assert torch.equal(once.dense()[0], graph.dense()[0].flip(-1, -2))
+    twice = reverse_graph(once, lengths)
+    for a, b in zip(graph, twice, strict=True):
+        assert torch.equal(a, b) if isinstance(a, Tensor) else a == b
+
+
+def test_reversal_leaves_padding() -> None:
+    assert reversal(torch.tensor([3, 0, 4]), 4).tolist() == [[2, 1, 0, 3], [0, 1, 2, 3], [3, 2, 1, 0]]
+
+
+def test_statistics_against_the_dense_graph() -> None:
+    model = build().train()
+    model.collect_stats = True
+    x, lengths = tokens(3, 9), torch.tensor([9, 6, 2])
+    positions = torch.stack([torch.arange(9), torch.arange(9)])[:, None].expand(2, 3, 9)
+    model(x, lengths, positions)
+    with torch.no_grad():
+        forward, backward = (g.dense().view(3, 2, 4, 9, 9) for g in model.graphs(x, lengths))
+    rows = 2 * (8 + 5 + 1)
+    edges = (forward > 0).sum((0, 3, 4)) + (backward > 0).sum((0, 3, 4))
+    live = (forward.sum(-1) > 0).sum((0, 3)) + (backward.sum(-1) > 0).sum((0, 3))
+    edges, live = edges.double(), live.double()
+    entropy = sum(-(g * g.clamp(min=1e-300).log()).sum((0, 3, 4)) for g in (forward, backward))
+    assert torch.allclose(model.last_stats["edges_per_row"].double(), edges / rows, atol=1e-6)
+    assert torch.allclose(model.last_stats["empty_rows"].double(), 1 - live / rows, atol=1e-6)
+    assert torch.allclose(model.last_stats["entropy"].double(), entropy / live.clamp(min=1), atol=1e-5)
+
+
+def test_bad_sizes_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"width 10 must be a multiple of model\.heads 4"):
+        GlomoConfig(width=10, heads=4)
+    with pytest.raises(ConfigError, match="vocab_size is 0"):
+        Glomo(GlomoConfig())
+    with pytest.raises(ConfigError, match="odd for images"):
+        GlomoConfig(image=(2, 2), kernel_size=2)
+    with pytest.raises(ValueError, match="4 x 5 pixels"):
+        build(IMAGE).graphs(tokens(1, 19), torch.tensor([19]))

@@ -1,0 +1,71 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from glomo_dist.model import Glomo, GlomoConfig, load_model, random_model, save_model
+from glomo_dist.runtime.errors import GlomoError
+
+CONFIG = GlomoConfig(vocab_size=11, width=8, heads=2, layers=1, key_layers=1, query_layers=1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    return save_model(tmp_path / "model", Glomo(CONFIG), {"kind": "words"}, {"steps": 7})
+
+
+def test_round_trip(folder: Path) -> None:
+    model, meta = load_model(folder)
+    torch.manual_seed(0)
+    expected = Glomo(CONFIG).state_dict()
+    assert all(torch.equal(v, expected[k]) for k, v in model.state_dict().items())
+    assert not model.training
+    assert meta["steps"] == 7
+    assert json.loads((folder / "tokenizer.json").read_text()) == {"kind": "words"}
+
+
+def test_fingerprint_follows_the_weights(folder: Path, tmp_path: Path) -> None:
+    again = save_model(tmp_path / "again", random_model(folder, seed=0))
+    other = save_model(tmp_path / "other", random_model(folder, seed=1))
+    marks = [load_model(f)[1]["fingerprint"] for f in (folder, again, other)]
+    assert marks[0] == marks[1] != marks[2]
+
+
+def test_random_model_leaves_the_global_generator_alone(folder: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    random_model(folder, seed=1)
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "config.json").unlink(), "holds no model"),
+        (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),
+        (lambda f: edit(f, version=9), "format version 9"),
+        (lambda f: edit(f, format="x"), "not a glomo-model"),
+        (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 40), "damaged"),
+        (lambda f: edit(f, model={**vars(CONFIG), "vocab_size": 12}), r"embedding.weight is \(11, 8\)"),
+        (lambda f: edit(f, model={**vars(CONFIG), "widht": 8}), "Did you mean 'width'"),
+    ],
+)
+def test_damage_is_named(folder: Path, damage, message: str) -> None:
+    damage(folder)
+    with pytest.raises(GlomoError, match=message) as caught:
+        load_model(folder)
+    assert str(folder) in str(caught.value)
+
+
+def edit(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_nothing_is_overwritten(folder: Path) -> None:
+    with pytest.raises(GlomoError, match="not empty"):
+        save_model(folder, Glomo(CONFIG))
