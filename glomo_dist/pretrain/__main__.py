@@ -1,0 +1,37 @@
+"""`torchrun ... -m glomo_dist.pretrain --job JOB.json`: one rank, as `launch.pretrain` starts it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from glomo_dist.pretrain import run_folder, worker
+from glomo_dist.pretrain.config import PretrainConfig
+from glomo_dist.runtime import files
+from glomo_dist.runtime.config import from_dict
+from glomo_dist.runtime.errors import GlomoError
+from glomo_dist.runtime.progress import say
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--job", required=True, help="JSON: config, data, out, valid")
+    parser.add_argument("--errors", help="where to write the message of an error instead of failing loudly")
+    arguments = parser.parse_args()
+    try:
+        value = files.read_json(arguments.job)
+        config = from_dict(PretrainConfig, value["config"], arguments.job)
+        worker.run(run_folder.resolve(config, value["data"], value["out"], value["valid"]))
+    except GlomoError as e:
+        if arguments.errors is None:
+            say(f"glomo: {e}")
+            sys.exit(2)
+        # All ranks agree on such an error and end here; a failing exit code would make torchrun add a page
+        # of its own traceback to the one line that matters.
+        if int(os.environ.get("RANK", "0")) == 0:
+            files.write_json(arguments.errors, {"type": type(e).__name__, "message": str(e)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""What one pretraining run is: model, data order, optimizer, precision, how often to save."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from glomo_dist.model import GlomoConfig
+from glomo_dist.runtime.errors import ConfigError
+
+# Settings that change neither the weights nor the order of samples: a run may be continued with other values.
+FREE_TO_CHANGE = ("checkpoint_every", "keep_checkpoints", "log_every", "max_bad_steps")
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """One run. Two runs with equal configurations, data and number of ranks give the same weights.
+
+    model: what is trained; `model.vocab_size` 0 is filled in from the tokenizer of the shards.
+    seed: of the initial weights, the order of samples, the sampled positions and dropout.
+    window: units of a training sequence at most (a longer document gives several).
+    global_batch: sequences per optimizer step over all ranks.  micro_batch: sequences per rank and backward
+        pass (None: the rank's whole share); smaller ones are accumulated and give the same step.
+    steps: optimizer steps.
+    positions_per_sequence: units per sequence and direction whose context is predicted (paper code: 20).
+    optimizer: adamw (with betas) or sgd (with momentum; the authors' run: lr 8, momentum 0.2, clip 0.25,
+        schedule plateau).
+    lr: peak learning rate.  schedule, after a linear warm-up of warmup_steps: cosine down to
+        final_lr_share * lr at the last step, constant, or plateau: each time plateau_patience validations in
+        a row were no better than the best, divide by plateau_divisor; the run ends below 1 % of lr.
+    weight_decay: decoupled for adamw; biases, norms and other vectors are spared.
+    clip: largest global gradient norm (None: no clipping).
+    valid_every: steps between validations (0: none; else validation shards are needed), each of
+        valid_batches global batches.
+    zero_stage: 0 replicates everything, 1 shares out optimizer states, 2 gradients too, 3 parameters too.
+    precision: fp32, or bf16 with fp32 master weights (zero_stage 1 or more).
+    deepspeed: path of a JSON file with further DeepSpeed settings, e.g. bucket sizes or offloading.
+    checkpoint_every: steps between checkpoints (the last step always is one).  keep_checkpoints: that stay.
+    log_every: steps between rows of log.jsonl and graph statistics.
+    max_bad_steps: steps in a row with a non-finite loss or gradient (they are skipped) before giving up.
+    """
+
+    model: GlomoConfig = field(default_factory=GlomoConfig)
+    seed: int = 0
+    window: int = 128
+    global_batch: int = 32
+    micro_batch: int | None = None
+    steps: int = 1000
+    positions_per_sequence: int = 20
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3
+    betas: tuple[float, ...] = (0.9, 0.98)
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    clip: float | None = 1.0
+    schedule: Literal["cosine", "constant", "plateau"] = "cosine"
+    warmup_steps: int = 0
+    final_lr_share: float = 0.1
+    plateau_patience: int = 3
+    plateau_divisor: float = 2.0
+    valid_every: int = 0
+    valid_batches: int = 8
+    zero_stage: int = 2
+    precision: Literal["fp32", "bf16"] = "fp32"
+    deepspeed: str | None = None
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    log_every: int = 1
+    max_bad_steps: int = 10
+
+    def __post_init__(self) -> None:
+        at_least = {
+            "window": 2, "global_batch": 1, "steps": 1, "positions_per_sequence": 1, "plateau_patience": 1,
+            "valid_batches": 1, "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1,
+            "max_bad_steps": 1, "warmup_steps": 0, "valid_every": 0,
+        }  # fmt: skip
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ConfigError(f"micro_batch must be at least 1 (or none), got {self.micro_batch}.")
+        if not self.lr > 0:
+            raise ConfigError(f"lr must be positive, got {self.lr}.")
+        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
+            raise ConfigError(f"betas must be two numbers in [0, 1), got {self.betas}.")
+        for name in ("momentum", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if self.optimizer == "adamw" and self.momentum:
+            raise ConfigError(
+                f"momentum {self.momentum} is for optimizer sgd; adamw has betas. Set momentum 0."
+            )
+        if self.clip is not None and not self.clip > 0:
+            raise ConfigError(f"clip must be positive (or none: no clipping), got {self.clip}.")
+        if not 0 <= self.final_lr_share <= 1:
+            raise ConfigError(f"final_lr_share must be in [0, 1], got {self.final_lr_share}.")
+        if not self.plateau_divisor > 1:
+            raise ConfigError(f"plateau_divisor must be greater than 1, got {self.plateau_divisor}.")
+        if self.warmup_steps > self.steps:
+            raise ConfigError(
+                f"warmup_steps {self.warmup_steps} is more than steps {self.steps}. Shorten the warm-up."
+            )
+        if self.schedule == "plateau" and not self.valid_every:
+            raise ConfigError(
+                "schedule plateau follows the validation loss: set valid_every and give validation shards."
+            )
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise ConfigError(f"zero_stage must be 0, 1, 2 or 3, got {self.zero_stage}.")
+        if self.precision == "bf16" and self.zero_stage == 0:
+            # DeepSpeed uses another optimizer wrapper there, with other results
+            raise ConfigError("precision bf16 needs zero_stage 1 or more. Set zero_stage 1, 2 or 3.")
+        if self.model.image is not None and self.window < self.model.image[0] * self.model.image[1]:
+            height, width = self.model.image
+            raise ConfigError(
+                f"window {self.window} would cut images of {height} x {width} pixels: set {height * width}."
+            )
+
+
+def accumulation(config: PretrainConfig, ranks: int) -> tuple[int, int]:
+    """(sequences per rank and backward pass, such passes per step); ConfigError if that is uneven."""
+    if config.global_batch % ranks:
+        raise ConfigError(
+            f"global_batch {config.global_batch} is not a multiple of the number of ranks {ranks}: every "
+            "rank takes an equal share. Change one of them."
+        )
+    share = config.global_batch // ranks
+    micro = config.micro_batch or share
+    if share % micro:
+        raise ConfigError(
+            f"micro_batch {micro} does not divide a rank's share of {share} sequences "
+            f"(global_batch {config.global_batch} / {ranks} ranks). Choose a divisor of {share}."
+        )
+    return micro, share // micro

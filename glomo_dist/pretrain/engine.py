@@ -1,0 +1,148 @@
+"""DeepSpeed around the model: its settings, its optimizer, and the whole parameters back out of it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glomo_dist.pretrain.config import PretrainConfig, accumulation
+from glomo_dist.pretrain.ranks import Ranks
+from glomo_dist.runtime import files
+from glomo_dist.runtime.errors import ConfigError
+
+# DeepSpeed settings that follow from PretrainConfig: giving them twice could only contradict.
+OURS = {
+    "train_batch_size": "global_batch",
+    "train_micro_batch_size_per_gpu": "micro_batch",
+    "gradient_accumulation_steps": "micro_batch",
+    "gradient_clipping": "clip",
+    "optimizer": "optimizer",
+    "scheduler": "schedule",
+    "bf16": "precision",
+    "fp16": "precision",
+    "zero_optimization.stage": "zero_stage",
+}
+
+
+def extra_settings(config: PretrainConfig) -> dict[str, Any]:
+    """The content of the file `config.deepspeed`; ConfigError where it says what PretrainConfig does."""
+    if config.deepspeed is None:
+        return {}
+    extra = files.read_json(config.deepspeed)
+    if not isinstance(extra, dict):
+        raise ConfigError(f"{config.deepspeed}: expected a JSON object of DeepSpeed settings.")
+    for key, ours in OURS.items():
+        value: Any = extra
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if value is not None:
+            raise ConfigError(
+                f"{config.deepspeed}: {key} follows from the run's {ours!r}. Remove it from the file."
+            )
+    return extra
+
+
+def deepspeed_settings(config: PretrainConfig, ranks: int) -> dict[str, Any]:
+    """The configuration that `deepspeed.initialize` gets."""
+    micro, passes = accumulation(config, ranks)
+    extra = extra_settings(config)
+    zero = {"stage": config.zero_stage, **extra.pop("zero_optimization", {})}
+    return {
+        "train_batch_size": config.global_batch,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": passes,
+        "gradient_clipping": config.clip or 0.0,
+        "bf16": {"enabled": config.precision == "bf16", "check_grad_overflow": True}
+        if config.precision == "bf16"
+        else {"enabled": False},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,  # torch's own: DeepSpeed's would compile for minutes
+        "steps_per_print": 10**9,
+        **extra,
+    }
+
+
+def build_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD; matrices decay, vectors (biases, norms, thresholds) do not."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": parameters, "weight_decay": 0.0}]
+    if config.weight_decay:
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        groups = [g for g in groups if g["params"]]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]))
+
+
+def build_engine(model: nn.Module, config: PretrainConfig, ranks: Ranks) -> Any:
+    """A DeepSpeedEngine that trains `model` (built with equal values on every rank)."""
+    import deepspeed  # after ranks.join has chosen the accelerator
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=build_optimizer(model, config),
+        config=deepspeed_settings(config, ranks.world),
+        dist_init_required=False,
+    )
+    return engine
+
+
+def set_learning_rate(engine: Any, rate: float) -> None:
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+
+
+def optimizer_step(engine: Any) -> tuple[bool, float]:
+    """Apply the accumulated gradients, unless one of them is not finite: (applied, global gradient norm).
+
+    All ranks decide alike. ZeRO 1-3 check while they reduce, and skip; without ZeRO nothing checks, so we do:
+    the gradients there are already averaged over ranks, and a parameter without gradient is left alone.
+    """
+    if engine.zero_optimization_stage() == 0:
+        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if not math.isfinite(norm):
+            for p in engine.module.parameters():
+                p.grad = None
+        engine.step()
+        return math.isfinite(norm), norm
+    before = engine.skipped_steps
+    engine.step()
+    norm = float(engine.get_global_grad_norm())
+    return engine.skipped_steps == before and math.isfinite(norm), norm
+
+
+def whole_parameters(engine: Any) -> Iterator[tuple[str, Tensor]]:
+    """Name and float32 value of every parameter, on CPU. A collective: every rank must exhaust it."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    for name, parameter in engine.module.named_parameters():
+        if engine.zero_optimization_stage() == 0:
+            yield name, parameter.detach().float().cpu()
+        else:  # the float32 master copy: what bf16 training really updates
+            yield name, safe_get_full_fp32_param(parameter).detach().float().cpu()
+
+
+def whole_state(engine: Any) -> dict[str, Tensor]:
+    """Parameters and buffers as the bare module's `state_dict` names them, on CPU; a collective."""
+    state = dict(whole_parameters(engine))
+    wanted = engine.module.state_dict().keys()
+    state.update({n: b.detach().cpu() for n, b in engine.module.named_buffers() if n in wanted})
+    return state
+
+
+def average_buffers(engine: Any, ranks: Ranks) -> None:
+    """Make running statistics (BatchNorm) the mean over ranks: each has only seen its own sequences."""
+    for buffer in engine.module.buffers():
+        if buffer.is_floating_point() and ranks.world > 1:
+            torch.distributed.all_reduce(buffer)
+            buffer /= ranks.world

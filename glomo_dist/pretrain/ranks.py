@@ -1,0 +1,100 @@
+"""The group of processes of a run: who am I, which device, and the few collectives that the loop needs."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from glomo_dist.runtime.errors import GlomoError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """rank of world processes, `local` of which run on this machine's device `device`."""
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Element-wise sums over all ranks, in float64 (exact for integers below 2^53)."""
+        tensor = torch.tensor(list(values), dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def from_first(self, function: Callable[[], T]) -> T:
+        """Run `function` on rank 0 alone; every rank gets its result, or raises its GlomoError."""
+        box: list[object] = [None, None]
+        if self.first:
+            try:
+                box[0] = function()
+            except GlomoError as e:
+                box[1] = e
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        if isinstance(box[1], GlomoError):
+            raise box[1]
+        return box[0]  # type: ignore[return-value]
+
+    def barrier(self) -> None:
+        dist.barrier()
+
+
+def started_by_torchrun() -> bool:
+    """Whether this process is a rank of a group already (torchrun, or a launcher with the same names)."""
+    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"))
+
+
+def cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def join(timeout_minutes: float = 30.0) -> Ranks:
+    """Join the group that the environment describes: nccl with one GPU per rank, gloo on CPU without GPUs.
+
+    DeepSpeed's process group is used. Its optional shared-memory kernel, which only inference calls, would be
+    compiled for about a minute at the first start: it is declared unavailable before the group is made.
+    """
+    cuda = torch.cuda.is_available()
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
+    import deepspeed  # slow, and it reads DS_ACCELERATOR when imported
+
+    # DeepSpeed calls a torch function that torch 2.13 renames; nothing a user could act on
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*deprecated", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=".*reduce_scatter_tensor.*deprecated", category=FutureWarning)
+    deepspeed.ops.__dict__.setdefault("__compatible_ops__", {})
+    rank, world, local_rank = (int(os.environ[n]) for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if cuda:
+        if local_rank >= torch.cuda.device_count():
+            raise GlomoError(
+                f"rank {rank} wants GPU {local_rank}, this machine has {torch.cuda.device_count()}. Start at "
+                "most that many ranks per machine, or hide the GPUs (CUDA_VISIBLE_DEVICES=) to train on CPU."
+            )
+        torch.cuda.set_device(local_rank)
+    torch.set_num_threads(max(1, cores() // local_world))
+    deepspeed.init_distributed(
+        dist_backend="nccl" if cuda else "gloo", timeout=timedelta(minutes=timeout_minutes), verbose=False
+    )
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    return Ranks(rank, world, local_rank, local_world, device)
+
+
+def leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,179 @@
+"""What a run folder is, what it must agree with before a run goes on in it, and who may write to it.
+
+RUN/config.json   resolved configuration, fingerprints of the shards and tokenizer, number of ranks
+RUN/log.jsonl     one row per logged step
+RUN/checkpoints/  see checkpoint.py
+RUN/tensorboard/
+RUN/model/        the trained model; there only when the run is finished
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glomo_dist.data import PixelTokenizer, ShardIndex, Tokenizer
+from glomo_dist.pretrain.config import FREE_TO_CHANGE, PretrainConfig, accumulation
+from glomo_dist.pretrain.engine import extra_settings
+from glomo_dist.runtime import files
+from glomo_dist.runtime.config import to_dict
+from glomo_dist.runtime.errors import CheckpointError, ConfigError, GlomoError
+from glomo_dist.runtime.fingerprint import code_version
+
+FORMAT, VERSION = "glomo-run", 1
+CONFIG, LOCK, MODEL = "config.json", ".lock", "model"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run with everything resolved: what the ranks need to begin."""
+
+    config: PretrainConfig
+    data: Path
+    out: Path
+    index: ShardIndex
+    valid_index: ShardIndex | None
+    tokenizer: Tokenizer
+
+
+def resolve(
+    config: PretrainConfig, data: str | Path, out: str | Path, valid: str | Path | None = None
+) -> Job:
+    """Read the shards' index and tokenizer, fill in what the configuration left to them, check the rest."""
+    data, out = Path(data), Path(out)
+    if not (data / "index.json").exists() and (data / "train" / "index.json").exists():
+        # prepared with a validation share: one folder holds both parts
+        valid = data / "valid" if valid is None and config.valid_every else valid
+        data = data / "train"
+    index = ShardIndex.read(data)
+    tokenizer = index.load_tokenizer()
+    asked = config.model.vocab_size
+    if asked not in (0, tokenizer.vocab_size):
+        raise ConfigError(
+            f"model.vocab_size {asked} does not fit {data / 'tokenizer.json'}, which has "
+            f"{tokenizer.vocab_size} units. Leave it 0 to take it from the data."
+        )
+    image = config.model.image
+    if image is not None:
+        if not isinstance(tokenizer, PixelTokenizer):
+            raise ConfigError(f"model.image {image} is for pixels, {data} holds {tokenizer.kind}. Remove it.")
+        if tuple(image) != tuple(tokenizer.shape):
+            raise ConfigError(
+                f"model.image {tuple(image)} does not fit the images in {data}, which are {tokenizer.shape} "
+                "(height, width)."
+            )
+    valid_index = None
+    if config.valid_every:
+        if valid is None:
+            raise ConfigError(
+                f"valid_every {config.valid_every} needs validation shards: prepare with valid_share, name "
+                "their folder (valid), or set valid_every 0."
+            )
+        valid_index = ShardIndex.read(valid)
+        if valid_index.tokenizer != index.tokenizer:
+            raise ConfigError(
+                f"the validation shards {valid} were made with another tokenizer than {data}. Prepare both "
+                "with the same."
+            )
+    config = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size)
+    )
+    return Job(config, data, out, index, valid_index, tokenizer)
+
+
+def describe(job: Job, ranks: int) -> dict[str, Any]:
+    """The content of config.json. Raises ConfigError where the batch does not split over the ranks."""
+    accumulation(job.config, ranks)
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": to_dict(job.config),
+        "deepspeed": extra_settings(job.config),
+        "data": {
+            "folder": str(job.data.resolve()),
+            "fingerprint": job.index.fingerprint,
+            "tokenizer": job.tokenizer.fingerprint,
+        },
+        "valid": None
+        if job.valid_index is None
+        else {"folder": str(job.valid_index.folder.resolve()), "fingerprint": job.valid_index.fingerprint},
+        "ranks": ranks,
+        "code": code_version(),
+    }
+
+
+def check(out: Path, description: dict[str, Any]) -> bool:
+    """Whether `out` holds this very run already; False when it is new or empty. Writes nothing.
+
+    Raises CheckpointError when it holds another run, GlomoError when it holds something else.
+    """
+    if not (out / CONFIG).exists():
+        if out.is_dir() and all(p.name == LOCK for p in out.iterdir()):
+            return False
+        files.require_absent_or_empty(out)
+        return False
+    before = files.read_json(out / CONFIG)
+    if not isinstance(before, dict) or before.get("format") != FORMAT:
+        raise GlomoError(f"output folder {out} is not empty and not a pretraining run. Choose another one.")
+    if before.get("version") != VERSION:
+        raise CheckpointError(
+            f"{out / CONFIG} has format version {before.get('version')}, this program reads {VERSION}. "
+            "Continue the run with the version that began it, or choose another output folder."
+        )
+    old, new = _comparable(before), _comparable(description)
+    differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    if not differing:
+        return True
+    listed = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in differing[:5])
+    more = f" (and {len(differing) - 5} more)" if len(differing) > 5 else ""
+    what = ""
+    if "data.tokenizer" in differing or "config.model.vocab_size" in differing:
+        what = " The vocabulary of these shards does not fit the checkpoint: use those it was trained on."
+    raise CheckpointError(
+        f"{out} holds a run that differs: {listed}{more}.{what} To continue it give the same settings; for a "
+        "new run choose another output folder."
+    )
+
+
+def _comparable(description: dict[str, Any]) -> dict[str, Any]:
+    """Flat form of what must agree for a run to go on: paths and the code's version may change."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                walk(f"{prefix}.{key}" if prefix else key, item)
+        else:
+            flat[prefix] = list(value) if isinstance(value, tuple) else value
+
+    walk("", {key: description.get(key) for key in ("config", "deepspeed", "data", "valid", "ranks")})
+    ignored = {
+        "data.folder",
+        "valid.folder",
+        "config.deepspeed",
+        *(f"config.{name}" for name in FREE_TO_CHANGE),
+    }
+    return {key: value for key, value in flat.items() if key not in ignored}
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold the run folder: a second program in it gets a GlomoError. Freed even by kill -9."""
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / LOCK, "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise GlomoError(
+                f"another run is writing to {out}. Wait until it ends, or choose another output folder."
+            ) from None
+        yield
+
+
+def finished(out: Path) -> bool:
+    return (out / MODEL / CONFIG).exists()

@@ -1,0 +1,136 @@
+"""One optimizer step: count, forward and backward per micro-batch, agree that all is finite, update."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from glomo_dist.data import Batch
+from glomo_dist.pretrain import loss as objective
+from glomo_dist.pretrain.config import PretrainConfig, accumulation
+from glomo_dist.pretrain.engine import optimizer_step
+from glomo_dist.pretrain.ranks import Ranks
+
+
+class Clock:
+    """Seconds spent per named part since the last `take`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds: dict[str, float] = {}
+        self._device = device
+        self._last = time.perf_counter()
+
+    def lap(self, part: str) -> None:
+        """Book the time since the previous lap under `part`; on a GPU, wait until its work is done."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        self.seconds[part] = self.seconds.get(part, 0.0) + now - self._last
+        self._last = now
+
+    def take(self) -> dict[str, float]:
+        seconds, self.seconds = self.seconds, {}
+        return seconds
+
+
+@dataclass
+class StepResult:
+    """What one step did, the same on every rank.
+
+    loss: mean nats per predicted unit.  targets: predicted units.  units: units read.
+    grad_norm: global, before clipping.
+    applied: False if loss or gradient was not finite and the weights stayed as they were.
+    stats: of the graphs, [layers][heads], averaged over ranks; empty unless asked for.
+    """
+
+    loss: float
+    targets: int
+    units: int
+    grad_norm: float
+    applied: bool
+    stats: dict[str, list[list[float]]] = field(default_factory=dict)
+
+
+def train_step(
+    engine: Any, batch: Batch, config: PretrainConfig, ranks: Ranks, clock: Clock, with_stats: bool
+) -> StepResult:
+    """batch: this rank's share of the global batch."""
+    lengths, positions = _positions(batch, config)
+    targets, units = map(
+        int,
+        ranks.sum(
+            [
+                objective.predicted_units(lengths, positions, config.model.decoder_steps),
+                int(lengths.sum()),
+            ]
+        ),
+    )
+    micro, passes = accumulation(config, ranks.world)
+    scale = objective.loss_scale(ranks.world, passes, targets)
+    at = torch.from_numpy(positions).to(ranks.device)
+    tokens, sizes = batch.tokens.to(ranks.device), batch.lengths.to(ranks.device)
+    total = torch.zeros((), dtype=torch.float64, device=ranks.device)
+    counted = torch.zeros((), dtype=torch.float64, device=ranks.device)
+    engine.module.collect_stats = with_stats
+    clock.lap("data")
+    for i in range(passes):
+        part = slice(i * micro, (i + 1) * micro)
+        terms = engine(tokens[part], sizes[part], at[:, part])
+        total += terms.loss_sum.detach()
+        counted += terms.targets
+        clock.lap("forward")
+        scaled = terms.loss_sum * scale
+        if not torch.isfinite(scaled):
+            scaled = scaled * float("nan")  # every gradient becomes NaN: no rank can miss it
+        engine.backward(scaled)
+        clock.lap("backward")
+        if i < passes - 1:
+            engine.step()  # only counts the micro-batch
+    # One sum for everything that ranks must agree on; a NaN loss anywhere makes it NaN everywhere.
+    loss_sum, targets_seen = ranks.sum([float(total), float(counted)])
+    assert int(targets_seen) == targets, (
+        f"{targets} units to predict were expected, the model had {targets_seen}"
+    )
+    applied, grad_norm = optimizer_step(engine)
+    clock.lap("optimizer")
+    stats = _mean_stats(engine.module.last_stats, ranks) if with_stats else {}
+    return StepResult(loss_sum / max(targets, 1), targets, units, grad_norm, applied, stats)
+
+
+@torch.no_grad()
+def valid_loss(engine: Any, batches: list[Batch], config: PretrainConfig, ranks: Ranks) -> float:
+    """Mean nats per predicted unit over `batches` (this rank's shares), dropout off."""
+    loss_sum, targets = 0.0, 0
+    engine.eval()
+    for batch in batches:
+        _, positions = _positions(batch, config)
+        terms = engine(
+            batch.tokens.to(ranks.device),
+            batch.lengths.to(ranks.device),
+            torch.from_numpy(positions).to(ranks.device),
+        )
+        loss_sum += float(terms.loss_sum)
+        targets += int(terms.targets)
+    engine.train()
+    loss_sum, total = ranks.sum([loss_sum, targets])
+    return loss_sum / max(total, 1.0)
+
+
+def _positions(batch: Batch, config: PretrainConfig) -> tuple[np.ndarray, np.ndarray]:
+    lengths = batch.lengths.numpy()
+    positions = objective.sample_positions(
+        batch.ids.numpy(), lengths, config.positions_per_sequence, config.model.decoder_steps, config.seed
+    )
+    return lengths, positions
+
+
+def _mean_stats(stats: dict[str, torch.Tensor], ranks: Ranks) -> dict[str, list[list[float]]]:
+    means = {}
+    for name in sorted(stats):
+        flat = ranks.sum(stats[name].flatten().tolist())
+        means[name] = (np.array(flat).reshape(stats[name].shape) / ranks.world).tolist()
+    return means
