@@ -1,0 +1,19 @@
+"""Many fine-tuning jobs from one description: in this process, on a local Ray or on a cluster."""
+
+from glomo_dist.evaluate.attempt import Job, Outcome
+from glomo_dist.evaluate.executor import Executor, InProcess, Summary, evaluate
+from glomo_dist.evaluate.job import EvaluationPlan, plan_jobs, read_plan
+from glomo_dist.evaluate.ray_executor import RayExecutor
+
+__all__ = [
+    "EvaluationPlan",
+    "Executor",
+    "InProcess",
+    "Job",
+    "Outcome",
+    "RayExecutor",
+    "Summary",
+    "evaluate",
+    "plan_jobs",
+    "read_plan",
+]

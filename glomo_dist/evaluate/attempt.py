@@ -1,7 +1,8 @@
-"""One job from start to `result.json` or `error.json`: the same code in this process, in a worker, in a debugger.
+"""One job from start to `result.json` or `error.json`: the same code in this process and in a worker.
 
-A job's folder is OUT/results/<id>/. It holds `result.json` when the job is finished, otherwise possibly
-`error.json` (the last failure), `running.json` (who works on it since when) and `log.txt` (what a worker printed).
+A job's folder is OUT/results/<id>/. `result.json` is there when the job is finished, and is what the job function
+returned. Beside it: `job.json` (what was asked for, and on what machine it ran), `error.json` (the last failure),
+`running.json` (who works on it since when) and `log.txt` (what a worker printed).
 """
 
 from __future__ import annotations
@@ -26,9 +27,7 @@ from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.files import read_json, write_json
 from glomo_dist.runtime.fingerprint import code_version
 
-RESULT_FORMAT = "glomo-result"
-ERROR_FORMAT = "glomo-error"
-VERSION = 1
+JOB_FORMAT, ERROR_FORMAT, VERSION = "glomo-job", "glomo-error", 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +38,12 @@ class Job:
     work: a frozen dataclass, handed to the job function; small and picklable (paths, never tensors).
     cpus: cores the job occupies, and threads it may start.
     time_limit_seconds: a job running longer than this fails; None: no limit.
-    about: what the report says of the job beside `work`, e.g. fingerprints of the graphs (JSON-able).
     """
 
     id: str
     work: Any
     cpus: int = 1
     time_limit_seconds: float | None = None
-    about: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +68,9 @@ def is_finished(out: str | Path, id: str) -> bool:
     if not path.exists():
         return False
     try:
-        value = read_json(path)
+        return isinstance(read_json(path), dict)
     except GlomoError:
         return False
-    return isinstance(value, dict) and value.get("format") == RESULT_FORMAT
 
 
 def attempt(run: Run, job: Job, out: str | Path, *, capture: bool = False) -> Outcome:
@@ -100,18 +96,16 @@ def attempt(run: Run, job: Job, out: str | Path, *, capture: bool = False) -> Ou
                 return write_error(job, out, time.time() - started, _last_line(e), traceback.format_exc())
         seconds = time.time() - started
         write_json(
-            folder / "result.json",
+            folder / "job.json",
             {
-                "format": RESULT_FORMAT,
+                "format": JOB_FORMAT,
                 "version": VERSION,
-                **_job_record(job),
-                "result": result,
+                **_record(job),
                 "started": started,
                 "seconds": seconds,
-                "code": code_version(),
-                "machine": machine(),
             },
         )
+        write_json(folder / "result.json", result)  # last: with it the job counts as finished
         (folder / "error.json").unlink(missing_ok=True)
         return Outcome(job.id, seconds)
     finally:
@@ -125,13 +119,10 @@ def write_error(job: Job, out: str | Path, seconds: float, message: str, trace: 
         {
             "format": ERROR_FORMAT,
             "version": VERSION,
-            **_job_record(job),
+            **_record(job),
             "error": message,
             "traceback": trace,
             "seconds": seconds,
-            "ended": time.time(),
-            "code": code_version(),
-            "machine": machine(),
         },
     )
     return Outcome(job.id, seconds, message)
@@ -164,13 +155,13 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _job_record(job: Job) -> dict[str, Any]:
+def _record(job: Job) -> dict[str, Any]:
     return {
         "id": job.id,
         "job": _plain(job.work),
-        "function": f"{type(job.work).__module__}.{type(job.work).__qualname__}",
-        "about": job.about,
         "cpus": job.cpus,
+        "code": code_version(),
+        "machine": machine(),
     }
 
 
@@ -196,7 +187,7 @@ def _threads(count: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _captured(path: Path) -> Iterator[None]:
-    """Send file descriptors 1 and 2 to `path`, so that also a crash in compiled code leaves its words there."""
+    """Send file descriptors 1 and 2 to `path`, so that a crash in compiled code leaves its words too."""
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)

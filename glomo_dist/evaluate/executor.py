@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import shlex
 import signal
+import sys
 import threading
 import time
 import types
@@ -72,7 +74,7 @@ def evaluate(
 
     run: the job function, `Job.work -> result` (for transfer: `glomo_dist.transfer.finetune.run`).
     plan: the resolved description of the evaluation, saved in `out`/plan.json beside the list of jobs.
-    Failed jobs are in the summary and on disk; they do not stop the others, and the next call tries them again.
+    Failed jobs are in the summary and on disk; they do not stop the others, and the next call retries them.
     Raises GlomoError if `out` holds something else, or another process is evaluating into it.
     """
     out = Path(out).absolute()
@@ -87,7 +89,8 @@ def evaluate(
                 "format": PLAN_FORMAT,
                 "version": PLAN_VERSION,
                 "plan": plan or {},
-                "jobs": [{"id": job.id, "job": vars(job.work), "about": job.about} for job in jobs],
+                "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+                "jobs": [{"id": job.id, "job": vars(job.work)} for job in jobs],
             },
         )
         todo = [job for job in jobs if not is_finished(out, job.id)]

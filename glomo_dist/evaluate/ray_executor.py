@@ -40,8 +40,8 @@ QUIET = {
 class RayExecutor:
     """cpus: cores of the local Ray; None: all of this process. Ignored with `address`.
 
-    address: of a running cluster ("auto", "host:6379", "ray://host:10001"); None: start a local Ray and stop it
-        at the end. An already running one in this process (`ray.init` by the caller) is used as it is.
+    address: of a running cluster ("auto", "host:6379", "ray://host:10001"); None: start a local Ray and stop
+        it at the end. An already running one in this process (`ray.init` by the caller) is used as it is.
     max_retries: how often a job whose worker died is started again.
     max_pending: jobs handed to Ray at a time; None: what fits into its cores, and a few more.
     """
@@ -71,7 +71,7 @@ def running_ray(cpus: int | None = None, address: str | None = None, max_retries
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, ValueError) as e:
             raise GlomoError(
-                f"no Ray cluster at {address!r}: {e}. Start one (`ray start --head`) or leave the address out."
+                f"no Ray cluster at {address!r}: {e}. Start one (`ray start --head`) or omit the address."
             ) from e
         try:
             yield

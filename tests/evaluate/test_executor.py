@@ -53,8 +53,8 @@ def test_results_and_a_raising_job(executor, tmp_path, marks):
 
     assert (summary.jobs, summary.finished, summary.finished_before) == (4, 3, 0)
     assert [failed.id for failed in summary.failed] == ["raise-5"]
-    assert [read(out, f"double-{value}")["result"]["double"] for value in range(3)] == [0, 2, 4]
-    record = read(out, "double-1")
+    assert [read(out, f"double-{value}")["double"] for value in range(3)] == [0, 2, 4]
+    record = read(out, "double-1", "job")
     assert record["job"] == {"kind": "double", "folder": str(marks), "value": 1}
     assert record["seconds"] >= 0 and record["code"] and record["machine"]["cores"] >= 1
     error = read(out, "raise-5", "error")
@@ -76,7 +76,7 @@ def test_rerun_skips_finished_and_retries_failed_and_damaged(executor, tmp_path,
 
     assert (summary.finished_before, summary.finished, len(summary.failed)) == (1, 1, 1)
     assert [starts(marks, "double", 1), starts(marks, "double", 2), starts(marks, "raise")] == [1, 2, 2]
-    assert read(out, "double-2")["result"]["double"] == 4
+    assert read(out, "double-2")["double"] == 4
 
 
 def test_success_removes_the_old_error(tmp_path, marks):
@@ -108,8 +108,8 @@ def test_threads_are_those_the_job_asked_for(executor, tmp_path, marks):
         tmp_path / "out",
         executor,
     )
-    assert read(tmp_path / "out", "double-1")["result"]["threads"] == 1
-    assert read(tmp_path / "out", "double-2")["result"]["threads"] == 2
+    assert read(tmp_path / "out", "double-1")["threads"] == 1
+    assert read(tmp_path / "out", "double-2")["threads"] == 2
     assert torch.get_num_threads() == before
 
 
@@ -119,7 +119,7 @@ def test_ray_retries_a_dead_worker_and_reports_one_that_always_dies(local_ray, t
     summary = evaluate(jobs, evaluate_jobs.run, out, local_ray)
 
     assert summary.finished == 2 and [failed.id for failed in summary.failed] == ["always_dies-0"]
-    assert starts(marks, "dies_once", 7) == 2 and read(out, "dies_once-7")["result"]["double"] == 14
+    assert starts(marks, "dies_once", 7) == 2 and read(out, "dies_once-7")["double"] == 14
     assert starts(marks, "always_dies") == 1 + local_ray.max_retries
     error = read(out, "always_dies-0", "error")
     assert "worker died" in error["error"] and "last words" in error["traceback"]
@@ -127,7 +127,7 @@ def test_ray_retries_a_dead_worker_and_reports_one_that_always_dies(local_ray, t
 
 def test_ray_works_in_other_processes(local_ray, tmp_path, marks):
     evaluate([job("double", marks, 1)], evaluate_jobs.run, tmp_path / "out", local_ray)
-    assert read(tmp_path / "out", "double-1")["result"]["pid"] != os.getpid()
+    assert read(tmp_path / "out", "double-1")["pid"] != os.getpid()
 
 
 def test_ray_refuses_a_job_that_never_fits(local_ray, tmp_path, marks):
@@ -160,7 +160,8 @@ from glomo_dist.evaluate.attempt import Job
 from glomo_dist.evaluate.executor import evaluate
 from glomo_dist.evaluate.ray_executor import RayExecutor
 marks, out = sys.argv[1:]
-jobs = [Job("double-1", Work("double", marks, 1)), Job("hang-0", Work("hang", marks)), Job("hang-1", Work("hang", marks, 1))]
+jobs = [Job("double-1", Work("double", marks, 1))]
+jobs += [Job(f"hang-{value}", Work("hang", marks, value)) for value in range(2)]
 evaluate(jobs, run, out, RayExecutor(cpus=2))
 """
 

@@ -1,0 +1,201 @@
+"""From one description of an evaluation to its jobs: tasks x arms x features x train sizes x seeds."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from glomo_dist.evaluate.attempt import Job
+from glomo_dist.graphs.store import GraphStore
+from glomo_dist.runtime.config import from_dict, to_dict
+from glomo_dist.runtime.errors import ConfigError, DataError, suggest
+from glomo_dist.runtime.files import read_json, sha256_file
+from glomo_dist.runtime.fingerprint import fingerprint
+from glomo_dist.transfer.finetune import FinetuneJob
+from glomo_dist.transfer.task import get_task
+
+WITHOUT_GRAPHS = ("none", "uniform")
+# Set by the plan for each job, so they cannot be among its settings.
+_FROM_PLAN = ("task", "arm", "graphs", "features", "seed", "train_size", "task_source", "threads")
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What to compare.
+
+    tasks: names of tasks.
+    arms: name of the arm -> "none", "uniform", or the path of a graph store. `{task}` and `{seed}` in the path
+        stand for the task's name and the seed, e.g. one random predictor per seed. The arms none and uniform
+        take the size of their mixture from the first store, so that all arms have the same parameters.
+    features: what the task model sees of each word: "learned", "learned:WIDTH", or a file of word vectors.
+        Tasks of pixels see pixels.
+    seeds: of the initial parameters, the order and the drawn training examples; equal seeds pair the arms.
+    train_sizes: training examples (none: all).
+    sources: task -> file or folder of its data, where it does not come with the installed packages.
+    settings: other fields of `FinetuneJob` for all jobs.  task_settings: task -> the same, for its jobs only.
+    cpus: cores and threads of each job.  time_limit_seconds: of each job.
+    """
+
+    tasks: tuple[str, ...]
+    arms: dict[str, str]
+    features: tuple[str, ...] = ("learned",)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    train_sizes: tuple[int | None, ...] = (None,)
+    sources: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    task_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    cpus: int = 1
+    time_limit_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tasks", "arms", "features", "seeds", "train_sizes"):
+            values = list(getattr(self, name))
+            if not values:
+                raise ConfigError(f"plan: {name} is empty; give at least one.")
+            if len(set(values)) != len(values):
+                raise ConfigError(f"plan: {name} has an entry twice: {', '.join(map(str, values))}.")
+        for name in ("arms", "sources", "settings", "task_settings"):
+            if not isinstance(getattr(self, name), dict):
+                raise ConfigError(f"plan: {name} must map names to values, got {getattr(self, name)!r}.")
+        for task in self.tasks:
+            get_task(task)
+        for name in ("sources", "task_settings"):
+            for task in getattr(self, name):
+                if task not in self.tasks:
+                    raise ConfigError(
+                        f"plan: {name} names {task!r}, which is not among its tasks.{suggest(task, self.tasks)}"
+                    )
+        for arm, graphs in self.arms.items():
+            if not isinstance(graphs, str):
+                raise ConfigError(f"plan: arm {arm!r} must be none, uniform or the path of a graph store.")
+            if (arm in WITHOUT_GRAPHS) != (graphs in WITHOUT_GRAPHS) or (
+                arm in WITHOUT_GRAPHS and arm != graphs
+            ):
+                raise ConfigError(
+                    f"plan: arm {arm!r} is {graphs!r}. The arms none and uniform are written 'none: none' and "
+                    "'uniform: uniform'; any other name stands for a graph store."
+                )
+        known = [f.name for f in fields(FinetuneJob) if f.name not in _FROM_PLAN]
+        for where, settings in (("settings", self.settings), *self.task_settings.items()):
+            for key in settings:
+                if key in _FROM_PLAN:
+                    raise ConfigError(f"plan: {key!r} cannot be in {where}: it follows from the plan itself.")
+                if key not in known:
+                    raise ConfigError(f"plan: unknown key {key!r} in {where}.{suggest(key, known)}")
+
+
+def read_plan(path: str | Path) -> EvaluationPlan:
+    """A plan from a .yaml, .yml or .json file. ConfigError or DataError with the file and the key."""
+    path = Path(path)
+    if path.suffix == ".json":
+        values = read_json(path)
+    elif path.suffix in (".yaml", ".yml"):
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DataError(f"{path} does not exist.") from None
+        except UnicodeDecodeError as e:
+            raise DataError(f"{path} is not UTF-8 text (byte {e.start}).") from None
+        except yaml.YAMLError as e:
+            mark = getattr(e, "problem_mark", None)
+            line = f", line {mark.line + 1}" if mark else ""
+            raise DataError(f"{path}{line}: not valid YAML ({getattr(e, 'problem', None) or e}).") from None
+    else:
+        raise ConfigError(f"{path}: a plan is a .yaml, .yml or .json file.")
+    return from_dict(EvaluationPlan, values, str(path))
+
+
+def plan_jobs(plan: EvaluationPlan) -> tuple[Job, ...]:
+    """All jobs, seeds outermost, so that an early look at the results compares all arms.
+
+    Raises ConfigError if a store belongs to another task, and the errors of `GraphStore.open` and `FinetuneJob`.
+    """
+    contents = _Contents()
+    return tuple(
+        _job(plan, contents, task, arm, features, size, seed)
+        for seed in plan.seeds
+        for task in plan.tasks
+        for features in (plan.features if get_task(task).unit == "words" else ("pixels",))
+        for size in plan.train_sizes
+        for arm in plan.arms
+    )
+
+
+def _job(
+    plan: EvaluationPlan, contents: _Contents, task: str, arm: str, features: str, size: int | None, seed: int
+) -> Job:
+    stores = [graphs for graphs in plan.arms.values() if graphs not in WITHOUT_GRAPHS]
+    # None and uniform take the store of the first arm that has one: only its number of layers and heads counts.
+    graphs = plan.arms[arm] if arm not in WITHOUT_GRAPHS else stores[0] if stores else None
+    if graphs is not None:
+        graphs = _local(graphs.replace("{task}", task).replace("{seed}", str(seed)))
+        if contents.store(graphs).task != task:
+            raise ConfigError(
+                f"plan: arm {arm!r} has graphs of task {contents.store(graphs).task!r} ({graphs}) for task {task!r}. "
+                "Write {task} into the path, or evaluate each task with its own plan."
+            )
+    source = plan.sources.get(task)
+    work = from_dict(
+        FinetuneJob,
+        {
+            **plan.settings,
+            **plan.task_settings.get(task, {}),
+            "task": task,
+            "arm": arm,
+            "task_source": None if source is None else _local(source),
+            "graphs": graphs,
+            "features": features
+            if features.startswith("learned") or features == "pixels"
+            else _local(features),
+            "seed": seed,
+            "train_size": size,
+            "threads": plan.cpus,
+        },
+        "plan",
+    )
+    return Job(job_id(work, contents), work, plan.cpus, plan.time_limit_seconds)
+
+
+def job_id(work: FinetuneJob, contents: _Contents | None = None) -> str:
+    """A readable name and a fingerprint of every field of the job.
+
+    A store counts by its content (its index), not by its path: moving a folder changes no id, and exporting
+    again from another model makes another job. The same for word vectors. Task data counts by its path.
+    """
+    contents = contents or _Contents()
+    identity = to_dict(work)
+    if work.graphs is not None:
+        info = contents.store(work.graphs)
+        identity["graphs"] = fingerprint(to_dict(info)) if work.needs_graphs else [info.layers, info.heads]
+    identity["features"] = contents.file(work.features)
+    features = Path(work.features.replace(":", "")).name.split(".")[0]
+    size = "all" if work.train_size is None else str(work.train_size)
+    readable = f"{work.task}-{work.arm}-{features}-n{size}-s{work.seed}"
+    return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', readable)[:80]}-{fingerprint(identity)[:10]}"
+
+
+class _Contents:
+    """Index of each store and hash of each file, read once per plan."""
+
+    def __init__(self) -> None:
+        self._stores: dict[str, Any] = {}
+        self._files: dict[str, str] = {}
+
+    def store(self, path: str) -> Any:
+        if path not in self._stores:
+            self._stores[path] = GraphStore.open(path).info
+        return self._stores[path]
+
+    def file(self, spec: str) -> str:
+        if spec not in self._files:
+            self._files[spec] = sha256_file(spec) if Path(spec).is_file() else spec
+        return self._files[spec]
+
+
+def _local(path: str) -> str:
+    """An absolute path, since workers may run in another folder; a URL as it is."""
+    return path if "://" in path else str(Path(path).expanduser().absolute())

@@ -1,0 +1,117 @@
+"""report.html: one file that needs nothing else, the table first, the plots after, then what produced it all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from glomo_dist.report import drawings, provenance, runs, scores
+from glomo_dist.report.results import Results, read_results
+from glomo_dist.report.table import arm_name, cells, header, seeds_text, tables
+from glomo_dist.runtime.errors import GlomoError
+from glomo_dist.runtime.files import write_bytes
+from glomo_dist.runtime.fingerprint import code_version
+from glomo_dist.runtime.progress import say
+from glomo_dist.transfer.task import TASKS
+
+
+def build(
+    results: Sequence[str | Path],
+    out: str | Path,
+    run_folders: Sequence[str | Path] = (),
+    stores: Sequence[str | Path] = (),
+) -> Results:
+    """Write the report to the file `out` and return the results it shows (for `as_text`, `as_markdown`).
+
+    results: output folders of `glomo evaluate`.  run_folders: pretraining runs.  stores: graph stores to draw
+    beside those of the results.
+    Raises GlomoError naming the file for anything that cannot be read. A store that is gone, or whose task data
+    are gone, is a sentence in the report.
+    """
+    out = Path(out)
+    if out.is_dir():
+        raise GlomoError(
+            f"output {out} is a folder; the name of a file was expected, e.g. {out / 'report.html'}."
+        )
+    found = read_results(results)
+    pretraining = [runs.read_run(folder) for folder in run_folders]
+    write_bytes(out, _render(found, pretraining, [Path(store) for store in stores]).encode())
+    return found
+
+
+def _render(results: Results, pretraining: list[runs.Run], stores: list[Path]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    drawn, not_drawn = _drawings(results, stores)
+    return environment.get_template("report.html").render(
+        made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        code=code_version(),
+        finished=len(results.finished),
+        failed=results.failed,
+        missing=results.missing,
+        strays=results.strays,
+        sections=_sections(results),
+        loss=runs.loss_figure(pretraining) if pretraining else None,
+        empty=[(run.folder.name, figure) for run in pretraining if (figure := runs.empty_rows_figure(run))],
+        drawings=drawn,
+        not_drawn=not_drawn,
+        facts=provenance.facts(results, pretraining, stores),
+    )
+
+
+def _sections(results: Results) -> list[dict[str, Any]]:
+    sections = []
+    for table in tables(results):
+        result = table.group.any.result
+        sections.append(
+            {
+                "title": table.group.title,
+                "header": header(table),
+                "rows": list(zip(table.rows, cells(table), strict=True)),
+                "main": table.main,
+                "majority": f"{100 * result.majority:.2f}",
+                "classes": len(result.classes),
+                "examples": result.examples,
+                "published": TASKS[result.task].published if result.task in TASKS else (),
+                "incomplete": [
+                    f"{arm_name(r.arm)} ({seeds_text(r)})" for r in table.rows if r.score.n < r.planned
+                ],
+                "unpaired": any(p and p.missing for r in table.rows for p in (r.to_none, r.main_minus)),
+                "dots": scores.dots_figure(table.group),
+                "curves": scores.curves_figure(table.group),
+                "weights": scores.weights_figure(table.group),
+            }
+        )
+    return sections
+
+
+def _drawings(results: Results, stores: list[Path]) -> tuple[list[drawings.Drawing], list[str]]:
+    """One drawing per task and arm with graphs (of its first seed), and per further store."""
+    sources: dict[Path, drawings.Source] = {}
+    seen: set[tuple[str, str]] = set()
+    for path, job in provenance.store_paths(results.finished).items():
+        if (job.result.task, job.result.arm) not in seen:
+            seen.add((job.result.task, job.result.arm))
+            given = job.result.job
+            name = arm_name(job.result.arm)
+            sources[path] = drawings.Source(name, path, given["task_source"], given["max_examples"])
+    for path in stores:
+        if path.absolute() not in sources:
+            sources[path] = drawings.Source("/".join(path.parts[-2:]), path)
+    drawn, problems = [], []
+    for source in sources.values():
+        try:
+            drawn.append(drawings.draw(source))
+        except GlomoError as e:
+            problems.append(str(e))
+            say(f"report: not drawn: {e}")
+    return drawn, problems

@@ -1,0 +1,211 @@
+"""Graphs drawn over the words and pixels they connect, read from graph stores and the task's own data."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.colors import to_rgb
+from matplotlib.patches import PathPatch, Rectangle
+from matplotlib.path import Path as Curve
+
+from glomo_dist.graphs.store import GraphStore
+from glomo_dist.report.figures import COLOURS, literal, new, style, svg
+from glomo_dist.runtime.errors import DataError
+from glomo_dist.transfer.task import get_task
+
+WORDS = range(8, 17)  # a length that can be read; the shortest beyond it is taken otherwise
+MOST_WORDS = 24
+EDGES_PER_WORD = 3
+FORWARD, BACKWARD = COLOURS[0], COLOURS[1]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A store, what to call it, and where its task's data lies, as the job that used it had it."""
+
+    name: str
+    folder: Path
+    task_source: str | None = None
+    max_examples: int | None = None
+
+
+@dataclass(frozen=True)
+class Drawing:
+    title: str
+    caption: str
+    figures: list[Markup]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One test example. units: words, or one image. forward, backward: dense graphs [components, T, T]."""
+
+    number: int
+    label: str
+    units: Any
+    forward: np.ndarray[Any, Any]
+    backward: np.ndarray[Any, Any]
+
+
+def draw(source: Source) -> Drawing:
+    """One example of the store's test split. DataError if the data at hand are not those of the store."""
+    store = GraphStore.open(source.folder)
+    task = get_task(store.info.task)
+    data = task.load(source.task_source, source.max_examples)
+    if data.fingerprint != store.info.data:
+        raise DataError(
+            f"{source.folder}: graphs of other data than {source.task_source or 'the bundled data'} of task "
+            f"{task.name!r} (fingerprint {store.info.data}, found {data.fingerprint})."
+        )
+    split = data.splits["test"]
+    number = _choose(split.units) if task.unit == "words" else 0
+    units = int(store.units("test")[number])
+    example = Example(
+        number,
+        data.classes[int(split.labels[number])],
+        split.units[number],
+        *(_dense(graph, min(units, MOST_WORDS) if task.unit == "words" else units)
+          for graph in store.batch("test", [number])),
+    )  # fmt: skip
+    title = f"{source.name}: {task.name}, test example {number} ({example.label})"
+    if task.unit == "words":
+        words = list(example.units[: len(example.forward[0])])
+        caption = (
+            "Left: all layers and heads averaged. Each word draws from the words its lines lead to: blue lines to "
+            "words before it, orange ones to words after it, the wider the stronger. Right: each layer and head by "
+            "itself; the row of a word shows what it draws from (below the diagonal what comes before)."
+        )
+        figures = [
+            words_figure(words, example),
+            components_figure(example, store.info.layers, store.info.heads, title),
+        ]
+    else:
+        caption = (
+            "What four pixels (squares) draw from, all layers and heads averaged: in blue pixels before it in "
+            "reading order, in orange pixels after it, the fuller the stronger."
+        )
+        figures = [pixels_figure(np.asarray(example.units), example)]
+    return Drawing(title, caption, figures)
+
+
+def words_figure(words: Sequence[str], example: Example) -> Markup:
+    """Words below one another; arcs on the left to words before, on the right to words after."""
+    n = len(words)
+    with style():
+        figure, (axes,) = new(4.2, 0.27 * n + 0.2)
+        # Words lie between the arcs; their half width in the units of the axis, by the longest one.
+        half = 0.16 * max(map(len, words)) + 0.3
+        for graph, side, colour in ((example.forward, -1, FORWARD), (example.backward, 1, BACKWARD)):
+            for i, j, weight in strongest(graph.mean(0), EDGES_PER_WORD * n):
+                reach = side * (half + 0.9 * abs(i - j) ** 0.75)
+                curve = Curve(
+                    [(side * half, i), (reach, i), (reach, j), (side * half, j)],
+                    [Curve.MOVETO, Curve.CURVE4, Curve.CURVE4, Curve.CURVE4],
+                )
+                strength = min(1.0, float(weight) ** 0.7)
+                axes.add_patch(
+                    PathPatch(
+                        curve,
+                        fill=False,
+                        edgecolor=colour,
+                        linewidth=0.4 + 3 * strength,
+                        alpha=0.15 + 0.75 * strength,
+                    )
+                )
+        for i, word in enumerate(words):
+            axes.text(0, i, literal(word), ha="center", va="center", fontsize=10)
+        reach = half + 0.7 * n**0.75
+        axes.set_xlim(-reach, reach)
+        axes.set_ylim(n - 0.4, -0.6)
+        axes.axis("off")
+        return svg(figure, "Strongest edges between the words: " + " ".join(words))
+
+
+def components_figure(example: Example, layers: int, heads: int, title: str) -> Markup:
+    """One square per layer (down) and head (across), forward and backward graph in one."""
+    with style():
+        figure, axes = new(
+            min(1.1 * heads, 5.6) + 0.3, 1.15 * layers * min(1.0, 5.6 / (1.1 * heads)) + 0.2, layers, heads
+        )
+        for component, ax in enumerate(axes):
+            ax.imshow(_tint(example.forward[component], example.backward[component]), interpolation="nearest")
+            ax.set_xticks([])
+            ax.set_yticks([])
+            for spine in ax.spines.values():
+                spine.set_visible(True)
+                spine.set_alpha(0.3)
+            ax.set_title(f"layer {component // heads}, head {component % heads}", fontsize=7, pad=2)
+        figure.subplots_adjust(wspace=0.08, hspace=0.25)
+        return svg(figure, f"Graphs of every layer and head. {title}")
+
+
+def pixels_figure(image: np.ndarray[Any, Any], example: Example) -> Markup:
+    """The image, then for each of four query pixels the image with what the pixel draws from."""
+    height, width = image.shape[:2]
+    queries = _query_pixels(image)
+    with style():
+        figure, axes = new(5.4, 5.4 / (len(queries) + 1) * height / width + 0.3, 1, len(queries) + 1)
+        forward, backward = example.forward.mean(0), example.backward.mean(0)
+        for ax, query in zip(axes, [None, *queries], strict=True):
+            if query is None:
+                ax.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            else:
+                ax.imshow(image, cmap="gray", vmin=0, vmax=255, alpha=0.35, interpolation="nearest")
+                heat = _tint(forward[query][None], backward[query][None]).reshape(height, width, 4)
+                ax.imshow(heat, interpolation="nearest")
+                at = query % width - 0.5, query // width - 0.5
+                ax.add_patch(Rectangle(at, 1, 1, fill=False, edgecolor="#c0504d", linewidth=1.6))
+            ax.axis("off")
+        figure.subplots_adjust(wspace=0.06)
+        return svg(figure, f"What pixels draw from, test example {example.number}")
+
+
+def strongest(graph: np.ndarray[Any, Any], count: int) -> list[tuple[int, int, float]]:
+    """The `count` largest positive entries (row, column, weight) of [T, T], weakest first: strong ones lie on top."""
+    order = np.argsort(graph, axis=None, kind="stable")[-count:]
+    rows, columns = np.unravel_index(order, graph.shape)
+    return [
+        (int(i), int(j), float(graph[i, j])) for i, j in zip(rows, columns, strict=True) if graph[i, j] > 0
+    ]
+
+
+def _tint(forward: np.ndarray[Any, Any], backward: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """RGBA of two graphs that share no edge: colour says the direction, opacity the share of the row's largest."""
+    picture = np.zeros((*forward.shape, 4))
+    for graph, colour in ((forward, FORWARD), (backward, BACKWARD)):
+        largest = graph.max(-1, keepdims=True)
+        picture[graph > 0, :3] = to_rgb(colour)
+        picture[..., 3] = np.maximum(
+            picture[..., 3], np.divide(graph, largest, out=np.zeros_like(graph), where=largest > 0)
+        )
+    return picture
+
+
+def _query_pixels(image: np.ndarray[Any, Any]) -> list[int]:
+    """Four pixels in raster order: the brightest of each quarter of the rows, since blank ones say little."""
+    flat = image.reshape(*image.shape[:2], -1).mean(-1)
+    height, width = flat.shape
+    bounds = np.linspace(0, height, min(4, height) + 1).astype(int)
+    return [
+        int(top * width + flat[top:bottom].argmax()) for top, bottom in itertools.pairwise(bounds.tolist())
+    ]
+
+
+def _choose(units: Sequence[Sequence[str]]) -> int:
+    """The first example that is neither too short to show anything nor too long to read."""
+    fitting = (i for i, words in enumerate(units) if len(words) in WORDS and len("".join(words)) < 90)
+    fallback = min(
+        range(len(units)), key=lambda i: (len(units[i]) < WORDS.start, abs(len(units[i]) - WORDS.stop))
+    )
+    return next(fitting, fallback)
+
+
+def _dense(graph: Any, units: int) -> np.ndarray[Any, Any]:
+    """[components, units, units] of a batch of one."""
+    return graph.dense()[0, :, :units, :units].numpy().astype(np.float64)  # type: ignore[no-any-return]

@@ -1,0 +1,96 @@
+"""matplotlib figures as inline SVG that takes its text colour from the page, so one figure suits light and dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours that can be told apart by everyone and stand out on white and on near-black.
+COLOURS = ("#3b82c4", "#d9822b", "#2a9d78", "#b8609a", "#8a8f98", "#c9a227", "#56b4e9", "#c0504d")
+_INK = "#010203"  # replaced by currentColor
+_SETTINGS = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "glomo",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.frameon": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+}
+
+
+def style() -> matplotlib.RcParams:
+    """Context manager with the settings of all figures: `with style(): figure, axes = new(...)`."""
+    return plt.rc_context(_SETTINGS)  # type: ignore[return-value]
+
+
+def new(
+    width: float, height: float, rows: int = 1, columns: int = 1, **options: object
+) -> tuple[Figure, list[Axes]]:
+    """A figure of inches and its axes, row by row."""
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, **options)  # type: ignore[call-overload]
+    return figure, list(axes.flat)
+
+
+def svg(figure: Figure, title: str) -> Markup:
+    """The figure as one <svg> element that scales with the page. title: read out by screen readers, escaped."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # The first width and height are those of the element; in em-free points they also cap its size on a wide page.
+    width = float(re.search(r'width="([\d.]+)pt"', text)[1])  # type: ignore[index]
+    text = re.sub(
+        r'height="[\d.]+pt"',
+        f'style="width:100%;max-width:{width * 4 / 3:.0f}px;height:auto" role="img"',
+        text,
+        count=1,
+    )
+    text = re.sub(r'width="[\d.]+pt"', "", text, count=1)
+    text = text.replace(_INK, "currentColor")
+    head, bracket, rest = text.partition(">")
+    return Markup(head + bracket) + Markup("<title>{}</title>").format(title) + Markup(rest)
+
+
+def literal(text: str) -> str:
+    """`text` for matplotlib without its mathematics: a word with two dollar signs is a word."""
+    return text.replace("$", r"\$")
+
+
+def percent(axes: Axes, axis: str = "x") -> None:
+    """Label an axis of shares in percent."""
+    target = axes.xaxis if axis == "x" else axes.yaxis
+    target.set_major_formatter(lambda value, _: f"{100 * value:g}")
+
+
+def smooth(values: Sequence[float], weight: float) -> list[float]:
+    """Exponential moving average without the pull of the start to zero."""
+    averages, total, norm = [], 0.0, 0.0
+    for value in values:
+        total = weight * total + (1 - weight) * value
+        norm = weight * norm + (1 - weight)
+        averages.append(total / norm)
+    return averages

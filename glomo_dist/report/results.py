@@ -1,0 +1,199 @@
+"""Result folders of `glomo evaluate`, read strictly and grouped into what may be compared. Nothing is recomputed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from glomo_dist.runtime.errors import DataError
+from glomo_dist.runtime.files import read_json
+from glomo_dist.transfer.result import Result
+
+# What may differ between the rows of one table: the arm and its graphs, the seed, and where files lie.
+_NOT_A_SETTING = ("task", "arm", "graphs", "features", "seed", "train_size", "task_source", "threads")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """machine: what it was computed on, empty if not recorded."""
+
+    id: str
+    path: Path
+    result: Result
+    machine: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A job that raised, hung or died. error: the last line of the traceback."""
+
+    id: str
+    job: dict[str, Any]
+    error: str
+    traceback: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Results of one task, one kind of features and one training size: they may be compared.
+
+    arms: arm -> seed -> finished job, in the order of the plan.  planned: arm -> number of planned seeds.
+    settings: what distinguishes this group from another of the same task, features and size ("" if none).
+    """
+
+    task: str
+    features: str
+    train_size: int | None
+    settings: str
+    arms: dict[str, dict[int, Finished]]
+    planned: dict[str, int]
+
+    @property
+    def title(self) -> str:
+        size = (
+            "all training examples" if self.train_size is None else f"{self.train_size:,} training examples"
+        )
+        return ", ".join(filter(None, [self.task, self.features, size, self.settings]))
+
+    @property
+    def any(self) -> Finished:
+        return next(iter(next(iter(self.arms.values())).values()))
+
+    @property
+    def main(self) -> str | None:
+        """The arm the report is about: "pretrained", or the last one with graphs."""
+        if "pretrained" in self.arms:
+            return "pretrained"
+        return next((arm for arm in reversed(self.arms) if self._first(arm).components), None)
+
+    def _first(self, arm: str) -> Result:
+        return next(iter(self.arms[arm].values())).result
+
+
+@dataclass(frozen=True)
+class Results:
+    """missing: ids of planned jobs with neither result nor error.  strays: ids of results no plan lists."""
+
+    groups: list[Group]
+    failed: list[Failed]
+    missing: list[str] = field(default_factory=list)
+    strays: list[str] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)
+
+    @property
+    def finished(self) -> list[Finished]:
+        return [job for group in self.groups for seeds in group.arms.values() for job in seeds.values()]
+
+
+def read_results(folders: Sequence[str | Path]) -> Results:
+    """All results below the output folders of evaluations.
+
+    Raises DataError naming the file: a folder without an evaluation, no result at all, a damaged result.json.
+    """
+    finished: list[Finished] = []
+    failed: list[Failed] = []
+    missing: list[str] = []
+    strays: list[str] = []
+    planned: list[dict[str, Any]] = []
+    commands: list[str] = []
+    for folder in map(Path, folders):
+        plan = _plan(folder)
+        planned += plan["jobs"]
+        commands += [plan["command"]] if plan.get("command") else []
+        ids = [entry["id"] for entry in plan["jobs"]]
+        for id in ids:
+            here = folder / "results" / id
+            if (here / "result.json").exists():
+                finished.append(_finished(id, here))
+            elif (here / "error.json").exists():
+                error = read_json(here / "error.json")
+                failed.append(Failed(id, error["job"], error["error"], error["traceback"]))
+            else:
+                missing.append(id)
+        strays += sorted({p.parent.name for p in folder.glob("results/*/result.json")} - set(ids))
+    if not finished and not failed:
+        raise DataError(
+            f"{', '.join(map(str, folders))}: no job has a result yet. Wait for `glomo evaluate`, or run it again."
+        )
+    return Results(_group(finished, planned), failed, missing, strays, commands)
+
+
+def _plan(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder} does not exist or is no folder. Give the output folder of `glomo evaluate`."
+        )
+    if not (folder / "plan.json").exists():
+        raise DataError(
+            f"{folder} holds no evaluation (no plan.json). Give the output folder of `glomo evaluate`."
+        )
+    plan = read_json(folder / "plan.json")
+    if not isinstance(plan, dict) or plan.get("format") != "glomo-evaluation":
+        raise DataError(f"{folder / 'plan.json'}: not the plan of an evaluation (glomo-evaluation).")
+    if plan.get("version") != 1:
+        raise DataError(
+            f"{folder / 'plan.json'}: format version {plan.get('version')}, this program reads version 1. "
+            "Run `glomo evaluate` again with this version."
+        )
+    return plan
+
+
+def _finished(id: str, folder: Path) -> Finished:
+    record = read_json(folder / "job.json") if (folder / "job.json").exists() else {}
+    return Finished(
+        id, folder / "result.json", Result.read(folder / "result.json"), record.get("machine", {})
+    )
+
+
+def _group(finished: list[Finished], planned: list[dict[str, Any]]) -> list[Group]:
+    arms_in_order = list(dict.fromkeys(entry["job"]["arm"] for entry in planned))
+    tables: dict[tuple[str, str, int | None], dict[str, list[Finished]]] = {}
+    for job in finished:
+        variant = repr(sorted(_settings(job.result).items()))
+        tables.setdefault(_place(job.result.job), {}).setdefault(variant, []).append(job)
+    groups = []
+    for place, variants in tables.items():
+        all_settings = [_settings(jobs[0].result) for jobs in variants.values()]
+        for settings, jobs in zip(all_settings, variants.values(), strict=True):
+            # Settings shared by all tables of this place are not worth a heading; those that differ are.
+            differing = {k: v for k, v in settings.items() if any(other[k] != v for other in all_settings)}
+            arms = {arm: _by_seed(arm, jobs) for arm in arms_in_order}
+            arms = {arm: seeds for arm, seeds in arms.items() if seeds}
+            counts = {arm: _seeds_planned(planned, place, arm, differing) for arm in arms}
+            groups.append(Group(*place, ", ".join(f"{k} {v}" for k, v in differing.items()), arms, counts))
+    return groups
+
+
+def _by_seed(arm: str, jobs: list[Finished]) -> dict[int, Finished]:
+    seeds: dict[int, Finished] = {}
+    for job in sorted((job for job in jobs if job.result.arm == arm), key=lambda job: job.result.seed):
+        before = seeds.setdefault(job.result.seed, job)
+        if before.id != job.id:
+            raise DataError(
+                f"{before.path} and {job.path} are both arm {arm!r}, seed {job.result.seed} of task "
+                f"{job.result.task!r}. Report them separately, or give the arms different names."
+            )
+    return seeds
+
+
+def _seeds_planned(
+    planned: list[dict[str, Any]], place: tuple[str, str, int | None], arm: str, settings: dict[str, Any]
+) -> int:
+    jobs = [entry["job"] for entry in planned if entry["job"]["arm"] == arm and _place(entry["job"]) == place]
+    return len({job["seed"] for job in jobs if all(job.get(k, v) == v for k, v in settings.items())})
+
+
+def _place(job: dict[str, Any]) -> tuple[str, str, int | None]:
+    return job["task"], features_name(job["features"]), job["train_size"]
+
+
+def features_name(spec: str) -> str:
+    """A short name of features: the file's without folder and ending."""
+    return spec.rsplit("/", 1)[-1].removesuffix(".npz").removesuffix(".txt")
+
+
+def _settings(result: Result) -> dict[str, Any]:
+    settings = {key: value for key, value in result.job.items() if key not in _NOT_A_SETTING}
+    return {**settings, "task_version": result.task_version, "data": result.fingerprints.get("data")}

@@ -1,0 +1,114 @@
+"""Pretraining runs in the report: loss, and the share of units without any edge, per layer and head."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from glomo_dist.report.figures import COLOURS, literal, new, percent, smooth, style, svg
+from glomo_dist.runtime.errors import DataError
+from glomo_dist.runtime.files import read_json
+
+
+@dataclass(frozen=True)
+class Run:
+    """rows: those of log.jsonl with a loss, one per logged step, ascending."""
+
+    folder: Path
+    config: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+    @property
+    def seconds(self) -> float:
+        return float(sum(_seconds(row) for row in self.rows))
+
+
+def read_run(folder: str | Path) -> Run:
+    """A run folder of `glomo pretrain`; DataError naming the file, and the line, if it cannot be read."""
+    folder = Path(folder)
+    config = read_json(folder / "config.json")
+    path = folder / "log.jsonl"
+    if not path.exists():
+        raise DataError(
+            f"{path} does not exist. Give the folder of a pretraining run (glomo pretrain --out)."
+        )
+    steps: dict[int, dict[str, Any]] = {}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as e:
+            if number == len(lines):
+                break  # a run that is still writing, or was killed while it did
+            raise DataError(f"{path}, line {number}: not valid JSON ({e.msg}).") from None
+        if isinstance(row, dict) and "loss" in row and "step" in row:
+            steps[int(row["step"])] = row  # steps after the last checkpoint are logged again on resume
+    if not steps:
+        raise DataError(
+            f"{path}: no row with a step and a loss. The run has not begun, or this is another file."
+        )
+    return Run(folder, config, [steps[step] for step in sorted(steps)])
+
+
+def loss_figure(runs: list[Run]) -> Markup:
+    """Training loss of every run: thin as logged, thick smoothed; validation as dots."""
+    with style():
+        figure, (axes,) = new(5.4, 2.8)
+        for number, run in enumerate(runs):
+            colour = COLOURS[number % len(COLOURS)]
+            steps, losses = [r["step"] for r in run.rows], [r["loss"] for r in run.rows]
+            axes.plot(steps, losses, color=colour, linewidth=0.6, alpha=0.35)
+            axes.plot(steps, smooth(losses, 0.9), color=colour, linewidth=1.6, label=literal(run.folder.name))
+            valid = [(r["step"], r["valid_loss"]) for r in run.rows if r.get("valid_loss") is not None]
+            if valid:
+                axes.plot(*zip(*valid, strict=True), "o", color=colour, markersize=4, label="validation")
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel("nats per predicted unit")
+        axes.legend(loc="upper right", fontsize=9)
+        return svg(figure, "Pretraining loss against the optimizer step")
+
+
+def empty_rows_figure(run: Run) -> Markup | None:
+    """Share of units with no edge at all (they carry no gradient), one line per layer and head."""
+    rows = [
+        (row["step"], np.asarray(values, float))
+        for row in run.rows
+        if (values := _empty_rows(row)) is not None
+    ]
+    if not rows:
+        return None
+    steps = [step for step, _ in rows]
+    shares = np.stack([values.reshape(-1, *values.shape[-2:]).mean(0) for _, values in rows])  # [steps, L, K]
+    with style():
+        figure, (axes,) = new(5.4, 2.8)
+        for layer in range(shares.shape[1]):
+            colour = COLOURS[layer % len(COLOURS)]
+            for head in range(shares.shape[2]):
+                axes.plot(steps, shares[:, layer, head], color=colour, linewidth=0.7, alpha=0.5)
+            axes.plot(
+                steps,
+                shares[:, layer].mean(1),
+                color=colour,
+                linewidth=2,
+                label=f"layer {layer}, mean of heads",
+            )
+        axes.set_ylim(0, 1)
+        percent(axes, "y")
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel("units without edges, %")
+        axes.legend(loc="upper right", fontsize=9)
+        return svg(figure, "Share of units without edges against the optimizer step, per layer and head")
+
+
+def _empty_rows(row: dict[str, Any]) -> Any:
+    return row.get("empty_rows", row.get("stats", {}).get("empty_rows"))
+
+
+def _seconds(row: dict[str, Any]) -> float:
+    seconds = row.get("seconds", 0.0)
+    return float(sum(seconds.values()) if isinstance(seconds, dict) else seconds or 0.0)

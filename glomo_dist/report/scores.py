@@ -1,0 +1,109 @@
+"""Plots of a group's results: seeds and means per arm, learning curves, mixture weights per component."""
+
+from __future__ import annotations
+
+import numpy as np
+from markupsafe import Markup
+
+from glomo_dist.report.figures import COLOURS, literal, new, percent, style, svg
+from glomo_dist.report.results import Group
+from glomo_dist.report.statistics import estimate
+from glomo_dist.report.table import arm_name
+
+
+def colours(group: Group) -> dict[str, str]:
+    """The same colour for the same arm in all plots of a group."""
+    return {arm: COLOURS[i % len(COLOURS)] for i, arm in enumerate(group.arms)}
+
+
+def dots_figure(group: Group) -> Markup:
+    """Every seed a dot, the mean a bar across, its 95 % interval a line."""
+    arms = list(group.arms)
+    with style():
+        figure, (axes,) = new(5.4, 0.55 + 0.42 * len(arms))
+        for y, (arm, seeds) in enumerate(group.arms.items()):
+            colour = colours(group)[arm]
+            values = [job.result.test for job in seeds.values()]
+            score = estimate(values)
+            if score.low is not None and score.high is not None:
+                axes.plot(
+                    [score.low, score.high],
+                    [y, y],
+                    color=colour,
+                    linewidth=2,
+                    alpha=0.45,
+                    solid_capstyle="butt",
+                )
+            axes.plot([score.mean] * 2, [y - 0.26, y + 0.26], color=colour, linewidth=2)
+            axes.plot(
+                values, [y] * len(values), "o", color=colour, markersize=5, alpha=0.8, markeredgewidth=0
+            )
+        axes.set_yticks(range(len(arms)), [literal(arm_name(arm)) for arm in arms])
+        axes.set_ylim(len(arms) - 0.45, -0.55)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="x", linewidth=0.4, alpha=0.25)
+        axes.set_xlabel(f"test {group.any.result.metric}, %")
+        percent(axes)
+        return svg(figure, f"Test scores of every seed and arm: {group.title}")
+
+
+def curves_figure(group: Group) -> Markup:
+    """Dev metric after each epoch: thin a seed, thick the mean of the seeds still training."""
+    with style():
+        figure, (axes,) = new(5.4, 2.8)
+        for arm, seeds in group.arms.items():
+            colour = colours(group)[arm]
+            curves = [[epoch.dev for epoch in job.result.curve] for job in seeds.values()]
+            for curve in curves:
+                axes.plot(range(1, len(curve) + 1), curve, color=colour, linewidth=0.6, alpha=0.4)
+            # An average over fewer seeds would jump where one of them stopped early.
+            common = min(map(len, curves))
+            mean = np.mean([curve[:common] for curve in curves], axis=0)
+            axes.plot(
+                range(1, common + 1), mean, "o-", markersize=3, color=colour, linewidth=2, label=arm_name(arm)
+            )
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(f"dev {group.any.result.metric}, %")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        percent(axes, "y")
+        axes.legend(loc="lower right", fontsize=9)
+        return svg(figure, f"Learning curves: {group.title}")
+
+
+def weights_figure(group: Group) -> Markup | None:
+    """Weight of each component in the mixed graphs, mean over seeds and mixed graphs; dots are the single ones."""
+    arms = {
+        arm: [job.result for job in seeds.values()]
+        for arm, seeds in group.arms.items()
+        if all(job.result.mixtures for job in seeds.values())
+    }
+    if not arms:
+        return None
+    with style():
+        figure, axes = new(5.4, 1.75 * len(arms) + 0.4, len(arms), 2, sharey=True, sharex=False)
+        for i, (arm, results) in enumerate(arms.items()):
+            for j, direction in enumerate(("forward", "backward")):
+                ax = axes[2 * i + j]
+                weights = np.array(
+                    [
+                        mixed.weights
+                        for result in results
+                        for mixed in result.mixtures
+                        if mixed.direction == direction
+                    ]
+                )
+                names = results[0].components
+                at = np.arange(len(names))
+                ax.bar(at, weights.mean(0), color=colours(group)[arm], alpha=0.55, width=0.75)
+                ax.plot(
+                    np.tile(at, len(weights)), weights.ravel(), ".", color=colours(group)[arm], markersize=4
+                )
+                ax.axhline(1 / len(names), color="#8a8f98", linewidth=0.8, linestyle="--")
+                every = max(1, len(names) // 12)
+                ax.set_xticks(at[::every], names[::every], rotation=90, fontsize=7)
+                ax.set_title(literal(f"{arm_name(arm)}, {direction}"), fontsize=9)
+                percent(ax, "y")
+            axes[2 * i].set_ylabel("weight, %")
+        figure.tight_layout()
+        return svg(figure, f"Mixture weights per component: {group.title}")

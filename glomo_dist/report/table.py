@@ -1,0 +1,149 @@
+"""The results as rows of numbers, and those rows as text for a terminal and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from glomo_dist.report.results import Group, Results
+from glomo_dist.report.statistics import Estimate, Paired, estimate, paired
+
+REFERENCE = "none"
+NAMES = {
+    "none": "no graph",
+    "uniform": "uniform graph",
+    "random": "random predictor",
+    "pretrained": "pretrained graph",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm. score: test metric.  to_none: this arm − no graph.  main_minus: the main arm − this arm."""
+
+    arm: str
+    score: Estimate
+    planned: int
+    seeds: tuple[int, ...]
+    to_none: Paired | None
+    main_minus: Paired | None
+
+
+@dataclass(frozen=True)
+class Table:
+    group: Group
+    main: str | None
+    rows: tuple[Row, ...]
+
+
+def tables(results: Results) -> list[Table]:
+    return [_table(group) for group in results.groups]
+
+
+def _table(group: Group) -> Table:
+    scores = {
+        arm: {seed: job.result.test for seed, job in seeds.items()} for arm, seeds in group.arms.items()
+    }
+    main = group.main
+    rows = []
+    for arm, values in scores.items():
+        to_none = paired(values, scores[REFERENCE]) if arm != REFERENCE and REFERENCE in scores else None
+        against = paired(scores[main], values) if main is not None and arm != main else None
+        rows.append(
+            Row(arm, estimate(list(values.values())), group.planned[arm], tuple(values), to_none, against)
+        )
+    return Table(group, main, tuple(rows))
+
+
+def arm_name(arm: str) -> str:
+    return NAMES.get(arm, arm)
+
+
+def score_text(score: Estimate) -> str:
+    """Percent: "84.31 ± 0.52"; without the spread for one seed."""
+    if score.mean is None:
+        return "–"
+    return f"{100 * score.mean:.2f}" + ("" if score.sd is None else f" ± {100 * score.sd:.2f}")
+
+
+def seeds_text(row: Row) -> str:
+    return f"{row.score.n}" if row.score.n == row.planned else f"{row.score.n} of {row.planned}"
+
+
+def difference_text(pair: Paired | None) -> str:
+    """Points: "+1.20 [+0.40, +2.00], p = 0.012"; says so where too few seeds allow no more."""
+    if pair is None:
+        return "–"
+    d = pair.difference
+    if d.mean is None:
+        return "no common seed"
+    if d.low is None or d.high is None:
+        return f"{100 * d.mean:+.2f} (1 seed: no interval)"
+    text = f"{100 * d.mean:+.2f} [{100 * d.low:+.2f}, {100 * d.high:+.2f}]"
+    text += f", {p_text(pair.p)}" if pair.p is not None else ""
+    return text + (f" ({d.n} common seeds)" if pair.missing else "")
+
+
+def p_text(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def header(table: Table) -> list[str]:
+    metric = table.group.any.result.metric
+    columns = ["arm", f"test {metric}, %", "seeds", "difference to no graph"]
+    return columns + ([f"{arm_name(table.main)} minus this"] if table.main else [])
+
+
+def cells(table: Table) -> list[list[str]]:
+    lines = []
+    for row in table.rows:
+        line = [arm_name(row.arm), score_text(row.score), seeds_text(row), difference_text(row.to_none)]
+        lines.append(line + ([difference_text(row.main_minus)] if table.main else []))
+    return lines
+
+
+def as_text(results: Results) -> str:
+    """For the terminal."""
+    parts = []
+    for table in tables(results):
+        lines = [header(table), *cells(table)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+        drawn = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines
+        ]
+        rule = "  ".join("─" * width for width in widths)
+        parts.append(
+            "\n".join([table.group.title, "", drawn[0].rstrip(), rule, *(d.rstrip() for d in drawn[1:])])
+        )
+    return "\n\n".join(parts + _remarks(results)) + "\n"
+
+
+def as_markdown(results: Results) -> str:
+    """For a README: one table per group."""
+    parts = []
+    for table in tables(results):
+        rows = [header(table), ["---"] * len(header(table)), *cells(table)]
+        parts.append(f"**{_plain(table.group.title)}**\n\n" + "\n".join(_line(row) for row in rows))
+    return "\n\n".join(parts + _remarks(results)) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(_plain(cell) for cell in cells) + " |"
+
+
+def _plain(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def _remarks(results: Results) -> list[str]:
+    lines = [
+        "Mean ± standard deviation over seeds; differences are paired by seed, with 95 % confidence interval and "
+        "paired t-test."
+    ]
+    if results.failed:
+        lines.append(
+            f"{len(results.failed)} jobs failed: " + "; ".join(f"{f.id}: {f.error}" for f in results.failed)
+        )
+    if results.missing:
+        lines.append(f"{len(results.missing)} planned jobs have no result yet.")
+    return lines
