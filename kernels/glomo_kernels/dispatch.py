@@ -30,8 +30,8 @@ CPP = Backend("cpp", "cpp")
 # Fastest first. Every op ends with its reference, which takes all valid input.
 TABLE: dict[str, tuple[Backend, ...]] = {
     "affinity_mix": (REFERENCE,),
-    "affinity_graph": (REFERENCE,),
-    "graph_mix": (REFERENCE,),
+    "affinity_graph": (CPP, REFERENCE),
+    "graph_mix": (CPP, REFERENCE),
     "decoder_loss": (REFERENCE,),
 }
 VARIABLE = "GLOMO_KERNELS"

@@ -110,7 +110,7 @@ def _backward(
         "backward",
         q.device,
         (q, k, theta, spans, topk, kind, keep, renormalise),
-        *(grad, q, k, theta, spans, topk, offsets, columns, weights, kind, renormalise),
+        *(grad, q, k, theta, spans, topk, offsets, columns, weights, kind, keep, renormalise),
     )
     return result
 

@@ -65,6 +65,7 @@ def backward(
     columns: Tensor,
     weights: Tensor,
     kind: str,
+    keep: int,
     renormalise: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and theta (empty without theta).

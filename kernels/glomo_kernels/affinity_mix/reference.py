@@ -53,7 +53,7 @@ def forward(
             edges[b, h, r] = (weight > 0).sum(-1)
             total = weight.sum(-1, keepdim=True)
             share = weight.div_(total.masked_fill_(total == 0, 1))
-            entropy[b, h, r] = -torch.xlogy(share, share).sum(-1)
+            entropy[b, h, r] = torch.special.entr(share).sum(-1)
     return mixed, norm, edges, entropy
 
 

@@ -1,0 +1,241 @@
+// affinity_graph: count, scan (by the caller), fill. Scores are computed for ROWS query rows at a time, so that
+// a thread holds ROWS x T of them and nothing of size T x T exists. Every row is computed in the same way by
+// whichever thread takes it: the result does not depend on their number.
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <vector>
+
+#include "kernels.h"
+#include "simd.h"
+#include "threads.h"
+
+namespace glomo {
+namespace {
+
+constexpr std::int64_t ROWS = 48;     // a multiple of the rows that simd.cpp holds in registers
+constexpr double EPSILON = 1e-16;     // glomo_kernels/scores.py
+
+// The roots of one block of rows of one (sample, head).
+template <class T>
+class RowBlock {
+ public:
+  explicit RowBlock(const Affinity<T>& problem)
+      : problem_(problem),
+        padded_((problem.units + PANEL<T> - 1) / PANEL<T> * PANEL<T>),
+        panels_(static_cast<std::size_t>(padded_ * problem.width)),
+        scores_(static_cast<std::size_t>(ROWS * padded_)) {}
+
+  void compute(std::int64_t head, std::int64_t first, std::int64_t rows) {
+    if (head != packed_head_) pack(head);
+    head_ = head;
+    first_ = first;
+    std::int64_t low = problem_.units, high = 0;
+    for (std::int64_t r = 0; r < rows; ++r) {
+      if (begin(r) >= end(r)) continue;
+      low = std::min(low, begin(r));
+      high = std::max(high, end(r));
+    }
+    if (low >= high) return;
+    const T* q = problem_.q + (head * problem_.units + first) * problem_.width;
+    for (std::int64_t column = low / PANEL<T> * PANEL<T>; column < high; column += PANEL<T>) {
+      simd<T>().panel_scores(q, rows, problem_.width, panels_.data() + column * problem_.width,
+                             scores_.data() + column, padded_);
+    }
+    for (std::int64_t r = 0; r < rows; ++r) finish(r);
+  }
+
+  std::int64_t begin(std::int64_t r) const { return span(r)[0]; }
+  std::int64_t end(std::int64_t r) const { return span(r)[1]; }
+
+  // Valid in [begin(r), end(r)). Roots that are not edges are 0 or have a square of 0.
+  T* roots(std::int64_t r) { return scores_.data() + r * padded_; }
+
+  double sum_of_squares(std::int64_t r) {
+    const T* root = roots(r);
+    double sum = 0;
+    for (std::int64_t j = begin(r); j < end(r); ++j) {
+      const T square = root[j] * root[j];
+      if (square > 0) sum += static_cast<double>(square);
+    }
+    return sum;
+  }
+
+  // Sets all but the `count` largest squares of the row to 0; of equal ones the first stay.
+  void keep_largest(std::int64_t r, std::int64_t count) {
+    T* root = roots(r);
+    candidates_.clear();
+    for (std::int64_t j = begin(r); j < end(r); ++j) {
+      const T square = root[j] * root[j];
+      if (square > 0) candidates_.push_back(square);
+    }
+    if (static_cast<std::int64_t>(candidates_.size()) <= count) return;
+    const auto smallest = candidates_.begin() + (count - 1);
+    std::nth_element(candidates_.begin(), smallest, candidates_.end(), std::greater<T>());
+    const T limit = *smallest;
+    std::int64_t room = count - std::count_if(candidates_.begin(), smallest, [limit](T x) { return x > limit; });
+    for (std::int64_t j = begin(r); j < end(r); ++j) {
+      const T square = root[j] * root[j];
+      if (square > limit) continue;
+      if (square == limit && room > 0) {
+        --room;
+      } else {
+        root[j] = 0;
+      }
+    }
+  }
+
+ private:
+  const std::int64_t* span(std::int64_t r) const {
+    return problem_.spans + 2 * (head_ / problem_.heads * problem_.units + first_ + r);
+  }
+
+  void pack(std::int64_t head) {
+    const T* k = problem_.k + head * problem_.units * problem_.width;
+    for (std::int64_t column = 0; column < padded_; column += PANEL<T>) {
+      T* panel = panels_.data() + column * problem_.width;
+      for (std::int64_t j = 0; j < PANEL<T>; ++j) {
+        const bool real = column + j < problem_.units;
+        const T* key = k + (column + j) * problem_.width;
+        for (std::int64_t d = 0; d < problem_.width; ++d) panel[d * PANEL<T> + j] = real ? key[d] : T(0);
+      }
+    }
+    packed_head_ = head;
+  }
+
+  void finish(std::int64_t r) {
+    T* root = roots(r);
+    if (problem_.kind == Kind::relu) {
+      const T theta = problem_.theta ? problem_.theta[head_ * problem_.units + first_ + r] : T(0);
+      for (std::int64_t j = begin(r); j < end(r); ++j) root[j] = std::max(root[j] - theta, T(0));
+    } else if (problem_.kind == Kind::topk) {
+      keep_largest(r, problem_.topk[head_ / problem_.heads]);
+    }
+  }
+
+  const Affinity<T>& problem_;
+  std::int64_t padded_;
+  std::vector<T> panels_, scores_, candidates_;
+  std::int64_t packed_head_ = -1, head_ = 0, first_ = 0;
+};
+
+// Calls visit(block, r, row) for every row, row = (b * heads + h) * units + i.
+template <class T, class Visit>
+void for_each_row(const Affinity<T>& problem, int threads, const Visit& visit) {
+  const std::int64_t blocks = (problem.units + ROWS - 1) / ROWS;
+  parallel(problem.batch * problem.heads * blocks, threads, [&](const auto& next) {
+    RowBlock<T> block(problem);
+    for (std::int64_t item = next(); item >= 0; item = next()) {
+      const std::int64_t head = item / blocks, first = item % blocks * ROWS;
+      const std::int64_t rows = std::min(ROWS, problem.units - first);
+      block.compute(head, first, rows);
+      for (std::int64_t r = 0; r < rows; ++r) visit(block, r, head * problem.units + first + r);
+    }
+  });
+}
+
+}  // namespace
+
+template <class T>
+void count_edges(const Affinity<T>& problem, std::int64_t* counts, int threads) {
+  for_each_row(problem, threads, [&](RowBlock<T>& block, std::int64_t r, std::int64_t row) {
+    const T* root = block.roots(r);
+    std::int64_t count = 0;
+    for (std::int64_t j = block.begin(r); j < block.end(r); ++j) count += root[j] * root[j] > 0;
+    counts[row] = problem.keep ? std::min(count, problem.keep) : count;
+  });
+}
+
+template <class T>
+void fill_edges(const Affinity<T>& problem, const std::int64_t* offsets, std::int32_t* columns, T* weights,
+                int threads) {
+  for_each_row(problem, threads, [&](RowBlock<T>& block, std::int64_t r, std::int64_t row) {
+    const bool whole = !problem.renormalise || problem.keep == 0;
+    double total = whole ? block.sum_of_squares(r) : 0;
+    if (problem.keep) block.keep_largest(r, problem.keep);
+    if (!whole) total = block.sum_of_squares(r);
+    const T scale = static_cast<T>(total + EPSILON);
+    const T* root = block.roots(r);
+    std::int64_t edge = offsets[row];
+    for (std::int64_t j = block.begin(r); j < block.end(r); ++j) {
+      const T square = root[j] * root[j];
+      if (!(square > 0)) continue;
+      columns[edge] = static_cast<std::int32_t>(j);
+      weights[edge] = square / scale;
+      ++edge;
+    }
+  });
+}
+
+// One thread per (sample, head), so that the rows of dk are written by one thread in one order.
+template <class T>
+void affinity_graph_backward(const Affinity<T>& problem, const std::int64_t* offsets,
+                             const std::int32_t* columns, const T* weights, const T* grad, T* dq, T* dk,
+                             T* dtheta, int threads) {
+  const std::int64_t units = problem.units, width = problem.width;
+  parallel(problem.batch * problem.heads, threads, [&](const auto& next) {
+    RowBlock<T> block(problem);
+    std::vector<T> slope(static_cast<std::size_t>(units));
+    std::vector<T> coefficients;
+    std::vector<std::int32_t> index;
+    for (std::int64_t head = next(); head >= 0; head = next()) {
+      const T* q = problem.q + head * units * width;
+      const T* k = problem.k + head * units * width;
+      T* dk_head = dk + head * units * width;
+      std::fill(dk_head, dk_head + units * width, T(0));
+      for (std::int64_t first = 0; first < units; first += ROWS) {
+        const std::int64_t rows = std::min(ROWS, units - first);
+        block.compute(head, first, rows);
+        for (std::int64_t r = 0; r < rows; ++r) {
+          const std::int64_t unit = first + r, row = head * units + unit;
+          const T* root = block.roots(r);
+          double mean = 0, total = 0, sum = 0;
+          for (std::int64_t e = offsets[row]; e < offsets[row + 1]; ++e) {
+            mean += static_cast<double>(grad[e]) * static_cast<double>(weights[e]);
+          }
+          // dA_ij without its division: g_ij - D_i, over the edges or over the whole row.
+          coefficients.clear();
+          index.clear();
+          if (problem.renormalise || problem.keep == 0) {
+            for (std::int64_t e = offsets[row]; e < offsets[row + 1]; ++e) {
+              const std::int32_t j = columns[e];
+              total += static_cast<double>(root[j]) * static_cast<double>(root[j]);
+              index.push_back(j);
+              coefficients.push_back(static_cast<T>(2 * root[j] * (grad[e] - mean)));
+            }
+          } else {
+            std::fill(slope.begin() + block.begin(r), slope.begin() + std::max(block.begin(r), block.end(r)),
+                      static_cast<T>(-mean));
+            for (std::int64_t e = offsets[row]; e < offsets[row + 1]; ++e) slope[columns[e]] += grad[e];
+            total = block.sum_of_squares(r);
+            for (std::int64_t j = block.begin(r); j < block.end(r); ++j) {
+              if (!(root[j] * root[j] > 0)) continue;
+              index.push_back(static_cast<std::int32_t>(j));
+              coefficients.push_back(2 * root[j] * slope[j]);
+            }
+          }
+          const T scale = static_cast<T>(1 / (total + EPSILON));
+          for (std::size_t e = 0; e < index.size(); ++e) {
+            coefficients[e] *= scale;
+            sum += static_cast<double>(coefficients[e]);
+            simd<T>().add_scaled(coefficients[e], q + unit * width, width, dk_head + index[e] * width);
+          }
+          simd<T>().combine(coefficients.data(), index.data(), static_cast<std::int64_t>(index.size()), k, width,
+                            dq + row * width);
+          if (dtheta) dtheta[row] = static_cast<T>(-sum);
+        }
+      }
+    }
+  });
+}
+
+#define INSTANTIATE(T)                                                                                        \
+  template void count_edges<T>(const Affinity<T>&, std::int64_t*, int);                                       \
+  template void fill_edges<T>(const Affinity<T>&, const std::int64_t*, std::int32_t*, T*, int);               \
+  template void affinity_graph_backward<T>(const Affinity<T>&, const std::int64_t*, const std::int32_t*,      \
+                                           const T*, const T*, T*, T*, T*, int);
+INSTANTIATE(float)
+INSTANTIATE(double)
+
+}  // namespace glomo

@@ -1,0 +1,142 @@
+// glomo_kernels._cpu: the kernels of kernels.h for Python. Arrays come as addresses (0 for none), so that no
+// torch header is needed; the Python callers (glomo_kernels/*/cpp.py) see to shapes, types and lifetimes.
+
+#include <pybind11/pybind11.h>
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Address = std::uintptr_t;
+using Size = std::int64_t;
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Calls f with a null pointer of the element type: f(float*) or f(double*).
+template <class F>
+void with_type(bool is_double, const F& f) {
+  const py::gil_scoped_release release;
+  if (is_double) {
+    f(static_cast<double*>(nullptr));
+  } else {
+    f(static_cast<float*>(nullptr));
+  }
+}
+
+struct AffinityArguments {
+  bool is_double;
+  Address q, k, theta, spans, topk;
+  Size batch, heads, units, width;
+  int kind;
+  Size keep;
+  bool renormalise;
+
+  template <class T>
+  glomo::Affinity<T> as() const {
+    return {at<const T>(q), at<const T>(k), at<const T>(theta), at<const Size>(spans), at<const Size>(topk),
+            batch, heads, units, width, static_cast<glomo::Kind>(kind), keep, renormalise};
+  }
+};
+
+struct GraphArguments {
+  bool is_double;
+  Address offsets, columns, values;
+  Size batch, components, units, first, count;
+
+  template <class T>
+  glomo::Graphs<T> as() const {
+    return {at<const Size>(offsets), at<const std::int32_t>(columns), at<const T>(values), batch, components,
+            units, first, count};
+  }
+};
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+  m.doc() = "Compiled CPU kernels; called by glomo_kernels, not by users.";
+  m.def("instruction_set", [] { return glomo::simd<float>().name; });
+
+  py::class_<AffinityArguments>(m, "Affinity")
+      .def(py::init([](bool is_double, Address q, Address k, Address theta, Address spans, Address topk, Size batch,
+                       Size heads, Size units, Size width, int kind, Size keep, bool renormalise) {
+             return AffinityArguments{is_double, q,     k,     theta, spans, topk,       batch,
+                                      heads,     units, width, kind,  keep,  renormalise};
+           }),
+           py::kw_only(), py::arg("is_double"), py::arg("q"), py::arg("k"), py::arg("theta"), py::arg("spans"),
+           py::arg("topk"), py::arg("batch"), py::arg("heads"), py::arg("units"), py::arg("width"),
+           py::arg("kind"), py::arg("keep"), py::arg("renormalise"));
+  m.def("count_edges", [](const AffinityArguments& a, Address counts, int threads) {
+    with_type(a.is_double, [&](auto* type) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      glomo::count_edges<T>(a.as<T>(), at<Size>(counts), threads);
+    });
+  });
+  m.def("fill_edges", [](const AffinityArguments& a, Address offsets, Address columns, Address weights,
+                         int threads) {
+    with_type(a.is_double, [&](auto* type) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      glomo::fill_edges<T>(a.as<T>(), at<const Size>(offsets), at<std::int32_t>(columns), at<T>(weights), threads);
+    });
+  });
+  m.def("affinity_graph_backward",
+        [](const AffinityArguments& a, Address offsets, Address columns, Address weights, Address grad, Address dq,
+           Address dk, Address dtheta, int threads) {
+          with_type(a.is_double, [&](auto* type) {
+            using T = std::remove_pointer_t<decltype(type)>;
+            glomo::affinity_graph_backward<T>(a.as<T>(), at<const Size>(offsets), at<const std::int32_t>(columns),
+                                              at<const T>(weights), at<const T>(grad), at<T>(dq), at<T>(dk),
+                                              at<T>(dtheta), threads);
+          });
+        });
+
+  py::class_<GraphArguments>(m, "Graphs")
+      .def(py::init([](bool is_double, Address offsets, Address columns, Address values, Size batch,
+                       Size components, Size units, Size first, Size count) {
+             return GraphArguments{is_double, offsets, columns, values, batch, components, units, first, count};
+           }),
+           py::kw_only(), py::arg("is_double"), py::arg("offsets"), py::arg("columns"), py::arg("values"),
+           py::arg("batch"), py::arg("components"), py::arg("units"), py::arg("first"), py::arg("count"));
+  m.def("mix", [](const GraphArguments& g, Address weights, bool per_unit, Address features, Size width,
+                  Address result, int threads) {
+    with_type(g.is_double, [&](auto* type) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      glomo::mix<T>(g.as<T>(), at<const T>(weights), per_unit, at<const T>(features), width, at<T>(result),
+                    threads);
+    });
+  });
+  m.def("mix_backward_weights", [](const GraphArguments& g, Address grad, Address features, Size width,
+                                   Address d_weights, int threads) {
+    with_type(g.is_double, [&](auto* type) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      glomo::mix_backward_weights<T>(g.as<T>(), at<const T>(grad), at<const T>(features), width,
+                                     at<T>(d_weights), threads);
+    });
+  });
+  m.def("mix_backward_features", [](const GraphArguments& g, Address weights, bool per_unit, Address grad,
+                                    Size width, Address d_features, int threads) {
+    with_type(g.is_double, [&](auto* type) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      glomo::mix_backward_features<T>(g.as<T>(), at<const T>(weights), per_unit, at<const T>(grad), width,
+                                      at<T>(d_features), threads);
+    });
+  });
+  m.def("apply", [](const GraphArguments& g, Address x, bool shared, Size width, Address result, int threads) {
+    with_type(g.is_double, [&](auto* type) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      glomo::apply<T>(g.as<T>(), at<const T>(x), shared, width, at<T>(result), threads);
+    });
+  });
+  m.def("apply_backward", [](const GraphArguments& g, Address grad, bool shared, Size width, Address dx,
+                             int threads) {
+    with_type(g.is_double, [&](auto* type) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      glomo::apply_backward<T>(g.as<T>(), at<const T>(grad), shared, width, at<T>(dx), threads);
+    });
+  });
+}

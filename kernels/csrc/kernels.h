@@ -1,0 +1,71 @@
+// The CPU kernels. All arrays are contiguous, row-major, and described in the Python module that calls them.
+#pragma once
+
+#include <cstdint>
+
+namespace glomo {
+
+enum class Kind : int { relu = 0, square = 1, topk = 2 };
+
+// Scores of affinity_graph: r_ij for the keys of row i's span, see glomo_kernels/scores.py.
+template <class T>
+struct Affinity {
+  const T* q;                 // [batch, heads, units, width]
+  const T* k;                 // [batch, heads, units, width]
+  const T* theta;             // [batch, heads, units] or null
+  const std::int64_t* spans;  // [batch, units, 2]
+  const std::int64_t* topk;   // [batch], only for Kind::topk
+  std::int64_t batch, heads, units, width;
+  Kind kind;
+  std::int64_t keep;  // edges per row, 0 for all
+  bool renormalise;
+};
+
+template <class T>
+void count_edges(const Affinity<T>& problem, std::int64_t* counts, int threads);
+
+template <class T>
+void fill_edges(const Affinity<T>& problem, const std::int64_t* offsets, std::int32_t* columns, T* weights,
+                int threads);
+
+template <class T>
+void affinity_graph_backward(const Affinity<T>& problem, const std::int64_t* offsets,
+                             const std::int32_t* columns, const T* weights, const T* grad, T* dq, T* dk,
+                             T* dtheta, int threads);
+
+// `count` components, from `first` on, of a batch of graphs with `components` per sample.
+template <class T>
+struct Graphs {
+  const std::int64_t* offsets;  // [batch * components * units + 1]
+  const std::int32_t* columns;
+  const T* values;
+  std::int64_t batch, components, units, first, count;
+
+  std::int64_t row(std::int64_t sample, std::int64_t component, std::int64_t unit) const {
+    return (sample * components + first + component) * units + unit;
+  }
+};
+
+// weights: [batch, units, count] if per_unit, else [count]; features, result: [batch, units, width].
+template <class T>
+void mix(const Graphs<T>& graphs, const T* weights, bool per_unit, const T* features, std::int64_t width,
+         T* result, int threads);
+
+// d_weights: [batch, units, count], to be summed by the caller if the weights were shared.
+template <class T>
+void mix_backward_weights(const Graphs<T>& graphs, const T* grad, const T* features, std::int64_t width,
+                          T* d_weights, int threads);
+
+template <class T>
+void mix_backward_features(const Graphs<T>& graphs, const T* weights, bool per_unit, const T* grad,
+                           std::int64_t width, T* d_features, int threads);
+
+// x: [batch, count, units, width], or [batch, 1, units, width] if shared; result: [batch, count, units, width].
+template <class T>
+void apply(const Graphs<T>& graphs, const T* x, bool shared, std::int64_t width, T* result, int threads);
+
+template <class T>
+void apply_backward(const Graphs<T>& graphs, const T* grad, bool shared, std::int64_t width, T* dx,
+                    int threads);
+
+}  // namespace glomo

@@ -1,0 +1,69 @@
+#include "simd.h"
+
+namespace glomo {
+namespace {
+
+#define SIMD_NAMESPACE portable
+#define SIMD_BYTES 16
+#define SIMD_ROWS 3
+#include "simd.inl"
+
+#if defined(__x86_64__)
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+#define SIMD_NAMESPACE avx2
+#define SIMD_BYTES 32
+#define SIMD_ROWS 6
+#include "simd.inl"
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,fma"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,fma")
+#endif
+#define SIMD_NAMESPACE avx512
+#define SIMD_BYTES 64
+#define SIMD_ROWS 8
+#include "simd.inl"
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+template <class T>
+Simd<T> choose() {
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f")) return avx512::table<T>("avx512");
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::table<T>("avx2");
+  return portable::table<T>("portable");
+}
+
+#else
+
+template <class T>
+Simd<T> choose() {
+  return portable::table<T>("portable");
+}
+
+#endif
+
+}  // namespace
+
+template <class T>
+const Simd<T>& simd() {
+  static const Simd<T> chosen = choose<T>();
+  return chosen;
+}
+
+template const Simd<float>& simd<float>();
+template const Simd<double>& simd<double>();
+
+}  // namespace glomo

@@ -1,0 +1,47 @@
+"""The compiled CPU part, glomo_kernels._cpu, loaded when a C++ backend first asks for it."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+
+@functools.cache
+def _load() -> ModuleType | str:
+    try:
+        return importlib.import_module("glomo_kernels._cpu")
+    except ImportError as error:
+        return f"the extension glomo_kernels._cpu cannot be loaded ({error}); build it with `make setup`"
+
+
+def missing() -> str | None:
+    """None if the extension is there, else why not."""
+    loaded = _load()
+    return loaded if isinstance(loaded, str) else None
+
+
+def cpu() -> ModuleType:
+    loaded = _load()
+    if isinstance(loaded, str):
+        raise ImportError(loaded)
+    return loaded
+
+
+def why_not(tensor: Tensor | None) -> str | None:
+    """What every C++ backend needs: the extension, and tensors on the CPU."""
+    if tensor is not None and tensor.device.type != "cpu":
+        return f"it takes CPU tensors, these are on {tensor.device}"
+    return missing()
+
+
+def threads() -> int:
+    return torch.get_num_threads()
+
+
+def contiguous(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """The tensor in row-major order and in `dtype`; itself if it is so already."""
+    return tensor.to(dtype or tensor.dtype).contiguous()
