@@ -1,0 +1,79 @@
+"""The program `glomo`: one subcommand per stage of the road, each in a module of its own.
+
+Modules are imported when their command is called, so that `glomo --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from glomo_dist.runtime.errors import ConfigError, GlomoError, suggest
+
+# name -> what it does, and an example that works on one's own files
+COMMANDS = {
+    "prepare": ("text or images -> shards", "glomo prepare text corpus/*.jsonl.xz --out shards"),
+    "pretrain": (
+        "shards -> graph predictor",
+        "glomo pretrain shards --out run --recipe wiki_small --ranks 2",
+    ),
+    "export": ("predictor + task -> graphs", "glomo export run --task sst2 --source sst2/ --out graphs/sst2"),
+    "evaluate": (
+        "graphs -> one result per arm and seed",
+        "glomo evaluate --tasks sst2 --sources sst2=sst2/ --arms none uniform pretrained=graphs/sst2 --out results",
+    ),
+    "report": ("results -> table and report.html", "glomo report results --runs run --out report.html"),
+    "plan": ("what a run will cost", "glomo plan --recipe ancestor_text_paper --ranks 8 --data shards"),
+    "bench": ("how fast the kernels are here", "glomo bench"),
+    "doctor": ("what is here and what is missing", "glomo doctor"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 for an error the user can act on, 130 for Ctrl-C.
+
+    argv: without the program's name; None takes `sys.argv`. Raises SystemExit as argument parsers do (0 after
+    `--help`, 2 for arguments that cannot be parsed); any other exception is a bug and keeps its traceback.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if arguments[0] == "--version":
+        from glomo_dist.runtime.fingerprint import code_version
+
+        print(f"glomo {code_version()}")
+        return 0
+    name = arguments[0]
+    try:
+        if name not in COMMANDS:
+            raise ConfigError(f"unknown command {name!r}.{suggest(name, COMMANDS)} See `glomo --help`.")
+        importlib.import_module(f"glomo_dist.cli.{name}").main(arguments[1:])
+    except GlomoError as e:
+        if os.environ.get("RANK", "0") == "0":  # under torchrun all ranks end with the same message
+            print(f"glomo: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("glomo: stopped.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [
+        "glomo - unsupervised pretraining of relational graphs, and their transfer to any downstream model",
+        "",
+        "  text, images --prepare--> shards --pretrain--> predictor --export--> graphs",
+        "  report.html <--report-- results <--evaluate (arms x seeds)---------- graphs",
+        "",
+    ]
+    for name, (purpose, example) in COMMANDS.items():
+        lines += [f"  {name:<{width}}  {purpose}", f"  {'':<{width}}    $ {example}"]
+    lines += [
+        "",
+        "`glomo COMMAND --help` explains a command and its settings, with examples. `make demo` runs them all.",
+    ]
+    return "\n".join(lines)

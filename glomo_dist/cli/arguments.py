@@ -1,0 +1,89 @@
+"""From typed dataclasses to a command line (by tyro), and back to a record of what was run."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.runtime.files import write_json
+from glomo_dist.runtime.fingerprint import code_version
+
+T = TypeVar("T")
+COMMAND_FILE = "command.json"
+
+
+def parse(cls: Any, argv: Sequence[str], *, name: str, description: str | None, default: Any = None) -> Any:
+    """An instance of `cls` (a dataclass, or a union of them: subcommands) from `argv`.
+
+    default: an instance whose values stand where `argv` has none; `tyro.MISSING` marks required ones.
+    Raises SystemExit(2) for unknown flags (with near names) and values of the wrong type, SystemExit(0) for --help.
+    """
+    return tyro.cli(
+        cls,
+        args=list(argv),
+        prog=f"glomo {name}",
+        description=inspect.cleandoc(description or ""),
+        default=tyro.MISSING if default is None else default,
+    )
+
+
+def recipe_of(argv: Sequence[str], default: str) -> str:
+    """The value of --recipe: it chooses the defaults of all other settings, so it is looked for first."""
+    for i, word in enumerate(argv):
+        if word == "--recipe":
+            if i + 1 == len(argv):
+                raise ConfigError("--recipe: the name of a recipe is missing after it.")
+            return argv[i + 1]
+        if word.startswith("--recipe="):
+            return word.partition("=")[2]
+    return default
+
+
+def pairs(flag: str, values: Sequence[str]) -> dict[str, str]:
+    """{"a": "x"} of ("a=x",); ConfigError naming `flag` for anything else."""
+    found: dict[str, str] = {}
+    for value in values:
+        key, equals, content = value.partition("=")
+        if not (key and equals and content):
+            raise ConfigError(f"{flag}: expected NAME=VALUE, got {value!r}.")
+        if key in found:
+            raise ConfigError(f"{flag}: {key!r} is given twice.")
+        found[key] = content
+    return found
+
+
+def explained(cls: type[T]) -> type[T]:
+    """`cls`, its docstring turned into the form from which tyro takes the help of each field.
+
+    Ours describe fields in running text, "width: d, of the embeddings.  heads: K."; tyro reads an "Attributes:" list.
+    """
+    text = inspect.cleandoc(cls.__doc__ or "")
+    if "Attributes:" in text:
+        return cls
+    names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    head = re.compile(r"(?:^|(?<=\s\s)|(?<=\n))(\w+(?:, \w+)*): ", re.MULTILINE)
+    marks = [m for m in head.finditer(text) if all(n in names for n in m[1].split(", "))]
+    if not marks:
+        return cls
+    lines = [text[: marks[0].start()].strip(), "", "Attributes:"]
+    for mark, following in zip(marks, [*marks[1:], None], strict=True):
+        end = following.start() if following else len(text)
+        help_text = " ".join(text[mark.end() : end].split("\n\n")[0].split())
+        lines += [f"    {name}: {help_text}" for name in mark[1].split(", ")]
+    cls.__doc__ = "\n".join(lines)
+    return cls
+
+
+def save_command(folder: str | Path, name: str, arguments: Any) -> None:
+    """Write `folder`/command.json: the resolved arguments of the command that made the folder."""
+    write_json(
+        Path(folder) / COMMAND_FILE,
+        {"command": name, "arguments": dataclasses.asdict(arguments), "code": code_version()},
+    )

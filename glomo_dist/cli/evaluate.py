@@ -1,0 +1,141 @@
+"""Train the task model once per arm and seed, on Ray, and write one result each. Run again to do what is missing.
+
+Examples:
+  glomo evaluate --tasks sst2 --sources sst2=sst2/ --arms none uniform pretrained=graphs/sst2 \\
+      --seeds 0 1 2 3 4 --features vectors.txt.xz --out results
+  glomo evaluate plan.yaml --out results --seeds 0 1        # a plan in a file; flags change it
+  glomo evaluate plan.yaml --out results --executor process # no Ray: for a debugger
+
+An arm is `none` (no graph), `uniform`, or NAME=STORE with any name; {task} and {seed} in STORE are filled in.
+Equal seeds see the same examples in the same order in all arms. The plan is kept in OUT/plan.json, a failed
+job in OUT/results/JOB/error.json: it does not stop the others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_type_hints
+
+import tyro
+from tyro.conf import Positional, arg
+
+from glomo_dist.cli.arguments import explained, pairs, parse
+from glomo_dist.evaluate.executor import Executor, InProcess, evaluate
+from glomo_dist.evaluate.job import WITHOUT_GRAPHS, EvaluationPlan, plan_jobs, read_plan
+from glomo_dist.evaluate.ray_executor import RayExecutor
+from glomo_dist.runtime.config import to_dict
+from glomo_dist.runtime.errors import ConfigError, GlomoError
+from glomo_dist.runtime.progress import say
+from glomo_dist.transfer.finetune import FinetuneJob, run
+
+# What the plan decides for each job; all other fields of a job are settings with a flag of their own.
+PLANNED = ("task", "arm", "graphs", "features", "seed", "train_size", "task_source", "threads")
+
+
+def _settings_class() -> type:
+    """FinetuneJob without what the plan decides, its defaults and help kept."""
+    hints = get_type_hints(explained(FinetuneJob))
+    kept = [
+        (f.name, hints[f.name], dataclasses.field(default=f.default))
+        for f in dataclasses.fields(FinetuneJob)
+        if f.name not in PLANNED
+    ]
+    made = dataclasses.make_dataclass("Settings", kept, frozen=True)
+    made.__doc__ = FinetuneJob.__doc__
+    return made
+
+
+Settings = _settings_class()
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    settings: Annotated[Settings, arg(name="")]  # type: ignore[valid-type]
+    out: str
+    """Folder of results; new, or of an earlier evaluation to go on with."""
+    plan: Positional[Annotated[str | None, arg(metavar="[PLAN]")]] = None
+    """A .yaml or .json file with a whole evaluation (see EvaluationPlan); flags change it."""
+    tasks: tuple[str, ...] = ()
+    """Names of tasks."""
+    arms: tuple[str, ...] = ()
+    """none, uniform, NAME=STORE."""
+    sources: tuple[str, ...] = ()
+    """TASK=PATH of the data of each task that needs one."""
+    features: tuple[str, ...] = ()
+    """What the model sees of a word: learned, learned:WIDTH, or word vectors (.npz, or GloVe's text format)."""
+    seeds: tuple[int, ...] = ()
+    """One job per seed and arm (default: 0 1 2)."""
+    train_sizes: tuple[int, ...] = ()
+    """Training examples, to compare several (default: all)."""
+    executor: Literal["ray", "process"] = "ray"
+    """ray: in parallel; process: one after the other in this process."""
+    address: str | None = None
+    """A running Ray cluster ("auto", "host:6379"); without it one is started here and stopped at the end."""
+    cores: int | None = None
+    """Of the local Ray (default: all)."""
+    job_cpus: int = 1
+    """Cores and threads of each job."""
+    time_limit_seconds: float | None = None
+    """Of each job."""
+
+
+def main(argv: Sequence[str]) -> None:
+    file = _plan_file(argv)
+    given = read_plan(file) if file else None
+    known = {f.name for f in dataclasses.fields(Settings)}
+    settings = Settings(**{k: v for k, v in given.settings.items() if k in known} if given else {})
+    default = Evaluate(
+        settings,
+        tyro.MISSING,
+        job_cpus=given.cpus if given else 1,
+        time_limit_seconds=given.time_limit_seconds if given else None,
+    )
+    command = parse(Evaluate, argv, name="evaluate", description=__doc__, default=default)
+    plan = _plan(command, given)
+    executor: Executor = InProcess()
+    if command.executor == "ray":
+        executor = RayExecutor(cpus=command.cores, address=command.address)
+    summary = evaluate(plan_jobs(plan), run, command.out, executor, plan=to_dict(plan))
+    say(f"{command.out}: {summary}")
+    if summary.failed:
+        raise GlomoError(
+            f"{len(summary.failed)} of {summary.jobs} jobs failed, the first because: {summary.failed[0].error} "
+            f"(traceback: {command.out}/results/{summary.failed[0].id}/error.json). The results of the others are "
+            "kept; run the same command again to try the failed ones again."
+        )
+    say(f"next: glomo report {command.out} --out report.html")
+
+
+def _plan_file(argv: Sequence[str]) -> str | None:
+    """The plan's file among the arguments: it sets the defaults of the flags, so it is needed before they are parsed."""
+    first = argv[0] if argv else ""
+    return first if first.endswith((".yaml", ".yml", ".json")) else None
+
+
+def _plan(command: Evaluate, given: EvaluationPlan | None) -> EvaluationPlan:
+    if command.plan is not None and given is None:
+        raise ConfigError(
+            f"evaluate: the plan {command.plan!r} must be a .yaml or .json file and come first."
+        )
+    values: dict[str, Any] = {}
+    for name in ("tasks", "features", "seeds", "train_sizes"):
+        if getattr(command, name):
+            values[name] = getattr(command, name)
+    if command.arms:
+        bare = {arm: arm for arm in command.arms if arm in WITHOUT_GRAPHS}
+        values["arms"] = {**bare, **pairs("--arms", [arm for arm in command.arms if arm not in bare])}
+    if command.sources:
+        values["sources"] = pairs("--sources", command.sources)
+    values["settings"] = to_dict(command.settings)
+    values["cpus"] = command.job_cpus
+    values["time_limit_seconds"] = command.time_limit_seconds
+    if given is not None:
+        return dataclasses.replace(given, **values)
+    for name in ("tasks", "arms"):
+        if name not in values:
+            raise ConfigError(
+                f"evaluate: --{name} is missing, and no plan file is given. See `glomo evaluate --help`."
+            )
+    return EvaluationPlan(**values)

@@ -1,0 +1,60 @@
+"""Write the graphs that a frozen predictor sees in the inputs of a task. Run again to go on after a stop.
+
+Examples:
+  glomo export run --task sst2 --source sst2/ --out graphs/sst2
+  glomo export run --task sst2 --source sst2/ --out graphs/sst2-random --random-seed 0   # the baseline
+
+Tasks: TASKS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from glomo_dist.cli.arguments import parse, save_command
+from glomo_dist.runtime.progress import say
+from glomo_dist.transfer.export import export_task
+from glomo_dist.transfer.task import TASKS
+
+
+@dataclass(frozen=True)
+class Export:
+    model: Positional[Annotated[str, arg(metavar="RUN")]]
+    """Run folder of `glomo pretrain`, or a model folder in it."""
+    task: str
+    """Name of the task."""
+    out: str
+    """Graph store to write."""
+    source: str | None = None
+    """File, folder or URL of the task's data, where it does not come with the installed packages."""
+    random_seed: int | None = None
+    """Use a predictor of the same sizes with fresh random parameters: the baseline."""
+    keep: int | None = 8
+    """Largest edges kept per unit, layer and head, renormalised (None: all)."""
+    max_units: int | None = None
+    """Cut longer texts (None: the task's own limit)."""
+    max_examples: int | None = None
+    """Examples per split at most; give `glomo evaluate` the same."""
+    batch_tokens: int = 16384
+    """Units per forward pass."""
+
+
+def main(argv: Sequence[str]) -> None:
+    command = parse(
+        Export, argv, name="export", description=(__doc__ or "").replace("TASKS", ", ".join(TASKS))
+    )
+    model = Path(command.model)
+    if (model / "model" / "config.json").exists():
+        model = model / "model"
+    store = export_task(
+        command.task, model, command.out, source=command.source, random_seed=command.random_seed,
+        keep=command.keep, max_units=command.max_units, max_examples=command.max_examples,
+        batch_tokens=command.batch_tokens,
+    )  # fmt: skip
+    save_command(store, "export", command)
+    say(f"next: glomo evaluate --tasks {command.task} --arms none uniform pretrained={store} --out results")

@@ -1,0 +1,179 @@
+"""Say what a pretraining run will cost before it is started: parameters, memory, arithmetic, time.
+
+Examples:
+  glomo plan --recipe wiki_small --data shards --ranks 2 --tokens-per-second 9000
+  glomo plan --recipe ancestor_text_paper --ranks 8 --teraflops 40 --model.sparsity topk
+
+The settings are those of `glomo pretrain`. Memory and arithmetic are estimates from the formulas in this file;
+a short run with --steps 20 gives the true tokens per second (log.jsonl).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from tyro.conf import arg
+
+from glomo_dist import recipes
+from glomo_dist.cli.arguments import explained, parse, recipe_of
+from glomo_dist.data import WindowOrder
+from glomo_dist.model import Glomo, GlomoConfig
+from glomo_dist.pretrain import PretrainConfig
+from glomo_dist.pretrain.config import accumulation
+from glomo_dist.pretrain.run_folder import resolve
+from glomo_dist.runtime.errors import ConfigError
+
+MIB = 1 << 20
+BACKWARD = 3  # forward + backward is three times the arithmetic of forward: each product has two gradients
+
+
+@dataclass(frozen=True)
+class Plan:
+    config: Annotated[PretrainConfig, arg(name="")]
+    recipe: str = "base"
+    """Where the defaults come from."""
+    data: str | None = None
+    """Shards: gives the vocabulary and the size of an epoch."""
+    ranks: int = 1
+    """Processes."""
+    vocabulary: int = 30_000
+    """Units, where neither --data nor the recipe says it."""
+    tokens_per_second: float | None = None
+    """Measured speed of all ranks together, for the hours."""
+    teraflops: float | None = None
+    """Arithmetic per second that one rank really reaches, in 10^12, for the hours."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """embedding: parameters of it (tied to the softmax).  others: all other parameters.
+    flops_per_token: forward and backward.  tokens_per_step: units read by all ranks, at most.
+    """
+
+    embedding: int
+    others: int
+    flops_per_token: float
+    tokens_per_step: int
+
+    @property
+    def parameters(self) -> int:
+        return self.embedding + self.others
+
+
+def cost(config: PretrainConfig) -> Cost:
+    """The parameters are counted (on the meta device, without memory); the arithmetic is estimated.
+
+    Per token and direction, 2 per multiply-add: the convolutions and linear maps of both CNNs and of every graph
+    layer; per layer and head 2·d_g·T/2 for the scores and 2·(d/K)·T/2 for mixing, as only j < i counts. The decoder
+    runs at the sampled positions only: D steps of its GRU, and the softmax over all units.
+    """
+    m = config.model
+    with torch.device("meta"):
+        model = Glomo(m)
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    total = sum(sizes.values())
+    embedding = m.vocab_size * m.width
+    decoder = sum(n for name, n in sizes.items() if ".decoder." in name and n != embedding)
+    pairs = (
+        m.layers * m.heads * (m.graph_width + m.width // m.heads) * config.window
+    )  # both directions together: x2 x1/2
+    sampled = min(1.0, config.positions_per_sequence / config.window)
+    predicted = sampled * m.decoder_steps * (decoder + 2 * embedding)
+    forward = 2 * ((total - embedding - decoder) + pairs + predicted)
+    return Cost(embedding, total - embedding, BACKWARD * forward, config.global_batch * config.window)
+
+
+def state_bytes(config: PretrainConfig, parameters: int, ranks: int) -> dict[str, float]:
+    """Bytes per rank that a ZeRO stage holds: parameters, gradients, optimizer states (with bf16: float32 copies).
+
+    Stage 1 shares out the optimizer states, 2 the gradients too, 3 the parameters too.
+    """
+    bf16 = config.precision == "bf16"
+    moments = 2 if config.optimizer == "adamw" else (1 if config.momentum else 0)
+    stage = config.zero_stage
+    return {
+        "parameters": parameters * (2 if bf16 else 4) / (ranks if stage >= 3 else 1),
+        "gradients": parameters * (2 if bf16 else 4) / (ranks if stage >= 2 else 1),
+        "optimizer": parameters * (4 * moments + (4 if bf16 else 0)) / (ranks if stage >= 1 else 1),
+    }
+
+
+def activation_bytes(config: PretrainConfig, ranks: int) -> float:
+    """Bytes per rank of one backward pass, roughly: features of every layer and direction, and the sampled logits.
+
+    The graphs do not count: `affinity_mix` keeps none (its reference backend does, T x T per head).
+    """
+    m = config.model
+    micro, _ = accumulation(config, ranks)
+    width = 2 if config.precision == "bf16" else 4
+    per_unit = 2 * (
+        3 * (m.key_layers + m.query_layers) * m.width
+        + m.layers * (2 * m.heads * m.graph_width + 10 * m.width)
+    )
+    sampled = min(config.positions_per_sequence, config.window) * m.decoder_steps
+    chunk = min(2 * sampled * micro, 4096) * m.vocab_size * 4  # decoder_loss never holds more logits
+    return float(micro * config.window * per_unit * width + chunk)
+
+
+def main(argv: Sequence[str]) -> None:
+    recipe = recipe_of(argv, "base")
+    explained(GlomoConfig), explained(PretrainConfig)
+    command = parse(Plan, argv, name="plan", description=__doc__, default=Plan(recipes.get(recipe), recipe))
+    config = command.config
+    if command.ranks < 1:
+        raise ConfigError(f"ranks must be at least 1, got {command.ranks}.")
+    index = None
+    if command.data is not None:
+        job = resolve(dataclasses.replace(config, valid_every=0, schedule="constant"), command.data, "unused")
+        index, config = job.index, dataclasses.replace(config, model=job.config.model)
+    elif config.model.vocab_size == 0:
+        config = dataclasses.replace(
+            config, model=dataclasses.replace(config.model, vocab_size=command.vocabulary)
+        )
+    for line in describe(command, config, cost(config)):
+        print(line)
+    if index is not None:
+        windows = WindowOrder(index, config.window, config.seed).per_epoch
+        steps = windows / config.global_batch
+        print(f"an epoch        {index.tokens:,} units in {windows:,} windows = {steps:,.1f} steps")
+        print(f"the run         {config.steps / steps:,.2f} epochs")
+
+
+def describe(command: Plan, config: PretrainConfig, estimate: Cost) -> list[str]:
+    micro, passes = accumulation(config, command.ranks)
+    states = state_bytes(config, estimate.parameters, command.ranks)
+    activations = activation_bytes(config, command.ranks)
+    tokens = estimate.tokens_per_step * config.steps
+    flops = estimate.flops_per_token * tokens
+    lines = [
+        f"parameters      {estimate.parameters:,}, of these {estimate.embedding:,} in the embedding of "
+        f"{config.model.vocab_size:,} units",
+        f"a step          {config.global_batch} sequences of at most {config.window} units = "
+        f"{estimate.tokens_per_step:,} units; per rank {passes} x {micro} sequences",
+        f"the run         {config.steps:,} steps, {tokens:,} units",
+        f"memory, rank    {(sum(states.values()) + activations) / MIB:,.0f} MiB with ZeRO {config.zero_stage} on "
+        f"{command.ranks} ranks: "
+        + ", ".join(f"{name} {size / MIB:,.0f}" for name, size in states.items())
+        + f", activations about {activations / MIB:,.0f}",
+        "  other stages  "
+        + ", ".join(
+            f"ZeRO {stage}: {sum(state_bytes(dataclasses.replace(config, zero_stage=stage), estimate.parameters, command.ranks).values()) / MIB:,.0f}"
+            for stage in ((0, 1, 2, 3) if config.precision == "fp32" else (1, 2, 3))
+        )
+        + " MiB without activations",
+        f"arithmetic      {estimate.flops_per_token / 1e6:,.2f} MFLOP per unit, {flops / 1e15:,.2f} PFLOP in all",
+    ]
+    if command.tokens_per_second:
+        lines.append(
+            f"time            {tokens / command.tokens_per_second / 3600:,.2f} h at {command.tokens_per_second:,.0f} units/s"
+        )
+    if command.teraflops:
+        seconds = flops / (command.teraflops * 1e12 * command.ranks)
+        lines.append(
+            f"time            {seconds / 3600:,.2f} h at {command.teraflops:g} TFLOP/s on each of {command.ranks} ranks"
+        )
+    return lines

@@ -1,0 +1,129 @@
+"""Cut text or images into units (words, pixels) and write them as WebDataset shards with an index.
+
+Examples:
+  glomo prepare text corpus.txt more/*.jsonl.xz --out shards --vocab-size 30000 --valid-share 0.01
+  glomo prepare text https://example.org/corpus.parquet --text-key body --out shards
+  glomo prepare images photos/ --size 32 32 --bits 3 --out pixels
+  glomo prepare demo --out raw      # writes raw/text.jsonl and raw/digits.npz to try the other two on
+
+Text: .txt .jsonl .tokens .parquet (each also .gz .xz .zst); images: folders of image files, .npz, idx files.
+A source is a file, a folder, a pattern, or an http(s):// or s3:// address. `glomo prepare text --help` lists the
+settings of one kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg, subcommand
+
+from glomo_dist.cli.arguments import parse, save_command
+from glomo_dist.data import prepare_images, prepare_text
+from glomo_dist.data.demo import write_demo_corpus
+from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.runtime.progress import say
+
+Sources = Positional[Annotated[tuple[str, ...], arg(metavar="SOURCE [SOURCE ...]")]]
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Text:
+    """Words. Example: glomo prepare text corpus.txt --out shards --vocab-size 30000"""
+
+    sources: Sources
+    """Files, folders, patterns or URLs."""
+    out: str
+    """Folder to write; it must not exist, or be empty."""
+    vocab_size: int = 30_000
+    """Most frequent words kept, one of them <unk>."""
+    min_count: int = 1
+    """Words seen less often become <unk>."""
+    tokenizer: str | None = None
+    """A tokenizer.json (or a folder with one) to use instead of counting words: for data a model shall read later."""
+    text_key: str = "text"
+    """Key (.jsonl) or column (.parquet) with the text."""
+    split: Literal["file", "paragraph", "line"] = "file"
+    """What is one document of a .txt file."""
+    max_documents: int | None = None
+    """Stop after so many."""
+    valid_share: float = 0.0
+    """This share of the documents goes to OUT/valid, the rest to OUT/train."""
+    shard_mib: int = 64
+    """Size of a shard."""
+    workers: int = 1
+    """Processes that cut text into words."""
+
+    def run(self) -> None:
+        prepare_text(
+            _required(self.sources), self.out, vocab_size=self.vocab_size, min_count=self.min_count,
+            tokenizer=self.tokenizer, text_key=self.text_key, split=self.split, max_documents=self.max_documents,
+            valid_share=self.valid_share, shard_bytes=self.shard_mib * MIB, workers=self.workers,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Images:
+    """Pixels. Example: glomo prepare images photos/ --size 32 32 --bits 3 --out pixels"""
+
+    sources: Sources
+    """Image files, folders of them, .npz, idx files, patterns or URLs."""
+    out: str
+    """Folder to write; it must not exist, or be empty."""
+    bits: int = 4
+    """Kept of each channel of a pixel; there are 2^(bits x channels) different units."""
+    size: tuple[int, int] | None = None
+    """Height and width to resize to; without it all images must have the size of the first."""
+    channels: Literal[1, 3] | None = None
+    """1 (grey) or 3 (colour) to convert to; without it all must be as the first."""
+    tokenizer: str | None = None
+    """A tokenizer.json (or a folder with one) whose size, channels and bits are used."""
+    max_images: int | None = None
+    """Stop after so many."""
+    shard_mib: int = 64
+    """Size of a shard."""
+
+    def run(self) -> None:
+        prepare_images(
+            _required(self.sources), self.out, bits=self.bits, size=self.size, channels=self.channels,
+            tokenizer=self.tokenizer, max_images=self.max_images, shard_bytes=self.shard_mib * MIB,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Raw files that every machine has: Python's documentation, docstrings, handwritten digits.
+
+    Example: glomo prepare demo --out raw
+    """
+
+    out: str
+    """Folder to write; it must not exist, or be empty."""
+
+    def run(self) -> None:
+        write_demo_corpus(self.out)
+
+
+def _required(sources: Sequence[str]) -> list[str]:
+    if not sources:
+        raise ConfigError("prepare: no source given. Name files, folders or URLs before --out.")
+    return list(sources)
+
+
+def main(argv: Sequence[str]) -> None:
+    kinds = (
+        Annotated[Text, subcommand("text")]
+        | Annotated[Images, subcommand("images")]
+        | Annotated[Demo, subcommand("demo")]
+    )
+    command = parse(kinds, argv, name="prepare", description=__doc__)
+    command.run()
+    save_command(command.out, f"prepare {type(command).__name__.lower()}", command)
+    if isinstance(command, Demo):
+        say(f"next: glomo prepare text {command.out}/text.jsonl --out shards/text")
+    else:
+        say(
+            f"next: glomo pretrain {command.out} --out run   (what it will cost: glomo plan --data {command.out})"
+        )

@@ -1,0 +1,61 @@
+"""Pretrain a graph predictor on shards. Run the same command again to resume; a finished run is left alone.
+
+Examples:
+  glomo pretrain shards --out run --recipe wiki_small --ranks 2
+  glomo pretrain shards --out run --recipe wiki_small --steps 20000 --model.layers 3 --model.sparsity topk
+  torchrun --nproc-per-node 8 -m glomo_dist.cli pretrain shards --out run --recipe base   # your own launcher
+
+--recipe sets all defaults (RECIPES); every other flag changes one of them. The resolved settings are
+kept in OUT/config.json, one line per step in OUT/log.jsonl, the trained model in OUT/model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional, arg
+
+from glomo_dist import recipes
+from glomo_dist.cli.arguments import explained, parse, recipe_of
+from glomo_dist.model import GlomoConfig
+from glomo_dist.pretrain import PretrainConfig, pretrain
+from glomo_dist.runtime.progress import say
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    config: Annotated[PretrainConfig, arg(name="")]
+    shards: Positional[Annotated[str, arg(metavar="SHARDS")]]
+    """Folder that `glomo prepare` wrote."""
+    out: str
+    """Run folder; new, or one in which this very run began."""
+    recipe: str = "base"
+    """Where the defaults come from."""
+    ranks: int = 1
+    """Processes on this machine (under torchrun its own number counts)."""
+    valid: str | None = None
+    """Validation shards (default: those that `glomo prepare --valid-share` put aside)."""
+    restarts: int = 0
+    """How often all ranks are started again after one died."""
+
+
+def main(argv: Sequence[str]) -> None:
+    recipe = recipe_of(argv, "base")
+    explained(GlomoConfig), explained(PretrainConfig)
+    command = parse(
+        Pretrain, argv, name="pretrain",
+        description=(__doc__ or "").replace("RECIPES", ", ".join(recipes.RECIPES)),
+        default=Pretrain(recipes.get(recipe), tyro.MISSING, tyro.MISSING, recipe),
+    )  # fmt: skip
+    run = pretrain(
+        command.config,
+        command.shards,
+        command.out,
+        command.ranks,
+        valid=command.valid,
+        restarts=command.restarts,
+    )
+    say(f"next: glomo export {run} --task NAME --source DATA --out graphs/NAME")

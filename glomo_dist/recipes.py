@@ -1,0 +1,79 @@
+"""Complete pretraining runs by name. A recipe starts from another and changes a few lines.
+
+`glomo pretrain --recipe NAME` takes one, and flags change single settings; vocab_size is taken from the shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from glomo_dist.model import GlomoConfig, ancestor
+from glomo_dist.pretrain import PretrainConfig
+from glomo_dist.runtime.errors import ConfigError, suggest
+
+
+def base() -> PretrainConfig:
+    """The defaults of every setting: a small model for text."""
+    return PretrainConfig()
+
+
+def tiny() -> PretrainConfig:
+    """Seconds on one core: for tests and for trying out a launcher."""
+    model = GlomoConfig(width=16, heads=2, layers=2, key_layers=1, query_layers=1)
+    return replace(
+        base(), model=model, window=16, global_batch=4, steps=4, positions_per_sequence=4, checkpoint_every=2
+    )
+
+
+def demo_text() -> PretrainConfig:
+    """About a minute on 2 cores: the documentation corpus of `make demo`."""
+    return replace(
+        base(), window=64, global_batch=16, steps=300, positions_per_sequence=16, warmup_steps=20, lr=2e-3,
+        checkpoint_every=150,
+    )  # fmt: skip
+
+
+def demo_digits() -> PretrainConfig:
+    """About a minute on 2 cores: the 8 x 8 digits of `make demo`, pixels as units."""
+    run = demo_text()
+    return replace(run, model=replace(run.model, image=(8, 8)))
+
+
+def wiki_small() -> PretrainConfig:
+    """A real run for 2 cores: tens of millions of words, an hour or so."""
+    return replace(
+        base(), model=GlomoConfig(width=128, heads=4, layers=2, key_layers=3, query_layers=3), window=128,
+        global_batch=32, steps=4000, warmup_steps=200, lr=1e-3, weight_decay=0.01, checkpoint_every=500,
+        valid_every=500,
+    )  # fmt: skip
+
+
+def ancestor_text() -> PretrainConfig:
+    """The text model of the paper's authors with their optimizer, vocabulary from the shards.
+
+    Learning rate, momentum, clipping and the plateau rule are the defaults of their command line.
+    """
+    return replace(
+        base(), model=ancestor.ancestor_text(0), optimizer="sgd", lr=8.0, momentum=0.2, clip=0.25,
+        schedule="plateau", valid_every=1000, plateau_patience=3, plateau_divisor=2.0,
+    )  # fmt: skip
+
+
+def ancestor_text_paper() -> PretrainConfig:
+    """`ancestor_text` at the size of the paper: 100,000 words and one for the unknown ones, windows of 200."""
+    run = ancestor_text()
+    return replace(run, model=ancestor.ancestor_text(), window=200, global_batch=64, steps=100_000)
+
+
+RECIPES: dict[str, Callable[[], PretrainConfig]] = {
+    recipe.__name__: recipe
+    for recipe in (base, tiny, demo_text, demo_digits, wiki_small, ancestor_text, ancestor_text_paper)
+}
+
+
+def get(name: str) -> PretrainConfig:
+    """The recipe called `name`, or a ConfigError with near names and the list."""
+    if name not in RECIPES:
+        raise ConfigError(f"unknown recipe {name!r}.{suggest(name, RECIPES)}")
+    return RECIPES[name]()
