@@ -68,7 +68,7 @@ def explained(cls: type[T]) -> type[T]:
     if "Attributes:" in text:
         return cls
     names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    head = re.compile(r"(?:^|(?<=\s\s)|(?<=\n))(\w+(?:, \w+)*): ", re.MULTILINE)
+    head = re.compile(r"(?:^|(?<=\s\s)|(?<=\n))(\w+(?:, \w+)*)(?:, [\w -]+)?: ", re.MULTILINE)
     marks = [m for m in head.finditer(text) if all(n in names for n in m[1].split(", "))]
     if not marks:
         return cls

@@ -125,11 +125,8 @@ def _compilers() -> Iterator[Finding]:
     yield Finding("nvcc", nvcc is not None, _last_line(nvcc) or "needed to build the CUDA kernels")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     found = ", ".join(torch.cuda.get_device_name(i) for i in range(gpus))
-    built = (
-        f"this torch is built for CUDA {torch.version.cuda}"
-        if torch.version.cuda
-        else "this torch is a CPU build"
-    )
+    cuda = torch.version.cuda
+    built = f"this torch is built for CUDA {cuda}" if cuda else "this torch is a CPU build"
     yield Finding("GPU", gpus > 0, found or f"none usable ({built}); all stages run on CPU")
     try:
         triton = importlib.metadata.version("triton")

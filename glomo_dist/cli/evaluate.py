@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _plan_file(argv: Sequence[str]) -> str | None:
-    """The plan's file among the arguments: it sets the defaults of the flags, so it is needed before they are parsed."""
+    """The plan's file among the arguments: it sets the defaults of the flags, so it is looked for first."""
     first = argv[0] if argv else ""
     return first if first.endswith((".yaml", ".yml", ".json")) else None
 
@@ -135,7 +135,5 @@ def _plan(command: Evaluate, given: EvaluationPlan | None) -> EvaluationPlan:
         return dataclasses.replace(given, **values)
     for name in ("tasks", "arms"):
         if name not in values:
-            raise ConfigError(
-                f"evaluate: --{name} is missing, and no plan file is given. See `glomo evaluate --help`."
-            )
+            raise ConfigError(f"evaluate: give --{name} or a plan file. See `glomo evaluate --help`.")
     return EvaluationPlan(**values)

@@ -78,12 +78,14 @@ def cost(config: PretrainConfig) -> Cost:
     total = sum(sizes.values())
     embedding = m.vocab_size * m.width
     decoder = sum(n for name, n in sizes.items() if ".decoder." in name and n != embedding)
-    pairs = (
-        m.layers * m.heads * (m.graph_width + m.width // m.heads) * config.window
-    )  # both directions together: x2 x1/2
+    repeated = (m.layers - 1) * sum(
+        n for name, n in sizes.items() if ".cell." in name
+    )  # one cell for all layers
+    # j < i halves the pairs, two directions double them
+    pairs = m.layers * m.heads * (m.graph_width + m.width // m.heads) * config.window
     sampled = min(1.0, config.positions_per_sequence / config.window)
     predicted = sampled * m.decoder_steps * (decoder + 2 * embedding)
-    forward = 2 * ((total - embedding - decoder) + pairs + predicted)
+    forward = 2 * ((total - embedding - decoder) + repeated + pairs + predicted)
     return Cost(embedding, total - embedding, BACKWARD * forward, config.global_batch * config.window)
 
 
@@ -110,10 +112,8 @@ def activation_bytes(config: PretrainConfig, ranks: int) -> float:
     m = config.model
     micro, _ = accumulation(config, ranks)
     width = 2 if config.precision == "bf16" else 4
-    per_unit = 2 * (
-        3 * (m.key_layers + m.query_layers) * m.width
-        + m.layers * (2 * m.heads * m.graph_width + 10 * m.width)
-    )
+    layer = 2 * m.heads * m.graph_width + 10 * m.width
+    per_unit = 2 * (3 * (m.key_layers + m.query_layers) * m.width + m.layers * layer)
     sampled = min(config.positions_per_sequence, config.window) * m.decoder_steps
     chunk = min(2 * sampled * micro, 4096) * m.vocab_size * 4  # decoder_loss never holds more logits
     return float(micro * config.window * per_unit * width + chunk)
@@ -144,9 +144,16 @@ def main(argv: Sequence[str]) -> None:
 
 
 def describe(command: Plan, config: PretrainConfig, estimate: Cost) -> list[str]:
-    micro, passes = accumulation(config, command.ranks)
-    states = state_bytes(config, estimate.parameters, command.ranks)
-    activations = activation_bytes(config, command.ranks)
+    """The lines to print."""
+    ranks = command.ranks
+    micro, passes = accumulation(config, ranks)
+    states = state_bytes(config, estimate.parameters, ranks)
+    activations = activation_bytes(config, ranks)
+    parts = ", ".join(f"{name} {size / MIB:,.0f}" for name, size in states.items())
+    others = []
+    for stage in (0, 1, 2, 3) if config.precision == "fp32" else (1, 2, 3):
+        sizes = state_bytes(dataclasses.replace(config, zero_stage=stage), estimate.parameters, ranks)
+        others.append(f"ZeRO {stage}: {sum(sizes.values()) / MIB:,.0f}")
     tokens = estimate.tokens_per_step * config.steps
     flops = estimate.flops_per_token * tokens
     lines = [
@@ -156,24 +163,13 @@ def describe(command: Plan, config: PretrainConfig, estimate: Cost) -> list[str]
         f"{estimate.tokens_per_step:,} units; per rank {passes} x {micro} sequences",
         f"the run         {config.steps:,} steps, {tokens:,} units",
         f"memory, rank    {(sum(states.values()) + activations) / MIB:,.0f} MiB with ZeRO {config.zero_stage} on "
-        f"{command.ranks} ranks: "
-        + ", ".join(f"{name} {size / MIB:,.0f}" for name, size in states.items())
-        + f", activations about {activations / MIB:,.0f}",
-        "  other stages  "
-        + ", ".join(
-            f"ZeRO {stage}: {sum(state_bytes(dataclasses.replace(config, zero_stage=stage), estimate.parameters, command.ranks).values()) / MIB:,.0f}"
-            for stage in ((0, 1, 2, 3) if config.precision == "fp32" else (1, 2, 3))
-        )
-        + " MiB without activations",
+        f"{ranks} ranks: {parts}, activations about {activations / MIB:,.0f}",
+        f"  by stage      {', '.join(others)} MiB without activations",
         f"arithmetic      {estimate.flops_per_token / 1e6:,.2f} MFLOP per unit, {flops / 1e15:,.2f} PFLOP in all",
     ]
-    if command.tokens_per_second:
-        lines.append(
-            f"time            {tokens / command.tokens_per_second / 3600:,.2f} h at {command.tokens_per_second:,.0f} units/s"
-        )
-    if command.teraflops:
-        seconds = flops / (command.teraflops * 1e12 * command.ranks)
-        lines.append(
-            f"time            {seconds / 3600:,.2f} h at {command.teraflops:g} TFLOP/s on each of {command.ranks} ranks"
-        )
+    if speed := command.tokens_per_second:
+        lines.append(f"time            {tokens / speed / 3600:,.2f} h at {speed:,.0f} units/s")
+    if speed := command.teraflops:
+        hours = flops / (speed * 1e12 * ranks) / 3600
+        lines.append(f"time            {hours:,.2f} h at {speed:g} TFLOP/s on each of {ranks} ranks")
     return lines

@@ -106,6 +106,13 @@ class Demo:
         write_demo_corpus(self.out)
 
 
+Kind = (
+    Annotated[Text, subcommand("text")]
+    | Annotated[Images, subcommand("images")]
+    | Annotated[Demo, subcommand("demo")]
+)
+
+
 def _required(sources: Sequence[str]) -> list[str]:
     if not sources:
         raise ConfigError("prepare: no source given. Name files, folders or URLs before --out.")
@@ -113,12 +120,7 @@ def _required(sources: Sequence[str]) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> None:
-    kinds = (
-        Annotated[Text, subcommand("text")]
-        | Annotated[Images, subcommand("images")]
-        | Annotated[Demo, subcommand("demo")]
-    )
-    command = parse(kinds, argv, name="prepare", description=__doc__)
+    command = parse(Kind, argv, name="prepare", description=__doc__)
     command.run()
     save_command(command.out, f"prepare {type(command).__name__.lower()}", command)
     if isinstance(command, Demo):
