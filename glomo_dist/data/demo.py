@@ -43,7 +43,7 @@ _LETTERS = 0.65  # least share of letters in prose (English has about 0.8, code 
 _WORDS = 20
 # Tests document nothing, and vendored code would carry the name of the package that holds it.
 _SKIPPED = re.compile(r"(^|/)(tests?|testing|test_[^/]*|[^/]*_test\.py|idle_test|_?vendor(ed)?|third_?party[^/]*|"
-                  r"externals?|extern|site-packages|\.[^/]*)(/|$)")  # fmt: skip
+                  r"externals?|extern|site-packages|dist-packages|\.[^/]*)(/|$)")  # fmt: skip
 _ALIASES = {
     "matplotlib": ("mpl", "pyplot", "plt"),
     "numpy": ("np", "ndarray"),
@@ -82,7 +82,9 @@ def write_demo_corpus(folder: str | Path) -> Path:
         _write_lines(temporary / "docstrings.jsonl", shown)
         write_bytes(temporary / "digits.npz", _digits())
     characters = sum(len(row["text"]) for row in corpus)
-    progress.say(f"{folder}: {len(corpus):,} texts, {characters:,} characters; {len(rows):,} labelled docstrings")
+    progress.say(
+        f"{folder}: {len(corpus):,} texts, {characters:,} characters; {len(rows):,} labelled docstrings"
+    )
     return Path(folder)
 
 
@@ -169,9 +171,9 @@ def _prose(docstring: str) -> str:
 def docstring_task_rows(found: list[Docstring]) -> list[dict[str, str]]:
     """Rows {"text", "label", "split", "source_text"} of the task "which package is this docstring from?".
 
-    The labels are those of `PACKAGES` with enough docstrings, all with the same number of rows. A file's docstrings
-    are all in one part. The names of all label packages (and their usual short names) are struck out of every text, as
-    with them the task would be trivial; what is left is cut to `TASK_CHARACTERS`.
+    The labels are those of `PACKAGES` with enough docstrings, with the same number of rows each. A file's docstrings
+    are all in one part. The names of all label packages (and their usual short names) are struck out of every
+    text, as with them the task would be trivial; what is left is cut to `TASK_CHARACTERS`.
     """
     by_part = {package: _by_split([d for d in found if d.module == package]) for package in PACKAGES}
     # A tenth more than needed: some are left out below, being too short without the names.
@@ -185,7 +187,9 @@ def docstring_task_rows(found: list[Docstring]) -> list[dict[str, str]]:
             "the installed packages have too few docstrings for the demo's text task "
             f"(found {len(found)}). Install the packages of constraints.txt, with their sources."
         )
-    names = sorted({name for label in labels for name in (label, *_ALIASES.get(label, ()))}, key=len, reverse=True)
+    names = sorted(
+        {name for label in labels for name in (label, *_ALIASES.get(label, ()))}, key=len, reverse=True
+    )
     name = re.compile(rf"(?<![^\W_])(?:{'|'.join(map(re.escape, names))})(?![^\W_])", re.IGNORECASE)
     rows, seen = [], set()
     for split, size in TASK_SIZES.items():

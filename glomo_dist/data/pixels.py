@@ -103,9 +103,11 @@ class PixelTokenizer:
         if not all(type(size) is int for size in sizes):
             raise DataError(f"{where}: height, width, channels and bits must be whole numbers, got {sizes}.")
         try:
-            return check_fingerprint(cls(*sizes), value, where)  # type: ignore[arg-type]
+            tokenizer = cls(*sizes)  # type: ignore[arg-type]
         except DataError as e:
             raise DataError(f"{where}: {e}") from None
+        check_fingerprint(tokenizer.fingerprint, value, where)
+        return tokenizer
 
 
 def _times(shape: tuple[int, ...]) -> str:

@@ -6,13 +6,10 @@ chosen and the numbers are translated while the shards are written. Memory holds
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +18,8 @@ from glomo_dist.data.index import ShardIndex
 from glomo_dist.data.parallel import ordered_map
 from glomo_dist.data.pixels import PixelTokenizer
 from glomo_dist.data.shards import ShardFolder
-from glomo_dist.data.sources import Document, Split, documents
+from glomo_dist.data.sources import Split, documents
+from glomo_dist.data.spool import Numbering, Spool, chunks, number_words
 from glomo_dist.data.text import UNKNOWN, WordTokenizer
 from glomo_dist.data.tokenizer import Tokenizer, load_tokenizer
 from glomo_dist.runtime import progress
@@ -29,8 +27,6 @@ from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.files import new_folder, require_absent_or_empty
 
 SHARD_BYTES = 64 << 20
-_CHUNK_CHARACTERS = 1 << 20  # of text handed to a worker at a time
-_SPOOL_BLOCK = 1 << 20  # provisional ids read at a time
 
 
 def prepare_text(
@@ -68,10 +64,10 @@ def prepare_text(
     stream = itertools.islice(documents(sources, text_key=text_key, split=split), max_documents)
     parts = ("train", "valid") if valid_share else ("",)
     with new_folder(out) as folder:
-        spools = {part: _Spool(folder / f"spool-{part}") for part in parts}
-        words = _Numbering()
+        spools = {part: Spool(folder / f"spool-{part}") for part in parts}
+        words = Numbering()
         with progress.bar(desc="reading", unit=" words", unit_scale=True, total=None) as bar:
-            for numbered in ordered_map(_number_words, _chunks(stream, valid_share), workers):
+            for numbered in ordered_map(number_words, chunks(stream, valid_share), workers):
                 ids = words.translate(numbered)
                 ends = np.cumsum(numbered.lengths)
                 for document, end, length in zip(numbered.documents, ends, numbered.lengths, strict=True):
@@ -200,115 +196,3 @@ def _pixel_tokenizer(path: str | Path) -> PixelTokenizer:
     if not isinstance(tokenizer, PixelTokenizer):
         raise DataError(f"{path} is a tokenizer of {tokenizer.kind}, images need one of pixels.")
     return tokenizer
-
-
-class _Origin(NamedTuple):
-    source: str
-    row: int
-    part: str
-
-
-class _Numbered(NamedTuple):
-    """Documents as numbers into their own list of words. ids: int32 [sum of lengths]; lengths: int64 [n]."""
-
-    words: list[str]
-    ids: np.ndarray
-    lengths: np.ndarray
-    documents: list[_Origin]
-
-
-def _chunks(stream: Iterable[Document], valid_share: float) -> Iterator[tuple[list[Document], float]]:
-    """Documents in groups of about a million characters."""
-    chunk: list[Document] = []
-    characters = 0
-    for document in stream:
-        chunk.append(document)
-        characters += len(document.text)
-        if characters >= _CHUNK_CHARACTERS:
-            yield chunk, valid_share
-            chunk, characters = [], 0
-    if chunk:
-        yield chunk, valid_share
-
-
-def _number_words(job: tuple[list[Document], float]) -> _Numbered:
-    chunk, valid_share = job
-    numbers: defaultdict[str, int] = defaultdict()
-    numbers.default_factory = numbers.__len__  # a new word gets the next number
-    ids: list[int] = []
-    lengths = []
-    for document in chunk:
-        words = document.words()
-        ids.extend(map(numbers.__getitem__, words))
-        lengths.append(len(words))
-    origins = [_Origin(d.source, d.row, _part(d.text, valid_share)) for d in chunk]
-    return _Numbered(list(numbers), np.array(ids, np.int32), np.array(lengths, np.int64), origins)
-
-
-def _part(text: str, valid_share: float) -> str:
-    if not valid_share:
-        return ""
-    digest = hashlib.sha256(text.encode()).digest()
-    return "valid" if int.from_bytes(digest[:8], "big") < valid_share * 2**64 else "train"
-
-
-class _Numbering:
-    """Provisional numbers of all words seen, in order of appearance."""
-
-    def __init__(self) -> None:
-        self._numbers: defaultdict[str, int] = defaultdict()
-        self._numbers.default_factory = self._numbers.__len__
-
-    def words(self) -> list[str]:
-        return list(self._numbers)
-
-    def translate(self, numbered: _Numbered) -> np.ndarray:
-        """int32 [n]: the ids of a chunk in this numbering."""
-        table = np.fromiter(map(self._numbers.__getitem__, numbered.words), np.int32, len(numbered.words))
-        return table[numbered.ids]
-
-    def vocabulary(self, spool: _Spool, size: int, min_count: int) -> WordTokenizer:
-        """The vocabulary of the documents in `spool`."""
-        counts = np.zeros(len(self._numbers), np.int64)
-        for ids in spool.blocks():
-            counts += np.bincount(ids, minlength=len(counts))
-        seen = ((word, count) for word, count in zip(self._numbers, counts.tolist(), strict=True) if count)
-        vocabulary = WordTokenizer.from_counts(seen, size, min_count)
-        if vocabulary.vocab_size < 2:
-            raise DataError(f"no word occurs {min_count} times or more. Lower min_count, or give more text.")
-        return vocabulary
-
-
-class _Spool:
-    """Documents of provisional ids on disk: written once, then read in order."""
-
-    def __init__(self, path: Path) -> None:
-        self.samples = 0
-        self._ids_path, self._meta_path = path.with_suffix(".ids"), path.with_suffix(".jsonl")
-        self._ids = open(self._ids_path, "wb")  # noqa: SIM115 - closed by finish
-        self._meta = open(self._meta_path, "w", encoding="utf-8")  # noqa: SIM115 - closed by finish
-
-    def add(self, ids: np.ndarray, origin: _Origin) -> None:
-        self._ids.write(ids.tobytes())
-        self._meta.write(json.dumps([len(ids), origin.source, origin.row]) + "\n")
-        self.samples += 1
-
-    def finish(self) -> None:
-        self._ids.close()
-        self._meta.close()
-
-    def blocks(self) -> Iterator[np.ndarray]:
-        """All ids, int32, a million at a time."""
-        with open(self._ids_path, "rb") as f:
-            while block := f.read(4 * _SPOOL_BLOCK):
-                yield np.frombuffer(block, np.int32)
-
-    def __iter__(self) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-        with open(self._ids_path, "rb") as ids, open(self._meta_path, encoding="utf-8") as meta:
-            for line in meta:
-                length, source, row = json.loads(line)
-                yield np.frombuffer(ids.read(4 * length), np.int32), {"source": source, "row": row}
-
-    def delete(self) -> None:
-        self._ids_path.unlink()
-        self._meta_path.unlink()

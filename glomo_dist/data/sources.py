@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,6 +36,7 @@ class Document:
 
 
 _ESCAPED = re.compile(r"^@([-,.])@$")  # WikiText writes a hyphen, comma or point inside a word this way
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 _ARTICLE = re.compile(r"^= (?!= )(.*\S)(?<! =) =$")
 
 
@@ -76,7 +77,7 @@ def _of_file(file: InputFile, text_key: str, split: Split) -> Iterator[Document]
     return _tokenised(file) if file.suffix == ".tokens" else _plain(file, split)
 
 
-def _lines(file: InputFile) -> Iterator[tuple[int, str]]:
+def numbered_lines(file: InputFile) -> Iterator[tuple[int, str]]:
     """Numbered lines (from 1) without their ends; a byte that is not UTF-8 is an error with its place."""
     with open_stream(file) as stream:
         for number, line in enumerate(stream, 1):
@@ -96,8 +97,9 @@ def _lines(file: InputFile) -> Iterator[tuple[int, str]]:
 
 
 def _plain(file: InputFile, split: Split) -> Iterator[Document]:
-    start, part = 1, []
-    for number, line in _lines(file):
+    start = 1
+    part: list[str] = []
+    for number, line in numbered_lines(file):
         if split == "line" or (split == "paragraph" and not line.strip()):
             if split == "line":
                 part = [line]
@@ -112,8 +114,9 @@ def _plain(file: InputFile, split: Split) -> Iterator[Document]:
 
 def _tokenised(file: InputFile) -> Iterator[Document]:
     """An article begins at a heading of the first level, "= Title =", as in WikiText."""
-    start, part = 1, []
-    for number, line in _lines(file):
+    start = 1
+    part: list[str] = []
+    for number, line in numbered_lines(file):
         if _ARTICLE.match(line.strip()) and any(part):
             yield Document("\n".join(part), file.label, start, tokenised=True)
             start, part = number, []
@@ -122,8 +125,9 @@ def _tokenised(file: InputFile) -> Iterator[Document]:
         yield Document("\n".join(part), file.label, start, tokenised=True)
 
 
-def _json_lines(file: InputFile, text_key: str) -> Iterator[Document]:
-    for number, line in _lines(file):
+def json_objects(file: InputFile) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number (from 1) and object of every line that is not blank."""
+    for number, line in numbered_lines(file):
         if not line.strip():
             continue
         where = f"{file.name}, line {number}"
@@ -133,17 +137,24 @@ def _json_lines(file: InputFile, text_key: str) -> Iterator[Document]:
             raise DataError(
                 f"{where}: not valid JSON ({e.msg}, column {e.colno}). Mend or delete the line."
             ) from None
-        except RecursionError:
-            raise DataError(f"{where}: JSON nested too deeply. Mend or delete the line.") from None
+        except (RecursionError, ValueError) as e:  # nested too deeply; a number of thousands of digits
+            raise DataError(f"{where}: {describe(e)}. Mend or delete the line.") from None
         if not isinstance(row, dict):
             raise DataError(
-                f"{where}: expected a JSON object, got {type(row).__name__}. One object a line, please."
+                f"{where}: expected a JSON object, got {type(row).__name__}. Write one object a line."
             )
+        yield number, row
+
+
+def _json_lines(file: InputFile, text_key: str) -> Iterator[Document]:
+    for number, row in json_objects(file):
+        where = f"{file.name}, line {number}"
         if text_key not in row:
             raise DataError(f"{where}: no key {text_key!r}; set text_key.{suggest(text_key, row)}")
         text = _text(row[text_key], f"{where}, key {text_key!r}")
-        if "\\ud" in line.lower():  # half a surrogate pair is legal JSON, but no character: it becomes U+FFFD
-            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if not text.isascii() and _HALF_PAIR.search(text):
+            # Half a surrogate pair is legal JSON, but no character and not writable: it becomes U+FFFD.
+            text = _HALF_PAIR.sub("\ufffd", text)
         yield Document(text, file.label, number)
 
 

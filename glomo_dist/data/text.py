@@ -114,9 +114,11 @@ class WordTokenizer:
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise DataError(f"{where}: key 'words' must be a list of strings. Prepare the data again.")
         try:
-            return check_fingerprint(cls(tuple(words)), value, where)
+            tokenizer = cls(tuple(words))
         except DataError as e:
             raise DataError(f"{where}: {e}") from None
+        check_fingerprint(tokenizer.fingerprint, value, where)
+        return tokenizer
 
 
 def check_header(value: Any, kind: str | None, where: str) -> None:
@@ -132,11 +134,10 @@ def check_header(value: Any, kind: str | None, where: str) -> None:
         raise DataError(f"{where}: expected a tokenizer of kind {kind!r}, got {value.get('kind')!r}.")
 
 
-def check_fingerprint(tokenizer: Any, value: dict[str, Any], where: str) -> Any:
-    """`tokenizer` itself if it is the one that was written, else DataError."""
-    if tokenizer.fingerprint != value.get("fingerprint"):
+def check_fingerprint(fingerprint: str, value: dict[str, Any], where: str) -> None:
+    """DataError unless `value` says that what it describes has this fingerprint."""
+    if fingerprint != value.get("fingerprint"):
         raise DataError(
-            f"{where}: the content has fingerprint {tokenizer.fingerprint}, the file says "
+            f"{where}: the content has fingerprint {fingerprint}, the file says "
             f"{value.get('fingerprint')!r}: it was changed after it was written. Restore it or prepare again."
         )
-    return tokenizer
