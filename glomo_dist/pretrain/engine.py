@@ -56,7 +56,8 @@ def deepspeed_settings(config: PretrainConfig, ranks: int) -> dict[str, Any]:
         "train_batch_size": config.global_batch,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": passes,
-        "gradient_clipping": config.clip or 0.0,
+        # without ZeRO `optimizer_step` clips: DeepSpeed's own fails on a step that was vetoed
+        "gradient_clipping": config.clip or 0.0 if config.zero_stage else 0.0,
         "bf16": {"enabled": config.precision == "bf16", "check_grad_overflow": True}
         if config.precision == "bf16"
         else {"enabled": False},
@@ -86,7 +87,7 @@ def build_engine(model: nn.Module, config: PretrainConfig, ranks: Ranks) -> Any:
     """A DeepSpeedEngine that trains `model` (built with equal values on every rank)."""
     import deepspeed  # after ranks.join has chosen the accelerator
 
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # the loop itself reports skipped steps
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=build_optimizer(model, config),
@@ -101,20 +102,22 @@ def set_learning_rate(engine: Any, rate: float) -> None:
         group["lr"] = rate
 
 
-def optimizer_step(engine: Any) -> tuple[bool, float]:
+def optimizer_step(engine: Any, clip: float | None) -> tuple[bool, float]:
     """Apply the accumulated gradients, unless one of them is not finite: (applied, global gradient norm).
 
-    All ranks decide alike. ZeRO 1-3 check while they reduce, and skip; without ZeRO nothing checks, so we do:
-    the gradients there are already averaged over ranks, and a parameter without gradient is left alone.
+    All ranks decide alike. ZeRO 1-3 check while they reduce, and skip; without ZeRO nothing checks, so we do, and
+    clip: the gradients there are averaged over ranks already, and a parameter without one is left alone.
     """
     if engine.zero_optimization_stage() == 0:
         gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients))
-        if not math.isfinite(norm):
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not torch.isfinite(norm):
             for p in engine.module.parameters():
                 p.grad = None
+        elif clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(engine.module.parameters(), clip, norm)
         engine.step()
-        return math.isfinite(norm), norm
+        return math.isfinite(norm), float(norm)
     before = engine.skipped_steps
     engine.step()
     norm = float(engine.get_global_grad_norm())
@@ -127,16 +130,20 @@ def whole_parameters(engine: Any) -> Iterator[tuple[str, Tensor]]:
 
     for name, parameter in engine.module.named_parameters():
         if engine.zero_optimization_stage() == 0:
-            yield name, parameter.detach().float().cpu()
+            yield name, _copy(parameter)
         else:  # the float32 master copy: what bf16 training really updates
-            yield name, safe_get_full_fp32_param(parameter).detach().float().cpu()
+            yield name, _copy(safe_get_full_fp32_param(parameter))
+
+
+def _copy(value: Tensor) -> Tensor:
+    return value.detach().to("cpu", torch.float32, copy=True)
 
 
 def whole_state(engine: Any) -> dict[str, Tensor]:
     """Parameters and buffers as the bare module's `state_dict` names them, on CPU; a collective."""
     state = dict(whole_parameters(engine))
     wanted = engine.module.state_dict().keys()
-    state.update({n: b.detach().cpu() for n, b in engine.module.named_buffers() if n in wanted})
+    state.update({n: b.detach().to("cpu", copy=True) for n, b in engine.module.named_buffers() if n in wanted})
     return state
 
 

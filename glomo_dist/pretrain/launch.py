@@ -44,6 +44,8 @@ def pretrain(
     if run_folder.check(job.out, run_folder.describe(job, ranks)) and run_folder.finished(job.out):
         say(f"{job.out} is finished already; the model is in {job.out / run_folder.MODEL}")
         return job.out
+    with run_folder.locked(job.out):
+        pass  # fails here, at once, if another run is at work; rank 0 takes the lock for good
     with tempfile.TemporaryDirectory(prefix="glomo-pretrain-") as scratch:
         job_file, error_file = Path(scratch, "job.json"), Path(scratch, "error.json")
         value = {"config": to_dict(config), "data": str(data), "out": str(out), "valid": valid and str(valid)}

@@ -95,7 +95,7 @@ def train_step(
     assert int(targets_seen) == targets, (
         f"{targets} units to predict were expected, the model had {targets_seen}"
     )
-    applied, grad_norm = optimizer_step(engine)
+    applied, grad_norm = optimizer_step(engine, config.clip)
     clock.lap("optimizer")
     stats = _mean_stats(engine.module.last_stats, ranks) if with_stats else {}
     return StepResult(loss_sum / max(targets, 1), targets, units, grad_norm, applied, stats)
