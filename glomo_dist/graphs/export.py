@@ -1,7 +1,8 @@
 """From a frozen predictor and encoded examples to a graph store, in restartable chunks.
 
-Every chunk is written whole, then its sidecar `.json` with the SHA-256, and index.json when all chunks are there.
-Run again with the same settings, the export keeps the chunks that still match their hash and makes the others.
+Every chunk is written whole, then its sidecar `.json` with the SHA-256, and index.json when all chunks are
+there. Run again with the same settings, the export keeps the chunks that still match their hash and makes
+the others.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ INDEX, SETTINGS = "index.json", "settings.json"
 class StoreMeta:
     """What the graphs are of: recorded in the index and checked when the store is used.
 
-    data: fingerprint of the task's data; model, tokenizer: of the predictor; max_units: the truncation applied.
+    data: fingerprint of the task's data; model, tokenizer: of the predictor; max_units: the truncation
+        applied.
     """
 
     task: str
@@ -112,8 +114,8 @@ def _check_ids(model: Glomo, splits: dict[str, list[np.ndarray[Any, Any]]]) -> N
         for number, ids in enumerate(examples):
             if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= vocabulary):
                 raise CheckpointError(
-                    f"export: {name} example {number} has unit ids {int(ids.min())}..{int(ids.max())}, the "
-                    f"model's vocabulary is 0..{vocabulary - 1}. Use the tokenizer the model was trained with."
+                    f"export: {name} example {number} has unit ids {int(ids.min())}..{int(ids.max())}, "
+                    f"the model's vocabulary is 0..{vocabulary - 1}. Use the tokenizer it was trained with."
                 )
             if model.config.image and len(ids) != model.config.image[0] * model.config.image[1]:
                 raise DataError(
@@ -212,7 +214,7 @@ def _no_edges() -> tuple[np.ndarray[Any, Any], ...]:
 
 
 def _split(graph: SparseGraph, lengths: np.ndarray[Any, Any]) -> list[tuple[np.ndarray[Any, Any], ...]]:
-    """Per example: row counts [C·n], columns and float16 weights of its live edges (those not rounded to 0)."""
+    """Per example: row counts [C·n], columns and float16 weights of its edges (not those rounded to 0)."""
     B, C, T = graph.shape
     weights = graph.weights.numpy().astype(np.float16)
     columns = graph.columns.numpy()

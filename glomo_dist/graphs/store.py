@@ -4,7 +4,7 @@
     chunk-<split>-00000.safetensors
                              consecutive examples of one split:
         units      int64 [n]            units of each example (after truncation to `max_units`)
-        <direction>.counts  uint8 | int32 [Σ C·units]   live edges of each row, order (example, component, unit)
+        <direction>.counts  uint8 | int32 [Σ C·units]   live edges of each row: (example, component, unit)
         <direction>.columns int16 | int32 [E]           the j of each edge, rows in the order of `counts`
         <direction>.weights float16 [E]                 its weight; rows sum to 1 up to float16 rounding
         <direction>.edges   int64 [n+1]                 where the edges of each example begin

@@ -18,7 +18,7 @@ SPLITS = ("train", "dev", "test")
 
 @dataclass(frozen=True)
 class Split:
-    """Examples of one split: units (words: list of str; pixels: uint8 [H, W] or [H, W, C]) and int64 labels."""
+    """Examples of one split: units (list of str, or uint8 [H, W] or [H, W, C]) and int64 labels."""
 
     units: list[Any]
     labels: np.ndarray[Any, Any]
@@ -80,8 +80,8 @@ def text_data(
         for row in rows[split]:
             if not 0 <= row.label < len(classes):
                 raise DataError(
-                    f"{row.where}: label {row.label} is out of range, task {name!r} has labels 0..{len(classes) - 1} "
-                    f"({', '.join(classes)}). Correct or remove the row."
+                    f"{row.where}: label {row.label} is out of range, task {name!r} has labels "
+                    f"0..{len(classes) - 1} ({', '.join(classes)}). Correct or remove the row."
                 )
         kept = [rows[split][i] for i in draw(len(rows[split]), max_examples, name, split)]
         units = [[words.setdefault(w, w) for w in tokenize(row.text)] for row in kept]
@@ -104,7 +104,7 @@ def draw(n: int, at_most: int | None, *key: int | str) -> list[int]:
     if at_most is None or at_most >= n:
         return list(range(n))
     generator = np.random.default_rng(derive_seed("draw", *key))
-    return np.sort(generator.permutation(n)[:at_most]).tolist()
+    return sorted(generator.permutation(n)[:at_most].tolist())
 
 
 def _fingerprint(splits: dict[str, Split], classes: Iterable[str]) -> str:
@@ -117,5 +117,5 @@ def _fingerprint(splits: dict[str, Split], classes: Iterable[str]) -> str:
             if isinstance(units, np.ndarray):
                 digest.update(f"\2{units.shape}".encode() + units.tobytes())
             else:
-                digest.update("\2".encode() + "\0".join(units).encode())
+                digest.update(b"\2" + "\0".join(units).encode(errors="surrogatepass"))
     return digest.hexdigest()[:16]

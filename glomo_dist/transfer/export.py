@@ -32,8 +32,8 @@ def export_task(
     """Write the graphs of all splits of a task, as a predictor sees them, to the store `out`.
 
     model_folder: a model with its tokenizer.json; words that tokenizer does not know become <unk>.
-    random_seed: not None for the *random predictor* baseline, a predictor of the same configuration with fresh
-        parameters.
+    random_seed: not None for the *random predictor* baseline, a predictor of the same configuration with
+        fresh parameters.
     source, max_units, max_examples: as in FinetuneJob; they must be the same there.
     """
     task = get_task(task_name)

@@ -129,7 +129,8 @@ def _text(source: str, only: Collection[str] | None, width: int | None) -> WordV
             continue
         if width is None:
             width = len(cells) - 1
-        # With more cells than the width, the word itself has spaces (GloVe 840B), unless they are numbers too.
+        # With more cells than the width, the word itself has spaces (GloVe 840B), unless they are numbers
+        # too.
         word, values = " ".join(cells[:-width]), cells[-width:]
         if width < 1 or len(cells) <= width or (len(cells) > width + 1 and all(map(_number, cells[1:]))):
             raise DataError(

@@ -32,11 +32,11 @@ class FinetuneJob:
     """One training run.
 
     arm: "none" (zeros for M H), "uniform" (the uniform graph), or any other name for the graphs in `graphs`.
-    graphs: path of the graph store; may be given for "none" and "uniform" too, where it only sizes the mixture,
-        so that all arms have the same parameters.
+    graphs: path of the graph store; may be given for "none" and "uniform" too, where it only sizes the
+        mixture, so that all arms have the same parameters.
     features: "pixels", "learned", "learned:WIDTH", or a file or URL of word vectors.
-    train_size: training examples, drawn by `seed` (None: all).  max_examples: cap of every split, the same for
-        all seeds and arms.  max_units: units per example (None: the task's own).
+    train_size: training examples, drawn by `seed` (None: all).  max_examples: cap of every split, the same
+        for all seeds and arms.  max_units: units per example (None: the task's own).
     patience: epochs without a better dev metric before stopping.  threads: CPU threads; part of what makes a
         result repeatable.
     """
@@ -76,12 +76,10 @@ class FinetuneJob:
                 raise ConfigError(f"job: {name} must be positive, got {getattr(self, name)}.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"job: dropout must be in [0, 1), got {self.dropout}.")
-        if not self.needs_graphs:
-            return
-        if self.graphs is None:
+        if self.needs_graphs and self.graphs is None:
             raise ConfigError(
-                f"job: arm {self.arm!r} needs graphs, the path of a graph store (`glomo export`). The arms without "
-                "are none and uniform."
+                f"job: arm {self.arm!r} needs graphs, the path of a graph store (`glomo export`). The arms "
+                "without are none and uniform."
             )
 
     @property
@@ -92,9 +90,9 @@ class FinetuneJob:
 def run(job: FinetuneJob) -> Result:
     """Train on the task, stop early on dev, report test at the best dev epoch.
 
-    A pure function of the job and the files it names, for a given number of threads; the arms of one seed see the
-    same examples in the same order from the same initial parameters. Raises GlomoError for anything wrong with
-    the job or its files.
+    A pure function of the job and the files it names, for a given number of threads; the arms of one seed
+    see the same examples in the same order from the same initial parameters. Raises GlomoError for anything
+    wrong with the job or its files.
     """
     began = time.perf_counter()
     task = get_task(job.task)
@@ -188,7 +186,10 @@ class _Training:
         )
 
     def fit(self, began: float) -> tuple[list[Epoch], int]:
-        """Train; leave the parameters of the best dev epoch in the model. Returns the curve and its best index."""
+        """Train; leave the parameters of the best dev epoch in the model.
+
+        Returns the curve and the index of that epoch.
+        """
         curve: list[Epoch] = []
         best, best_state = 0, {}
         for epoch in range(1, self.job.epochs + 1):
@@ -234,8 +235,8 @@ class _Training:
         mean = float(total) / len(self.train)
         if not math.isfinite(mean):
             raise GlomoError(
-                f"task {self.job.task!r}, arm {self.job.arm!r}, seed {self.job.seed}: the loss is {mean} in epoch "
-                f"{epoch}. Lower lr (now {self.job.lr:g}) and check the features for large values."
+                f"task {self.job.task!r}, arm {self.job.arm!r}, seed {self.job.seed}: the loss is {mean} in "
+                f"epoch {epoch}. Lower lr (now {self.job.lr:g}) and check the features for large values."
             )
         return mean
 

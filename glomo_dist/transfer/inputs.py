@@ -25,7 +25,7 @@ PAD, UNKNOWN = 0, 1
 
 @dataclass(frozen=True)
 class Examples:
-    """Encoded examples of one split: `flat` holds the units of all, example i from starts[i] to starts[i + 1].
+    """Encoded examples of one split: the units of example i are flat[starts[i] : starts[i + 1]].
 
     flat: word ids int32 [units], or pixels uint8 [units, channels].
     """
@@ -62,7 +62,7 @@ class Inputs:
 
 
 class WordFeatures(nn.Module):
-    """Word ids [B, T] -> vectors [B, T, D]; padding is zero. Frozen vectors are a buffer, learned ones parameters."""
+    """Word ids [B, T] -> vectors [B, T, D], a frozen table or a learned one; padding is zero."""
 
     def __init__(self, vocabulary: int, width: int, frozen: np.ndarray[Any, Any] | None) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class WordFeatures(nn.Module):
 
 
 class PixelFeatures(nn.Module):
-    """Pixels uint8 [B, H·W, channels] -> intensities in [0, 1] and the position (y, x) in [-1, 1]: [B, H·W, D]."""
+    """Pixels uint8 [B, H·W, channels] -> [B, H·W, D]: intensities in [0, 1], position (y, x) in [-1, 1]."""
 
     def __init__(self, shape: tuple[int, int]) -> None:
         super().__init__()
@@ -139,7 +139,8 @@ def _pixels(data: TaskData) -> Inputs:
         for number, image in enumerate(split.units):
             if image.shape != shape:
                 raise DataError(
-                    f"{name} image {number} has shape {image.shape}, the first one {shape}. Resize them to one size."
+                    f"{name} image {number} has shape {image.shape}, the first one {shape}. "
+                    "Resize them to one size."
                 )
         stacked = np.stack(split.units).reshape(len(split.units) * shape[0] * shape[1], -1)
         starts = np.arange(len(split.units) + 1, dtype=np.int64) * (shape[0] * shape[1])

@@ -1,4 +1,4 @@
-"""Small task models around the fused features: a recurrent reader for words, a convolutional one for pixels."""
+"""Small task models around the fused features: a recurrent reader for words, a convolution for pixels."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Mix = Literal["none", "uniform", "graphs"]
 class TaskModel(nn.Module):
     """features H [B, T, D] -> mixture -> fusion -> reader -> class logits [B, classes].
 
-    mix: "none" puts zeros in the place of M H, "uniform" the uniform graph, "graphs" the given graphs. All three
-    have the same parameters and draw the same random numbers.
+    mix: "none" puts zeros in the place of M H, "uniform" the uniform graph, "graphs" the given graphs. All
+    three have the same parameters and draw the same random numbers.
     """
 
     def __init__(
@@ -45,8 +45,8 @@ class TaskModel(nn.Module):
 class TextReader(nn.Module):
     """Bidirectional GRU or LSTM, self-attention pooling, linear classifier.
 
-    The backward direction reads each text reversed within its length: the same numbers as packed sequences, in
-    less than half the time on a CPU.
+    The backward direction reads each text reversed within its length: the same numbers as packed sequences,
+    in less than half the time on a CPU.
     """
 
     def __init__(
@@ -77,19 +77,16 @@ class TextReader(nn.Module):
 
 
 class PixelReader(nn.Module):
-    """Three 3 x 3 convolutions over the planes [pixel ; M pixel], mean pooling to 2 x 2, linear classifier."""
+    """Three 3 x 3 convolutions over the planes [pixel ; M pixel], mean pooling to 2 x 2, classifier."""
 
     def __init__(self, shape: tuple[int, int], width: int, hidden: int, classes: int, dropout: float) -> None:
         super().__init__()
         self.shape = shape
         self.convolutions = nn.Sequential(
-            nn.Conv2d(width, hidden, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(hidden, hidden, 3, padding=1),
-            nn.ReLU(),
+            *_convolution(width, hidden),
+            *_convolution(hidden, hidden),
             nn.MaxPool2d(2, ceil_mode=True),
-            nn.Conv2d(hidden, hidden, 3, padding=1),
-            nn.ReLU(),
+            *_convolution(hidden, hidden),
             nn.AdaptiveAvgPool2d(2),
             nn.Flatten(),
         )
@@ -100,3 +97,7 @@ class PixelReader(nn.Module):
         """units [B, H·W, width] in raster order -> logits [B, classes]; all images have one size."""
         planes = units.transpose(1, 2).reshape(len(units), -1, *self.shape)
         return self.classify(self.dropout(self.convolutions(planes)))
+
+
+def _convolution(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()

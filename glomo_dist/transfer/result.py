@@ -38,11 +38,12 @@ class MixedGraph:
 class Result:
     """Result of `finetune.run(job)`. Metrics are shares in [0, 1]; `test` is taken at the best dev epoch.
 
-    job: the fields of the job.  examples: per split, as used.  majority: share of the most frequent test class.
-    components: names in the order of `MixedGraph.weights` ("G1.0": layer 1, head 0; "P1.0": its product with the
-        layers below); empty for arms without graphs.
-    fingerprints: of the task data ("data"), the word vectors ("features"), the graphs' index ("graphs"), and the
-        predictor behind them ("model"); None where there is none.
+    job: the fields of the job.  examples: per split, as used.  majority: share of the most frequent test
+        class.
+    components: names in the order of `MixedGraph.weights` ("G1.0": layer 1, head 0; "P1.0": its product with
+        the layers below); empty for arms without graphs.
+    fingerprints: of the task data ("data"), the word vectors ("features"), the graphs' index ("graphs"), and
+        the predictor behind them ("model"); None where there is none.
     """
 
     format: str
@@ -72,7 +73,10 @@ class Result:
 
     @classmethod
     def read(cls, path: str | Path) -> Result:
-        """The result at `path`; raises DataError (missing, not a result, other version) or ConfigError (keys)."""
+        """The result at `path`.
+
+        Raises DataError if it is missing, no result or of another version, ConfigError for wrong keys.
+        """
         values = files.read_json(path)
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise DataError(f"{path}: not a result file ({FORMAT}).")

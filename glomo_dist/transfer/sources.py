@@ -3,39 +3,31 @@
 from __future__ import annotations
 
 import json
-import lzma
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import fsspec
 
+from glomo_dist.data.files import describe, find_files, open_stream
 from glomo_dist.runtime.errors import DataError
+
+SUFFIXES = (".tsv", ".jsonl", ".txt", ".vec")
 
 
 def lines(source: str) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line without its end) of a UTF-8 text file, unpacked by its ending (.gz .xz .zst …).
+    """(number from 1, line without its end) of a UTF-8 text file, unpacked by its ending (.gz, .xz, .zst).
 
     Raises DataError for a missing, unreadable or damaged file and for bytes that are not UTF-8.
     """
-    number = 0
-    try:
-        with fsspec.open(source, "rb", compression="infer") as f:
-            for number, raw in enumerate(f, 1):
+    with open_stream(find_files([source], SUFFIXES)[0]) as stream:
+        for number, raw in enumerate(stream, 1):
+            try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                yield number, line.rstrip("\r\n")
-    except FileNotFoundError:
-        raise DataError(f"{source} does not exist. Check the path or URL.") from None
-    except UnicodeDecodeError as e:
-        raise DataError(
-            f"{source}, line {number}: not UTF-8 text (byte {e.start} of the line). Convert it to UTF-8."
-        ) from None
-    except (EOFError, lzma.LZMAError, zlib.error) as e:
-        raise DataError(
-            f"{source}, after line {number}: damaged compressed file ({e}). Get it again."
-        ) from None
-    except OSError as e:
-        raise DataError(f"{source}: cannot be read ({e}).") from None
+            except UnicodeDecodeError as e:
+                raise DataError(
+                    f"{source}, line {number}: not UTF-8 text (byte {e.start + 1} of the line). Convert the file."
+                ) from None
+            yield number, line.rstrip("\r\n")
 
 
 def json_rows(source: str, keys: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -76,8 +68,8 @@ def find(source: str, candidates: tuple[str, ...]) -> str | None:
         for name in candidates:
             if fs.exists(f"{root.rstrip('/')}/{name}"):
                 return f"{source.rstrip('/')}/{name}"
-    except (OSError, ValueError, ImportError) as e:
-        raise DataError(f"{source}: cannot be opened ({e}).") from None
+    except Exception as e:  # a file system driver may raise anything: bad scheme, credentials, network
+        raise DataError(f"{source} cannot be opened: {describe(e)}.") from e
     return None
 
 

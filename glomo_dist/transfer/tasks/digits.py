@@ -1,4 +1,4 @@
-"""Handwritten digits, 8 x 8 pixels, bundled with scikit-learn (UCI Optical Recognition of Handwritten Digits).
+"""Handwritten digits, 8 x 8 pixels, bundled with scikit-learn (UCI Optical Recognition of Digits).
 
 For `make demo`; splits 70 / 10 / 20 are ours, by index. No number published for this split exists.
 """
@@ -22,7 +22,7 @@ SHARES = {"train": 0.7, "dev": 0.1, "test": 0.2}
 
 
 def load(source: str | None, max_examples: int | None = None) -> TaskData:
-    """source: an .npz with images [n, H, W] or [n, H, W, C] and labels [n], its folder, or None (scikit-learn's)."""
+    """source: an .npz with images [n, H, W] (or [n, H, W, C]) and labels [n], its folder, or None."""
     if source is None:
         images, labels, where = *_bundled(), "sklearn.datasets.load_digits"
     else:
@@ -62,13 +62,15 @@ def check_images(
     """uint8 images and int64 labels; raises DataError naming `where` and the first bad row."""
     if images.ndim not in (3, 4) or labels.shape != images.shape[:1]:
         raise DataError(
-            f"{where}: expected images [n, H, W] or [n, H, W, C] and labels [n], got {images.shape} and {labels.shape}."
+            f"{where}: expected images [n, H, W] or [n, H, W, C] and labels [n], got "
+            f"{images.shape} and {labels.shape}."
         )
     if np.issubdtype(images.dtype, np.floating):
         bad = np.flatnonzero(~np.isfinite(images.reshape(len(images), -1)).all(1))
         if bad.size:
             raise DataError(
-                f"{where}: image {bad[0]} holds NaN or infinite values ({bad.size} such images). Repair or remove them."
+                f"{where}: image {bad[0]} holds NaN or infinite values ({bad.size} such "
+                "images). Repair or remove them."
             )
     if images.dtype != np.uint8:
         raise DataError(f"{where}: images must be uint8 0..255, got {images.dtype}. Scale them first.")

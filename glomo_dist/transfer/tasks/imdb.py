@@ -1,8 +1,8 @@
 """IMDB (Maas et al. 2011, "aclImdb"): sentiment of a whole film review.
 
-The set has no dev split: a tenth of train, chosen by a hash of the text, so that a repeated review never stands in
-both. GLoMo's paper reports IMDB, but on all of train with GloVe vectors and another model; its numbers are not
-listed here until someone has them before their eyes.
+The set has no dev split: a tenth of train, chosen by a hash of the text, so that a repeated review never
+stands in both. GLoMo's paper reports IMDB, but on all of train with GloVe vectors and another model; its
+numbers are not listed here until someone has them before their eyes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DEV_SHARE = 10  # one in ten training reviews
 
 
 def load(source: str | None, max_examples: int | None = None) -> TaskData:
-    """source: the aclImdb folder ({train,test}/{neg,pos}/*.txt), one that holds it, or imdb_{…}.jsonl[.xz]."""
+    """source: the aclImdb folder ({train,test}/{neg,pos}/*.txt) or its parent, or imdb_{…}.jsonl[.xz]."""
     rows: dict[str, list[Row]] = {"train": [], "dev": []}
     for row in _read(source, "train"):
         is_dev = derive_seed("imdb dev", row.text) % DEV_SHARE == 0

@@ -1,7 +1,7 @@
 """SST-2 (Socher et al. 2013, the GLUE form): sentiment of a sentence or phrase from a film review.
 
-Splits as published: train on train, tune on dev, report on test. GLUE's own test.tsv has no labels; a labelled
-copy is needed. No number is listed as published: GLoMo's paper does not report SST-2.
+Splits as published: train on train, tune on dev, report on test. GLUE's own test.tsv has no labels; a
+labelled copy is needed. No number is listed as published: GLoMo's paper does not report SST-2.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ CLASSES = ("negative", "positive")
 
 
 def load(source: str | None, max_examples: int | None = None) -> TaskData:
-    """source: a folder with {train,dev,test}.tsv (columns sentence, label) or sst2_{…}.jsonl[.xz] (text, label)."""
+    """source: a folder with {train,dev,test}.tsv (sentence, label) or sst2_{…}.jsonl[.xz] (text, label)."""
     rows = {}
     for split in SPLITS:
         stem = f"sst2_{split}.jsonl"
@@ -31,8 +31,8 @@ def _tsv(path: str) -> list[Row]:
         if number == 1 and "sentence" in cells:
             if cells != ["sentence", "label"]:
                 raise DataError(
-                    f"{where}: expected the columns sentence and label, got {', '.join(cells)}. GLUE publishes "
-                    "test.tsv without labels: put a labelled copy in its place."
+                    f"{where}: expected the columns sentence and label, got {', '.join(cells)}. GLUE "
+                    "publishes test.tsv without labels: put a labelled copy in its place."
                 )
             continue
         if not line.strip():

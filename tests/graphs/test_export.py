@@ -1,0 +1,97 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from graph_samples import META, encoded, export, predictor
+
+from glomo_dist.graphs.export import StoreMeta, export_graphs
+from glomo_dist.graphs.store import GraphStore, GraphStoreError
+from glomo_dist.model.config import GlomoConfig
+from glomo_dist.model.glomo import Glomo
+from glomo_dist.runtime.errors import CheckpointError, ConfigError, DataError, GlomoError
+
+
+def chunks(folder):
+    return {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.glob("*.safetensors")}
+
+
+def test_interrupted_export_keeps_good_chunks_and_mends_bad_ones(tmp_path):
+    store = tmp_path / "store"
+    export(store)
+    before = chunks(store)
+    assert len(before) >= 4
+    (store / "index.json").unlink()
+    with pytest.raises(GraphStoreError, match="run the same `glomo export` again"):
+        GraphStore.open(store)
+    damaged, lost = sorted(before)[0], sorted(before)[-1]
+    (store / damaged).write_bytes(before[damaged][1][:-1] + b"x")
+    (store / lost).with_suffix(".json").unlink()  # killed between the chunk and its sidecar
+    export(store)
+    after = chunks(store)
+    assert {name: content for name, (_, content) in after.items()} == {
+        name: content for name, (_, content) in before.items()
+    }
+    kept = {name for name in before if before[name][0] == after[name][0]}
+    assert kept == set(before) - {damaged, lost}
+    GraphStore.open(store, verify=True)
+
+
+def test_other_settings_are_refused(tmp_path):
+    export(tmp_path / "store")
+    with pytest.raises(GraphStoreError, match="keep is 3 there and 4 now"):
+        export(tmp_path / "store", keep=4)
+    with pytest.raises(GraphStoreError, match="model is 'mmmm"):
+        export(tmp_path / "store", meta=dataclasses.replace(META, model="other"))
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "thesis.txt").write_text("mine")
+    with pytest.raises(GlomoError, match="not empty"):
+        export(tmp_path / "store")
+    assert [p.name for p in (tmp_path / "store").iterdir()] == ["thesis.txt"]
+
+
+def test_chunks_and_batch_sizes_do_not_change_the_graphs(tmp_path):
+    model, tokenizer = predictor()
+    splits = encoded(tokenizer)
+    export_graphs(model, splits, tmp_path / "a", meta=META, keep=2, chunk_units=1, batch_tokens=1)
+    export_graphs(model, splits, tmp_path / "b", meta=META, keep=2, chunk_units=10**6, batch_tokens=10**6)
+    a, b = (GraphStore.open(tmp_path / name).batch("train", range(6)) for name in "ab")
+    for one, other in zip(a, b, strict=True):
+        np.testing.assert_allclose(one.dense(), other.dense(), atol=5e-4)
+
+
+def test_ids_outside_the_vocabulary(tmp_path):
+    model, _ = predictor()
+    ids = {"train": [np.array([1, model.config.vocab_size], np.int32)]}
+    with pytest.raises(CheckpointError, match="vocabulary is 0"):
+        export_graphs(model, ids, tmp_path / "store", meta=META)
+    assert not (tmp_path / "store").exists()
+
+
+def test_images_of_another_size(tmp_path):
+    model = Glomo(GlomoConfig(vocab_size=16, width=8, heads=2, image=(3, 4)))
+    with pytest.raises(DataError, match="9 pixels, the model is for images of 3 x 4"):
+        export_graphs(model, {"train": [np.zeros(9, np.int32)]}, tmp_path / "store", meta=META)
+
+
+def test_keep_must_be_positive(tmp_path):
+    with pytest.raises(ConfigError, match="keep"):
+        export(tmp_path / "store", keep=0)
+
+
+def test_training_mode_is_put_back(tmp_path):
+    model, tokenizer = predictor()
+    model.train()
+    export_graphs(model, encoded(tokenizer), tmp_path / "store", meta=META)
+    assert model.training
+
+
+def test_meta_is_in_the_index(tmp_path):
+    export(tmp_path / "store")
+    info = GraphStore.open(tmp_path / "store").info
+    assert (
+        StoreMeta(info.task, info.task_version, info.data, info.model, info.tokenizer, info.max_units) == META
+    )
+    assert (info.layers, info.heads, info.keep) == (2, 2, 3)

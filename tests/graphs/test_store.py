@@ -1,0 +1,127 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from glomo_kernels import graph_mix
+from graph_samples import dense_of, export
+
+from glomo_dist.graphs.store import GraphStore, GraphStoreError
+from glomo_dist.runtime.errors import ConfigError
+
+
+@pytest.mark.parametrize("keep", [3, None])
+def test_batches_are_the_predictors_graphs(tmp_path, keep):
+    model, splits = export(tmp_path / "store", keep=keep)
+    store = GraphStore.open(tmp_path / "store", verify=True)
+    order = [4, 0, 3, 1, 4, 2, 5]  # any order, repeated, an empty text among them
+    T = 25
+    live = 0
+    for direction, graph in enumerate(store.batch("test", order, T)):
+        assert graph.shape == (len(order), 4, T)
+        assert (graph.offsets.dtype, graph.columns.dtype) == (torch.int64, torch.int32)
+        assert graph.weights.dtype == torch.float32
+        dense = graph.dense().numpy()
+        for b, index in enumerate(order):
+            n = len(splits["test"][index])
+            expected = dense_of(model, splits["test"][index], direction, keep)
+            np.testing.assert_allclose(dense[b, :, :n, :n], expected, atol=5e-4)
+            assert not dense[b, :, n:].any()
+            assert not dense[b, :, :, n:].any()
+            i, j = np.nonzero(dense[b].sum(0))
+            assert (j < i).all() if direction == 0 else (j > i).all()
+            live += len(i)
+    assert live > 50  # the comparison was not between empty graphs
+
+
+def test_default_length_is_that_of_the_longest_example(tmp_path):
+    _, splits = export(tmp_path / "store")
+    store = GraphStore.open(tmp_path / "store")
+    forward, _ = store.batch("train", [0, 2])
+    assert forward.shape[2] == len(splits["train"][0])
+    assert store.units("train").tolist() == [len(ids) for ids in splits["train"]]
+    with pytest.raises(ValueError, match="T = 2"):
+        store.batch("train", [0], 2)
+
+
+def test_component_names_are_in_the_order_of_graph_mix(tmp_path):
+    export(tmp_path / "store")
+    store = GraphStore.open(tmp_path / "store")
+    graph, _ = store.batch("train", [4])
+    dense = graph.dense()[0].view(2, 2, *graph.dense().shape[2:])  # [layer, head, T, T]
+    names = store.info.component_names()
+    assert names == ["G0.0", "G0.1", "G1.0", "G1.1", "P1.0", "P1.1"]
+    features = torch.randn(1, dense.shape[-1], 3)
+    for c, name in enumerate(names):
+        layer, head = int(name[1]), int(name[3])
+        matrix = dense[layer, head] if name[0] == "G" else dense[layer, head] @ dense[layer - 1, head]
+        one = torch.nn.functional.one_hot(torch.tensor(c), len(names)).float()
+        mixed = graph_mix(graph, one, features, heads=2)
+        torch.testing.assert_close(mixed[0], matrix @ features[0], atol=1e-5, rtol=1e-4)
+
+
+def test_unknown_split_and_index(tmp_path):
+    export(tmp_path / "store")
+    store = GraphStore.open(tmp_path / "store")
+    with pytest.raises(GraphStoreError, match="no split 'dev'; it has train, test"):
+        store.batch("dev", [0])
+    with pytest.raises(GraphStoreError, match=r"examples 0\.\.5"):
+        store.batch("train", [6])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("other", 3, "d" * 16, 50), "task is 'sample'"),
+        (("sample", 4, "d" * 16, 50), "task version is 3"),
+        (("sample", 3, "e" * 16, 50), "task data fingerprint"),
+        (("sample", 3, "d" * 16, 60), "max_units is 50"),
+    ],
+)
+def test_graphs_of_something_else_are_refused(tmp_path, arguments, named):
+    export(tmp_path / "store")
+    store = GraphStore.open(tmp_path / "store")
+    store.check("sample", 3, "d" * 16, 50)
+    with pytest.raises(GraphStoreError, match=named):
+        store.check(*arguments)
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(GraphStoreError, match="glomo export"):
+        GraphStore.open(tmp_path / "nothing")
+
+
+def test_other_format_version(tmp_path):
+    export(tmp_path / "store")
+    path = tmp_path / "store" / "index.json"
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps({**index, "version": 2}))
+    with pytest.raises(GraphStoreError, match="format version 2, this program reads version 1"):
+        GraphStore.open(tmp_path / "store")
+    path.write_text(json.dumps({**index, "format": "glomo-shards"}))
+    with pytest.raises(GraphStoreError, match="not the index of a graph store"):
+        GraphStore.open(tmp_path / "store")
+    path.write_text(json.dumps({**index, "keeep": 3}))
+    with pytest.raises(ConfigError, match="'keeep'"):
+        GraphStore.open(tmp_path / "store")
+
+
+def test_damaged_chunks(tmp_path):
+    export(tmp_path / "store")
+    chunk = tmp_path / "store" / "chunk-train-00001.safetensors"
+    whole = chunk.read_bytes()
+    chunk.unlink()
+    with pytest.raises(GraphStoreError, match=r"chunk-train-00001\.safetensors is missing"):
+        GraphStore.open(tmp_path / "store")
+    chunk.write_bytes(whole[:-5])
+    with pytest.raises(GraphStoreError, match="damaged"):
+        GraphStore.open(tmp_path / "store")
+    flipped = bytearray(whole)
+    flipped[-1] ^= 1
+    chunk.write_bytes(flipped)
+    with pytest.raises(GraphStoreError, match="SHA-256"):
+        GraphStore.open(tmp_path / "store", verify=True)
+    chunk.write_bytes(b"\0" * len(whole))
+    store = GraphStore.open(tmp_path / "store")
+    with pytest.raises(GraphStoreError, match="damaged chunk"):
+        store.batch("train", range(6))

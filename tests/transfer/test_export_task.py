@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+import torch
+from transfer_samples import job, write_sst2
+
+from glomo_dist.data.pixels import PixelTokenizer
+from glomo_dist.data.text import WordTokenizer
+from glomo_dist.graphs.store import GraphStore
+from glomo_dist.model.config import GlomoConfig
+from glomo_dist.model.glomo import Glomo
+from glomo_dist.model.io import load_model, save_model
+from glomo_dist.runtime.errors import CheckpointError, ConfigError
+from glomo_dist.transfer.export import export_task
+from glomo_dist.transfer.finetune import FinetuneJob, run
+
+
+def word_model(folder, words=("film", "good", "voice", "script", "the"), **sizes):
+    tokenizer = WordTokenizer(("<unk>", *words))
+    fields = {
+        "width": 8,
+        "heads": 2,
+        "layers": 2,
+        "sparsity": "relu",
+        "vocab_size": tokenizer.vocab_size,
+        **sizes,
+    }
+    torch.manual_seed(0)
+    save_model(folder, Glomo(GlomoConfig(**fields)), tokenizer.to_json())
+    return folder
+
+
+def test_exported_graphs_are_those_of_the_texts(tmp_path):
+    source = write_sst2(tmp_path / "data", sizes=(30, 10, 10))
+    folder = word_model(tmp_path / "model")
+    store = GraphStore.open(
+        export_task("sst2", folder, tmp_path / "store", source=source, max_units=6, keep=None)
+    )
+    model, meta = load_model(folder)
+    assert store.info.model == meta["fingerprint"]
+    assert store.info.max_units == 6
+    words = (tmp_path / "data" / "dev.tsv").read_text().splitlines()[4].split("\t")[0].split()[:6]
+    ids = {"film": 1, "good": 2, "voice": 3, "script": 4, "the": 5}
+    tokens = torch.tensor([[ids.get(word, 0) for word in words]])  # unknown to the predictor: <unk>
+    with torch.inference_mode():
+        expected = model.graphs(tokens, torch.tensor([len(words)]))
+    for got, exact in zip(store.batch("dev", [3]), expected, strict=True):
+        np.testing.assert_allclose(got.dense(), exact.dense(), atol=5e-4)
+
+
+def test_random_predictors_are_other_predictors(tmp_path):
+    source = write_sst2(tmp_path / "data", sizes=(30, 10, 10))
+    folder = word_model(tmp_path / "model")
+    stores = {
+        seed: GraphStore.open(
+            export_task("sst2", folder, tmp_path / f"store{seed}", source=source, random_seed=seed)
+        )
+        for seed in (None, 1, 2)
+    }
+    assert len({store.info.model for store in stores.values()}) == 3
+    dense = [store.batch("dev", [0])[0].dense() for store in stores.values()]
+    assert not torch.allclose(dense[0], dense[1])
+    assert not torch.allclose(dense[1], dense[2])
+    a_job = job(source, arm="random", graphs=str(tmp_path / "store1"), epochs=1)
+    assert run(a_job).fingerprints["model"] == stores[1].info.model
+
+
+def test_pixels(tmp_path):
+    tokenizer = PixelTokenizer(8, 8, bits=2)
+    config = GlomoConfig(
+        vocab_size=tokenizer.vocab_size, width=8, heads=2, layers=2, image=(8, 8), sparsity="relu"
+    )
+    save_model(tmp_path / "model", Glomo(config), tokenizer.to_json())
+    store = export_task("digits", tmp_path / "model", tmp_path / "store", max_examples=40)
+    fields = {"features": "pixels", "max_examples": 40, "epochs": 1, "hidden": 8}
+    result = run(FinetuneJob("digits", "pretrained", graphs=str(store), **fields))
+    assert result.components == ("G0.0", "G0.1", "G1.0", "G1.1", "P1.0", "P1.1")
+    assert result.examples == {"train": 40, "dev": 40, "test": 40}
+
+
+def test_model_and_task_must_fit(tmp_path):
+    source = write_sst2(tmp_path / "data", sizes=(4, 2, 2))
+    word_model(tmp_path / "model", vocab_size=9)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json has 6 units, the model was trained with 9"):
+        export_task("sst2", tmp_path / "model", tmp_path / "store", source=source)
+    with pytest.raises(ConfigError, match=r"has pixels as units, the model .* was trained on words"):
+        export_task("digits", tmp_path / "model", tmp_path / "store")
+    assert not (tmp_path / "store").exists()

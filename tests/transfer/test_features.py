@@ -1,0 +1,164 @@
+import gzip
+import lzma
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zstandard
+
+from glomo_dist.runtime.errors import ConfigError, DataError
+from glomo_dist.transfer.dataset import Split, TaskData
+from glomo_dist.transfer.features import WordVectors, is_learned, learned_width, pixel_positions
+from glomo_dist.transfer.inputs import bucketed, by_length, encode
+
+GLOVE = "the 0.5 -1 2e-1\nfilm 1 2 3\n. . . 4 5 6\nthe 9 9 9\n"
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "vectors" / "wiki_sg_100d_40k.npz"
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("header", ["", "4 3\n"])
+def test_glove_text(tmp_path, ending, header):
+    pack = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}[ending]
+    path = tmp_path / f"glove.txt{ending}"
+    path.write_bytes(pack((header + GLOVE).encode()))
+    vectors = WordVectors.load(str(path))
+    assert list(vectors.words) == ["the", "film", ". . ."]  # a word with spaces; the first of two counts
+    np.testing.assert_allclose(
+        vectors.table(["film", "unheard", "the"]), [[1, 2, 3], [0, 0, 0], [0.5, -1, 0.2]]
+    )
+    few = WordVectors.load(f"file://{path}", only={"film"})
+    assert list(few.words) == ["film"]
+    assert few.vectors.tolist() == [[1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("the 1 2 3\nfilm 1 2\n", "line 2: expected a word and 3 numbers, got 3 cells"),
+        ("the 1 2 3\nfilm 1 2 3 4\n", "line 2: expected a word and 3 numbers, got 5 cells"),
+        ("the 1 2 3\nfilm 1 two 3\n", "line 2: could not convert string to float: .*'two'"),
+        ("the 1 2 3\nfilm 1 nan 3\n", "line 2: the vector of 'film' is not finite"),
+        ("2 4\nthe 1 2 3\n", "line 2: expected a word and 4 numbers"),
+        ("", "the file is empty"),
+    ],
+)
+def test_glove_bad_lines(tmp_path, text, named):
+    path = tmp_path / "glove.txt"
+    path.write_text(text)
+    with pytest.raises(DataError, match=named) as caught:
+        WordVectors.load(str(path))
+    assert str(path) in str(caught.value)
+
+
+def test_glove_undecodable_line(tmp_path):
+    (tmp_path / "glove.txt").write_bytes(b"the 1 2 3\n\xe9t\xe9 1 2 3\n")
+    with pytest.raises(DataError, match=r"glove\.txt, line 2: not UTF-8"):
+        WordVectors.load(str(tmp_path / "glove.txt"))
+
+
+def test_npz(tmp_path):
+    path = str(tmp_path / "vectors.npz")
+    np.savez(path, words=np.array(["the", "film"]), vectors=np.array([[1, 2], [3, 4]], np.float16))
+    assert WordVectors.load(path, width=2).table(["film"]).dtype == np.float32
+    with pytest.raises(DataError, match=r"vectors\.npz: vectors of width 2, expected 50"):
+        WordVectors.load(path, width=50)
+    with pytest.raises(DataError, match="none of the task's 1 words"):
+        WordVectors.load(path).table(["cinéma"])
+    np.savez(path, words=np.array(["the", "film"]), vectors=np.array([[1, 2], [np.inf, 4]]))
+    with pytest.raises(DataError, match=r"'film'.*not finite"):
+        WordVectors.load(path)
+    np.savez(path, words=np.array(["the"]), vectors=np.zeros((2, 2)))
+    with pytest.raises(DataError, match=r"expected words \[n\]"):
+        WordVectors.load(path)
+    np.savez(path, words=np.array(["the"]))
+    with pytest.raises(DataError, match="'vectors' is missing"):
+        WordVectors.load(path)
+    Path(path).write_text("no archive")
+    with pytest.raises(DataError, match="not a readable"):
+        WordVectors.load(path)
+
+
+def test_learned_spec():
+    assert is_learned("learned")
+    assert not is_learned("learned.txt")
+    assert learned_width("learned", 7) == 7
+    assert learned_width("learned:40", 7) == 40
+    for spec in ("learned:", "learned:0", "learned:x"):
+        with pytest.raises(ConfigError, match="learned:WIDTH"):
+            learned_width(spec, 7)
+
+
+def words_data():
+    texts = [["a", "film"], [], ["a", "long", "film", "a"]]
+    splits = {name: Split(texts, np.array([0, 1, 0])) for name in ("train", "dev")}
+    splits["test"] = Split([["unseen", "film"]], np.array([1]))
+    return TaskData(splits, ("x", "y"), "f")
+
+
+def test_encoded_words(tmp_path):
+    path = str(tmp_path / "vectors.npz")
+    np.savez(
+        path, words=np.array(["film", "a", "unseen"]), vectors=np.array([[1, 2], [3, 4], [5, 6]], np.float32)
+    )
+    inputs = encode(words_data(), "words", path, 3, 8)
+    units, lengths, labels = inputs.splits["train"].batch(np.array([2, 1, 0]))
+    assert lengths.tolist() == [3, 0, 2]  # cut to 3
+    assert labels.tolist() == [0, 1, 0]
+    features = inputs.features(units)
+    assert features.tolist() == [[[3, 4], [0, 0], [1, 2]], [[0, 0]] * 3, [[3, 4], [1, 2], [0, 0]]]
+    test = inputs.features(inputs.splits["test"].batch(np.array([0]))[0])
+    assert test.tolist() == [[[5, 6], [1, 2]]]  # a vector helps for words that train does not have
+    assert not list(inputs.features.parameters())  # frozen
+
+
+def test_learned_words_know_train_only():
+    inputs = encode(words_data(), "words", "learned:6", None, 8)
+    units = inputs.splits["test"].batch(np.array([0]))[0]
+    assert units[0, 0] == 1  # unknown
+    padded, _, _ = inputs.splits["train"].batch(np.array([0, 2]))
+    features = inputs.features(padded)
+    assert features.shape == (2, 4, 6)
+    assert not features[0, 2:].any()
+    features.sum().backward()
+    (table,) = inputs.features.parameters()
+    assert not table.grad[0].any()
+
+
+def test_encoded_pixels():
+    images = [np.arange(6, dtype=np.uint8).reshape(2, 3) * 51, np.zeros((2, 3), np.uint8)]
+    split = Split(images, np.array([0, 1]))
+    inputs = encode(
+        TaskData({s: split for s in ("train", "dev", "test")}, ("x", "y"), "f"), "pixels", "pixels", None, 8
+    )
+    units, lengths, _ = inputs.splits["dev"].batch(np.array([1, 0]))
+    features = inputs.features(units)
+    assert inputs.shape == (2, 3)
+    assert lengths.tolist() == [6, 6]
+    torch.testing.assert_close(features[1, :, 0], torch.arange(6) / 5)
+    torch.testing.assert_close(features[0, :, 1:], torch.from_numpy(pixel_positions(2, 3)))
+    assert pixel_positions(2, 3)[[0, 2, 3]].tolist() == [[-1, -1], [-1, 1], [1, -1]]
+    odd = {**{s: split for s in ("train", "dev")}, "test": Split([np.zeros((3, 3), np.uint8)], np.array([0]))}
+    with pytest.raises(DataError, match=r"test image 0 has shape \(3, 3\)"):
+        encode(TaskData(odd, ("x", "y"), "f"), "pixels", "pixels", None, 8)
+
+
+def test_batches_cover_every_example_once_and_are_of_similar_length():
+    lengths = np.random.default_rng(0).integers(1, 200, 1000)
+    batches = bucketed(lengths, 16, np.random.default_rng(1))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(1000))
+    padded = sum(len(b) * lengths[b].max() for b in batches)
+    assert padded < 1.15 * lengths.sum()
+    starts = [lengths[b].max() for b in batches]
+    assert starts != sorted(starts)  # lengths do not rise over an epoch
+    other = bucketed(lengths, 16, np.random.default_rng(2))
+    assert any(not np.array_equal(a, b) for a, b in zip(batches, other, strict=True))
+    assert sorted(np.concatenate(by_length(lengths, 64)).tolist()) == list(range(1000))
+
+
+@pytest.mark.skipif(not SHARED.is_file(), reason=f"the shared vectors are not at {SHARED}")
+def test_shared_vectors():
+    vectors = WordVectors.load(str(SHARED), only={"good", "great", "seventeen"}, width=100)
+    good, great, other = vectors.table(["good", "great", "seventeen"])
+    assert good @ great / np.linalg.norm(good) / np.linalg.norm(great) > 0.5
+    assert abs(good @ other) / np.linalg.norm(good) / np.linalg.norm(other) < 0.5

@@ -1,0 +1,193 @@
+import dataclasses
+
+import pytest
+import torch
+from transfer_samples import job, planted_store, write_sst2, write_vectors
+
+from glomo_dist.graphs.store import GraphStore, GraphStoreError
+from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError
+from glomo_dist.transfer.finetune import FinetuneJob, build, run
+from glomo_dist.transfer.inputs import encode
+from glomo_dist.transfer.task import get_task
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sample")
+    source = write_sst2(folder / "data")
+    return {
+        "source": source,
+        "vectors": write_vectors(folder / "vectors.npz"),
+        "planted": planted_store(folder / "planted", source),
+        "empty": planted_store(folder / "empty", source, empty=True),
+        "folder": folder,
+    }
+
+
+def curve(result):
+    return [(e.epoch, e.train_loss, e.dev) for e in result.curve]
+
+
+def test_a_graph_that_knows_the_answer_wins(sample):
+    """The whole path from graph to accuracy: export, store, batches, mixture, fusion, training, test."""
+    arms = {
+        arm: run(job(sample["source"], sample["vectors"], arm=arm, graphs=sample["planted"], epochs=4))
+        for arm in ("none", "uniform", "planted")
+    }
+    assert arms["planted"].test > 0.95
+    assert arms["none"].test < 0.7  # the features do not tell the label
+    assert arms["uniform"].test < 0.7
+
+
+@pytest.mark.parametrize("fusion", ["concat", "gate"])
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_it_wins_with_every_head(sample, fusion, conditioned):
+    fields = {"fusion": fusion, "conditioned": conditioned, "mixtures": 2, "reader": "lstm", "epochs": 5}
+    result = run(job(sample["source"], sample["vectors"], arm="planted", graphs=sample["planted"], **fields))
+    assert result.test > 0.9
+    assert [m.direction for m in result.mixtures] == ["forward", "forward", "backward", "backward"]
+    for mixed in result.mixtures:
+        assert len(mixed.weights) == len(result.components) == 2
+        assert sum(mixed.weights) == pytest.approx(1, abs=1e-5)
+
+
+def test_arms_differ_only_by_their_graphs(sample):
+    """A store without a single edge gives, bit for bit, the run without graphs."""
+    assert GraphStore.open(sample["empty"]).splits["train"].edges == 0
+    none = run(job(sample["source"], sample["vectors"], arm="none", graphs=sample["planted"]))
+    empty = run(job(sample["source"], sample["vectors"], arm="empty", graphs=sample["empty"]))
+    uniform = run(job(sample["source"], sample["vectors"], arm="uniform", graphs=sample["planted"]))
+    assert curve(empty) == curve(none)
+    assert empty.test == none.test
+    assert curve(uniform) != curve(none)
+    assert none.parameters == empty.parameters == uniform.parameters
+    assert none.examples == empty.examples == {"train": 200, "dev": 80, "test": 80}
+
+
+def test_all_arms_start_from_the_same_parameters(sample):
+    data = get_task("sst2").load(sample["source"], None)
+    store = GraphStore.open(sample["planted"])
+    states = []
+    for arm in ("none", "uniform", "planted"):
+        torch.manual_seed(3)
+        a_job = job(sample["source"], arm=arm, graphs=sample["planted"], conditioned=True, fusion="gate")
+        inputs = encode(data, "words", "learned", 64, 12)
+        states.append(build(a_job, inputs, 2, store).state_dict())
+    for state in states[1:]:
+        assert state.keys() == states[0].keys()
+        assert all(torch.equal(state[name], states[0][name]) for name in state)
+
+
+def test_deterministic_and_free_of_global_state(sample):
+    a_job = job(sample["source"], sample["vectors"], arm="planted", graphs=sample["planted"], train_size=100)
+    torch.manual_seed(0)
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    first = run(a_job)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+    torch.manual_seed(99)
+    again = run(a_job)
+    assert (curve(first), first.test, first.mixtures) == (curve(again), again.test, again.mixtures)
+    other = run(dataclasses.replace(a_job, seed=1))
+    assert curve(other) != curve(first)
+
+
+def test_test_metric_belongs_to_the_best_dev_epoch(sample):
+    """Stopping at the best epoch gives the same test number as running on past it."""
+    long = run(job(sample["source"], arm="none", epochs=6, patience=6))
+    assert long.dev == max(e.dev for e in long.curve)
+    assert long.curve[long.best_epoch - 1].dev == long.dev
+    assert all(e.dev < long.dev for e in long.curve[: long.best_epoch - 1])
+    short = run(job(sample["source"], arm="none", epochs=long.best_epoch, patience=6))
+    assert short.test == long.test
+
+
+def test_early_stopping(sample):
+    result = run(job(sample["source"], sample["vectors"], arm="none", epochs=30, patience=1, lr=1e-6))
+    assert len(result.curve) == result.best_epoch + 1 < 30
+
+
+def test_truncation_and_caps_reach_graphs_and_text(sample, tmp_path):
+    store = planted_store(tmp_path / "short", sample["source"], max_units=5, max_examples=60)
+    fields = {"arm": "planted", "graphs": store, "max_units": 5, "max_examples": 60}
+    result = run(job(sample["source"], sample["vectors"], **fields, epochs=1))
+    assert result.examples == {"train": 60, "dev": 60, "test": 60}
+    with pytest.raises(GraphStoreError, match="max_units is 5, the job's is 64"):
+        run(job(sample["source"], sample["vectors"], **{**fields, "max_units": None}))
+    with pytest.raises(GraphStoreError, match="data fingerprint"):
+        run(job(sample["source"], sample["vectors"], **{**fields, "max_examples": None}))
+
+
+def test_graphs_of_changed_data_are_refused(sample, tmp_path):
+    source = write_sst2(tmp_path / "data", seed=2)
+    with pytest.raises(GraphStoreError, match="data fingerprint"):
+        run(job(source, arm="planted", graphs=sample["planted"]))
+
+
+def test_train_size_is_drawn_by_the_seed(sample):
+    runs = [run(job(sample["source"], arm="none", train_size=40, seed=s, epochs=1)) for s in (0, 1)]
+    assert [r.examples["train"] for r in runs] == [40, 40]
+    with pytest.raises(ConfigError, match="train_size 201, but task 'sst2' has 200"):
+        run(job(sample["source"], arm="none", train_size=201))
+
+
+def test_empty_texts_are_legal(tmp_path):
+    source = write_sst2(tmp_path / "data", sizes=(20, 4, 4))
+    train = tmp_path / "data" / "train.tsv"
+    train.write_text(train.read_text() + "\t1\n\t0\n")
+    result = run(job(source, planted_vectors(tmp_path), arm="uniform", epochs=1, batch_size=2))
+    assert result.examples["train"] == 22
+    store = planted_store(tmp_path / "store", source)
+    run(job(source, planted_vectors(tmp_path), arm="planted", graphs=store, epochs=1, batch_size=2))
+
+
+def planted_vectors(folder):
+    return write_vectors(folder / "vectors.npz")
+
+
+def test_pixels_learn(tmp_path):
+    fields = {
+        "arm": "uniform",
+        "features": "pixels",
+        "train_size": 400,
+        "epochs": 8,
+        "lr": 5e-3,
+        "hidden": 16,
+    }
+    result = run(FinetuneJob("digits", **fields))
+    assert result.test > 0.7
+    assert result.majority < 0.2
+    assert len(result.classes) == 10
+
+
+def test_a_diverging_run_is_an_error(sample):
+    with pytest.raises(GlomoError, match=r"loss is (nan|inf) in epoch 1\. Lower lr"):
+        run(job(sample["source"], arm="none", lr=1e30, clip=1e30))
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"arm": "pretrained"}, "arm 'pretrained' needs graphs"),
+        ({"epochs": 0}, "epochs"),
+        ({"train_size": 0}, "train_size"),
+        ({"lr": 0.0}, "lr"),
+        ({"dropout": 1.0}, "dropout"),
+    ],
+)
+def test_bad_jobs(fields, named):
+    with pytest.raises(ConfigError, match=named):
+        FinetuneJob("sst2", **fields)
+
+
+def test_features_must_fit_the_task(sample):
+    with pytest.raises(ConfigError, match="words"):
+        run(job(sample["source"], "pixels"))
+    with pytest.raises(ConfigError, match="pixels"):
+        run(FinetuneJob("digits", features="learned"))
+    with pytest.raises(ConfigError, match="cannot be cut"):
+        run(FinetuneJob("digits", features="pixels", max_units=5))
+    with pytest.raises(ConfigError, match="Did you mean 'sst2'"):
+        run(FinetuneJob("sst", features="learned"))
+    with pytest.raises(DataError, match=r"none\.npz does not exist"):
+        run(job(sample["source"], str(sample["folder"] / "none.npz")))

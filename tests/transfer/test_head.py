@@ -1,0 +1,113 @@
+import pytest
+import torch
+from glomo_kernels import SparseGraph
+
+from glomo_dist.transfer.head import Fusion, GraphMixture, uniform_mix
+from glomo_dist.transfer.models import TextReader
+
+
+def sparse(dense):
+    """SparseGraph of a dense [B, C, T, T]."""
+    T = dense.shape[-1]
+    flat = dense.reshape(-1, T)
+    row, column = flat.nonzero(as_tuple=True)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), (flat > 0).sum(-1).cumsum(0)])
+    return SparseGraph(offsets, column.int(), flat[row, column], tuple(dense.shape[:3]))
+
+
+def random_graphs(B, C, T, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    both = []
+    for side in (torch.ones(T, T).tril(-1), torch.ones(T, T).triu(1)):
+        dense = torch.rand(B, C, T, T, generator=generator).sub(0.5).relu() * side
+        both.append(dense / dense.sum(-1, keepdim=True).clamp(min=1e-9))
+    return both
+
+
+@pytest.mark.parametrize("lengths", [[6, 3, 1], [6, 6, 6]])
+def test_uniform_mix_is_the_dense_uniform_graph(lengths):
+    T, lengths = 6, torch.tensor(lengths)
+    features = torch.randn(3, T, 4)
+    real = torch.arange(T) < lengths[:, None]
+    both = real[:, :, None] & real[:, None, :]
+    for got, side in zip(
+        uniform_mix(features, lengths), (torch.ones(T, T).tril(-1), torch.ones(T, T).triu(1)), strict=True
+    ):
+        graph = both * side
+        graph = graph / graph.sum(-1, keepdim=True).clamp(min=1)
+        torch.testing.assert_close(got, graph @ features, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_mixture_is_the_written_sum(conditioned):
+    """Two layers of two heads: M = Σ softmax(logits)_c P_c with P = G0, G1, Λ1, per direction and mixture."""
+    B, T, D, heads = 2, 5, 3, 2
+    dense = random_graphs(B, 4, T)
+    features = torch.randn(B, T, D)
+    mixture = GraphMixture(D, layers=2, heads=heads, mixtures=2, conditioned=conditioned)
+    for parameter in mixture.parameters():
+        torch.nn.init.normal_(parameter)
+    expected = []
+    for x in range(2):
+        G = dense[x].view(B, 2, heads, T, T)
+        P = torch.cat([G[:, 0], G[:, 1], G[:, 1] @ G[:, 0]], 1)  # [B, C', T, T]
+        for m in range(2):
+            logits = mixture.logits[x, m].expand(B, T, -1)
+            if conditioned:
+                logits = logits + features @ mixture.condition[x, m].T
+            M = torch.einsum("btc,bcts->bts", logits.softmax(-1), P)
+            expected.append(mixture.scale[x, m] * (M @ features))
+    got = mixture(features, tuple(sparse(d) for d in dense))
+    torch.testing.assert_close(got, torch.cat(expected, -1), atol=1e-5, rtol=1e-4)
+    got.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in mixture.parameters())
+
+
+def test_mixture_starts_as_the_mean_and_draws_nothing():
+    state = torch.get_rng_state()
+    mixture = GraphMixture(3, layers=2, heads=4, mixtures=3, conditioned=True)
+    assert torch.equal(torch.get_rng_state(), state)
+    weights = mixture.weights(torch.randn(2, 5, 3))
+    torch.testing.assert_close(weights, torch.full((2, 3, 2, 5, 12), 1 / 12))
+
+
+def test_gate_is_linear_times_sigmoid_of_linear():
+    fusion = Fusion("gate", width=3, mixed=4)
+    features, mixed = torch.randn(2, 5, 3), torch.randn(2, 5, 12)
+    out = fusion(features, mixed)
+    both = torch.cat([features, mixed], -1)
+    W, b = fusion.linear.weight, fusion.linear.bias
+    gate = (both @ W[:3].T + b[:3]) * torch.sigmoid(both @ W[3:].T + b[3:])
+    assert out.shape[-1] == fusion.out == 6
+    torch.testing.assert_close(out, torch.cat([features, gate], -1))
+
+
+def test_concat_is_concatenation():
+    fusion = Fusion("concat", width=3, mixed=2)
+    features, mixed = torch.randn(2, 5, 3), torch.randn(2, 5, 6)
+    assert torch.equal(fusion(features, mixed), torch.cat([features, mixed], -1))
+    assert fusion.out == 9
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_reader_ignores_padding_and_reads_both_ways(kind):
+    torch.manual_seed(0)
+    reader = TextReader(kind, 3, 4, 2, 0.0).eval()
+    units = torch.randn(2, 6, 3)
+    lengths = torch.tensor([6, 4])
+    together = reader(units, lengths)
+    alone = torch.cat([reader(units[:1], lengths[:1]), reader(units[1:, :4], lengths[1:])])
+    torch.testing.assert_close(together, alone)
+    # the same numbers as torch's own bidirectional network on packed sequences
+    both = getattr(torch.nn, kind.upper())(3, 4, batch_first=True, bidirectional=True)
+    both.load_state_dict(
+        {
+            **reader.forwards.state_dict(),
+            **{f"{n}_reverse": v for n, v in reader.backwards.state_dict().items()},
+        }
+    )
+    packed = torch.nn.utils.rnn.pack_padded_sequence(units, lengths, batch_first=True)
+    states = torch.nn.utils.rnn.pad_packed_sequence(both(packed)[0], batch_first=True)[0]
+    score = reader.score(torch.tanh(reader.attend(states))).squeeze(-1)
+    share = score.masked_fill(torch.arange(6) >= lengths[:, None], float("-inf")).softmax(1)
+    torch.testing.assert_close(together, reader.classify((share[..., None] * states).sum(1)))

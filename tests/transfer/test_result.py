@@ -1,0 +1,62 @@
+import dataclasses
+import json
+
+import pytest
+
+from glomo_dist.runtime.errors import ConfigError, DataError
+from glomo_dist.transfer.result import FORMAT, VERSION, Epoch, MixedGraph, Result
+
+RESULT = Result(
+    format=FORMAT,
+    version=VERSION,
+    job={"task": "sst2", "seed": 1, "graphs": None},
+    task="sst2",
+    task_version=1,
+    arm="pretrained",
+    seed=1,
+    metric="accuracy",
+    test=0.75,
+    dev=0.8,
+    best_epoch=1,
+    curve=(Epoch(1, 0.6, 0.8, 2.5), Epoch(2, 0.5, 0.7, 5.0)),
+    seconds=6.0,
+    majority=0.5,
+    classes=("negative", "positive"),
+    examples={"train": 10, "dev": 5, "test": 4},
+    parameters=99,
+    components=("G0.0", "G0.1"),
+    mixtures=(MixedGraph("forward", 1.5, (0.25, 0.75)), MixedGraph("backward", 1.0, (0.5, 0.5))),
+    fingerprints={"data": "abc", "graphs": None},
+    code="0.1.0",
+)
+
+
+def test_round_trip(tmp_path):
+    RESULT.write(tmp_path / "result.json")
+    assert Result.read(tmp_path / "result.json") == RESULT
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "named"),
+    [
+        ({"version": 9}, DataError, "format version 9, this program reads version 1"),
+        ({"format": "glomo-graphs"}, DataError, "not a result file"),
+        ({"tset": 1}, ConfigError, "unknown key 'tset'. Did you mean 'test'"),
+        ({"seed": "one"}, ConfigError, "seed must be int"),
+    ],
+)
+def test_wrong_files(tmp_path, change, error, named):
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps({**dataclasses.asdict(RESULT), **change}))
+    with pytest.raises(error, match=named) as caught:
+        Result.read(path)
+    assert str(path) in str(caught.value)
+
+
+def test_missing_and_cut_files(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        Result.read(tmp_path / "result.json")
+    RESULT.write(tmp_path / "result.json")
+    (tmp_path / "result.json").write_text((tmp_path / "result.json").read_text()[:-40])
+    with pytest.raises(DataError, match="not valid JSON"):
+        Result.read(tmp_path / "result.json")
