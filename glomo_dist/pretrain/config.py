@@ -28,6 +28,8 @@ class PretrainConfig:
     lr: peak learning rate.  schedule, after a linear warm-up of warmup_steps: cosine down to
         final_lr_share * lr at the last step, constant, or plateau: each time plateau_patience validations in
         a row were no better than the best, divide by plateau_divisor; the run ends below 1 % of lr.
+    graph_lr_share: the graph predictors' learning rate relative to lr. A row of the graph with no positive score
+        has no gradient: with the full rate of AdamW thresholds overshoot and all rows die within 50 steps.
     weight_decay: decoupled for adamw; biases, norms and other vectors are spared.
     clip: largest global gradient norm (None: no clipping).
     valid_every: steps between validations (0: none; else validation shards are needed), each of
@@ -49,6 +51,7 @@ class PretrainConfig:
     positions_per_sequence: int = 20
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = 1e-3
+    graph_lr_share: float = 0.1
     betas: tuple[float, ...] = (0.9, 0.98)
     momentum: float = 0.0
     weight_decay: float = 0.0
@@ -83,6 +86,8 @@ class PretrainConfig:
             raise ConfigError(f"lr must be positive, got {self.lr}.")
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise ConfigError(f"betas must be two numbers in [0, 1), got {self.betas}.")
+        if not self.graph_lr_share > 0:
+            raise ConfigError(f"graph_lr_share must be positive, got {self.graph_lr_share}.")
         for name in ("momentum", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}.")

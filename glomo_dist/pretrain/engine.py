@@ -69,18 +69,23 @@ def deepspeed_settings(config: PretrainConfig, ranks: int) -> dict[str, Any]:
 
 
 def build_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD; matrices decay, vectors (biases, norms, thresholds) do not."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [{"params": parameters, "weight_decay": 0.0}]
-    if config.weight_decay:
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        groups = [g for g in groups if g["params"]]
+    """AdamW or SGD; matrices decay, vectors (biases, norms, thresholds) do not.
+
+    Each group carries `lr_share`, its learning rate relative to the schedule's.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            share = config.graph_lr_share if "graph_predictor" in name else 1.0
+            decay = config.weight_decay if p.ndim > 1 else 0.0
+            groups.setdefault((share, decay), []).append(p)
+    settings: list[dict[str, Any]] = [
+        {"params": parameters, "weight_decay": decay, "lr_share": share, "lr": config.lr * share}
+        for (share, decay), parameters in groups.items()
+    ]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]))
+        return torch.optim.SGD(settings, lr=config.lr, momentum=config.momentum)
+    return torch.optim.AdamW(settings, lr=config.lr, betas=(config.betas[0], config.betas[1]))
 
 
 def build_engine(model: nn.Module, config: PretrainConfig, ranks: Ranks) -> Any:
@@ -99,7 +104,7 @@ def build_engine(model: nn.Module, config: PretrainConfig, ranks: Ranks) -> Any:
 
 def set_learning_rate(engine: Any, rate: float) -> None:
     for group in engine.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["lr_share"]
 
 
 def optimizer_step(engine: Any, clip: float | None) -> tuple[bool, float]:
