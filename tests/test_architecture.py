@@ -1,0 +1,179 @@
+"""Which part may know which: imports go one way, without cycles, also those inside functions."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+from setuptools.config.pyprojecttoml import read_configuration
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = {"glomo_kernels": ROOT / "kernels" / "glomo_kernels", "glomo_dist": ROOT / "glomo_dist"}
+
+# Each part may import itself and the parts before it; data and model do not know each other.
+LAYERS = (
+    "runtime",
+    "data",
+    "model",
+    "pretrain",
+    "graphs",
+    "transfer",
+    "evaluate",
+    "report",
+    "recipes",
+    "cli",
+)
+STRANGERS = {("data", "model"), ("model", "data")}
+LONGEST_FILE = 500  # lines; a longer one says why it is one thing, in its docstring, with the word "lines"
+
+
+def modules(package: str) -> dict[str, Path]:
+    """Name -> file of all modules of a package."""
+    found = {}
+    for path in sorted(FOLDERS[package].rglob("*.py")):
+        parts = path.relative_to(FOLDERS[package]).with_suffix("").parts
+        name = ".".join((package, *(parts[:-1] if parts[-1] == "__init__" else parts)))
+        found[name] = path
+    return found
+
+
+ALL = {name: path for package in FOLDERS for name, path in modules(package).items()}
+
+
+def imported_names(path: Path, module: str) -> set[str]:
+    """Full names of everything the file imports, wherever in it; `from a import b` gives a.b."""
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                anchor = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*anchor, base] if base else anchor)
+            names |= {f"{base}.{alias.name}" for alias in node.names}
+    return names
+
+
+def own_module(name: str) -> str | None:
+    """The longest prefix of `name` that is one of our modules."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        if ".".join(parts[:end]) in ALL:
+            return ".".join(parts[:end])
+    return None
+
+
+def module_graph() -> dict[str, set[str]]:
+    """Module -> our modules that it imports. A package's own __init__ naming its submodules is not a cycle,
+    as the submodules do not name the package; `from . import x` therefore counts as importing x only."""
+    graph = {}
+    for name, path in ALL.items():
+        targets = {own_module(imported) for imported in imported_names(path, name)}
+        graph[name] = {t for t in targets if t is not None and t != name}
+    return graph
+
+
+GRAPH = module_graph()
+
+
+def layer(module: str) -> str | None:
+    parts = module.split(".")
+    return parts[1] if parts[0] == "glomo_dist" and len(parts) > 1 else None
+
+
+def test_the_scan_sees_imports_inside_functions(tmp_path: Path) -> None:
+    file = tmp_path / "module.py"
+    file.write_text("def f():\n    from glomo_dist.report import build\n    import glomo_dist.cli as c\n")
+    assert {own_module(n) for n in imported_names(file, "glomo_dist.data.module")} == {
+        "glomo_dist.report.build",
+        "glomo_dist.cli",
+    }
+    assert len(ALL) > 50 and sum(map(len, GRAPH.values())) > 100
+
+
+def test_kernels_import_nothing_of_ours() -> None:
+    for module, imported in GRAPH.items():
+        if module.split(".")[0] == "glomo_kernels":
+            wrong = {m for m in imported if m.split(".")[0] != "glomo_kernels"}
+            assert not wrong, f"{module} imports {sorted(wrong)}"
+
+
+def test_layers_go_one_way() -> None:
+    for module, imported in GRAPH.items():
+        mine = layer(module)
+        if mine is None:
+            continue
+        assert mine in LAYERS, f"{module}: put the new part {mine!r} into LAYERS at its place"
+        for other in imported:
+            theirs = layer(other)
+            if theirs is None:
+                continue
+            assert LAYERS.index(theirs) <= LAYERS.index(mine), f"{module} imports {other}: backwards"
+            assert (mine, theirs) not in STRANGERS, f"{module} imports {other}: they must not know each other"
+
+
+def test_no_cycles() -> None:
+    TopologicalSorter(GRAPH).prepare()  # raises CycleError with the path
+
+
+def test_importing_the_kernels_is_light() -> None:
+    """In a fresh process: no CUDA context, no Triton, no compiled code, no compiling."""
+    code = (
+        "import sys, glomo_kernels, torch\n"
+        "assert not torch.cuda.is_initialized()\n"
+        "bad = [m for m in sys.modules if m.split('.')[0] in ('triton', 'deepspeed', 'ray', 'glomo_dist')"
+        " or m.startswith(('torch.utils.cpp_extension', 'glomo_kernels._'))]\n"
+        "assert not bad, bad\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_command_line_starts_without_heavy_imports() -> None:
+    code = (
+        "import sys\n"
+        "from glomo_dist.cli import main\n"
+        "assert main(['--help']) == 0\n"
+        "bad = {'torch', 'numpy', 'ray', 'deepspeed', 'matplotlib'} & set(sys.modules)\n"
+        "assert not bad, bad\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_file_is_of_readable_length(name: str) -> None:
+    text = ALL[name].read_text(encoding="utf-8")
+    count = text.count("\n")
+    docstring = ast.get_docstring(ast.parse(text)) or ""
+    assert count <= LONGEST_FILE or "lines" in docstring, (
+        f"{name} has {count} lines: split it, or say in its docstring why so many lines are one thing"
+    )
+
+
+def test_every_package_is_installed() -> None:
+    listed = set(read_configuration(ROOT / "pyproject.toml")["tool"]["setuptools"]["packages"])
+    there = {name for name, path in ALL.items() if path.name == "__init__.py"}
+    assert listed == there, "pyproject.toml, [tool.setuptools] packages, must list every package"
+    for folder in FOLDERS.values():
+        bare = {p.parent for p in folder.rglob("*.py")} - {p.parent for p in folder.rglob("__init__.py")}
+        assert not bare, f"folders with modules and without __init__.py: {sorted(map(str, bare))}"
+
+
+def test_constraints_pin_every_dependency() -> None:
+    project = read_configuration(ROOT / "pyproject.toml")["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    pinned = {
+        line.partition("==")[0].lower().replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
+    for requirement in needed:
+        name = requirement.split(">")[0].split("[")[0].lower()
+        assert name in pinned, f"constraints.txt does not pin {name}"
