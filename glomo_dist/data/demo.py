@@ -69,13 +69,14 @@ def write_demo_corpus(folder: str | Path) -> Path:
     docstrings.jsonl  rows {"text", "label", "split"}: which package is a docstring from? (see `docstring_task_rows`)
     digits.npz        images uint8 [1797, 8, 8], labels int64 [1797]
 
-    Docstrings in the dev and test parts of the task are left out of text.jsonl.
+    Docstrings in the dev and test parts of the task, and variants that open with the same words, are left out of
+    text.jsonl.
     """
     found = list(progress.bar(docstrings(), desc="collecting documentation", unit=" docstrings"))
     rows = docstring_task_rows(found)
-    held_out = {row["source_text"] for row in rows if row["split"] != "train"}
+    held_out = {_opening(row["source_text"]) for row in rows if row["split"] != "train"}
     corpus = [{"text": text, "module": "pydoc_data"} for text in topics()]
-    corpus += [{"text": d.text, "module": d.module} for d in found if d.text not in held_out]
+    corpus += [{"text": d.text, "module": d.module} for d in found if _opening(d.text) not in held_out]
     with new_folder(folder) as temporary:
         _write_lines(temporary / "text.jsonl", corpus)
         shown = [{key: row[key] for key in ("text", "label", "split")} for row in rows]
@@ -89,12 +90,12 @@ def write_demo_corpus(folder: str | Path) -> Path:
 
 
 def topics() -> list[str]:
-    """The chapters of the language reference that `help()` shows, in the order of their names."""
+    """The chapters of the language reference that `help()` shows, in the order of their names, each once."""
     try:
         chapters = importlib.import_module("pydoc_data.topics").topics
     except ModuleNotFoundError:
         return []  # some distributions of Python leave the documentation out
-    return [str(chapters[name]).strip() for name in sorted(chapters)]
+    return list(dict.fromkeys(str(chapters[name]).strip() for name in sorted(chapters)))
 
 
 def docstrings() -> Iterator[Docstring]:
@@ -172,7 +173,7 @@ def docstring_task_rows(found: list[Docstring]) -> list[dict[str, str]]:
     """Rows {"text", "label", "split", "source_text"} of the task "which package is this docstring from?".
 
     The labels are those of `PACKAGES` with enough docstrings, with the same number of rows each. A file's docstrings
-    are all in one part. The names of all label packages (and their usual short names) are struck out of every
+    are all in one part, and no two texts open with the same words. The names of all label packages (and their usual short names) are struck out of every
     text, as with them the task would be trivial; what is left is cut to `TASK_CHARACTERS`.
     """
     by_part = {package: _by_split([d for d in found if d.module == package]) for package in PACKAGES}
@@ -198,14 +199,19 @@ def docstring_task_rows(found: list[Docstring]) -> list[dict[str, str]]:
             for docstring in by_part[label][split]:
                 text = " ".join(name.sub(" ", docstring.text).split())
                 text = text if len(text) <= TASK_CHARACTERS else text[:TASK_CHARACTERS].rsplit(" ", 1)[0]
-                if len(text) < _SHORTEST // 2 or text in seen:
+                if len(text) < _SHORTEST // 2 or _opening(text) in seen:
                     continue
-                seen.add(text)
+                seen.add(_opening(text))
                 rows.append({"text": text, "label": label, "split": split, "source_text": docstring.text})
                 taken += 1
                 if taken == size:
                     break
     return rows
+
+
+def _opening(text: str) -> str:
+    """The first hundred characters, as what makes two docstrings variants of each other."""
+    return " ".join(text.split())[:100]
 
 
 def _by_split(found: list[Docstring]) -> dict[str, list[Docstring]]:

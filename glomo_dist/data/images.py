@@ -7,12 +7,12 @@ import struct
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO
 
 import numpy as np
 from PIL import Image
 
 from glomo_dist.data.files import InputFile, describe, find_files, open_seekable, open_stream
+from glomo_dist.data.npy import read_header
 from glomo_dist.runtime.errors import ConfigError, DataError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
@@ -121,7 +121,10 @@ def _archive(file: InputFile) -> Iterator[Picture]:
 def _array(archive: zipfile.ZipFile, file: InputFile) -> Iterator[Picture]:
     """Images of the array `images`, a few megabytes at a time: it may be larger than memory."""
     with archive.open("images.npy") as stream:
-        shape, dtype = _npy_header(stream, f"{file.name}, array 'images'")
+        try:
+            shape, dtype = read_header(stream)
+        except ValueError as e:
+            raise DataError(f"{file.name}, array 'images': {describe(e)}.") from e
         if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)) or 0 in shape[1:]:
             raise DataError(
                 f"{file.name}, array 'images': expected shape [n, H, W] or [n, H, W, C] with C 1 or 3, got "
@@ -140,22 +143,6 @@ def _array(archive: zipfile.ZipFile, file: InputFile) -> Iterator[Picture]:
             image = np.frombuffer(content, dtype).reshape(shape[1:])
             pixels = image if dtype == np.uint8 else _from_unit_range(image, where)
             yield Picture(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels, file.label, index, where)
-
-
-def _npy_header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype]:
-    try:
-        version = np.lib.format.read_magic(stream)
-        read = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
-        shape, fortran, dtype = read(stream)
-    except ValueError as e:
-        raise DataError(
-            f"{where} is not a numpy array: {describe(e)}. Save it again with numpy.savez."
-        ) from e
-    if fortran:
-        raise DataError(f"{where} is in Fortran order. Save numpy.ascontiguousarray(images) instead.")
-    return shape, dtype
 
 
 def _from_unit_range(image: np.ndarray, where: str) -> np.ndarray:

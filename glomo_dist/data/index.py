@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from glomo_dist.data.npy import read_header
 from glomo_dist.data.tokenizer import Tokenizer, load_tokenizer
 from glomo_dist.runtime.errors import DataError, ShardError
 from glomo_dist.runtime.files import read_json, sha256_file
@@ -185,16 +186,18 @@ def read_sample(index: ShardIndex, i: int) -> np.ndarray:
     Reads the bytes of this sample alone and unpickles nothing. Raises ShardError naming shard and key.
     """
     where, members = _read_members(index, i)
-    content = members["npy"]
+    array = io.BytesIO(members["npy"])
     try:
-        ids = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as e:
+        shape, dtype = read_header(array)
+    except ValueError as e:
         raise ShardError(f"{where}.npy: not a plain numpy array ({e}). {_AGAIN}") from e
-    if not isinstance(ids, np.ndarray) or ids.dtype.kind != "u" or ids.ndim != 1:
-        found = f"{ids.dtype} {list(ids.shape)}" if isinstance(ids, np.ndarray) else type(ids).__name__
-        raise ShardError(f"{where}.npy: expected unsigned integers [n], got {found}. {_AGAIN}")
-    if len(ids) != index.lengths[i]:
-        raise ShardError(f"{where}.npy: {len(ids)} units, the index says {index.lengths[i]}. {_AGAIN}")
+    if dtype.kind != "u" or len(shape) != 1:
+        raise ShardError(f"{where}.npy: expected unsigned integers [n], got {dtype} {list(shape)}. {_AGAIN}")
+    if shape[0] != index.lengths[i]:
+        raise ShardError(f"{where}.npy: {shape[0]} units, the index says {index.lengths[i]}. {_AGAIN}")
+    if (left := len(members["npy"]) - array.tell()) != shape[0] * dtype.itemsize:
+        raise ShardError(f"{where}.npy: {left} bytes of ids, {shape[0]} {dtype} were promised. {_AGAIN}")
+    ids = np.frombuffer(members["npy"], dtype, offset=array.tell())
     if len(ids) and (largest := int(ids.max())) >= index.vocab_size:
         raise ShardError(
             f"{where}.npy: id {largest} is outside the vocabulary of {index.vocab_size}. {_AGAIN}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from pathlib import Path
@@ -93,6 +94,9 @@ class ShardFolder:
         write_bytes(self._folder / INDEX_NAME, text.encode())
 
     def abandon(self) -> None:
-        """Close what is open after a failure; the folder is to be deleted."""
+        """Close what is open after a failure; the folder is to be deleted. Nothing to do after `close`."""
+        with contextlib.suppress(OSError):  # the disk may be full; what failed first is the error to show
+            if self._tar is not None:
+                self._tar.close()
         if self._file is not None:
             self._file.close()

@@ -1,7 +1,7 @@
 """Words as provisional numbers on disk, so that a corpus is read and cut once and never held in memory.
 
-A chunk of documents is numbered by itself (`number_words`, in any process), translated into the numbering of the whole
-corpus (`Numbering`) and put aside (`Spool`) until the vocabulary is known.
+A chunk of documents is numbered by itself (`number_words`, in any process), translated into the numbering of all
+(`Numbering`) and put aside (`Spool`) until the vocabulary is known.
 """
 
 from __future__ import annotations

@@ -1,0 +1,26 @@
+"""The head of a `.npy` stream, so that its array can be checked before memory is taken, and never unpickled."""
+
+from __future__ import annotations
+
+from typing import IO
+
+import numpy as np
+
+
+def read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype of the array whose elements follow in `stream`, in C order.
+
+    Raises ValueError for what is not an array, holds Python objects or is in Fortran order.
+    """
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f".npy version {version[0]}.{version[1]} is not read here")
+    if version == (1, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    else:
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
+    if dtype.hasobject:
+        raise ValueError("an array of Python objects would have to be unpickled")
+    if fortran and len(shape) > 1:
+        raise ValueError("the array is in Fortran order; save numpy.ascontiguousarray of it")
+    return shape, dtype

@@ -1,0 +1,40 @@
+"""Small shard folders, and where the shared data sets are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shard_samples import MakeShards
+
+from glomo_dist.data.index import ShardIndex
+from glomo_dist.data.shards import ShardFolder
+from glomo_dist.data.text import WordTokenizer
+
+
+@pytest.fixture
+def make_shards(tmp_path: Path) -> MakeShards:
+    """make_shards(lengths, shard_bytes, name): an index over samples of these lengths; sample i is made of
+    the ids (i, i + 1, ...) modulo the vocabulary of 1000 words."""
+
+    def make(lengths: list[int], shard_bytes: int = 8192, name: str = "shards") -> ShardIndex:
+        words = WordTokenizer(("<unk>", *(f"w{i}" for i in range(1, 1000))))
+        writer = ShardFolder(tmp_path / name, words, shard_bytes)
+        for i, n in enumerate(lengths):
+            writer.add((np.arange(n) + i) % 1000, {"source": "made", "row": i})
+        writer.close()
+        return ShardIndex.read(tmp_path / name)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with copies of public data sets: beside the checkout, or where GLOMO_TEST_DATA says."""
+    default = Path(__file__).resolve().parents[3] / "shared" / "data"
+    folder = Path(os.environ.get("GLOMO_TEST_DATA", default))
+    if not (folder / "text").is_dir():
+        pytest.skip(f"no data sets at {folder} (set GLOMO_TEST_DATA to a folder with them)")
+    return folder

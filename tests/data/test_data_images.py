@@ -1,0 +1,168 @@
+"""Reading images: folders, archives, idx files, and every way they can be bad."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from glomo_dist.data.images import pictures
+from glomo_dist.runtime.errors import ConfigError, DataError
+
+RANDOM = np.random.default_rng(0)
+GREY = RANDOM.integers(0, 256, (5, 4, 6), dtype=np.uint8)
+COLOUR = RANDOM.integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
+
+
+def pixels(*sources: Path, **options) -> list[np.ndarray]:
+    return [p.pixels for p in pictures([str(s) for s in sources], **options)]
+
+
+def encoded(image: np.ndarray, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def idx(images: np.ndarray) -> bytes:
+    return struct.pack(">HBBIII", 0, 8, 3, *images.shape) + images.tobytes()
+
+
+def test_folder_of_images_in_order(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "1.png").write_bytes(encoded(GREY[0]))
+    (tmp_path / "a.PNG").write_bytes(encoded(GREY[1]))
+    (tmp_path / "c.bmp").write_bytes(encoded(COLOUR[0], "BMP"))
+    (tmp_path / "labels.csv").write_text("1,2")
+    found = list(pictures([str(tmp_path)]))
+    assert [p.source for p in found] == ["a.PNG", "b/1.png", "c.bmp"]
+    for picture, expected in zip(found, (GREY[1], GREY[0], COLOUR[0]), strict=True):
+        assert (picture.pixels == expected).all()
+
+
+def test_resizing_and_converting(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(COLOUR[0]))
+    (image,) = pixels(tmp_path / "a.png", size=(8, 3), channels=1)
+    assert image.shape == (8, 3) and image.dtype == np.uint8
+    (image,) = pixels(tmp_path / "a.png", channels=1)
+    assert (image == np.asarray(Image.fromarray(COLOUR[0]).convert("L"))).all()
+    with pytest.raises(ConfigError, match="channels must be 1"):
+        pixels(tmp_path / "a.png", channels=2)
+
+
+def test_transparent_and_palette_images_are_colour(tmp_path: Path) -> None:
+    Image.fromarray(COLOUR[0]).convert("RGBA").save(tmp_path / "a.png")
+    Image.fromarray(COLOUR[0]).convert("P").save(tmp_path / "b.png")
+    assert [p.shape for p in pixels(tmp_path)] == [(4, 6, 3)] * 2
+
+
+@pytest.mark.parametrize("images", [GREY, COLOUR, GREY[..., None]], ids=["grey", "colour", "one channel"])
+def test_npz_arrays(tmp_path: Path, images: np.ndarray) -> None:
+    np.savez_compressed(tmp_path / "a.npz", images=images, labels=np.arange(5))
+    assert (
+        np.stack(pixels(tmp_path / "a.npz")) == images.squeeze(-1 if images.shape[3:] == (1,) else ())
+    ).all()
+    for dtype in (np.float32, np.float64):
+        np.savez(tmp_path / "f.npz", images=(images / 255).astype(dtype))
+        assert (np.stack(pixels(tmp_path / "f.npz")).ravel() == images.ravel()).all()
+
+
+def test_npz_of_jpeg_streams(tmp_path: Path) -> None:
+    streams = [encoded(image, "JPEG") for image in COLOUR]
+    offset = np.cumsum([0, *map(len, streams)])
+    path = tmp_path / "a.npz"
+    np.savez(path, jpeg=np.frombuffer(b"".join(streams), np.uint8), offset=offset)
+    for image, stream in zip(pixels(path), streams, strict=True):
+        assert (image == np.asarray(Image.open(io.BytesIO(stream)))).all()
+    np.savez(path, jpeg=np.frombuffer(b"".join(streams)[:-30], np.uint8), offset=offset)
+    with pytest.raises(DataError, match="'offset' must rise"):
+        pixels(path)
+    broken = bytearray(b"".join(streams))
+    broken[offset[2] : offset[2] + 20] = b"x" * 20
+    np.savez(path, jpeg=np.frombuffer(bytes(broken), np.uint8), offset=offset)
+    with pytest.raises(DataError, match=r"a\.npz, image 2 is not a whole image"):
+        pixels(path)
+
+
+def test_idx_files_and_their_labels(tmp_path: Path) -> None:
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(GREY)))
+    labels = tmp_path / "train-labels-idx1-ubyte.gz"
+    labels.write_bytes(gzip.compress(struct.pack(">HBBI", 0, 8, 1, 5) + bytes(5)))
+    assert (np.stack(pixels(tmp_path)) == GREY).all()
+    with pytest.raises(DataError, match=r"labels-idx1-ubyte\.gz: expected images"):
+        pixels(labels)
+    short = tmp_path / "short-ubyte"
+    short.write_bytes(idx(GREY)[:-1])
+    with pytest.raises(DataError, match="short-ubyte, image 4: the file ends early, 5 images"):
+        pixels(short)
+    short.write_bytes(b"<html>")
+    with pytest.raises(DataError, match=r"not an idx file.*<htm"):
+        pixels(short)
+
+
+BAD = np.full((3, 2, 2), 0.5, np.float32)
+
+
+def changed(index: tuple[int, ...], value: float) -> np.ndarray:
+    images = BAD.copy()
+    images[index] = value
+    return images
+
+
+@pytest.mark.parametrize(
+    "arrays, message",
+    [
+        ({"images": changed((1, 0, 1), np.nan)}, r"image 1: nan at pixel \[0, 1\]"),
+        ({"images": changed((2, 1, 0), np.inf)}, r"image 2: inf at pixel \[1, 0\]"),
+        ({"images": changed((2, 1, 0), 255.0)}, r"image 2: float pixels must be from 0 to 1, got 0.5 to 255"),
+        ({"images": BAD.astype(np.int64)}, "expected uint8, or floats from 0 to 1, got int64"),
+        ({"images": BAD[0]}, r"expected shape \[n, H, W\].*got \[2, 2\]"),
+        ({"images": np.zeros((2, 3, 3, 2), np.uint8)}, r"got \[2, 3, 3, 2\]"),
+        ({"images": np.asfortranarray(BAD)}, "Fortran order"),
+        ({"images": np.zeros((0, 2, 2), np.uint8)}, "has no image in it"),
+        ({"pictures": BAD}, r"has the arrays \['pictures'\]; expected 'images'"),
+        ({"jpeg": BAD, "offset": BAD}, "expected 'jpeg' uint8"),
+    ],
+)
+def test_bad_arrays(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(DataError, match=message) as error:
+        pixels(tmp_path / "a.npz")
+    assert "a.npz" in str(error.value)
+
+
+def test_pickled_arrays_are_not_loaded(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=np.array([{"a": 1}], object))
+    with pytest.raises(DataError, match=r"a\.npz, array 'images'"):
+        pixels(tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", jpeg=np.array([{"a": 1}], object), offset=np.array([0, 1]))
+    with pytest.raises(DataError, match=r"a\.npz, array 'jpeg'"):
+        pixels(tmp_path / "a.npz")
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(RANDOM.integers(0, 256, (64, 64), dtype=np.uint8))[:-200])
+    with pytest.raises(DataError, match=r"a\.png is not a whole image"):
+        pixels(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"a\.png is not a whole image"):
+        pixels(tmp_path / "a.png")
+    np.savez(tmp_path / "b.npz", images=GREY)
+    (tmp_path / "b.npz").write_bytes((tmp_path / "b.npz").read_bytes()[:-40])
+    with pytest.raises(DataError, match=r"b\.npz is not a whole \.npz file"):
+        pixels(tmp_path / "b.npz")
+    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "c.png")
+    with pytest.raises(DataError, match=r"c\.png: pixels of more than 8 bits"):
+        pixels(tmp_path / "c.png")
+
+
+def test_shared_images(shared: Path) -> None:
+    first = next(pictures([str(shared / "images" / "cifar10_jpeg_test.npz")]))
+    assert first.pixels.shape == (32, 32, 3)
+    digit = next(pictures([str(shared / "images" / "mnist")]))
+    assert digit.pixels.shape == (28, 28) and 20 < digit.pixels.mean() < 60

@@ -1,0 +1,140 @@
+"""Batches of ranks: what they hold, on any number of ranks, resumed anywhere."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from shard_samples import MakeShards
+
+from glomo_dist.data import Batch, ShardIndex, Stream, read_sample
+from glomo_dist.runtime.errors import ConfigError, ShardError
+
+LENGTHS = [3, 1, 0, 700, 5, 90, 1, 9, 12, 40, 8, 8]
+
+
+@pytest.fixture
+def index(make_shards: MakeShards) -> ShardIndex:
+    return make_shards(LENGTHS)
+
+
+def stream(index: ShardIndex, **options: int) -> Stream:
+    return Stream(index, **{"window": 16, "seed": 5, "global_batch": 6, **options})
+
+
+def rows(batch: Batch) -> list[tuple[int, list[int]]]:
+    return [
+        (int(n), tokens[:length].tolist())
+        for n, tokens, length in zip(batch.ids, batch.tokens, batch.lengths, strict=True)
+    ]
+
+
+def test_a_batch_holds_the_windows_of_the_order_padded_with_zeros(index: ShardIndex) -> None:
+    s = stream(index)
+    for step in (0, 3, 40):
+        batch = s.batch(step)
+        assert {t.dtype for t in (batch.tokens, batch.lengths, batch.ids)} == {torch.int64}
+        assert batch.ids.tolist() == list(range(6 * step, 6 * step + 6))
+        assert batch.tokens.shape == (6, int(batch.lengths.max()))
+        for n, tokens, length in zip(batch.ids, batch.tokens, batch.lengths, strict=True):
+            window = s.order.window(int(n))
+            ids = read_sample(index, window.sample)[window.start : window.start + window.length]
+            assert tokens[: int(length)].tolist() == ids.tolist()
+            assert not tokens[int(length) :].any()
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from([1, 2, 3, 4, 6, 12]), st.integers(0, 30))
+def test_the_global_batch_does_not_depend_on_the_number_of_ranks(
+    index: ShardIndex, world: int, step: int
+) -> None:
+    whole = rows(stream(index, global_batch=12).batch(step))
+    parts = [rows(stream(index, global_batch=12, rank=r, world=world).batch(step)) for r in range(world)]
+    assert sorted(itertools.chain(*parts)) == whole
+    assert {len(part) for part in parts} == {12 // world}
+
+
+def test_stopped_on_4_ranks_and_resumed_on_2_nothing_is_lost_or_repeated(index: ShardIndex) -> None:
+    def run(world: int, steps: range) -> list[tuple[int, list[int]]]:
+        streams = [stream(index, global_batch=4, rank=r, world=world) for r in range(world)]
+        return [row for step in steps for s in streams for row in rows(s.batch(step))]
+
+    uninterrupted = run(1, range(50))
+    assert sorted(run(4, range(20)) + run(2, range(20, 50))) == uninterrupted
+    per_epoch = stream(index).order.per_epoch
+    seen = [tuple(tokens) for _, tokens in uninterrupted[:per_epoch]]
+    assert len(seen) == per_epoch  # 200 windows are more than an epoch
+
+
+def test_iterating_is_asking_for_each_step(index: ShardIndex) -> None:
+    batches = stream(index, prefetch=3).iterate(7)
+    for step in range(7, 20):
+        assert rows(next(batches)) == rows(stream(index).batch(step))
+    batches.close()
+
+
+def prefetch_threads() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name == "glomo-prefetch"]
+
+
+def test_closing_ends_the_thread(index: ShardIndex) -> None:
+    batches = stream(index, prefetch=1).iterate()
+    next(batches)
+    assert prefetch_threads()
+    batches.close()
+    assert not prefetch_threads()
+
+
+def test_errors_of_the_thread_are_raised_after_the_batches_before_it(index: ShardIndex) -> None:
+    s = stream(index)
+    broken = int(s.order.windows(torch.arange(60, 66).numpy())[0][0])  # a sample needed in step 10
+    first = min(
+        step for step in range(11) if broken in s.order.windows(s.batch(step).ids.numpy())[0].tolist()
+    )
+    shard = index.shards[int(index.shard_of_sample[broken])]
+    with open(index.folder / shard.name, "r+b") as f:
+        f.seek(int(index.offsets[broken]))
+        f.write(bytes(512))
+    batches: Iterator[Batch] = stream(index).iterate()
+    for step in range(first):
+        assert next(batches).ids.tolist() == list(range(6 * step, 6 * step + 6))
+    with pytest.raises(ShardError, match=rf"{shard.name}, key {broken:09d}"):
+        next(batches)
+    assert not prefetch_threads()
+
+
+def test_a_long_sample_is_read_once(index: ShardIndex) -> None:
+    """The file may go once its samples are in the cache, and a cache of no size asks for it again."""
+    kept, forgetful = stream(index), stream(index, cache_bytes=0)
+    steps = range(kept.order.per_epoch // 6 + 1)
+    before = [rows(kept.batch(step)) for step in steps]
+    assert [rows(forgetful.batch(step)) for step in steps] == before
+    for shard in index.shards:
+        (index.folder / shard.name).unlink()
+    assert [rows(kept.batch(step)) for step in steps] == before
+    with pytest.raises(ShardError, match="cannot be read"):
+        for step in steps:
+            forgetful.batch(step)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            {"global_batch": 6, "world": 4},
+            r"6 is not a positive multiple of the number of ranks 4. Use e\.g\. 8",
+        ),
+        ({"global_batch": 0}, "not a positive multiple"),
+        ({"rank": 2, "world": 2}, "rank must be in 0..1"),
+        ({"prefetch": 0}, "prefetch"),
+        ({"window": 1}, "window"),
+    ],
+)
+def test_bad_settings(index: ShardIndex, options: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        stream(index, **options)

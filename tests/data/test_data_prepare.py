@@ -1,0 +1,207 @@
+"""From raw files to shards."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from glomo_dist.data import (
+    ShardIndex,
+    load_tokenizer,
+    prepare_images,
+    prepare_text,
+    read_metadata,
+    read_sample,
+    tokenize,
+)
+from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError
+
+TEXTS = [
+    f"the {w} ran to the {w} {'again and again ' * i}." for i, w in enumerate(["cat", "dog", "fox"] * 40)
+]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> str:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    return str(path)
+
+
+def all_words(folder: Path) -> list[list[str]]:
+    index = ShardIndex.read(folder, verify=True)
+    tokenizer = index.load_tokenizer()
+    return [tokenizer.decode(read_sample(index, i)) for i in range(index.samples)]
+
+
+def test_text_goes_in_and_comes_out(corpus: str, tmp_path: Path) -> None:
+    out = prepare_text([corpus], tmp_path / "out", shard_bytes=32_768)
+    assert all_words(out) == [tokenize(text) for text in TEXTS]
+    index = ShardIndex.read(out)
+    assert len(index.shards) > 1
+    assert read_metadata(index, 5) == {"source": "corpus.jsonl", "row": 6}
+    assert sorted(p.name for p in out.iterdir()) == sorted(
+        ["index.json", "tokenizer.json", *(shard.name for shard in index.shards)]
+    )
+
+
+def test_rare_words_become_unknown(corpus: str, tmp_path: Path) -> None:
+    out = prepare_text([corpus], tmp_path / "out", vocab_size=4)
+    counts = Counter(word for text in TEXTS for word in tokenize(text))
+    kept = sorted(counts, key=lambda w: (-counts[w], w))[:3]
+    assert load_tokenizer(out).words == ("<unk>", *kept)
+    expected = [[w if w in kept else "<unk>" for w in tokenize(text)] for text in TEXTS]
+    assert all_words(out) == expected
+    assert len(load_tokenizer(prepare_text([corpus], tmp_path / "o2", min_count=60)).words) < 12
+
+
+def test_the_result_does_not_depend_on_place_or_processes(corpus: str, tmp_path: Path) -> None:
+    one = ShardIndex.read(prepare_text([corpus], tmp_path / "one"))
+    two = ShardIndex.read(prepare_text([str(tmp_path / "c*.jsonl")], tmp_path / "two", workers=2))
+    assert one.fingerprint == two.fingerprint
+
+
+def test_a_given_tokenizer_is_used_as_it_is(corpus: str, tmp_path: Path) -> None:
+    first = prepare_text([corpus], tmp_path / "one", vocab_size=5)
+    other = tmp_path / "other.txt"
+    other.write_text("the whale ran")
+    second = prepare_text([str(other)], tmp_path / "two", tokenizer=first / "tokenizer.json")
+    assert load_tokenizer(second) == load_tokenizer(first)
+    assert ShardIndex.read(second).tokenizer == ShardIndex.read(first).tokenizer
+    assert all_words(second)[0][0] == "the" and all_words(second)[0][1] == "<unk>"
+
+
+def test_validation_share_is_a_part_of_the_documents_and_copies_stay_together(
+    corpus: str, tmp_path: Path
+) -> None:
+    double = tmp_path / "double.jsonl"
+    double.write_text(Path(corpus).read_text())
+    out = prepare_text([corpus, str(double)], tmp_path / "out", valid_share=0.3)
+    train, valid = all_words(out / "train"), all_words(out / "valid")
+    assert Counter(map(tuple, train + valid)) == Counter(tuple(tokenize(t)) for t in TEXTS * 2)
+    assert not set(map(tuple, train)) & set(map(tuple, valid))
+    assert 0.15 < len(valid) / (2 * len(TEXTS)) < 0.45
+    assert load_tokenizer(out / "train") == load_tokenizer(out / "valid")
+    assert set(load_tokenizer(out / "train").words) == {"<unk>"} | {w for doc in train for w in doc}
+
+
+def test_max_documents(corpus: str, tmp_path: Path) -> None:
+    assert len(all_words(prepare_text([corpus], tmp_path / "out", max_documents=7))) == 7
+
+
+def test_failures_leave_nothing_behind(corpus: str, tmp_path: Path) -> None:
+    with open(corpus, "a") as f:
+        f.write('{"text": ')
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(DataError, match=r"corpus\.jsonl, line 121: not valid JSON"):
+        prepare_text([corpus], tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_errors_in_another_process_arrive(corpus: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has no text in it"):
+        (tmp_path / "empty.txt").touch()
+        prepare_text([corpus, str(tmp_path / "empty.txt")], tmp_path / "out", workers=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_full_output_folder_is_not_touched(corpus: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine").write_text("precious")
+    with pytest.raises(GlomoError, match="out is not empty"):
+        prepare_text([corpus], out)
+    with pytest.raises(GlomoError, match="out is not empty"):
+        prepare_images([corpus], out)
+    assert [p.name for p in out.iterdir()] == ["mine"]
+
+
+def test_documents_without_a_word_are_left_out_and_zero_documents_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "___"}\n{"text": "a word"}\n')
+    assert all_words(prepare_text([str(path)], tmp_path / "out")) == [["a", "word"]]
+    path.write_text('{"text": "___"}\n')
+    with pytest.raises(DataError, match=r"zero usable documents in .*a\.jsonl"):
+        prepare_text([str(path)], tmp_path / "none")
+    path.write_text('{"text": "alone"}\n')
+    with pytest.raises(DataError, match="fell into the part"):
+        prepare_text([str(path)], tmp_path / "none", valid_share=0.5)
+    with pytest.raises(DataError, match="occurs 2 times or more"):
+        prepare_text([str(path)], tmp_path / "none", min_count=2)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"valid_share": 1.0}, "valid_share"),
+        ({"max_documents": 0}, "max_documents"),
+        ({"vocab_size": 1}, "vocab_size"),
+        ({"shard_bytes": 1}, "shard_bytes"),
+        ({"workers": 0}, "workers"),
+    ],
+)
+def test_bad_settings(corpus: str, tmp_path: Path, options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        prepare_text([corpus], tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_tokenizers_of_the_wrong_kind(corpus: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "images.npz", images=np.zeros((3, 4, 4), np.uint8))
+    images = prepare_images([str(tmp_path / "images.npz")], tmp_path / "images")
+    text = prepare_text([corpus], tmp_path / "text")
+    with pytest.raises(DataError, match="tokenizer of pixels, text needs one of words"):
+        prepare_text([corpus], tmp_path / "out", tokenizer=images)
+    with pytest.raises(DataError, match="tokenizer of words, images need one of pixels"):
+        prepare_images([str(tmp_path / "images.npz")], tmp_path / "out", tokenizer=text)
+
+
+def test_images_go_in_and_come_out(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (9, 4, 6, 3), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", images=images)
+    out = prepare_images([str(tmp_path / "a.npz")], tmp_path / "out", bits=8, shard_bytes=8192)
+    index = ShardIndex.read(out, verify=True)
+    assert (index.kind, index.samples, index.vocab_size) == ("pixels", 9, 1 << 24)
+    tokenizer = index.load_tokenizer()
+    for i in range(9):
+        assert (tokenizer.decode(read_sample(index, i)) == images[i]).all()
+    again = prepare_images([str(tmp_path / "a.npz")], tmp_path / "small", size=(2, 2), channels=1, bits=3)
+    assert ShardIndex.read(again).lengths.tolist() == [4] * 9
+    like = prepare_images([str(tmp_path / "a.npz")], tmp_path / "like", tokenizer=again, max_images=2)
+    assert load_tokenizer(like) == load_tokenizer(again) and ShardIndex.read(like).samples == 2
+
+
+def test_images_of_two_sizes_name_the_odd_one(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=np.zeros((3, 4, 4), np.uint8))
+    np.savez(tmp_path / "b.npz", images=np.zeros((3, 4, 5), np.uint8))
+    with pytest.raises(DataError, match=r"b\.npz, image 0: expected .* 4 x 4 x 1, got 4 x 5 x 1"):
+        prepare_images([str(tmp_path / "a.npz"), str(tmp_path / "b.npz")], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nan_image_leaves_nothing_behind(tmp_path: Path) -> None:
+    images = np.zeros((3, 4, 4))
+    images[2, 0, 0] = np.nan
+    np.savez(tmp_path / "a.npz", images=images)
+    with pytest.raises(DataError, match=r"a\.npz, image 2: nan"):
+        prepare_images([str(tmp_path / "a.npz")], tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_shared_text(shared: Path, tmp_path: Path) -> None:
+    text = shared / "text"
+    out = prepare_text(
+        [str(text / "wiki_valid.jsonl.xz"), str(text / "wikitext2_valid.tokens.xz")],
+        tmp_path,
+        valid_share=0.1,
+    )
+    train, valid = ShardIndex.read(out / "train"), ShardIndex.read(out / "valid")
+    assert train.samples + valid.samples == 60 + 60  # articles of each
+    # WikiText-2's published 217,646 tokens count an end of line for each of its 3,760 lines.
+    assert train.tokens + valid.tokens > 213_886
+    assert "wikitext2_valid.tokens.xz" in {read_metadata(train, i)["source"] for i in range(train.samples)}

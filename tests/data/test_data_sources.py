@@ -1,0 +1,225 @@
+"""Reading documents: formats, packing, places, and every way they can be bad."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import http.server
+import json
+import lzma
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from glomo_dist.data.files import find_files, open_seekable
+from glomo_dist.data.sources import TEXT_SUFFIXES, documents
+from glomo_dist.runtime.errors import ConfigError, DataError
+
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    "": lambda content: content,
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".zst": zstandard.ZstdCompressor().compress,
+}
+LINES = b'{"text": "one fish", "id": 1}\n\n{"text": "two \\u00e9"}\n'
+
+
+def texts(*sources: Path | str, **options) -> list[str]:
+    return [d.text for d in documents([str(s) for s in sources], **options)]
+
+
+@pytest.mark.parametrize("packing", PACK)
+def test_json_lines_in_every_packing(tmp_path: Path, packing: str) -> None:
+    path = tmp_path / f"a.jsonl{packing}"
+    path.write_bytes(PACK[packing](LINES))
+    found = list(documents([str(path)]))
+    assert [(d.text, d.source, d.row) for d in found] == [
+        ("one fish", path.name, 1),
+        ("two é", path.name, 3),
+    ]
+
+
+@pytest.mark.parametrize("packing", PACK)
+def test_parquet_in_every_packing(tmp_path: Path, packing: str) -> None:
+    pq.write_table(pa.table({"body": ["a b", "", "c"], "n": [1, 2, 3]}), tmp_path / "t")
+    path = tmp_path / f"t.parquet{packing}"
+    path.write_bytes(PACK[packing]((tmp_path / "t").read_bytes()))
+    found = list(documents([str(path)], text_key="body"))
+    assert [(d.text, d.row) for d in found] == [("a b", 0), ("c", 2)]
+    assert [d.words() for d in found] == [["a", "b"], ["c"]]
+
+
+@pytest.mark.parametrize(
+    "split, expected",
+    [
+        ("file", ["first line\nsecond\n\n\nthird"]),
+        ("paragraph", ["first line\nsecond", "third"]),
+        ("line", ["first line", "second", "third"]),
+    ],
+)
+def test_plain_text_by_file_paragraph_or_line(tmp_path: Path, split: str, expected: list[str]) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbffirst line\r\nsecond\r\n\r\n\r\nthird")
+    assert texts(path, split=split) == expected
+
+
+def test_tokenised_text_is_cut_at_articles_and_not_tokenised_again(tmp_path: Path) -> None:
+    path = tmp_path / "wiki.tokens"
+    path.write_text(" \n = A b = \n \n Well @-@ known <unk> \n = = Part = = \n x \n \n = C = \n \n do n't \n")
+    found = list(documents([str(path)]))
+    assert [d.words() for d in found] == [
+        ["=", "a", "b", "=", "well", "-", "known", "<unk>", "=", "=", "part", "=", "=", "x"],
+        ["=", "c", "=", "do", "n't"],
+    ]
+
+
+def test_folder_and_glob_are_searched_in_order_and_hidden_files_left_out(tmp_path: Path) -> None:
+    for name in ("b.txt", "sub/a.txt", "sub/c.jsonl.gz", ".hidden.txt", "note.pdf"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(gzip.compress(LINES) if name.endswith(".gz") else name.encode())
+    assert texts(tmp_path) == ["b.txt", "sub/a.txt", "one fish", "two é"]
+    assert [d.source for d in documents([str(tmp_path)])][:2] == ["b.txt", "sub/a.txt"]
+    assert texts(f"{tmp_path}/s*/*.txt") == ["sub/a.txt"]
+    with pytest.raises(DataError, match="named twice"):
+        texts(tmp_path, tmp_path / "b.txt")
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A folder and the address under which it is served."""
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(_Quiet, directory=str(tmp_path))
+    )
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield tmp_path, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_http_with_the_packing_decided_by_the_ending(web: tuple[Path, str]) -> None:
+    folder, address = web
+    (folder / "a.jsonl.xz").write_bytes(lzma.compress(LINES))
+    pq.write_table(pa.table({"text": ["from a table"]}), folder / "t.parquet")
+    assert texts(f"{address}/a.jsonl.xz?token=1") == ["one fish", "two é"]
+    assert texts(f"{address}/t.parquet") == ["from a table"]
+    with pytest.raises(DataError, match=r"missing\.jsonl"):
+        texts(f"{address}/missing.jsonl")
+
+
+def test_any_fsspec_place_is_read() -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/corpus/a.jsonl.gz", gzip.compress(LINES))
+    assert texts("memory://corpus/a.jsonl.gz") == ["one fish", "two é"]
+    assert texts("memory://corpus") == ["one fish", "two é"]
+    with pytest.raises(DataError, match="nowhere"):
+        texts("memory://nowhere/a.jsonl")
+    with pytest.raises(DataError, match=r"gopher.*known|known.*gopher|Protocol"):
+        texts("gopher://a/b.txt")
+
+
+@pytest.mark.parametrize("packing", [".gz", ".xz", ".zst"])
+def test_cut_packed_file_is_an_error_that_names_it(tmp_path: Path, packing: str) -> None:
+    rows = b"".join(json.dumps({"text": os.urandom(50).hex()}).encode() + b"\n" for _ in range(2000))
+    path = tmp_path / f"a.jsonl{packing}"
+    path.write_bytes(PACK[packing](rows)[:-100])
+    with pytest.raises(DataError, match=rf"a\.jsonl\{packing} cannot be read.*copy it again"):
+        texts(path)
+    path.write_bytes(b"this was never packed")
+    with pytest.raises(DataError, match=rf"a\.jsonl\{packing} cannot be read"):
+        texts(path)
+
+
+def test_several_zstandard_frames_end_to_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt.zst"
+    path.write_bytes(PACK[".zst"](b"one ") + PACK[".zst"](b"") + PACK[".zst"](b"two"))
+    assert texts(path) == ["one two"]
+
+
+BAD_LINES = {
+    "not JSON": (b'{"text": "a"}\n{"text": \n', r"line 2: not valid JSON"),
+    "not an object": (b'{"text": "a"}\n[1]\n', r"line 2: expected a JSON object, got list"),
+    "no such key": (b'{"txt": "a"}\n', r"line 1: no key 'text'.*Did you mean 'txt'"),
+    "not text": (b'{"text": "a"}\n{"text": 5}\n', r"line 2, key 'text': expected text, got int"),
+    "null": (b'{"text": null}\n', r"line 1, key 'text': expected text, got NoneType"),
+    "latin 1": ('{"text": "a"}\n{"text": "é"}\n'.encode("latin1"), r"line 2, byte 11 .*0xe9.*not UTF-8"),
+    "utf 16": ('{"text": "a"}\n'.encode("utf-16-le"), r"line 1: contains a zero byte"),
+    "deep": (b"[" * 100_000 + b"\n", r"line 1: .*Mend or delete"),
+    "empty": (b"", r"has no text in it"),
+    "only empty texts": (b'{"text": "  "}\n', r"has no text in it"),
+}
+
+
+@pytest.mark.parametrize("content, message", BAD_LINES.values(), ids=BAD_LINES)
+def test_bad_json_lines(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message) as error:
+        texts(path)
+    assert str(path) in str(error.value)
+
+
+def test_half_a_surrogate_pair_becomes_a_character(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(rb'{"text": "x \ud83d y \ud83d\ude00"}')
+    assert texts(path) == ["x � y 😀"]
+
+
+def test_bad_sources(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.txt does not exist"):
+        texts(tmp_path / "none.txt")
+    (tmp_path / "a.pdf").write_bytes(b"%PDF")
+    with pytest.raises(DataError, match=r"unknown ending '\.pdf'.*\.jsonl"):
+        texts(tmp_path / "a.pdf")
+    with pytest.raises(DataError, match="no file with a known ending"):
+        texts(tmp_path)
+    with pytest.raises(DataError, match="no input"):
+        texts()
+    with pytest.raises(ConfigError, match="Did you mean 'line'"):
+        texts(tmp_path, split="lines")
+
+
+def test_bad_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    path.write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(DataError, match=r"t\.parquet is not a whole Parquet file"):
+        texts(path)
+    pq.write_table(pa.table({"text": pa.array(["a", None]), "n": [1, 2]}), path)
+    with pytest.raises(DataError, match=r"row 1, column 'text': expected text, got NoneType"):
+        texts(path)
+    with pytest.raises(DataError, match=r"no column 'txt'.*Did you mean 'text'"):
+        texts(path, text_key="txt")
+    with pytest.raises(DataError, match=r"row 0, column 'n': expected text, got int"):
+        texts(path, text_key="n")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_unreadable_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("secret")
+    path.chmod(0)
+    with pytest.raises(DataError, match=r"a\.txt cannot be read: Permission denied"):
+        texts(path)
+
+
+def test_file_that_disappears_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("x")
+    (file,) = find_files([str(path)], TEXT_SUFFIXES)
+    path.unlink()
+    with pytest.raises(DataError, match=r"a\.txt cannot be read: No such file"):
+        open_seekable(file)
