@@ -173,8 +173,9 @@ def docstring_task_rows(found: list[Docstring]) -> list[dict[str, str]]:
     """Rows {"text", "label", "split", "source_text"} of the task "which package is this docstring from?".
 
     The labels are those of `PACKAGES` with enough docstrings, with the same number of rows each. A file's docstrings
-    are all in one part, and no two texts open with the same words. The names of all label packages (and their usual short names) are struck out of every
-    text, as with them the task would be trivial; what is left is cut to `TASK_CHARACTERS`.
+    are all in one part, and no two texts open with the same words. The names of all label packages (and their usual
+    short names) are struck out of every text, as with them the task would be trivial; what is left is cut to
+    `TASK_CHARACTERS`.
     """
     by_part = {package: _by_split([d for d in found if d.module == package]) for package in PACKAGES}
     # A tenth more than needed: some are left out below, being too short without the names.

@@ -66,7 +66,10 @@ def test_task_is_balanced_without_names_and_its_parts_are_apart(corpus: Path) ->
 
 def test_another_process_finds_the_same_in_the_same_order() -> None:
     """Hash randomisation and the order of directories must not show."""
-    code = "from itertools import islice; from glomo_dist.data.demo import docstrings as d; print(list(islice(d(), 900)))"
+    code = (
+        "from itertools import islice; from glomo_dist.data.demo import docstrings; "
+        "print(list(islice(docstrings(), 900)))"
+    )
     runs = [
         subprocess.run(
             [sys.executable, "-c", code],
