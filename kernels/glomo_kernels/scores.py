@@ -18,7 +18,7 @@ from torch import Tensor
 EPSILON = 1e-16
 
 # Elements of one tile of scores. Measured on CPU: tiles that stay in the cache beat larger and smaller ones.
-TILE_ELEMENTS = 1 << 20
+TILE_ELEMENTS = 1 << 19
 
 Tile = tuple[slice, slice, slice]
 

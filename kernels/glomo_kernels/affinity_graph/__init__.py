@@ -48,7 +48,7 @@ def affinity_graph(
     checks.check_lengths(OP, lengths, batch, units)
     counts = checks.check_topk(OP, topk, kind, batch, q.device)
     spans = make_spans(batch, units, q.device, lengths=lengths, causal=causal, positions=None)
-    offsets, columns, weights = _forward(q, k, theta, spans, counts, kind, keep or 0, renormalise)
+    weights, offsets, columns = _forward(q, k, theta, spans, counts, kind, keep or 0, renormalise)
     return SparseGraph(offsets, columns, weights, (batch, heads, units))
 
 
@@ -63,7 +63,7 @@ def _forward(
     keep: int,
     renormalise: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(offsets, columns, weights); keep = 0 keeps every edge."""
+    """(weights, offsets, columns); keep = 0 keeps every edge."""
     arguments = (q, k, theta, spans, topk, kind, keep, renormalise)
     result: tuple[Tensor, Tensor, Tensor] = run(OP, "forward", q.device, arguments, *arguments)
     return result
@@ -83,9 +83,9 @@ def _(
     edges = torch.library.get_ctx().new_dynamic_size()
     batch, heads, units, _ = q.shape
     return (
+        q.new_empty(edges, dtype=compute_dtype(q)),
         q.new_empty(batch * heads * units + 1, dtype=torch.int64),
         q.new_empty(edges, dtype=torch.int32),
-        q.new_empty(edges, dtype=compute_dtype(q)),
     )
 
 
@@ -139,8 +139,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     ctx.save_for_backward(q, k, theta, spans, topk, *output)
 
 
-def _autograd(ctx: Any, _: Tensor, __: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:
-    q, k, theta, spans, topk, offsets, columns, weights = ctx.saved_tensors
+def _autograd(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+    q, k, theta, spans, topk, weights, offsets, columns = ctx.saved_tensors
     dq, dk, dtheta = _backward(
         *(grad, q, k, theta, spans, topk, offsets, columns, weights, ctx.kind, ctx.keep, ctx.renormalise)
     )

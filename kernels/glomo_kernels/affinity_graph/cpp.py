@@ -81,7 +81,7 @@ def forward(
     keep: int,
     renormalise: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(offsets int64 [B*H*T + 1], columns int32 [E], weights [E]); keep = 0 keeps every edge."""
+    """(weights [E], offsets int64 [B*H*T + 1], columns int32 [E]); keep = 0 keeps every edge."""
     problem = _Problem(q, k, theta, spans, topk, kind, keep, renormalise)
     offsets = torch.zeros(problem.batch * problem.heads * problem.units + 1, dtype=torch.int64)
     compiled.cpu().count_edges(problem.arguments, offsets[1:].data_ptr(), threads())
@@ -92,7 +92,7 @@ def forward(
     compiled.cpu().fill_edges(
         problem.arguments, offsets.data_ptr(), columns.data_ptr(), weights.data_ptr(), threads()
     )
-    return offsets, columns, weights
+    return weights, offsets, columns
 
 
 def backward(

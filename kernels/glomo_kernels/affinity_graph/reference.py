@@ -24,7 +24,7 @@ def forward(
     keep: int,
     renormalise: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(offsets int64 [B*H*T + 1], columns int32 [E], weights [E]); keep = 0 keeps every edge."""
+    """(weights [E], offsets int64 [B*H*T + 1], columns int32 [E]); keep = 0 keeps every edge."""
     batch, heads, units, _ = q.shape
     dtype = compute_dtype(q)
     counts = torch.zeros(batch, heads, units, dtype=torch.int64, device=q.device)
@@ -51,7 +51,7 @@ def forward(
         columns.append(edge.nonzero()[:, -1].to(torch.int32))
         weights.append(weight.div_(total + epsilon)[edge])
     offsets = torch.cat([counts.new_zeros(1), counts.flatten().cumsum(0)])
-    return offsets, torch.cat(columns), torch.cat(weights)
+    return torch.cat(weights), offsets, torch.cat(columns)
 
 
 def backward(

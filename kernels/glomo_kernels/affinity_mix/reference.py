@@ -71,10 +71,13 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, theta (empty without theta), with the formulas of DESIGN.md section 4.
 
-    With l_i the row's normaliser and D_i = dO_i . O_i:
+    With l_i the row's normaliser and D_i = sum_j (a_ij / l_i) dO_i . v_j:
         dv_j  = sum_i (a_ij / l_i) dO_i          dA_ij = (dO_i . v_j - D_i) / l_i
         dS_ij = 2 r_ij dA_ij                     (softmax: p_ij (dO_i . v_j - D_i) / sqrt(Dg))
         dq_i  = sum_j dS_ij k_j    dk_j = sum_i dS_ij q_i    dtheta_i = -sum_j dS_ij
+
+    D_i equals dO_i . O_i, which needs no pass over the weights but the rounded output: in a row that one edge
+    rules, dO_i . v_j - D_i cancels, and only the sum over the same products cancels exactly.
     """
     batch, heads, rows, width = q.shape
     columns, dtype = k.shape[2], compute_dtype(q)
@@ -86,21 +89,21 @@ def backward(
     for b, h, r in tiles(batch, heads, rows, columns):
         hidden = outside(spans[b, r], columns)
         q_tile, k_tile, v_tile = q[b, h, r].to(dtype), k[b, h].to(dtype), v[b, h].to(dtype)
-        grad_tile, mixed_tile = grad[b, h, r].to(dtype), mixed[b, h, r].to(dtype)
+        grad_tile = grad[b, h, r].to(dtype)
         if kind == "softmax":
             weight, _ = scores.softmax(q_tile, k_tile, hidden)
-            slope = weight
-            dv[b, h] += weight.transpose(-1, -2) @ grad_tile
-            grad_tile = grad_tile * width**-0.5
+            slope, share = weight * width**-0.5, weight
         else:
             theta_tile = None if theta is None else theta[b, h, r].to(dtype)
             count = None if topk is None else topk[b]
             slope = scores.roots(q_tile, k_tile, theta_tile, hidden, count, kind)
-            grad_tile = grad_tile / (norm[b, h, r] + EPSILON)[..., None]
-            dv[b, h] += slope.square().transpose(-1, -2) @ grad_tile
-            grad_tile = grad_tile.mul_(2)
+            inverse = (norm[b, h, r][..., None] + EPSILON).reciprocal()
+            share = slope.square().mul_(inverse)
+            slope.mul_(2 * inverse)
+        dv[b, h] += share.transpose(-1, -2) @ grad_tile
         d_scores = grad_tile @ v_tile.transpose(-1, -2)
-        d_scores.sub_((grad_tile * mixed_tile).sum(-1, keepdim=True)).mul_(slope)
+        mean = share.mul_(d_scores).sum(-1, keepdim=True)
+        d_scores.sub_(mean).mul_(slope)
         dq[b, h, r] = d_scores @ k_tile
         dk[b, h] += d_scores.transpose(-1, -2) @ q_tile
         if theta is not None:

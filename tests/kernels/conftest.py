@@ -1,0 +1,38 @@
+import logging
+
+import glomo_kernels
+import pytest
+import torch
+from glomo_kernels import dispatch
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    """A clean choice of backends and fixed random numbers for every test."""
+    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    logging.getLogger("glomo_kernels").setLevel(logging.WARNING)
+
+
+@pytest.fixture
+def nan_memory():
+    """Fresh memory holds NaN (integers: the largest), so that an element that is never written shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def pytest_generate_tests(metafunc):
+    """A test module that sets OP and has a `backend` argument runs once for each backend of that op."""
+    own = any("backend" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    if "backend" in metafunc.fixturenames and not own:
+        names = list(glomo_kernels.backends(metafunc.module.OP))
+        metafunc.parametrize("backend", names, indirect=True)
+
+
+@pytest.fixture
+def backend(request, monkeypatch):
+    """Forces the backend; a missing one is a failure, not a skip, unless it needs a device that is not here."""
+    monkeypatch.setenv(dispatch.VARIABLE, request.param)
+    return request.param

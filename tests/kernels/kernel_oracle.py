@@ -1,0 +1,90 @@
+"""The ops written as the plain dense formulas, for autograd in any dtype: what the backends are held against."""
+
+import torch
+
+
+def dense_weights(
+    q,
+    k,
+    theta=None,
+    *,
+    kind="relu",
+    lengths=None,
+    causal=True,
+    positions=None,
+    topk=None,
+    keep=None,
+    renormalise=True,
+):
+    """G [B, H, Tq, T], everything dense and nothing in place."""
+    batch, _, rows, width = q.shape
+    columns = k.shape[2]
+    unit = torch.arange(rows) if positions is None else positions
+    unit = unit.expand(batch, rows)
+    lengths = torch.full((batch,), columns) if lengths is None else lengths
+    j = torch.arange(columns)
+    seen = (j < lengths[:, None])[:, None, :] & (unit < lengths[:, None])[:, :, None]
+    if causal:
+        seen = seen & (j < unit[:, :, None])
+    seen = seen[:, None]
+    scores = q @ k.transpose(-1, -2)
+    if kind == "softmax":
+        hidden = (scores / width**0.5).masked_fill(~seen, -torch.inf)
+        weights = torch.where(seen.any(-1, keepdim=True), hidden, 0).softmax(-1) * seen
+        kept = weights * largest(weights, keep)
+        total = kept.sum(-1, keepdim=True)
+        return kept / torch.where(total > 0, total, 1) if renormalise else kept
+    if kind == "relu":
+        root = (scores if theta is None else scores - theta[..., None]).relu()
+    else:
+        root = scores
+    a = (root * root).masked_fill(~seen, 0)
+    if kind == "topk":
+        a = a * largest(a, topk)
+    kept = a * largest(a, keep)
+    return kept / ((kept if renormalise else a).sum(-1, keepdim=True) + 1e-16)
+
+
+def largest(values, count):
+    """1 for the `count` (int or [B]) largest of each row, the first of equal ones, 0 for the others."""
+    if count is None:
+        return torch.ones_like(values)
+    order = values.detach().sort(dim=-1, descending=True, stable=True).indices
+    rank = torch.empty_like(order).scatter_(-1, order, torch.arange(values.shape[-1]).expand_as(order))
+    return (rank < torch.as_tensor(count).view(-1, 1, 1, 1)).to(values.dtype)
+
+
+def products(dense, heads):
+    """All terms of graph_mix with heads=K as dense matrices [B, C', T, T], products formed."""
+    layers = dense.unflatten(1, (-1, heads)).unbind(1)
+    terms, product = [layers[0]], layers[0]
+    for layer in layers[1:]:
+        product = layer @ product
+        terms += [layer, product]
+    return torch.cat(terms, 1)
+
+
+def gradients(output, inputs, seed=3):
+    generator = torch.Generator().manual_seed(seed)
+    upstream = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.dtype)
+    return torch.autograd.grad(output, inputs, upstream)
+
+
+def leaves(*tensors, dtype):
+    return [tensor.detach().to(dtype).requires_grad_() for tensor in tensors]
+
+
+def assert_no_worse(name, got, exact, naive, factor=2.0):
+    """Errors at most twice those of plain PyTorch in the same dtype; `exact` is float64.
+
+    For float64 itself there is nothing more exact to compare with: a relative 1e-12 then.
+    """
+    assert got.shape == exact.shape, f"{name}: shape {tuple(got.shape)}, expected {tuple(exact.shape)}"
+    if not exact.numel():
+        return
+    error, base = ((x.double() - exact).abs().max().item() for x in (got, naive))
+    scale = exact.abs().max().item()
+    # Where PyTorch happens to be exact, and where terms of size 1 cancel: a few roundings.
+    floor = (1e-12 if got.dtype == torch.float64 else 4 * torch.finfo(got.dtype).eps) * max(scale, 1.0)
+    message = f"{name}: error {error:.2e}, PyTorch's own {base:.2e}, size {scale:.2e}"
+    assert error <= factor * base + floor, message

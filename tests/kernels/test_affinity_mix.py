@@ -1,0 +1,247 @@
+import pytest
+import torch
+from glomo_kernels import affinity_mix, scores
+from glomo_kernels.affinity_mix import _forward
+from kernel_oracle import assert_no_worse, dense_weights, gradients, leaves
+
+OP = "affinity_mix"
+pytestmark = pytest.mark.usefixtures("nan_memory")
+
+KINDS = {
+    "relu": {"kind": "relu"},
+    "threshold": {"kind": "relu", "theta": True},
+    "square": {"kind": "square"},
+    "topk": {"kind": "topk", "topk": 3},
+    "topk per sample": {"kind": "topk", "topk": torch.tensor([1, 2, 200])},
+    "softmax": {"kind": "softmax"},
+}
+# T, lengths: with padding, a sample of padding alone, a sample of one unit (no edge if causal)
+SIZES = [(1, [1, 0, 1]), (2, [2, 1, 0]), (63, [63, 0, 17]), (130, None)]
+
+
+def make(units, *, rows=None, heads=2, width=5, values=3):
+    rows = units if rows is None else rows
+    q = torch.randn(3, heads, rows, width, dtype=torch.float64)
+    k = torch.randn(3, heads, units, width, dtype=torch.float64)
+    v = torch.randn(3, heads, units, values, dtype=torch.float64)
+    return q, k, v, torch.randn(3, heads, rows, dtype=torch.float64)
+
+
+def split(case):
+    """(uses theta, options of affinity_mix)"""
+    options = dict(KINDS[case])
+    return options.pop("theta", False), options
+
+
+def both(inputs, dtype, with_theta, options):
+    """Outputs and gradients: of the op in `dtype`, of the dense formula in float64 and in `dtype`."""
+    results = []
+    for function, used in ((affinity_mix, dtype), (None, torch.float64), (None, dtype)):
+        q, k, v, theta = leaves(*inputs, dtype=dtype)
+        q, k, v, theta = leaves(q, k, v, theta, dtype=used)
+        wanted = [q, k, v, theta] if with_theta else [q, k, v]
+        bias = theta if with_theta else None
+        out = function(q, k, v, bias, **options) if function else dense_weights(q, k, bias, **options) @ v
+        results.append([out, *gradients(out, wanted)])
+    return results
+
+
+def compare(results):
+    for name, got, exact, naive in zip(("mixed", "dq", "dk", "dv", "dtheta"), *results, strict=False):
+        assert_no_worse(name, got, exact, naive)
+
+
+# Without bfloat16 for topk: it rounds the dense formula's scores, and then another edge is the k-th largest.
+EXACT = [(case, dtype) for case in KINDS for dtype in (torch.float64, torch.float32)]
+ROUNDED = [(case, torch.bfloat16) for case in KINDS if "topk" not in case]
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "both sides"])
+@pytest.mark.parametrize("units,lengths", SIZES)
+@pytest.mark.parametrize("case,dtype", EXACT + ROUNDED)
+def test_agrees_with_dense_formula(backend, case, units, lengths, causal, dtype):
+    with_theta, options = split(case)
+    lengths = None if lengths is None else torch.tensor(lengths)
+    compare(both(make(units), dtype, with_theta, {**options, "lengths": lengths, "causal": causal}))
+
+
+@pytest.mark.parametrize("elements", [1, 40, 300])
+@pytest.mark.parametrize("case", KINDS)
+def test_tiling_does_not_matter(backend, monkeypatch, case, elements):
+    monkeypatch.setattr(scores, "TILE_ELEMENTS", elements)
+    with_theta, options = split(case)
+    compare(both(make(11), torch.float64, with_theta, {**options, "lengths": torch.tensor([11, 4, 0])}))
+
+
+@pytest.mark.parametrize(
+    "positions", [torch.tensor([7, 0, 7]), torch.tensor([[1, 8, 0], [3, 3, 2], [0, 0, 4]])]
+)
+@pytest.mark.parametrize("causal", [True, False])
+def test_query_rows_at_positions(backend, positions, causal):
+    options = {"positions": positions, "lengths": torch.tensor([9, 3, 5]), "causal": causal}
+    compare(both(make(9, rows=3), torch.float32, True, options))
+
+
+def test_positions_select_rows_of_the_whole(backend):
+    q, k, v, theta = make(9)
+    rows = torch.tensor([8, 2])
+    whole = affinity_mix(q, k, v, theta)
+    part = affinity_mix(q[:, :, rows], k, v, theta[:, :, rows], positions=rows)
+    torch.testing.assert_close(part, whole[:, :, rows], rtol=1e-13, atol=1e-13)
+
+
+def test_non_contiguous_inputs(backend):
+    q, k, v, theta = make(12)
+    strided = [
+        q.transpose(1, 2).contiguous().transpose(1, 2),
+        k.transpose(2, 3).contiguous().transpose(2, 3),
+        torch.stack([v, v], -1)[..., 0],
+        theta.mT.contiguous().mT,
+    ]
+    assert not any(x.is_contiguous() for x in strided)
+    for kind in ("relu", "softmax"):
+        results = []
+        for tensors in ((q, k, v, theta), strided):
+            tensors = [x.detach().requires_grad_() for x in tensors]
+            out = affinity_mix(*tensors[:3], tensors[3] if kind == "relu" else None, kind=kind)
+            results.append([out, *gradients(out, tensors[: 4 if kind == "relu" else 3])])
+        torch.testing.assert_close(results[1], results[0], rtol=1e-12, atol=1e-12)
+
+
+def test_rows_without_weight_are_exactly_zero_and_give_no_gradient(backend):
+    q, k, v, _ = make(6)
+    theta = torch.full((3, 2, 6), 1e6, dtype=torch.float64)
+    inputs = leaves(q, k, v, theta, dtype=torch.float32)
+    out, stats = affinity_mix(*inputs, return_stats=True)
+    assert (out == 0).all()
+    assert (stats.row_sum == 0).all() and (stats.edges == 0).all() and (stats.entropy == 0).all()
+    for gradient in gradients(out, inputs):
+        assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("size", [1e-9, 1e-4, 1e4])
+def test_tiny_and_huge_scores(backend, size):
+    q, k, v, theta = make(17)
+    compare(both((q * size, k, v, theta * size), torch.float32, True, {}))
+
+
+@pytest.mark.parametrize("case", KINDS)
+def test_stats(backend, case):
+    with_theta, options = split(case)
+    q, k, v, theta = make(9)
+    options["lengths"] = torch.tensor([9, 0, 4])
+    theta = theta if with_theta else None
+    mixed, stats = affinity_mix(q, k, v, theta, **options, return_stats=True)
+    torch.testing.assert_close(mixed, affinity_mix(q, k, v, theta, **options))
+    weights = dense_weights(q, k, theta, **options)
+    assert stats.edges.dtype == torch.int32
+    torch.testing.assert_close(stats.edges.long(), (weights > 0).sum(-1))
+    torch.testing.assert_close(stats.entropy, torch.special.entr(weights).sum(-1))
+    assert ((stats.row_sum == 0) == (weights.sum(-1) == 0)).all()
+    assert not stats.row_sum.requires_grad
+    single = affinity_mix(q.float(), k.float(), v.float(), **{**options, "return_stats": True})[1]
+    assert single.row_sum.dtype == torch.float32
+
+
+def test_ties_of_topk_go_to_the_lowest_column(backend):
+    q = torch.ones(1, 1, 1, 1)
+    k = torch.tensor([1.0, 2.0, -1.0, 2.0, 1.0, -2.0]).view(1, 1, 6, 1)
+    v = torch.eye(6)[None, None]
+    at_end = {"positions": torch.tensor([5]), "causal": False, "kind": "topk"}
+    mixed = affinity_mix(q, k, v, topk=4, **at_end)
+    expected = torch.tensor([1.0, 4.0, 0.0, 4.0, 0.0, 4.0]) / 13
+    torch.testing.assert_close(mixed.flatten(), expected)
+    mixed = affinity_mix(q, k, v, topk=2, **at_end)
+    torch.testing.assert_close(mixed.flatten(), torch.tensor([0, 0.5, 0, 0.5, 0, 0]))
+
+
+@pytest.mark.parametrize("case", KINDS)
+def test_gradcheck(backend, case):
+    with_theta, options = split(case)
+    q, k, v, theta = leaves(*make(5), dtype=torch.float64)
+    inputs = (q, k, v, theta) if with_theta else (q, k, v)
+    options["lengths"] = torch.tensor([5, 0, 3])
+    assert torch.autograd.gradcheck(lambda *x: affinity_mix(*x, **options), inputs)
+
+
+def test_second_derivative_is_refused(backend):
+    q, k, v, theta = leaves(*make(4), dtype=torch.float64)
+    (dq,) = torch.autograd.grad(affinity_mix(q, k, v, theta).square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="affinity_mix: second derivatives"):
+        dq.sum().backward()
+
+
+def test_autocast_does_not_reach_inside(backend):
+    inputs = leaves(*make(9), dtype=torch.float32)
+    plain = affinity_mix(*inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = affinity_mix(*inputs)
+    assert torch.equal(plain, cast)
+
+
+class TestRegistration:
+    @pytest.fixture(autouse=True)
+    def plain_memory(self, nan_memory):
+        torch.use_deterministic_algorithms(False)
+
+    @pytest.mark.parametrize("case", ["threshold", "topk", "softmax"])
+    def test_opcheck(self, backend, case):
+        q, k, v, theta = leaves(*make(4), dtype=torch.float32)
+        spans = torch.tensor([0, 3]).expand(3, 4, 2).clone()
+        theta = theta if case == "threshold" else None
+        topk = torch.tensor([2, 1, 2]) if case == "topk" else None
+        kind = "relu" if case == "threshold" else case
+        torch.library.opcheck(_forward, (q, k, v, theta, spans, topk, kind, True))
+
+    def test_compiles_as_one_graph(self, backend):
+        lengths = torch.tensor([9, 2, 5])
+
+        def step(q, k, v, theta):
+            mixed, stats = affinity_mix(q * 1, k, v, theta, lengths=lengths, return_stats=True)
+            return mixed * 2, stats.edges
+
+        inputs = leaves(*make(9), dtype=torch.float32)
+        eager, edges = step(*inputs)
+        out, compiled_edges = torch.compile(step, fullgraph=True, backend="aot_eager")(*inputs)
+        torch.testing.assert_close(out, eager)
+        assert torch.equal(edges, compiled_edges)
+        torch.testing.assert_close(gradients(out, inputs), gradients(eager, inputs))
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"kind": "sparse"}, "kind must be one of relu"),
+        ({"q": torch.zeros(3, 2, 4)}, r"q must be \[B, H, Tq, Dg\], got \(3, 2, 4\)"),
+        ({"q": torch.zeros(3, 2, 4, 5, dtype=torch.int64)}, "q must be floating point"),
+        ({"k": torch.zeros(3, 1, 4, 5)}, r"k must be .* got \(3, 1, 4, 5\)"),
+        ({"k": torch.zeros(3, 2, 4, 5).double()}, "k must be torch.float32"),
+        ({"v": torch.zeros(3, 2, 5, 3)}, r"v must be .* got \(3, 2, 5, 3\)"),
+        ({"theta": torch.zeros(3, 2)}, r"theta must be \(3, 2, 4\)"),
+        ({"kind": "square"}, "theta is only used by kind 'relu'"),
+        ({"lengths": torch.tensor([1, 2])}, r"lengths must be \(3,\), got \(2,\)"),
+        ({"lengths": torch.tensor([1, 2, -3])}, r"lengths must lie in 0..T=4, got -3..2"),
+        ({"lengths": torch.tensor([1, 2, 5])}, r"lengths must lie in 0..T=4, got 1..5"),
+        ({"lengths": torch.tensor([1.0, 2, 3])}, "lengths must be an int64 tensor"),
+        (
+            {"k": torch.zeros(3, 2, 6, 5), "v": torch.zeros(3, 2, 6, 3)},
+            "q has 4 rows and k 6; with Tq != T give positions",
+        ),
+        ({"positions": torch.tensor([0, 1, 2, 4])}, r"positions must lie in 0..3 \(T=4\), got 0..4"),
+        ({"positions": torch.tensor([0, 1])}, "positions must be"),
+        ({"topk": 2}, "topk goes with kind 'topk'"),
+        ({"kind": "topk", "theta": None}, "topk goes with kind 'topk'"),
+        ({"kind": "topk", "theta": None, "topk": 0}, "topk must be at least 1"),
+        ({"kind": "topk", "theta": None, "topk": torch.tensor([1, 0, 2])}, "topk must be at least 1"),
+    ],
+)
+def test_wrong_arguments_are_named(change, message):
+    good = {
+        "q": torch.zeros(3, 2, 4, 5),
+        "k": torch.zeros(3, 2, 4, 5),
+        "v": torch.zeros(3, 2, 4, 3),
+        "theta": torch.zeros(3, 2, 4),
+    }
+    affinity_mix(**good)
+    with pytest.raises(ValueError, match="affinity_mix: " + message):
+        affinity_mix(**{**good, **change})

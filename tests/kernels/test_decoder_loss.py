@@ -1,0 +1,164 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from glomo_kernels import decoder_loss
+from glomo_kernels.decoder_loss import _forward, reference
+from kernel_oracle import assert_no_worse, gradients, leaves
+
+OP = "decoder_loss"
+pytestmark = pytest.mark.usefixtures("nan_memory")
+
+
+def make(n, words=23, width=6):
+    hidden = torch.randn(n, width, dtype=torch.float64)
+    weight = torch.randn(words, width, dtype=torch.float64)
+    target = torch.randint(0, words, (n,))
+    target[::5] = -100
+    return hidden, weight, target
+
+
+def both(hidden, weight, target, dtype, **options):
+    results = []
+    for ours, used in ((True, dtype), (False, torch.float64), (False, dtype)):
+        h, w = leaves(*leaves(hidden, weight, dtype=dtype), dtype=used)
+        if ours:
+            out = decoder_loss(h, w, target, **options)
+        else:
+            out = F.cross_entropy(h @ w.t(), target, **options)
+        results.append([out, *gradients(out, [h, w])])
+    return results
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("n,rows", [(2, 128), (130, 128), (37, 1), (37, 5)])
+def test_agrees_with_cross_entropy(backend, monkeypatch, n, rows, dtype, reduction):
+    monkeypatch.setattr(reference, "CHUNK_ROWS", rows)
+    monkeypatch.setattr(reference, "CHUNK_ELEMENTS", rows)
+    results = both(*make(n), dtype, reduction=reduction)
+    assert results[0][0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    for name, got, exact, naive in zip(("loss", "dhidden", "dweight"), *results, strict=True):
+        assert_no_worse(name, got, exact, naive)
+
+
+def test_other_ignore_index(backend):
+    hidden, weight, target = make(9)
+    target = target.clamp(min=0)
+    results = both(hidden, weight, target, torch.float64, ignore_index=0, reduction="sum")
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_huge_logits(backend):
+    hidden, weight, target = make(9)
+    results = both(hidden * 1e3, weight, target, torch.float32, reduction="sum")
+    for name, got, exact, naive in zip(("loss", "dhidden", "dweight"), *results, strict=True):
+        assert torch.isfinite(got).all()
+        assert_no_worse(name, got, exact, naive)
+
+
+def test_all_targets_ignored_and_none_at_all(backend):
+    for n in (3, 0):
+        hidden, weight = leaves(torch.randn(n, 4), torch.randn(5, 4), dtype=torch.float32)
+        loss = decoder_loss(hidden, weight, torch.full((n,), -100), reduction="sum")
+        assert loss.item() == 0
+        assert all((gradient == 0).all() for gradient in gradients(loss, [hidden, weight]))
+    assert decoder_loss(hidden, weight, torch.full((0,), -100)).isnan()
+
+
+def test_one_leaf_only(backend):
+    hidden, weight, target = make(9)
+    expected = both(hidden, weight, target, torch.float64)[1]
+    w = weight.requires_grad_()
+    torch.testing.assert_close(gradients(decoder_loss(hidden, w, target), [w])[0], expected[2])
+
+
+def test_tied_weight(backend):
+    """The same matrix on both sides, as with a tied embedding: the gradients add up."""
+    weight = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
+    target = torch.tensor([1, 6, -100])
+    ids = torch.tensor([0, 3, 5])
+    ours = gradients(decoder_loss(weight[ids], weight, target), [weight])
+    plain = gradients(F.cross_entropy(weight[ids] @ weight.t(), target), [weight])
+    torch.testing.assert_close(ours, plain)
+
+
+def test_gradcheck(backend):
+    hidden, weight, target = make(6)
+    inputs = leaves(hidden, weight, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda h, w: decoder_loss(h, w, target), inputs)
+
+
+def test_gradients_can_be_taken_twice_from_one_graph(backend):
+    hidden, weight, target = make(6)
+    inputs = leaves(hidden, weight, dtype=torch.float64)
+    loss = decoder_loss(*inputs, target)
+    first = torch.autograd.grad(loss, inputs, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(loss * 3, inputs), tuple(3 * g for g in first))
+
+
+def test_second_derivative_is_refused(backend):
+    hidden, weight, target = make(6)
+    h, w = leaves(hidden, weight, dtype=torch.float64)
+    (dh,) = torch.autograd.grad(decoder_loss(h, w, target), h, create_graph=True)
+    with pytest.raises(RuntimeError, match="decoder_loss: second derivatives"):
+        dh.sum().backward()
+
+
+def test_no_more_than_a_chunk_of_logits(backend, monkeypatch):
+    """The largest tensor that forward and backward create has the size of a gradient or of one chunk."""
+    monkeypatch.setattr(reference, "CHUNK_ROWS", 4)
+    monkeypatch.setattr(reference, "CHUNK_ELEMENTS", 1)
+    n, words, width = 64, 500, 3
+    hidden, weight = leaves(torch.randn(n, width), torch.randn(words, width), dtype=torch.float32)
+    target = torch.randint(0, words, (n,))
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        decoder_loss(hidden, weight, target).backward()
+    largest = max(event.self_cpu_memory_usage for event in profile.events())
+    assert 0 < largest <= 4 * max(4 * words, words * width)
+
+
+class TestRegistration:
+    @pytest.fixture(autouse=True)
+    def plain_memory(self, nan_memory):
+        torch.use_deterministic_algorithms(False)
+
+    @pytest.mark.parametrize("grads", [True, False])
+    def test_opcheck(self, backend, grads):
+        hidden, weight, target = make(6)
+        inputs = [x.float() for x in (hidden, weight)]
+        inputs = leaves(*inputs, dtype=torch.float32) if grads else inputs
+        torch.library.opcheck(_forward, (*inputs, target, -100, grads))
+
+    def test_compiles_as_one_graph(self, backend):
+        hidden, weight, target = make(6)
+
+        def step(h, w):
+            return decoder_loss(h * 1, w, target) * 2
+
+        inputs = leaves(hidden, weight, dtype=torch.float32)
+        eager = step(*inputs)
+        out = torch.compile(step, fullgraph=True, backend="aot_eager")(*inputs)
+        torch.testing.assert_close(out, eager)
+        torch.testing.assert_close(gradients(out, inputs), gradients(eager, inputs))
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"reduction": "none"}, "reduction must be 'sum' or 'mean', got 'none'"),
+        ({"hidden": torch.zeros(2, 3, 4)}, r"hidden must be \[N, d\]"),
+        ({"weight": torch.zeros(5, 3)}, r"weight must be \(V, 4\).* got \(5, 3\)"),
+        ({"weight": torch.zeros(5, 4).double()}, "weight must be torch.float32"),
+        ({"target": torch.tensor([1, 2])}, r"target must be \(3,\), got \(2,\)"),
+        ({"target": torch.tensor([1.0, 2, 3])}, "target must be an int64 tensor"),
+        ({"target": torch.tensor([0, 4, 5])}, "target must lie in 0..4 .* got 5 at position 2"),
+        ({"target": torch.tensor([0, -1, 5])}, "target must lie in 0..4 .* got -1 at position 1"),
+    ],
+)
+def test_wrong_arguments_are_named(change, message):
+    good = {"hidden": torch.zeros(3, 4), "weight": torch.zeros(5, 4), "target": torch.tensor([0, 4, -100])}
+    decoder_loss(**good)
+    with pytest.raises(ValueError, match="decoder_loss: " + message):
+        decoder_loss(**{**good, **change})

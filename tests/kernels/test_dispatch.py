@@ -1,0 +1,94 @@
+import logging
+import subprocess
+import sys
+
+import glomo_kernels
+import pytest
+import torch
+from glomo_kernels import compiled, dispatch
+
+
+@pytest.mark.parametrize("op", dispatch.TABLE)
+def test_every_backend_has_the_three_names(op):
+    for backend in dispatch.TABLE[op]:
+        module = dispatch._module(op, backend)
+        assert callable(module.forward) and callable(module.backward) and module.why_not() is None
+
+
+def test_the_extension_is_built():
+    assert compiled.missing() is None
+    assert compiled.cpu().instruction_set() in ("portable", "avx2", "avx512")
+
+
+@pytest.mark.parametrize("op", dispatch.TABLE)
+def test_reference_can_be_forced(op, monkeypatch):
+    monkeypatch.setenv("GLOMO_KERNELS", "reference")
+    assert dispatch.pick(op).__name__ == f"glomo_kernels.{op}.reference"
+
+
+def test_forced_backend_that_does_not_exist(monkeypatch):
+    monkeypatch.setenv("GLOMO_KERNELS", "fast")
+    with pytest.raises(
+        glomo_kernels.BackendUnavailable, match="graph_mix has no such backend; it has cpp, ref"
+    ):
+        glomo_kernels.graph_mix(
+            glomo_kernels.affinity_graph.__globals__["SparseGraph"](
+                torch.zeros(2, dtype=torch.int64),
+                torch.zeros(0, dtype=torch.int32),
+                torch.zeros(0),
+                (1, 1, 1),
+            ),
+            torch.ones(1),
+            torch.ones(1, 1, 1),
+        )
+
+
+def test_forced_backend_that_refuses_says_why(monkeypatch):
+    q = torch.randn(1, 1, 3, 2)
+    monkeypatch.setenv("GLOMO_KERNELS", "cpp")
+    with pytest.raises(glomo_kernels.BackendUnavailable, match="cpp: kind 'softmax' is not implemented in C"):
+        glomo_kernels.affinity_graph(q, q, kind="softmax")
+    monkeypatch.delenv("GLOMO_KERNELS")
+    assert glomo_kernels.affinity_graph(q, q, kind="softmax").shape == (1, 1, 3)
+
+
+def test_choice_is_logged_once_with_the_reasons(monkeypatch, caplog):
+    monkeypatch.setattr(dispatch, "_logged", set())
+    caplog.set_level(logging.INFO, "glomo_kernels")
+    q = torch.randn(1, 1, 3, 2)
+    for _ in range(2):
+        glomo_kernels.affinity_graph(q, q, kind="softmax")
+    assert [record.getMessage() for record in caplog.records] == [
+        "affinity_graph runs on reference; not cpp: kind 'softmax' is not implemented in C++ (relu, square, topk are)"
+    ]
+
+
+def test_missing_extension_is_a_reason_not_a_crash(monkeypatch):
+    monkeypatch.setattr(compiled, "_load", lambda: "no compiler was found")
+    assert glomo_kernels.backends("graph_mix") == {"cpp": "no compiler was found", "reference": None}
+    assert dispatch.pick("graph_mix").__name__ == "glomo_kernels.graph_mix.reference"
+    monkeypatch.setenv("GLOMO_KERNELS", "cpp")
+    with pytest.raises(glomo_kernels.BackendUnavailable, match="cpp: no compiler was found"):
+        dispatch.pick("graph_mix")
+
+
+def test_unknown_op():
+    with pytest.raises(ValueError, match="unknown op 'mix'; known: affinity_mix"):
+        glomo_kernels.backends("mix")
+
+
+def test_import_is_lean():
+    """A fresh process: no compiled code, Triton, CUDA or compiler at import, and nothing of the project."""
+    code = """
+import sys, torch
+before = set(sys.modules)
+import glomo_kernels
+new = set(sys.modules) - before
+heavy = [name for name in new if name.split(".")[0] in ("triton", "glomo_dist", "pybind11")]
+assert not heavy, heavy
+assert "glomo_kernels._cpu" not in sys.modules
+assert "torch._dynamo" not in new and "torch._inductor" not in new
+assert not torch.cuda.is_initialized()
+assert all(name.split(".")[0] in ("glomo_kernels", "torch") for name in new), sorted(new)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

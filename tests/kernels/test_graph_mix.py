@@ -1,0 +1,220 @@
+import pytest
+import torch
+from glomo_kernels import SparseGraph, graph_apply, graph_mix
+from glomo_kernels.graph_mix import _apply, _mix
+from kernel_oracle import assert_no_worse, gradients, leaves, products
+
+OP = "graph_mix"
+pytestmark = pytest.mark.usefixtures("nan_memory")
+
+
+def sparse(dense):
+    """A SparseGraph of the positive entries of dense [B, C, T, T]."""
+    b, c, t, _ = dense.shape
+    rows = dense.reshape(b * c * t, t)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), (rows > 0).sum(1).cumsum(0)])
+    return SparseGraph(offsets, rows.nonzero()[:, 1].int(), rows[rows > 0], (b, c, t))
+
+
+def make(units, components=4, density=0.3, batch=3):
+    """A dense [B, C, T, T] with empty rows, a component and a sample without an edge."""
+    dense = torch.rand(batch, components, units, units, dtype=torch.float64)
+    dense = dense * (torch.rand_like(dense) < density)
+    dense[:, -1] = 0
+    if batch > 1:
+        dense[1] = 0
+    return dense
+
+
+def weights_of(per_unit, batch, units, terms):
+    return torch.randn((batch, units, terms) if per_unit else (terms,), dtype=torch.float64)
+
+
+def both(dense, weights, features, dtype, heads=None):
+    """Result and gradients: of the op in `dtype`, of einsum over dense graphs in float64 and in `dtype`."""
+    graph32 = sparse(dense.float()) if dtype != torch.float64 else sparse(dense)
+    dense = graph32.dense()
+    results = []
+    for ours, used in ((True, dtype), (False, torch.float64), (False, dtype)):
+        w, h = leaves(*leaves(weights, features, dtype=dtype), dtype=used)
+        if ours:
+            out = graph_mix(graph32, w, h, heads=heads)
+        else:
+            graphs = dense.to(used)
+            terms = graphs if heads is None else products(graphs, heads)
+            out = torch.einsum("...c,bcij,bjd->bid" if w.ndim == 1 else "bic,bcij,bjd->bid", w, terms, h)
+        results.append([out, *gradients(out, [w, h])])
+    return results
+
+
+def compare(results):
+    for name, got, exact, naive in zip(("mixed", "dweights", "dfeatures"), *results, strict=True):
+        assert_no_worse(name, got, exact, naive)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("per_unit", [True, False])
+@pytest.mark.parametrize("units,width", [(1, 1), (2, 3), (63, 7), (40, 64), (33, 300)])
+def test_agrees_with_dense_formula(backend, units, width, per_unit, dtype):
+    dense = make(units)
+    features = torch.randn(3, units, width, dtype=torch.float64)
+    compare(both(dense, weights_of(per_unit, 3, units, 4), features, dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("per_unit", [True, False])
+@pytest.mark.parametrize("layers,heads", [(1, 3), (2, 1), (2, 2), (3, 2)])
+def test_products_agree_with_formed_products(backend, layers, heads, per_unit, dtype):
+    dense = make(21, components=layers * heads)
+    if layers * heads > 1:
+        dense[0, -1] = torch.rand(21, 21, dtype=torch.float64)
+    weights = weights_of(per_unit, 3, 21, (2 * layers - 1) * heads)
+    compare(both(dense, weights, torch.randn(3, 21, 9, dtype=torch.float64), dtype, heads=heads))
+
+
+def test_graph_apply(backend):
+    dense = make(17, components=5)
+    graph = sparse(dense)
+    x = torch.randn(3, 2, 17, 6, dtype=torch.float64, requires_grad=True)
+    for first in (0, 2, 3):
+        out = graph_apply(graph, x, first=first)
+        expected = dense[:, first : first + 2] @ x
+        torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(gradients(out, [x]), gradients(expected, [x]), rtol=1e-12, atol=1e-12)
+
+
+def test_only_the_wanted_gradients(backend):
+    graph = sparse(make(9))
+    w, h = torch.randn(4, dtype=torch.float64), torch.randn(3, 9, 5, dtype=torch.float64)
+    both_wanted = gradients(graph_mix(graph, w.requires_grad_(), h.requires_grad_()), [w, h])
+    only_w = gradients(graph_mix(graph, w, h.detach()), [w])
+    only_h = gradients(graph_mix(graph, w.detach(), h), [h])
+    torch.testing.assert_close([*only_w, *only_h], list(both_wanted))
+
+
+def test_non_contiguous_inputs(backend):
+    graph = sparse(make(12))
+    w = torch.randn(3, 4, 12, dtype=torch.float64).mT
+    h = torch.randn(3, 7, 12, dtype=torch.float64).mT
+    graph = graph._replace(weights=torch.stack([graph.weights] * 2, -1)[:, 0])
+    assert not (w.is_contiguous() or h.is_contiguous() or graph.weights.is_contiguous())
+    expected = torch.einsum("bic,bcij,bjd->bid", w, graph.dense(), h)
+    torch.testing.assert_close(graph_mix(graph, w, h), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_no_edges_at_all(backend):
+    graph = sparse(torch.zeros(2, 3, 5, 5))
+    w, h = torch.ones(3, requires_grad=True), torch.ones(2, 5, 4, requires_grad=True)
+    out = graph_mix(graph, w, h)
+    assert (out == 0).all()
+    assert all((gradient == 0).all() for gradient in gradients(out, [w, h]))
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_same_result_for_every_number_of_threads(backend, threads):
+    graph = sparse(make(70, components=4).float())
+    w, h = leaves(torch.randn(3, 70, 6), torch.randn(3, 70, 40), dtype=torch.float32)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, threads):
+            torch.set_num_threads(count)
+            out = graph_mix(graph, w, h, heads=2)
+            results.append([out, *gradients(out, [w, h])])
+    finally:
+        torch.set_num_threads(before)
+    for one, many in zip(*results, strict=True):
+        if backend == "reference":  # torch's own matrix products decide
+            torch.testing.assert_close(one, many, rtol=1e-4, atol=1e-4)
+        else:
+            assert torch.equal(one, many)
+
+
+@pytest.mark.parametrize("heads", [None, 2])
+def test_gradcheck(backend, heads):
+    graph = sparse(make(5))
+    terms = 4 if heads is None else 6
+    w = torch.randn(3, 5, terms, dtype=torch.float64, requires_grad=True)
+    h = torch.randn(3, 5, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda w, h: graph_mix(graph, w, h, heads=heads), (w, h))
+
+
+def test_second_derivative_is_refused(backend):
+    graph = sparse(make(5))
+    w, h = leaves(torch.randn(4), torch.randn(3, 5, 2), dtype=torch.float64)
+    (dw,) = torch.autograd.grad(graph_mix(graph, w, h).square().sum(), w, create_graph=True)
+    with pytest.raises(RuntimeError, match="graph_mix: second derivatives"):
+        dw.sum().backward()
+
+
+class TestRegistration:
+    @pytest.fixture(autouse=True)
+    def plain_memory(self, nan_memory):
+        torch.use_deterministic_algorithms(False)
+
+    def test_opcheck(self, backend):
+        graph = sparse(make(5).float())
+        edges = (graph.offsets, graph.columns, graph.weights)
+        w, h = leaves(torch.randn(3, 5, 2), torch.randn(3, 5, 6), dtype=torch.float32)
+        torch.library.opcheck(_mix, (*edges, 4, 1, w, h))
+        for given in (1, 2):
+            x = torch.randn(3, given, 5, 6, requires_grad=True)
+            torch.library.opcheck(_apply, (*edges, 4, 1, 2, x))
+
+    @pytest.mark.parametrize("heads", [None, 2])
+    def test_compiles_as_one_graph(self, backend, heads):
+        graph = sparse(make(8).float())
+        inputs = leaves(torch.randn(4 if heads is None else 6), torch.randn(3, 8, 5), dtype=torch.float32)
+
+        def step(w, h):
+            return graph_mix(graph, w.softmax(0), h * 1, heads=heads) * 2
+
+        eager = step(*inputs)
+        out = torch.compile(step, fullgraph=True, backend="aot_eager")(*inputs)
+        torch.testing.assert_close(out, eager)
+        torch.testing.assert_close(gradients(out, inputs), gradients(eager, inputs))
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"features": torch.zeros(3, 4, 2)}, r"features must be \(3, 5, 'D'\).* got \(3, 4, 2\)"),
+        ({"features": torch.zeros(3, 5, 2, dtype=torch.int64)}, "features must be floating point"),
+        ({"weights": torch.zeros(3)}, r"weights must be \(4,\) or \(3, 5, 4\).* got \(3,\)"),
+        ({"weights": torch.zeros(4), "heads": 2}, r"weights must be \(6,\) or \(3, 5, 6\)"),
+        ({"heads": 3}, "heads must divide the 4 components of the graph, got 3"),
+    ],
+)
+def test_wrong_arguments_are_named(change, message):
+    good = {"graph": sparse(make(5).float()), "weights": torch.zeros(4), "features": torch.zeros(3, 5, 2)}
+    graph_mix(**good)
+    with pytest.raises(ValueError, match="graph_mix: " + message):
+        graph_mix(**{**good, **change})
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        (lambda g: g._replace(offsets=g.offsets[1:]), r"graph.offsets must be \(61,\), got \(60,\)"),
+        (lambda g: g._replace(offsets=g.offsets + 1), "graph.offsets must rise from 0"),
+        (lambda g: g._replace(columns=g.columns.long()), "graph.columns must be int32"),
+        (lambda g: g._replace(columns=g.columns + 5), r"graph.columns must lie in 0..4"),
+        (lambda g: g._replace(columns=g.columns - 5), r"graph.columns must lie in 0..4"),
+        (
+            lambda g: g._replace(weights=g.weights.requires_grad_()),
+            r"graph.weights requires a gradient.* pass graph.detach\(\)",
+        ),
+    ],
+)
+def test_damaged_graphs_are_refused(backend, change, message):
+    graph = change(sparse(make(5).float()))
+    with pytest.raises(ValueError, match="graph_mix: " + message):
+        graph_mix(graph, torch.zeros(4), torch.zeros(3, 5, 2))
+
+
+def test_graph_apply_names_wrong_components():
+    graph = sparse(make(5).float())
+    with pytest.raises(ValueError, match=r"components 3\.\.4 are not all in 0\.\.3"):
+        graph_apply(graph, torch.zeros(3, 2, 5, 2), first=3)
+    with pytest.raises(ValueError, match=r"features must be \(3, 'K', 5, 'D'\)"):
+        graph_apply(graph, torch.zeros(3, 5, 2))
