@@ -30,7 +30,7 @@ def parse(cls: Any, argv: Sequence[str], *, name: str, description: str | None, 
         args=list(argv),
         prog=f"glomo {name}",
         description=inspect.cleandoc(description or ""),
-        default=tyro.MISSING if default is None else default,
+        default=tyro.MISSING_NONPROP if default is None else default,
     )
 
 

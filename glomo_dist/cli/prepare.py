@@ -23,6 +23,7 @@ from glomo_dist.cli.arguments import parse, save_command
 from glomo_dist.data import prepare_images, prepare_text
 from glomo_dist.data.demo import write_demo_corpus
 from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.runtime.files import require_absent_or_empty
 from glomo_dist.runtime.progress import say
 
 Sources = Positional[Annotated[tuple[str, ...], arg(metavar="SOURCE [SOURCE ...]")]]
@@ -103,6 +104,7 @@ class Demo:
     """Folder to write; it must not exist, or be empty."""
 
     def run(self) -> None:
+        require_absent_or_empty(self.out)  # before half a minute of reading
         write_demo_corpus(self.out)
 
 

@@ -1,0 +1,44 @@
+"""Measure the kernels on this machine: every backend against the reference, on small cases, as a table.
+
+Examples:
+  glomo bench
+  glomo bench --csv here.csv      # the same rows as a file, with machine, versions and date
+
+Each case is compared with the reference before it is timed; a wrong result is reported instead of a speed.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from glomo_dist.cli.arguments import parse
+from glomo_dist.runtime.errors import GlomoError
+
+PROGRAM = Path(__file__).resolve().parents[2] / "kernels" / "benchmarks" / "run.py"
+
+
+@dataclass(frozen=True)
+class Bench:
+    csv: str | None = None
+    """File for the measurements; an older one is added to."""
+    ops: tuple[str, ...] = ()
+    """Only these ops (default: all)."""
+
+
+def main(argv: Sequence[str]) -> None:
+    command = parse(Bench, argv, name="bench", description=__doc__)
+    if not PROGRAM.exists():
+        raise GlomoError(
+            f"{PROGRAM} does not exist: the benchmarks are in the source checkout, not in the installed package. "
+            "Install with `make setup` from a checkout."
+        )
+    flags = ["--csv", command.csv] if command.csv else []
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), *flags, *(["--ops", *command.ops] if command.ops else [])], check=False
+    )
+    if done.returncode:
+        raise GlomoError(f"the benchmark ended with exit code {done.returncode}; its message is above.")

@@ -1,0 +1,92 @@
+"""Markers that skip with a reason, the count of skipped tests, and one tiny road for the tests of the program."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from glomo_dist.cli import main
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked gpu or multi_gpu are skipped, saying why, where the devices are missing."""
+    here = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for item in items:
+        needed = 2 if item.get_closest_marker("multi_gpu") else 1 if item.get_closest_marker("gpu") else 0
+        if needed > here:
+            item.add_marker(
+                pytest.mark.skip(reason=f"needs {needed} CUDA device(s), this machine has {here}")
+            )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = len(terminalreporter.stats.get("skipped", []))
+    terminalreporter.write_line(f"{skipped} tests skipped" + (" (reasons above)" if skipped else ""))
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Small real inputs. text: chapters of Python's documentation; docstrings: labelled rows of a task, by chapter;
+    digits: 8 x 8 images."""
+
+    folder: Path
+    text: Path
+    docstrings: Path
+    digits: Path
+
+
+@pytest.fixture(scope="session")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Raw:
+    folder = tmp_path_factory.mktemp("raw")
+    made = Raw(folder, folder / "text.jsonl", folder / "docstrings.jsonl", folder / "digits.npz")
+    chapters = [(name, topics[name]) for name in sorted(topics, key=lambda n: -len(topics[n]))[:24]]
+    made.text.write_text("".join(json.dumps({"text": text[:4000]}) + "\n" for _, text in chapters))
+    rows = []
+    for label, text in chapters[:2]:
+        paragraphs = [p for p in text.split("\n\n") if len(p.split()) > 8][:30]
+        for number, paragraph in enumerate(paragraphs):
+            split = ("train", "train", "train", "dev", "test")[number % 5]
+            rows.append(
+                json.dumps({"text": " ".join(paragraph.split()), "label": label, "split": split}) + "\n"
+            )
+    made.docstrings.write_text("".join(rows))
+    digits = load_digits()
+    images = np.round(digits.images[:200] * (255 / 16)).astype(np.uint8)
+    np.savez(made.digits, images=images, labels=digits.target[:200])
+    return made
+
+
+@dataclass(frozen=True)
+class Road:
+    """Folders that each stage wrote, with the commands of the README."""
+
+    raw: Raw
+    text_shards: Path
+    digit_shards: Path
+    text_run: Path
+    digit_run: Path
+
+
+@pytest.fixture(scope="session")
+def road(raw: Raw, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Road]:
+    """prepare and pretrain, for words on two ranks and for pixels on one, through the real program."""
+    at = tmp_path_factory.mktemp("road")
+    made = Road(raw, at / "shards-text", at / "shards-digits", at / "run-text", at / "run-digits")
+    text, digits = str(made.text_shards), str(made.digit_shards)
+    assert main(["prepare", "text", str(raw.text), "--out", text, "--vocab-size", "500"]) == 0
+    assert (
+        main(["prepare", "images", str(raw.digits), "--out", digits, "--bits", "2", "--max-images", "100"])
+        == 0
+    )
+    assert main(["pretrain", text, "--out", str(made.text_run), "--recipe", "tiny", "--ranks", "2"]) == 0
+    command = ["pretrain", digits, "--out", str(made.digit_run), "--recipe", "tiny", "--window", "64"]
+    assert main([*command, "--model.image", "8", "8", "--steps", "2", "--model.sparsity", "relu"]) == 0
+    yield made

@@ -1,0 +1,391 @@
+"""The program as a person meets it: help that teaches, refusals that help, nothing half-written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Raw, Road
+
+from glomo_dist import recipes
+from glomo_dist.cli import COMMANDS, main
+from glomo_dist.cli.plan import cost, state_bytes
+from glomo_dist.model import Glomo
+from glomo_dist.pretrain import PretrainConfig
+from glomo_dist.runtime.errors import ConfigError
+
+Capture = pytest.CaptureFixture[str]
+
+
+def run(argv: Sequence[str | Path]) -> int:
+    """Exit code of the program, also where the argument parser exits by itself."""
+    try:
+        return main([str(word) for word in argv])
+    except SystemExit as e:
+        return int(e.code or 0)
+
+
+def refused(argv: Sequence[str | Path], capfd: Capture, *words: str | Path) -> str:
+    """The program ends with 2 and one line on stderr that has all `words`; returns it."""
+    capfd.readouterr()
+    assert run(argv) == 2
+    error = capfd.readouterr().err
+    line = next((line for line in error.splitlines() if line.startswith("glomo: ")), "")
+    assert line, f"no message in: {error}"
+    for word in words:
+        assert str(word) in line, f"{word!r} is not in: {line}"
+    assert "Traceback" not in error
+    return line
+
+
+def nothing_at(*paths: Path) -> None:
+    """None of the outputs exists, and no temporary folder is left beside them."""
+    for path in paths:
+        assert not path.exists()
+        marks = (".tmp", f".{path.name}")
+        left = [
+            p.name for p in path.parent.iterdir() if p.name.endswith(marks[0]) or p.name.startswith(marks[1])
+        ]
+        assert not left, f"left behind: {left}"
+
+
+# --- help -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_bare_program_teaches(argv: list[str], capfd: Capture) -> None:
+    assert run(argv) == 0
+    text = capfd.readouterr().out
+    for name, (purpose, example) in COMMANDS.items():
+        assert name in text and purpose in text and example in text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_a_worked_example(name: str, capfd: Capture) -> None:
+    assert run([name, "--help"]) == 0
+    text = capfd.readouterr().out
+    assert f"\n  glomo {name}" in text
+    assert "Example" in text
+
+
+def test_settings_of_nested_parts_are_explained(capfd: Capture) -> None:
+    assert run(["pretrain", "--help"]) == 0
+    text = " ".join(capfd.readouterr().out.split())
+    assert "--model.sparsity" in text and "--global-batch" in text
+    assert "sequences per optimizer step" in text  # from the docstring of PretrainConfig
+    assert "convolutions in the two CNNs" in text.replace("│ │ ", "")
+    assert all(name in text for name in recipes.RECIPES)
+
+
+@pytest.mark.parametrize("kind", ["text", "images", "demo"])
+def test_prepare_explains_each_kind(kind: str, capfd: Capture) -> None:
+    assert run(["prepare", kind, "--help"]) == 0
+    assert f"glomo prepare {kind}" in capfd.readouterr().out
+
+
+# --- names and keys -------------------------------------------------------------------------------------------
+
+
+def test_unknown_command_is_refused_with_a_suggestion(capfd: Capture) -> None:
+    refused(["pretrian"], capfd, "'pretrian'", "Did you mean 'pretrain'")
+
+
+def test_unknown_key_is_refused_with_a_suggestion(tmp_path: Path, capfd: Capture) -> None:
+    out = tmp_path / "run"
+    assert run(["pretrain", tmp_path, "--out", out, "--model.widht", "8"]) == 2
+    error = capfd.readouterr().err
+    assert "--model.widht" in error and "--model.width" in error
+    nothing_at(out)
+
+
+def test_value_of_the_wrong_type_is_refused(tmp_path: Path, capfd: Capture) -> None:
+    assert run(["pretrain", tmp_path, "--out", tmp_path / "run", "--steps", "many"]) == 2
+    assert "--steps" in capfd.readouterr().err
+
+
+def test_unknown_recipe_is_refused_with_a_suggestion(tmp_path: Path, capfd: Capture) -> None:
+    refused(
+        ["pretrain", tmp_path, "--out", tmp_path / "run", "--recipe", "wiki_smal"],
+        capfd, "'wiki_smal'", "Did you mean 'wiki_small'",
+    )  # fmt: skip
+
+
+def test_unknown_task_is_refused_with_a_suggestion(tmp_path: Path, capfd: Capture) -> None:
+    refused(["export", tmp_path, "--task", "sst", "--out", tmp_path / "g"], capfd, "'sst'", "'sst2'")
+
+
+def test_typo_in_a_plan_file_is_refused_with_a_suggestion(tmp_path: Path, capfd: Capture) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("tasks: [sst2]\narms: {none: none}\nsede: [0]\n")
+    refused(["evaluate", plan, "--out", tmp_path / "results"], capfd, plan, "'sede'", "'seeds'")
+    nothing_at(tmp_path / "results")
+
+
+def test_settings_that_contradict_are_refused(road: Road, tmp_path: Path, capfd: Capture) -> None:
+    out = tmp_path / "run"
+    command = ["pretrain", road.text_shards, "--out", out, "--recipe", "tiny"]
+    refused([*command, "--global-batch", "5", "--ranks", "2"], capfd, "global_batch 5", "2")
+    refused([*command, "--precision", "bf16", "--zero-stage", "0"], capfd, "bf16", "zero_stage")
+    nothing_at(out)
+
+
+# --- bad files ------------------------------------------------------------------------------------------------
+
+
+def test_missing_file(tmp_path: Path, capfd: Capture) -> None:
+    file, out = tmp_path / "absent.txt", tmp_path / "shards"
+    refused(["prepare", "text", file, "--out", out], capfd, file)
+    refused(["prepare", "images", tmp_path / "absent.npz", "--out", out], capfd, "absent.npz")
+    nothing_at(out)
+
+
+def test_no_source_at_all(tmp_path: Path, capfd: Capture) -> None:
+    refused(["prepare", "text", "--out", tmp_path / "shards"], capfd, "no source")
+
+
+def test_empty_file(tmp_path: Path, capfd: Capture) -> None:
+    file, out = tmp_path / "empty.txt", tmp_path / "shards"
+    file.write_text("")
+    refused(["prepare", "text", file, "--out", out], capfd, file)
+    nothing_at(out)
+
+
+@contextlib.contextmanager
+def without_privileges() -> Iterator[None]:
+    """Root may read every file: be nobody for a while."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+def test_unreadable_file(raw: Raw, capfd: Capture) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        file, out = folder / "secret.txt", folder / "shards"
+        assert run(["prepare", "text", raw.text, "--out", folder / "warm"]) == 0  # so that all is imported
+        file.write_text("words")
+        file.chmod(0)
+        with without_privileges():
+            refused(["prepare", "text", file, "--out", out], capfd, file, "ermission")
+        nothing_at(out)
+
+
+def test_damaged_file(raw: Raw, tmp_path: Path, capfd: Capture) -> None:
+    out = tmp_path / "shards"
+    file = tmp_path / "cut.txt.gz"
+    file.write_bytes(b"\x1f\x8b\x08\x00 this is not gzip")
+    refused(["prepare", "text", file, "--out", out], capfd, file)
+    archive = tmp_path / "cut.npz"
+    archive.write_bytes(raw.digits.read_bytes()[:1000])
+    refused(["prepare", "images", archive, "--out", out], capfd, archive)
+    nothing_at(out)
+
+
+def test_wrong_encoding(tmp_path: Path, capfd: Capture) -> None:
+    out = tmp_path / "shards"
+    file = tmp_path / "latin.txt"
+    file.write_bytes("one line\ncaf\u00e9 au lait\n".encode("latin-1"))
+    refused(["prepare", "text", file, "--out", out], capfd, file, "UTF-8")
+    rows = tmp_path / "latin.jsonl"
+    rows.write_bytes(b'{"text": "fine"}\n{"text": "caf\xe9"}\n')
+    refused(["prepare", "text", rows, "--out", out], capfd, rows, "line 2", "UTF-8")
+    nothing_at(out)
+
+
+def test_row_without_the_key(tmp_path: Path, capfd: Capture) -> None:
+    file, out = tmp_path / "rows.jsonl", tmp_path / "shards"
+    file.write_text('{"text": "fine"}\n{"body": "elsewhere"}\n')
+    refused(["prepare", "text", file, "--out", out], capfd, file, "line 2", "'text'")
+    nothing_at(out)
+
+
+def test_zero_usable_documents(tmp_path: Path, capfd: Capture) -> None:
+    file, out = tmp_path / "blank.jsonl", tmp_path / "shards"
+    file.write_text('{"text": " "}\n{"text": ""}\n')
+    refused(["prepare", "text", file, "--out", out], capfd, file)
+    nothing_at(out)
+
+
+def test_nan_in_images(tmp_path: Path, capfd: Capture) -> None:
+    file, out = tmp_path / "images.npz", tmp_path / "pixels"
+    images = np.zeros((3, 4, 4), np.float32)
+    images[1, 2, 2] = np.nan
+    np.savez(file, images=images)
+    refused(["prepare", "images", file, "--out", out], capfd, file, "image 1")
+    nothing_at(out)
+
+
+def test_output_folder_that_is_not_empty(raw: Raw, road: Road, tmp_path: Path, capfd: Capture) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    refused(["prepare", "text", raw.text, "--out", mine], capfd, mine, "not empty")
+    refused(["prepare", "images", raw.digits, "--out", mine], capfd, mine, "not empty")
+    refused(["prepare", "demo", "--out", mine], capfd, mine, "not empty")
+    refused(["pretrain", road.text_shards, "--out", mine, "--recipe", "tiny"], capfd, mine, "not empty")
+    export = ["export", road.text_run, "--task", "docstring", "--source", raw.folder]
+    refused([*export, "--out", mine], capfd, mine, "not empty")
+    refused(["evaluate", "--tasks", "digits", "--arms", "none", "--out", mine], capfd, mine, "not empty")
+    assert [p.name for p in mine.iterdir()] == ["thesis.txt"]
+
+
+# --- artefacts that do not fit --------------------------------------------------------------------------------
+
+
+def test_shards_of_another_format_version(road: Road, tmp_path: Path, capfd: Capture) -> None:
+    shards, out = tmp_path / "shards", tmp_path / "run"
+    shutil.copytree(road.text_shards, shards)
+    index = json.loads((shards / "index.json").read_text())
+    (shards / "index.json").write_text(json.dumps({**index, "version": 2}))
+    refused(["pretrain", shards, "--out", out, "--recipe", "tiny"], capfd, shards / "index.json", "version 2")
+    nothing_at(out)
+
+
+def test_missing_shard(road: Road, tmp_path: Path, capfd: Capture) -> None:
+    shards, out = tmp_path / "shards", tmp_path / "run"
+    shutil.copytree(road.text_shards, shards)
+    (shards / "shard-00000.tar").unlink()
+    refused(["pretrain", shards, "--out", out, "--recipe", "tiny"], capfd, "shard-00000.tar")
+    nothing_at(out)
+
+
+def test_folder_without_shards(tmp_path: Path, capfd: Capture) -> None:
+    refused(["pretrain", tmp_path, "--out", tmp_path / "run"], capfd, tmp_path / "index.json")
+    refused(["plan", "--data", tmp_path], capfd, tmp_path / "index.json")
+
+
+def test_vocabulary_that_does_not_fit_the_checkpoint(road: Road, tmp_path: Path, capfd: Capture) -> None:
+    """Other shards for a run that has begun; another tokenizer beside a model; words for a model of pixels."""
+    other = tmp_path / "other"
+    assert run(["prepare", "text", road.raw.text, "--out", other, "--vocab-size", "300"]) == 0
+    before = (road.text_run / "config.json").read_bytes()
+    refused(
+        ["pretrain", other, "--out", road.text_run, "--recipe", "tiny", "--ranks", "2"],
+        capfd, road.text_run, "vocabulary",
+    )  # fmt: skip
+    assert (road.text_run / "config.json").read_bytes() == before
+
+    model, graphs = tmp_path / "model", tmp_path / "graphs"
+    shutil.copytree(road.text_run / "model", model)
+    shutil.copy(other / "tokenizer.json", model / "tokenizer.json")
+    export = ["export", "--task", "docstring", "--source", road.raw.folder, "--out", graphs]
+    refused([*export, model], capfd, model, "500", "300")
+    refused([*export, road.digit_run], capfd, road.digit_run, "words", "pixels")
+    nothing_at(graphs)
+
+
+def test_damaged_model(road: Road, tmp_path: Path, capfd: Capture) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(road.text_run / "model", model)
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0\1"[:1])
+    command = [
+        "export",
+        model,
+        "--task",
+        "docstring",
+        "--source",
+        road.raw.folder,
+        "--out",
+        tmp_path / "graphs",
+    ]
+    refused(command, capfd, weights)
+
+
+def test_labels_out_of_range(road: Road, tmp_path: Path, capfd: Capture) -> None:
+    file, graphs = tmp_path / "digits.npz", tmp_path / "graphs"
+    with np.load(road.raw.digits) as archive:
+        images, labels = archive["images"], archive["labels"].copy()
+    labels[3] = 10
+    np.savez(file, images=images, labels=labels)
+    refused(
+        ["export", road.digit_run, "--task", "digits", "--source", file, "--out", graphs],
+        capfd, file, "label 10", "image 3",
+    )  # fmt: skip
+    nothing_at(graphs)
+
+
+def test_a_failed_job_is_reported_and_the_exit_code_says_so(tmp_path: Path, capfd: Capture) -> None:
+    file = tmp_path / "digits.npz"
+    np.savez(file, images=np.zeros((20, 8, 8), np.uint8), labels=np.full(20, 11))
+    out = tmp_path / "results"
+    command = [
+        "evaluate",
+        "--tasks",
+        "digits",
+        "--sources",
+        f"digits={file}",
+        "--arms",
+        "none",
+        "--seeds",
+        "0",
+    ]
+    refused(
+        [*command, "--out", out, "--executor", "process"], capfd, "1 of 1 jobs failed", file, "error.json"
+    )
+    (error,) = (out / "results").glob("*/error.json")
+    assert "label 11" in json.loads(error.read_text())["error"]
+
+
+def test_report_of_nothing(tmp_path: Path, capfd: Capture) -> None:
+    out = tmp_path / "report.html"
+    refused(["report", tmp_path / "absent", "--out", out], capfd, tmp_path / "absent")
+    refused(["report", "--out", out], capfd, "no results")
+    nothing_at(out)
+
+
+# --- small commands -------------------------------------------------------------------------------------------
+
+
+def test_doctor_says_what_is_here(capfd: Capture) -> None:
+    assert run(["doctor"]) == 0
+    text = capfd.readouterr().out
+    for name in ("python", "torch", "deepspeed", "ray", "webdataset", "C++ compiler", "nvcc", "GPU", "triton",
+                 "cores", "memory", "disk", "/dev/shm", "affinity_mix", "graph_mix"):  # fmt: skip
+        assert name in text
+    assert "cpp: usable" in text, "the compiled extension is part of the road"
+
+
+def test_plan_counts_the_real_parameters_and_epochs(road: Road, capfd: Capture) -> None:
+    assert run(["plan", "--recipe", "tiny", "--data", road.text_shards, "--ranks", "2"]) == 0
+    text = capfd.readouterr().out
+    config = json.loads((road.text_run / "model" / "config.json").read_text())["model"]
+    assert config["vocab_size"] == 500
+    model = Glomo(recipes.get("tiny").model.__class__(**{**config, "image": None}))
+    assert f"{sum(p.numel() for p in model.parameters()):,}" in text
+    assert "an epoch" in text and "ZeRO 3" in text
+
+
+def with_vocabulary(config: PretrainConfig) -> PretrainConfig:
+    return replace(config, model=replace(config.model, vocab_size=1000))
+
+
+def test_plan_of_memory_follows_the_stages() -> None:
+    """16 bytes per parameter in float32 with Adam; each stage shares out one more part over the ranks."""
+    sizes = [sum(state_bytes(PretrainConfig(zero_stage=stage), 1000, 4).values()) for stage in (0, 1, 2, 3)]
+    assert sizes == [16000, 10000, 7000, 4000]
+    small, large = (cost(with_vocabulary(recipes.get(name))) for name in ("tiny", "wiki_small"))
+    assert large.flops_per_token > 10 * small.flops_per_token
+
+
+def test_every_recipe_is_a_valid_run() -> None:
+    for name, recipe in recipes.RECIPES.items():
+        config = recipes.get(name)
+        assert config == recipe() and isinstance(config, PretrainConfig)
+        assert recipe.__doc__
+    with pytest.raises(ConfigError, match="tiny"):
+        recipes.get("tinny")
