@@ -60,8 +60,7 @@ def _render(results: Results, pretraining: list[runs.Run], stores: list[Path]) -
         missing=results.missing,
         strays=results.strays,
         sections=_sections(results),
-        loss=runs.loss_figure(pretraining) if pretraining else None,
-        empty=[(run.folder.name, figure) for run in pretraining if (figure := runs.empty_rows_figure(run))],
+        runs=[(run.folder.name, runs.loss_figure(run), runs.empty_rows_figure(run)) for run in pretraining],
         drawings=drawn,
         not_drawn=not_drawn,
         facts=provenance.facts(results, pretraining, stores),
@@ -88,7 +87,7 @@ def _sections(results: Results) -> list[dict[str, Any]]:
                 "unpaired": any(p and p.missing for r in table.rows for p in (r.to_none, r.main_minus)),
                 "dots": scores.dots_figure(table.group),
                 "curves": scores.curves_figure(table.group),
-                "weights": scores.weights_figure(table.group),
+                "weights": scores.weights_figures(table.group),
             }
         )
     return sections

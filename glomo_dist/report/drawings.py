@@ -22,6 +22,7 @@ from glomo_dist.transfer.task import get_task
 WORDS = range(8, 17)  # a length that can be read; the shortest beyond it is taken otherwise
 MOST_WORDS = 24
 EDGES_PER_WORD = 3
+CHARACTER = 0.085  # inches, of a letter as the browser draws it
 FORWARD, BACKWARD = COLOURS[0], COLOURS[1]
 
 
@@ -97,18 +98,21 @@ def draw(source: Source) -> Drawing:
 def words_figure(words: Sequence[str], example: Example) -> Markup:
     """Words below one another; arcs on the left to words before, on the right to words after."""
     n = len(words)
+    half = CHARACTER * max(map(len, words)) / 2 + 0.1
+    reach = 0.3 + 0.07 * n
     with style():
-        figure, (axes,) = new(4.2, 0.27 * n + 0.2)
-        # Words lie between the arcs; their half width in the units of the axis, by the longest one.
-        half = 0.16 * max(map(len, words)) + 0.3
+        # The axes fill the figure and count in inches across, so that arcs begin where the longest word ends.
+        figure, (axes,) = new(2 * (half + reach), 0.27 * n + 0.1)
+        figure.subplots_adjust(0, 0, 1, 1)
         for graph, side, colour in ((example.forward, -1, FORWARD), (example.backward, 1, BACKWARD)):
             for i, j, weight in strongest(graph.mean(0), EDGES_PER_WORD * n):
-                reach = side * (half + 0.9 * abs(i - j) ** 0.75)
+                # A cubic curve comes three quarters of the way to its control points.
+                out = side * (half + reach / 0.75 * (abs(i - j) / n) ** 0.7)
                 curve = Curve(
-                    [(side * half, i), (reach, i), (reach, j), (side * half, j)],
+                    [(side * half, i), (out, i), (out, j), (side * half, j)],
                     [Curve.MOVETO, Curve.CURVE4, Curve.CURVE4, Curve.CURVE4],
                 )
-                strength = min(1.0, float(weight) ** 0.7)
+                strength = min(1.0, weight**0.7)
                 axes.add_patch(
                     PathPatch(
                         curve,
@@ -120,9 +124,8 @@ def words_figure(words: Sequence[str], example: Example) -> Markup:
                 )
         for i, word in enumerate(words):
             axes.text(0, i, literal(word), ha="center", va="center", fontsize=10)
-        reach = half + 0.7 * n**0.75
-        axes.set_xlim(-reach, reach)
-        axes.set_ylim(n - 0.4, -0.6)
+        axes.set_xlim(-half - reach, half + reach)
+        axes.set_ylim(n - 0.5, -0.5)
         axes.axis("off")
         return svg(figure, "Strongest edges between the words: " + " ".join(words))
 
@@ -130,9 +133,8 @@ def words_figure(words: Sequence[str], example: Example) -> Markup:
 def components_figure(example: Example, layers: int, heads: int, title: str) -> Markup:
     """One square per layer (down) and head (across), forward and backward graph in one."""
     with style():
-        figure, axes = new(
-            min(1.1 * heads, 5.6) + 0.3, 1.15 * layers * min(1.0, 5.6 / (1.1 * heads)) + 0.2, layers, heads
-        )
+        side = min(2.2, 5.4 / heads)
+        figure, axes = new(side * heads, (side + 0.1) * layers, layers, heads)
         for component, ax in enumerate(axes):
             ax.imshow(_tint(example.forward[component], example.backward[component]), interpolation="nearest")
             ax.set_xticks([])
@@ -140,7 +142,9 @@ def components_figure(example: Example, layers: int, heads: int, title: str) -> 
             for spine in ax.spines.values():
                 spine.set_visible(True)
                 spine.set_alpha(0.3)
-            ax.set_title(f"layer {component // heads}, head {component % heads}", fontsize=7, pad=2)
+            ax.set_title(
+                f"layer {component // heads}, head {component % heads}", fontsize=8 if side > 1 else 6, pad=3
+            )
         figure.subplots_adjust(wspace=0.08, hspace=0.25)
         return svg(figure, f"Graphs of every layer and head. {title}")
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from glomo_dist.report.figures import COLOURS, literal, new, percent, smooth, style, svg
+from glomo_dist.report.figures import COLOURS, new, percent, smooth, style, svg
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.files import read_json
 
@@ -31,6 +31,8 @@ class Run:
 def read_run(folder: str | Path) -> Run:
     """A run folder of `glomo pretrain`; DataError naming the file, and the line, if it cannot be read."""
     folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder} does not exist or is no folder. Give the folder of a pretraining run.")
     config = read_json(folder / "config.json")
     path = folder / "log.jsonl"
     if not path.exists():
@@ -46,7 +48,7 @@ def read_run(folder: str | Path) -> Run:
             if number == len(lines):
                 break  # a run that is still writing, or was killed while it did
             raise DataError(f"{path}, line {number}: not valid JSON ({e.msg}).") from None
-        if isinstance(row, dict) and "loss" in row and "step" in row:
+        if isinstance(row, dict) and "step" in row and row.get("loss") is not None:  # null: it was not finite
             steps[int(row["step"])] = row  # steps after the last checkpoint are logged again on resume
     if not steps:
         raise DataError(
@@ -55,22 +57,20 @@ def read_run(folder: str | Path) -> Run:
     return Run(folder, config, [steps[step] for step in sorted(steps)])
 
 
-def loss_figure(runs: list[Run]) -> Markup:
-    """Training loss of every run: thin as logged, thick smoothed; validation as dots."""
+def loss_figure(run: Run) -> Markup:
+    """Training loss: thin as logged, thick smoothed; validation as dots."""
     with style():
         figure, (axes,) = new(5.4, 2.8)
-        for number, run in enumerate(runs):
-            colour = COLOURS[number % len(COLOURS)]
-            steps, losses = [r["step"] for r in run.rows], [r["loss"] for r in run.rows]
-            axes.plot(steps, losses, color=colour, linewidth=0.6, alpha=0.35)
-            axes.plot(steps, smooth(losses, 0.9), color=colour, linewidth=1.6, label=literal(run.folder.name))
-            valid = [(r["step"], r["valid_loss"]) for r in run.rows if r.get("valid_loss") is not None]
-            if valid:
-                axes.plot(*zip(*valid, strict=True), "o", color=colour, markersize=4, label="validation")
+        steps, losses = [r["step"] for r in run.rows], [r["loss"] for r in run.rows]
+        axes.plot(steps, losses, color=COLOURS[0], linewidth=0.6, alpha=0.4)
+        axes.plot(steps, smooth(losses, 0.9), color=COLOURS[0], linewidth=1.8, label="training")
+        valid = [(r["step"], r["valid_loss"]) for r in run.rows if r.get("valid_loss") is not None]
+        if valid:
+            axes.plot(*zip(*valid, strict=True), "o", color=COLOURS[1], markersize=4, label="validation")
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("nats per predicted unit")
-        axes.legend(loc="upper right", fontsize=9)
-        return svg(figure, "Pretraining loss against the optimizer step")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=9)
+        return svg(figure, f"Pretraining loss of {run.folder.name} against the optimizer step")
 
 
 def empty_rows_figure(run: Run) -> Markup | None:
@@ -101,7 +101,7 @@ def empty_rows_figure(run: Run) -> Markup | None:
         percent(axes, "y")
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("units without edges, %")
-        axes.legend(loc="upper right", fontsize=9)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=9)
         return svg(figure, "Share of units without edges against the optimizer step, per layer and head")
 
 

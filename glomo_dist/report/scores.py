@@ -9,6 +9,7 @@ from glomo_dist.report.figures import COLOURS, literal, new, percent, style, svg
 from glomo_dist.report.results import Group
 from glomo_dist.report.statistics import estimate
 from glomo_dist.report.table import arm_name
+from glomo_dist.transfer.result import Result
 
 
 def colours(group: Group) -> dict[str, str]:
@@ -67,43 +68,33 @@ def curves_figure(group: Group) -> Markup:
         axes.set_ylabel(f"dev {group.any.result.metric}, %")
         axes.xaxis.get_major_locator().set_params(integer=True)
         percent(axes, "y")
-        axes.legend(loc="lower right", fontsize=9)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=9)
         return svg(figure, f"Learning curves: {group.title}")
 
 
-def weights_figure(group: Group) -> Markup | None:
-    """Weight of each component in the mixed graphs, mean over seeds and mixed graphs; dots are the single ones."""
-    arms = {
-        arm: [job.result for job in seeds.values()]
+def weights_figures(group: Group) -> list[Markup]:
+    """Per arm with graphs: weight of each component, mean over seeds and mixed graphs; dots are the single ones."""
+    return [
+        _weights_figure(arm, colours(group)[arm], [job.result for job in seeds.values()])
         for arm, seeds in group.arms.items()
         if all(job.result.mixtures for job in seeds.values())
-    }
-    if not arms:
-        return None
+    ]
+
+
+def _weights_figure(arm: str, colour: str, results: list[Result]) -> Markup:
+    names = results[0].components
+    at = np.arange(len(names))
+    every = -(-len(names) // 16)  # more labels than that cannot be read
     with style():
-        figure, axes = new(5.4, 1.75 * len(arms) + 0.4, len(arms), 2, sharey=True, sharex=False)
-        for i, (arm, results) in enumerate(arms.items()):
-            for j, direction in enumerate(("forward", "backward")):
-                ax = axes[2 * i + j]
-                weights = np.array(
-                    [
-                        mixed.weights
-                        for result in results
-                        for mixed in result.mixtures
-                        if mixed.direction == direction
-                    ]
-                )
-                names = results[0].components
-                at = np.arange(len(names))
-                ax.bar(at, weights.mean(0), color=colours(group)[arm], alpha=0.55, width=0.75)
-                ax.plot(
-                    np.tile(at, len(weights)), weights.ravel(), ".", color=colours(group)[arm], markersize=4
-                )
-                ax.axhline(1 / len(names), color="#8a8f98", linewidth=0.8, linestyle="--")
-                every = max(1, len(names) // 12)
-                ax.set_xticks(at[::every], names[::every], rotation=90, fontsize=7)
-                ax.set_title(literal(f"{arm_name(arm)}, {direction}"), fontsize=9)
-                percent(ax, "y")
-            axes[2 * i].set_ylabel("weight, %")
+        figure, axes = new(5.4, 2.1, 1, 2, sharey=True)
+        for ax, direction in zip(axes, ("forward", "backward"), strict=True):
+            mixed = [m.weights for result in results for m in result.mixtures if m.direction == direction]
+            ax.bar(at, np.mean(mixed, axis=0), color=colour, alpha=0.5, width=0.75)
+            ax.plot(np.tile(at, len(mixed)), np.ravel(mixed), ".", color=colour, markersize=4)
+            ax.axhline(1 / len(names), color="#8a8f98", linewidth=0.8, linestyle="--")
+            ax.set_xticks(at[::every], names[::every], rotation=90, fontsize=8)
+            ax.set_title(literal(f"{arm_name(arm)}, {direction}"), fontsize=10)
+            percent(ax, "y")
+        axes[0].set_ylabel("weight, %")
         figure.tight_layout()
-        return svg(figure, f"Mixture weights per component: {group.title}")
+        return svg(figure, f"Mixture weights per component: {arm_name(arm)}")

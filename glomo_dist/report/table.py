@@ -78,10 +78,14 @@ def difference_text(pair: Paired | None) -> str:
     if d.mean is None:
         return "no common seed"
     if d.low is None or d.high is None:
-        return f"{100 * d.mean:+.2f} (1 seed: no interval)"
-    text = f"{100 * d.mean:+.2f} [{100 * d.low:+.2f}, {100 * d.high:+.2f}]"
+        return f"{_points(d.mean)} (1 seed: no interval)"
+    text = f"{_points(d.mean)} [{_points(d.low)}, {_points(d.high)}]"
     text += f", {p_text(pair.p)}" if pair.p is not None else ""
     return text + (f" ({d.n} common seeds)" if pair.missing else "")
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.2f}".replace("-", "−")
 
 
 def p_text(p: float) -> str:

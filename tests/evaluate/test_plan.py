@@ -1,0 +1,151 @@
+"""From a description to jobs: the cross product, stable ids, strict keys, graphs that fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from glomo_dist.evaluate.job import EvaluationPlan, plan_jobs, read_plan
+from glomo_dist.graphs.export import StoreMeta, export_graphs
+from glomo_dist.model import Glomo, GlomoConfig
+from glomo_dist.runtime.config import to_dict
+from glomo_dist.runtime.errors import ConfigError, DataError
+from glomo_dist.transfer.task import get_task
+
+
+def store(folder, task="digits", model="m1", data="d1"):
+    torch.manual_seed(0)
+    predictor = Glomo(GlomoConfig(vocab_size=4, width=8, heads=2, layers=2))
+    splits = {name: [np.array([1, 2, 3], np.int32)] for name in ("train", "dev", "test")}
+    meta = StoreMeta(task, get_task(task).version, data, model, "t", None)
+    return str(export_graphs(predictor, splits, folder, meta=meta))
+
+
+def test_every_combination_once_and_ids_are_stable(tmp_path):
+    graphs = store(tmp_path / "graphs")
+    plan = EvaluationPlan(
+        tasks=("digits", "docstring"),
+        arms={"none": "none", "uniform": "uniform"},
+        features=("learned", "learned:8"),
+        seeds=(3, 4),
+        train_sizes=(None, 50),
+        sources={"docstring": str(tmp_path)},
+        settings={"epochs": 2},
+        task_settings={"docstring": {"hidden": 16}},
+        cpus=2,
+    )
+    jobs = plan_jobs(plan)
+    # digits sees pixels only: 2 arms x 2 seeds x 2 sizes; docstring also 2 kinds of features
+    assert len(jobs) == 2 * 2 * 2 + 2 * 2 * 2 * 2
+    assert len({job.id for job in jobs}) == len(jobs)
+    assert [job.id for job in plan_jobs(plan)] == [job.id for job in jobs]
+    assert {job.work.features for job in jobs if job.work.task == "digits"} == {"pixels"}
+    assert {job.work.hidden for job in jobs if job.work.task == "docstring"} == {16}
+    assert all(job.work.epochs == 2 and job.work.threads == job.cpus == 2 for job in jobs)
+    assert jobs[0].id.startswith("digits-none-pixels-nall-s3-")
+    one = EvaluationPlan(tasks=("digits",), arms={"pretrained": graphs})
+    assert {job.work.graphs for job in plan_jobs(one)} == {graphs}
+
+
+def test_an_id_follows_the_content_of_the_graphs_not_their_path(tmp_path):
+    def ids(folder, **arms):
+        plan = EvaluationPlan(tasks=("digits",), arms={**arms, "pretrained": folder}, seeds=(0,))
+        return [job.id for job in plan_jobs(plan)]
+
+    first = store(tmp_path / "a")
+    moved, other = store(tmp_path / "b"), store(tmp_path / "c", model="m2")
+    assert ids(first) == ids(moved)
+    assert ids(first) != ids(other)
+    # the arm without graphs takes only its size from the store
+    assert ids(first, none="none")[0] == ids(other, none="none")[0]
+
+
+def test_none_and_uniform_get_the_size_of_the_first_store(tmp_path):
+    graphs = store(tmp_path / "graphs")
+    plan = EvaluationPlan(tasks=("digits",), arms={"none": "none", "pretrained": graphs}, seeds=(0,))
+    assert [job.work.graphs for job in plan_jobs(plan)] == [graphs, graphs]
+
+
+def test_task_and_seed_in_the_path(tmp_path):
+    for seed in (0, 1):
+        store(tmp_path / "digits" / f"random-{seed}", model=f"r{seed}")
+    plan = EvaluationPlan(
+        tasks=("digits",), arms={"random": str(tmp_path / "{task}" / "random-{seed}")}, seeds=(0, 1)
+    )
+    assert [job.work.graphs[-8:] for job in plan_jobs(plan)] == ["random-0", "random-1"]
+
+
+def test_graphs_of_another_task_are_refused(tmp_path):
+    graphs = store(tmp_path / "graphs", task="docstring")
+    with pytest.raises(ConfigError, match=r"graphs of task 'docstring'.*for task 'digits'.*\{task\}"):
+        plan_jobs(EvaluationPlan(tasks=("digits",), arms={"pretrained": graphs}))
+
+
+def test_missing_store_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere: no index.json"):
+        plan_jobs(EvaluationPlan(tasks=("digits",), arms={"pretrained": str(tmp_path / "nowhere")}))
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "json"])
+def test_file_and_back(tmp_path, suffix):
+    plan = EvaluationPlan(
+        tasks=("digits",),
+        arms={"none": "none"},
+        train_sizes=(None, 9),
+        settings={"lr": 0.01},
+        time_limit_seconds=60.0,
+    )
+    path = tmp_path / f"plan.{suffix}"
+    path.write_text(json.dumps(to_dict(plan)))  # JSON is YAML too
+    assert read_plan(path) == plan
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (
+            "tasks: [digits]\narms: {none: none}\nsedes: [1]",
+            r"plan.yaml: unknown key 'sedes'. Did you mean 'seeds'",
+        ),
+        ("tasks: [digit]\narms: {none: none}", r"unknown task 'digit'. Did you mean 'digits'"),
+        ("tasks: [digits]", r"plan.yaml: missing key 'arms'"),
+        ("tasks: []\narms: {none: none}", r"tasks is empty"),
+        ("tasks: [digits]\narms: {none: none}\nseeds: [1, 1]", r"seeds has an entry twice"),
+        ("tasks: [digits]\narms: {none: uniform}", r"arm 'none' is 'uniform'"),
+        (
+            "tasks: [digits]\narms: {none: none}\nsettings: {epoch: 3}",
+            r"unknown key 'epoch' in settings. Did you mean",
+        ),
+        ("tasks: [digits]\narms: {none: none}\nsettings: {seed: 3}", r"'seed' cannot be in settings"),
+        ("tasks: [digits]\narms: {none: none}\nsources: {imdb: x}", r"sources names 'imdb'"),
+        ("tasks: [digits\narms: {", r"plan.yaml, line 2: not valid YAML"),
+        ("- digits", r"expected an object"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, text, message):
+    path = tmp_path / "plan.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError if "YAML" not in message else DataError, match=message):
+        read_plan(path)
+
+
+def test_unreadable_plans(tmp_path):
+    with pytest.raises(DataError, match=r"absent.yaml does not exist"):
+        read_plan(tmp_path / "absent.yaml")
+    (tmp_path / "latin.yaml").write_bytes("tasks: [\xe9]".encode("latin-1"))
+    with pytest.raises(DataError, match=r"latin.yaml is not UTF-8"):
+        read_plan(tmp_path / "latin.yaml")
+    with pytest.raises(ConfigError, match=r"a plan is a .yaml, .yml or .json file"):
+        read_plan(tmp_path / "plan.toml")
+
+
+def test_settings_of_the_wrong_kind_are_named(tmp_path):
+    plan = EvaluationPlan(tasks=("digits",), arms={"none": "none"}, settings={"epochs": "three"})
+    with pytest.raises(ConfigError, match="epochs must be int"):
+        plan_jobs(plan)
+    with pytest.raises(ConfigError, match="epochs must be at least 1"):
+        plan_jobs(dataclasses.replace(plan, settings={"epochs": 0}))
