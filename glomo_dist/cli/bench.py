@@ -24,9 +24,11 @@ PROGRAM = Path(__file__).resolve().parents[2] / "kernels" / "benchmarks" / "run.
 @dataclass(frozen=True)
 class Bench:
     csv: str | None = None
-    """File for the measurements; an older one is added to."""
-    ops: tuple[str, ...] = ()
-    """Only these ops (default: all)."""
+    """File for the measurements; rows are added to an older one."""
+    full: bool = False
+    """Larger sizes than those of the demo, too; takes minutes."""
+    rounds: int = 11
+    """Measurements of each case."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -36,9 +38,9 @@ def main(argv: Sequence[str]) -> None:
             f"{PROGRAM} does not exist: the benchmarks are in the source checkout, not in the installed package. "
             "Install with `make setup` from a checkout."
         )
-    flags = ["--csv", command.csv] if command.csv else []
-    done = subprocess.run(
-        [sys.executable, str(PROGRAM), *flags, *(["--ops", *command.ops] if command.ops else [])], check=False
-    )
+    flags = ["--rounds", str(command.rounds)]
+    flags += [] if command.full else ["--quick"]
+    flags += ["--csv", command.csv] if command.csv else []
+    done = subprocess.run([sys.executable, str(PROGRAM), *flags], check=False)
     if done.returncode:
         raise GlomoError(f"the benchmark ended with exit code {done.returncode}; its message is above.")
