@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pretrain_samples import TINY
+
+from glomo_dist.model import GlomoConfig
+from glomo_dist.pretrain import PretrainConfig
+from glomo_dist.pretrain.config import accumulation
+from glomo_dist.pretrain.engine import deepspeed_settings
+from glomo_dist.pretrain.schedule import Plateau, exhausted, learning_rate
+from glomo_dist.runtime.config import from_dict, to_dict
+from glomo_dist.runtime.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"window": 1}, "window must be at least 2"),
+        ({"lr": 0.0}, "lr must be positive"),
+        ({"lr": float("nan")}, "lr must be positive"),
+        ({"clip": -1.0}, "clip must be positive"),
+        ({"betas": (0.9,)}, "betas must be two"),
+        ({"momentum": 0.5}, "momentum 0.5 is for optimizer sgd"),
+        ({"warmup_steps": 2000}, "warmup_steps 2000 is more than steps 1000"),
+        ({"schedule": "plateau"}, "set valid_every"),
+        ({"zero_stage": 4}, "zero_stage must be 0, 1, 2 or 3"),
+        ({"precision": "bf16", "zero_stage": 0}, "bf16 needs zero_stage 1"),
+        ({"model": GlomoConfig(image=(28, 28))}, "pixels: set 784"),
+    ],
+)
+def test_contradictions_are_refused(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        PretrainConfig(**change)
+
+
+def test_batch_that_does_not_split() -> None:
+    assert accumulation(TINY, 4) == (2, 1)
+    with pytest.raises(ConfigError, match="global_batch 8 is not a multiple of the number of ranks 3"):
+        accumulation(TINY, 3)
+    with pytest.raises(ConfigError, match="Choose a divisor of 4"):
+        accumulation(dataclasses.replace(TINY, micro_batch=3), 2)
+
+
+def test_a_misspelt_key_is_refused_with_a_suggestion() -> None:
+    values = to_dict(TINY)
+    assert from_dict(PretrainConfig, json.loads(json.dumps(values))) == TINY
+    values["warmup_step"] = 3
+    with pytest.raises(ConfigError, match=r"'warmup_step'.*Did you mean 'warmup_steps'"):
+        from_dict(PretrainConfig, values)
+
+
+def test_deepspeed_file_may_add_but_not_contradict(tmp_path: Path) -> None:
+    path = tmp_path / "zero.json"
+    config = dataclasses.replace(TINY, deepspeed=str(path))
+    path.write_text('{"zero_optimization": {"reduce_bucket_size": 1000}, "prescale_gradients": true}')
+    settings = deepspeed_settings(config, 2)
+    assert settings["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000}
+    assert settings["prescale_gradients"] is True and settings["train_micro_batch_size_per_gpu"] == 4
+    path.write_text('{"zero_optimization": {"stage": 3}}')
+    with pytest.raises(
+        ConfigError, match=r"zero\.json: zero_optimization\.stage follows from .*'zero_stage'"
+    ):
+        deepspeed_settings(config, 2)
+    path.write_text('{"gradient_clipping": 0}')
+    with pytest.raises(ConfigError, match="gradient_clipping"):
+        deepspeed_settings(config, 2)
+
+
+def test_cosine_with_warmup() -> None:
+    config = PretrainConfig(steps=101, warmup_steps=10, lr=2.0, final_lr_share=0.1)
+    rates = [learning_rate(config, step, Plateau()) for step in range(101)]
+    assert rates[:2] == [0.2, 0.4] and rates[9] == rates[10] == 2.0
+    assert rates[55] == pytest.approx(1.1) and rates[100] == pytest.approx(0.2)
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+
+
+def test_plateau_counts_and_stops() -> None:
+    config = PretrainConfig(lr=8.0, schedule="plateau", valid_every=1, plateau_patience=2)
+    state = Plateau()
+    for loss in (3.0, 2.0, 2.5, 1.0, 1.0, 1.0):
+        state = state.after(loss, config.plateau_patience)
+    assert state == Plateau(1.0, 0, 1) and learning_rate(config, 7, state) == 4.0
+    for _ in range(2 * 5):
+        assert not exhausted(config, state)
+        state = state.after(1.0, config.plateau_patience)
+    assert exhausted(config, dataclasses.replace(state, divided=7)) and not exhausted(config, state)

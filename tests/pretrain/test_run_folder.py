@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pretrain_samples import TINY, write_text
+
+from glomo_dist.data import prepare_images, prepare_text
+from glomo_dist.pretrain import PretrainConfig, checkpoint, pretrain, run_folder
+from glomo_dist.pretrain.hooks import JsonLog
+from glomo_dist.runtime import files
+from glomo_dist.runtime.errors import CheckpointError, ConfigError, GlomoError, ShardError
+
+
+def begun(config: PretrainConfig, shards: Path, out: Path, ranks: int = 2) -> Path:
+    """A run folder as it is just after the start."""
+    files.write_json(out / "config.json", run_folder.describe(run_folder.resolve(config, shards, out), ranks))
+    return out
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_vocabulary_comes_from_the_shards(tiny_shards: Path, tmp_path: Path) -> None:
+    job = run_folder.resolve(TINY, tiny_shards, tmp_path / "run")
+    assert job.config.model.vocab_size == job.tokenizer.vocab_size > 0
+    wrong = dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, vocab_size=999))
+    with pytest.raises(
+        ConfigError, match=r"vocab_size 999 does not fit .*tokenizer\.json, which has 41 units"
+    ):
+        pretrain(wrong, tiny_shards, tmp_path / "run", 2)
+    assert not (tmp_path / "run").exists()
+
+
+def test_vocabulary_that_does_not_fit_the_checkpoint(tiny_shards: Path, tmp_path: Path) -> None:
+    run = begun(TINY, tiny_shards, tmp_path / "run")
+    text = write_text(tmp_path / "other.jsonl", seed=1)
+    other = prepare_text([str(text)], tmp_path / "other", vocab_size=20)
+    before = contents(run)
+    with pytest.raises(CheckpointError, match=r"data\.tokenizer.*does not fit the checkpoint"):
+        pretrain(TINY, other, run, 2)
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "ranks", "named"),
+    [({"lr": 0.5}, 2, r"config\.lr: 0\.03 there, 0\.5 now"), ({}, 1, "ranks: 2 there, 1 now")],
+)
+def test_folder_of_another_run(
+    tiny_shards: Path, tmp_path: Path, change: dict[str, Any], ranks: int, named: str
+) -> None:
+    run = begun(TINY, tiny_shards, tmp_path / "run")
+    with pytest.raises(CheckpointError, match=f"{named}.*same settings"):
+        pretrain(dataclasses.replace(TINY, **change), tiny_shards, run, ranks)
+
+
+def test_moved_shards_and_harmless_settings_are_the_same_run(tiny_shards: Path, tmp_path: Path) -> None:
+    run = begun(TINY, tiny_shards, tmp_path / "run")
+    moved = shutil.copytree(tiny_shards, tmp_path / "moved")
+    config = dataclasses.replace(TINY, keep_checkpoints=7, log_every=3)
+    assert run_folder.check(run, run_folder.describe(run_folder.resolve(config, moved, run), 2))
+
+
+def test_folder_of_something_else(tiny_shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("precious")
+    with pytest.raises(GlomoError, match="out is not empty"):
+        pretrain(TINY, tiny_shards, out, 2)
+    (out / "config.json").write_text('{"some": "other program"}')
+    with pytest.raises(GlomoError, match="not a pretraining run"):
+        pretrain(TINY, tiny_shards, out, 2)
+    assert (out / "thesis.tex").read_text() == "precious" and len(list(out.iterdir())) == 2
+
+
+def test_run_of_another_version(tiny_shards: Path, tmp_path: Path) -> None:
+    run = begun(TINY, tiny_shards, tmp_path / "run")
+    value = json.loads((run / "config.json").read_text())
+    files.write_json(run / "config.json", {**value, "version": 99})
+    with pytest.raises(CheckpointError, match="format version 99"):
+        pretrain(TINY, tiny_shards, run, 2)
+
+
+def test_second_run_in_the_same_folder_is_refused(tiny_shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with run_folder.locked(out), pytest.raises(GlomoError, match="another run is writing to"):
+        pretrain(TINY, tiny_shards, out, 2)
+    with run_folder.locked(out):
+        pass
+
+
+def test_shards_that_are_missing_or_of_another_version(tiny_shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match="nowhere"):
+        pretrain(TINY, tmp_path / "nowhere", tmp_path / "run", 2)
+    copy = shutil.copytree(tiny_shards, tmp_path / "copy")
+    value = json.loads((copy / "index.json").read_text())
+    (copy / "index.json").write_text(json.dumps({**value, "version": 99}))
+    with pytest.raises(ShardError, match="version 99"):
+        pretrain(TINY, copy, tmp_path / "run", 2)
+    assert not (tmp_path / "run").exists()
+
+
+def test_validation_shards(tiny_shards: Path, split_shards: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, valid_every=2)
+    with pytest.raises(ConfigError, match="needs validation shards"):
+        pretrain(config, tiny_shards, tmp_path / "run", 2)
+    job = run_folder.resolve(config, split_shards, tmp_path / "run")
+    assert job.data.name == "train" and job.valid_index is not None and job.valid_index.samples == 15
+    other = prepare_text([str(write_text(tmp_path / "o.jsonl", seed=1))], tmp_path / "o", vocab_size=9)
+    with pytest.raises(ConfigError, match="another tokenizer"):
+        run_folder.resolve(config, split_shards, tmp_path / "run", valid=other)
+
+
+def test_image_model_must_fit_the_images(tiny_shards: Path, tmp_path: Path) -> None:
+    import numpy as np
+
+    np.savez(tmp_path / "i.npz", images=np.zeros((4, 5, 6), np.uint8))
+    pixels = prepare_images([str(tmp_path / "i.npz")], tmp_path / "pixels", bits=2)
+    model = dataclasses.replace(TINY.model, image=(5, 6))
+    config = dataclasses.replace(TINY, window=30, model=model)
+    assert run_folder.resolve(config, pixels, tmp_path / "run").config.model.vocab_size == 4
+    with pytest.raises(ConfigError, match="is for pixels"):
+        run_folder.resolve(config, tiny_shards, tmp_path / "run")
+    turned = dataclasses.replace(config, model=dataclasses.replace(model, image=(6, 5)))
+    with pytest.raises(ConfigError, match="does not fit the images"):
+        run_folder.resolve(turned, pixels, tmp_path / "run")
+
+
+def test_log_drops_rows_that_come_again(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    log = JsonLog(path, 0)
+    for step in range(1, 6):
+        log.step({"step": step, "loss": float("nan") if step == 2 else 0.1 + step, "logged": step != 3})
+    log.close()
+    with open(path, "a") as f:
+        f.write('{"step": 6, "lo')  # killed while writing
+    log = JsonLog(path, 4)
+    log.step({"step": 5, "loss": 1e300, "logged": True})
+    log.close()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert rows == [
+        {"step": 1, "loss": 1.1},
+        {"step": 2, "loss": None},
+        {"step": 4, "loss": 4.1},
+        {"step": 5, "loss": 1e300},
+    ]
+
+
+def write_checkpoint(folder: Path, step: int, ranks: int = 2) -> Path:
+    path = folder / f"step-{step:06d}"
+    (path / "state").mkdir(parents=True)
+    (path / "state" / "weights.pt").write_bytes(bytes(range(step)))
+    checkpoint._write_manifest(path, step, {"step": step}, ranks)
+    return path
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut", "missing", "manifest", "no manifest"])
+def test_every_damage_is_seen(tmp_path: Path, damage: str, capfd: pytest.CaptureFixture[str]) -> None:
+    old, new = write_checkpoint(tmp_path, 5), write_checkpoint(tmp_path, 12)
+    assert checkpoint.find_newest(tmp_path, 2) == (new, checkpoint.verify(new))
+    file, manifest = new / "state" / "weights.pt", new / "manifest.json"
+    if damage == "changed":
+        file.write_bytes(bytes(range(11)) + b"!")
+    elif damage == "cut":
+        file.write_bytes(bytes(range(11)))
+    elif damage == "missing":
+        file.unlink()
+    elif damage == "manifest":
+        manifest.write_text(manifest.read_text()[:-20])
+    else:
+        manifest.unlink()
+    found = checkpoint.find_newest(tmp_path, 2)
+    assert found is not None and found[0] == old and found[1]["state"] == {"step": 5}
+    assert "WARNING: checkpoint" in capfd.readouterr().err and (tmp_path / "damaged-step-000012").is_dir()
+    shutil.rmtree(old)
+    for _ in range(2):  # also when asked again: never a silent new start
+        with pytest.raises(CheckpointError, match="no checkpoint in"):
+            checkpoint.find_newest(tmp_path, 2)
+
+
+def test_checkpoint_of_another_world_or_version(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path, 3)
+    with pytest.raises(CheckpointError, match=r"written by 2 ranks, this run has 4. Continue with 2 ranks"):
+        checkpoint.find_newest(tmp_path, 4)
+    value = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**value, "version": 99}))
+    with pytest.raises(CheckpointError, match="format version 99"):
+        checkpoint.find_newest(tmp_path, 2)
+    assert path.is_dir(), "a newer format is not damage"
