@@ -74,7 +74,7 @@ def draw(source: Source) -> Drawing:
         *(_dense(graph, min(units, MOST_WORDS) if task.unit == "words" else units)
           for graph in store.batch("test", [number])),
     )  # fmt: skip
-    title = f"{source.name}: {task.name}, test example {number} ({example.label})"
+    title = f"{source.name}: {task.name}, test example {number} (class {example.label})"
     if task.unit == "words":
         words = list(example.units[: len(example.forward[0])])
         caption = (
@@ -154,7 +154,7 @@ def pixels_figure(image: np.ndarray[Any, Any], example: Example) -> Markup:
     height, width = image.shape[:2]
     queries = _query_pixels(image)
     with style():
-        figure, axes = new(5.4, 5.4 / (len(queries) + 1) * height / width + 0.3, 1, len(queries) + 1)
+        figure, axes = new(7.4, 7.4 / (len(queries) + 1) * height / width + 0.1, 1, len(queries) + 1)
         forward, backward = example.forward.mean(0), example.backward.mean(0)
         for ax, query in zip(axes, [None, *queries], strict=True):
             if query is None:

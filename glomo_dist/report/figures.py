@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -86,11 +87,7 @@ def percent(axes: Axes, axis: str = "x") -> None:
     target.set_major_formatter(lambda value, _: f"{100 * value:g}")
 
 
-def smooth(values: Sequence[float], weight: float) -> list[float]:
-    """Exponential moving average without the pull of the start to zero."""
-    averages, total, norm = [], 0.0, 0.0
-    for value in values:
-        total = weight * total + (1 - weight) * value
-        norm = weight * norm + (1 - weight)
-        averages.append(total / norm)
-    return averages
+def smooth(values: Sequence[float], width: int) -> list[float]:
+    """Running mean over `width` neighbours, fewer at the ends; centred, so that it does not lag behind."""
+    half = width // 2
+    return [float(np.mean(values[max(0, i - half) : i + half + 1])) for i in range(len(values))]

@@ -10,7 +10,9 @@ from pathlib import Path
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.report.results import Finished, Results, features_name
 from glomo_dist.report.runs import Run
+from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import GlomoError
+from glomo_dist.runtime.fingerprint import fingerprint
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ def facts(results: Results, runs: Sequence[Run], stores: Sequence[Path]) -> list
             )
         ] = None
         details = (
-            f"{run.rows[-1]['step']:,} steps, {run.config.get('ranks', '?')} ranks, {duration(run.seconds)}"
+            f"{run.rows[-1]['step']:,} steps, ranks: {run.config.get('ranks', '?')}, {duration(run.seconds)}"
         )
         found[Fact("pretraining", run.folder.name, "", f"{details}, code {run.config.get('code', '?')}")] = (
             None
@@ -101,4 +103,4 @@ def _store_fact(path: Path) -> Fact:
         f"{edges / max(1, 2 * units * info.layers * info.heads):.1f} edges a row, model {info.model}, "
         f"tokenizer {info.tokenizer}, code {info.code}"
     )
-    return Fact("graphs", name, info.data, details)
+    return Fact("graphs", name, fingerprint(to_dict(info)), details)

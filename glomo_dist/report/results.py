@@ -52,10 +52,9 @@ class Group:
 
     @property
     def title(self) -> str:
-        size = (
-            "all training examples" if self.train_size is None else f"{self.train_size:,} training examples"
-        )
-        return ", ".join(filter(None, [self.task, self.features, size, self.settings]))
+        features = "learned vectors" if self.features == "learned" else self.features
+        size = "" if self.train_size is None else f"{self.train_size:,} training examples"
+        return ", ".join(filter(None, [self.task, features, size, self.settings]))
 
     @property
     def any(self) -> Finished:

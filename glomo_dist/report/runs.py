@@ -63,13 +63,19 @@ def loss_figure(run: Run) -> Markup:
         figure, (axes,) = new(5.4, 2.8)
         steps, losses = [r["step"] for r in run.rows], [r["loss"] for r in run.rows]
         axes.plot(steps, losses, color=COLOURS[0], linewidth=0.6, alpha=0.4)
-        axes.plot(steps, smooth(losses, 0.9), color=COLOURS[0], linewidth=1.8, label="training")
+        axes.plot(
+            steps,
+            smooth(losses, max(5, len(losses) // 25)),
+            color=COLOURS[0],
+            linewidth=1.8,
+            label="training",
+        )
         valid = [(r["step"], r["valid_loss"]) for r in run.rows if r.get("valid_loss") is not None]
         if valid:
             axes.plot(*zip(*valid, strict=True), "o", color=COLOURS[1], markersize=4, label="validation")
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=9)
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("nats per predicted unit")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=9)
         return svg(figure, f"Pretraining loss of {run.folder.name} against the optimizer step")
 
 

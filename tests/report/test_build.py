@@ -1,0 +1,178 @@
+"""The page: complete, self-contained, safe against hostile names, drawn from real stores and runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from result_folders import job, result, write
+
+from glomo_dist.evaluate import EvaluationPlan, InProcess, evaluate, plan_jobs
+from glomo_dist.graphs.export import StoreMeta, export_graphs
+from glomo_dist.model import Glomo, GlomoConfig
+from glomo_dist.report import build
+from glomo_dist.report.drawings import strongest
+from glomo_dist.runtime.errors import DataError, GlomoError
+from glomo_dist.transfer.finetune import run
+from glomo_dist.transfer.task import get_task
+
+HOSTILE = '<script>alert("x")</script> & $x_1$'
+
+
+class Tags(HTMLParser):
+    """Every start tag with its attributes, and the visible text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def self_contained(page: Tags, source: str) -> None:
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "link", "iframe", "object"), tag
+        for name in ("src", "href", "xlink:href", "data"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:")), (tag, name, attributes[name])
+    assert "@import" not in source and not re.search(r"url\((?!#)", source)
+
+
+def test_hostile_strings_are_only_text(tmp_path):
+    arms = ["none", HOSTILE]
+    work = {arm: [job(arm, seed, task_source=HOSTILE) for seed in range(2)] for arm in arms}
+    rows = [result(one, 0.5 + 0.1 * one.seed, classes=(HOSTILE, "b")) for one in work["none"] + work[HOSTILE]]
+    failed = {job("uniform", 0): f"ValueError: {HOSTILE}"}
+    build([write(tmp_path / "in", rows, failed)], tmp_path / "report.html")
+    source = (tmp_path / "report.html").read_text()
+    page = Tags(source)
+    self_contained(page, source)
+    assert page.text.count("<script>alert(") >= 3  # the table, the plots, the traceback: as words
+    assert "1 failed" in page.text and 'f"{' not in source
+    assert "store is" not in page.text and "no longer there" in page.text
+
+
+def run_folder(folder, rows):
+    folder.mkdir()
+    (folder / "config.json").write_text(
+        json.dumps(
+            {
+                "config": {},
+                "ranks": 2,
+                "code": "0.1.0",
+                "data": {"folder": "/x/shards", "fingerprint": "f00d"},
+            }
+        )
+    )
+    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def log_row(step, **fields):
+    return {
+        "step": step,
+        "loss": 5.0 - 0.1 * step,
+        "seconds": 0.5,
+        "empty_rows": [[0.1, 0.2], [0.3, 0.4]],
+        **fields,
+    }
+
+
+def test_a_real_evaluation_with_graphs_over_pixels_and_words(tmp_path):
+    """Digits and docstrings from the data to the page, in process, with untrained graphs."""
+    torch.manual_seed(0)
+    rows = [
+        {"text": f"{verb} the <b>bold</b> $value$ of all {noun}s in the list", "label": noun, "split": split}
+        for split in ("train", "dev", "test")
+        for noun in ("file", "socket")
+        for verb in ("return", "close", "open")
+    ]
+    (tmp_path / "docstrings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = {"digits": None, "docstring": str(tmp_path / "docstrings.jsonl")}
+    for name, source in sources.items():
+        task = get_task(name)
+        data = task.load(source, 12)
+        image = (8, 8) if task.unit == "pixels" else None
+        predictor = Glomo(
+            GlomoConfig(vocab_size=16, width=8, heads=2, layers=2, image=image, sparsity="square")
+        )
+        ids = {
+            split: [
+                (np.asarray(units) // 16).reshape(-1).astype(np.int32)
+                if image
+                else np.array([len(word) % 16 for word in units], np.int32)
+                for units in examples.units
+            ]
+            for split, examples in data.splits.items()
+        }
+        meta = StoreMeta(name, task.version, data.fingerprint, "m", "t", task.max_units)
+        export_graphs(predictor, ids, tmp_path / "graphs" / name, meta=meta)
+    plan = EvaluationPlan(
+        tasks=("digits", "docstring"),
+        arms={"none": "none", "pretrained": str(tmp_path / "graphs" / "{task}")},
+        seeds=(0, 1),
+        sources={"docstring": sources["docstring"]},
+        settings={"epochs": 1, "max_examples": 12, "hidden": 4},
+    )
+    summary = evaluate(plan_jobs(plan), run, tmp_path / "out", InProcess())
+    assert summary.finished == 8, summary.failed
+
+    pretraining = run_folder(tmp_path / "run", [log_row(step, valid_loss=4.0) for step in range(1, 5)])
+    build([tmp_path / "out"], tmp_path / "report.html", [pretraining])
+    source = (tmp_path / "report.html").read_text()
+    page = Tags(source)
+    self_contained(page, source)
+    # per task: dots, curves, mixture weights; the run: loss, empty rows; drawings: words and heads, pixels
+    assert [tag for tag, _ in page.tags].count("svg") == 2 * 3 + 2 + 3
+    assert "Not drawn" not in page.text
+    assert (
+        "pretrained graph: docstring, test example" in page.text and "pretrained graph: digits" in page.text
+    )
+    for word in ("<", "$", "bold", "value"):
+        assert word in page.text, f"{word!r} of the drawn example"
+    assert get_task("digits").load(None, 12).fingerprint in page.text and "f00d" in page.text
+    assert "4 steps, ranks: 2, 2.0 s" in page.text
+
+
+def test_data_that_changed_is_said_and_not_drawn(tmp_path):
+    predictor = Glomo(GlomoConfig(vocab_size=16, width=8, heads=1, layers=1))
+    meta = StoreMeta("digits", 1, "another", "m", "t", None)
+    ids = {name: [np.zeros(64, np.int32)] for name in ("train", "dev", "test")}
+    store = export_graphs(predictor, ids, tmp_path / "store", meta=meta)
+    build([write(tmp_path / "in", [result(job("none", 0), 0.5)])], tmp_path / "report.html", stores=[store])
+    assert "Not drawn" in (text := Tags((tmp_path / "report.html").read_text()).text) and "another" in text
+
+
+def test_unusable_runs_and_outputs_are_named(tmp_path):
+    results = write(tmp_path / "in", [result(job("none", 0), 0.5)])
+    page = tmp_path / "report.html"
+    with pytest.raises(DataError, match=r"nowhere does not exist"):
+        build([results], page, [tmp_path / "nowhere"])
+    with pytest.raises(DataError, match=r"log.jsonl: no row with a step and a loss"):
+        build([results], page, [run_folder(tmp_path / "young", [])])
+    damaged = run_folder(tmp_path / "damaged", [log_row(1), log_row(2)])
+    text = (damaged / "log.jsonl").read_text()
+    (damaged / "log.jsonl").write_text("}" + text)
+    with pytest.raises(DataError, match=r"log.jsonl, line 1: not valid JSON"):
+        build([results], page, [damaged])
+    with pytest.raises(GlomoError, match=r"is a folder; the name of a file was expected"):
+        build([results], tmp_path)
+    assert not page.exists()
+    (damaged / "log.jsonl").write_text(text + '{"step": 3, "lo')  # killed while writing: the rest counts
+    build([results], page, [damaged])
+    assert "2 steps" in page.read_text()
+
+
+def test_strongest_edges():
+    graph = np.array([[0, 0, 0], [0.5, 0, 0], [0.1, 0.9, 0]])
+    assert strongest(graph, 2) == [(1, 0, 0.5), (2, 1, 0.9)]
+    assert len(strongest(graph, 9)) == 3, "an entry of zero is no edge"

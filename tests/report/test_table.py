@@ -1,0 +1,111 @@
+"""From result folders to rows: pairing, grouping, what is missing, and errors that name the file."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from result_folders import id_of, job, result, write
+
+from glomo_dist.report import as_markdown, as_text, read_results
+from glomo_dist.report.table import tables
+from glomo_dist.runtime.errors import DataError
+
+NONE = {0: 0.70, 1: 0.72, 2: 0.74}
+PRETRAINED = {0: 0.71, 1: 0.74, 2: 0.77}  # differences 1, 2, 3 points
+
+
+def scores(arm, values, **fields):
+    return [result(job(arm, seed, **fields), value) for seed, value in values.items()]
+
+
+def test_rows_by_hand(tmp_path):
+    folder = write(tmp_path / "out", scores("none", NONE) + scores("pretrained", PRETRAINED))
+    (table,) = tables(read_results([folder]))
+    none, pretrained = table.rows
+    assert (none.arm, pretrained.arm, table.main) == ("none", "pretrained", "pretrained")
+    assert none.score.mean == pytest.approx(0.72) and none.score.sd == pytest.approx(0.02)
+    assert none.to_none is None and pretrained.main_minus is None
+    assert pretrained.to_none.difference.mean == pytest.approx(0.02)
+    assert pretrained.to_none.p == pytest.approx(0.07418, abs=1e-5)
+    text = as_text(read_results([folder]))
+    assert "72.00 ± 2.00" in text and "+2.00 [−0.48, +4.48], p = 0.074" in text
+    assert "| no graph | 72.00 ± 2.00 | 3 |" in as_markdown(read_results([folder]))
+
+
+def test_missing_seeds_and_failures_are_said(tmp_path):
+    folder = write(
+        tmp_path / "out",
+        scores("none", NONE) + scores("pretrained", {0: 0.71, 1: 0.74}) + scores("uniform", {0: 0.6}),
+        failed={job("pretrained", 2): "MemoryError: 2 GB"},
+        missing=[job("uniform", 1)],
+    )
+    results = read_results([folder])
+    text = as_text(results)
+    line = {row.split("  ")[0]: row for row in text.splitlines()}
+    assert "2 of 3" in line["pretrained graph"] and "(2 common seeds)" in line["pretrained graph"]
+    assert "1 of 2" in line["uniform graph"] and "(1 seed: no interval)" in line["uniform graph"]
+    assert "60.00  " in line["uniform graph"] and "±" not in line["uniform graph"].split("1 of 2")[0]
+    assert "1 jobs failed" in text and "MemoryError: 2 GB" in text
+    assert "1 planned jobs have no result yet" in text
+
+
+def test_sizes_features_and_settings_are_not_mixed(tmp_path):
+    rows = scores("none", NONE) + scores("none", NONE, train_size=5) + scores("none", {0: 0.1}, lr=0.5)
+    rows += scores("none", NONE, features="/data/wiki.npz")
+    groups = read_results([write(tmp_path / "out", rows)]).groups
+    titles = sorted(group.title for group in groups)
+    assert titles == [
+        "sst2, learned vectors, 5 training examples",
+        "sst2, learned vectors, lr 0.001",
+        "sst2, learned vectors, lr 0.5",
+        "sst2, wiki",
+    ]
+    assert {group.title: group.planned["none"] for group in groups}["sst2, learned vectors, lr 0.5"] == 1
+
+
+def test_the_same_seed_of_an_arm_twice_is_refused(tmp_path):
+    first = write(tmp_path / "a", [result(job("pretrained", 0), 0.5)])
+    other = result(job("pretrained", 0, graphs="/other/store"), 0.9)
+    second = write(tmp_path / "b", [other])
+    moved = second / "results" / "another-id"
+    (second / "results" / id_of(job("pretrained", 0))).rename(moved)
+    plan = json.loads((second / "plan.json").read_text())
+    plan["jobs"][0]["id"] = "another-id"
+    (second / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(DataError, match=r"a/results/.*b/results/another-id/result.json.*different names"):
+        read_results([first, second])
+
+
+def test_results_of_no_plan_are_left_out(tmp_path):
+    folder = write(tmp_path / "out", scores("none", NONE))
+    result(job("none", 9), 0.0).write(folder / "results" / "old" / "result.json")
+    results = read_results([folder])
+    assert results.strays == ["old"] and tables(results)[0].rows[0].score.n == 3
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ('{"format": "glomo-result", "vers', r"result.json, line 1: not valid JSON"),
+        ("[]", r"result.json: not a result file"),
+        ('{"format": "glomo-result", "version": 7}', r"result.json: format version 7"),
+    ],
+)
+def test_damaged_result_is_named(tmp_path, content, message):
+    folder = write(tmp_path / "out", scores("none", NONE))
+    (folder / "results" / id_of(job("none", 1)) / "result.json").write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_results([folder])
+
+
+def test_folders_without_an_evaluation(tmp_path):
+    with pytest.raises(DataError, match=r"absent does not exist or is no folder"):
+        read_results([tmp_path / "absent"])
+    with pytest.raises(DataError, match=r"holds no evaluation \(no plan.json\)"):
+        read_results([tmp_path])
+    with pytest.raises(DataError, match=r"no job has a result yet"):
+        read_results([write(tmp_path / "out", [], missing=[job("none", 0)])])
+    (tmp_path / "plan.json").write_text('{"format": "glomo-evaluation", "version": 2}')
+    with pytest.raises(DataError, match=r"plan.json: format version 2"):
+        read_results([tmp_path])
