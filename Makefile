@@ -19,7 +19,7 @@ export PYTHONUNBUFFERED := 1
 
 # pip, always with our pins, without the lines that say nothing (errors and downloads stay).
 NOISE := already satisfied|^Looking in|^Collecting|\.metadata|Using cached|^WARNING: Location .* is ignored
-NOISE := $(NOISE)|^ +(Preparing|Getting|Installing build|Checking if|Created wheel|Stored in|Attempting|Found existing|Uninstalling)|^Successfully built
+NOISE := $(NOISE)|: still running|: started$$|^ +(Preparing|Getting|Installing build|Checking if|Created wheel|Stored in|Attempting|Found existing|Uninstalling)|^Successfully built
 INSTALL := $(BIN)/python -m pip install --progress-bar off -c constraints.txt
 SIFT := 2>&1 | { grep --line-buffered -vE '$(NOISE)' || true; }
 
