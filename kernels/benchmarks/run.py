@@ -1,0 +1,95 @@
+"""Times the kernels: python kernels/benchmarks/run.py [--quick] [--rounds N] [--csv FILE]
+
+First every run of a case is compared with the first one; a case that disagrees is reported and not timed. Then
+all runs of a case take turns, so that a busy moment hits them alike. Times are milliseconds: the 20th, 50th and
+80th percentile. With --csv a row per run is added to FILE, with the machine, versions and date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import platform
+import sys
+import time
+from pathlib import Path
+
+import torch
+from cases import Case, cases
+from glomo_kernels import compiled
+
+COLUMNS = ("op", "shape", "run", "p20_ms", "p50_ms", "p80_ms", "threads", "cpu", "simd", "torch", "date")
+
+
+def disagreement(case: Case) -> str | None:
+    """What differs by more than float32 rounding between the first run and another, or None."""
+    (first, expected), *others = ((name, run()) for name, run in case.runs.items())
+    for name, results in others:
+        for index, (a, b) in enumerate(zip(results, expected, strict=True)):
+            if a.shape != b.shape or not torch.allclose(
+                a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max() or 1)
+            ):
+                return f"{name} and {first} differ in result {index}"
+    return None
+
+
+def measure(case: Case, rounds: int) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in case.runs}
+    for _ in range(rounds):
+        for name, run in case.runs.items():
+            start = time.perf_counter()
+            run()
+            times[name].append((time.perf_counter() - start) * 1e3)
+    return times
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="only the sizes of the demo")
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--csv", type=Path)
+    options = parser.parse_args(arguments)
+    torch.manual_seed(0)
+
+    simd = compiled.missing() or compiled.cpu().instruction_set()
+    rows, failed = [], False
+    for case in cases(options.quick):
+        print(f"\n{case.op}  {case.shape}", flush=True)
+        wrong = disagreement(case)
+        if wrong:
+            failed = True
+            print(f"  not timed: {wrong}")
+            continue
+        times = measure(case, options.rounds)
+        quantiles = {
+            name: torch.tensor(t).quantile(torch.tensor([0.2, 0.5, 0.8])).tolist()
+            for name, t in times.items()
+        }
+        base = next(iter(quantiles.values()))[1]
+        for name, (low, middle, high) in quantiles.items():
+            print(f"  {name:24} {middle:9.2f} ms  ({low:.2f} .. {high:.2f})  {base / middle:5.2f}x")
+            numbers = [f"{x:.3f}" for x in (low, middle, high)]
+            where = [torch.get_num_threads(), processor(), simd, torch.__version__]
+            rows.append([case.op, case.shape, name, *numbers, *where, datetime.date.today().isoformat()])
+    if options.csv:
+        new = not options.csv.exists()
+        options.csv.parent.mkdir(parents=True, exist_ok=True)
+        with options.csv.open("a", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerows([COLUMNS, *rows] if new else rows)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
