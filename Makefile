@@ -7,7 +7,10 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup test demo lint format clean
 
-PYTHON ?= python3
+# The first of these that is new enough; empty if none is.
+NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 10))'
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+  $$p $(NEW_ENOUGH) 2> /dev/null && { echo $$p; break; }; done)
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -32,13 +35,14 @@ help:
 setup: $(VENV)/.stamp
 
 $(VENV)/.dependencies: constraints.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
-	  echo 'setup: CPython 3.10 or newer is needed, $(PYTHON) is' "$$($(PYTHON) --version 2>&1)." \
-	       'Name another one: make setup PYTHON=/path/to/python3' >&2; exit 1; }
-	@command -v $${CC:-gcc} > /dev/null || { \
-	  echo 'setup: no C++ compiler found. Install gcc and g++ (Debian: apt-get install build-essential).' >&2; exit 1; }
+	@test -n '$(PYTHON)' && $(PYTHON) $(NEW_ENOUGH) || { \
+	  echo 'setup: CPython 3.10 or newer is needed. Name one: make setup PYTHON=/path/to/python3' >&2; exit 1; }
+	@command -v $${CXX:-g++} > /dev/null || { \
+	  echo 'setup: no C++ compiler. Install gcc and g++ (Debian: apt-get install build-essential).' >&2; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig as s; sys.exit(not os.path.exists(s.get_path("include") + "/Python.h"))' || { \
+	  echo 'setup: $(PYTHON) has no Python.h. Install its headers (Debian: apt-get install python3-dev).' >&2; exit 1; }
 	@echo '==> 1/4  $(VENV) and torch (the largest package)'
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c '' 2> /dev/null || $(PYTHON) -m venv --clear $(VENV)
 	@# torch alone and pinned: left to the others, the resolver may fetch gigabytes of a second one
 	@$(INSTALL) torch numpy $(SIFT)
 	@echo '==> 2/4  build tools'
@@ -69,5 +73,6 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	test ! -e demo/.made-by-demo || rm -rf demo
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find kernels glomo_dist tests \( -name __pycache__ -o -name '*.so' \) -prune -exec rm -rf {} +
