@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -54,8 +54,8 @@ class TextReader(nn.Module):
     ) -> None:
         super().__init__()
         recurrent = nn.GRU if kind == "gru" else nn.LSTM
-        self.forwards = recurrent(width, hidden, batch_first=True)
-        self.backwards = recurrent(width, hidden, batch_first=True)
+        self.forwards = recurrent(width, hidden)
+        self.backwards = recurrent(width, hidden)
         self.attend = nn.Linear(2 * hidden, hidden)
         self.score = nn.Linear(hidden, 1)
         self.dropout = nn.Dropout(dropout)
@@ -63,17 +63,37 @@ class TextReader(nn.Module):
 
     def forward(self, units: Tensor, lengths: Tensor) -> Tensor:
         """units [B, T, width], lengths [B] -> logits [B, classes]; an empty text counts as one zero unit."""
-        T = units.shape[1]
+        B, T, _ = units.shape
         lengths = lengths.clamp(min=1)
-        at = torch.arange(T, device=units.device)
+        at, sample = torch.arange(T, device=units.device), torch.arange(B, device=units.device)[:, None]
         mirrored = lengths[:, None] - 1 - at
-        order = torch.where(mirrored >= 0, mirrored, at)[..., None]
-        ahead = self.forwards(units)[0]
-        back = self.backwards(units.gather(1, order.expand(-1, -1, units.shape[2])))[0]
-        states = torch.cat([ahead, back.gather(1, order.expand(-1, -1, back.shape[2]))], -1)
+        mirrored = torch.where(mirrored >= 0, mirrored, at)
+        # The networks read [T, B, width] without a copy; where row (b, t) goes, straight and mirrored:
+        straight_to, mirrored_to = (at * B + sample).flatten(), (mirrored * B + sample).flatten()
+        straight_from, mirrored_from = ((t + sample * T).t().flatten() for t in (at.expand(B, T), mirrored))
+        rows = units.reshape(B * T, -1)
+        ahead = self.forwards(_Permuted.apply(rows, straight_from, straight_to).view(T, B, -1))[0]
+        back = self.backwards(_Permuted.apply(rows, mirrored_from, mirrored_to).view(T, B, -1))[0]
+        unmirrored = (mirrored * B + sample).t().flatten()
+        back = _Permuted.apply(back.reshape(T * B, -1), unmirrored, unmirrored).view(T, B, -1)
+        states = torch.cat([ahead, back], -1)
         score = self.score(torch.tanh(self.attend(states))).squeeze(-1)
-        share = score.masked_fill(at >= lengths[:, None], float("-inf")).softmax(1)
-        return self.classify(self.dropout((share[..., None] * states).sum(1)))
+        share = score.masked_fill((at >= lengths[:, None]).t(), float("-inf")).softmax(0)
+        return self.classify(self.dropout((share[..., None] * states).sum(0)))
+
+
+class _Permuted(torch.autograd.Function):
+    """Rows of x [n, D] in another order. The gradient is a permutation too, where indexing would add rows up."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return grad.index_select(0, inverse), None, None
 
 
 class PixelReader(nn.Module):
