@@ -94,11 +94,13 @@ def test_deterministic_and_free_of_global_state(sample):
 
 def test_test_metric_belongs_to_the_best_dev_epoch(sample):
     """Stopping at the best epoch gives the same test number as running on past it."""
-    long = run(job(sample["source"], arm="none", epochs=6, patience=6))
-    assert long.dev == max(e.dev for e in long.curve)
-    assert long.curve[long.best_epoch - 1].dev == long.dev
+    # The features do not tell the label, so dev goes up and down; of a few seeds one peaks before the end.
+    fields = {"arm": "none", "patience": 8, "lr": 2e-2, "hidden": 24}
+    runs = (run(job(sample["source"], sample["vectors"], epochs=8, seed=s, **fields)) for s in range(6))
+    long = next(result for result in runs if 1 < result.best_epoch < 8)
+    assert long.dev == max(e.dev for e in long.curve) == long.curve[long.best_epoch - 1].dev
     assert all(e.dev < long.dev for e in long.curve[: long.best_epoch - 1])
-    short = run(job(sample["source"], arm="none", epochs=long.best_epoch, patience=6))
+    short = run(job(sample["source"], sample["vectors"], epochs=long.best_epoch, seed=long.seed, **fields))
     assert short.test == long.test
 
 
