@@ -33,6 +33,6 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture
 def backend(request, monkeypatch):
-    """Forces the backend; a missing one is a failure, not a skip, unless it needs a device that is not here."""
+    """Forces the backend: one that cannot run here fails its tests instead of leaving them out."""
     monkeypatch.setenv(dispatch.VARIABLE, request.param)
     return request.param
