@@ -125,8 +125,8 @@ def optimizer_step(engine: Any, clip: float | None) -> tuple[bool, float]:
         return math.isfinite(norm), float(norm)
     before = engine.skipped_steps
     engine.step()
-    norm = float(engine.get_global_grad_norm())
-    return engine.skipped_steps == before and math.isfinite(norm), norm
+    reduced = float(engine.get_global_grad_norm())
+    return engine.skipped_steps == before and math.isfinite(reduced), reduced
 
 
 def whole_parameters(engine: Any) -> Iterator[tuple[str, Tensor]]:
@@ -148,7 +148,9 @@ def whole_state(engine: Any) -> dict[str, Tensor]:
     """Parameters and buffers as the bare module's `state_dict` names them, on CPU; a collective."""
     state = dict(whole_parameters(engine))
     wanted = engine.module.state_dict().keys()
-    state.update({n: b.detach().to("cpu", copy=True) for n, b in engine.module.named_buffers() if n in wanted})
+    state.update(
+        {n: b.detach().to("cpu", copy=True) for n, b in engine.module.named_buffers() if n in wanted}
+    )
     return state
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -62,6 +63,12 @@ def pretrain(
     return job.out
 
 
+def _end_with_parent() -> None:
+    """In torchrun before it begins: be told to end when this program is gone, even by kill -9 (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG, see prctl(2)
+
+
 def _torchrun(ranks: int, restarts: int, arguments: list[str]) -> int:
     """Exit code of torchrun with `ranks` workers on this machine and a free port; stderr passes through."""
     command = [
@@ -71,7 +78,7 @@ def _torchrun(ranks: int, restarts: int, arguments: list[str]) -> int:
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores() // ranks))}
     # this package and its neighbours must be found there as they were found here, installed or not
     environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
-    process = subprocess.Popen(command, env=environment)
+    process = subprocess.Popen(command, env=environment, preexec_fn=_end_with_parent)
     try:
         return process.wait()
     except BaseException:  # Ctrl-C or an exception from a signal handler: no rank may outlive us

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,7 @@ def train(job: Job, ranks: Ranks) -> None:
     ranks.from_first(lambda: _publish(job.out))
 
 
-def _steps(
-    job: Job, ranks: Ranks, engine: Any, stream: Stream, state: State, hooks: tuple[Hook, ...]
-) -> None:
+def _steps(job: Job, ranks: Ranks, engine: Any, stream: Stream, state: State, hooks: Sequence[Hook]) -> None:
     config = job.config
     valid = _valid_batches(job, ranks)
     clock = Clock(ranks.device)

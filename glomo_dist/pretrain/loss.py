@@ -12,7 +12,8 @@ def _mix(x: np.ndarray) -> np.ndarray:
     x = x + _GOLDEN
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    mixed: np.ndarray = x ^ (x >> np.uint64(31))
+    return mixed
 
 
 def sample_positions(
@@ -36,7 +37,8 @@ def sample_positions(
         bits = _mix(key[:, :, None] ^ np.arange(count, dtype=np.uint64))  # [2, B, count]
     uniform = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
     choices = np.maximum(lengths - decoder_steps, 1)[None, :, None]
-    return np.floor(uniform * choices).astype(np.int64)
+    positions: np.ndarray = np.floor(uniform * choices).astype(np.int64)
+    return positions
 
 
 def predicted_units(lengths: np.ndarray, positions: np.ndarray, decoder_steps: int) -> int:

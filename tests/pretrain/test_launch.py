@@ -8,13 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 from pretrain_samples import TINY, losses, rows, weights_hash, without_times
 
 from glomo_dist.model import load_model
-from glomo_dist.pretrain import pretrain
+from glomo_dist.pretrain import pretrain, run_folder
 from glomo_dist.runtime import files
 from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import GlomoError
@@ -58,6 +60,21 @@ def rank_process(ancestor: int, rank: int) -> int:
 @pytest.fixture(scope="module")
 def uninterrupted(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pretrain(CONFIG, tiny_shards, tmp_path_factory.mktemp("launch") / "run", 2)
+
+
+def start(folder: Path, shards: Path, stderr: TextIO) -> subprocess.Popen[bytes]:
+    """A program that pretrains into folder/run."""
+    files.write_json(folder / "config.json", to_dict(CONFIG))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, "-c", PROGRAM, str(folder / "config.json"), str(shards), str(folder / "run")]
+    return subprocess.Popen(command, env=environment, stderr=stderr)
+
+
+def wait_for(happened: Callable[[], bool], seconds: float = 300.0) -> None:
+    until = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < until
+        time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +143,22 @@ def test_the_same_call_again_ends_as_if_nothing_had_happened(
     assert f"continuing {out} from step" in capfd.readouterr().err
     assert [without_times(r) for r in rows(out)] == [without_times(r) for r in rows(uninterrupted)]
     assert weights_hash(out) == weights_hash(uninterrupted)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+def test_no_rank_outlives_the_program_that_started_it(tiny_shards: Path, tmp_path: Path) -> None:
+    def free() -> bool:
+        try:
+            with run_folder.locked(tmp_path / "run"):
+                return True
+        except GlomoError:
+            return False
+
+    with open(tmp_path / "stderr", "w") as stderr:
+        run = start(tmp_path, tiny_shards, stderr)
+        wait_for(lambda: (tmp_path / "run" / "log.jsonl").exists() or run.poll() is not None)
+        assert not free()
+        run.kill()
+        run.wait()
+    wait_for(free, 60.0)
+    assert len(rows(tmp_path / "run")) < CONFIG.steps
