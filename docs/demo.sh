@@ -17,22 +17,26 @@ step() { printf '\n==> %d:%02d  %s\n' $(((SECONDS - began) / 60)) $(((SECONDS - 
 # Raw files: text.jsonl, docstrings.jsonl (with labels), digits.npz
 step glomo prepare demo --out "$out/raw"
 
-# Words
+# Words; texts are cut at 64 words, in the graphs and in the task
 step glomo prepare text "$out/raw/text.jsonl" --out "$out/shards/text" --vocab-size 8000
 step glomo pretrain "$out/shards/text" --out "$out/runs/text" --recipe demo_text --ranks 2
-step glomo export "$out/runs/text" --task docstring --source "$out/raw" --out "$out/graphs/docstring-pretrained"
-step glomo export "$out/runs/text" --task docstring --source "$out/raw" --out "$out/graphs/docstring-random" --random-seed 0
+words=(--task docstring --source "$out/raw" --max-units 64)
+step glomo export "$out/runs/text" "${words[@]}" --out "$out/graphs/docstring-pretrained"
+step glomo export "$out/runs/text" "${words[@]}" --out "$out/graphs/docstring-random" --random-seed 0
 
 # Pixels
 step glomo prepare images "$out/raw/digits.npz" --out "$out/shards/digits" --bits 3
 step glomo pretrain "$out/shards/digits" --out "$out/runs/digits" --recipe demo_digits --ranks 2
-step glomo export "$out/runs/digits" --task digits --source "$out/raw" --out "$out/graphs/digits-pretrained"
-step glomo export "$out/runs/digits" --task digits --source "$out/raw" --out "$out/graphs/digits-random" --random-seed 0
+pixels=(--task digits --source "$out/raw")
+step glomo export "$out/runs/digits" "${pixels[@]}" --out "$out/graphs/digits-pretrained"
+step glomo export "$out/runs/digits" "${pixels[@]}" --out "$out/graphs/digits-random" --random-seed 0
 
-# 2 tasks x 4 arms x 3 seeds, on a local Ray
-step glomo evaluate --tasks docstring digits --sources docstring="$out/raw" digits="$out/raw" \
-  --arms none uniform "random=$out/graphs/{task}-random" "pretrained=$out/graphs/{task}-pretrained" \
-  --seeds 0 1 2 --features learned:32 --epochs 6 --out "$out/results"
+# 4 arms x 3 seeds for each task, on a local Ray
+arms=(none uniform "random=$out/graphs/{task}-random" "pretrained=$out/graphs/{task}-pretrained")
+step glomo evaluate --tasks docstring --sources docstring="$out/raw" --arms "${arms[@]}" --seeds 0 1 2 \
+  --features learned:32 --max-units 64 --epochs 6 --out "$out/results/docstring"
+step glomo evaluate --tasks digits --sources digits="$out/raw" --arms "${arms[@]}" --seeds 0 1 2 \
+  --epochs 8 --out "$out/results/digits"
 
-step glomo report "$out/results" --runs "$out/runs/text" "$out/runs/digits" --out "$out/report.html"
+step glomo report "$out"/results/* --runs "$out/runs/text" "$out/runs/digits" --out "$out/report.html"
 printf '\n==> done in %d:%02d; open %s\n' $(((SECONDS - began) / 60)) $(((SECONDS - began) % 60)) "$(cd "$out" && pwd)/report.html"
