@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
+import socket
 import sys
 import tempfile
 import time
@@ -68,10 +70,11 @@ def running_ray(cpus: int | None = None, address: str | None = None, max_retries
         return
     if address is not None:
         try:
+            _require_listening(address)
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-        except (ConnectionError, ValueError) as e:
+        except (OSError, ValueError, RuntimeError) as e:
             raise GlomoError(
-                f"no Ray cluster at {address!r}: {e}. Start one (`ray start --head`) or omit the address."
+                f"no Ray cluster at {address!r}: {e}. Start one (`ray start --head`) or leave the address out."
             ) from e
         try:
             yield
@@ -85,6 +88,7 @@ def running_ray(cpus: int | None = None, address: str | None = None, max_retries
         RAY_task_oom_retries=str(max_retries),
     ):
         ray.init(
+            address="local",  # never a cluster that happens to run on this machine
             num_cpus=cpus or _own_cores(),
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
@@ -146,7 +150,8 @@ def _collect(reference: Any, job: Job, out: Path, clock: _Clock, expired: dict[s
         return outcome
     except ray.exceptions.RayTaskError as e:
         # `attempt` itself failed: the disk is full, or the job function cannot be imported in the worker.
-        message, trace = str(e).strip().splitlines()[-1], str(e)
+        trace = re.sub(r"\x1b\[[0-9;]*m", "", str(e)).strip()  # Ray colours it for a terminal
+        message = trace.splitlines()[-1]
     except ray.exceptions.RayError as e:
         message = f"the worker died: {str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}"
         trace = f"{type(e).__name__}: {e}"
@@ -172,6 +177,13 @@ class _Clock:
         if mark != self.mark:  # a new attempt, after a worker died, has its own time
             self.mark, self.since = mark, time.monotonic()
         return time.monotonic() - self.since if self.mark else 0.0
+
+
+def _require_listening(address: str) -> None:
+    """Raise OSError at once where nothing listens: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _own_cores() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -24,7 +25,7 @@ from glomo_dist.runtime.errors import ConfigError, GlomoError
 @pytest.fixture(scope="module")
 def local_ray():
     with running_ray(cpus=2):
-        yield RayExecutor()
+        yield RayExecutor(max_retries=1)
 
 
 @pytest.fixture(params=["in process", "ray"])
@@ -135,6 +136,25 @@ def test_ray_refuses_a_job_that_never_fits(local_ray, tmp_path, marks):
         evaluate([job("double", marks, 1, cpus=64)], evaluate_jobs.run, tmp_path / "out", local_ray)
 
 
+def test_no_cluster_at_the_address(tmp_path, marks):
+    program = "import sys; from test_executor import *; address_without_cluster(*map(Path, sys.argv[1:]))"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]),
+    }
+    # in a fresh process: this one may already have a Ray, which would be used
+    subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "out"), str(marks)], env=environment, check=True
+    )
+
+
+def address_without_cluster(out: Path, marks: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(GlomoError, match=rf"no Ray cluster at '127.0.0.1:{port}'.*ray start --head"):
+        evaluate([job("double", marks)], evaluate_jobs.run, out, RayExecutor(address=f"127.0.0.1:{port}"))
+
+
 def test_foreign_folder_and_file_are_refused(tmp_path, marks):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("dear")
@@ -178,15 +198,15 @@ def test_interrupt_keeps_results_and_leaves_nothing_running(tmp_path, marks):
             env=environment,
             stderr=stderr,
         )
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while not (is_finished(out, "double-1") and len(list(out.rglob("running.json"))) == 2):
             assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "stderr").read_text()
             time.sleep(0.1)
         workers = [json.loads(path.read_text())["pid"] for path in out.rglob("running.json")]
         process.send_signal(signal.SIGINT)
-        process.wait(timeout=60)
+        process.wait(timeout=120)
     assert "1 of 3 results are kept" in (tmp_path / "stderr").read_text()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline, f"workers {workers} still run"
         time.sleep(0.1)
