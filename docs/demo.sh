@@ -17,10 +17,10 @@ step() { printf '\n==> %d:%02d  %s\n' $(((SECONDS - began) / 60)) $(((SECONDS - 
 # Raw files: text.jsonl, docstrings.jsonl (with labels), digits.npz
 step glomo prepare demo --out "$out/raw"
 
-# Words; texts are cut at 64 words, in the graphs and in the task
+# Words; texts are cut at 48 words, in the graphs and in the task
 step glomo prepare text "$out/raw/text.jsonl" --out "$out/shards/text" --vocab-size 8000
 step glomo pretrain "$out/shards/text" --out "$out/runs/text" --recipe demo_text --ranks 2
-words=(--task docstring --source "$out/raw" --max-units 64)
+words=(--task docstring --source "$out/raw" --max-units 48)
 step glomo export "$out/runs/text" "${words[@]}" --out "$out/graphs/docstring-pretrained"
 step glomo export "$out/runs/text" "${words[@]}" --out "$out/graphs/docstring-random" --random-seed 0
 
@@ -34,7 +34,7 @@ step glomo export "$out/runs/digits" "${pixels[@]}" --out "$out/graphs/digits-ra
 # 4 arms x 3 seeds for each task, on a local Ray
 arms=(none uniform "random=$out/graphs/{task}-random" "pretrained=$out/graphs/{task}-pretrained")
 step glomo evaluate --tasks docstring --sources docstring="$out/raw" --arms "${arms[@]}" --seeds 0 1 2 \
-  --features learned:32 --max-units 64 --epochs 6 --out "$out/results/docstring"
+  --features learned:32 --max-units 48 --epochs 5 --out "$out/results/docstring"
 step glomo evaluate --tasks digits --sources digits="$out/raw" --arms "${arms[@]}" --seeds 0 1 2 \
   --epochs 8 --out "$out/results/digits"
 
