@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from pydoc_data.topics import topics
 
 import numpy as np
 import pytest
 import torch
+from road_samples import Raw, Road
 from sklearn.datasets import load_digits
 
 from glomo_dist.cli import main
@@ -32,17 +31,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line(f"{skipped} tests skipped" + (" (reasons above)" if skipped else ""))
 
 
-@dataclass(frozen=True)
-class Raw:
-    """Small real inputs. text: chapters of Python's documentation; docstrings: labelled rows of a task, by chapter;
-    digits: 8 x 8 images."""
-
-    folder: Path
-    text: Path
-    docstrings: Path
-    digits: Path
-
-
 @pytest.fixture(scope="session")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Raw:
     folder = tmp_path_factory.mktemp("raw")
@@ -62,17 +50,6 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Raw:
     images = np.round(digits.images[:200] * (255 / 16)).astype(np.uint8)
     np.savez(made.digits, images=images, labels=digits.target[:200])
     return made
-
-
-@dataclass(frozen=True)
-class Road:
-    """Folders that each stage wrote, with the commands of the README."""
-
-    raw: Raw
-    text_shards: Path
-    digit_shards: Path
-    text_run: Path
-    digit_run: Path
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Raw, Road
+from road_samples import Raw, Road
 
 from glomo_dist import recipes
 from glomo_dist.cli import COMMANDS, main

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Road
+from road_samples import Road
 
 from glomo_dist.cli import main
 from glomo_dist.data import ShardIndex, load_tokenizer
