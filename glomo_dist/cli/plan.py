@@ -107,7 +107,7 @@ def state_bytes(config: PretrainConfig, parameters: int, ranks: int) -> dict[str
 def activation_bytes(config: PretrainConfig, ranks: int) -> float:
     """Bytes per rank of one backward pass, roughly: features of every layer and direction, and the sampled logits.
 
-    The graphs do not count: `affinity_mix` keeps none (its reference backend does, T x T per head).
+    The graphs do not count: `affinity_mix` keeps none.
     """
     m = config.model
     micro, _ = accumulation(config, ranks)

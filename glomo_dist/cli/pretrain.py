@@ -11,6 +11,7 @@ kept in OUT/config.json, one line per step in OUT/log.jsonl, the trained model i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -58,4 +59,5 @@ def main(argv: Sequence[str]) -> None:
         valid=command.valid,
         restarts=command.restarts,
     )
-    say(f"next: glomo export {run} --task NAME --source DATA --out graphs/NAME")
+    if os.environ.get("RANK", "0") == "0":  # under torchrun all ranks come here
+        say(f"next: glomo export {run} --task NAME --source DATA --out graphs/NAME")
