@@ -378,8 +378,17 @@ def test_plan_of_memory_follows_the_stages() -> None:
     """16 bytes per parameter in float32 with Adam; each stage shares out one more part over the ranks."""
     sizes = [sum(state_bytes(PretrainConfig(zero_stage=stage), 1000, 4).values()) for stage in (0, 1, 2, 3)]
     assert sizes == [16000, 10000, 7000, 4000]
-    small, large = (cost(with_vocabulary(recipes.get(name))) for name in ("tiny", "wiki_small"))
-    assert large.flops_per_token > 10 * small.flops_per_token
+
+
+def test_plan_of_arithmetic_grows_with_the_pairs() -> None:
+    """Twice the window and twice the sampled positions leave all else per token as it was: what is added is, forward
+    and backward (x3), a multiply-add (x2) for each pair, layer and head, over d_g score and d/K feature entries."""
+    short = with_vocabulary(recipes.get("tiny"))
+    long = replace(short, window=2 * short.window, positions_per_sequence=2 * short.positions_per_sequence)
+    m, pairs = short.model, short.window  # T/2 pairs per unit and direction
+    added = 3 * 2 * m.layers * m.heads * (m.graph_width + m.width // m.heads) * pairs
+    assert cost(long).flops_per_token - cost(short).flops_per_token == pytest.approx(added)
+    assert cost(long).tokens_per_step == 2 * cost(short).tokens_per_step
 
 
 def test_every_recipe_is_a_valid_run() -> None:
