@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from glomo_dist.data.files import InputFile, describe, find_files, open_seekable, open_stream
+from glomo_dist.data.files import InputFile, describe, find_files, open_seekable
+from glomo_dist.data.lines import json_objects, numbered_lines
 from glomo_dist.data.text import tokenize
 from glomo_dist.runtime.errors import ConfigError, DataError, suggest
 
@@ -77,25 +77,6 @@ def _of_file(file: InputFile, text_key: str, split: Split) -> Iterator[Document]
     return _tokenised(file) if file.suffix == ".tokens" else _plain(file, split)
 
 
-def numbered_lines(file: InputFile) -> Iterator[tuple[int, str]]:
-    """Numbered lines (from 1) without their ends; a byte that is not UTF-8 is an error with its place."""
-    with open_stream(file) as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as e:
-                raise DataError(
-                    f"{file.name}, line {number}, byte {e.start + 1} of the line (0x{line[e.start]:02x}): not UTF-8 "
-                    "text. Convert the file first, e.g. iconv -f latin1 -t utf-8."
-                ) from None
-            if "\0" in text:
-                raise DataError(
-                    f"{file.name}, line {number}: contains a zero byte, so it is binary or UTF-16. "
-                    "Convert the file first, e.g. iconv -f utf-16 -t utf-8."
-                )
-            yield number, text.rstrip("\r\n")
-
-
 def _plain(file: InputFile, split: Split) -> Iterator[Document]:
     start = 1
     part: list[str] = []
@@ -123,27 +104,6 @@ def _tokenised(file: InputFile) -> Iterator[Document]:
         part.append(line.strip())
     if part:
         yield Document("\n".join(part), file.label, start, tokenised=True)
-
-
-def json_objects(file: InputFile) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number (from 1) and object of every line that is not blank."""
-    for number, line in numbered_lines(file):
-        if not line.strip():
-            continue
-        where = f"{file.name}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as e:
-            raise DataError(
-                f"{where}: not valid JSON ({e.msg}, column {e.colno}). Mend or delete the line."
-            ) from None
-        except (RecursionError, ValueError) as e:  # nested too deeply; a number of thousands of digits
-            raise DataError(f"{where}: {describe(e)}. Mend or delete the line.") from None
-        if not isinstance(row, dict):
-            raise DataError(
-                f"{where}: expected a JSON object, got {type(row).__name__}. Write one object a line."
-            )
-        yield number, row
 
 
 def _json_lines(file: InputFile, text_key: str) -> Iterator[Document]:

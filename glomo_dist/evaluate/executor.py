@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import shlex
 import signal
-import sys
 import threading
 import time
 import types
@@ -18,6 +16,7 @@ from typing import Any, Protocol
 from glomo_dist.evaluate.attempt import Job, Outcome, Run, attempt, is_finished, write_error
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 from glomo_dist.runtime.files import write_json
+from glomo_dist.runtime.fingerprint import command_line
 from glomo_dist.runtime.progress import bar, say
 
 PLAN_FORMAT = "glomo-evaluation"
@@ -89,7 +88,7 @@ def evaluate(
                 "format": PLAN_FORMAT,
                 "version": PLAN_VERSION,
                 "plan": plan or {},
-                "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+                "command": command_line(),
                 "jobs": [{"id": job.id, "job": vars(job.work)} for job in jobs],
             },
         )

@@ -16,6 +16,7 @@ from glomo_dist.pretrain.ranks import cores, started_by_torchrun
 from glomo_dist.runtime import errors, files
 from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import GlomoError
+from glomo_dist.runtime.fingerprint import COMMAND_VARIABLE, command_line
 from glomo_dist.runtime.progress import say
 
 
@@ -76,6 +77,7 @@ def _torchrun(ranks: int, restarts: int, arguments: list[str]) -> int:
         f"--max-restarts={restarts}", "-m", "glomo_dist.pretrain", *arguments,
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores() // ranks))}
+    environment[COMMAND_VARIABLE] = command_line()
     # this package and its neighbours must be found there as they were found here, installed or not
     environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
     process = subprocess.Popen(command, env=environment, preexec_fn=_end_with_parent)

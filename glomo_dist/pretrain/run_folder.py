@@ -23,7 +23,7 @@ from glomo_dist.pretrain.engine import extra_settings
 from glomo_dist.runtime import files
 from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import CheckpointError, ConfigError, GlomoError
-from glomo_dist.runtime.fingerprint import code_version
+from glomo_dist.runtime.fingerprint import code_version, command_line
 
 FORMAT, VERSION = "glomo-run", 1
 CONFIG, LOCK, MODEL = "config.json", ".lock", "model"
@@ -104,6 +104,7 @@ def describe(job: Job, ranks: int) -> dict[str, Any]:
         else {"folder": str(job.valid_index.folder.resolve()), "fingerprint": job.valid_index.fingerprint},
         "ranks": ranks,
         "code": code_version(),
+        "command": command_line(),
     }
 
 

@@ -67,7 +67,8 @@ def facts(results: Results, runs: Sequence[Run], stores: Sequence[Path]) -> list
         found[Fact("time", f"{duration(seconds)} of jobs", "", f"{duration(seconds / len(jobs))} a job")] = (
             None
         )
-    for command in dict.fromkeys(results.commands):
+    commands = [run.config["command"] for run in runs if run.config.get("command")]
+    for command in dict.fromkeys([*commands, *results.commands]):
         found[Fact("command", command, "", "")] = None
     return list(found)
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shlex
 import subprocess
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import glomo_dist
+
+COMMAND_VARIABLE = "GLOMO_COMMAND"  # set for the ranks of a run
 
 
 def fingerprint(value: Any) -> str:
@@ -22,6 +27,11 @@ def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed that is a pure function of `parts`, the same on every machine and Python."""
     digest = hashlib.sha256("\0".join(str(p) for p in parts).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
+
+
+def command_line() -> str:
+    """The command this work was started with; a process started on its behalf names the first one."""
+    return os.environ.get(COMMAND_VARIABLE) or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 @lru_cache(maxsize=1)

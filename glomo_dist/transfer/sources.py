@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 import fsspec
 
-from glomo_dist.data.files import describe, find_files, open_stream
+from glomo_dist.data.files import describe, find_files
+from glomo_dist.data.lines import json_objects, numbered_lines
 from glomo_dist.runtime.errors import DataError
 
 SUFFIXES = (".tsv", ".jsonl", ".txt", ".vec")
@@ -19,29 +19,13 @@ def lines(source: str) -> Iterator[tuple[int, str]]:
 
     Raises DataError for a missing, unreadable or damaged file and for bytes that are not UTF-8.
     """
-    with open_stream(find_files([source], SUFFIXES)[0]) as stream:
-        for number, raw in enumerate(stream, 1):
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as e:
-                raise DataError(
-                    f"{source}, line {number}: not UTF-8 text (byte {e.start + 1} of the line). Convert the file."
-                ) from None
-            yield number, line.rstrip("\r\n")
+    return numbered_lines(find_files([source], SUFFIXES)[0])
 
 
 def json_rows(source: str, keys: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
     """("file, line n", row) of a .jsonl file; every row must be an object with `keys`."""
-    for number, line in lines(source):
-        if not line.strip():
-            continue
+    for number, row in json_objects(find_files([source], SUFFIXES)[0]):
         where = f"{source}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as e:
-            raise DataError(f"{where}: not valid JSON ({e.msg}).") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{where}: expected a JSON object with the keys {', '.join(keys)}.")
         for key in keys:
             if key not in row:
                 raise DataError(

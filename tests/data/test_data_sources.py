@@ -11,12 +11,14 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from moto.server import ThreadedMotoServer
 
 from glomo_dist.data.files import find_files, open_seekable
 from glomo_dist.data.sources import TEXT_SUFFIXES, documents
@@ -119,6 +121,56 @@ def test_http_with_the_packing_decided_by_the_ending(web: tuple[Path, str]) -> N
     assert texts(f"{address}/t.parquet") == ["from a table"]
     with pytest.raises(DataError, match=r"missing\.jsonl"):
         texts(f"{address}/missing.jsonl")
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Any]:
+    """An S3 server on the loopback, and a file system that talks to it."""
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    names = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+    names["AWS_ENDPOINT_URL"] = f"http://{host}:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in names.items():
+            patch.setenv(name, value)
+        filesystem = fsspec.filesystem("s3", skip_instance_cache=True)
+        filesystem.mkdir("corpus")
+        yield filesystem
+    server.stop()
+
+
+def test_s3_files_folders_and_patterns(bucket: Any) -> None:
+    bucket.pipe_file("corpus/sub/a.jsonl.zst", zstandard.compress(LINES))
+    bucket.pipe_file("corpus/b.txt", b"plain")
+    assert texts("s3://corpus/sub/a.jsonl.zst") == ["one fish", "two é"]
+    assert texts("s3://corpus") == ["plain", "one fish", "two é"]
+    assert texts("s3://corpus/s*/*.jsonl.zst") == ["one fish", "two é"]
+    assert [d.source for d in documents(["s3://corpus"])] == ["b.txt", "sub/a.jsonl.zst", "sub/a.jsonl.zst"]
+
+
+def test_s3_table_larger_than_one_block(bucket: Any, tmp_path: Path) -> None:
+    rows = [f"{i} " + "x" * 4000 for i in range(4000)]  # 16 MB, read in several requests
+    pq.write_table(pa.table({"text": rows}), tmp_path / "t.parquet", compression=None, use_dictionary=False)
+    bucket.put_file(str(tmp_path / "t.parquet"), "corpus/table/t.parquet")
+    assert texts("s3://corpus/table/t.parquet") == rows
+
+
+@pytest.mark.parametrize("source", ["s3://corpus/missing.txt", "s3://no-such-bucket/a.txt"])
+def test_what_s3_does_not_have_is_named(bucket: Any, source: str) -> None:
+    with pytest.raises(DataError, match=source):
+        texts(source)
+
+
+def test_s3_without_a_server(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    fsspec.filesystem("s3").clear_instance_cache()
+    try:
+        with pytest.raises(DataError, match=r"s3://corpus/b\.txt.*connect"):
+            texts("s3://corpus/b.txt")
+    finally:
+        fsspec.filesystem("s3").clear_instance_cache()
 
 
 def test_any_fsspec_place_is_read() -> None:

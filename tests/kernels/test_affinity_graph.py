@@ -189,7 +189,7 @@ class TestRegistration:
     def test_opcheck(self, backend):
         q, k, theta = leaves(*make(5), dtype=torch.float32)
         spans = torch.tensor([0, 4]).expand(3, 5, 2).clone()
-        torch.library.opcheck(_forward, (q, k, theta, spans, None, "relu", 2, True))
+        torch.library.opcheck(_forward.overload, (q, k, theta, spans, None, "relu", 2, True))
 
     @torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
     def test_compiles_as_one_graph(self, backend):

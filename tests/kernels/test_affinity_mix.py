@@ -191,7 +191,7 @@ class TestRegistration:
         theta = theta if case == "threshold" else None
         topk = torch.tensor([2, 1, 2]) if case == "topk" else None
         kind = "relu" if case == "threshold" else case
-        torch.library.opcheck(_forward, (q, k, v, theta, spans, topk, kind, True))
+        torch.library.opcheck(_forward.overload, (q, k, v, theta, spans, topk, kind, True))
 
     def test_compiles_as_one_graph(self, backend):
         lengths = torch.tensor([9, 2, 5])

@@ -129,7 +129,7 @@ class TestRegistration:
         hidden, weight, target = make(6)
         inputs = [x.float() for x in (hidden, weight)]
         inputs = leaves(*inputs, dtype=torch.float32) if grads else inputs
-        torch.library.opcheck(_forward, (*inputs, target, -100, grads))
+        torch.library.opcheck(_forward.overload, (*inputs, target, -100, grads))
 
     def test_compiles_as_one_graph(self, backend):
         hidden, weight, target = make(6)

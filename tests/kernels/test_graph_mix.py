@@ -156,10 +156,10 @@ class TestRegistration:
         graph = sparse(make(5).float())
         edges = (graph.offsets, graph.columns, graph.weights)
         w, h = leaves(torch.randn(3, 5, 2), torch.randn(3, 5, 6), dtype=torch.float32)
-        torch.library.opcheck(_mix, (*edges, 4, 1, w, h))
+        torch.library.opcheck(_mix.overload, (*edges, 4, 1, w, h))
         for given in (1, 2):
             x = torch.randn(3, given, 5, 6, requires_grad=True)
-            torch.library.opcheck(_apply, (*edges, 4, 1, 2, x))
+            torch.library.opcheck(_apply.overload, (*edges, 4, 1, 2, x))
 
     @pytest.mark.parametrize("heads", [None, 2])
     def test_compiles_as_one_graph(self, backend, heads):

@@ -20,6 +20,7 @@ from glomo_dist.pretrain import pretrain, run_folder
 from glomo_dist.runtime import files
 from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import GlomoError
+from glomo_dist.runtime.fingerprint import command_line
 
 pytestmark = pytest.mark.slow
 
@@ -116,7 +117,9 @@ def test_run_learns_and_ends_whole(uninterrupted: Path) -> None:
     ]
     model, meta = load_model(uninterrupted / "model")
     assert model.config.vocab_size == 41 and meta["step"] == CONFIG.steps
-    assert meta["tokenizer"] == files.read_json(uninterrupted / "config.json")["data"]["tokenizer"]
+    description = files.read_json(uninterrupted / "config.json")
+    assert meta["tokenizer"] == description["data"]["tokenizer"]
+    assert description["command"] == command_line(), "that of the user, not of the launcher"
 
 
 def test_finished_run_is_left_alone(

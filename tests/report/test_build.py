@@ -69,6 +69,7 @@ def run_folder(folder, rows):
                 "config": {},
                 "ranks": 2,
                 "code": "0.1.0",
+                "command": "glomo pretrain shards --out run",
                 "data": {"folder": "/x/shards", "fingerprint": "f00d"},
             }
         )
@@ -140,7 +141,7 @@ def test_a_real_evaluation_with_graphs_over_pixels_and_words(tmp_path):
     for word in ("<", "$", "bold", "value"):
         assert word in page.text, f"{word!r} of the drawn example"
     assert get_task("digits").load(None, 12).fingerprint in page.text and "f00d" in page.text
-    assert "4 steps, ranks: 2, 2.0 s" in page.text
+    assert "4 steps, ranks: 2, 2.0 s" in page.text and "glomo pretrain shards --out run" in page.text
 
 
 def test_data_that_changed_is_said_and_not_drawn(tmp_path):

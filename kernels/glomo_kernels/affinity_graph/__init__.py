@@ -8,7 +8,7 @@ from torch import Tensor
 from glomo_kernels import checks
 from glomo_kernels.dispatch import run
 from glomo_kernels.graph import SparseGraph
-from glomo_kernels.registration import refuse_second_derivative
+from glomo_kernels.registration import operator
 from glomo_kernels.scores import compute_dtype
 from glomo_kernels.spans import make_spans
 
@@ -52,7 +52,7 @@ def affinity_graph(
     return SparseGraph(offsets, columns, weights, (batch, heads, units))
 
 
-@torch.library.custom_op("glomo::affinity_graph", mutates_args=())
+@operator("affinity_graph")
 def _forward(
     q: Tensor,
     k: Tensor,
@@ -89,7 +89,7 @@ def _(
     )
 
 
-@torch.library.custom_op("glomo::affinity_graph_backward", mutates_args=())
+@operator("affinity_graph_backward")
 def _backward(
     grad: Tensor,
     q: Tensor,
@@ -148,4 +148,4 @@ def _autograd(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, .
 
 
 _forward.register_autograd(_autograd, setup_context=_setup)
-refuse_second_derivative(_backward, OP)
+_backward.refuse_derivative(OP)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from glomo_kernels import checks
 from glomo_kernels.dispatch import run
-from glomo_kernels.registration import refuse_second_derivative
+from glomo_kernels.registration import operator
 from glomo_kernels.scores import compute_dtype
 from glomo_kernels.spans import make_spans
 
@@ -78,7 +78,7 @@ def affinity_mix(
     return mixed, AffinityStats(row_sum.detach(), edges, entropy.detach())
 
 
-@torch.library.custom_op("glomo::affinity_mix", mutates_args=())
+@operator("affinity_mix")
 def _forward(
     q: Tensor,
     k: Tensor,
@@ -117,7 +117,7 @@ def _(
     )
 
 
-@torch.library.custom_op("glomo::affinity_mix_backward", mutates_args=())
+@operator("affinity_mix_backward")
 def _backward(
     grad: Tensor,
     q: Tensor,
@@ -171,4 +171,4 @@ def _autograd(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, .
 
 
 _forward.register_autograd(_autograd, setup_context=_setup)
-refuse_second_derivative(_backward, OP)
+_backward.refuse_derivative(OP)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from glomo_kernels import checks
 from glomo_kernels.dispatch import run
-from glomo_kernels.registration import refuse_second_derivative
+from glomo_kernels.registration import operator
 from glomo_kernels.scores import compute_dtype
 
 OP = "decoder_loss"
@@ -59,7 +59,7 @@ def decoder_loss(
     return loss / (target != ignore_index).sum()
 
 
-@torch.library.custom_op("glomo::decoder_loss", mutates_args=())
+@operator("decoder_loss")
 def _forward(
     hidden: Tensor, weight: Tensor, target: Tensor, ignore_index: int, grads: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -80,7 +80,7 @@ def _(
     )
 
 
-@torch.library.custom_op("glomo::decoder_loss_backward", mutates_args=())
+@operator("decoder_loss_backward")
 def _backward(
     grad: Tensor, hidden: Tensor, weight: Tensor, dhidden: Tensor, dweight: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -111,4 +111,4 @@ def _autograd(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, .
 
 
 _forward.register_autograd(_autograd, setup_context=_setup)
-refuse_second_derivative(_backward, OP)
+_backward.refuse_derivative(OP)

@@ -8,7 +8,7 @@ from torch import Tensor
 from glomo_kernels import checks
 from glomo_kernels.dispatch import run
 from glomo_kernels.graph import SparseGraph
-from glomo_kernels.registration import refuse_second_derivative
+from glomo_kernels.registration import operator
 
 OP = "graph_mix"
 
@@ -138,7 +138,7 @@ def _check_edges(offsets: Tensor, columns: Tensor, units: int) -> None:
 # ---- y = sum_c w_c P_c H over the components first .. first + C' of a graph with `components` per sample
 
 
-@torch.library.custom_op("glomo::graph_mix", mutates_args=())
+@operator("graph_mix")
 def _mix(
     offsets: Tensor,
     columns: Tensor,
@@ -167,7 +167,7 @@ def _(
     return features.new_empty(features.shape)
 
 
-@torch.library.custom_op("glomo::graph_mix_backward", mutates_args=())
+@operator("graph_mix_backward")
 def _mix_backward(
     grad: Tensor,
     offsets: Tensor,
@@ -224,13 +224,13 @@ def _mix_autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _mix.register_autograd(_mix_autograd, setup_context=_mix_setup)
-refuse_second_derivative(_mix_backward, OP)
+_mix_backward.refuse_derivative(OP)
 
 
 # ---- z_k = P_(first+k) x_k for k < count; x [B, count, T, D], or [B, 1, T, D] to give all of them the same x
 
 
-@torch.library.custom_op("glomo::graph_apply", mutates_args=())
+@operator("graph_apply")
 def _apply(
     offsets: Tensor, columns: Tensor, values: Tensor, components: int, first: int, count: int, x: Tensor
 ) -> Tensor:
@@ -247,7 +247,7 @@ def _(
     return x.new_empty(x.shape[0], count, x.shape[2], x.shape[3])
 
 
-@torch.library.custom_op("glomo::graph_apply_backward", mutates_args=())
+@operator("graph_apply_backward")
 def _apply_backward(
     grad: Tensor,
     offsets: Tensor,
@@ -290,4 +290,4 @@ def _apply_autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _apply.register_autograd(_apply_autograd, setup_context=_apply_setup)
-refuse_second_derivative(_apply_backward, "graph_apply")
+_apply_backward.refuse_derivative("graph_apply")
