@@ -70,6 +70,22 @@ def check_lengths(op: str, lengths: Tensor | None, batch: int, columns: int) -> 
         )
 
 
+def check_segments(op: str, segments: Tensor | None, batch: int, columns: int) -> Tensor | None:
+    """segments as they are; equal numbers must stand side by side."""
+    if segments is None:
+        return None
+    check_integers(op, "segments", segments, ((batch, columns),))
+    if readable(segments):
+        for sample, row in enumerate(segments):
+            documents = row.unique_consecutive()
+            if len(documents.unique()) != len(documents):
+                raise ValueError(
+                    f"{op}: segments of sample {sample} return to an earlier number; equal numbers "
+                    "must stand side by side"
+                )
+    return segments
+
+
 def check_positions(op: str, positions: Tensor | None, batch: int, rows: int, columns: int) -> Tensor | None:
     """positions as [B, Tq]; None (all units) needs as many query rows as keys."""
     if positions is None:

@@ -20,6 +20,9 @@ EPSILON = 1e-16
 # Elements of one tile of scores. Measured on CPU: tiles that stay in the cache beat larger and smaller ones.
 TILE_ELEMENTS = 1 << 19
 
+# Side of the tiles of scores that are known to be without a positive weight, or not.
+LIVE = 64
+
 Tile = tuple[slice, slice, slice]
 
 
@@ -41,6 +44,21 @@ def tiles(batch: int, heads: int, rows: int, columns: int) -> Iterator[Tile]:
         for h in range(0, heads, head_step):
             for r in range(0, rows, row_step):
                 yield slice(b, b + 1), slice(h, min(h + head_step, heads)), slice(r, min(r + row_step, rows))
+
+
+def live_shape(q: Tensor, k: Tensor) -> tuple[int, int, int, int]:
+    """[B, H, ceil(Tq / LIVE), ceil(T / LIVE)]"""
+    batch, heads, rows, _ = q.shape
+    return batch, heads, (rows + LIVE - 1) // LIVE, (k.shape[2] + LIVE - 1) // LIVE
+
+
+def mark_live(live: Tensor, rows: slice, weight: Tensor) -> None:
+    """Set live [B, H, .., ..] to 1 for the tiles in which weight [B, H, R, T], of query rows `rows`, is positive."""
+    padded = torch.nn.functional.pad(weight > 0, (0, -weight.shape[-1] % LIVE))
+    positive = padded.view(*padded.shape[:-1], -1, LIVE).any(-1)
+    for tile in range(rows.start // LIVE, (rows.stop + LIVE - 1) // LIVE):
+        first = max(tile * LIVE - rows.start, 0)
+        live[:, :, tile] |= positive[:, :, first : (tile + 1) * LIVE - rows.start].any(2)
 
 
 def largest(values: Tensor, count: Tensor | int) -> Tensor:

@@ -1,7 +1,8 @@
 """Which keys a query row may see, as one contiguous range per row.
 
-Lengths, the causal order and subsets of query rows all come down to `spans` [B, Tq, 2] int64: row t of
-sample b sees the keys begin <= j < end, and none when begin == end (padding). Backends know no other mask.
+Lengths, packed documents, the causal order and subsets of query rows all come down to `spans` [B, Tq, 2] int64:
+row t of sample b sees the keys begin <= j < end, and none when begin == end (padding). Backends know no other
+mask.
 """
 
 from __future__ import annotations
@@ -18,17 +19,36 @@ def make_spans(
     lengths: Tensor | None,
     causal: bool,
     positions: Tensor | None,
+    segments: Tensor | None = None,
 ) -> Tensor:
-    """spans [B, Tq, 2] int64 from lengths [B], the direction rule and positions [B, Tq] (None: 0..T-1)."""
+    """spans [B, Tq, 2] int64 from lengths [B], the direction rule, positions [B, Tq] (None: 0..T-1), segments."""
     if positions is None:
         positions = torch.arange(columns, device=device).expand(batch, columns)
     if lengths is None:
         real_end = torch.full_like(positions, columns)
     else:
         real_end = lengths[:, None].expand_as(positions)
+    begin = torch.zeros_like(positions)
     end = positions if causal else real_end
-    end = torch.where(positions < real_end, end, 0)
-    return torch.stack([torch.zeros_like(end), end], dim=-1)
+    if segments is not None:
+        first, behind = _documents(segments)
+        begin = first.gather(1, positions)
+        end = torch.minimum(end, behind.gather(1, positions))
+    real = positions < real_end
+    return torch.stack([torch.where(real, begin, 0), torch.where(real, end, 0)], dim=-1)
+
+
+def _documents(segments: Tensor) -> tuple[Tensor, Tensor]:
+    """For each unit the first unit of its document and the first behind it, int64 [B, T] each."""
+    columns = segments.shape[1]
+    unit = torch.arange(columns, device=segments.device).expand_as(segments)
+    changes = torch.ones_like(segments, dtype=torch.bool)
+    changes[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    first = torch.where(changes, unit, 0).cummax(1).values
+    following = torch.cat(
+        [torch.where(changes, unit, columns)[:, 1:], unit.new_full((len(unit), 1), columns)], 1
+    )
+    return first, following.flip(1).cummin(1).values.flip(1)
 
 
 def outside(spans: Tensor, columns: int) -> Tensor:

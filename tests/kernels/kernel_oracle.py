@@ -11,6 +11,7 @@ def dense_weights(
     kind="relu",
     lengths=None,
     causal=True,
+    segments=None,
     positions=None,
     topk=None,
     keep=None,
@@ -24,6 +25,9 @@ def dense_weights(
     lengths = torch.full((batch,), columns) if lengths is None else lengths
     j = torch.arange(columns)
     seen = (j < lengths[:, None])[:, None, :] & (unit < lengths[:, None])[:, :, None]
+    if segments is not None:
+        own = segments.gather(1, unit)
+        seen = seen & (own[:, :, None] == segments[:, None, :])
     if causal:
         seen = seen & (j < unit[:, :, None])
     seen = seen[:, None]

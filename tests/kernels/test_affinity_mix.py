@@ -82,6 +82,30 @@ def test_query_rows_at_positions(backend, positions, causal):
     compare(both(make(9, rows=3), torch.float32, True, options))
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("case", ["threshold", "topk", "softmax"])
+def test_packed_documents_do_not_see_each_other(backend, case, causal):
+    with_theta, options = split(case)
+    inputs = make(150)
+    segments = torch.zeros(3, 150, dtype=torch.int64)
+    segments[0, 70:] = 7
+    segments[1] = torch.arange(150) // 11
+    options |= {"segments": segments, "lengths": torch.tensor([150, 140, 3]), "causal": causal}
+    compare(both(inputs, torch.float32, with_theta, options))
+
+    q, k, v, theta = inputs
+    whole = affinity_mix(q, k, v, theta if with_theta else None, **options)
+    q, k, v, theta = (x[:1, :, 70:] for x in inputs)
+    alone = affinity_mix(q, k, v, theta if with_theta else None, causal=causal, **split(case)[1])
+    torch.testing.assert_close(whole[:1, :, 70:], alone, rtol=1e-12, atol=1e-12)
+
+
+def test_positions_in_packed_rows(backend):
+    segments = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2, 2]] * 3)
+    options = {"positions": torch.tensor([8, 3, 4]), "segments": segments, "causal": False}
+    compare(both(make(9, rows=3), torch.float32, True, options))
+
+
 def test_positions_select_rows_of_the_whole(backend):
     q, k, v, theta = make(9)
     rows = torch.tensor([8, 2])
@@ -138,9 +162,23 @@ def test_stats(backend, case):
     torch.testing.assert_close(stats.edges.long(), (weights > 0).sum(-1))
     torch.testing.assert_close(stats.entropy, torch.special.entr(weights).sum(-1))
     assert ((stats.row_sum == 0) == (weights.sum(-1) == 0)).all()
+    assert torch.equal(stats.live, (weights > 0).any(-1, keepdim=True).any(-2, keepdim=True))
     assert not stats.row_sum.requires_grad
     single = affinity_mix(q.float(), k.float(), v.float(), **{**options, "return_stats": True})[1]
     assert single.row_sum.dtype == torch.float32
+
+
+def test_live_tiles(backend):
+    q, k, v, theta = make(200, rows=150, heads=1)
+    positions = torch.arange(150) + 50
+    theta[0, :, 64:128] = 1e6  # the second tile of rows
+    k[1, :, 64:128] = 0
+    options = {"positions": positions, "lengths": torch.tensor([200, 200, 120])}
+    stats = affinity_mix(q, k, v, theta.abs() + 1, **options, return_stats=True)[1]
+    weights = dense_weights(q, k, theta.abs() + 1, **options)
+    tiles = torch.nn.functional.pad(weights > 0, (0, 56, 0, 42)).unflatten(3, (4, 64)).unflatten(2, (3, 64))
+    assert torch.equal(stats.live, tiles.any(5).any(3))
+    assert 0.2 < stats.live.float().mean() < 0.8
 
 
 def test_ties_of_topk_go_to_the_lowest_column(backend):
@@ -229,6 +267,8 @@ class TestRegistration:
         ),
         ({"positions": torch.tensor([0, 1, 2, 4])}, r"positions must lie in 0..3 \(T=4\), got 0..4"),
         ({"positions": torch.tensor([0, 1])}, "positions must be"),
+        ({"segments": torch.zeros(3, 5, dtype=torch.int64)}, r"segments must be \(3, 4\), got \(3, 5\)"),
+        ({"segments": torch.tensor([[0, 0, 1, 0]] * 3)}, "segments of sample 0 return to an earlier number"),
         ({"topk": 2}, "topk goes with kind 'topk'"),
         ({"kind": "topk", "theta": None}, "topk goes with kind 'topk'"),
         ({"kind": "topk", "theta": None, "topk": 0}, "topk must be at least 1"),

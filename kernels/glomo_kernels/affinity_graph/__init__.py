@@ -23,6 +23,7 @@ def affinity_graph(
     kind: str = "relu",
     lengths: Tensor | None = None,
     causal: bool = True,
+    segments: Tensor | None = None,
     topk: int | Tensor | None = None,
     keep: int | None = None,
     renormalise: bool = True,
@@ -31,7 +32,7 @@ def affinity_graph(
 
     q      [B, H, T, Dg]   float16 | bfloat16 | float32 | float64
     k      [B, H, T, Dg]   dtype of q
-    theta, kind, lengths, causal, topk   as in `affinity_mix`
+    theta, kind, lengths, causal, segments, topk   as in `affinity_mix`
     keep   the number of edges kept per row, the largest weights (ties: the lowest column); None keeps all
     renormalise  divide by the sum of the kept weights; False: by the sum over all of the row
     ->     SparseGraph of shape (B, H, T): weights float32 (float64 for float64 input). Gradients flow to q, k
@@ -47,7 +48,10 @@ def affinity_graph(
         raise ValueError(f"{OP}: keep must be at least 1, or None for all edges, got {keep}")
     checks.check_lengths(OP, lengths, batch, units)
     counts = checks.check_topk(OP, topk, kind, batch, q.device)
-    spans = make_spans(batch, units, q.device, lengths=lengths, causal=causal, positions=None)
+    segments = checks.check_segments(OP, segments, batch, units)
+    spans = make_spans(
+        batch, units, q.device, lengths=lengths, causal=causal, positions=None, segments=segments
+    )
     weights, offsets, columns = _forward(q, k, theta, spans, counts, kind, keep or 0, renormalise)
     return SparseGraph(offsets, columns, weights, (batch, heads, units))
 

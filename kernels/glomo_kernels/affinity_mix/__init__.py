@@ -8,7 +8,7 @@ from torch import Tensor
 from glomo_kernels import checks
 from glomo_kernels.dispatch import run
 from glomo_kernels.registration import operator
-from glomo_kernels.scores import compute_dtype
+from glomo_kernels.scores import compute_dtype, live_shape
 from glomo_kernels.spans import make_spans
 
 OP = "affinity_mix"
@@ -21,11 +21,14 @@ class AffinityStats(NamedTuple):
              with kind "softmax" the sum of exp(scores)
     edges    int32: number of positive weights
     entropy  of the normalised weights, in nats; 0 for an empty row
+    live     bool [B, H, ceil(Tq/64), ceil(T/64)]: tiles of 64 x 64 scores with a positive weight in them; work
+             on the others is skipped
     """
 
     row_sum: Tensor
     edges: Tensor
     entropy: Tensor
+    live: Tensor
 
 
 def affinity_mix(
@@ -37,6 +40,7 @@ def affinity_mix(
     kind: str = "relu",
     lengths: Tensor | None = None,
     causal: bool = True,
+    segments: Tensor | None = None,
     positions: Tensor | None = None,
     topk: int | Tensor | None = None,
     return_stats: bool = False,
@@ -53,6 +57,8 @@ def affinity_mix(
            "softmax"  softmax(q_i . k_j / sqrt(Dg)), for comparison
     lengths    int64 [B]: units j >= lengths[b] are padding, never seen, and their rows are 0. None: all real
     causal     True: j < i only. False: all real j, i included
+    segments   int64 [B, T]: for rows packed with several documents, the number of each unit's document, equal
+               numbers side by side. Units see their own document only. None: one document per row
     positions  int64 [B, Tq] or [Tq]: the unit index i of each query row. None: 0..T-1, and Tq == T
     topk       int or int64 [B], at least 1
     ->     [B, H, Tq, Dv] dtype of q; with return_stats (mixed, AffinityStats). A row without weight is zero
@@ -70,12 +76,15 @@ def affinity_mix(
     checks.check_lengths(OP, lengths, batch, columns)
     positions = checks.check_positions(OP, positions, batch, rows, columns)
     counts = checks.check_topk(OP, topk, kind, batch, q.device)
-    spans = make_spans(batch, columns, q.device, lengths=lengths, causal=causal, positions=positions)
-    mixed, norm, edges, entropy = _forward(q, k, v, theta, spans, counts, kind, return_stats)
+    segments = checks.check_segments(OP, segments, batch, columns)
+    spans = make_spans(
+        batch, columns, q.device, lengths=lengths, causal=causal, positions=positions, segments=segments
+    )
+    mixed, norm, edges, entropy, live = _forward(q, k, v, theta, spans, counts, kind, return_stats)
     if not return_stats:
         return mixed
     row_sum = norm.exp() if kind == "softmax" else norm
-    return mixed, AffinityStats(row_sum.detach(), edges, entropy.detach())
+    return mixed, AffinityStats(row_sum.detach(), edges, entropy.detach(), live.bool())
 
 
 @operator("affinity_mix")
@@ -88,10 +97,16 @@ def _forward(
     topk: Tensor | None,
     kind: str,
     stats: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(mixed, norm [B, H, Tq], edges, entropy); norm is the row sum, or the logsumexp for softmax."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(mixed, norm [B, H, Tq], edges, entropy, live uint8 [B, H, tiles of rows, tiles of keys]).
+
+    norm is the row sum, or the logsumexp for softmax. live is 0 only for tiles without a positive weight, and
+    with stats 1 only for the others.
+    """
     arguments = (q, k, v, theta, spans, topk, kind, stats)
-    result: tuple[Tensor, Tensor, Tensor, Tensor] = run(OP, "forward", q.device, arguments, *arguments)
+    result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = run(
+        OP, "forward", q.device, arguments, *arguments
+    )
     return result
 
 
@@ -105,7 +120,7 @@ def _(
     topk: Tensor | None,
     kind: str,
     stats: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     dtype = compute_dtype(q)
     rows = q.shape[:3]
     counted = rows if stats else (0,)
@@ -114,6 +129,7 @@ def _(
         q.new_empty(rows, dtype=dtype),
         q.new_empty(counted, dtype=torch.int32),
         q.new_empty(counted, dtype=dtype),
+        q.new_empty(live_shape(q, k), dtype=torch.uint8),
     )
 
 
@@ -128,6 +144,7 @@ def _backward(
     topk: Tensor | None,
     mixed: Tensor,
     norm: Tensor,
+    live: Tensor,
     kind: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and theta (an empty tensor without theta)."""
@@ -136,7 +153,7 @@ def _backward(
         "backward",
         q.device,
         (q, k, v, theta, spans, topk, kind, False),
-        *(grad, q, k, v, theta, spans, topk, mixed, norm, kind),
+        *(grad, q, k, v, theta, spans, topk, mixed, norm, live, kind),
     )
     return result
 
@@ -152,6 +169,7 @@ def _(
     topk: Tensor | None,
     mixed: Tensor,
     norm: Tensor,
+    live: Tensor,
     kind: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtheta = q.new_empty(0) if theta is None else theta.new_empty(theta.shape)
@@ -160,14 +178,13 @@ def _(
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     q, k, v, theta, spans, topk, kind, _ = inputs
-    ctx.save_for_backward(q, k, v, theta, spans, topk, output[0], output[1])
-    ctx.kind = kind
+    ctx.save_for_backward(q, k, v, theta, spans, topk, output[0], output[1], output[4])
+    ctx.kind, ctx.has_theta = kind, theta is not None
 
 
 def _autograd(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
-    q, k, v, theta, spans, topk, mixed, norm = ctx.saved_tensors
-    dq, dk, dv, dtheta = _backward(grad, q, k, v, theta, spans, topk, mixed, norm, ctx.kind)
-    return dq, dk, dv, None if theta is None else dtheta, None, None, None, None
+    dq, dk, dv, dtheta = _backward(grad, *ctx.saved_tensors, ctx.kind)
+    return dq, dk, dv, dtheta if ctx.has_theta else None, None, None, None, None
 
 
 _forward.register_autograd(_autograd, setup_context=_setup)

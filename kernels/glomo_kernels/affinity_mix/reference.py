@@ -26,8 +26,8 @@ def forward(
     topk: Tensor | None,
     kind: str,
     stats: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(mixed, norm, edges, entropy): the mixed values, and per row the sum of a (softmax: the logsumexp)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(mixed, norm, edges, entropy, live): the mixed values, and per row the sum of a (softmax: the logsumexp)."""
     batch, heads, rows, _ = q.shape
     columns, dtype = k.shape[2], compute_dtype(q)
     mixed = q.new_empty(batch, heads, rows, v.shape[3])
@@ -35,6 +35,7 @@ def forward(
     counted = norm.shape if stats else (0,)
     edges = q.new_empty(counted, dtype=torch.int32)
     entropy = q.new_empty(counted, dtype=dtype)
+    live = q.new_full(scores.live_shape(q, k), 0 if stats else 1, dtype=torch.uint8)
 
     for b, h, r in tiles(batch, heads, rows, columns):
         hidden = outside(spans[b, r], columns)
@@ -51,10 +52,11 @@ def forward(
             mixed[b, h, r] = (weight @ v_tile).div_((total + EPSILON)[..., None])
         if stats:
             edges[b, h, r] = (weight > 0).sum(-1)
+            scores.mark_live(live[b, h], r, weight)
             total = weight.sum(-1, keepdim=True)
             share = weight.div_(total.masked_fill_(total == 0, 1))
             entropy[b, h, r] = torch.special.entr(share).sum(-1)
-    return mixed, norm, edges, entropy
+    return mixed, norm, edges, entropy, live
 
 
 def backward(
@@ -67,6 +69,7 @@ def backward(
     topk: Tensor | None,
     mixed: Tensor,
     norm: Tensor,
+    live: Tensor,
     kind: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, theta (empty without theta), with the formulas of DESIGN.md section 4.
