@@ -8,8 +8,10 @@ Needs gcc or clang: the loops use their vector extensions.
 from pybind11.setup_helpers import Pybind11Extension
 from setuptools import setup
 
-SOURCES = ["bindings.cpp", "simd.cpp", "affinity_graph.cpp", "graph_mix.cpp"]
-HEADERS = ["kernels.h", "simd.h", "simd.inl", "threads.h"]
+SOURCES = ["bindings.cpp", "simd.cpp", "affinity_graph.cpp", "affinity_mix.cpp", "graph_mix.cpp"]
+HEADERS = [
+    "affinity_mix.h", "kernels.h", "largest.h", "simd.h", "threads.h", "simd.inl", "gemm.inl", "tile.inl"
+]  # fmt: skip
 
 setup(
     ext_modules=[

@@ -3,11 +3,10 @@
 // whichever thread takes it: the result does not depend on their number.
 
 #include <algorithm>
-#include <cmath>
-#include <functional>
 #include <vector>
 
 #include "kernels.h"
+#include "largest.h"
 #include "simd.h"
 #include "threads.h"
 
@@ -15,7 +14,6 @@ namespace glomo {
 namespace {
 
 constexpr std::int64_t ROWS = 48;     // a multiple of the rows that simd.cpp holds in registers
-constexpr double EPSILON = 1e-16;     // glomo_kernels/scores.py
 
 // The roots of one block of rows of one (sample, head).
 template <class T>
@@ -62,28 +60,8 @@ class RowBlock {
     return sum;
   }
 
-  // Sets all but the `count` largest squares of the row to 0; of equal ones the first stay.
   void keep_largest(std::int64_t r, std::int64_t count) {
-    T* root = roots(r);
-    candidates_.clear();
-    for (std::int64_t j = begin(r); j < end(r); ++j) {
-      const T square = root[j] * root[j];
-      if (square > 0) candidates_.push_back(square);
-    }
-    if (static_cast<std::int64_t>(candidates_.size()) <= count) return;
-    const auto smallest = candidates_.begin() + (count - 1);
-    std::nth_element(candidates_.begin(), smallest, candidates_.end(), std::greater<T>());
-    const T limit = *smallest;
-    std::int64_t room = count - std::count_if(candidates_.begin(), smallest, [limit](T x) { return x > limit; });
-    for (std::int64_t j = begin(r); j < end(r); ++j) {
-      const T square = root[j] * root[j];
-      if (square > limit) continue;
-      if (square == limit && room > 0) {
-        --room;
-      } else {
-        root[j] = 0;
-      }
-    }
+    glomo::keep_largest(roots(r) + begin(r), end(r) - begin(r), count, candidates_);
   }
 
  private:

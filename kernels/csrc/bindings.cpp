@@ -3,6 +3,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include <tuple>
+
 #include "kernels.h"
 #include "simd.h"
 
@@ -41,6 +43,27 @@ struct AffinityArguments {
   glomo::Affinity<T> as() const {
     return {at<const T>(q), at<const T>(k), at<const T>(theta), at<const Size>(spans), at<const Size>(topk),
             batch, heads, units, width, static_cast<glomo::Kind>(kind), keep, renormalise};
+  }
+};
+
+using RowsArguments = std::tuple<Address, Size, Size, Size>;  // address and strides of sample, head, row
+
+template <class T>
+glomo::Rows<T> rows(const RowsArguments& r) {
+  return {at<const T>(std::get<0>(r)), std::get<1>(r), std::get<2>(r), std::get<3>(r)};
+}
+
+struct MixArguments {
+  bool is_double;
+  RowsArguments q, k, v;
+  Address theta, spans, topk;
+  Size batch, heads, rows_count, units, width, values;
+  int kind;
+
+  template <class T>
+  glomo::Mix<T> as() const {
+    return {rows<T>(q), rows<T>(k), rows<T>(v), at<const T>(theta), at<const Size>(spans), at<const Size>(topk),
+            batch, heads, rows_count, units, width, values, static_cast<glomo::Kind>(kind)};
   }
 };
 
@@ -94,6 +117,32 @@ PYBIND11_MODULE(_cpu, m) {
                                               at<T>(dtheta), threads);
           });
         });
+
+  py::class_<MixArguments>(m, "Mix")
+      .def(py::init([](bool is_double, RowsArguments q, RowsArguments k, RowsArguments v, Address theta,
+                       Address spans, Address topk, Size batch, Size heads, Size rows, Size units, Size width,
+                       Size values, int kind) {
+             return MixArguments{is_double, q, k, v, theta, spans, topk, batch, heads, rows, units, width, values, kind};
+           }),
+           py::kw_only(), py::arg("is_double"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("theta"),
+           py::arg("spans"), py::arg("topk"), py::arg("batch"), py::arg("heads"), py::arg("rows"), py::arg("units"),
+           py::arg("width"), py::arg("values"), py::arg("kind"));
+  m.def("affinity_mix", [](const MixArguments& a, Address mixed, Address norm, Address live, Address edges,
+                           Address entropy, int threads) {
+    with_type(a.is_double, [&](auto* type) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      glomo::affinity_mix<T>(a.as<T>(), at<T>(mixed), at<T>(norm), at<std::uint8_t>(live), at<std::int32_t>(edges),
+                             at<T>(entropy), threads);
+    });
+  });
+  m.def("affinity_mix_backward", [](const MixArguments& a, RowsArguments grad, Address norm, Address live, Address dq,
+                                    Address dk, Address dv, Address dtheta, int threads) {
+    with_type(a.is_double, [&](auto* type) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      glomo::affinity_mix_backward<T>(a.as<T>(), rows<T>(grad), at<const T>(norm), at<const std::uint8_t>(live),
+                                      at<T>(dq), at<T>(dk), at<T>(dv), at<T>(dtheta), threads);
+    });
+  });
 
   py::class_<GraphArguments>(m, "Graphs")
       .def(py::init([](bool is_double, Address offsets, Address columns, Address values, Size batch,

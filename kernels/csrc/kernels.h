@@ -7,6 +7,8 @@ namespace glomo {
 
 enum class Kind : int { relu = 0, square = 1, topk = 2 };
 
+constexpr double EPSILON = 1e-16;  // glomo_kernels/scores.py
+
 // Scores of affinity_graph: r_ij for the keys of row i's span, see glomo_kernels/scores.py.
 template <class T>
 struct Affinity {
@@ -32,6 +34,36 @@ template <class T>
 void affinity_graph_backward(const Affinity<T>& problem, const std::int64_t* offsets,
                              const std::int32_t* columns, const T* weights, const T* grad, T* dq, T* dk,
                              T* dtheta, int threads);
+
+// Rows of `width` elements for each (sample, head), anywhere in memory; the elements of a row are side by side.
+template <class T>
+struct Rows {
+  const T* data;
+  std::int64_t sample, head, row;  // strides, in elements
+
+  const T* at(std::int64_t b, std::int64_t h, std::int64_t i) const { return data + b * sample + h * head + i * row; }
+};
+
+// Arguments of affinity_mix. `live`: [batch, heads, blocks(rows), blocks(units)], see affinity_mix/__init__.py.
+template <class T>
+struct Mix {
+  Rows<T> q, k, v;
+  const T* theta;             // [batch, heads, rows] or null
+  const std::int64_t* spans;  // [batch, rows, 2]
+  const std::int64_t* topk;   // [batch], only for Kind::topk
+  std::int64_t batch, heads, rows, units, width, values;
+  Kind kind;
+};
+
+// mixed [batch, heads, rows, values]; norm, edges, entropy [batch, heads, rows], the last two or null.
+template <class T>
+void affinity_mix(const Mix<T>& problem, T* mixed, T* norm, std::uint8_t* live, std::int32_t* edges, T* entropy,
+                  int threads);
+
+// dk [batch, heads, units, width] and dv [batch, heads, units, values] come filled with 0; dtheta may be null.
+template <class T>
+void affinity_mix_backward(const Mix<T>& problem, const Rows<T>& grad, const T* norm, const std::uint8_t* live,
+                           T* dq, T* dk, T* dv, T* dtheta, int threads);
 
 // `count` components, from `first` on, of a batch of graphs with `components` per sample.
 template <class T>

@@ -6,6 +6,7 @@ namespace {
 #define SIMD_NAMESPACE portable
 #define SIMD_BYTES 16
 #define SIMD_ROWS 3
+#define SIMD_COLUMN_BYTES 64
 #include "simd.inl"
 
 #if defined(__x86_64__)
@@ -19,6 +20,7 @@ namespace {
 #define SIMD_NAMESPACE avx2
 #define SIMD_BYTES 32
 #define SIMD_ROWS 6
+#define SIMD_COLUMN_BYTES 64
 #include "simd.inl"
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -31,6 +33,7 @@ namespace {
 #define SIMD_NAMESPACE avx512
 #define SIMD_BYTES 64
 #define SIMD_ROWS 8
+#define SIMD_COLUMN_BYTES 128
 #include "simd.inl"
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -9,9 +9,17 @@ namespace glomo {
 template <class T>
 constexpr std::int64_t PANEL = 64 / static_cast<std::int64_t>(sizeof(T));
 
+// Query rows that affinity_mix computes side by side; a tile of scores has as many keys.
+constexpr std::int64_t LANES = 64;
+
+// Columns of b that `multiply` may read beyond the last, less one.
+template <class T>
+constexpr std::int64_t PADDING = 128 / static_cast<std::int64_t>(sizeof(T));
+
 template <class T>
 struct Simd {
   const char* name;
+  std::int64_t columns;  // of a block that `multiply` holds in registers
 
   // out[r * out_stride + j] = q_r . key_j for r < rows and the PANEL<T> keys j of one panel [depth][PANEL<T>];
   // row r of q starts at q + r * depth.
@@ -28,6 +36,24 @@ struct Simd {
   // sum_{e < n} coefficient[e] * (x_index[e] . y), rows of `width`.
   T (*weighted_dots)(const T* coefficient, const std::int32_t* index, std::int64_t n, const T* x,
                      std::int64_t width, const T* y);
+
+  // c[rows][columns] = (or +=) a b with a(r, k) at a[r * lda + k], or if `across` at a[k * lda + r], and
+  // b[k][n] at b[k * ldb + n], readable up to the next multiple of PADDING<T> columns.
+  void (*multiply)(std::int64_t rows, std::int64_t columns, std::int64_t depth, const T* a, std::int64_t lda,
+                   bool across, const T* b, std::int64_t ldb, T* c, std::int64_t ldc, bool accumulate);
+
+  // out[d * ld + i] = x[i * stride + d] for i < rows, d < width.
+  void (*transpose)(const T* x, std::int64_t stride, std::int64_t rows, std::int64_t width, T* out,
+                    std::int64_t ld);
+
+  // The four steps on a tile of scores, [keys][LANES] with `lanes` in use: see tile.inl.
+  bool (*roots)(T* tile, std::int64_t keys, std::int64_t first, std::int64_t lanes, const T* theta, bool relu,
+                const T* begin, const T* end, bool crossed, double* sum);
+  void (*square)(T* tile, std::int64_t keys, std::int64_t lanes);
+  void (*weighted_sum)(const T* root, const T* product, std::int64_t keys, std::int64_t lanes, const T* norm,
+                       double* sum);
+  void (*slopes)(T* root, T* product, std::int64_t keys, std::int64_t lanes, const T* norm, const T* mean,
+                 double* sum);
 };
 
 // The best version that this machine runs.

@@ -1,5 +1,5 @@
 // The loops of simd.h. Included once per instruction set by simd.cpp, which defines SIMD_NAMESPACE,
-// SIMD_BYTES (of a register) and SIMD_ROWS (rows of scores held in registers at once).
+// SIMD_BYTES (of a register), SIMD_ROWS and SIMD_COLUMN_BYTES (the block of a product held in registers at once).
 
 namespace SIMD_NAMESPACE {
 
@@ -106,9 +106,18 @@ T weighted_dots(const T* coefficient, const std::int32_t* index, std::int64_t n,
   return rest;
 }
 
+}  // namespace SIMD_NAMESPACE
+
+#include "gemm.inl"
+#include "tile.inl"
+
+namespace SIMD_NAMESPACE {
+
 template <class T>
 constexpr Simd<T> table(const char* name) {
-  return {name, panel_scores<T>, combine<T>, add_scaled<T>, weighted_dots<T>};
+  constexpr std::int64_t COLUMNS = SIMD_COLUMN_BYTES / static_cast<std::int64_t>(sizeof(T));
+  return {name,        COLUMNS,      panel_scores<T>, combine<T>, add_scaled<T>,  weighted_dots<T>,
+          multiply<T>, transpose<T>, roots<T>,        square<T>,  weighted_sum<T>, slopes<T>};
 }
 
 }  // namespace SIMD_NAMESPACE
@@ -116,3 +125,4 @@ constexpr Simd<T> table(const char* name) {
 #undef SIMD_NAMESPACE
 #undef SIMD_BYTES
 #undef SIMD_ROWS
+#undef SIMD_COLUMN_BYTES

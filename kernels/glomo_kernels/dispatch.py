@@ -29,7 +29,7 @@ CPP = Backend("cpp", "cpp")
 
 # Fastest first. Every op ends with its reference, which takes all valid input.
 TABLE: dict[str, tuple[Backend, ...]] = {
-    "affinity_mix": (REFERENCE,),
+    "affinity_mix": (CPP, REFERENCE),
     "affinity_graph": (CPP, REFERENCE),
     "graph_mix": (CPP, REFERENCE),
     "decoder_loss": (REFERENCE,),

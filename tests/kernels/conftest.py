@@ -31,6 +31,15 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("backend", names, indirect=True)
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leaves out what a module's REFUSED names: pairs of a backend and a case that it is not made for."""
+    for item in list(items):
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        if (params.get("backend"), params.get("case")) in getattr(item.module, "REFUSED", ()):
+            items.remove(item)
+            config.hook.pytest_deselected(items=[item])
+
+
 @pytest.fixture
 def backend(request, monkeypatch):
     """Forces the backend: one that cannot run here fails its tests instead of leaving them out."""

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from glomo_kernels import affinity_mix, scores
+from glomo_kernels import BackendUnavailable, affinity_mix, scores
 from glomo_kernels.affinity_mix import _forward
 from kernel_oracle import assert_no_worse, dense_weights, gradients, leaves
 
@@ -15,6 +15,7 @@ KINDS = {
     "topk per sample": {"kind": "topk", "topk": torch.tensor([1, 2, 200])},
     "softmax": {"kind": "softmax"},
 }
+REFUSED = [("cpp", "softmax")]
 # T, lengths: with padding, a sample of padding alone, a sample of one unit (no edge if causal)
 SIZES = [(1, [1, 0, 1]), (2, [2, 1, 0]), (63, [63, 0, 17]), (130, None)]
 
@@ -123,7 +124,7 @@ def test_non_contiguous_inputs(backend):
         theta.mT.contiguous().mT,
     ]
     assert not any(x.is_contiguous() for x in strided)
-    for kind in ("relu", "softmax"):
+    for kind in ("relu", "softmax") if backend == "reference" else ("relu", "square"):
         results = []
         for tensors in ((q, k, v, theta), strided):
             tensors = [x.detach().requires_grad_() for x in tensors]
@@ -200,6 +201,33 @@ def test_gradcheck(backend, case):
     inputs = (q, k, v, theta) if with_theta else (q, k, v)
     options["lengths"] = torch.tensor([5, 0, 3])
     assert torch.autograd.gradcheck(lambda *x: affinity_mix(*x, **options), inputs)
+
+
+def test_kinds_that_a_backend_is_not_made_for_are_refused(monkeypatch):
+    q, k, v, _ = make(4)
+    for backend, kind in REFUSED:
+        monkeypatch.setenv("GLOMO_KERNELS", backend)
+        with pytest.raises(BackendUnavailable, match=f"{backend}: kind '{kind}' is not implemented"):
+            affinity_mix(q, k, v, kind=kind)
+
+
+@pytest.mark.parametrize("case", ["threshold", "topk"])
+def test_any_number_of_threads_gives_the_same_bits(monkeypatch, case):
+    """Several blocks per head, fewer heads than threads and more; again and again."""
+    monkeypatch.setenv("GLOMO_KERNELS", "cpp")
+    with_theta, options = split(case)
+    inputs = leaves(*make(300, width=20, values=17), dtype=torch.float32)
+    inputs = inputs if with_theta else inputs[:3]
+    before, runs = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 8, 8, 8):
+            torch.set_num_threads(threads)
+            out = affinity_mix(*inputs, **options)
+            runs.append([out.detach(), *gradients(out, inputs)])
+    finally:
+        torch.set_num_threads(before)
+    for again in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], again, strict=True))
 
 
 def test_second_derivative_is_refused(backend):

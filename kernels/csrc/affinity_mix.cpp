@@ -1,0 +1,269 @@
+// affinity_mix, forward and backward: scores of a block of query rows against tiles of keys, what `tile.inl` does
+// to them, and products with them. Keys that no row sees are not touched, and of tiles without a weight only the
+// scores are computed, in the backward pass not even these. Every number is computed by the same operations in
+// the same order whichever thread does it, so the result does not depend on their number.
+
+#include "affinity_mix.h"
+
+#include <atomic>
+#include <cmath>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "largest.h"
+#include "threads.h"
+
+namespace glomo {
+namespace {
+
+std::int64_t tile_of(std::int64_t key) { return key / LANES; }
+
+// Roots of all keys of a block under Kind::topk: those of the largest squares of each row stay.
+template <class T>
+class Choice {
+ public:
+  explicit Choice(const Mix<T>& problem) : problem_(problem) {
+    row_.reserve(static_cast<std::size_t>(problem.units));
+    candidates_.reserve(static_cast<std::size_t>(problem.units));
+  }
+
+  // roots [units][LANES]; sum[lane] becomes that of the squares that stay.
+  void apply(const QueryBlock<T>& block, T* roots, double* sum) {
+    for (std::int64_t i = 0; i < block.rows; ++i) {
+      row_.clear();
+      for (std::int64_t j = block.begin(i); j < block.end(i); ++j) row_.push_back(roots[j * LANES + i]);
+      keep_largest(row_.data(), static_cast<std::int64_t>(row_.size()), problem_.topk[block.sample], candidates_);
+      sum[i] = 0;
+      for (std::int64_t j = block.begin(i); j < block.end(i); ++j) {
+        const T root = row_[static_cast<std::size_t>(j - block.begin(i))];
+        roots[j * LANES + i] = root;
+        sum[i] += static_cast<double>(root * root);
+      }
+    }
+  }
+
+ private:
+  const Mix<T>& problem_;
+  std::vector<T> row_, candidates_;
+};
+
+template <class T>
+bool any(const T* tile, std::int64_t keys, std::int64_t rows) {
+  for (std::int64_t j = 0; j < keys; ++j) {
+    for (std::int64_t i = 0; i < rows; ++i) {
+      if (tile[j * LANES + i] * tile[j * LANES + i] != T(0)) return true;
+    }
+  }
+  return false;
+}
+
+// c [rows][columns] += tile^T x, x one row per key; the sum goes over the keys that a row may see.
+template <class T>
+void mix_keys(const QueryBlock<T>& block, const T* tile, std::int64_t key, std::int64_t count, const T* x,
+              std::int64_t pitch, std::int64_t columns, T* c, std::int64_t ldc) {
+  if (!block.crossed(key, count)) {
+    simd<T>().multiply(block.rows, columns, count, tile, LANES, true, x, pitch, c, ldc, true);
+    return;
+  }
+  for (std::int64_t row = 0; row < block.rows; row += block.group()) {
+    const std::int64_t rows = std::min(block.group(), block.rows - row);
+    const auto [from, to] = block.seen(row, rows, key, count);
+    if (from >= to) continue;
+    simd<T>().multiply(rows, columns, to - from, tile + from * LANES + row, LANES, true, x + from * pitch, pitch,
+                       c + row * ldc, ldc, true);
+  }
+}
+
+// c [keys][columns] += tile x, x one row per query; the sum goes over the rows that may see a key.
+template <class T>
+void mix_rows(const QueryBlock<T>& block, const T* tile, std::int64_t key, std::int64_t count, const T* x,
+              std::int64_t pitch, std::int64_t columns, T* c) {
+  const std::int64_t step = block.crossed(key, count) ? block.group() : count;
+  for (std::int64_t j = 0; j < count; j += step) {
+    const std::int64_t keys = std::min(step, count - j);
+    const auto [from, to] = block.seeing(key + j, keys);
+    if (from >= to) continue;
+    simd<T>().multiply(keys, columns, to - from, tile + j * LANES + from, LANES, false, x + from * pitch, pitch,
+                       c + j * columns, columns, true);
+  }
+}
+
+// Number of edges and sum of a ln a of each row.
+template <class T>
+void add_stats(const T* roots, std::int64_t keys, std::int64_t rows, std::int32_t* edges, double* entropy) {
+  for (std::int64_t j = 0; j < keys; ++j) {
+    for (std::int64_t i = 0; i < rows; ++i) {
+      const T square = roots[j * LANES + i] * roots[j * LANES + i];
+      if (!(square > T(0))) continue;
+      ++edges[i];
+      entropy[i] += static_cast<double>(square) * std::log(static_cast<double>(square));
+    }
+  }
+}
+
+}  // namespace
+
+template <class T>
+void affinity_mix(const Mix<T>& problem, T* mixed, T* norm, std::uint8_t* live, std::int32_t* edges, T* entropy,
+                  int threads) {
+  const std::int64_t per_head = blocks(problem.rows), tiles = blocks(problem.units);
+  const std::int64_t width = problem.values, pitch = padded<T>(width);
+  const bool choose = problem.kind == Kind::topk;
+  std::memset(live, 0, static_cast<std::size_t>(problem.batch * problem.heads * per_head * tiles));
+  parallel(problem.batch * problem.heads * per_head, threads, [&](const auto& next) {
+    QueryBlock<T> block(problem, threads);
+    Choice<T> choice(problem);
+    Buffer<T> out(LANES * pitch), values(LANES * pitch), roots(LANES * (choose ? tiles * LANES : LANES));
+    for (std::int64_t item = next(); item >= 0; item = next()) {
+      block.load(item);
+      std::uint8_t* alive = live + (block.head * per_head + block.index) * tiles;
+      double sum[LANES] = {}, log_sum[LANES] = {};
+      std::int32_t count[LANES] = {};
+      out.clear();
+      const auto tile_at = [&](std::int64_t key) { return roots.get() + (choose ? key * LANES : 0); };
+      const auto add = [&](std::int64_t key, std::int64_t keys) {
+        T* tile = tile_at(key);
+        if (edges) add_stats(tile, keys, block.rows, count, log_sum);
+        simd<T>().square(tile, keys, block.lanes);
+        const auto [x, ldx] = readable(problem.v.at(block.sample, block.within, key), problem.v.row, keys, width,
+                                       values.get());
+        mix_keys(block, tile, key, keys, x, ldx, width, out.get(), pitch);
+      };
+      const std::int64_t begin = block.low / LANES * LANES;
+      for (std::int64_t key = begin; key < block.high; key += LANES) {
+        const std::int64_t keys = std::min(LANES, problem.units - key);
+        alive[tile_of(key)] = block.score(key, keys, tile_at(key), sum);
+        if (alive[tile_of(key)] && !choose) add(key, keys);
+      }
+      if (choose) {
+        choice.apply(block, roots.get(), sum);
+        for (std::int64_t key = begin; key < block.high; key += LANES) {
+          const std::int64_t keys = std::min(LANES, problem.units - key);
+          alive[tile_of(key)] = any(tile_at(key), keys, block.rows);
+          if (alive[tile_of(key)]) add(key, keys);
+        }
+      }
+      for (std::int64_t i = 0; i < block.rows; ++i) {
+        const std::int64_t row = block.head * problem.rows + block.first + i;
+        const T scale = static_cast<T>(1 / (sum[i] + EPSILON));
+        norm[row] = static_cast<T>(sum[i]);
+        for (std::int64_t d = 0; d < width; ++d) mixed[row * width + d] = out.get()[i * pitch + d] * scale;
+        if (edges) {
+          edges[row] = count[i];
+          entropy[row] = static_cast<T>(sum[i] > 0 ? std::log(sum[i]) - log_sum[i] / sum[i] : 0);
+        }
+      }
+    }
+  });
+}
+
+namespace {
+
+// Lets the blocks of a head add to the same rows of dk and dv, one after the other in a fixed order, whichever
+// threads they are on. Blocks are begun in that order, so the one that is waited for is always under way.
+class Turns {
+ public:
+  Turns(std::int64_t heads, std::int64_t per_head, std::int64_t tiles, const std::uint8_t* live)
+      : per_head_(per_head), tiles_(tiles), live_(live), last_(new std::atomic<std::int64_t>[heads * tiles]) {
+    for (std::int64_t i = 0; i < heads * tiles; ++i) last_[i].store(per_head, std::memory_order_relaxed);
+  }
+
+  void wait(std::int64_t head, std::int64_t index, std::int64_t tile) const {
+    std::int64_t before = index + 1;  // the block that was begun before and has this tile too
+    while (before < per_head_ && !live_[(head * per_head_ + before) * tiles_ + tile]) ++before;
+    const auto& last = last_[head * tiles_ + tile];
+    for (int spins = 0; last.load(std::memory_order_acquire) != before; ++spins) {
+      if (spins > 64) std::this_thread::yield();
+    }
+  }
+
+  void done(std::int64_t head, std::int64_t index, std::int64_t tile) {
+    last_[head * tiles_ + tile].store(index, std::memory_order_release);
+  }
+
+ private:
+  std::int64_t per_head_, tiles_;
+  const std::uint8_t* live_;
+  std::unique_ptr<std::atomic<std::int64_t>[]> last_;
+};
+
+}  // namespace
+
+template <class T>
+void affinity_mix_backward(const Mix<T>& problem, const Rows<T>& grad, const T* norm, const std::uint8_t* live,
+                           T* dq, T* dk, T* dv, T* dtheta, int threads) {
+  const std::int64_t heads = problem.batch * problem.heads;
+  const std::int64_t per_head = blocks(problem.rows), tiles = blocks(problem.units);
+  const std::int64_t width = problem.width, values = problem.values;
+  const std::int64_t pitch = padded<T>(width), pitch_v = padded<T>(values);
+  Turns turns(heads, per_head, tiles, live);
+  parallel(heads * per_head, threads, [&](const auto& next) {
+    QueryBlock<T> block(problem, threads);
+    Choice<T> choice(problem);
+    Buffer<T> roots(LANES * LANES * tiles), products(LANES * LANES * tiles), grad_across(LANES * values);
+    Buffer<T> queries(LANES * pitch), grads(LANES * pitch_v), keys_copy(LANES * pitch), out(LANES * pitch);
+    for (std::int64_t item = next(); item >= 0; item = next()) {
+      block.load(item);
+      const std::uint8_t* alive = live + (block.head * per_head + block.index) * tiles;
+      T row_norm[LANES], mean[LANES];
+      double total[LANES] = {}, unused[LANES] = {}, sum[LANES] = {};
+      const T* grad_rows = grad.at(block.sample, block.within, block.first);
+      const std::int64_t row = block.head * problem.rows + block.first;
+      for (std::int64_t i = 0; i < LANES; ++i) {
+        row_norm[i] = static_cast<T>((i < block.rows ? static_cast<double>(norm[row + i]) : 0) + EPSILON);
+      }
+      block.lay_across(grad_rows, grad.row, values, grad_across);
+      readable(problem.q.at(block.sample, block.within, block.first), problem.q.row, block.rows, width,
+               queries.get());
+      readable(grad_rows, grad.row, block.rows, values, grads.get());
+      out.clear();
+
+      const std::int64_t begin = block.low / LANES * LANES;
+      const auto for_tiles = [&](bool dead_too, const auto& step) {
+        for (std::int64_t key = begin; key < block.high; key += LANES) {
+          if (dead_too || alive[tile_of(key)]) step(key, std::min(LANES, problem.units - key));
+        }
+      };
+      for_tiles(problem.kind == Kind::topk, [&](std::int64_t key, std::int64_t keys) {
+        block.score(key, keys, roots.get() + key * LANES, unused);
+      });
+      if (problem.kind == Kind::topk) choice.apply(block, roots.get(), unused);
+
+      for_tiles(false, [&](std::int64_t key, std::int64_t keys) {
+        T* product = products.get() + key * LANES;
+        block.products(problem.v.at(block.sample, block.within, key), problem.v.row, key, keys, values, grad_across,
+                       product);
+        simd<T>().weighted_sum(roots.get() + key * LANES, product, keys, block.lanes, row_norm, total);
+      });
+      for (std::int64_t i = 0; i < LANES; ++i) mean[i] = static_cast<T>(total[i]);
+
+      for_tiles(false, [&](std::int64_t key, std::int64_t keys) {
+        T* share = roots.get() + key * LANES;
+        T* slope = products.get() + key * LANES;
+        simd<T>().slopes(share, slope, keys, block.lanes, row_norm, mean, sum);
+        const auto [x, ldx] = readable(problem.k.at(block.sample, block.within, key), problem.k.row, keys, width,
+                                       keys_copy.get());
+        mix_keys(block, slope, key, keys, x, ldx, width, out.get(), pitch);
+        turns.wait(block.head, block.index, tile_of(key));
+        const std::int64_t unit = block.head * problem.units + key;
+        mix_rows(block, share, key, keys, grads.get(), pitch_v, values, dv + unit * values);
+        mix_rows(block, slope, key, keys, queries.get(), pitch, width, dk + unit * width);
+        turns.done(block.head, block.index, tile_of(key));
+      });
+      for (std::int64_t i = 0; i < block.rows; ++i) {
+        std::copy_n(out.get() + i * pitch, width, dq + (row + i) * width);
+        if (dtheta) dtheta[row + i] = static_cast<T>(-sum[i]);
+      }
+    }
+  });
+}
+
+#define INSTANTIATE(T)                                                                                        \
+  template void affinity_mix<T>(const Mix<T>&, T*, T*, std::uint8_t*, std::int32_t*, T*, int);               \
+  template void affinity_mix_backward<T>(const Mix<T>&, const Rows<T>&, const T*, const std::uint8_t*, T*, T*, \
+                                         T*, T*, int);
+INSTANTIATE(float)
+INSTANTIATE(double)
+
+}  // namespace glomo

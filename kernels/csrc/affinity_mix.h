@@ -1,0 +1,178 @@
+// What forward and backward of affinity_mix share: a block of LANES query rows of one (sample, head), and its
+// scores. Nothing of size T x T exists: a thread holds the scores of its block, LANES x T, or a tile of them.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace glomo {
+
+inline std::int64_t blocks(std::int64_t n) { return (n + LANES - 1) / LANES; }
+
+// Zeros on cache lines of their own.
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(std::int64_t size)
+      : size_(static_cast<std::size_t>(std::max<std::int64_t>(size, 1))),
+        data_(static_cast<T*>(::operator new(size_ * sizeof(T), std::align_val_t(64)))) {
+    clear();
+  }
+  ~Buffer() { ::operator delete(data_, std::align_val_t(64)); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  T* get() const { return data_; }
+  void clear() { std::memset(static_cast<void*>(data_), 0, size_ * sizeof(T)); }
+
+ private:
+  std::size_t size_;
+  T* data_;
+};
+
+// Width of rows in scratch memory: room for what `multiply` reads too much, and not a power of two, since rows at
+// such distances compete for the same lines of the cache.
+template <class T>
+std::int64_t padded(std::int64_t width) {
+  return (width + PADDING<T> - 1) / PADDING<T> * PADDING<T> + 16;
+}
+
+template <class T>
+class QueryBlock {
+ public:
+  QueryBlock(const Mix<T>& problem, int threads)
+      : problem_(problem),
+        team_(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, problem.batch * problem.heads))),
+        across_(problem.width * LANES), theta_(LANES), begin_(LANES), end_(LANES) {}
+
+  // Items are the blocks of all heads, those of a head from the last: with causal spans it is the longest. As many
+  // heads as threads are worked on side by side, so that the blocks of one seldom wait for each other.
+  void load(std::int64_t item) {
+    const std::int64_t per_head = blocks(problem_.rows), heads = problem_.batch * problem_.heads;
+    const std::int64_t team = item / (team_ * per_head), members = std::min(team_, heads - team * team_);
+    const std::int64_t place = item - team * team_ * per_head;
+    head = team * team_ + place % members;
+    index = per_head - 1 - place / members;
+    first = index * LANES;
+    rows = std::min(LANES, problem_.rows - first);
+    lanes = (rows + group() - 1) / group() * group();
+    sample = head / problem_.heads;
+    within = head % problem_.heads;
+    load_spans();
+    if (low >= high) return;
+    const T* q = problem_.q.at(sample, within, first);
+    lay_across(q, problem_.q.row, problem_.width, across_);
+    for (std::int64_t i = 0; i < LANES; ++i) {
+      const bool used = problem_.theta && i < rows;
+      theta_.get()[i] = used ? problem_.theta[head * problem_.rows + first + i] : T(0);
+    }
+  }
+
+  // Scores of the keys [key, key + count) in tile [count][LANES], then roots; adds r^2 to sum[lane]. Returns
+  // whether the tile has a weight. Keys that no lane of a group sees are not computed.
+  bool score(std::int64_t key, std::int64_t count, T* tile, double* sum) const {
+    const bool cut = crossed(key, count);
+    products(problem_.k.at(sample, within, key), problem_.k.row, key, count, problem_.width, across_, tile);
+    return simd<T>().roots(tile, count, key, lanes, theta_.get(),
+                           problem_.kind == Kind::relu, begin_.get(), end_.get(), cut, sum);
+  }
+
+  // out[g / group()][d][lane of g] = x[row][d] for the rows of the block: as `multiply` takes its b, one group of
+  // lanes after the other, since lines at a distance of LANES would compete for the same places in the cache.
+  void lay_across(const T* x, std::int64_t stride, std::int64_t width, Buffer<T>& out) const {
+    if (rows < lanes) out.clear();
+    for (std::int64_t g = 0; g < rows; g += group()) {
+      simd<T>().transpose(x + g * stride, stride, std::min(group(), rows - g), width, out.get() + g * width, group());
+    }
+  }
+
+  // tile[j][lane] = x_j . y_lane for the keys j of [key, key + count), x from the first of them on and y laid
+  // across; 0 for keys that no lane of a group sees.
+  void products(const T* x, std::int64_t stride, std::int64_t key, std::int64_t count, std::int64_t width,
+                const Buffer<T>& y, T* tile) const {
+    const bool cut = crossed(key, count);
+    for (std::int64_t g = 0; g < lanes; g += group()) {
+      const auto [from, to] = cut ? seen(g, group(), key, count) : std::pair<std::int64_t, std::int64_t>{0, count};
+      for (std::int64_t j = 0; j < count; ++j) {
+        if (j < from || j >= to) std::fill_n(tile + j * LANES + g, group(), T(0));
+      }
+      if (from >= to) continue;
+      simd<T>().multiply(to - from, group(), width, x + from * stride, stride, false, y.get() + g * width, group(),
+                         tile + from * LANES + g, LANES, false);
+    }
+  }
+
+  // Whether some of the rows does not see all of the keys [key, key + count).
+  bool crossed(std::int64_t key, std::int64_t count) const {
+    return key < all_from_ || key + count > all_to_;
+  }
+
+  // The keys of [key, key + count), relative to `key`, that rows [row, row + count_rows) see, as one range.
+  std::pair<std::int64_t, std::int64_t> seen(std::int64_t row, std::int64_t count_rows, std::int64_t key,
+                                             std::int64_t count) const {
+    std::int64_t from = count, to = 0;
+    for (std::int64_t i = row; i < std::min(row + count_rows, rows); ++i) {
+      if (begin(i) >= end(i)) continue;
+      from = std::min(from, begin(i) - key);
+      to = std::max(to, end(i) - key);
+    }
+    return {std::max<std::int64_t>(from, 0), std::min(to, count)};
+  }
+
+  // The rows that see one of the keys [key, key + count), as one range.
+  std::pair<std::int64_t, std::int64_t> seeing(std::int64_t key, std::int64_t count) const {
+    std::int64_t from = rows, to = 0;
+    for (std::int64_t i = 0; i < rows; ++i) {
+      if (begin(i) >= key + count || end(i) <= key) continue;
+      from = std::min(from, i);
+      to = i + 1;
+    }
+    return {from, to};
+  }
+
+  std::int64_t begin(std::int64_t i) const { return static_cast<std::int64_t>(begin_.get()[i]); }
+  std::int64_t end(std::int64_t i) const { return static_cast<std::int64_t>(end_.get()[i]); }
+
+  // Rows that are computed together, as many as `multiply` holds in registers.
+  static std::int64_t group() { return simd<T>().columns; }
+
+  std::int64_t head = 0, index = 0, first = 0, rows = 0, lanes = 0, sample = 0, within = 0;
+  std::int64_t low = 0, high = 0;  // the keys that any row sees
+
+ private:
+  void load_spans() {
+    low = problem_.units, high = 0, all_from_ = 0, all_to_ = problem_.units;
+    for (std::int64_t i = 0; i < LANES; ++i) begin_.get()[i] = end_.get()[i] = 0;
+    for (std::int64_t i = 0; i < rows; ++i) {
+      const std::int64_t* span = problem_.spans + 2 * (sample * problem_.rows + first + i);
+      if (span[0] < span[1]) {
+        begin_.get()[i] = static_cast<T>(span[0]);
+        end_.get()[i] = static_cast<T>(span[1]);
+        low = std::min(low, span[0]);
+        high = std::max(high, span[1]);
+      }
+      all_from_ = std::max(all_from_, begin(i));
+      all_to_ = std::min(all_to_, end(i));
+    }
+  }
+
+  const Mix<T>& problem_;
+  std::int64_t team_;
+  Buffer<T> across_, theta_, begin_, end_;  // spans in T, to be compared in registers: exact below 2^24
+  std::int64_t all_from_ = 0, all_to_ = 0;
+};
+
+// Rows [first, first + rows) of x, as `multiply` wants its b: where they are, or copied to scratch.
+template <class T>
+std::pair<const T*, std::int64_t> readable(const T* x, std::int64_t stride, std::int64_t rows, std::int64_t width,
+                                           T* scratch) {
+  const std::int64_t pitch = padded<T>(width);
+  for (std::int64_t i = 0; i < rows; ++i) std::copy_n(x + i * stride, width, scratch + i * pitch);
+  return {scratch, pitch};
+}
+
+}  // namespace glomo

@@ -1,0 +1,109 @@
+// Small dense products for affinity_mix, with one operand in registers. Included by simd.inl.
+
+namespace SIMD_NAMESPACE {
+
+// c[r][0 .. COLUMNS) = (or +=) sum_k a(r, k) * b[k][0 .. COLUMNS), with a(r, k) at a[r * lda + k], or, if
+// ACROSS, at a[k * lda + r].
+template <class T, int ROWS, bool ACROSS>
+inline void product_block(std::int64_t depth, const T* a, std::int64_t lda, const T* b, std::int64_t ldb, T* c,
+                          std::int64_t ldc, bool accumulate) {
+  using Vec = typename Lanes<T>::Vec;
+  constexpr int VECTORS = SIMD_COLUMN_BYTES / SIMD_BYTES;
+  Vec sum[ROWS][VECTORS] = {};
+  for (std::int64_t k = 0; k < depth; ++k) {
+    const Vec* line = reinterpret_cast<const Vec*>(b + k * ldb);
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r) {
+      const T factor = ACROSS ? a[k * lda + r] : a[r * lda + k];
+#pragma GCC unroll 4
+      for (int v = 0; v < VECTORS; ++v) sum[r][v] += factor * line[v];
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r) {
+    Vec* out = reinterpret_cast<Vec*>(c + r * ldc);
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) out[v] = accumulate ? out[v] + sum[r][v] : sum[r][v];
+  }
+}
+
+template <class T, bool ACROSS>
+void product_panel(std::int64_t rows, std::int64_t depth, const T* a, std::int64_t lda, const T* b,
+                   std::int64_t ldb, T* c, std::int64_t ldc, bool accumulate) {
+  std::int64_t r = 0;
+  const auto at = [&](std::int64_t row) { return ACROSS ? a + row : a + row * lda; };
+  for (; r + SIMD_ROWS <= rows; r += SIMD_ROWS) {
+    product_block<T, SIMD_ROWS, ACROSS>(depth, at(r), lda, b, ldb, c + r * ldc, ldc, accumulate);
+  }
+  for (; r + 4 <= rows; r += 4) {
+    product_block<T, 4, ACROSS>(depth, at(r), lda, b, ldb, c + r * ldc, ldc, accumulate);
+  }
+  for (; r < rows; ++r) {
+    product_block<T, 1, ACROSS>(depth, at(r), lda, b, ldb, c + r * ldc, ldc, accumulate);
+  }
+}
+
+template <class T, bool ACROSS>
+void product(std::int64_t rows, std::int64_t columns, std::int64_t depth, const T* a, std::int64_t lda,
+             const T* b, std::int64_t ldb, T* c, std::int64_t ldc, bool accumulate) {
+  constexpr std::int64_t COLUMNS = SIMD_COLUMN_BYTES / static_cast<std::int64_t>(sizeof(T));
+  std::int64_t n = 0;
+  for (; n + COLUMNS <= columns; n += COLUMNS) {
+    product_panel<T, ACROSS>(rows, depth, a, lda, b + n, ldb, c + n, ldc, accumulate);
+  }
+  if (n == columns) return;
+  constexpr std::int64_t STRIP = 16;  // rows of the last, partial panel that are computed aside at once
+  T aside[STRIP * COLUMNS];
+  for (std::int64_t r = 0; r < rows; r += STRIP) {
+    const std::int64_t count = rows - r < STRIP ? rows - r : STRIP;
+    product_panel<T, ACROSS>(count, depth, ACROSS ? a + r : a + r * lda, lda, b + n, ldb, aside, COLUMNS, false);
+    for (std::int64_t i = 0; i < count; ++i) {
+      T* out = c + (r + i) * ldc + n;
+      for (std::int64_t j = 0; j < columns - n; ++j) {
+        out[j] = accumulate ? out[j] + aside[i * COLUMNS + j] : aside[i * COLUMNS + j];
+      }
+    }
+  }
+}
+
+template <class T>
+void multiply(std::int64_t rows, std::int64_t columns, std::int64_t depth, const T* a, std::int64_t lda,
+              bool across, const T* b, std::int64_t ldb, T* c, std::int64_t ldc, bool accumulate) {
+  const auto run = across ? product<T, true> : product<T, false>;
+  run(rows, columns, depth, a, lda, b, ldb, c, ldc, accumulate);
+}
+
+// out[d * ld + i] = x[i * stride + d] for i < rows, d < width.
+template <class T>
+void transpose(const T* x, std::int64_t stride, std::int64_t rows, std::int64_t width, T* out, std::int64_t ld) {
+  std::int64_t i = 0;
+#if defined(__clang__) || __GNUC__ >= 12
+  if constexpr (sizeof(T) == 4) {
+    typedef T Four __attribute__((vector_size(16), aligned(4), may_alias));
+    for (; i + 4 <= rows; i += 4) {
+      std::int64_t d = 0;
+      for (; d + 4 <= width; d += 4) {
+        const T* at = x + i * stride + d;
+        const Four r0 = *reinterpret_cast<const Four*>(at), r1 = *reinterpret_cast<const Four*>(at + stride);
+        const Four r2 = *reinterpret_cast<const Four*>(at + 2 * stride);
+        const Four r3 = *reinterpret_cast<const Four*>(at + 3 * stride);
+        const Four a = __builtin_shufflevector(r0, r1, 0, 4, 1, 5), b = __builtin_shufflevector(r0, r1, 2, 6, 3, 7);
+        const Four c = __builtin_shufflevector(r2, r3, 0, 4, 1, 5), e = __builtin_shufflevector(r2, r3, 2, 6, 3, 7);
+        T* to = out + d * ld + i;
+        *reinterpret_cast<Four*>(to) = __builtin_shufflevector(a, c, 0, 1, 4, 5);
+        *reinterpret_cast<Four*>(to + ld) = __builtin_shufflevector(a, c, 2, 3, 6, 7);
+        *reinterpret_cast<Four*>(to + 2 * ld) = __builtin_shufflevector(b, e, 0, 1, 4, 5);
+        *reinterpret_cast<Four*>(to + 3 * ld) = __builtin_shufflevector(b, e, 2, 3, 6, 7);
+      }
+      for (; d < width; ++d) {
+        for (std::int64_t r = i; r < i + 4; ++r) out[d * ld + r] = x[r * stride + d];
+      }
+    }
+  }
+#endif
+  for (; i < rows; ++i) {
+    for (std::int64_t d = 0; d < width; ++d) out[d * ld + i] = x[i * stride + d];
+  }
+}
+
+}  // namespace SIMD_NAMESPACE

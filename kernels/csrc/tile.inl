@@ -1,0 +1,117 @@
+// What affinity_mix does to a tile of scores between the products. A tile holds one key per row and LANES query
+// rows side by side, so that a query row is a lane and its sums need no shuffles. Sums over a few keys are made in
+// T, in registers, and these in double. Included by simd.inl.
+
+namespace SIMD_NAMESPACE {
+
+constexpr std::int64_t KEYS_IN_T = 16;
+
+// Calls step(lane, key) for the first lane of each register and every key, and after every few keys
+// finish(lane, last keys): what `step` adds up in registers goes to memory there.
+template <class T, class Step, class Finish>
+inline void for_tile(std::int64_t keys, std::int64_t lanes, const Step& step, const Finish& finish) {
+  for (std::int64_t lane = 0; lane < lanes; lane += Lanes<T>::COUNT) {
+    for (std::int64_t j = 0; j < keys;) {
+      const std::int64_t stop = j + KEYS_IN_T < keys ? j + KEYS_IN_T : keys;
+      typename Lanes<T>::Vec part = {};
+      for (; j < stop; ++j) step(lane, j, part);
+      finish(lane, part);
+    }
+  }
+}
+
+template <class T>
+inline typename Lanes<T>::Vec& vec(T* at) {
+  return *reinterpret_cast<typename Lanes<T>::Vec*>(at);
+}
+template <class T>
+inline const typename Lanes<T>::Vec& vec(const T* at) {
+  return *reinterpret_cast<const typename Lanes<T>::Vec*>(at);
+}
+
+template <class T>
+inline void add_to(double* sum, const typename Lanes<T>::Vec& part) {
+  for (int i = 0; i < Lanes<T>::COUNT; ++i) sum[i] += static_cast<double>(part[i]);
+}
+
+template <class T, bool RELU, bool CROSSED>
+bool root_tile(T* tile, std::int64_t keys, std::int64_t first, std::int64_t lanes, const T* theta, const T* begin,
+               const T* end, double* sum) {
+  using Vec = typename Lanes<T>::Vec;
+  bool any = false;
+  for_tile<T>(
+      keys, lanes,
+      [&](std::int64_t lane, std::int64_t j, Vec& part) {
+        Vec& score = vec(tile + j * LANES + lane);
+        Vec root = score - vec(theta + lane);
+        const Vec none = {};
+        if (RELU) root = root < none ? none : root;  // NaN stays
+        if (CROSSED) {
+          const Vec key = none + static_cast<T>(first + j);
+          root = key >= vec(begin + lane) ? root : none;
+          root = key < vec(end + lane) ? root : none;
+        }
+        score = root;
+        part += root * root;
+      },
+      [&](std::int64_t lane, const Vec& part) {
+        add_to<T>(sum + lane, part);
+        for (int i = 0; i < Lanes<T>::COUNT; ++i) any |= part[i] != T(0);
+      });
+  return any;
+}
+
+// Scores become roots (scores.py): r = s - theta, with relu the positive part, 0 outside of the lane's span.
+// sum[lane] += r^2. Returns whether any square is not 0. crossed: whether a span begins or ends in this tile.
+template <class T>
+bool roots(T* tile, std::int64_t keys, std::int64_t first, std::int64_t lanes, const T* theta, bool relu,
+           const T* begin, const T* end, bool crossed, double* sum) {
+  const auto run = relu ? (crossed ? root_tile<T, true, true> : root_tile<T, true, false>)
+                        : (crossed ? root_tile<T, false, true> : root_tile<T, false, false>);
+  return run(tile, keys, first, lanes, theta, begin, end, sum);
+}
+
+template <class T>
+void square(T* tile, std::int64_t keys, std::int64_t lanes) {
+  for (std::int64_t j = 0; j < keys; ++j) {
+    for (std::int64_t i = 0; i < lanes; i += Lanes<T>::COUNT) {
+      auto& root = vec(tile + j * LANES + i);
+      root *= root;
+    }
+  }
+}
+
+// sum[lane] += r^2 / l * dP, the mean that `slopes` subtracts from dP. A division, since the weight of the only edge
+// of a row must be 1 to the bit: then the difference is 0, as it should be.
+template <class T>
+void weighted_sum(const T* root, const T* product, std::int64_t keys, std::int64_t lanes, const T* norm,
+                  double* sum) {
+  using Vec = typename Lanes<T>::Vec;
+  for_tile<T>(
+      keys, lanes,
+      [&](std::int64_t lane, std::int64_t j, Vec& part) {
+        const Vec& r = vec(root + j * LANES + lane);
+        part += r * r / vec(norm + lane) * vec(product + j * LANES + lane);
+      },
+      [&](std::int64_t lane, const Vec& part) { add_to<T>(sum + lane, part); });
+}
+
+// dP becomes dS = 2 r / l (dP - mean), r becomes r^2 / l; sum[lane] += dS.
+template <class T>
+void slopes(T* root, T* product, std::int64_t keys, std::int64_t lanes, const T* norm, const T* mean,
+            double* sum) {
+  using Vec = typename Lanes<T>::Vec;
+  for_tile<T>(
+      keys, lanes,
+      [&](std::int64_t lane, std::int64_t j, Vec& part) {
+        Vec& r = vec(root + j * LANES + lane);
+        Vec& slope = vec(product + j * LANES + lane);
+        const Vec& total = vec(norm + lane);
+        slope = (r + r) / total * (slope - vec(mean + lane));
+        part += slope;
+        r = r * r / total;
+      },
+      [&](std::int64_t lane, const Vec& part) { add_to<T>(sum + lane, part); });
+}
+
+}  // namespace SIMD_NAMESPACE

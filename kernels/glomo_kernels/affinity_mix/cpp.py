@@ -1,0 +1,133 @@
+"""affinity_mix in C++ (kernels/csrc/affinity_mix.cpp): for float32 and float64, half precision through float32.
+
+Inputs are read where they lie, whatever their strides, as long as the elements of a row are side by side.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glomo_kernels import compiled
+from glomo_kernels.compiled import contiguous, threads
+from glomo_kernels.scores import compute_dtype, live_shape
+
+KINDS = {"relu": 0, "square": 1, "topk": 2}
+
+
+def why_not(
+    q: Tensor | None = None,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
+    theta: Tensor | None = None,
+    spans: Tensor | None = None,
+    topk: Tensor | None = None,
+    kind: str = "relu",
+    stats: bool = False,
+) -> str | None:
+    if kind not in KINDS:
+        return f"kind {kind!r} is not implemented in C++ ({', '.join(KINDS)} are)"
+    if k is not None and k.shape[2] >= 2**24:
+        return f"it counts keys in float32, exact below 2^24; T is {k.shape[2]}"
+    return compiled.why_not(q)
+
+
+def _rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, H, T, D] in `dtype` with the elements of a row side by side."""
+    tensor = tensor.to(dtype)
+    return tensor if tensor.stride(3) == 1 else tensor.contiguous()
+
+
+def _place(tensor: Tensor) -> tuple[int, int, int, int]:
+    return tensor.data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2)
+
+
+class _Problem:
+    """The arguments of a `Mix` in C++, and the tensors that its addresses point into."""
+
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        theta: Tensor | None,
+        spans: Tensor,
+        topk: Tensor | None,
+        kind: str,
+    ) -> None:
+        self.dtype = compute_dtype(q)
+        batch, heads, rows, width = q.shape
+        matrices = {"q": _rows(q, self.dtype), "k": _rows(k, self.dtype), "v": _rows(v, self.dtype)}
+        vectors = {
+            "theta": None if theta is None else contiguous(theta, self.dtype),
+            "spans": contiguous(spans.clamp(0, k.shape[2])),  # C++ does not look beyond them
+            "topk": None if topk is None else contiguous(topk.clamp(min=1)),
+        }
+        self.alive = matrices, vectors
+        self.arguments: Any = compiled.cpu().Mix(
+            **{name: _place(tensor) for name, tensor in matrices.items()},
+            **{name: 0 if tensor is None else tensor.data_ptr() for name, tensor in vectors.items()},
+            is_double=self.dtype == torch.float64,
+            batch=batch,
+            heads=heads,
+            rows=rows,
+            units=k.shape[2],
+            width=width,
+            values=v.shape[3],
+            kind=KINDS[kind],
+        )
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor | None,
+    spans: Tensor,
+    topk: Tensor | None,
+    kind: str,
+    stats: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(mixed, norm, edges, entropy, live) as the reference."""
+    problem = _Problem(q, k, v, theta, spans, topk, kind)
+    rows = q.shape[:3]
+    mixed = torch.empty(*rows, v.shape[3], dtype=problem.dtype)
+    norm = torch.empty(rows, dtype=problem.dtype)
+    edges = torch.empty(rows if stats else (0,), dtype=torch.int32)
+    entropy = torch.empty(rows if stats else (0,), dtype=problem.dtype)
+    live = torch.empty(live_shape(q, k), dtype=torch.uint8)
+    addresses = [x.data_ptr() if x.numel() else 0 for x in (mixed, norm, live, edges, entropy)]
+    compiled.cpu().affinity_mix(problem.arguments, *addresses, threads())
+    return mixed.to(q.dtype), norm, edges, entropy, live
+
+
+def backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor | None,
+    spans: Tensor,
+    topk: Tensor | None,
+    mixed: Tensor,
+    norm: Tensor,
+    live: Tensor,
+    kind: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v and theta (empty without theta)."""
+    problem = _Problem(q, k, v, theta, spans, topk, kind)
+    grad, norm, live = _rows(grad, problem.dtype), contiguous(norm), contiguous(live)
+    dq = torch.zeros(q.shape, dtype=problem.dtype)
+    dk = torch.zeros(k.shape, dtype=problem.dtype)
+    dv = torch.zeros(v.shape, dtype=problem.dtype)
+    dtheta = torch.empty((0,) if theta is None else theta.shape, dtype=problem.dtype)
+    compiled.cpu().affinity_mix_backward(
+        problem.arguments,
+        _place(grad),
+        *(x.data_ptr() if x.numel() else 0 for x in (norm, live, dq, dk, dv, dtheta)),
+        threads(),
+    )
+    dtheta = dtheta if theta is None else dtheta.to(theta.dtype)
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dtheta
