@@ -1,0 +1,262 @@
+"""Backward kernels of affinity_mix: q and theta over blocks of query rows, then k and v over blocks of keys.
+
+Two kernels that each compute the scores again need no atomics: no two programs write to the same place, and every
+sum has one order. The formulas are those of reference.py, with 1 / l_i = 0 for rows without weight.
+
+D_i = sum_j (a_ij / l_i) dO_i . v_j. Where the output is rounded, dO_i . O_i misses it by a rounding of the output,
+and the slope 2 r_ij / l_i, at most 2 / sqrt(l_i), multiplies the difference. So D_i = dO_i . O_i is only taken in
+half precision, for blocks of rows with l_i >= 1. Other blocks add what is missing, sum_j (a_ij / l_i) (dO_i . v_j -
+dO_i . O_i), in a first pass over the same products (Dg + Dv more of them per score, to 4 Dg + 3 Dv of both kernels).
+"""
+
+# mypy: ignore-errors
+# (Triton's language looks like Python and is not: its values have no Python types.)
+
+import triton
+import triton.language as tl
+
+from glomo_kernels.affinity_mix.triton_common import (
+    EPSILON,
+    LIVE,
+    dot,
+    load_cut,
+    load_rows,
+    load_spans,
+    load_theta,
+    roots,
+    store_rows,
+)
+
+
+@triton.jit
+def _start(list_, step, STEP: tl.constexpr):
+    """First row or column of step `step` of the loop over a list; a tile of LIVE takes LIVE / STEP steps."""
+    PARTS: tl.constexpr = LIVE // STEP
+    place = step // PARTS
+    return tl.load(list_ + place) * LIVE + (step - place * PARTS) * STEP
+
+
+@triton.jit
+def _roots_and_slopes(
+    start, q, grad, keys, values, k_t, v_t, columns, rows_of,
+    KIND: tl.constexpr, MASKED: tl.constexpr, DG: tl.constexpr, DV: tl.constexpr,
+    PADDED_DG: tl.constexpr, PADDED_DV: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """(k [N, PADDED_DG], r [M, N], dO . v [M, N]) of the keys from `start` on."""
+    theta, begin, end, cut, last = rows_of
+    column = start + tl.arange(0, BLOCK_N)
+    k = load_rows(keys, start, k_t, columns, BLOCK_N, DG, PADDED_DG, MASKED)
+    v = load_rows(values, start, v_t, columns, BLOCK_N, DV, PADDED_DV, MASKED)
+    score = dot(q, tl.trans(k))
+    root = roots(
+        score,
+        theta[:, None],
+        column[None, :],
+        begin[:, None],
+        end[:, None],
+        cut[:, None],
+        last[:, None],
+        KIND,
+        MASKED,
+    )
+    return k, root, dot(grad, tl.trans(v))
+
+
+@triton.jit
+def _query_tiles(
+    list_, first_step, stop_step, state, scale, mean, q, grad, keys, values, k_t, v_t, columns, rows_of,
+    KIND: tl.constexpr, MASKED: tl.constexpr, SCALED: tl.constexpr, DG: tl.constexpr, DV: tl.constexpr,
+    PADDED_DG: tl.constexpr, PADDED_DV: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Add steps of the list to state: sum_j e_ij k_j [M, PADDED_DG], sum_j e_ij [M], e = r (dO . v - D) (scaled)."""
+    d_query, row_sum = state
+    for step in range(first_step, stop_step):
+        k, root, d_share = _roots_and_slopes(
+            _start(list_, step, BLOCK_N), q, grad, keys, values, k_t, v_t, columns, rows_of,
+            KIND, MASKED, DG, DV, PADDED_DG, PADDED_DV, BLOCK_N,
+        )  # fmt: skip
+        if SCALED:
+            root = root * scale[:, None]
+        slope = root * (d_share - mean[:, None])
+        row_sum += tl.sum(slope, 1)
+        d_query += dot(slope.to(k.dtype), k)
+    return d_query, row_sum
+
+
+@triton.jit(do_not_specialize=["heads", "rows", "columns", "bucket"])
+def query_kernel(
+    q, k, v, theta, spans, cut, last, grad, mixed, norm, lists, counts, dq, dtheta, means,
+    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, theta_b, theta_h, theta_t, grad_b, grad_h, grad_t,
+    heads, rows, columns, bucket,
+    KIND: tl.constexpr, THETA: tl.constexpr, SCALED: tl.constexpr, EXACT: tl.constexpr,
+    DG: tl.constexpr, DV: tl.constexpr, PADDED_DG: tl.constexpr, PADDED_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """dq [B, H, Tq, DG], dtheta [B, H, Tq], and D [B, H, Tq] float32 in `means` for key_kernel.
+
+    EXACT   sum up D over the products in every block
+    SCALED  float16: bring slopes to at most |dO . v - D| before they are rounded
+    """
+    blocks = tl.cdiv(rows, BLOCK_M)
+    pair = tl.program_id(0) // blocks
+    block = blocks - 1 - tl.program_id(0) % blocks  # the longest rows first, as in the forward pass
+    sample, head = pair // heads, pair % heads
+    wide_sample, wide_head = tl.cast(sample, tl.int64), tl.cast(head, tl.int64)
+    offset = tl.cast(pair, tl.int64) * rows
+
+    row = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    begin, end = load_spans(spans, sample, row, rows)
+    seen = begin < end
+    row_theta = load_theta(
+        theta + wide_sample * theta_b + wide_head * theta_h, row, rows, theta_t, seen, THETA
+    )
+    row_cut, row_last = load_cut(cut, last, offset, row, rows, KIND)
+    rows_of = (row_theta, begin, end, row_cut, row_last)
+    row_norm = tl.load(norm + offset + row, mask=row < rows, other=0.0)
+    inverse = tl.where(row_norm == 0, 0.0, 1.0 / (row_norm + EPSILON))
+    scale = tl.sqrt(inverse)
+
+    first_row = block * BLOCK_M
+    queries = q + wide_sample * q_b + wide_head * q_h
+    keys = k + wide_sample * k_b + wide_head * k_h
+    values = v + wide_sample * v_b + wide_head * v_h
+    q_tile = load_rows(queries, first_row, q_t, rows, BLOCK_M, DG, PADDED_DG, True)
+    q_tile = tl.where(seen[:, None], q_tile, 0.0).to(q.dtype.element_ty)
+    d_mixed = grad + wide_sample * grad_b + wide_head * grad_h
+    grad_tile = load_rows(d_mixed, first_row, grad_t, rows, BLOCK_M, DV, PADDED_DV, True)
+    mixed_tile = load_rows(mixed + offset * DV, first_row, DV, rows, BLOCK_M, DV, PADDED_DV, True)
+    mean = tl.sum(grad_tile.to(tl.float32) * mixed_tile.to(tl.float32), 1)
+
+    column_tiles = tl.cdiv(columns, LIVE)
+    at = tl.cast(pair, tl.int64) * blocks + block
+    edges = lists + at * column_tiles
+    edge_steps = tl.load(counts + at * 2) * (LIVE // BLOCK_N)
+    inner_tiles = tl.load(counts + at * 2 + 1)
+    inner_steps = inner_tiles * (LIVE // BLOCK_N)
+    inners = edges + column_tiles - inner_tiles
+
+    exact_edges, exact_inners = edge_steps, inner_steps
+    if not EXACT:
+        steep = tl.min(tl.where(row_norm == 0, 1.0, row_norm), 0) < 1.0
+        exact_edges = tl.where(steep, edge_steps, 0)
+        exact_inners = tl.where(steep, inner_steps, 0)
+    missing = tl.zeros([BLOCK_M], tl.float32)
+    for step in range(exact_edges + exact_inners):
+        # One masked loop for both parts of the list, which is the end of one and the start of the other.
+        part = tl.where(step < exact_edges, edges, inners)
+        place = tl.where(step < exact_edges, step, step - exact_edges)
+        _, root, d_share = _roots_and_slopes(
+            _start(part, place, BLOCK_N), q_tile, grad_tile, keys, values, k_t, v_t, columns, rows_of,
+            KIND, True, DG, DV, PADDED_DG, PADDED_DV, BLOCK_N,
+        )  # fmt: skip
+        missing += tl.sum(root * root * (d_share - mean[:, None]), 1)
+    # The shares sum up to l / (l + epsilon): not 1 for rows that are nearly empty, and exactly 1 for the others.
+    shares = row_norm / (row_norm + EPSILON)
+    mean = tl.where(exact_edges + exact_inners > 0, mean * shares + missing * inverse, mean)
+
+    state = (tl.zeros([BLOCK_M, PADDED_DG], tl.float32), tl.zeros([BLOCK_M], tl.float32))
+    state = _query_tiles(
+        edges, 0, edge_steps, state, scale, mean, q_tile, grad_tile, keys, values, k_t, v_t, columns, rows_of,
+        KIND, True, SCALED, DG, DV, PADDED_DG, PADDED_DV, BLOCK_N,
+    )  # fmt: skip
+    d_query, row_sum = _query_tiles(
+        inners, 0, inner_steps, state, scale, mean, q_tile, grad_tile, keys, values, k_t, v_t, columns, rows_of,
+        KIND, False, SCALED, DG, DV, PADDED_DG, PADDED_DV, BLOCK_N,
+    )  # fmt: skip
+    factor = 2.0 * scale if SCALED else 2.0 * inverse
+    store_rows(dq + offset * DG, first_row, DG, rows, d_query * factor[:, None], BLOCK_M, DG, PADDED_DG)
+    tl.store(means + offset + row, mean, mask=row < rows)
+    if THETA:
+        tl.store(dtheta + offset + row, (-row_sum * factor).to(dtheta.dtype.element_ty), mask=row < rows)
+
+
+@triton.jit
+def _key_tiles(
+    list_, steps, state, k, v, column, queries, d_mixed, q_t, grad_t, theta, theta_t, spans, sample, cut, last, norm,
+    means, offset, rows,
+    KIND: tl.constexpr, THETA: tl.constexpr, SAME: tl.constexpr, MASKED: tl.constexpr, DG: tl.constexpr,
+    DV: tl.constexpr, PADDED_DG: tl.constexpr, PADDED_DV: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """Add steps of the list to state: sum_i dS_ij q_i / 2 [N, PADDED_DG], sum_i (a_ij / l_i) dO_i [N, PADDED_DV]."""
+    d_key, d_value = state
+    for step in range(steps):
+        start = _start(list_, step, BLOCK_M)
+        row = start + tl.arange(0, BLOCK_M)
+        if MASKED:
+            begin, end = load_spans(spans, sample, row, rows)
+        else:
+            begin, end = tl.zeros_like(row), tl.zeros_like(row)
+        row_theta = load_theta(theta, row, rows, theta_t, row >= 0, THETA)
+        row_cut, row_last = load_cut(cut, last, offset, row, rows, KIND)
+        row_norm = tl.load(norm + offset + row, mask=row < rows, other=0.0)
+        mean = tl.load(means + offset + row, mask=row < rows, other=0.0)
+        inverse = tl.where(row_norm == 0, 0.0, 1.0 / (row_norm + EPSILON))
+        q = load_rows(queries, start, q_t, rows, BLOCK_M, DG, PADDED_DG, MASKED)
+        grad = load_rows(d_mixed, start, grad_t, rows, BLOCK_M, DV, PADDED_DV, MASKED)
+        if SAME:
+            score = tl.trans(dot(q, tl.trans(k)))
+        else:
+            score = dot(k, tl.trans(q))
+        root = roots(
+            score, row_theta[None, :], column[:, None], begin[None, :], end[None, :], row_cut[None, :],
+            row_last[None, :], KIND, MASKED,
+        )  # fmt: skip
+        share = root * inverse[None, :]
+        d_value += dot((share * root).to(grad.dtype), grad)
+        slope = share * (dot(v, tl.trans(grad)) - mean[None, :])
+        d_key += dot(slope.to(q.dtype), q)
+    return d_key, d_value
+
+
+@triton.jit(do_not_specialize=["heads", "rows", "columns", "bucket"])
+def key_kernel(
+    q, k, v, theta, spans, cut, last, grad, norm, means, lists, counts, dk, dv,
+    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, theta_b, theta_h, theta_t, grad_b, grad_h, grad_t,
+    heads, rows, columns, bucket,
+    KIND: tl.constexpr, THETA: tl.constexpr, SAME: tl.constexpr, DG: tl.constexpr, DV: tl.constexpr,
+    PADDED_DG: tl.constexpr, PADDED_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """dk [B, H, T, DG] and dv [B, H, T, DV], of blocks of BLOCK_N keys in steps of BLOCK_M query rows.
+
+    SAME  multiply q @ k^T and transpose, as the other kernels do, instead of k @ q^T. In rows with little weight
+          the bits of the scores must be those that the row's sum was made of. On a GPU both products have them
+          (the same instructions, in the same order along Dg); in the interpreter, and for a tie of kind topk
+          between tiles of different shape, only the first has.
+    """
+    blocks = tl.cdiv(columns, BLOCK_N)
+    pair = tl.program_id(0) // blocks
+    block = tl.program_id(0) % blocks  # in the causal triangle the first keys are seen by the most rows
+    sample, head = pair // heads, pair % heads
+    wide_sample, wide_head = tl.cast(sample, tl.int64), tl.cast(head, tl.int64)
+    offset = tl.cast(pair, tl.int64) * rows
+    out = tl.cast(pair, tl.int64) * columns
+
+    first_key = block * BLOCK_N
+    column = first_key + tl.arange(0, BLOCK_N)
+    k_tile = load_rows(
+        k + wide_sample * k_b + wide_head * k_h, first_key, k_t, columns, BLOCK_N, DG, PADDED_DG, True
+    )
+    v_tile = load_rows(
+        v + wide_sample * v_b + wide_head * v_h, first_key, v_t, columns, BLOCK_N, DV, PADDED_DV, True
+    )
+    queries = q + wide_sample * q_b + wide_head * q_h
+    d_mixed = grad + wide_sample * grad_b + wide_head * grad_h
+    thresholds = theta + wide_sample * theta_b + wide_head * theta_h
+
+    row_tiles = tl.cdiv(rows, LIVE)
+    at = tl.cast(tl.program_id(0), tl.int64)
+    edges = lists + at * row_tiles
+    edge_tiles, inner_tiles = tl.load(counts + at * 2), tl.load(counts + at * 2 + 1)
+    state = (tl.zeros([BLOCK_N, PADDED_DG], tl.float32), tl.zeros([BLOCK_N, PADDED_DV], tl.float32))
+    state = _key_tiles(
+        edges, edge_tiles * (LIVE // BLOCK_M), state, k_tile, v_tile, column, queries, d_mixed, q_t, grad_t,
+        thresholds, theta_t, spans, sample, cut, last, norm, means, offset, rows,
+        KIND, THETA, SAME, True, DG, DV, PADDED_DG, PADDED_DV, BLOCK_M,
+    )  # fmt: skip
+    d_key, d_value = _key_tiles(
+        edges + row_tiles - inner_tiles, inner_tiles * (LIVE // BLOCK_M), state, k_tile, v_tile, column, queries,
+        d_mixed, q_t, grad_t, thresholds, theta_t, spans, sample, cut, last, norm, means, offset, rows,
+        KIND, THETA, SAME, False, DG, DV, PADDED_DG, PADDED_DV, BLOCK_M,
+    )  # fmt: skip
+    store_rows(dk + out * DG, first_key, DG, columns, 2.0 * d_key, BLOCK_N, DG, PADDED_DG)
+    store_rows(dv + out * DV, first_key, DV, columns, d_value, BLOCK_N, DV, PADDED_DV)

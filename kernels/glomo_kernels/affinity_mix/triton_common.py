@@ -1,0 +1,121 @@
+"""What the Triton kernels of affinity_mix share: tiles of a matrix, roots of the weights, spans of a block.
+
+A kernel works on blocks of query rows and on tiles of keys. Tensors are [B, H, T, width] with any strides but a
+unit one in the last dimension; `width` is padded with zeros to a power of two, PADDED. Scores and all that
+follows from them are float32.
+"""
+
+# mypy: ignore-errors
+# (Triton's language looks like Python and is not: its values have no Python types.)
+
+import triton
+import triton.language as tl
+
+from glomo_kernels import scores
+
+EPSILON = tl.constexpr(scores.EPSILON)
+LIVE = tl.constexpr(scores.LIVE)
+# Flags of this many tiles are collected in the bits of one integer per row.
+GROUP = tl.constexpr(32)
+
+
+@triton.jit
+def load_rows(
+    base, first, stride, limit, ROWS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, BOUNDED
+):
+    """[ROWS, PADDED]: the rows from `first` on, zero behind WIDTH and, if BOUNDED, from row `limit` on.
+
+    Only the step to the first row may pass 2^31 elements; the launcher sees to it that a tile does not.
+    """
+    row = tl.arange(0, ROWS)
+    column = tl.arange(0, PADDED)
+    address = base + tl.cast(first, tl.int64) * stride + (row[:, None] * stride + column[None, :])
+    if BOUNDED:
+        if WIDTH == PADDED:
+            return tl.load(address, mask=(first + row < limit)[:, None], other=0.0)
+        return tl.load(address, mask=(first + row < limit)[:, None] & (column < WIDTH)[None, :], other=0.0)
+    if WIDTH == PADDED:
+        return tl.load(address)
+    return tl.load(address, mask=(column < WIDTH)[None, :], other=0.0)
+
+
+@triton.jit
+def store_rows(
+    base, first, stride, limit, value, ROWS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr
+):
+    row = tl.arange(0, ROWS)
+    column = tl.arange(0, PADDED)
+    address = base + tl.cast(first, tl.int64) * stride + (row[:, None] * stride + column[None, :])
+    inside = (first + row < limit)[:, None] & (column < WIDTH)[None, :]
+    tl.store(address, value.to(base.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def dot(a, b):
+    """a @ b in float32. For float32 input no TF32: its errors are a thousand times those of PyTorch."""
+    return tl.dot(a, b, input_precision="ieee", out_dtype=tl.float32)
+
+
+@triton.jit
+def square_bits(root):
+    """The square as an integer: for numbers that are not negative, bits are ordered as the numbers are."""
+    return (root * root).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def roots(score, theta, column, begin, end, cut, last, KIND: tl.constexpr, MASKED: tl.constexpr):
+    """r of the weight r^2 (glomo_kernels.scores). Rows and columns may stand either way; the others broadcast.
+
+    cut, last  for kind "topk", from topk_kernel
+    """
+    if KIND == "relu":
+        root = tl.maximum(score - theta, 0.0)
+    else:
+        root = score
+    if MASKED:
+        root = tl.where((column >= begin) & (column < end), root, 0.0)
+    if KIND == "topk":
+        bits = square_bits(root)
+        root = tl.where((bits > cut) | ((bits == cut) & (column <= last)), root, 0.0)
+    return root
+
+
+@triton.jit
+def load_spans(spans, sample, row, rows):
+    """begin, end int32 of query rows `row`; an empty span outside of the matrix. spans [B, Tq, 2] int64"""
+    address = spans + (tl.cast(sample, tl.int64) * rows + row) * 2
+    begin = tl.load(address, mask=row < rows, other=0).to(tl.int32)
+    end = tl.load(address + 1, mask=row < rows, other=0).to(tl.int32)
+    return begin, end
+
+
+@triton.jit
+def span_limits(begin, end, columns):
+    """(first, stop, inner_first, inner_stop): the union of the spans that are not empty, and their intersection."""
+    seen = begin < end
+    first = tl.min(tl.where(seen, begin, columns), 0)
+    stop = tl.max(tl.where(seen, end, 0), 0)
+    inner_first = tl.max(tl.where(seen, begin, 0), 0)
+    inner_stop = tl.min(tl.where(seen, end, columns), 0)
+    return first, stop, inner_first, inner_stop
+
+
+@triton.jit
+def load_theta(theta, row, rows, stride, seen, THETA: tl.constexpr):
+    """float32 thresholds of the rows; 0 without theta and for rows that see nothing (their q is 0 as well)."""
+    if THETA:
+        return tl.load(theta + tl.cast(row, tl.int64) * stride, mask=seen & (row < rows), other=0.0).to(
+            tl.float32
+        )
+    return tl.zeros(row.shape, tl.float32)
+
+
+@triton.jit
+def load_cut(cut, last, offset, row, rows, KIND: tl.constexpr):
+    """(cut, last) of `roots` for the rows; zeros for the other kinds. cut, last [B, H, Tq] int32"""
+    if KIND == "topk":
+        return (
+            tl.load(cut + offset + row, mask=row < rows, other=0),
+            tl.load(last + offset + row, mask=row < rows, other=0),
+        )
+    return tl.zeros(row.shape, tl.int32), tl.zeros(row.shape, tl.int32)
