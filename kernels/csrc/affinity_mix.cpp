@@ -106,7 +106,7 @@ void add_stats(const T* roots, std::int64_t keys, std::int64_t rows, std::int32_
 
 template <class T>
 void affinity_mix(const Mix<T>& problem, T* mixed, T* norm, std::uint8_t* live, std::int32_t* edges, T* entropy,
-                  int threads) {
+                  T* kept, int threads) {
   const std::int64_t per_head = blocks(problem.rows), tiles = blocks(problem.units);
   const std::int64_t width = problem.values, pitch = padded<T>(width);
   const bool choose = problem.kind == Kind::topk;
@@ -114,21 +114,24 @@ void affinity_mix(const Mix<T>& problem, T* mixed, T* norm, std::uint8_t* live, 
   parallel(problem.batch * problem.heads * per_head, threads, [&](const auto& next) {
     QueryBlock<T> block(problem, threads);
     Choice<T> choice(problem);
-    Buffer<T> out(LANES * pitch), values(LANES * pitch), roots(LANES * (choose ? tiles * LANES : LANES));
+    // All roots of the block only where they are kept, or are to be compared with each other.
+    const bool whole = choose && !kept;
+    Buffer<T> out(LANES * pitch), values(LANES * pitch), roots(LANES * (whole ? problem.units : LANES));
+    Buffer<T> squares(LANES * LANES);
     for (std::int64_t item = next(); item >= 0; item = next()) {
       block.load(item);
       std::uint8_t* alive = live + (block.head * per_head + block.index) * tiles;
       double sum[LANES] = {}, log_sum[LANES] = {};
       std::int32_t count[LANES] = {};
       out.clear();
-      const auto tile_at = [&](std::int64_t key) { return roots.get() + (choose ? key * LANES : 0); };
+      T* own = kept ? kept + (block.head * per_head + block.index) * problem.units * LANES : roots.get();
+      const auto tile_at = [&](std::int64_t key) { return own + (kept || whole ? key * LANES : 0); };
       const auto add = [&](std::int64_t key, std::int64_t keys) {
-        T* tile = tile_at(key);
-        if (edges) add_stats(tile, keys, block.rows, count, log_sum);
-        simd<T>().square(tile, keys, block.lanes);
+        if (edges) add_stats(tile_at(key), keys, block.rows, count, log_sum);
+        simd<T>().square(tile_at(key), keys, block.lanes, squares.get());
         const auto [x, ldx] = readable(problem.v.at(block.sample, block.within, key), problem.v.row, keys, width,
                                        values.get());
-        mix_keys(block, tile, key, keys, x, ldx, width, out.get(), pitch);
+        mix_keys(block, squares.get(), key, keys, x, ldx, width, out.get(), pitch);
       };
       const std::int64_t begin = block.low / LANES * LANES;
       for (std::int64_t key = begin; key < block.high; key += LANES) {
@@ -137,7 +140,7 @@ void affinity_mix(const Mix<T>& problem, T* mixed, T* norm, std::uint8_t* live, 
         if (alive[tile_of(key)] && !choose) add(key, keys);
       }
       if (choose) {
-        choice.apply(block, roots.get(), sum);
+        choice.apply(block, own, sum);
         for (std::int64_t key = begin; key < block.high; key += LANES) {
           const std::int64_t keys = std::min(LANES, problem.units - key);
           alive[tile_of(key)] = any(tile_at(key), keys, block.rows);
@@ -192,7 +195,7 @@ class Turns {
 
 template <class T>
 void affinity_mix_backward(const Mix<T>& problem, const Rows<T>& grad, const T* norm, const std::uint8_t* live,
-                           T* dq, T* dk, T* dv, T* dtheta, int threads) {
+                           const T* kept, T* dq, T* dk, T* dv, T* dtheta, int threads) {
   const std::int64_t heads = problem.batch * problem.heads;
   const std::int64_t per_head = blocks(problem.rows), tiles = blocks(problem.units);
   const std::int64_t width = problem.width, values = problem.values;
@@ -201,7 +204,8 @@ void affinity_mix_backward(const Mix<T>& problem, const Rows<T>& grad, const T* 
   parallel(heads * per_head, threads, [&](const auto& next) {
     QueryBlock<T> block(problem, threads);
     Choice<T> choice(problem);
-    Buffer<T> roots(LANES * LANES * tiles), products(LANES * LANES * tiles), grad_across(LANES * values);
+    const std::int64_t all = LANES * problem.units;
+    Buffer<T> computed(kept ? 0 : all), products(all), grad_across(LANES * values), share(LANES * LANES);
     Buffer<T> queries(LANES * pitch), grads(LANES * pitch_v), keys_copy(LANES * pitch), out(LANES * pitch);
     for (std::int64_t item = next(); item >= 0; item = next()) {
       block.load(item);
@@ -225,29 +229,31 @@ void affinity_mix_backward(const Mix<T>& problem, const Rows<T>& grad, const T* 
           if (dead_too || alive[tile_of(key)]) step(key, std::min(LANES, problem.units - key));
         }
       };
-      for_tiles(problem.kind == Kind::topk, [&](std::int64_t key, std::int64_t keys) {
-        block.score(key, keys, roots.get() + key * LANES, unused);
-      });
-      if (problem.kind == Kind::topk) choice.apply(block, roots.get(), unused);
+      const T* roots = kept ? kept + (block.head * per_head + block.index) * all : computed.get();
+      if (!kept) {
+        for_tiles(problem.kind == Kind::topk, [&](std::int64_t key, std::int64_t keys) {
+          block.score(key, keys, computed.get() + key * LANES, unused);
+        });
+        if (problem.kind == Kind::topk) choice.apply(block, computed.get(), unused);
+      }
 
       for_tiles(false, [&](std::int64_t key, std::int64_t keys) {
         T* product = products.get() + key * LANES;
         block.products(problem.v.at(block.sample, block.within, key), problem.v.row, key, keys, values, grad_across,
                        product);
-        simd<T>().weighted_sum(roots.get() + key * LANES, product, keys, block.lanes, row_norm, total);
+        simd<T>().weighted_sum(roots + key * LANES, product, keys, block.lanes, row_norm, total);
       });
       for (std::int64_t i = 0; i < LANES; ++i) mean[i] = static_cast<T>(total[i]);
 
       for_tiles(false, [&](std::int64_t key, std::int64_t keys) {
-        T* share = roots.get() + key * LANES;
         T* slope = products.get() + key * LANES;
-        simd<T>().slopes(share, slope, keys, block.lanes, row_norm, mean, sum);
+        simd<T>().slopes(roots + key * LANES, slope, keys, block.lanes, row_norm, mean, share.get(), sum);
         const auto [x, ldx] = readable(problem.k.at(block.sample, block.within, key), problem.k.row, keys, width,
                                        keys_copy.get());
         mix_keys(block, slope, key, keys, x, ldx, width, out.get(), pitch);
         turns.wait(block.head, block.index, tile_of(key));
         const std::int64_t unit = block.head * problem.units + key;
-        mix_rows(block, share, key, keys, grads.get(), pitch_v, values, dv + unit * values);
+        mix_rows(block, share.get(), key, keys, grads.get(), pitch_v, values, dv + unit * values);
         mix_rows(block, slope, key, keys, queries.get(), pitch, width, dk + unit * width);
         turns.done(block.head, block.index, tile_of(key));
       });
@@ -260,9 +266,9 @@ void affinity_mix_backward(const Mix<T>& problem, const Rows<T>& grad, const T* 
 }
 
 #define INSTANTIATE(T)                                                                                        \
-  template void affinity_mix<T>(const Mix<T>&, T*, T*, std::uint8_t*, std::int32_t*, T*, int);               \
-  template void affinity_mix_backward<T>(const Mix<T>&, const Rows<T>&, const T*, const std::uint8_t*, T*, T*, \
-                                         T*, T*, int);
+  template void affinity_mix<T>(const Mix<T>&, T*, T*, std::uint8_t*, std::int32_t*, T*, T*, int);           \
+  template void affinity_mix_backward<T>(const Mix<T>&, const Rows<T>&, const T*, const std::uint8_t*,         \
+                                         const T*, T*, T*, T*, T*, int);
 INSTANTIATE(float)
 INSTANTIATE(double)
 

@@ -128,19 +128,19 @@ PYBIND11_MODULE(_cpu, m) {
            py::arg("spans"), py::arg("topk"), py::arg("batch"), py::arg("heads"), py::arg("rows"), py::arg("units"),
            py::arg("width"), py::arg("values"), py::arg("kind"));
   m.def("affinity_mix", [](const MixArguments& a, Address mixed, Address norm, Address live, Address edges,
-                           Address entropy, int threads) {
+                           Address entropy, Address kept, int threads) {
     with_type(a.is_double, [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
       glomo::affinity_mix<T>(a.as<T>(), at<T>(mixed), at<T>(norm), at<std::uint8_t>(live), at<std::int32_t>(edges),
-                             at<T>(entropy), threads);
+                             at<T>(entropy), at<T>(kept), threads);
     });
   });
-  m.def("affinity_mix_backward", [](const MixArguments& a, RowsArguments grad, Address norm, Address live, Address dq,
-                                    Address dk, Address dv, Address dtheta, int threads) {
+  m.def("affinity_mix_backward", [](const MixArguments& a, RowsArguments grad, Address norm, Address live, Address kept,
+                                    Address dq, Address dk, Address dv, Address dtheta, int threads) {
     with_type(a.is_double, [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
       glomo::affinity_mix_backward<T>(a.as<T>(), rows<T>(grad), at<const T>(norm), at<const std::uint8_t>(live),
-                                      at<T>(dq), at<T>(dk), at<T>(dv), at<T>(dtheta), threads);
+                                      at<const T>(kept), at<T>(dq), at<T>(dk), at<T>(dv), at<T>(dtheta), threads);
     });
   });
 

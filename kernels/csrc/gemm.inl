@@ -27,19 +27,27 @@ inline void product_block(std::int64_t depth, const T* a, std::int64_t lda, cons
   }
 }
 
+// The block for `rows` <= ROWS.
+template <class T, int ROWS, bool ACROSS>
+inline void product_strip(std::int64_t rows, std::int64_t depth, const T* a, std::int64_t lda, const T* b,
+                          std::int64_t ldb, T* c, std::int64_t ldc, bool accumulate) {
+  if constexpr (ROWS > 1) {
+    if (rows < ROWS) return product_strip<T, ROWS - 1, ACROSS>(rows, depth, a, lda, b, ldb, c, ldc, accumulate);
+  }
+  product_block<T, ROWS, ACROSS>(depth, a, lda, b, ldb, c, ldc, accumulate);
+}
+
+// Rows are cut into strips of nearly the same height: a low one would leave the arithmetic waiting for itself.
 template <class T, bool ACROSS>
 void product_panel(std::int64_t rows, std::int64_t depth, const T* a, std::int64_t lda, const T* b,
                    std::int64_t ldb, T* c, std::int64_t ldc, bool accumulate) {
+  const std::int64_t strips = (rows + SIMD_ROWS - 1) / SIMD_ROWS;
   std::int64_t r = 0;
-  const auto at = [&](std::int64_t row) { return ACROSS ? a + row : a + row * lda; };
-  for (; r + SIMD_ROWS <= rows; r += SIMD_ROWS) {
-    product_block<T, SIMD_ROWS, ACROSS>(depth, at(r), lda, b, ldb, c + r * ldc, ldc, accumulate);
-  }
-  for (; r + 4 <= rows; r += 4) {
-    product_block<T, 4, ACROSS>(depth, at(r), lda, b, ldb, c + r * ldc, ldc, accumulate);
-  }
-  for (; r < rows; ++r) {
-    product_block<T, 1, ACROSS>(depth, at(r), lda, b, ldb, c + r * ldc, ldc, accumulate);
+  for (std::int64_t strip = 0; strip < strips; ++strip) {
+    const std::int64_t height = rows / strips + (strip < rows % strips);
+    product_strip<T, SIMD_ROWS, ACROSS>(height, depth, ACROSS ? a + r : a + r * lda, lda, b, ldb, c + r * ldc, ldc,
+                                        accumulate);
+    r += height;
   }
 }
 

@@ -55,15 +55,16 @@ struct Mix {
   Kind kind;
 };
 
-// mixed [batch, heads, rows, values]; norm, edges, entropy [batch, heads, rows], the last two or null.
+// mixed [batch, heads, rows, values]; norm, edges, entropy [batch, heads, rows], the last two or null; kept
+// [batch, heads, blocks(rows), units, LANES] or null: the roots, for the backward pass.
 template <class T>
 void affinity_mix(const Mix<T>& problem, T* mixed, T* norm, std::uint8_t* live, std::int32_t* edges, T* entropy,
-                  int threads);
+                  T* kept, int threads);
 
 // dk [batch, heads, units, width] and dv [batch, heads, units, values] come filled with 0; dtheta may be null.
 template <class T>
 void affinity_mix_backward(const Mix<T>& problem, const Rows<T>& grad, const T* norm, const std::uint8_t* live,
-                           T* dq, T* dk, T* dv, T* dtheta, int threads);
+                           const T* kept, T* dq, T* dk, T* dv, T* dtheta, int threads);
 
 // `count` components, from `first` on, of a batch of graphs with `components` per sample.
 template <class T>

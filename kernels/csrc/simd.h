@@ -49,11 +49,11 @@ struct Simd {
   // The four steps on a tile of scores, [keys][LANES] with `lanes` in use: see tile.inl.
   bool (*roots)(T* tile, std::int64_t keys, std::int64_t first, std::int64_t lanes, const T* theta, bool relu,
                 const T* begin, const T* end, bool crossed, double* sum);
-  void (*square)(T* tile, std::int64_t keys, std::int64_t lanes);
+  void (*square)(const T* roots, std::int64_t keys, std::int64_t lanes, T* out);
   void (*weighted_sum)(const T* root, const T* product, std::int64_t keys, std::int64_t lanes, const T* norm,
                        double* sum);
-  void (*slopes)(T* root, T* product, std::int64_t keys, std::int64_t lanes, const T* norm, const T* mean,
-                 double* sum);
+  void (*slopes)(const T* root, T* product, std::int64_t keys, std::int64_t lanes, const T* norm, const T* mean,
+                 T* share, double* sum);
 };
 
 // The best version that this machine runs.

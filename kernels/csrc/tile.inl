@@ -72,11 +72,11 @@ bool roots(T* tile, std::int64_t keys, std::int64_t first, std::int64_t lanes, c
 }
 
 template <class T>
-void square(T* tile, std::int64_t keys, std::int64_t lanes) {
+void square(const T* roots, std::int64_t keys, std::int64_t lanes, T* out) {
   for (std::int64_t j = 0; j < keys; ++j) {
     for (std::int64_t i = 0; i < lanes; i += Lanes<T>::COUNT) {
-      auto& root = vec(tile + j * LANES + i);
-      root *= root;
+      const auto& root = vec(roots + j * LANES + i);
+      vec(out + j * LANES + i) = root * root;
     }
   }
 }
@@ -96,20 +96,20 @@ void weighted_sum(const T* root, const T* product, std::int64_t keys, std::int64
       [&](std::int64_t lane, const Vec& part) { add_to<T>(sum + lane, part); });
 }
 
-// dP becomes dS = 2 r / l (dP - mean), r becomes r^2 / l; sum[lane] += dS.
+// dP becomes dS = 2 r / l (dP - mean), share is r^2 / l; sum[lane] += dS.
 template <class T>
-void slopes(T* root, T* product, std::int64_t keys, std::int64_t lanes, const T* norm, const T* mean,
-            double* sum) {
+void slopes(const T* root, T* product, std::int64_t keys, std::int64_t lanes, const T* norm, const T* mean,
+            T* share, double* sum) {
   using Vec = typename Lanes<T>::Vec;
   for_tile<T>(
       keys, lanes,
       [&](std::int64_t lane, std::int64_t j, Vec& part) {
-        Vec& r = vec(root + j * LANES + lane);
+        const Vec& r = vec(root + j * LANES + lane);
         Vec& slope = vec(product + j * LANES + lane);
         const Vec& total = vec(norm + lane);
         slope = (r + r) / total * (slope - vec(mean + lane));
         part += slope;
-        r = r * r / total;
+        vec(share + j * LANES + lane) = r * r / total;
       },
       [&](std::int64_t lane, const Vec& part) { add_to<T>(sum + lane, part); });
 }

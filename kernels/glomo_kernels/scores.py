@@ -52,6 +52,12 @@ def live_shape(q: Tensor, k: Tensor) -> tuple[int, int, int, int]:
     return batch, heads, (rows + LIVE - 1) // LIVE, (k.shape[2] + LIVE - 1) // LIVE
 
 
+def kept_size(q: Tensor, k: Tensor) -> int:
+    """Elements of all scores, the rows of a head filled up to a multiple of LIVE."""
+    batch, heads, row_tiles, _ = live_shape(q, k)
+    return batch * heads * row_tiles * LIVE * k.shape[2]
+
+
 def mark_live(live: Tensor, rows: slice, weight: Tensor) -> None:
     """Set live [B, H, .., ..] to 1 for the tiles in which weight [B, H, R, T], of query rows `rows`, is positive."""
     padded = torch.nn.functional.pad(weight > 0, (0, -weight.shape[-1] % LIVE))

@@ -1,3 +1,5 @@
+import importlib
+
 import pytest
 import torch
 from glomo_kernels import BackendUnavailable, affinity_mix, scores
@@ -211,6 +213,20 @@ def test_kinds_that_a_backend_is_not_made_for_are_refused(monkeypatch):
             affinity_mix(q, k, v, kind=kind)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("case", ["threshold", "square", "topk"])
+def test_scores_that_are_kept_and_computed_again_give_the_same_gradients(backend, monkeypatch, case, causal):
+    with_theta, options = split(case)
+    inputs = leaves(*make(150, width=40, values=30), dtype=torch.float32)
+    inputs = inputs if with_theta else inputs[:3]
+    module = importlib.import_module("glomo_kernels.affinity_mix")
+    results = []
+    for keep in (True, False):
+        monkeypatch.setattr(module, "_worth_keeping", lambda *x, keep=keep: keep)
+        results.append(gradients(affinity_mix(*inputs, **options, causal=causal), inputs))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
 @pytest.mark.parametrize("case", ["threshold", "topk"])
 def test_any_number_of_threads_gives_the_same_bits(monkeypatch, case):
     """Several blocks per head, fewer heads than threads and more; again and again."""
@@ -257,7 +273,8 @@ class TestRegistration:
         theta = theta if case == "threshold" else None
         topk = torch.tensor([2, 1, 2]) if case == "topk" else None
         kind = "relu" if case == "threshold" else case
-        torch.library.opcheck(_forward.overload, (q, k, v, theta, spans, topk, kind, True))
+        # without `keep`: what is kept is the backend's own, with gaps that hold whatever was there
+        torch.library.opcheck(_forward.overload, (q, k, v, theta, spans, topk, kind, True, False))
 
     def test_compiles_as_one_graph(self, backend):
         lengths = torch.tensor([9, 2, 5])

@@ -8,7 +8,7 @@ from torch import Tensor
 from glomo_kernels import checks
 from glomo_kernels.dispatch import run
 from glomo_kernels.registration import operator
-from glomo_kernels.scores import compute_dtype, live_shape
+from glomo_kernels.scores import compute_dtype, kept_size, live_shape
 from glomo_kernels.spans import make_spans
 
 OP = "affinity_mix"
@@ -80,11 +80,19 @@ def affinity_mix(
     spans = make_spans(
         batch, columns, q.device, lengths=lengths, causal=causal, positions=positions, segments=segments
     )
-    mixed, norm, edges, entropy, live = _forward(q, k, v, theta, spans, counts, kind, return_stats)
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, theta))
+    mixed, norm, edges, entropy, live, _ = _forward(
+        q, k, v, theta, spans, counts, kind, return_stats, keep and _worth_keeping(q, k, v)
+    )
     if not return_stats:
         return mixed
     row_sum = norm.exp() if kind == "softmax" else norm
     return mixed, AffinityStats(row_sum.detach(), edges, entropy.detach(), live.bool())
+
+
+def _worth_keeping(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """On a CPU, where arithmetic is dear, scores are kept for the backward pass if they take no more than q, k, v."""
+    return q.device.type == "cpu" and kept_size(q, k) <= q.numel() + k.numel() + v.numel()
 
 
 @operator("affinity_mix")
@@ -97,14 +105,16 @@ def _forward(
     topk: Tensor | None,
     kind: str,
     stats: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(mixed, norm [B, H, Tq], edges, entropy, live uint8 [B, H, tiles of rows, tiles of keys]).
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(mixed, norm [B, H, Tq], edges, entropy, live uint8 [B, H, tiles of rows, tiles of keys], kept).
 
     norm is the row sum, or the logsumexp for softmax. live is 0 only for tiles without a positive weight, and
-    with stats 1 only for the others.
+    with stats 1 only for the others. kept holds what the backend's backward pass would have to compute again,
+    in an order of its own; it is empty without `keep`.
     """
-    arguments = (q, k, v, theta, spans, topk, kind, stats)
-    result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = run(
+    arguments = (q, k, v, theta, spans, topk, kind, stats, keep)
+    result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor] = run(
         OP, "forward", q.device, arguments, *arguments
     )
     return result
@@ -120,7 +130,8 @@ def _(
     topk: Tensor | None,
     kind: str,
     stats: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     dtype = compute_dtype(q)
     rows = q.shape[:3]
     counted = rows if stats else (0,)
@@ -130,6 +141,7 @@ def _(
         q.new_empty(counted, dtype=torch.int32),
         q.new_empty(counted, dtype=dtype),
         q.new_empty(live_shape(q, k), dtype=torch.uint8),
+        q.new_empty(kept_size(q, k) if keep else 0, dtype=dtype),
     )
 
 
@@ -145,6 +157,7 @@ def _backward(
     mixed: Tensor,
     norm: Tensor,
     live: Tensor,
+    kept: Tensor,
     kind: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and theta (an empty tensor without theta)."""
@@ -152,8 +165,8 @@ def _backward(
         OP,
         "backward",
         q.device,
-        (q, k, v, theta, spans, topk, kind, False),
-        *(grad, q, k, v, theta, spans, topk, mixed, norm, live, kind),
+        (q, k, v, theta, spans, topk, kind, False, False),
+        *(grad, q, k, v, theta, spans, topk, mixed, norm, live, kept, kind),
     )
     return result
 
@@ -170,6 +183,7 @@ def _(
     mixed: Tensor,
     norm: Tensor,
     live: Tensor,
+    kept: Tensor,
     kind: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtheta = q.new_empty(0) if theta is None else theta.new_empty(theta.shape)
@@ -177,14 +191,14 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    q, k, v, theta, spans, topk, kind, _ = inputs
-    ctx.save_for_backward(q, k, v, theta, spans, topk, output[0], output[1], output[4])
+    q, k, v, theta, spans, topk, kind, *_ = inputs
+    ctx.save_for_backward(q, k, v, theta, spans, topk, output[0], output[1], output[4], output[5])
     ctx.kind, ctx.has_theta = kind, theta is not None
 
 
 def _autograd(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
     dq, dk, dv, dtheta = _backward(grad, *ctx.saved_tensors, ctx.kind)
-    return dq, dk, dv, dtheta if ctx.has_theta else None, None, None, None, None
+    return dq, dk, dv, dtheta if ctx.has_theta else None, None, None, None, None, None
 
 
 _forward.register_autograd(_autograd, setup_context=_setup)

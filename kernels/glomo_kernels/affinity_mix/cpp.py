@@ -12,7 +12,7 @@ from torch import Tensor
 
 from glomo_kernels import compiled
 from glomo_kernels.compiled import contiguous, threads
-from glomo_kernels.scores import compute_dtype, live_shape
+from glomo_kernels.scores import compute_dtype, kept_size, live_shape
 
 KINDS = {"relu": 0, "square": 1, "topk": 2}
 
@@ -26,6 +26,7 @@ def why_not(
     topk: Tensor | None = None,
     kind: str = "relu",
     stats: bool = False,
+    keep: bool = False,
 ) -> str | None:
     if kind not in KINDS:
         return f"kind {kind!r} is not implemented in C++ ({', '.join(KINDS)} are)"
@@ -89,8 +90,9 @@ def forward(
     topk: Tensor | None,
     kind: str,
     stats: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(mixed, norm, edges, entropy, live) as the reference."""
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As the reference; kept are the roots, [B, H, blocks of rows, T, 64]."""
     problem = _Problem(q, k, v, theta, spans, topk, kind)
     rows = q.shape[:3]
     mixed = torch.empty(*rows, v.shape[3], dtype=problem.dtype)
@@ -98,9 +100,10 @@ def forward(
     edges = torch.empty(rows if stats else (0,), dtype=torch.int32)
     entropy = torch.empty(rows if stats else (0,), dtype=problem.dtype)
     live = torch.empty(live_shape(q, k), dtype=torch.uint8)
-    addresses = [x.data_ptr() if x.numel() else 0 for x in (mixed, norm, live, edges, entropy)]
+    kept = torch.empty(kept_size(q, k) if keep else 0, dtype=problem.dtype)
+    addresses = [x.data_ptr() if x.numel() else 0 for x in (mixed, norm, live, edges, entropy, kept)]
     compiled.cpu().affinity_mix(problem.arguments, *addresses, threads())
-    return mixed.to(q.dtype), norm, edges, entropy, live
+    return mixed.to(q.dtype), norm, edges, entropy, live, kept
 
 
 def backward(
@@ -114,19 +117,21 @@ def backward(
     mixed: Tensor,
     norm: Tensor,
     live: Tensor,
+    kept: Tensor,
     kind: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and theta (empty without theta)."""
     problem = _Problem(q, k, v, theta, spans, topk, kind)
-    grad, norm, live = _rows(grad, problem.dtype), contiguous(norm), contiguous(live)
-    dq = torch.zeros(q.shape, dtype=problem.dtype)
+    grad, norm = _rows(grad, problem.dtype), contiguous(norm)
+    live, kept = contiguous(live), contiguous(kept)
+    dq = torch.empty(q.shape, dtype=problem.dtype)
     dk = torch.zeros(k.shape, dtype=problem.dtype)
     dv = torch.zeros(v.shape, dtype=problem.dtype)
     dtheta = torch.empty((0,) if theta is None else theta.shape, dtype=problem.dtype)
     compiled.cpu().affinity_mix_backward(
         problem.arguments,
         _place(grad),
-        *(x.data_ptr() if x.numel() else 0 for x in (norm, live, dq, dk, dv, dtheta)),
+        *(x.data_ptr() if x.numel() else 0 for x in (norm, live, kept, dq, dk, dv, dtheta)),
         threads(),
     )
     dtheta = dtheta if theta is None else dtheta.to(theta.dtype)

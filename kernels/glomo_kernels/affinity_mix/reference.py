@@ -26,8 +26,9 @@ def forward(
     topk: Tensor | None,
     kind: str,
     stats: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(mixed, norm, edges, entropy, live): the mixed values, and per row the sum of a (softmax: the logsumexp)."""
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The mixed values, and per row the sum of a (softmax: the logsumexp); nothing is kept."""
     batch, heads, rows, _ = q.shape
     columns, dtype = k.shape[2], compute_dtype(q)
     mixed = q.new_empty(batch, heads, rows, v.shape[3])
@@ -56,7 +57,8 @@ def forward(
             total = weight.sum(-1, keepdim=True)
             share = weight.div_(total.masked_fill_(total == 0, 1))
             entropy[b, h, r] = torch.special.entr(share).sum(-1)
-    return mixed, norm, edges, entropy, live
+    kept = q.new_empty(scores.kept_size(q, k) if keep else 0, dtype=dtype)
+    return mixed, norm, edges, entropy, live, kept
 
 
 def backward(
@@ -70,6 +72,7 @@ def backward(
     mixed: Tensor,
     norm: Tensor,
     live: Tensor,
+    kept: Tensor,
     kind: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, theta (empty without theta), with the formulas of DESIGN.md section 4.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from glomo_kernels.affinity_mix import triton_configs as configs
-from glomo_kernels.scores import live_shape
+from glomo_kernels.scores import kept_size, live_shape
 
 WIDEST = 256
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -41,6 +41,7 @@ def why_not(
     topk: Tensor | None = None,
     kind: str = "relu",
     stats: bool = False,
+    keep: bool = False,
 ) -> str | None:
     if kind == "softmax":
         return "kind 'softmax' is not implemented in Triton (relu, square, topk are)"
@@ -128,8 +129,9 @@ def forward(
     topk: Tensor | None,
     kind: str,
     stats: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(mixed, norm, edges, entropy, live) as in reference.py; live is exact with and without stats."""
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As in reference.py; live is exact with and without stats, nothing is kept."""
     from glomo_kernels.affinity_mix.triton_forward import forward_kernel
     from glomo_kernels.affinity_mix.triton_launch import launch, unit_stride
 
@@ -140,7 +142,8 @@ def forward(
     edges = q.new_empty(counted, dtype=torch.int32)
     entropy = q.new_empty(counted, dtype=torch.float32)
     live = q.new_empty(live_shape(q, k), dtype=torch.uint8)
-    outputs = mixed, norm, edges, entropy, live
+    kept = q.new_empty(kept_size(q, k) if keep else 0, dtype=torch.float32)
+    outputs = mixed, norm, edges, entropy, live, kept
     if norm.numel() == 0:
         return outputs
     q, k, v, spans = unit_stride(q), unit_stride(k), unit_stride(v), spans.contiguous()
@@ -218,6 +221,7 @@ def backward(
     mixed: Tensor,
     norm: Tensor,
     live: Tensor,
+    kept: Tensor,
     kind: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, theta (empty without theta): the same bits on every run."""
