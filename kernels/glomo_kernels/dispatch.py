@@ -26,10 +26,11 @@ class Backend(NamedTuple):
 
 REFERENCE = Backend("reference", "reference")
 CPP = Backend("cpp", "cpp")
+TRITON = Backend("triton", "triton_impl")
 
 # Fastest first. Every op ends with its reference, which takes all valid input.
 TABLE: dict[str, tuple[Backend, ...]] = {
-    "affinity_mix": (CPP, REFERENCE),
+    "affinity_mix": (TRITON, CPP, REFERENCE),
     "affinity_graph": (CPP, REFERENCE),
     "graph_mix": (CPP, REFERENCE),
     "decoder_loss": (REFERENCE,),

@@ -12,7 +12,9 @@ from glomo_kernels import compiled, dispatch
 def test_every_backend_has_the_three_names(op):
     for backend in dispatch.TABLE[op]:
         module = dispatch._module(op, backend)
-        assert callable(module.forward) and callable(module.backward) and module.why_not() is None
+        assert callable(module.forward) and callable(module.backward)
+        reason = module.why_not()
+        assert reason is None or (backend.name == "triton" and isinstance(reason, str))
 
 
 def test_the_extension_is_built():

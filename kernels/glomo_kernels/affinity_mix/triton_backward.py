@@ -195,15 +195,17 @@ def _key_tiles(
         grad = load_rows(d_mixed, start, grad_t, rows, BLOCK_M, DV, PADDED_DV, MASKED)
         if SAME:
             score = tl.trans(dot(q, tl.trans(k)))
+            d_share = tl.trans(dot(grad, tl.trans(v)))
         else:
             score = dot(k, tl.trans(q))
+            d_share = dot(v, tl.trans(grad))
         root = roots(
             score, row_theta[None, :], column[:, None], begin[None, :], end[None, :], row_cut[None, :],
             row_last[None, :], KIND, MASKED,
         )  # fmt: skip
         share = root * inverse[None, :]
         d_value += dot((share * root).to(grad.dtype), grad)
-        slope = share * (dot(v, tl.trans(grad)) - mean[None, :])
+        slope = share * (d_share - mean[None, :])
         d_key += dot(slope.to(q.dtype), q)
     return d_key, d_value
 
@@ -218,10 +220,10 @@ def key_kernel(
 ):  # fmt: skip
     """dk [B, H, T, DG] and dv [B, H, T, DV], of blocks of BLOCK_N keys in steps of BLOCK_M query rows.
 
-    SAME  multiply q @ k^T and transpose, as the other kernels do, instead of k @ q^T. In rows with little weight
-          the bits of the scores must be those that the row's sum was made of. On a GPU both products have them
-          (the same instructions, in the same order along Dg); in the interpreter, and for a tie of kind topk
-          between tiles of different shape, only the first has.
+    SAME  multiply q @ k^T and dO @ v^T and transpose, as the other kernels do, instead of k @ q^T and v @ dO^T. In
+          rows that one edge rules, the row's sum and D cancel with these products only if the bits are the same.
+          On a GPU they are (the same instructions, in the same order along the width); in the interpreter, and in
+          a tie of kind topk for tiles of another shape, they may differ.
     """
     blocks = tl.cdiv(columns, BLOCK_N)
     pair = tl.program_id(0) // blocks
