@@ -162,3 +162,24 @@ def test_wrong_arguments_are_named(change, message):
     decoder_loss(**good)
     with pytest.raises(ValueError, match="decoder_loss: " + message):
         decoder_loss(**{**good, **change})
+
+
+@pytest.mark.parametrize("rows,block", [(1, 1), (2, 5), (100, 7), (3, 100)])
+def test_chunks_and_blocks_do_not_matter(monkeypatch, rows, block):
+    """Also where the largest logits of two blocks are so far apart that one block's share underflows."""
+    from glomo_kernels.decoder_loss import reference
+
+    hidden, weight = torch.randn(6, 4, dtype=torch.float64), torch.randn(13, 4, dtype=torch.float64)
+    weight[:5] *= 300
+    target = torch.tensor([0, 12, -100, 7, 4, 5])
+    results = []
+    for sizes in ((6, 13), (rows, block)):
+        monkeypatch.setattr(reference, "_sizes", lambda *x, sizes=sizes: sizes)
+        inputs = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
+        loss = decoder_loss(*inputs, target, reduction="sum")
+        results.append([loss.detach(), *torch.autograd.grad(loss, inputs)])
+    inputs = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
+    loss = torch.nn.functional.cross_entropy(inputs[0] @ inputs[1].t(), target, reduction="sum")
+    results.append([loss.detach(), *torch.autograd.grad(loss, inputs)])
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-11, atol=1e-11)
