@@ -195,16 +195,18 @@ def _key_tiles(
         grad = load_rows(d_mixed, start, grad_t, rows, BLOCK_M, DV, PADDED_DV, MASKED)
         if SAME:
             score = tl.trans(dot(q, tl.trans(k)))
-            d_share = tl.trans(dot(grad, tl.trans(v)))
         else:
             score = dot(k, tl.trans(q))
-            d_share = dot(v, tl.trans(grad))
         root = roots(
             score, row_theta[None, :], column[:, None], begin[None, :], end[None, :], row_cut[None, :],
             row_last[None, :], KIND, MASKED,
         )  # fmt: skip
         share = root * inverse[None, :]
         d_value += dot((share * root).to(grad.dtype), grad)
+        if SAME:
+            d_share = tl.trans(dot(grad, tl.trans(v)))
+        else:
+            d_share = dot(v, tl.trans(grad))
         slope = share * (d_share - mean[None, :])
         d_key += dot(slope.to(q.dtype), q)
     return d_key, d_value

@@ -1,9 +1,12 @@
 """Block sizes, warps and stages of the Triton kernels: a few candidates per kernel, widths, dtype and device.
 
 The first candidate is the choice without autotuning: in deterministic mode, in the interpreter, and where it is the
-only one. Block sizes along which the lists of live tiles are cut (BLOCK_M of query_kernel, BLOCK_N of key_kernel)
-are the same in all candidates of a case. The resources that each takes, for which they were chosen, are in
-kernels/benchmarks/results/triton_resources.csv.
+only one. They were chosen by what they take of a GPU (registers, none of them spilled where that can be; shared
+memory), which kernels/benchmarks/ahead_of_time.py finds out without one and keeps in
+kernels/benchmarks/results/triton_resources.csv. Their times are still to be measured.
+
+Block sizes along which the lists of live tiles are cut, BLOCK_M of query_kernel and BLOCK_N of key_kernel, are the
+same in all candidates of a case.
 """
 
 from __future__ import annotations
@@ -42,8 +45,9 @@ class Case(NamedTuple):
     shared: int
 
     @property
-    def bytes(self) -> int:
-        return self.dtype.itemsize
+    def generation(self) -> int:
+        """80 (A100 and its kin), 90 (H100, H200) or 100 (B100, B200). Others lack the two newer kinds of product."""
+        return {9: 90, 10: 100}.get(self.capability[0], 80)
 
 
 def padded(width: int) -> int:
@@ -56,39 +60,94 @@ def same(case: Case) -> bool:
     return case.kind == "topk" or interpreted()
 
 
-_FORWARD = [
-    Config(128, 64, 8, 3),
-    Config(128, 64, 8, 2),
-    Config(64, 64, 4, 3),
-    Config(64, 64, 4, 2),
-    Config(64, 32, 4, 2),
-    Config(64, 16, 4, 1),
-]
-_QUERY = _FORWARD
-_KEY = [Config(64, 64, 8, 2), Config(32, 64, 8, 2), Config(16, 64, 8, 2), Config(16, 64, 8, 1)]
+# By generation and the wider of the two widths (64 stands for all below), half precision.
+_FORWARD = {
+    (80, 64): [Config(128, 64, 8, 3), Config(128, 64, 8, 2)],
+    (80, 128): [Config(128, 32, 8, 3), Config(64, 64, 4, 3)],
+    (80, 256): [Config(128, 64, 8, 2), Config(64, 32, 8, 2)],
+    (90, 64): [Config(128, 64, 8, 3), Config(128, 64, 4, 3)],
+    (90, 128): [Config(128, 64, 8, 3), Config(128, 64, 8, 2)],
+    (90, 256): [Config(128, 64, 8, 3), Config(128, 64, 8, 2)],
+    (100, 64): [Config(128, 64, 8, 3), Config(128, 64, 8, 2)],
+    (100, 128): [Config(128, 64, 8, 3), Config(128, 64, 8, 2)],
+    (100, 256): [Config(128, 32, 8, 3), Config(128, 64, 8, 3)],
+}
+_QUERY = {
+    (80, 64): [Config(128, 64, 8, 3), Config(128, 64, 8, 2)],
+    (80, 128): [Config(64, 32, 4, 3), Config(64, 64, 8, 2)],
+    (80, 256): [Config(64, 64, 8, 2), Config(64, 32, 8, 2)],
+    (90, 64): [Config(128, 64, 8, 3), Config(128, 64, 8, 2)],
+    (90, 128): [Config(128, 64, 8, 3), Config(128, 64, 8, 2)],
+    (90, 256): [Config(64, 64, 8, 2), Config(64, 32, 8, 3)],
+    (100, 64): [Config(128, 64, 8, 3), Config(128, 64, 8, 2)],
+    (100, 128): [Config(128, 64, 8, 3), Config(128, 64, 8, 2)],
+    (100, 256): [Config(128, 64, 8, 2), Config(128, 32, 8, 2)],
+}
+_KEY = {
+    (80, 64): [Config(64, 64, 4, 3), Config(64, 64, 8, 3)],
+    (80, 128): [Config(64, 64, 8, 2), Config(32, 64, 4, 2)],
+    (80, 256): [Config(32, 64, 8, 2), Config(32, 64, 8, 3)],
+    (90, 64): [Config(64, 128, 8, 3), Config(64, 128, 8, 2)],
+    (90, 128): [Config(64, 64, 8, 2), Config(32, 64, 8, 2)],
+    (90, 256): [Config(32, 64, 8, 2), Config(32, 64, 8, 3)],
+    (100, 64): [Config(64, 128, 8, 3), Config(64, 128, 8, 2)],
+    (100, 128): [Config(64, 128, 8, 2), Config(32, 128, 8, 2)],
+    (100, 256): [Config(32, 64, 8, 3), Config(32, 64, 8, 2)],
+}
+# Where nothing of the above fits the shared memory (GPUs for desktops have 99 KB), or both widths are 256.
+_SMALL = [Config(64, 32, 8, 2), Config(64, 32, 4, 1), Config(64, 16, 4, 1)]
+_SMALL_KEY = [Config(32, 64, 8, 2), Config(16, 64, 8, 2), Config(16, 64, 4, 1)]
+# One shape of the tiles of scores in all four kernels (see triton_topk.py).
+_TOPK = [Config(64, 64, 8, 2), Config(64, 64, 8, 1)]
+# float32 has no matrix instructions that keep its precision.
+_SINGLE = [Config(64, 32, 4, 2), Config(64, 16, 4, 2), Config(64, 16, 4, 1)]
+_SINGLE_KEY = [Config(32, 64, 4, 2), Config(16, 64, 4, 2), Config(16, 64, 4, 1)]
 
 
 def forward(case: Case) -> list[Config]:
-    return _fitting(case, _FORWARD, "forward")
+    return _fitting(case, _FORWARD, _SMALL, _SINGLE, extra=0)
 
 
 def query(case: Case) -> list[Config]:
-    return _fitting(case, _QUERY, "query")
+    return _fitting(case, _QUERY, _SMALL, _SINGLE, extra=case.values)
 
 
 def key(case: Case) -> list[Config]:
-    return _fitting(case, _KEY, "key")
+    return _fitting(case, _KEY, _SMALL_KEY, _SINGLE_KEY, extra=0, over_keys=True)
 
 
 def topk(case: Case) -> list[Config]:
-    return _fitting(case, _FORWARD, "topk")
+    return forward(case)
 
 
-def _fitting(case: Case, table: list[Config], kernel: str) -> list[Config]:
+def _fitting(
+    case: Case,
+    table: dict[tuple[int, int], list[Config]],
+    small: list[Config],
+    single: list[Config],
+    extra: int,
+    over_keys: bool = False,
+) -> list[Config]:
+    """The candidates that fit into shared memory, or the first smaller one that does."""
     if interpreted():
         return [Config(64, 64, 4, 1)]
     if case.dtype == torch.float32:
-        return [Config(32, 64, 4, 2)] if kernel == "key" else [Config(64, 32, 4, 2)]
-    if case.kind == "topk":
-        return [Config(64, 64, 4, 2)]
-    return table[:1]
+        wanted, small = [], single
+    elif case.kind == "topk":
+        wanted = _TOPK[:1]
+        small = _TOPK[1:] + small
+    elif min(case.width, case.values) > 128:
+        wanted = []
+    else:
+        wanted = table[case.generation, max(64, case.width, case.values)]
+
+    def fits(config: Config) -> bool:
+        # What stays, what is loaded per stage, the tile of scores on its way through shared memory.
+        stay, step = (config.block_n, config.block_m) if over_keys else (config.block_m, config.block_n)
+        both = case.width + case.values
+        stays = stay * (both if over_keys else case.width + extra)
+        elements = stays + config.stages * step * both
+        return case.dtype.itemsize * elements + 4 * stay * step + 4096 <= case.shared
+
+    chosen = [config for config in wanted if fits(config)]
+    return chosen or [next((config for config in small if fits(config)), small[-1])]

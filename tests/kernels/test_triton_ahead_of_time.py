@@ -1,0 +1,35 @@
+"""The Triton kernels compile for GPUs that are not here, with matrix instructions and without spilled registers."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is only made for Linux")
+pytestmark = pytest.mark.slow
+
+_path = Path(__file__).parents[2] / "kernels" / "benchmarks" / "ahead_of_time.py"
+_spec = importlib.util.spec_from_file_location("ahead_of_time", _path)
+ahead_of_time = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(ahead_of_time)
+
+MATRIX = {80: {"HMMA"}, 90: {"HGMMA"}, 100: {"UTCHMMA"}}
+QUICK = [request for arch in MATRIX for request in ahead_of_time.quick(arch)]
+
+
+@pytest.mark.parametrize("request_", QUICK, ids=lambda r: f"sm_{r.arch}-{r.width}-{r.values}-{r.kernel}")
+def test_first_choice_takes_no_more_than_there_is(request_):
+    found = ahead_of_time.resources(request_)
+    assert "error" not in found, found["error"]
+    assert found["spills"] == 0 and found["stack"] == 0, found
+    assert found["registers"] <= 255
+    assert found["shared"] <= ahead_of_time.SHARED[request_.arch]
+    assert set(found["matrix"].split("+")) == MATRIX[request_.arch], found
+    assert found["copy"], "loads wait for each other: no asynchronous copies"
+
+
+def test_a_compilation_that_fails_is_a_row_of_the_table():
+    found = ahead_of_time.resources(ahead_of_time.Request("forward_kernel", 90, "bfloat16", 300, 64))
+    assert set(found) == {"error"} or found["registers"]
+    found = ahead_of_time.resources(ahead_of_time.Request("no_kernel", 90, "bfloat16", 64, 64))
+    assert found["error"].startswith("exit 1: IndexError")
