@@ -8,9 +8,10 @@ Needs gcc or clang: the loops use their vector extensions.
 from pybind11.setup_helpers import Pybind11Extension
 from setuptools import setup
 
-SOURCES = ["bindings.cpp", "simd.cpp", "affinity_graph.cpp", "affinity_mix.cpp", "graph_mix.cpp"]
+SOURCES = ["bindings.cpp", "simd.cpp", "affinity_graph.cpp", "affinity_mix.cpp", "graph_mix.cpp", "graph_stripes.cpp"]
 HEADERS = [
-    "affinity_mix.h", "kernels.h", "largest.h", "simd.h", "threads.h", "simd.inl", "gemm.inl", "tile.inl"
+    "affinity_mix.h", "graph_stripes.h", "kernels.h", "largest.h", "scratch.h", "simd.h", "threads.h",
+    "simd.inl", "gemm.inl", "tile.inl",
 ]  # fmt: skip
 
 setup(

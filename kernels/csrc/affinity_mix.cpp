@@ -129,9 +129,8 @@ void affinity_mix(const Mix<T>& problem, T* mixed, T* norm, std::uint8_t* live, 
       const auto add = [&](std::int64_t key, std::int64_t keys) {
         if (edges) add_stats(tile_at(key), keys, block.rows, count, log_sum);
         simd<T>().square(tile_at(key), keys, block.lanes, squares.get());
-        const auto [x, ldx] = readable(problem.v.at(block.sample, block.within, key), problem.v.row, keys, width,
-                                       values.get());
-        mix_keys(block, squares.get(), key, keys, x, ldx, width, out.get(), pitch);
+        copy_rows(problem.v.at(block.sample, block.within, key), problem.v.row, keys, width, values.get());
+        mix_keys(block, squares.get(), key, keys, values.get(), pitch, width, out.get(), pitch);
       };
       const std::int64_t begin = block.low / LANES * LANES;
       for (std::int64_t key = begin; key < block.high; key += LANES) {
@@ -218,9 +217,9 @@ void affinity_mix_backward(const Mix<T>& problem, const Rows<T>& grad, const T* 
         row_norm[i] = static_cast<T>((i < block.rows ? static_cast<double>(norm[row + i]) : 0) + EPSILON);
       }
       block.lay_across(grad_rows, grad.row, values, grad_across);
-      readable(problem.q.at(block.sample, block.within, block.first), problem.q.row, block.rows, width,
-               queries.get());
-      readable(grad_rows, grad.row, block.rows, values, grads.get());
+      copy_rows(problem.q.at(block.sample, block.within, block.first), problem.q.row, block.rows, width,
+                queries.get());
+      copy_rows(grad_rows, grad.row, block.rows, values, grads.get());
       out.clear();
 
       const std::int64_t begin = block.low / LANES * LANES;
@@ -248,9 +247,8 @@ void affinity_mix_backward(const Mix<T>& problem, const Rows<T>& grad, const T* 
       for_tiles(false, [&](std::int64_t key, std::int64_t keys) {
         T* slope = products.get() + key * LANES;
         simd<T>().slopes(roots + key * LANES, slope, keys, block.lanes, row_norm, mean, share.get(), sum);
-        const auto [x, ldx] = readable(problem.k.at(block.sample, block.within, key), problem.k.row, keys, width,
-                                       keys_copy.get());
-        mix_keys(block, slope, key, keys, x, ldx, width, out.get(), pitch);
+        copy_rows(problem.k.at(block.sample, block.within, key), problem.k.row, keys, width, keys_copy.get());
+        mix_keys(block, slope, key, keys, keys_copy.get(), pitch, width, out.get(), pitch);
         turns.wait(block.head, block.index, tile_of(key));
         const std::int64_t unit = block.head * problem.units + key;
         mix_rows(block, share.get(), key, keys, grads.get(), pitch_v, values, dv + unit * values);

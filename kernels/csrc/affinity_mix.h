@@ -3,43 +3,15 @@
 #pragma once
 
 #include <algorithm>
-#include <cstring>
-#include <new>
+#include <utility>
 
 #include "kernels.h"
+#include "scratch.h"
 #include "simd.h"
 
 namespace glomo {
 
 inline std::int64_t blocks(std::int64_t n) { return (n + LANES - 1) / LANES; }
-
-// Zeros on cache lines of their own.
-template <class T>
-class Buffer {
- public:
-  explicit Buffer(std::int64_t size)
-      : size_(static_cast<std::size_t>(std::max<std::int64_t>(size, 1))),
-        data_(static_cast<T*>(::operator new(size_ * sizeof(T), std::align_val_t(64)))) {
-    clear();
-  }
-  ~Buffer() { ::operator delete(data_, std::align_val_t(64)); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-
-  T* get() const { return data_; }
-  void clear() { std::memset(static_cast<void*>(data_), 0, size_ * sizeof(T)); }
-
- private:
-  std::size_t size_;
-  T* data_;
-};
-
-// Width of rows in scratch memory: room for what `multiply` reads too much, and not a power of two, since rows at
-// such distances compete for the same lines of the cache.
-template <class T>
-std::int64_t padded(std::int64_t width) {
-  return (width + PADDING<T> - 1) / PADDING<T> * PADDING<T> + 16;
-}
 
 template <class T>
 class QueryBlock {
@@ -165,14 +137,5 @@ class QueryBlock {
   Buffer<T> across_, theta_, begin_, end_;  // spans in T, to be compared in registers: exact below 2^24
   std::int64_t all_from_ = 0, all_to_ = 0;
 };
-
-// Rows [first, first + rows) of x, as `multiply` wants its b: where they are, or copied to scratch.
-template <class T>
-std::pair<const T*, std::int64_t> readable(const T* x, std::int64_t stride, std::int64_t rows, std::int64_t width,
-                                           T* scratch) {
-  const std::int64_t pitch = padded<T>(width);
-  for (std::int64_t i = 0; i < rows; ++i) std::copy_n(x + i * stride, width, scratch + i * pitch);
-  return {scratch, pitch};
-}
 
 }  // namespace glomo

@@ -1,9 +1,11 @@
 // graph_mix: many sparse components applied to features and summed, without forming their sum. Each row of a
-// result is written by one thread in one order: results do not depend on the number of threads.
+// result is written by one thread in one order: results do not depend on the number of threads. Here an edge costs
+// a row of features; graph_stripes.cpp has the way for graphs with many edges.
 
 #include <algorithm>
 #include <vector>
 
+#include "graph_stripes.h"
 #include "kernels.h"
 #include "simd.h"
 #include "threads.h"
@@ -87,6 +89,7 @@ void gather_transposed(const Graphs<T>& graphs, std::int64_t groups_per_sample, 
 template <class T>
 void mix(const Graphs<T>& graphs, const T* weights, bool per_unit, const T* features, std::int64_t width,
          T* result, int threads) {
+  if (nearly_dense(graphs)) return mix_dense(graphs, weights, per_unit, features, width, result, threads);
   const std::int64_t units = graphs.units;
   for_each_block(graphs.batch, units, threads, [&] {
     return [&, coefficients = std::vector<T>(), index = std::vector<std::int32_t>()](
@@ -112,6 +115,7 @@ void mix(const Graphs<T>& graphs, const T* weights, bool per_unit, const T* feat
 template <class T>
 void mix_backward_weights(const Graphs<T>& graphs, const T* grad, const T* features, std::int64_t width,
                           T* d_weights, int threads) {
+  if (nearly_dense(graphs)) return mix_dense_backward_weights(graphs, grad, features, width, d_weights, threads);
   const std::int64_t units = graphs.units;
   for_each_block(graphs.batch, units, threads, [&] {
     return [&](std::int64_t b, std::int64_t first, std::int64_t last) {
@@ -130,6 +134,9 @@ void mix_backward_weights(const Graphs<T>& graphs, const T* grad, const T* featu
 template <class T>
 void mix_backward_features(const Graphs<T>& graphs, const T* weights, bool per_unit, const T* grad,
                            std::int64_t width, T* d_features, int threads) {
+  if (nearly_dense(graphs)) {
+    return mix_dense_backward_features(graphs, weights, per_unit, grad, width, d_features, threads);
+  }
   gather_transposed(
       graphs, 1,
       [&](std::int64_t b, std::int64_t c, std::int64_t i) {

@@ -218,3 +218,30 @@ def test_graph_apply_names_wrong_components():
         graph_apply(graph, torch.zeros(3, 2, 5, 2), first=3)
     with pytest.raises(ValueError, match=r"features must be \(3, 'K', 5, 'D'\)"):
         graph_apply(graph, torch.zeros(3, 5, 2))
+
+
+@pytest.mark.parametrize("width", [5, 150])
+@pytest.mark.parametrize("density", [0.002, 0.02, 0.3])
+@pytest.mark.parametrize("per_unit", [True, False])
+def test_few_edges_and_many(backend, density, width, per_unit):
+    """Several stripes of rows, on both sides of the number of edges from which the sum is treated as dense."""
+    dense = make(150, density=density)
+    features = torch.randn(3, 150, width, dtype=torch.float64)
+    compare(both(dense, weights_of(per_unit, 3, 150, 4), features, torch.float32))
+
+
+@pytest.mark.parametrize("density", [0.002, 0.3])
+def test_any_number_of_threads_gives_the_same_bits(monkeypatch, density):
+    monkeypatch.setenv("GLOMO_KERNELS", "cpp")
+    graph = sparse(make(150, density=density, batch=2).float())
+    inputs = leaves(weights_of(True, 2, 150, 4), torch.randn(2, 150, 201), dtype=torch.float32)
+    before, runs = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 8, 8):
+            torch.set_num_threads(threads)
+            out = graph_mix(graph, *inputs)
+            runs.append([out.detach(), *gradients(out, inputs)])
+    finally:
+        torch.set_num_threads(before)
+    for again in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], again, strict=True))

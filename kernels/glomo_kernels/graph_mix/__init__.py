@@ -25,6 +25,9 @@ def graph_mix(graph: SparseGraph, weights: Tensor, features: Tensor, *, heads: i
               G^0, G^1, Lambda^1, G^2, Lambda^2, ... (K heads each). They are applied, never formed.
     ->        [B, T, D] dtype of features; sums in float32 (float64 for float64 features).
               Gradients for weights and features. Second derivatives are refused.
+
+    Features must be finite, those of padding too: with many edges the sum of the components is treated as dense,
+    and places without an edge multiply by zero.
     """
     _check_graph(graph)
     batch, components, units = graph.shape

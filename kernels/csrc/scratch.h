@@ -1,0 +1,49 @@
+// Scratch memory of the kernels that multiply matrices.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <new>
+
+#include "simd.h"
+
+namespace glomo {
+
+// Zeros on cache lines of their own.
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(std::int64_t size)
+      : size_(static_cast<std::size_t>(std::max<std::int64_t>(size, 1))),
+        data_(static_cast<T*>(::operator new(size_ * sizeof(T), std::align_val_t(64)))) {
+    clear();
+  }
+  ~Buffer() { ::operator delete(data_, std::align_val_t(64)); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  T* get() const { return data_; }
+  void clear() { std::memset(static_cast<void*>(data_), 0, size_ * sizeof(T)); }
+
+ private:
+  std::size_t size_;
+  T* data_;
+};
+
+// Width of rows in scratch memory: room for what `multiply` reads too much, and not a power of two, since rows at
+// such distances compete for the same lines of the cache.
+template <class T>
+std::int64_t padded(std::int64_t width) {
+  return (width + PADDING<T> - 1) / PADDING<T> * PADDING<T> + 16;
+}
+
+// Rows of x copied to scratch memory, as `multiply` wants its b; returns the distance between them.
+template <class T>
+std::int64_t copy_rows(const T* x, std::int64_t stride, std::int64_t rows, std::int64_t width, T* scratch) {
+  const std::int64_t pitch = padded<T>(width);
+  for (std::int64_t i = 0; i < rows; ++i) std::copy_n(x + i * stride, width, scratch + i * pitch);
+  return pitch;
+}
+
+}  // namespace glomo
