@@ -158,20 +158,20 @@ def quick(arch: int) -> list[Request]:
 
 
 def full() -> list[Request]:
+    widths = {
+        "bfloat16": ((256, 64), (128, 128), (64, 64), (256, 256)),
+        "float16": ((256, 64), (128, 128)),
+        "float32": ((256, 64), (64, 64)),
+    }
     requests = []
     for arch in (80, 90, 100):
-        for dtype in ("bfloat16", "float16", "float32"):
-            for widths in ((256, 64), (128, 128), (64, 64), (32, 32), (256, 256)):
-                requests += [Request(kernel, arch, dtype, *widths) for kernel in KERNELS]
-        requests += [Request("forward_kernel", arch, "bfloat16", 256, 64, stats=True)]
-        requests += [Request(kernel, arch, "bfloat16", 256, 64, "square", False) for kernel in KERNELS]
-        requests += [
-            Request(kernel, arch, "bfloat16", 256, 64, "topk", False) for kernel in ("topk_kernel", *KERNELS)
-        ]
-        requests += [
-            Request(f"{kind}_kernel", arch, "bfloat16", 256, 64)
-            for kind in ("limits", "row_lists", "column_lists")
-        ]
+        for dtype, pairs in widths.items():
+            requests += [Request(kernel, arch, dtype, *pair) for pair in pairs for kernel in KERNELS]
+        paper = (arch, "bfloat16", 256, 64)
+        requests += [Request("forward_kernel", *paper, stats=True)]
+        requests += [Request(kernel, *paper, "square", False) for kernel in KERNELS]
+        requests += [Request(kernel, *paper, "topk", False) for kernel in ("topk_kernel", *KERNELS)]
+        requests += [Request(f"{name}_kernel", *paper) for name in ("limits", "row_lists", "column_lists")]
     return requests
 
 

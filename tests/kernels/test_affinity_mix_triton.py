@@ -309,6 +309,16 @@ def test_products_in_the_gpus_order(monkeypatch):
 
 
 @kernels
+@pytest.mark.parametrize("case", ["threshold", "topk"])
+def test_products_in_chunks(monkeypatch, case):
+    """As for float32 on a GPU: a few columns of the factors at a time, all tiles masked."""
+    monkeypatch.setattr(triton_configs, "chunk", lambda case: 16)
+    with_theta, options = plain.split(case)
+    options |= {"lengths": torch.tensor([70, 66, 0]), "causal": case == "threshold"}
+    check(plain.make(70, heads=1, width=33, values=17), torch.float32, with_theta, options)
+
+
+@kernels
 def test_no_rows_and_no_samples():
     for shape in ((0, 2, 4, 5), (3, 2, 0, 5)):
         x = torch.zeros(shape, device=DEVICE, requires_grad=True)

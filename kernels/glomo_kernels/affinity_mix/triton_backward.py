@@ -19,10 +19,13 @@ from glomo_kernels.affinity_mix.triton_common import (
     EPSILON,
     LIVE,
     dot,
+    factor,
     load_cut,
     load_rows,
     load_spans,
     load_theta,
+    products,
+    query_factor,
     roots,
     store_rows,
 )
@@ -40,14 +43,15 @@ def _start(list_, step, STEP: tl.constexpr):
 def _roots_and_slopes(
     start, q, grad, keys, values, k_t, v_t, columns, rows_of,
     KIND: tl.constexpr, MASKED: tl.constexpr, DG: tl.constexpr, DV: tl.constexpr,
-    PADDED_DG: tl.constexpr, PADDED_DV: tl.constexpr, BLOCK_N: tl.constexpr,
+    PADDED_DG: tl.constexpr, PADDED_DV: tl.constexpr, CHUNK: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """(k [N, PADDED_DG], r [M, N], dO . v [M, N]) of the keys from `start` on."""
+    """(k as a factor, r [M, N], dO . v [M, N]) of the keys from `start` on."""
     theta, begin, end, cut, last = rows_of
     column = start + tl.arange(0, BLOCK_N)
-    k = load_rows(keys, start, k_t, columns, BLOCK_N, DG, PADDED_DG, MASKED)
-    v = load_rows(values, start, v_t, columns, BLOCK_N, DV, PADDED_DV, MASKED)
-    score = dot(q, tl.trans(k))
+    k = factor(keys, start, k_t, columns, BLOCK_N, DG, PADDED_DG, MASKED, CHUNK)
+    v = factor(values, start, v_t, columns, BLOCK_N, DV, PADDED_DV, MASKED, CHUNK)
+    score = products(q, k, BLOCK_M, BLOCK_N, DG, CHUNK)
     root = roots(
         score,
         theta[:, None],
@@ -59,27 +63,32 @@ def _roots_and_slopes(
         KIND,
         MASKED,
     )
-    return k, root, dot(grad, tl.trans(v))
+    return k, root, products(grad, v, BLOCK_M, BLOCK_N, DV, CHUNK)
 
 
 @triton.jit
 def _query_tiles(
     list_, first_step, stop_step, state, scale, mean, q, grad, keys, values, k_t, v_t, columns, rows_of,
     KIND: tl.constexpr, MASKED: tl.constexpr, SCALED: tl.constexpr, DG: tl.constexpr, DV: tl.constexpr,
-    PADDED_DG: tl.constexpr, PADDED_DV: tl.constexpr, BLOCK_N: tl.constexpr,
+    PADDED_DG: tl.constexpr, PADDED_DV: tl.constexpr, CHUNK: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Add steps of the list to state: sum_j e_ij k_j [M, PADDED_DG], sum_j e_ij [M], e = r (dO . v - D) (scaled)."""
     d_query, row_sum = state
     for step in range(first_step, stop_step):
         k, root, d_share = _roots_and_slopes(
             _start(list_, step, BLOCK_N), q, grad, keys, values, k_t, v_t, columns, rows_of,
-            KIND, MASKED, DG, DV, PADDED_DG, PADDED_DV, BLOCK_N,
+            KIND, MASKED, DG, DV, PADDED_DG, PADDED_DV, CHUNK, BLOCK_M, BLOCK_N,
         )  # fmt: skip
         if SCALED:
             root = root * scale[:, None]
         slope = root * (d_share - mean[:, None])
         row_sum += tl.sum(slope, 1)
-        d_query += dot(slope.to(k.dtype), k)
+        if CHUNK > 0:
+            k_tile = load_rows(k[1], k[2], k[3], k[4], BLOCK_N, DG, PADDED_DG, True)
+        else:
+            k_tile = k[0]
+        d_query += dot(slope.to(k_tile.dtype), k_tile)
     return d_query, row_sum
 
 
@@ -89,7 +98,7 @@ def query_kernel(
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, theta_b, theta_h, theta_t, grad_b, grad_h, grad_t,
     heads, rows, columns, bucket,
     KIND: tl.constexpr, THETA: tl.constexpr, SCALED: tl.constexpr, EXACT: tl.constexpr,
-    DG: tl.constexpr, DV: tl.constexpr, PADDED_DG: tl.constexpr, PADDED_DV: tl.constexpr,
+    DG: tl.constexpr, DV: tl.constexpr, PADDED_DG: tl.constexpr, PADDED_DV: tl.constexpr, CHUNK: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dq [B, H, Tq, DG], dtheta [B, H, Tq], and D [B, H, Tq] float32 in `means` for key_kernel.
@@ -120,10 +129,10 @@ def query_kernel(
     queries = q + wide_sample * q_b + wide_head * q_h
     keys = k + wide_sample * k_b + wide_head * k_h
     values = v + wide_sample * v_b + wide_head * v_h
-    q_tile = load_rows(queries, first_row, q_t, rows, BLOCK_M, DG, PADDED_DG, True)
-    q_tile = tl.where(seen[:, None], q_tile, 0.0).to(q.dtype.element_ty)
+    q_rows = query_factor(queries, first_row, q_t, rows, seen, BLOCK_M, DG, PADDED_DG, CHUNK)
     d_mixed = grad + wide_sample * grad_b + wide_head * grad_h
     grad_tile = load_rows(d_mixed, first_row, grad_t, rows, BLOCK_M, DV, PADDED_DV, True)
+    grad_rows = (grad_tile, d_mixed, first_row, grad_t, rows)
     mixed_tile = load_rows(mixed + offset * DV, first_row, DV, rows, BLOCK_M, DV, PADDED_DV, True)
     mean = tl.sum(grad_tile.to(tl.float32) * mixed_tile.to(tl.float32), 1)
 
@@ -146,8 +155,8 @@ def query_kernel(
         part = tl.where(step < exact_edges, edges, inners)
         place = tl.where(step < exact_edges, step, step - exact_edges)
         _, root, d_share = _roots_and_slopes(
-            _start(part, place, BLOCK_N), q_tile, grad_tile, keys, values, k_t, v_t, columns, rows_of,
-            KIND, True, DG, DV, PADDED_DG, PADDED_DV, BLOCK_N,
+            _start(part, place, BLOCK_N), q_rows, grad_rows, keys, values, k_t, v_t, columns, rows_of,
+            KIND, True, DG, DV, PADDED_DG, PADDED_DV, CHUNK, BLOCK_M, BLOCK_N,
         )  # fmt: skip
         missing += tl.sum(root * root * (d_share - mean[:, None]), 1)
     # The shares sum up to l / (l + epsilon): not 1 for rows that are nearly empty, and exactly 1 for the others.
@@ -156,12 +165,12 @@ def query_kernel(
 
     state = (tl.zeros([BLOCK_M, PADDED_DG], tl.float32), tl.zeros([BLOCK_M], tl.float32))
     state = _query_tiles(
-        edges, 0, edge_steps, state, scale, mean, q_tile, grad_tile, keys, values, k_t, v_t, columns, rows_of,
-        KIND, True, SCALED, DG, DV, PADDED_DG, PADDED_DV, BLOCK_N,
+        edges, 0, edge_steps, state, scale, mean, q_rows, grad_rows, keys, values, k_t, v_t, columns, rows_of,
+        KIND, True, SCALED, DG, DV, PADDED_DG, PADDED_DV, CHUNK, BLOCK_M, BLOCK_N,
     )  # fmt: skip
     d_query, row_sum = _query_tiles(
-        inners, 0, inner_steps, state, scale, mean, q_tile, grad_tile, keys, values, k_t, v_t, columns, rows_of,
-        KIND, False, SCALED, DG, DV, PADDED_DG, PADDED_DV, BLOCK_N,
+        inners, 0, inner_steps, state, scale, mean, q_rows, grad_rows, keys, values, k_t, v_t, columns, rows_of,
+        KIND, CHUNK > 0, SCALED, DG, DV, PADDED_DG, PADDED_DV, CHUNK, BLOCK_M, BLOCK_N,
     )  # fmt: skip
     factor = 2.0 * scale if SCALED else 2.0 * inverse
     store_rows(dq + offset * DG, first_row, DG, rows, d_query * factor[:, None], BLOCK_M, DG, PADDED_DG)
@@ -175,7 +184,8 @@ def _key_tiles(
     list_, steps, state, k, v, column, queries, d_mixed, q_t, grad_t, theta, theta_t, spans, sample, cut, last, norm,
     means, offset, rows,
     KIND: tl.constexpr, THETA: tl.constexpr, SAME: tl.constexpr, MASKED: tl.constexpr, DG: tl.constexpr,
-    DV: tl.constexpr, PADDED_DG: tl.constexpr, PADDED_DV: tl.constexpr, BLOCK_M: tl.constexpr,
+    DV: tl.constexpr, PADDED_DG: tl.constexpr, PADDED_DV: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Add steps of the list to state: sum_i dS_ij q_i / 2 [N, PADDED_DG], sum_i (a_ij / l_i) dO_i [N, PADDED_DV]."""
     d_key, d_value = state
@@ -193,10 +203,11 @@ def _key_tiles(
         inverse = tl.where(row_norm == 0, 0.0, 1.0 / (row_norm + EPSILON))
         q = load_rows(queries, start, q_t, rows, BLOCK_M, DG, PADDED_DG, MASKED)
         grad = load_rows(d_mixed, start, grad_t, rows, BLOCK_M, DV, PADDED_DV, MASKED)
+        q_rows, grad_rows = (q, queries, start, q_t, rows), (grad, d_mixed, start, grad_t, rows)
         if SAME:
-            score = tl.trans(dot(q, tl.trans(k)))
+            score = tl.trans(products(q_rows, k, BLOCK_M, BLOCK_N, DG, CHUNK))
         else:
-            score = dot(k, tl.trans(q))
+            score = products(k, q_rows, BLOCK_N, BLOCK_M, DG, CHUNK)
         root = roots(
             score, row_theta[None, :], column[:, None], begin[None, :], end[None, :], row_cut[None, :],
             row_last[None, :], KIND, MASKED,
@@ -204,9 +215,9 @@ def _key_tiles(
         share = root * inverse[None, :]
         d_value += dot((share * root).to(grad.dtype), grad)
         if SAME:
-            d_share = tl.trans(dot(grad, tl.trans(v)))
+            d_share = tl.trans(products(grad_rows, v, BLOCK_M, BLOCK_N, DV, CHUNK))
         else:
-            d_share = dot(v, tl.trans(grad))
+            d_share = products(v, grad_rows, BLOCK_N, BLOCK_M, DV, CHUNK)
         slope = share * (d_share - mean[None, :])
         d_key += dot(slope.to(q.dtype), q)
     return d_key, d_value
@@ -218,7 +229,8 @@ def key_kernel(
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, theta_b, theta_h, theta_t, grad_b, grad_h, grad_t,
     heads, rows, columns, bucket,
     KIND: tl.constexpr, THETA: tl.constexpr, SAME: tl.constexpr, DG: tl.constexpr, DV: tl.constexpr,
-    PADDED_DG: tl.constexpr, PADDED_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    PADDED_DG: tl.constexpr, PADDED_DV: tl.constexpr, CHUNK: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dk [B, H, T, DG] and dv [B, H, T, DV], of blocks of BLOCK_N keys in steps of BLOCK_M query rows.
 
@@ -237,12 +249,10 @@ def key_kernel(
 
     first_key = block * BLOCK_N
     column = first_key + tl.arange(0, BLOCK_N)
-    k_tile = load_rows(
-        k + wide_sample * k_b + wide_head * k_h, first_key, k_t, columns, BLOCK_N, DG, PADDED_DG, True
-    )
-    v_tile = load_rows(
-        v + wide_sample * v_b + wide_head * v_h, first_key, v_t, columns, BLOCK_N, DV, PADDED_DV, True
-    )
+    keys = k + wide_sample * k_b + wide_head * k_h
+    values = v + wide_sample * v_b + wide_head * v_h
+    k_rows = factor(keys, first_key, k_t, columns, BLOCK_N, DG, PADDED_DG, True, CHUNK)
+    v_rows = factor(values, first_key, v_t, columns, BLOCK_N, DV, PADDED_DV, True, CHUNK)
     queries = q + wide_sample * q_b + wide_head * q_h
     d_mixed = grad + wide_sample * grad_b + wide_head * grad_h
     thresholds = theta + wide_sample * theta_b + wide_head * theta_h
@@ -253,14 +263,14 @@ def key_kernel(
     edge_tiles, inner_tiles = tl.load(counts + at * 2), tl.load(counts + at * 2 + 1)
     state = (tl.zeros([BLOCK_N, PADDED_DG], tl.float32), tl.zeros([BLOCK_N, PADDED_DV], tl.float32))
     state = _key_tiles(
-        edges, edge_tiles * (LIVE // BLOCK_M), state, k_tile, v_tile, column, queries, d_mixed, q_t, grad_t,
+        edges, edge_tiles * (LIVE // BLOCK_M), state, k_rows, v_rows, column, queries, d_mixed, q_t, grad_t,
         thresholds, theta_t, spans, sample, cut, last, norm, means, offset, rows,
-        KIND, THETA, SAME, True, DG, DV, PADDED_DG, PADDED_DV, BLOCK_M,
+        KIND, THETA, SAME, True, DG, DV, PADDED_DG, PADDED_DV, CHUNK, BLOCK_M, BLOCK_N,
     )  # fmt: skip
     d_key, d_value = _key_tiles(
-        edges + row_tiles - inner_tiles, inner_tiles * (LIVE // BLOCK_M), state, k_tile, v_tile, column, queries,
+        edges + row_tiles - inner_tiles, inner_tiles * (LIVE // BLOCK_M), state, k_rows, v_rows, column, queries,
         d_mixed, q_t, grad_t, thresholds, theta_t, spans, sample, cut, last, norm, means, offset, rows,
-        KIND, THETA, SAME, False, DG, DV, PADDED_DG, PADDED_DV, BLOCK_M,
+        KIND, THETA, SAME, CHUNK > 0, DG, DV, PADDED_DG, PADDED_DV, CHUNK, BLOCK_M, BLOCK_N,
     )  # fmt: skip
     store_rows(dk + out * DG, first_key, DG, columns, 2.0 * d_key, BLOCK_N, DG, PADDED_DG)
     store_rows(dv + out * DV, first_key, DV, columns, d_value, BLOCK_N, DV, PADDED_DV)

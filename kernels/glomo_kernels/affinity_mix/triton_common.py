@@ -57,6 +57,64 @@ def dot(a, b):
 
 
 @triton.jit
+def factor(
+    base, first, stride, limit,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, BOUNDED: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """A factor of `products`: (tile [ROWS, PADDED], and where it lies); with CHUNK > 0 the tile is not loaded.
+
+    CHUNK is for float32. Its products are no matrix instructions, and each thread would hold all that it multiplies
+    in registers: with 256 columns thousands of them, in memory in the end.
+    """
+    if CHUNK > 0:
+        tile = base
+    else:
+        tile = load_rows(base, first, stride, limit, ROWS, WIDTH, PADDED, BOUNDED)
+    return tile, base, first, stride, limit
+
+
+@triton.jit
+def products(a, b, A: tl.constexpr, B: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
+    """a @ b^T [A, B] float32, of what `factor` gave. With CHUNK > 0 from memory, so many columns at a time."""
+    if CHUNK == 0:
+        total = dot(a[0], tl.trans(b[0]))
+    else:
+        total = tl.zeros([A, B], tl.float32)
+        for start in range(0, WIDTH, CHUNK):
+            column = start + tl.arange(0, CHUNK)
+            a_row, b_row = tl.arange(0, A), tl.arange(0, B)
+            a_part = tl.load(
+                a[1] + tl.cast(a[2], tl.int64) * a[3] + (a_row[:, None] * a[3] + column[None, :]),
+                mask=(a[2] + a_row < a[4])[:, None] & (column < WIDTH)[None, :],
+                other=0.0,
+            )
+            b_part = tl.load(
+                b[1] + tl.cast(b[2], tl.int64) * b[3] + (b_row[:, None] * b[3] + column[None, :]),
+                mask=(b[2] + b_row < b[4])[:, None] & (column < WIDTH)[None, :],
+                other=0.0,
+            )
+            total = tl.dot(a_part, tl.trans(b_part), acc=total, input_precision="ieee")
+    return total
+
+
+@triton.jit
+def query_factor(
+    base, first, stride, limit, seen,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """The factor q, rows that see nothing made 0: tiles without a mask then give them no weight.
+
+    With CHUNK > 0 all tiles are masked; the rows are as they are.
+    """
+    if CHUNK > 0:
+        tile = base
+    else:
+        tile = load_rows(base, first, stride, limit, ROWS, WIDTH, PADDED, True)
+        tile = tl.where(seen[:, None], tile, 0.0).to(base.dtype.element_ty)
+    return tile, base, first, stride, limit
+
+
+@triton.jit
 def square_bits(root):
     """The square as an integer: for numbers that are not negative, bits are ordered as the numbers are."""
     return (root * root).to(tl.int32, bitcast=True)

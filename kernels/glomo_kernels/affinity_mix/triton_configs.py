@@ -60,6 +60,11 @@ def same(case: Case) -> bool:
     return case.kind == "topk" or interpreted()
 
 
+def chunk(case: Case) -> int:
+    """CHUNK of the kernels: 0, or for float32 the columns that are multiplied at a time."""
+    return 16 if case.dtype == torch.float32 and not interpreted() else 0
+
+
 # By generation and the wider of the two widths (64 stands for all below), half precision.
 _FORWARD = {
     (80, 64): [Config(128, 64, 8, 3), Config(128, 64, 8, 2)],
@@ -99,17 +104,18 @@ _SMALL = [Config(64, 32, 8, 2), Config(64, 32, 4, 1), Config(64, 16, 4, 1)]
 _SMALL_KEY = [Config(32, 64, 8, 2), Config(16, 64, 8, 2), Config(16, 64, 4, 1)]
 # One shape of the tiles of scores in all four kernels (see triton_topk.py).
 _TOPK = [Config(64, 64, 8, 2), Config(64, 64, 8, 1)]
-# float32 has no matrix instructions that keep its precision.
-_SINGLE = [Config(64, 32, 4, 2), Config(64, 16, 4, 2), Config(64, 16, 4, 1)]
-_SINGLE_KEY = [Config(32, 64, 4, 2), Config(16, 64, 4, 2), Config(16, 64, 4, 1)]
+# float32 has no matrix instructions that keep its precision; its factors come in chunks and take little memory.
+_SINGLE_FORWARD = [Config(64, 32, 8, 2)]
+_SINGLE_QUERY = [Config(64, 16, 8, 2)]
+_SINGLE_KEY = [Config(16, 64, 8, 2)]
 
 
 def forward(case: Case) -> list[Config]:
-    return _fitting(case, _FORWARD, _SMALL, _SINGLE, extra=0)
+    return _fitting(case, _FORWARD, _SMALL, _SINGLE_FORWARD, extra=0)
 
 
 def query(case: Case) -> list[Config]:
-    return _fitting(case, _QUERY, _SMALL, _SINGLE, extra=case.values)
+    return _fitting(case, _QUERY, _SMALL, _SINGLE_QUERY, extra=case.values)
 
 
 def key(case: Case) -> list[Config]:
@@ -132,8 +138,8 @@ def _fitting(
     if interpreted():
         return [Config(64, 64, 4, 1)]
     if case.dtype == torch.float32:
-        wanted, small = [], single
-    elif case.kind == "topk":
+        return single
+    if case.kind == "topk":
         wanted = _TOPK[:1]
         small = _TOPK[1:] + small
     elif min(case.width, case.values) > 128:
@@ -146,8 +152,9 @@ def _fitting(
         stay, step = (config.block_n, config.block_m) if over_keys else (config.block_m, config.block_n)
         both = case.width + case.values
         stays = stay * (both if over_keys else case.width + extra)
-        elements = stays + config.stages * step * both
-        return case.dtype.itemsize * elements + 4 * stay * step + 4096 <= case.shared
+        # Before sm_90 the tile in use is in registers already, one less waits.
+        waiting = config.stages - 1 if case.generation == 80 else config.stages
+        return case.dtype.itemsize * (stays + waiting * step * both) + 4 * stay * step + 4096 <= case.shared
 
     chosen = [config for config in wanted if fits(config)]
     return chosen or [next((config for config in small if fits(config)), small[-1])]

@@ -11,10 +11,13 @@ from glomo_kernels.affinity_mix.triton_common import (
     GROUP,
     LIVE,
     dot,
+    factor,
     load_cut,
     load_rows,
     load_spans,
     load_theta,
+    products,
+    query_factor,
     roots,
     span_limits,
 )
@@ -48,6 +51,8 @@ def _tiles(
     DV: tl.constexpr,
     PADDED_DG: tl.constexpr,
     PADDED_DV: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Add `count` tiles of keys to state: count_left from first_left on, the others from first_right on.
@@ -61,8 +66,8 @@ def _tiles(
         tile = tl.where(step < count_left, first_left + step, first_right + (step - count_left))
         start = tile * BLOCK_N
         column = start + tl.arange(0, BLOCK_N)
-        k = load_rows(keys, start, k_t, columns, BLOCK_N, DG, PADDED_DG, MASKED)
-        score = dot(q, tl.trans(k))
+        k = factor(keys, start, k_t, columns, BLOCK_N, DG, PADDED_DG, MASKED, CHUNK)
+        score = products(q, k, BLOCK_M, BLOCK_N, DG, CHUNK)
         root = roots(
             score,
             theta[:, None],
@@ -105,6 +110,7 @@ def _statistics(
     KIND: tl.constexpr,
     DG: tl.constexpr,
     PADDED_DG: tl.constexpr,
+    CHUNK: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -116,9 +122,9 @@ def _statistics(
     for tile in range(first, stop):
         start = tile * BLOCK_N
         column = start + tl.arange(0, BLOCK_N)
-        k = load_rows(keys, start, k_t, columns, BLOCK_N, DG, PADDED_DG, True)
+        k = factor(keys, start, k_t, columns, BLOCK_N, DG, PADDED_DG, True, CHUNK)
         root = roots(
-            dot(q, tl.trans(k)),
+            products(q, k, BLOCK_M, BLOCK_N, DG, CHUNK),
             theta[:, None],
             column[None, :],
             begin[:, None],
@@ -172,6 +178,7 @@ def forward_kernel(
     DV: tl.constexpr,
     PADDED_DG: tl.constexpr,
     PADDED_DV: tl.constexpr,
+    CHUNK: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -200,14 +207,16 @@ def forward_kernel(
     queries = q + wide_sample * q_b + wide_head * q_h
     keys = k + wide_sample * k_b + wide_head * k_h
     values = v + wide_sample * v_b + wide_head * v_h
-    q_tile = load_rows(queries, block * BLOCK_M, q_t, rows, BLOCK_M, DG, PADDED_DG, True)
-    q_tile = tl.where(seen[:, None], q_tile, 0.0).to(q.dtype.element_ty)
+    q_rows = query_factor(queries, block * BLOCK_M, q_t, rows, seen, BLOCK_M, DG, PADDED_DG, CHUNK)
 
     # Tiles left .. right are inside of every span (rows that see nothing aside); those at the edges are masked.
     last_tile = tl.cdiv(stop, BLOCK_N)
     first_tile = tl.minimum(first // BLOCK_N, last_tile)
     left = tl.minimum(tl.maximum(tl.cdiv(inner_first, BLOCK_N), first_tile), last_tile)
     right = tl.maximum(tl.minimum(inner_stop // BLOCK_N, last_tile), left)
+    if CHUNK > 0:
+        left = last_tile
+        right = last_tile
 
     total = tl.zeros([BLOCK_M, PADDED_DV], tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)
@@ -223,13 +232,14 @@ def forward_kernel(
         c, d = tl.minimum(tl.maximum(right, low), high), tl.minimum(tl.maximum(last_tile, low), high)
         state = (total, row_sum, tl.zeros([BLOCK_M], tl.int32), scale)
         state = _tiles(
-            a, b - a, c, (b - a) + (d - c), state, q_tile, keys, values, k_t, v_t, columns, rows_of,
-            KIND, True, SCALED, DG, DV, PADDED_DG, PADDED_DV, BLOCK_N,
+            a, b - a, c, (b - a) + (d - c), state, q_rows, keys, values, k_t, v_t, columns, rows_of,
+            KIND, True, SCALED, DG, DV, PADDED_DG, PADDED_DV, CHUNK, BLOCK_M, BLOCK_N,
         )  # fmt: skip
-        state = _tiles(
-            b, c - b, c, c - b, state, q_tile, keys, values, k_t, v_t, columns, rows_of,
-            KIND, False, SCALED, DG, DV, PADDED_DG, PADDED_DV, BLOCK_N,
-        )  # fmt: skip
+        if CHUNK == 0:
+            state = _tiles(
+                b, c - b, c, c - b, state, q_rows, keys, values, k_t, v_t, columns, rows_of,
+                KIND, False, SCALED, DG, DV, PADDED_DG, PADDED_DV, CHUNK, BLOCK_M, BLOCK_N,
+            )  # fmt: skip
         total, row_sum, bits, scale = state
         number = tl.arange(0, GROUP)
         flags = tl.reshape((bits[:, None] >> number[None, :]) & 1, (BLOCK_M // LIVE, LIVE, GROUP))
@@ -253,8 +263,8 @@ def forward_kernel(
     tl.store(norm + offset + row, row_sum, mask=row < rows)
     if STATS:
         edge_count, nats = _statistics(
-            first_tile, last_tile, row_sum, q_tile, keys, k_t, columns, rows_of,
-            KIND, DG, PADDED_DG, BLOCK_M, BLOCK_N,
+            first_tile, last_tile, row_sum, q_rows, keys, k_t, columns, rows_of,
+            KIND, DG, PADDED_DG, CHUNK, BLOCK_M, BLOCK_N,
         )  # fmt: skip
         tl.store(edges + offset + row, edge_count, mask=row < rows)
         tl.store(entropy + offset + row, nats, mask=row < rows)

@@ -92,6 +92,7 @@ def _shared_arguments(q: Tensor, k: Tensor, spans: Tensor, kind: str, topk: Tens
         "bucket": bucket(rows, k.shape[2]),
         "DG": width,
         "PADDED_DG": configs.padded(width),
+        "CHUNK": configs.chunk(_case(q, q, kind)),
     }
     if kind != "topk":
         return {**arguments, "cut": spans, "last": spans, "KIND": kind}

@@ -12,18 +12,26 @@ equality: for this kind all of them multiply tiles of one shape, q @ k^T.
 import triton
 import triton.language as tl
 
-from glomo_kernels.affinity_mix.triton_common import dot, load_rows, load_spans, span_limits, square_bits
+from glomo_kernels.affinity_mix.triton_common import (
+    factor,
+    load_spans,
+    products,
+    query_factor,
+    span_limits,
+    square_bits,
+)
 
 
 @triton.jit
 def _bits(
-    tile, q, keys, k_t, columns, begin, end, DG: tl.constexpr, PADDED_DG: tl.constexpr, BLOCK_N: tl.constexpr
-):
+    tile, q, keys, k_t, columns, begin, end,
+    DG: tl.constexpr, PADDED_DG: tl.constexpr, CHUNK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     """(bits of the squares [M, N], -1 outside of the spans; columns [N]) of one tile."""
     start = tile * BLOCK_N
     column = start + tl.arange(0, BLOCK_N)
-    k = load_rows(keys, start, k_t, columns, BLOCK_N, DG, PADDED_DG, True)
-    bits = square_bits(dot(q, tl.trans(k)))
+    k = factor(keys, start, k_t, columns, BLOCK_N, DG, PADDED_DG, True, CHUNK)
+    bits = square_bits(products(q, k, BLOCK_M, BLOCK_N, DG, CHUNK))
     visible = (column[None, :] >= begin[:, None]) & (column[None, :] < end[:, None])
     return tl.where(visible, bits, -1), column
 
@@ -32,7 +40,7 @@ def _bits(
 def topk_kernel(
     q, k, spans, topk, cut, last,
     q_b, q_h, q_t, k_b, k_h, k_t, heads, rows, columns, bucket,
-    DG: tl.constexpr, PADDED_DG: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    DG: tl.constexpr, PADDED_DG: tl.constexpr, CHUNK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """cut, last int32 [B, H, Tq]: larger squares are kept, and equal ones up to column `last`."""
     blocks = tl.cdiv(rows, BLOCK_M)
@@ -49,7 +57,7 @@ def topk_kernel(
     count = tl.minimum(tl.load(topk + sample), columns).to(tl.int32)
     keys = k + wide_sample * k_b + wide_head * k_h
     queries = q + wide_sample * q_b + wide_head * q_h
-    q_tile = load_rows(queries, block * BLOCK_M, q_t, rows, BLOCK_M, DG, PADDED_DG, True)
+    q_rows = query_factor(queries, block * BLOCK_M, q_t, rows, begin < end, BLOCK_M, DG, PADDED_DG, CHUNK)
 
     found = tl.zeros([BLOCK_M], tl.int32)
     for digit in range(16):
@@ -60,7 +68,9 @@ def topk_kernel(
         above_two = tl.zeros([BLOCK_M], tl.int32)
         above_three = tl.zeros([BLOCK_M], tl.int32)
         for tile in range(first_tile, last_tile):
-            bits, _ = _bits(tile, q_tile, keys, k_t, columns, begin, end, DG, PADDED_DG, BLOCK_N)
+            bits, _ = _bits(
+                tile, q_rows, keys, k_t, columns, begin, end, DG, PADDED_DG, CHUNK, BLOCK_M, BLOCK_N
+            )
             above_one += tl.sum((bits >= one[:, None]).to(tl.int32), 1)
             above_two += tl.sum((bits >= two[:, None]).to(tl.int32), 1)
             above_three += tl.sum((bits >= three[:, None]).to(tl.int32), 1)
@@ -74,7 +84,7 @@ def topk_kernel(
     equal = tl.zeros([BLOCK_M], tl.int32)
     below = tl.zeros([BLOCK_M], tl.int32)
     for tile in range(first_tile, last_tile):
-        bits, _ = _bits(tile, q_tile, keys, k_t, columns, begin, end, DG, PADDED_DG, BLOCK_N)
+        bits, _ = _bits(tile, q_rows, keys, k_t, columns, begin, end, DG, PADDED_DG, CHUNK, BLOCK_M, BLOCK_N)
         above += tl.sum((bits > found[:, None]).to(tl.int32), 1)
         equal += tl.sum((bits == found[:, None]).to(tl.int32), 1)
         below = tl.maximum(below, tl.max(tl.where(bits < found[:, None], bits, 0), 1))
@@ -85,7 +95,9 @@ def topk_kernel(
     column_of_last = tl.full([BLOCK_M], 0x7FFFFFFF, tl.int32)
     before = tl.zeros([BLOCK_M], tl.int32)
     for tile in range(first_tile, behind):
-        bits, column = _bits(tile, q_tile, keys, k_t, columns, begin, end, DG, PADDED_DG, BLOCK_N)
+        bits, column = _bits(
+            tile, q_rows, keys, k_t, columns, begin, end, DG, PADDED_DG, CHUNK, BLOCK_M, BLOCK_N
+        )
         same = (bits == found[:, None]).to(tl.int32)
         place = before[:, None] + tl.cumsum(same, 1)
         is_last = (same == 1) & (place == room[:, None])
