@@ -10,18 +10,24 @@ from typing import NamedTuple
 import glomo_kernels as gk
 import torch
 import torch.nn.functional as F
-from glomo_kernels.dispatch import TABLE, VARIABLE
+from glomo_kernels.dispatch import VARIABLE
 from torch import Tensor
 
 Run = Callable[[], list[Tensor]]
 
 
 class Case(NamedTuple):
-    """runs: by name, each returning what it computed; the first is what the others are compared with."""
+    """runs: by name, each returning what it computed; the first is what the others are compared with.
+
+    peers: ways to something like it (softmax in the place of relu squared), timed and not compared.
+    rounds: how often at most, for cases of many seconds.
+    """
 
     op: str
     shape: str
     runs: dict[str, Run]
+    peers: dict[str, Run] = {}  # noqa: RUF012 - never changed
+    rounds: int = 1000
 
 
 @contextmanager
@@ -45,41 +51,107 @@ def with_backends(op: str, plain: dict[str, Run], ours: Run) -> dict[str, Run]:
 
         return run
 
-    return {**plain, **{backend.name: on(backend.name) for backend in TABLE[op]}}
+    usable = [name for name, missing in gk.backends(op).items() if missing is None]
+    return {**plain, **{name: on(name) for name in usable}}
 
 
 def with_gradients(output: Tensor, inputs: list[Tensor]) -> list[Tensor]:
     return [output.detach(), *torch.autograd.grad(output.sum(), inputs)]
 
 
-def dense_weights(q: Tensor, k: Tensor, theta: Tensor) -> Tensor:
-    hidden = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).triu()
-    a = (q @ k.mT - theta[..., None]).relu().square().masked_fill(hidden, 0)
+def hidden_keys(units: int) -> Tensor:
+    """True where key j is not before unit i."""
+    return torch.ones(units, units, dtype=torch.bool).triu()
+
+
+def dense_weights(q: Tensor, k: Tensor, theta: Tensor, hidden: Tensor | None) -> Tensor:
+    a = (q @ k.mT - theta[..., None]).relu().square()
+    a = a if hidden is None else a.masked_fill(hidden, 0)
     return a / (a.sum(-1, keepdim=True) + 1e-16)
 
 
 def scores(b: int, h: int, t: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and a theta that leaves about a tenth of the edges."""
+    """q, k and a theta that leaves about a tenth of the edges, but no tile without one."""
     q, k = (torch.randn(b, h, t, width) / width**0.25 for _ in range(2))
     return q.requires_grad_(), k.requires_grad_(), torch.full((b, h, t), 1.28).requires_grad_()
 
 
-def affinity_mix(b: int, h: int, t: int, width: int, values: int) -> Case:
-    q, k, theta = scores(b, h, t, width)
+def planted(b: int, h: int, t: int, width: int, share: float) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, theta with edges in about `share` of the tiles of 64 x 64 only: each has a feature of its own."""
+    blocks = -(-t // 64)
+    assert blocks <= width
+    own = torch.eye(blocks, width).repeat_interleave(64, 0)[:t]
+    wanted = (torch.rand(b, h, blocks, width) < share).float().repeat_interleave(64, 2)[:, :, :t]
+    q, k = (4 * x + 0.01 * torch.randn(b, h, t, width) for x in (wanted, own))
+    return q.requires_grad_(), k.requires_grad_(), torch.ones(b, h, t, requires_grad=True)
+
+
+def affinity_mix(
+    b: int,
+    h: int,
+    t: int,
+    width: int,
+    values: int,
+    *,
+    causal: bool = True,
+    backward: bool = True,
+    live: float = 1.0,
+) -> Case:
+    q, k, theta = scores(b, h, t, width) if live == 1 else planted(b, h, t, width, live)
     inputs = [q, k, torch.randn(b, h, t, values, requires_grad=True), theta]
+    hidden = hidden_keys(t) if causal else None
+
+    def mixed(q: Tensor, k: Tensor, v: Tensor, theta: Tensor) -> Tensor:
+        return dense_weights(q, k, theta, hidden) @ v
+
+    def timed(function: Callable[..., Tensor], used: int = 4) -> Run:
+        def run() -> list[Tensor]:
+            with torch.set_grad_enabled(backward):
+                output = function(*inputs)
+            return with_gradients(output, inputs[:used]) if backward else [output]
+
+        return run
+
+    def sdpa(q: Tensor, k: Tensor, v: Tensor, theta: Tensor) -> Tensor:
+        padded = F.pad(v, (0, width - values))  # faster than its way for two different widths
+        return F.scaled_dot_product_attention(q, k, padded, is_causal=causal)[..., :values]
+
     runs = with_backends(
         "affinity_mix",
-        {"eager": lambda: with_gradients(dense_weights(q, k, theta) @ inputs[2], inputs)},
-        lambda: with_gradients(gk.affinity_mix(*inputs), inputs),
+        {"eager": timed(mixed), "torch.compile": timed(torch.compile(mixed))},
+        timed(lambda *x: gk.affinity_mix(*x, causal=causal)),
     )
-    return Case("affinity_mix", f"B{b} H{h} T{t} {width}/{values} forward+backward", runs)
+    peers = {"SDPA (softmax)": timed(sdpa, 3)}
+    if not backward:  # it has no backward on a CPU
+        peers["FlexAttention"] = timed(flex_attention(t, causal))
+    parts = ["causal" if causal else "both sides", "forward+backward" if backward else "forward"]
+    parts += [f"{live:.0%} of tiles live"] if live < 1 else []
+    return Case("affinity_mix", f"B{b} H{h} T{t} {width}/{values} {', '.join(parts)}", runs, peers)
+
+
+def flex_attention(t: int, causal: bool) -> Callable[..., Tensor]:
+    """The same function but for empty rows: softmax of 2 log relu(s)."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    compiled = torch.compile(flex_attention)
+    seen = (lambda b, h, i, j: j < i) if causal else (lambda b, h, i, j: j >= 0)
+    mask = create_block_mask(seen, None, None, t, t, device="cpu")
+
+    def run(q: Tensor, k: Tensor, v: Tensor, theta: Tensor) -> Tensor:
+        def modify(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return 2 * torch.log(torch.relu(score - theta[b, h, i]))
+
+        output: Tensor = compiled(q, k, v, score_mod=modify, block_mask=mask, scale=1.0)
+        return output
+
+    return run
 
 
 def affinity_graph(b: int, h: int, t: int, width: int) -> Case:
     q, k, theta = (x.detach() for x in scores(b, h, t, width))
 
     def dense() -> list[Tensor]:
-        csr = dense_weights(q, k, theta).view(b * h * t, t).to_sparse_csr()
+        csr = dense_weights(q, k, theta, hidden_keys(t)).view(b * h * t, t).to_sparse_csr()
         return [csr.col_indices().int(), csr.values()]
 
     def ours() -> list[Tensor]:
@@ -96,41 +168,58 @@ def graph_mix(b: int, c: int, t: int, width: int) -> Case:
     weights = torch.randn(b, t, c, requires_grad=True)
     inputs = [weights, torch.randn(b, t, width, requires_grad=True)]
     dense = graph.dense()
+    rows = [dense[i].reshape(c * t, t).to_sparse_csr() for i in range(b)]
 
     def formed() -> list[Tensor]:
-        return with_gradients(torch.einsum("btc,bctj->btj", weights, dense) @ inputs[1], inputs)
+        mixture = (weights.transpose(1, 2)[..., None] * dense).sum(1)
+        return with_gradients(mixture @ inputs[1], inputs)
+
+    def sparse() -> list[Tensor]:
+        parts = [(csr @ x).view(c, t, width) for csr, x in zip(rows, inputs[1], strict=True)]
+        return with_gradients((torch.stack(parts) * weights.transpose(1, 2)[..., None]).sum(1), inputs)
 
     runs = with_backends(
         "graph_mix",
-        {"dense graphs, M formed": formed},
+        {"dense graphs, M formed": formed, "torch.sparse": sparse},
         lambda: with_gradients(gk.graph_mix(graph, *inputs), inputs),
     )
     return Case("graph_mix", f"B{b} C{c} T{t} D{width} forward+backward", runs)
 
 
-def decoder_loss(n: int, width: int, words: int) -> Case:
+def decoder_loss(n: int, width: int, words: int, rounds: int = 1000) -> Case:
     inputs = [torch.randn(n, width, requires_grad=True), torch.randn(words, width, requires_grad=True)]
     target = torch.randint(0, words, (n,))
-    plain = lambda: with_gradients(F.cross_entropy(inputs[0] @ inputs[1].T, target), inputs)  # noqa: E731
-    ours = lambda: with_gradients(gk.decoder_loss(*inputs, target), inputs)  # noqa: E731
-    runs = with_backends("decoder_loss", {"F.cross_entropy": plain}, ours)
-    return Case("decoder_loss", f"N{n} d{width} V{words} forward+backward", runs)
+
+    def plain(hidden: Tensor, weight: Tensor) -> Tensor:
+        return F.cross_entropy(F.linear(hidden, weight), target)
+
+    compiled = torch.compile(plain)
+    runs = with_backends(
+        "decoder_loss",
+        {
+            "F.cross_entropy": lambda: with_gradients(plain(*inputs), inputs),
+            "torch.compile": lambda: with_gradients(compiled(*inputs), inputs),
+        },
+        lambda: with_gradients(gk.decoder_loss(*inputs, target), inputs),
+    )
+    return Case("decoder_loss", f"N{n} d{width} V{words} forward+backward", runs, rounds=rounds)
 
 
-def cases(quick: bool) -> list[Case]:
-    """The sizes of the demo if quick, else also those of the paper."""
-    small = [
-        affinity_mix(16, 4, 128, 32, 16),
-        affinity_graph(16, 4, 128, 32),
-        graph_mix(16, 8, 128, 100),
-        decoder_loss(960, 64, 8000),
-    ]
+def cases(quick: bool) -> Iterator[Case]:
+    """The sizes of the demo if quick, else also those of the paper. Made one by one: they are large."""
+    yield affinity_mix(16, 4, 128, 32, 16)
+    yield affinity_graph(16, 4, 128, 32)
+    yield graph_mix(16, 8, 128, 100)
+    yield decoder_loss(960, 64, 8000)
     if quick:
-        return small
-    return [
-        *small,
-        affinity_mix(1, 8, 2048, 256, 64),
-        affinity_graph(1, 8, 2048, 64),
-        graph_mix(4, 40, 400, 300),
-        decoder_loss(1920, 512, 100_000),
-    ]
+        return
+    yield affinity_mix(1, 8, 2048, 256, 64, backward=False)
+    for values in (256, 64):
+        for b, t in ((8, 200), (4, 512), (1, 2048)):
+            yield affinity_mix(b, 8, t, values, 64)
+    yield affinity_mix(1, 8, 2048, 256, 64, causal=False)
+    yield affinity_mix(1, 8, 2048, 256, 64, causal=False, live=0.1)
+    yield affinity_graph(1, 8, 2048, 64)
+    yield affinity_graph(1, 8, 2048, 256)
+    yield graph_mix(4, 40, 400, 300)
+    yield decoder_loss(1920, 512, 100_000, rounds=3)

@@ -2,24 +2,40 @@
 
 First every run of a case is compared with the first one; a case that disagrees is reported and not timed. Then
 all runs of a case take turns, so that a busy moment hits them alike. Times are milliseconds: the 20th, 50th and
-80th percentile. With --csv a row per run is added to FILE, with the machine, versions and date.
+80th percentile; the factor is the median of the first run's time by this one's in the same round; MB is the peak of
+memory beyond what is there before. With --csv a row per run is added to FILE, with the machine, versions and date.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import ctypes
 import datetime
+import math
 import platform
 import sys
 import time
 from pathlib import Path
 
 import torch
-from cases import Case, cases
+from cases import Case, Run, cases
 from glomo_kernels import compiled
 
-COLUMNS = ("op", "shape", "run", "p20_ms", "p50_ms", "p80_ms", "threads", "cpu", "simd", "torch", "date")
+COLUMNS = (
+    "op",
+    "shape",
+    "run",
+    "p20_ms",
+    "p50_ms",
+    "p80_ms",
+    "peak_mb",
+    "threads",
+    "cpu",
+    "simd",
+    "torch",
+    "date",
+)
 
 
 def disagreement(case: Case) -> str | None:
@@ -34,14 +50,32 @@ def disagreement(case: Case) -> str | None:
     return None
 
 
-def measure(case: Case, rounds: int) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {name: [] for name in case.runs}
+def measure(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
-        for name, run in case.runs.items():
+        for name, run in runs.items():
             start = time.perf_counter()
             run()
             times[name].append((time.perf_counter() - start) * 1e3)
     return times
+
+
+def peak_memory(run: Run) -> float:
+    """MB that `run` takes at most beyond what is there before (Linux; NaN elsewhere), results included."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before would hide what is taken now
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = status("VmRSS")
+        run()
+        return (status("VmHWM") - before) / 1024
+    except (OSError, AttributeError):
+        return math.nan
+
+
+def status(key: str) -> int:
+    """kB of a line in /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key + ":"))
 
 
 def processor() -> str:
@@ -71,15 +105,20 @@ def main(arguments: list[str] | None = None) -> int:
             failed = True
             print(f"  not timed: {wrong}")
             continue
-        times = measure(case, options.rounds)
+        runs = {**case.runs, **case.peers}
+        memory = {name: peak_memory(run) for name, run in runs.items()}
+        times = measure(runs, min(options.rounds, case.rounds))
         quantiles = {
             name: torch.tensor(t).quantile(torch.tensor([0.2, 0.5, 0.8])).tolist()
             for name, t in times.items()
         }
-        base = next(iter(quantiles.values()))[1]
+        base = next(iter(quantiles))
         for name, (low, middle, high) in quantiles.items():
-            print(f"  {name:24} {middle:9.2f} ms  ({low:.2f} .. {high:.2f})  {base / middle:5.2f}x")
-            numbers = [f"{x:.3f}" for x in (low, middle, high)]
+            # the median of ratios within a round: a busy moment hits both
+            ratio = torch.tensor([a / b for a, b in zip(times[base], times[name], strict=True)]).median()
+            spread = f"({low:.2f} .. {high:.2f})"
+            print(f"  {name:24} {middle:9.2f} ms  {spread:22} {ratio:6.2f}x  {memory[name]:8.1f} MB")
+            numbers = [f"{x:.3f}" for x in (low, middle, high, memory[name])]
             where = [torch.get_num_threads(), processor(), simd, torch.__version__]
             rows.append([case.op, case.shape, name, *numbers, *where, datetime.date.today().isoformat()])
     if options.csv:
