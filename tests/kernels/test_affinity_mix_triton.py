@@ -4,6 +4,7 @@ The interpreter is chosen by a variable that Triton reads at import, so the test
 which test_in_the_interpreter starts; in this process they are those of the GPU.
 """
 
+import itertools
 import os
 import subprocess
 import sys
@@ -344,6 +345,30 @@ def test_reasons_against_triton(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv("TRITON_INTERPRET")
     assert triton_impl.why_not() == "there is no CUDA device"
+
+
+@anywhere
+@pytest.mark.parametrize(
+    "capability,kilobytes", [((8, 0), 163), ((8, 9), 99), ((9, 0), 227), ((10, 0), 227), ((12, 0), 99)]
+)
+def test_candidates(capability, kilobytes):
+    """There are always some, and all that a case offers cut the lists of live tiles alike."""
+    widths = [16, 32, 64, 128, 256]
+    kinds = ["relu", "square", "topk"]
+    for width, values, kind, dtype in itertools.product(
+        widths, widths, kinds, [torch.float32, torch.float16]
+    ):
+        case = triton_configs.Case(width, values, dtype, kind, capability, kilobytes * 1024)
+        forward, query, key = (
+            f(case) for f in (triton_configs.forward, triton_configs.query, triton_configs.key)
+        )
+        assert forward and query and key
+        assert len({c.block_m for c in query}) == 1 and len({c.block_n for c in key}) == 1
+        assert all(c.block_m % 64 == 0 and 64 % c.block_n == 0 for c in (*forward, *query))
+        assert all(c.block_n % 64 == 0 and 64 % c.block_m == 0 for c in key)
+        if kind == "topk" and dtype == torch.float16:
+            shapes = {c[:2] for c in (*forward, *query, *key, *triton_configs.topk(case))}
+            assert len(shapes) == 1, f"{case}: ties need one shape of tiles, not {shapes}"
 
 
 @anywhere
