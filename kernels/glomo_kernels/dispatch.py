@@ -27,12 +27,13 @@ class Backend(NamedTuple):
 REFERENCE = Backend("reference", "reference")
 CPP = Backend("cpp", "cpp")
 TRITON = Backend("triton", "triton_impl")
+CUDA = Backend("cuda", "cuda")
 
 # Fastest first. Every op ends with its reference, which takes all valid input.
 TABLE: dict[str, tuple[Backend, ...]] = {
     "affinity_mix": (TRITON, CPP, REFERENCE),
-    "affinity_graph": (CPP, REFERENCE),
-    "graph_mix": (CPP, REFERENCE),
+    "affinity_graph": (CUDA, CPP, REFERENCE),
+    "graph_mix": (CUDA, CPP, REFERENCE),
     "decoder_loss": (REFERENCE,),
 }
 VARIABLE = "GLOMO_KERNELS"

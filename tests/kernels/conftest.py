@@ -26,11 +26,12 @@ def nan_memory():
 def pytest_generate_tests(metafunc):
     """A test module that sets OP and has a `backend` argument runs once for each CPU backend of that op.
 
-    Triton is no such backend: test_affinity_mix_triton.py takes it to its interpreter and to a GPU.
+    Triton and CUDA are no such backends: test_affinity_mix_triton.py takes the one to its interpreter and to a GPU,
+    test_cuda.py the other to an emulator and to a GPU.
     """
     own = any("backend" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
     if "backend" in metafunc.fixturenames and not own:
-        names = [name for name in glomo_kernels.backends(metafunc.module.OP) if name != "triton"]
+        names = [n for n in glomo_kernels.backends(metafunc.module.OP) if n not in ("triton", "cuda")]
         metafunc.parametrize("backend", names, indirect=True)
 
 

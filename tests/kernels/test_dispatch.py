@@ -5,7 +5,7 @@ import sys
 import glomo_kernels
 import pytest
 import torch
-from glomo_kernels import compiled, dispatch
+from glomo_kernels import compiled, device, dispatch
 
 
 @pytest.mark.parametrize("op", dispatch.TABLE)
@@ -14,7 +14,7 @@ def test_every_backend_has_the_three_names(op):
         module = dispatch._module(op, backend)
         assert callable(module.forward) and callable(module.backward)
         reason = module.why_not()
-        assert reason is None or (backend.name == "triton" and isinstance(reason, str))
+        assert reason is None or (backend.name in ("triton", "cuda") and isinstance(reason, str))
 
 
 def test_the_extension_is_built():
@@ -31,7 +31,7 @@ def test_reference_can_be_forced(op, monkeypatch):
 def test_forced_backend_that_does_not_exist(monkeypatch):
     monkeypatch.setenv("GLOMO_KERNELS", "fast")
     with pytest.raises(
-        glomo_kernels.BackendUnavailable, match="graph_mix has no such backend; it has cpp, ref"
+        glomo_kernels.BackendUnavailable, match="graph_mix has no such backend; it has cuda, cpp, ref"
     ):
         glomo_kernels.graph_mix(
             glomo_kernels.affinity_graph.__globals__["SparseGraph"](
@@ -61,13 +61,19 @@ def test_choice_is_logged_once_with_the_reasons(monkeypatch, caplog):
     for _ in range(2):
         glomo_kernels.affinity_graph(q, q, kind="softmax")
     assert [record.getMessage() for record in caplog.records] == [
-        "affinity_graph runs on reference; not cpp: kind 'softmax' is not implemented in C++ (relu, square, topk are)"
+        "affinity_graph runs on reference; not cuda: it takes CUDA tensors, these are on cpu; "
+        "not cpp: kind 'softmax' is not implemented in C++ (relu, square, topk are)"
     ]
 
 
 def test_missing_extension_is_a_reason_not_a_crash(monkeypatch):
     monkeypatch.setattr(compiled, "_load", lambda: "no compiler was found")
-    assert glomo_kernels.backends("graph_mix") == {"cpp": "no compiler was found", "reference": None}
+    monkeypatch.setattr(device, "_load", lambda: "no nvcc was found")
+    assert glomo_kernels.backends("graph_mix") == {
+        "cuda": "no nvcc was found",
+        "cpp": "no compiler was found",
+        "reference": None,
+    }
     assert dispatch.pick("graph_mix").__name__ == "glomo_kernels.graph_mix.reference"
     monkeypatch.setenv("GLOMO_KERNELS", "cpp")
     with pytest.raises(glomo_kernels.BackendUnavailable, match="cpp: no compiler was found"):
@@ -88,7 +94,7 @@ import glomo_kernels
 new = set(sys.modules) - before
 heavy = [name for name in new if name.split(".")[0] in ("triton", "glomo_dist", "pybind11")]
 assert not heavy, heavy
-assert "glomo_kernels._cpu" not in sys.modules
+assert "glomo_kernels._cpu" not in sys.modules and "glomo_kernels._cuda" not in sys.modules
 assert "torch._dynamo" not in new and "torch._inductor" not in new
 assert not torch.cuda.is_initialized()
 assert all(name.split(".")[0] in ("glomo_kernels", "torch") for name in new), sorted(new)

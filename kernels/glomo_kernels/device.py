@@ -1,0 +1,85 @@
+"""The compiled CUDA part, glomo_kernels._cuda, loaded when a CUDA backend first asks for it.
+
+Its launchers take addresses and a stream; memory is allocated here, by torch, and freed in the order of the stream.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from contextlib import AbstractContextManager, nullcontext
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+DEVICE = "cuda"  # the tests put "cpu" here, and an emulated _cuda in the place of the real one
+TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+
+
+@functools.cache
+def _load() -> ModuleType | str:
+    try:
+        return importlib.import_module("glomo_kernels._cuda")
+    except ImportError as error:
+        return (
+            f"the extension glomo_kernels._cuda cannot be loaded ({error}); it is built by "
+            "`GLOMO_CUDA=1 make setup` where nvcc is (docs/kernels.md)"
+        )
+
+
+def cuda() -> ModuleType:
+    loaded = _load()
+    if isinstance(loaded, str):
+        raise ImportError(loaded)
+    return loaded
+
+
+@functools.cache
+def _problem(module: ModuleType, index: int | None) -> str | None:
+    """What the driver says to the kernels on one device: no image for its architecture, a driver that is too old."""
+    with nullcontext() if index is None else torch.cuda.device(index):
+        return module.problem() or None
+
+
+def why_not(tensor: Tensor | None) -> str | None:
+    """What every CUDA backend needs: tensors on a device, the extension, and code in it for that device."""
+    if tensor is not None and tensor.device.type != DEVICE:
+        return f"it takes {DEVICE.upper()} tensors, these are on {tensor.device}"
+    loaded = _load()
+    if isinstance(loaded, str):
+        return loaded
+    if tensor is not None and tensor.dtype not in TYPES:
+        return f"{tensor.dtype} is not implemented in CUDA"
+    index = None
+    if DEVICE == "cuda":
+        if not torch.cuda.is_available():
+            return "torch sees no CUDA device here"
+        index = torch.cuda.current_device() if tensor is None else tensor.get_device()
+    problem = _problem(loaded, index)
+    return None if problem is None else f"the kernels do not run on this device: {problem}"
+
+
+def guard(tensor: Tensor) -> AbstractContextManager[object]:
+    """Makes the tensor's device the current one."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def stream(tensor: Tensor) -> int:
+    """The stream that torch works on, for launches."""
+    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
+
+
+def address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def transposed(keys: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The order that sorts the edges by `keys` (0 .. size), and where each key's edges begin: int64 [E], [size + 1].
+
+    Edges of one key stay in their order, so that sums over them are the same on every run.
+    """
+    small = keys.to(torch.int32) if size < 2**31 else keys
+    ordered, order = small.sort(stable=True)
+    bounds = torch.arange(size + 1, device=keys.device, dtype=ordered.dtype)
+    return torch.searchsorted(ordered, bounds), order
