@@ -5,7 +5,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo lint format clean
+.PHONY: help setup test demo lint sanitize format clean
 
 # The first of these that is new enough; empty if none is.
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 10))'
@@ -30,6 +30,7 @@ help:
 	@echo 'make demo    set up, then the whole road on text and images that are already here; ends with a table'
 	@echo 'make test    set up, then all tests'
 	@echo 'make setup   only .venv, with pinned packages and the compiled extension'
+	@echo 'make sanitize  the C++ kernels under AddressSanitizer, UBSan and ThreadSanitizer'
 	@echo 'make lint    ruff and mypy      make format    let ruff rewrite      make clean    remove what make made'
 
 setup: $(VENV)/.stamp
@@ -51,9 +52,10 @@ $(VENV)/.dependencies: constraints.txt pyproject.toml
 	@DS_BUILD_OPS=0 $(INSTALL) --no-build-isolation deepspeed $(SIFT)
 	@touch $@
 
-$(VENV)/.stamp: $(VENV)/.dependencies setup.py $(wildcard kernels/csrc/*)
+$(VENV)/.stamp: $(VENV)/.dependencies setup.py kernels/build_cuda.py $(wildcard kernels/csrc/* kernels/csrc/cuda/*)
 	@echo '==> 4/4  glomo-dist, its compiled extension, and all other packages'
 	@$(INSTALL) --no-build-isolation -e '.[dev]' $(SIFT)
+	@$(BIN)/python kernels/build_cuda.py --check
 	@touch $@
 	@echo '==> ready: $(BIN)/glomo'
 
@@ -67,6 +69,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy kernels/glomo_kernels glomo_dist/runtime
+
+sanitize: setup
+	@$(BIN)/python kernels/sanitize.py
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -98,7 +98,7 @@ def affinity_mix(
     live: float = 1.0,
 ) -> Case:
     q, k, theta = scores(b, h, t, width) if live == 1 else planted(b, h, t, width, live)
-    inputs = [q, k, torch.randn(b, h, t, values, requires_grad=True), theta]
+    inputs = [x.detach().requires_grad_(backward) for x in (q, k, torch.randn(b, h, t, values), theta)]
     hidden = hidden_keys(t) if causal else None
 
     def mixed(q: Tensor, k: Tensor, v: Tensor, theta: Tensor) -> Tensor:
@@ -106,8 +106,7 @@ def affinity_mix(
 
     def timed(function: Callable[..., Tensor], used: int = 4) -> Run:
         def run() -> list[Tensor]:
-            with torch.set_grad_enabled(backward):
-                output = function(*inputs)
+            output = function(*inputs)
             return with_gradients(output, inputs[:used]) if backward else [output]
 
         return run
@@ -187,7 +186,9 @@ def graph_mix(b: int, c: int, t: int, width: int) -> Case:
 
 
 def decoder_loss(n: int, width: int, words: int, rounds: int = 1000) -> Case:
-    inputs = [torch.randn(n, width, requires_grad=True), torch.randn(words, width, requires_grad=True)]
+    # logits of size 1: larger ones would time the arithmetic of denormal exponentials
+    inputs = [torch.randn(n, width), torch.randn(words, width) / width**0.5]
+    inputs = [x.requires_grad_() for x in inputs]
     target = torch.randint(0, words, (n,))
 
     def plain(hidden: Tensor, weight: Tensor) -> Tensor:

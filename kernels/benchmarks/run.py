@@ -1,4 +1,4 @@
-"""Times the kernels: python kernels/benchmarks/run.py [--quick] [--rounds N] [--csv FILE]
+"""Times the kernels: python kernels/benchmarks/run.py [--quick] [--only OP] [--rounds N] [--csv FILE]
 
 First every run of a case is compared with the first one; a case that disagrees is reported and not timed. Then
 all runs of a case take turns, so that a busy moment hits them alike. Times are milliseconds: the 20th, 50th and
@@ -92,6 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--quick", action="store_true", help="only the sizes of the demo")
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--only", metavar="OP", help="only the cases of this op")
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
@@ -99,6 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
     simd = compiled.missing() or compiled.cpu().instruction_set()
     rows, failed = [], False
     for case in cases(options.quick):
+        if options.only not in (None, case.op):
+            continue
         print(f"\n{case.op}  {case.shape}", flush=True)
         wrong = disagreement(case)
         if wrong:
