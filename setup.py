@@ -1,28 +1,48 @@
-"""Builds glomo_kernels._cpu, the compiled CPU kernels; everything else is in pyproject.toml.
+"""Builds the compiled kernels, glomo_kernels._cpu and ._cuda; everything else is in pyproject.toml.
 
-The extension includes no torch header, so one build serves every torch. It is compiled without -march=native:
+The extensions include no torch header, so one build serves every torch. _cpu is compiled without -march=native:
 the inner loops come in versions for several instruction sets and are chosen at run time (kernels/csrc/simd.cpp).
-Needs gcc or clang: the loops use their vector extensions.
+It needs gcc or clang: the loops use their vector extensions. _cuda is built where nvcc is (kernels/build_cuda.py).
 """
 
-from pybind11.setup_helpers import Pybind11Extension
-from setuptools import setup
+import sys
+from pathlib import Path
 
-SOURCES = ["bindings.cpp", "simd.cpp", "affinity_graph.cpp", "affinity_mix.cpp", "graph_mix.cpp", "graph_stripes.cpp"]
+from pybind11.setup_helpers import Pybind11Extension
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+sys.path.insert(0, str(Path(__file__).parent / "kernels"))
+import build_cuda
+
+SOURCES = ["bindings.cpp", "simd.cpp", "affinity_graph.cpp", "affinity_mix.cpp", "graph_mix.cpp"]
 HEADERS = [
-    "affinity_mix.h", "graph_stripes.h", "kernels.h", "largest.h", "scratch.h", "simd.h", "threads.h",
-    "simd.inl", "gemm.inl", "tile.inl",
+    "affinity_mix.h", "kernels.h", "largest.h", "simd.h", "threads.h", "simd.inl", "gemm.inl", "tile.inl"
 ]  # fmt: skip
 
-setup(
-    ext_modules=[
-        Pybind11Extension(
-            "glomo_kernels._cpu",
-            sources=[f"kernels/csrc/{name}" for name in SOURCES],
-            depends=[f"kernels/csrc/{name}" for name in HEADERS],
-            cxx_std=17,
-            extra_compile_args=["-O3", "-pthread", "-Wall", "-Wextra", "-Wno-psabi"],
-            extra_link_args=["-pthread"],
-        )
-    ]
-)
+extensions = [
+    Pybind11Extension(
+        "glomo_kernels._cpu",
+        sources=[f"kernels/csrc/{name}" for name in SOURCES],
+        depends=[f"kernels/csrc/{name}" for name in HEADERS],
+        cxx_std=17,
+        extra_compile_args=["-O3", "-pthread", "-Wall", "-Wextra", "-Wno-psabi"],
+        extra_link_args=["-pthread"],
+    )
+]
+if build_cuda.wanted():
+    files = [*build_cuda.KERNELS, *build_cuda.HEADERS, build_cuda.FOLDER / "bindings.cpp"]
+    depends = [f"kernels/csrc/cuda/{file.name}" for file in files]
+    # optional: an installation without it is a good one
+    extensions.append(Extension("glomo_kernels._cuda", sources=[], depends=depends, optional=True))
+
+
+class BuildKernels(build_ext):
+    def build_extension(self, ext):
+        if ext.name == "glomo_kernels._cuda":
+            build_cuda.build_or_warn(Path(self.get_ext_fullpath(ext.name)))
+        else:
+            super().build_extension(ext)
+
+
+setup(ext_modules=extensions, cmdclass={"build_ext": BuildKernels})

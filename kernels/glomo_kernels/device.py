@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 import torch
@@ -23,8 +24,8 @@ def _load() -> ModuleType | str:
         return importlib.import_module("glomo_kernels._cuda")
     except ImportError as error:
         return (
-            f"the extension glomo_kernels._cuda cannot be loaded ({error}); it is built by "
-            "`GLOMO_CUDA=1 make setup` where nvcc is (docs/kernels.md)"
+            f"the extension glomo_kernels._cuda cannot be loaded ({error}); build it with "
+            "`python kernels/build_cuda.py`, which needs nvcc (docs/kernels.md)"
         )
 
 
@@ -38,7 +39,13 @@ def cuda() -> ModuleType:
 @functools.cache
 def _problem(module: ModuleType, index: int | None) -> str | None:
     """What the driver says to the kernels on one device: no image for its architecture, a driver that is too old."""
-    with nullcontext() if index is None else torch.cuda.device(index):
+    if index is None:
+        return module.problem() or None
+    with torch.cuda.device(index):
+        try:
+            module.set_device(index)
+        except RuntimeError as error:
+            return str(error)
         return module.problem() or None
 
 
@@ -60,9 +67,15 @@ def why_not(tensor: Tensor | None) -> str | None:
     return None if problem is None else f"the kernels do not run on this device: {problem}"
 
 
-def guard(tensor: Tensor) -> AbstractContextManager[object]:
-    """Makes the tensor's device the current one."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+@contextmanager
+def guard(tensor: Tensor) -> Iterator[None]:
+    """Makes the tensor's device the current one, for torch and for the launchers, whose CUDA runtime is another."""
+    if tensor.is_cuda:
+        with torch.cuda.device(tensor.device):
+            cuda().set_device(tensor.get_device())
+            yield
+    else:
+        yield
 
 
 def stream(tensor: Tensor) -> int:

@@ -175,6 +175,8 @@ void slopes(Type type, std::int64_t rows, Rows edges, const void* weights, const
   type == Type::float64 ? run(static_cast<double*>(nullptr)) : run(static_cast<float*>(nullptr));
 }
 
+void set_device(int index) { check(cudaSetDevice(index), "cudaSetDevice"); }
+
 std::string problem() {
   cudaFuncAttributes attributes;
   const cudaError_t status = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(slopes_kernel<float>));

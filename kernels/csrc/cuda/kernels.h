@@ -82,6 +82,10 @@ void combine(const Combine& problem, void* result, bool wide, Stream stream);
 // d_weights C [batch, units, inner] from grad T [batch, units, width]; outer is 1, weights are not read.
 void combine_weights(const Combine& problem, const void* grad, void* d_weights, Stream stream);
 
+// Makes a device the current one of this thread. This module has a CUDA runtime of its own, which does not hear of
+// what torch tells its runtime.
+void set_device(int index);
+
 // Why the kernels cannot run on the current device; empty if they can.
 std::string problem();
 

@@ -88,9 +88,12 @@ struct Shared {
   int begin[ROWS], end[ROWS];  // equal for rows without keys and behind the last row
 };
 
+constexpr std::size_t MOST_SHARED = 81 * 1024;  // two blocks fit into a multiprocessor of sm_80, one into sm_86
+
 template <class T>
 class Walk {
  public:
+  static_assert(sizeof(Shared<T>) <= MOST_SHARED);
   using C = Compute<T>;
   using Geometry = Tile<T>;
   static constexpr int COLUMNS = Geometry::COLUMNS;

@@ -186,6 +186,7 @@ template <class T>
 __global__ void __launch_bounds__(THREADS, 2)
     select_kernel(const Problem<T> problem, std::int64_t keep, const std::int64_t* topk, Compute<T>* limits,
                   std::int32_t* last) {
+  static_assert(sizeof(SelectShared<T>) <= MOST_SHARED);
   auto& shared = *reinterpret_cast<SelectShared<T>*>(dynamic_shared());
   Walk<T> walk(problem, shared.walk);
   std::int64_t count = keep > 0 && keep < problem.units ? keep : problem.units;

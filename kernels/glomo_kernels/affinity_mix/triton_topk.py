@@ -51,7 +51,7 @@ def topk_kernel(
 
     row = block * BLOCK_M + tl.arange(0, BLOCK_M)
     begin, end = load_spans(spans, sample, row, rows)
-    first, stop, _, _ = span_limits(begin, end, columns)
+    first, stop, inner_first, inner_stop = span_limits(begin, end, columns)
     first_tile, last_tile = first // BLOCK_N, tl.cdiv(stop, BLOCK_N)
     # More than there are columns is all of them; int32 is enough then.
     count = tl.minimum(tl.load(topk + sample), columns).to(tl.int32)
@@ -68,7 +68,7 @@ def topk_kernel(
         above_two = tl.zeros([BLOCK_M], tl.int32)
         above_three = tl.zeros([BLOCK_M], tl.int32)
         for tile in range(first_tile, last_tile):
-            bits, _ = _bits(
+            bits, column = _bits(
                 tile, q_rows, keys, k_t, columns, begin, end, DG, PADDED_DG, CHUNK, BLOCK_M, BLOCK_N
             )
             above_one += tl.sum((bits >= one[:, None]).to(tl.int32), 1)
@@ -84,7 +84,7 @@ def topk_kernel(
     equal = tl.zeros([BLOCK_M], tl.int32)
     below = tl.zeros([BLOCK_M], tl.int32)
     for tile in range(first_tile, last_tile):
-        bits, _ = _bits(tile, q_rows, keys, k_t, columns, begin, end, DG, PADDED_DG, CHUNK, BLOCK_M, BLOCK_N)
+        bits, column = _bits(tile, q_rows, keys, k_t, columns, begin, end, DG, PADDED_DG, CHUNK, BLOCK_M, BLOCK_N)
         above += tl.sum((bits > found[:, None]).to(tl.int32), 1)
         equal += tl.sum((bits == found[:, None]).to(tl.int32), 1)
         below = tl.maximum(below, tl.max(tl.where(bits < found[:, None], bits, 0), 1))
