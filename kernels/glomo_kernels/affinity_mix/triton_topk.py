@@ -51,7 +51,7 @@ def topk_kernel(
 
     row = block * BLOCK_M + tl.arange(0, BLOCK_M)
     begin, end = load_spans(spans, sample, row, rows)
-    first, stop, inner_first, inner_stop = span_limits(begin, end, columns)
+    first, stop, _inner_first, _inner_stop = span_limits(begin, end, columns)
     first_tile, last_tile = first // BLOCK_N, tl.cdiv(stop, BLOCK_N)
     # More than there are columns is all of them; int32 is enough then.
     count = tl.minimum(tl.load(topk + sample), columns).to(tl.int32)
