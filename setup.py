@@ -15,7 +15,14 @@ from setuptools.command.build_ext import build_ext
 sys.path.insert(0, str(Path(__file__).parent / "kernels"))
 import build_cuda
 
-SOURCES = ["bindings.cpp", "simd.cpp", "affinity_graph.cpp", "affinity_mix.cpp", "graph_mix.cpp", "graph_stripes.cpp"]
+SOURCES = [
+    "bindings.cpp",
+    "simd.cpp",
+    "affinity_graph.cpp",
+    "affinity_mix.cpp",
+    "graph_mix.cpp",
+    "graph_stripes.cpp",
+]
 HEADERS = [
     "affinity_mix.h", "graph_stripes.h", "kernels.h", "largest.h", "scratch.h", "simd.h", "threads.h",
     "simd.inl", "gemm.inl", "tile.inl",

@@ -84,7 +84,9 @@ def topk_kernel(
     equal = tl.zeros([BLOCK_M], tl.int32)
     below = tl.zeros([BLOCK_M], tl.int32)
     for tile in range(first_tile, last_tile):
-        bits, column = _bits(tile, q_rows, keys, k_t, columns, begin, end, DG, PADDED_DG, CHUNK, BLOCK_M, BLOCK_N)
+        bits, column = _bits(
+            tile, q_rows, keys, k_t, columns, begin, end, DG, PADDED_DG, CHUNK, BLOCK_M, BLOCK_N
+        )
         above += tl.sum((bits > found[:, None]).to(tl.int32), 1)
         equal += tl.sum((bits == found[:, None]).to(tl.int32), 1)
         below = tl.maximum(below, tl.max(tl.where(bits < found[:, None], bits, 0), 1))
