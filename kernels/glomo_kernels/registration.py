@@ -36,10 +36,20 @@ class Operator:
         return function
 
     def register_autograd(self, backward: Callable[..., Any], *, setup_context: Callable[..., Any]) -> None:
-        """`backward(ctx, *grads)` gives one gradient per argument of the operator."""
-        torch.library.register_autograd(
-            f"glomo::{self.name}", backward, setup_context=setup_context, lib=_LIBRARY
-        )
+        """`backward(ctx, grad)`, grad of the first output, gives one gradient per argument of the operator.
+
+        The other outputs have none. Zeros in their place, as large as they are, are not made.
+        """
+        arguments = len(self.overload._schema.arguments)
+
+        def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            ctx.set_materialize_grads(False)
+            setup_context(ctx, inputs, output)
+
+        def of_first(ctx: Any, grad: torch.Tensor | None, *unused: Any) -> Any:
+            return (None,) * arguments if grad is None else backward(ctx, grad)
+
+        torch.library.register_autograd(f"glomo::{self.name}", of_first, setup_context=setup, lib=_LIBRARY)
 
     def refuse_derivative(self, op: str) -> None:
         """For a backward operator: its derivative is an error that says so, instead of a wrong number."""

@@ -143,7 +143,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     ctx.save_for_backward(q, k, theta, spans, topk, *output)
 
 
-def _autograd(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     q, k, theta, spans, topk, weights, offsets, columns = ctx.saved_tensors
     dq, dk, dtheta = _backward(
         *(grad, q, k, theta, spans, topk, offsets, columns, weights, ctx.kind, ctx.keep, ctx.renormalise)

@@ -196,7 +196,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     ctx.kind, ctx.has_theta = kind, theta is not None
 
 
-def _autograd(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     dq, dk, dv, dtheta = _backward(grad, *ctx.saved_tensors, ctx.kind)
     return dq, dk, dv, dtheta if ctx.has_theta else None, None, None, None, None, None
 

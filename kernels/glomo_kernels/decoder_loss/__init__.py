@@ -105,9 +105,20 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     ctx.save_for_backward(inputs[0], inputs[1], output[1], output[2])
 
 
-def _autograd(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    if _used_once(grad):
+        # the gradient of the weight is the largest tensor of many a model: no second one beside it
+        _, _, dhidden, dweight = ctx.saved_tensors
+        return dhidden.mul_(grad), dweight.mul_(grad), None, None, None
     dhidden, dweight = _backward(grad, *ctx.saved_tensors)
     return dhidden, dweight, None, None, None
+
+
+def _used_once(grad: Tensor) -> bool:
+    """Whether the backward pass that runs frees what it uses, so that saved tensors may be overwritten."""
+    kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    traced = type(grad) is not Tensor
+    return not traced and not torch.is_grad_enabled() and kept is not None and not kept()
 
 
 _forward.register_autograd(_autograd, setup_context=_setup)
