@@ -7,13 +7,15 @@
 
 #include "kernels.h"
 #include "largest.h"
+#include "scratch.h"
 #include "simd.h"
 #include "threads.h"
 
 namespace glomo {
 namespace {
 
-constexpr std::int64_t ROWS = 48;     // a multiple of the rows that simd.cpp holds in registers
+constexpr std::int64_t ROWS = 48;      // a multiple of the rows that `multiply` holds in registers
+constexpr std::int64_t STRETCH = 256;  // keys whose edges are collected aside
 
 // The roots of one block of rows of one (sample, head).
 template <class T>
@@ -21,9 +23,9 @@ class RowBlock {
  public:
   explicit RowBlock(const Affinity<T>& problem)
       : problem_(problem),
-        padded_((problem.units + PANEL<T> - 1) / PANEL<T> * PANEL<T>),
-        panels_(static_cast<std::size_t>(padded_ * problem.width)),
-        scores_(static_cast<std::size_t>(ROWS * padded_)) {}
+        padded_((problem.units + panel() - 1) / panel() * panel()),
+        panels_(padded_ * problem.width),
+        scores_(ROWS * padded_) {}
 
   void compute(std::int64_t head, std::int64_t first, std::int64_t rows) {
     if (head != packed_head_) pack(head);
@@ -31,84 +33,86 @@ class RowBlock {
     first_ = first;
     std::int64_t low = problem_.units, high = 0;
     for (std::int64_t r = 0; r < rows; ++r) {
+      count_[r] = 0;
+      sum_[r] = 0;
       if (begin(r) >= end(r)) continue;
       low = std::min(low, begin(r));
       high = std::max(high, end(r));
     }
     if (low >= high) return;
     const T* q = problem_.q + (head * problem_.units + first) * problem_.width;
-    for (std::int64_t column = low / PANEL<T> * PANEL<T>; column < high; column += PANEL<T>) {
-      simd<T>().panel_scores(q, rows, problem_.width, panels_.data() + column * problem_.width,
-                             scores_.data() + column, padded_);
+    for (std::int64_t column = low / panel() * panel(); column < high; column += panel()) {
+      simd<T>().multiply(rows, panel(), problem_.width, q, problem_.width, false,
+                         panels_.get() + column * problem_.width, panel(), scores_.get() + column, padded_, false);
     }
     for (std::int64_t r = 0; r < rows; ++r) finish(r);
   }
 
   std::int64_t begin(std::int64_t r) const { return span(r)[0]; }
-  std::int64_t end(std::int64_t r) const { return span(r)[1]; }
+  std::int64_t end(std::int64_t r) const { return std::max(span(r)[0], span(r)[1]); }
 
-  // Valid in [begin(r), end(r)). Roots that are not edges are 0 or have a square of 0.
-  T* roots(std::int64_t r) { return scores_.data() + r * padded_; }
-
-  double sum_of_squares(std::int64_t r) {
-    const T* root = roots(r);
-    double sum = 0;
-    for (std::int64_t j = begin(r); j < end(r); ++j) {
-      const T square = root[j] * root[j];
-      if (square > 0) sum += static_cast<double>(square);
-    }
-    return sum;
-  }
+  // Valid in [begin(r), end(r)). Roots that are not edges are 0, have a square of 0 or are NaN.
+  T* roots(std::int64_t r) { return scores_.get() + r * padded_; }
+  std::int64_t edges(std::int64_t r) const { return count_[r]; }
+  double sum_of_squares(std::int64_t r) const { return sum_[r]; }
 
   void keep_largest(std::int64_t r, std::int64_t count) {
     glomo::keep_largest(roots(r) + begin(r), end(r) - begin(r), count, candidates_);
+    weigh(r, T(0), false);
   }
 
  private:
+  static std::int64_t panel() { return simd<T>().columns; }  // keys that are computed side by side
+
   const std::int64_t* span(std::int64_t r) const {
     return problem_.spans + 2 * (head_ / problem_.heads * problem_.units + first_ + r);
   }
 
+  // Panels of keys, one line per feature, as `multiply` takes its b.
   void pack(std::int64_t head) {
     const T* k = problem_.k + head * problem_.units * problem_.width;
-    for (std::int64_t column = 0; column < padded_; column += PANEL<T>) {
-      T* panel = panels_.data() + column * problem_.width;
-      for (std::int64_t j = 0; j < PANEL<T>; ++j) {
-        const bool real = column + j < problem_.units;
-        const T* key = k + (column + j) * problem_.width;
-        for (std::int64_t d = 0; d < problem_.width; ++d) panel[d * PANEL<T> + j] = real ? key[d] : T(0);
-      }
+    for (std::int64_t column = 0; column < problem_.units; column += panel()) {
+      simd<T>().transpose(k + column * problem_.width, problem_.width, std::min(panel(), problem_.units - column),
+                          problem_.width, panels_.get() + column * problem_.width, panel());
     }
     packed_head_ = head;
   }
 
   void finish(std::int64_t r) {
-    T* root = roots(r);
-    if (problem_.kind == Kind::relu) {
-      const T theta = problem_.theta ? problem_.theta[head_ * problem_.units + first_ + r] : T(0);
-      for (std::int64_t j = begin(r); j < end(r); ++j) root[j] = std::max(root[j] - theta, T(0));
-    } else if (problem_.kind == Kind::topk) {
-      keep_largest(r, problem_.topk[head_ / problem_.heads]);
-    }
+    if (problem_.kind == Kind::topk) return keep_largest(r, problem_.topk[head_ / problem_.heads]);
+    const T theta = problem_.theta ? problem_.theta[head_ * problem_.units + first_ + r] : T(0);
+    weigh(r, theta, problem_.kind == Kind::relu);
+  }
+
+  void weigh(std::int64_t r, T theta, bool relu) {
+    sum_[r] = 0;
+    count_[r] = simd<T>().edges(roots(r) + begin(r), end(r) - begin(r), theta, relu, &sum_[r]);
   }
 
   const Affinity<T>& problem_;
   std::int64_t padded_;
-  std::vector<T> panels_, scores_, candidates_;
+  Buffer<T> panels_, scores_;
+  std::vector<T> candidates_;
   std::int64_t packed_head_ = -1, head_ = 0, first_ = 0;
+  std::int64_t count_[ROWS] = {};
+  double sum_[ROWS] = {};
 };
 
-// Calls visit(block, r, row) for every row, row = (b * heads + h) * units + i.
+// Calls visit(block, r, row) for every row, row = (b * heads + h) * units + i. A thread takes a part of a head at a
+// time, whose keys it packs: a whole one, unless the heads are few.
 template <class T, class Visit>
 void for_each_row(const Affinity<T>& problem, int threads, const Visit& visit) {
-  const std::int64_t blocks = (problem.units + ROWS - 1) / ROWS;
-  parallel(problem.batch * problem.heads * blocks, threads, [&](const auto& next) {
+  const std::int64_t heads = problem.batch * problem.heads, blocks = (problem.units + ROWS - 1) / ROWS;
+  const std::int64_t parts = std::min(blocks, (4 * threads + heads - 1) / std::max<std::int64_t>(heads, 1));
+  parallel(heads * parts, threads, [&](const auto& next) {
     RowBlock<T> block(problem);
     for (std::int64_t item = next(); item >= 0; item = next()) {
-      const std::int64_t head = item / blocks, first = item % blocks * ROWS;
-      const std::int64_t rows = std::min(ROWS, problem.units - first);
-      block.compute(head, first, rows);
-      for (std::int64_t r = 0; r < rows; ++r) visit(block, r, head * problem.units + first + r);
+      const std::int64_t head = item / parts, part = item % parts;
+      for (std::int64_t index = part * blocks / parts; index < (part + 1) * blocks / parts; ++index) {
+        const std::int64_t first = index * ROWS, rows = std::min(ROWS, problem.units - first);
+        block.compute(head, first, rows);
+        for (std::int64_t r = 0; r < rows; ++r) visit(block, r, head * problem.units + first + r);
+      }
     }
   });
 }
@@ -118,10 +122,7 @@ void for_each_row(const Affinity<T>& problem, int threads, const Visit& visit) {
 template <class T>
 void count_edges(const Affinity<T>& problem, std::int64_t* counts, int threads) {
   for_each_row(problem, threads, [&](RowBlock<T>& block, std::int64_t r, std::int64_t row) {
-    const T* root = block.roots(r);
-    std::int64_t count = 0;
-    for (std::int64_t j = block.begin(r); j < block.end(r); ++j) count += root[j] * root[j] > 0;
-    counts[row] = problem.keep ? std::min(count, problem.keep) : count;
+    counts[row] = problem.keep ? std::min(block.edges(r), problem.keep) : block.edges(r);
   });
 }
 
@@ -129,19 +130,27 @@ template <class T>
 void fill_edges(const Affinity<T>& problem, const std::int64_t* offsets, std::int32_t* columns, T* weights,
                 int threads) {
   for_each_row(problem, threads, [&](RowBlock<T>& block, std::int64_t r, std::int64_t row) {
-    const bool whole = !problem.renormalise || problem.keep == 0;
-    double total = whole ? block.sum_of_squares(r) : 0;
+    double total = block.sum_of_squares(r);
     if (problem.keep) block.keep_largest(r, problem.keep);
-    if (!whole) total = block.sum_of_squares(r);
+    if (problem.renormalise) total = block.sum_of_squares(r);
     const T scale = static_cast<T>(total + EPSILON);
     const T* root = block.roots(r);
+    // Without a branch on each key, which no processor can predict: a place is written again until an edge stays.
+    T aside[STRETCH];
+    std::int32_t aside_columns[STRETCH];
     std::int64_t edge = offsets[row];
-    for (std::int64_t j = block.begin(r); j < block.end(r); ++j) {
-      const T square = root[j] * root[j];
-      if (!(square > 0)) continue;
-      columns[edge] = static_cast<std::int32_t>(j);
-      weights[edge] = square / scale;
-      ++edge;
+    for (std::int64_t j = block.begin(r); j < block.end(r);) {
+      const std::int64_t stop = std::min(j + STRETCH, block.end(r));
+      std::int64_t found = 0;
+      for (; j < stop; ++j) {
+        const T square = root[j] * root[j];
+        aside[found] = square;
+        aside_columns[found] = static_cast<std::int32_t>(j);
+        found += square > 0;
+      }
+      for (std::int64_t e = 0; e < found; ++e) weights[edge + e] = aside[e] / scale;
+      std::copy_n(aside_columns, found, columns + edge);
+      edge += found;
     }
   });
 }
@@ -183,8 +192,7 @@ void affinity_graph_backward(const Affinity<T>& problem, const std::int64_t* off
               coefficients.push_back(static_cast<T>(2 * root[j] * (grad[e] - mean)));
             }
           } else {
-            std::fill(slope.begin() + block.begin(r), slope.begin() + std::max(block.begin(r), block.end(r)),
-                      static_cast<T>(-mean));
+            std::fill(slope.begin() + block.begin(r), slope.begin() + block.end(r), static_cast<T>(-mean));
             for (std::int64_t e = offsets[row]; e < offsets[row + 1]; ++e) slope[columns[e]] += grad[e];
             total = block.sum_of_squares(r);
             for (std::int64_t j = block.begin(r); j < block.end(r); ++j) {

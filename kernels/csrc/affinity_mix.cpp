@@ -60,31 +60,31 @@ bool any(const T* tile, std::int64_t keys, std::int64_t rows) {
 
 // c [rows][columns] += tile^T x, x one row per key; the sum goes over the keys that a row may see.
 template <class T>
-void mix_keys(const QueryBlock<T>& block, const T* tile, std::int64_t key, std::int64_t count, const T* x,
-              std::int64_t pitch, std::int64_t columns, T* c, std::int64_t ldc) {
+void mix_keys(const QueryBlock<T>& block, const T* tile, std::int64_t key, std::int64_t count, const Lines<T>& x,
+              std::int64_t columns, T* c, std::int64_t ldc) {
   if (!block.crossed(key, count)) {
-    simd<T>().multiply(block.rows, columns, count, tile, LANES, true, x, pitch, c, ldc, true);
+    simd<T>().multiply(block.rows, columns, count, tile, LANES, true, x.data, x.pitch, c, ldc, true);
     return;
   }
   for (std::int64_t row = 0; row < block.rows; row += block.group()) {
     const std::int64_t rows = std::min(block.group(), block.rows - row);
     const auto [from, to] = block.seen(row, rows, key, count);
     if (from >= to) continue;
-    simd<T>().multiply(rows, columns, to - from, tile + from * LANES + row, LANES, true, x + from * pitch, pitch,
-                       c + row * ldc, ldc, true);
+    simd<T>().multiply(rows, columns, to - from, tile + from * LANES + row, LANES, true,
+                       x.data + from * x.pitch, x.pitch, c + row * ldc, ldc, true);
   }
 }
 
 // c [keys][columns] += tile x, x one row per query; the sum goes over the rows that may see a key.
 template <class T>
-void mix_rows(const QueryBlock<T>& block, const T* tile, std::int64_t key, std::int64_t count, const T* x,
-              std::int64_t pitch, std::int64_t columns, T* c) {
+void mix_rows(const QueryBlock<T>& block, const T* tile, std::int64_t key, std::int64_t count, const Lines<T>& x,
+              std::int64_t columns, T* c) {
   const std::int64_t step = block.crossed(key, count) ? block.group() : count;
   for (std::int64_t j = 0; j < count; j += step) {
     const std::int64_t keys = std::min(step, count - j);
     const auto [from, to] = block.seeing(key + j, keys);
     if (from >= to) continue;
-    simd<T>().multiply(keys, columns, to - from, tile + j * LANES + from, LANES, false, x + from * pitch, pitch,
+    simd<T>().multiply(keys, columns, to - from, tile + j * LANES + from, LANES, false, x.data + from * x.pitch, x.pitch,
                        c + j * columns, columns, true);
   }
 }
@@ -129,8 +129,8 @@ void affinity_mix(const Mix<T>& problem, T* mixed, T* norm, std::uint8_t* live, 
       const auto add = [&](std::int64_t key, std::int64_t keys) {
         if (edges) add_stats(tile_at(key), keys, block.rows, count, log_sum);
         simd<T>().square(tile_at(key), keys, block.lanes, squares.get());
-        copy_rows(problem.v.at(block.sample, block.within, key), problem.v.row, keys, width, values.get());
-        mix_keys(block, squares.get(), key, keys, values.get(), pitch, width, out.get(), pitch);
+        const auto x = lines(problem.v.at(block.sample, block.within, key), problem.v.row, keys, width, values.get());
+        mix_keys(block, squares.get(), key, keys, x, width, out.get(), pitch);
       };
       const std::int64_t begin = block.low / LANES * LANES;
       for (std::int64_t key = begin; key < block.high; key += LANES) {
@@ -205,7 +205,7 @@ void affinity_mix_backward(const Mix<T>& problem, const Rows<T>& grad, const T* 
     Choice<T> choice(problem);
     const std::int64_t all = LANES * problem.units;
     Buffer<T> computed(kept ? 0 : all), products(all), grad_across(LANES * values), share(LANES * LANES);
-    Buffer<T> queries(LANES * pitch), grads(LANES * pitch_v), keys_copy(LANES * pitch), out(LANES * pitch);
+    Buffer<T> queries(LANES * pitch), grads(LANES * pitch_v), key_rows(LANES * pitch), out(LANES * pitch);
     for (std::int64_t item = next(); item >= 0; item = next()) {
       block.load(item);
       const std::uint8_t* alive = live + (block.head * per_head + block.index) * tiles;
@@ -217,9 +217,9 @@ void affinity_mix_backward(const Mix<T>& problem, const Rows<T>& grad, const T* 
         row_norm[i] = static_cast<T>((i < block.rows ? static_cast<double>(norm[row + i]) : 0) + EPSILON);
       }
       block.lay_across(grad_rows, grad.row, values, grad_across);
-      copy_rows(problem.q.at(block.sample, block.within, block.first), problem.q.row, block.rows, width,
-                queries.get());
-      copy_rows(grad_rows, grad.row, block.rows, values, grads.get());
+      const auto q = lines(problem.q.at(block.sample, block.within, block.first), problem.q.row, block.rows, width,
+                           queries.get());
+      const auto d_mixed = lines(grad_rows, grad.row, block.rows, values, grads.get());
       out.clear();
 
       const std::int64_t begin = block.low / LANES * LANES;
@@ -247,12 +247,12 @@ void affinity_mix_backward(const Mix<T>& problem, const Rows<T>& grad, const T* 
       for_tiles(false, [&](std::int64_t key, std::int64_t keys) {
         T* slope = products.get() + key * LANES;
         simd<T>().slopes(roots + key * LANES, slope, keys, block.lanes, row_norm, mean, share.get(), sum);
-        copy_rows(problem.k.at(block.sample, block.within, key), problem.k.row, keys, width, keys_copy.get());
-        mix_keys(block, slope, key, keys, keys_copy.get(), pitch, width, out.get(), pitch);
+        const auto k = lines(problem.k.at(block.sample, block.within, key), problem.k.row, keys, width, key_rows.get());
+        mix_keys(block, slope, key, keys, k, width, out.get(), pitch);
         turns.wait(block.head, block.index, tile_of(key));
         const std::int64_t unit = block.head * problem.units + key;
-        mix_rows(block, share.get(), key, keys, grads.get(), pitch_v, values, dv + unit * values);
-        mix_rows(block, slope, key, keys, queries.get(), pitch, width, dk + unit * width);
+        mix_rows(block, share.get(), key, keys, d_mixed, values, dv + unit * values);
+        mix_rows(block, slope, key, keys, q, width, dk + unit * width);
         turns.done(block.head, block.index, tile_of(key));
       });
       for (std::int64_t i = 0; i < block.rows; ++i) {

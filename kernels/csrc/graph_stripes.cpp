@@ -72,17 +72,18 @@ void mix_dense(const Graphs<T>& graphs, const T* weights, bool per_unit, const T
   parallel(graphs.batch * per_sample, threads, [&](const auto& next) {
     Buffer<T> stripe(LANES * units), copy(units * pitch);
     std::int64_t copied = -1;
+    Lines<T> x{};
     for (std::int64_t item = next(); item >= 0; item = next()) {
       const std::int64_t b = item / per_sample, first = item % per_sample * LANES;
       const std::int64_t last = std::min(first + LANES, units);
-      if (b != copied) copy_rows(features + b * units * width, width, units, width, copy.get());
+      if (b != copied) x = lines(features + b * units * width, width, units, width, copy.get());
       copied = b;
       form(graphs, b, first, last, weights, per_unit, stripe.get(), units);
       for (std::int64_t i = first; i < last; i += GROUP) {
         const std::int64_t rows = std::min(GROUP, last - i);
         const Range range = columns_of(graphs, b, i, i + rows);
         simd<T>().multiply(rows, width, range.to - range.from, stripe.get() + (i - first) * units + range.from, units,
-                           false, copy.get() + range.from * pitch, pitch, result + (b * units + i) * width, width,
+                           false, x.data + range.from * x.pitch, x.pitch, result + (b * units + i) * width, width,
                            false);
       }
     }
@@ -99,8 +100,7 @@ void mix_dense_backward_features(const Graphs<T>& graphs, const T* weights, bool
   const std::int64_t piece = ((width + wanted - 1) / wanted + PADDING<T> - 1) / PADDING<T> * PADDING<T>;
   const std::int64_t pieces = (width + piece - 1) / piece;
   parallel(graphs.batch * pieces, threads, [&](const auto& next) {
-    const std::int64_t pitch = padded<T>(piece);
-    Buffer<T> stripe(LANES * units), copy(LANES * pitch);
+    Buffer<T> stripe(LANES * units), copy(LANES * padded<T>(piece));
     for (std::int64_t item = next(); item >= 0; item = next()) {
       const std::int64_t b = item / pieces, column = item % pieces * piece;
       const std::int64_t columns = std::min(piece, width - column);
@@ -109,11 +109,10 @@ void mix_dense_backward_features(const Graphs<T>& graphs, const T* weights, bool
       for (std::int64_t first = 0; first < units; first += LANES) {
         const std::int64_t last = std::min(first + LANES, units);
         form(graphs, b, first, last, weights, per_unit, stripe.get(), units);
-        const T* rows = grad + (b * units + first) * width + column;
-        for (std::int64_t i = 0; i < last - first; ++i) std::copy_n(rows + i * width, columns, copy.get() + i * pitch);
+        const auto x = lines(grad + (b * units + first) * width + column, width, last - first, columns, copy.get());
         const Range range = columns_of(graphs, b, first, last);
         simd<T>().multiply(range.to - range.from, columns, last - first, stripe.get() + range.from, units, true,
-                           copy.get(), pitch, out + range.from * width, width, true);
+                           x.data, x.pitch, out + range.from * width, width, true);
       }
     }
   });

@@ -38,12 +38,21 @@ std::int64_t padded(std::int64_t width) {
   return (width + PADDING<T> - 1) / PADDING<T> * PADDING<T> + 16;
 }
 
-// Rows of x copied to scratch memory, as `multiply` wants its b; returns the distance between them.
+// Rows as `multiply` takes its b, and the distance between them.
 template <class T>
-std::int64_t copy_rows(const T* x, std::int64_t stride, std::int64_t rows, std::int64_t width, T* scratch) {
+struct Lines {
+  const T* data;
+  std::int64_t pitch;
+};
+
+// Rows of x as `multiply` takes its b: in scratch memory, unless they can be read where they are.
+template <class T>
+Lines<T> lines(const T* x, std::int64_t stride, std::int64_t rows, std::int64_t width, T* scratch) {
+  const bool complete = width % simd<T>().columns == 0, close = stride * static_cast<std::int64_t>(sizeof(T)) <= 256;
+  if (complete && close) return {x, stride};
   const std::int64_t pitch = padded<T>(width);
   for (std::int64_t i = 0; i < rows; ++i) std::copy_n(x + i * stride, width, scratch + i * pitch);
-  return pitch;
+  return {scratch, pitch};
 }
 
 }  // namespace glomo

@@ -5,10 +5,6 @@
 
 namespace glomo {
 
-// Keys are packed in panels of 64 bytes: PANEL<T> keys side by side, one line per feature.
-template <class T>
-constexpr std::int64_t PANEL = 64 / static_cast<std::int64_t>(sizeof(T));
-
 // Query rows that affinity_mix computes side by side; a tile of scores has as many keys.
 constexpr std::int64_t LANES = 64;
 
@@ -20,11 +16,6 @@ template <class T>
 struct Simd {
   const char* name;
   std::int64_t columns;  // of a block that `multiply` holds in registers
-
-  // out[r * out_stride + j] = q_r . key_j for r < rows and the PANEL<T> keys j of one panel [depth][PANEL<T>];
-  // row r of q starts at q + r * depth.
-  void (*panel_scores)(const T* q, std::int64_t rows, std::int64_t depth, const T* panel, T* out,
-                       std::int64_t out_stride);
 
   // y = sum_{e < n} coefficient[e] * x[index[e]], rows of `width`; y is overwritten.
   void (*combine)(const T* coefficient, const std::int32_t* index, std::int64_t n, const T* x,
@@ -54,6 +45,9 @@ struct Simd {
                        double* sum);
   void (*slopes)(const T* root, T* product, std::int64_t keys, std::int64_t lanes, const T* norm, const T* mean,
                  T* share, double* sum);
+
+  // The same for one row of scores: their roots, the number of edges, and the sum of their squares.
+  std::int64_t (*edges)(T* row, std::int64_t keys, T theta, bool relu, double* sum);
 };
 
 // The best version that this machine runs.

@@ -9,35 +9,6 @@ struct Lanes {
   static constexpr std::int64_t COUNT = SIMD_BYTES / static_cast<std::int64_t>(sizeof(T));
 };
 
-template <class T, int ROWS>
-inline void score_block(const T* q, std::int64_t depth, const T* panel, T* out, std::int64_t out_stride) {
-  using Vec = typename Lanes<T>::Vec;
-  constexpr int VECTORS = 64 / SIMD_BYTES;
-  Vec sum[ROWS][VECTORS] = {};
-  for (std::int64_t d = 0; d < depth; ++d) {
-    const Vec* line = reinterpret_cast<const Vec*>(panel + d * PANEL<T>);
-#pragma GCC unroll 8
-    for (int r = 0; r < ROWS; ++r) {
-      const T factor = q[r * depth + d];
-#pragma GCC unroll 4
-      for (int v = 0; v < VECTORS; ++v) sum[r][v] += factor * line[v];
-    }
-  }
-  for (int r = 0; r < ROWS; ++r) {
-    for (int v = 0; v < VECTORS; ++v) reinterpret_cast<Vec*>(out + r * out_stride)[v] = sum[r][v];
-  }
-}
-
-template <class T>
-void panel_scores(const T* q, std::int64_t rows, std::int64_t depth, const T* panel, T* out,
-                  std::int64_t out_stride) {
-  std::int64_t r = 0;
-  for (; r + SIMD_ROWS <= rows; r += SIMD_ROWS) {
-    score_block<T, SIMD_ROWS>(q + r * depth, depth, panel, out + r * out_stride, out_stride);
-  }
-  for (; r < rows; ++r) score_block<T, 1>(q + r * depth, depth, panel, out + r * out_stride, out_stride);
-}
-
 // Eight registers of y at a time, so that y is written once however many rows are combined.
 template <class T>
 void combine(const T* coefficient, const std::int32_t* index, std::int64_t n, const T* x, std::int64_t width,
@@ -116,8 +87,8 @@ namespace SIMD_NAMESPACE {
 template <class T>
 constexpr Simd<T> table(const char* name) {
   constexpr std::int64_t COLUMNS = SIMD_COLUMN_BYTES / static_cast<std::int64_t>(sizeof(T));
-  return {name,        COLUMNS,      panel_scores<T>, combine<T>, add_scaled<T>,  weighted_dots<T>,
-          multiply<T>, transpose<T>, roots<T>,        square<T>,  weighted_sum<T>, slopes<T>};
+  return {name,         COLUMNS,  combine<T>, add_scaled<T>,   weighted_dots<T>, multiply<T>,
+          transpose<T>, roots<T>, square<T>,  weighted_sum<T>, slopes<T>,        edges<T>};
 }
 
 }  // namespace SIMD_NAMESPACE

@@ -34,6 +34,11 @@ inline void add_to(double* sum, const typename Lanes<T>::Vec& part) {
   for (int i = 0; i < Lanes<T>::COUNT; ++i) sum[i] += static_cast<double>(part[i]);
 }
 
+template <class T>
+inline void add_lanes(double* sum, const typename Lanes<T>::Vec& part) {
+  for (int i = 0; i < Lanes<T>::COUNT; ++i) *sum += static_cast<double>(part[i]);
+}
+
 template <class T, bool RELU, bool CROSSED>
 bool root_tile(T* tile, std::int64_t keys, std::int64_t first, std::int64_t lanes, const T* theta, const T* begin,
                const T* end, double* sum) {
@@ -112,6 +117,44 @@ void slopes(const T* root, T* product, std::int64_t keys, std::int64_t lanes, co
         vec(share + j * LANES + lane) = r * r / total;
       },
       [&](std::int64_t lane, const Vec& part) { add_to<T>(sum + lane, part); });
+}
+
+// Scores of one query row, keys side by side, become roots (with relu the positive part of s - theta). Returns the
+// number of those with a positive square, and adds these squares to *sum; NaN is neither.
+template <class T>
+std::int64_t edges(T* row, std::int64_t keys, T theta, bool relu, double* sum) {
+  using Vec = typename Lanes<T>::Vec;
+  constexpr std::int64_t COUNT = Lanes<T>::COUNT;
+  const Vec none = {};
+  std::int64_t found = 0, j = 0;
+  while (j + COUNT <= keys) {
+    const std::int64_t stop = j + KEYS_IN_T * COUNT < keys - COUNT + 1 ? j + KEYS_IN_T * COUNT : keys - COUNT + 1;
+    Vec part = {};
+    auto positive = none > none;
+    for (; j < stop; j += COUNT) {
+      Vec& root = vec(row + j);
+      if (relu) {
+        root -= theta;
+        root = root < none ? none : root;  // NaN stays
+      }
+      const Vec square = root * root;
+      part += square > none ? square : none;
+      positive += square > none;  // -1 where it is
+    }
+    add_lanes<T>(sum, part);
+    for (int i = 0; i < COUNT; ++i) found -= positive[i];
+  }
+  for (; j < keys; ++j) {
+    if (relu) {
+      row[j] -= theta;
+      if (row[j] < T(0)) row[j] = T(0);
+    }
+    const T square = row[j] * row[j];
+    if (!(square > T(0))) continue;
+    *sum += static_cast<double>(square);
+    ++found;
+  }
+  return found;
 }
 
 }  // namespace SIMD_NAMESPACE
