@@ -55,15 +55,21 @@ def _table(op: str) -> tuple[Backend, ...]:
     return TABLE[op]
 
 
+def forced(op: str) -> str | None:
+    """The name of the backend of `op` that the environment forces, if any."""
+    name = os.environ.get(VARIABLE, "")
+    names = [backend.name for backend in _table(op)]
+    if name and name not in names:
+        raise BackendUnavailable(f"{VARIABLE}={name}: {op} has no such backend; it has {', '.join(names)}")
+    return name or None
+
+
 def pick(op: str, *arguments: Any) -> ModuleType:
     """The module of the first backend of `op` that takes `arguments` (those of its `forward`)."""
-    forced = os.environ.get(VARIABLE, "")
-    names = [backend.name for backend in _table(op)]
-    if forced and forced not in names:
-        raise BackendUnavailable(f"{VARIABLE}={forced}: {op} has no such backend; it has {', '.join(names)}")
+    only = forced(op)
     refusals: list[tuple[str, str]] = []
     for backend in _table(op):
-        if forced and backend.name != forced:
+        if only and backend.name != only:
             continue
         module = _module(op, backend)
         reason = module.why_not(*arguments)
@@ -71,11 +77,11 @@ def pick(op: str, *arguments: Any) -> ModuleType:
             if (op, backend.name) not in _logged:
                 _logged.add((op, backend.name))
                 skipped = "".join(f"; not {name}: {why}" for name, why in refusals)
-                log.info("%s runs on %s%s%s", op, backend.name, f" ({VARIABLE})" if forced else "", skipped)
+                log.info("%s runs on %s%s%s", op, backend.name, f" ({VARIABLE})" if only else "", skipped)
             return module
         refusals.append((backend.name, reason))
     reasons = "; ".join(f"{name}: {why}" for name, why in refusals)
-    prefix = f"{VARIABLE}={forced}: " if forced else ""
+    prefix = f"{VARIABLE}={only}: " if only else ""
     raise BackendUnavailable(f"{prefix}{op} cannot run here: {reasons}")
 
 

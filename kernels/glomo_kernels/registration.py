@@ -26,9 +26,16 @@ class Operator:
         _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
         self.overload = getattr(torch.ops.glomo, name).default
+        torch.library.register_vmap(f"glomo::{name}", self._refuse_vmap, lib=_LIBRARY)
 
     def __call__(self, *arguments: Any) -> Any:
         return self.overload(*arguments)
+
+    def _refuse_vmap(self, *arguments: Any) -> Any:
+        """torch would loop over the samples in Python, with a warning."""
+        raise RuntimeError(
+            f"{self.name}: vmap is not implemented; the op takes a batch by itself: join the mapped dimension to it"
+        )
 
     def register_fake(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function` gives the shapes and dtypes of the result, for tracing."""

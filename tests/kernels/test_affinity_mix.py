@@ -135,6 +135,30 @@ def test_non_contiguous_inputs(backend):
         torch.testing.assert_close(results[1], results[0], rtol=1e-12, atol=1e-12)
 
 
+def test_offsets_beyond_32_bits(monkeypatch):
+    """Samples more than 2^31 elements apart; memory that is never touched takes no room."""
+    monkeypatch.setenv("GLOMO_KERNELS", "cpp")
+    torch.use_deterministic_algorithms(False)  # nothing is to be written into 8 GiB
+    far = (1 << 31) + 5
+    try:
+        memory = torch.empty(far + 2 * 9 * 4)
+    except RuntimeError:
+        pytest.skip("this machine gives no 8 GiB of addresses")
+    q, k, v = (memory.as_strided((2, 2, 9, 4), (far, 36, 4, 1)) for _ in range(3))
+    near = torch.randn(2, 2, 9, 4)
+    q.copy_(near)
+    assert torch.equal(affinity_mix(q, k, v), affinity_mix(near, near, near))
+
+
+def test_nan_spoils_its_row_and_no_other(backend):
+    q, k, v, theta = make(9)
+    q[1, 0, 4, 2] = torch.nan
+    out = affinity_mix(q, k, v, theta)
+    assert out[1, 0, 4].isnan().all()
+    out[1, 0, 4] = 0
+    assert not out.isnan().any()
+
+
 def test_rows_without_weight_are_exactly_zero_and_give_no_gradient(backend):
     q, k, v, _ = make(6)
     theta = torch.full((3, 2, 6), 1e6, dtype=torch.float64)

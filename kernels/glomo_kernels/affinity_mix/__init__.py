@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from glomo_kernels import checks
+from glomo_kernels import checks, dispatch
+from glomo_kernels.affinity_mix import softmax
 from glomo_kernels.dispatch import run
 from glomo_kernels.registration import operator
 from glomo_kernels.scores import compute_dtype, kept_size, live_shape
@@ -54,7 +55,8 @@ def affinity_mix(
     kind   "relu"     a = max(0, q_i . k_j - theta_i)^2
            "square"   a = (q_i . k_j)^2
            "topk"     a = (q_i . k_j)^2 where it is among the `topk` largest of the row (ties: the lowest j)
-           "softmax"  softmax(q_i . k_j / sqrt(Dg)), for comparison
+           "softmax"  softmax(q_i . k_j / sqrt(Dg)), for comparison; by PyTorch's own attention, unless
+                      statistics are wanted or a backend is forced
     lengths    int64 [B]: units j >= lengths[b] are padding, never seen, and their rows are 0. None: all real
     causal     True: j < i only. False: all real j, i included
     segments   int64 [B, T]: for rows packed with several documents, the number of each unit's document, equal
@@ -64,7 +66,8 @@ def affinity_mix(
     ->     [B, H, Tq, Dv] dtype of q; with return_stats (mixed, AffinityStats). A row without weight is zero
            and gives no gradient. Scores, a, its sum and the division are float32 (float64 for float64 input).
 
-    Padding must hold finite numbers: it is multiplied by zero. Second derivatives are refused.
+    Padding must hold finite numbers: it is multiplied by zero. A NaN in q_i, theta_i or in what row i sees makes row
+    i NaN, and no other. Second derivatives and vmap are refused.
     """
     checks.check_scores(OP, q, k, theta, kind)
     batch, _, rows, _ = q.shape
@@ -80,6 +83,10 @@ def affinity_mix(
     spans = make_spans(
         batch, columns, q.device, lengths=lengths, causal=causal, positions=positions, segments=segments
     )
+    if kind == "softmax" and not return_stats and dispatch.forced(OP) is None:
+        plain = positions is None and segments is None
+        order = "causal" if causal else "all" if lengths is None else None
+        return softmax.mix(q, k, v, spans, order=order if plain else None)
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, theta))
     mixed, norm, edges, entropy, live, _ = _forward(
         q, k, v, theta, spans, counts, kind, return_stats, keep and _worth_keeping(q, k, v)

@@ -1,0 +1,59 @@
+"""What torch does with the ops as operators: export, and the transforms that they refuse."""
+
+import pytest
+import torch
+from glomo_kernels import affinity_graph, affinity_mix, decoder_loss, graph_mix
+
+
+def inputs(units, lengths):
+    q, k, v = (torch.randn(2, 2, units, 4) for _ in range(3))
+    return q, k, v, torch.randn(2, 2, units), torch.tensor(lengths)
+
+
+class Mix(torch.nn.Module):
+    def forward(self, q, k, v, theta, lengths):
+        return affinity_mix(q, k, v, theta, lengths=lengths)
+
+
+class Loss(torch.nn.Module):
+    def forward(self, hidden, weight, target):
+        return decoder_loss(hidden, weight, target)
+
+
+@pytest.mark.parametrize(
+    "module,first,second",
+    [
+        (Mix(), inputs(5, [5, 3]), inputs(5, [2, 0])),
+        (
+            Loss(),
+            (torch.randn(3, 4), torch.randn(7, 4), torch.tensor([0, 6, -100])),
+            (torch.randn(3, 4), torch.randn(7, 4), torch.tensor([1, 2, 3])),
+        ),
+    ],
+)
+def test_export(module, first, second):
+    exported = torch.export.export(module, first)
+    names = {str(node.target) for node in exported.graph.nodes if node.op == "call_function"}
+    assert any(name.startswith("glomo.") for name in names)
+    for arguments in (first, second):
+        torch.testing.assert_close(exported.module()(*arguments), module(*arguments))
+
+
+def test_export_with_any_number_of_units():
+    units = torch.export.Dim("units", min=65, max=4096)
+    shapes = ({2: units}, {2: units}, {2: units}, {2: units}, None)
+    exported = torch.export.export(Mix(), inputs(130, [130, 3]), dynamic_shapes=shapes)
+    for n in (65, 200):
+        arguments = inputs(n, [n, n - 4])
+        torch.testing.assert_close(exported.module()(*arguments), Mix()(*arguments))
+
+
+def test_vmap_is_refused():
+    samples = torch.randn(3, 2, 2, 5, 4)
+    with pytest.raises(RuntimeError, match="affinity_mix: vmap is not implemented; the op takes a batch"):
+        torch.vmap(lambda x: affinity_mix(x, x, x))(samples)
+    graph = affinity_graph(*inputs(5, [5, 5])[:2])
+    with pytest.raises(RuntimeError, match="graph_mix: vmap is not implemented"):
+        torch.vmap(lambda h: graph_mix(graph, torch.ones(2), h))(torch.randn(3, 2, 5, 6))
+    with pytest.raises(RuntimeError, match="decoder_loss: vmap is not implemented"):
+        torch.vmap(lambda h: decoder_loss(h, torch.ones(7, 4), torch.tensor([0, 6])))(torch.randn(3, 2, 4))
