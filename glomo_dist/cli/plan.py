@@ -137,9 +137,10 @@ def main(argv: Sequence[str]) -> None:
     for line in describe(command, config, cost(config)):
         print(line)
     if index is not None:
-        windows = WindowOrder(index, config.window, config.seed).per_epoch
-        steps = windows / config.global_batch
-        print(f"an epoch        {index.tokens:,} units in {windows:,} windows = {steps:,.1f} steps")
+        order = WindowOrder(index, config.window, config.seed, windows=config.windows)
+        steps = order.per_epoch / config.global_batch
+        print(f"an epoch        {index.tokens:,} units in {order.per_epoch:,} rows = {steps:,.1f} steps")
+        print(f"rows            {100 * order.filled():.1f} % full, if all were {config.window} units long")
         print(f"the run         {config.steps / steps:,.2f} epochs")
 
 

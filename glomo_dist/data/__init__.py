@@ -5,8 +5,8 @@ shards --index, order, loader--> batches of one rank
 """
 
 from glomo_dist.data.index import ShardIndex, read_metadata, read_sample
-from glomo_dist.data.loader import Batch, Stream
-from glomo_dist.data.order import Window, WindowOrder
+from glomo_dist.data.loader import Batch, SampleKey, Stream
+from glomo_dist.data.order import Pieces, WindowOrder, Windows
 from glomo_dist.data.pixels import PixelTokenizer
 from glomo_dist.data.prepare import prepare_images, prepare_text
 from glomo_dist.data.text import WordTokenizer, tokenize
@@ -14,12 +14,14 @@ from glomo_dist.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_
 
 __all__ = [
     "Batch",
+    "Pieces",
     "PixelTokenizer",
+    "SampleKey",
     "ShardIndex",
     "Stream",
     "Tokenizer",
-    "Window",
     "WindowOrder",
+    "Windows",
     "WordTokenizer",
     "load_tokenizer",
     "prepare_images",

@@ -7,28 +7,48 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from glomo_dist.data.index import ShardIndex, read_sample
-from glomo_dist.data.order import WindowOrder
+from glomo_dist.data.index import ShardIndex, read_sample, sample_key
+from glomo_dist.data.order import Pieces, WindowOrder, Windows
+from glomo_dist.data.ragged import ranges, starts_of
 from glomo_dist.runtime.errors import ConfigError
+
+
+class SampleKey(NamedTuple):
+    """Where units of a batch come from: units `start` .. `start` + `length` - 1 of sample `key` in `shard`."""
+
+    shard: str
+    key: str
+    start: int
+    length: int
 
 
 @dataclass(frozen=True)
 class Batch:
-    """tokens: int64 [B, T], zero after each length; lengths: int64 [B]; ids: int64 [B], numbers in the order."""
+    """Sequences of one rank and step.
+
+    tokens: int64 [B, T], zero after each length; lengths: int64 [B]; ids: int64 [B], numbers in the order.
+    segments: int64 [B, T], of packed rows: the number (0, 1, ...) of each unit's document, -1 after each length.
+        None: each row is one document.
+    pieces: what the rows are made of, see `Stream.keys`.
+    """
 
     tokens: torch.Tensor
     lengths: torch.Tensor
     ids: torch.Tensor
+    segments: torch.Tensor | None
+    pieces: Pieces
 
 
 class Stream:
     """The batches of rank `rank` of `world`. Step s of the run is numbers s * global_batch .. of the order.
 
     The state of the stream is the step alone, and the union over ranks does not depend on `world`.
+    window, windows, seed: see `WindowOrder`.
     prefetch: batches read ahead.  cache_bytes: decoded samples kept, since a long one gives many windows.
     """
 
@@ -39,6 +59,7 @@ class Stream:
         window: int,
         seed: int,
         global_batch: int,
+        windows: Windows = "fixed",
         rank: int = 0,
         world: int = 1,
         prefetch: int = 2,
@@ -54,7 +75,7 @@ class Stream:
         if prefetch < 1:
             raise ConfigError(f"prefetch must be at least 1 batch, got {prefetch}.")
         self.index = index
-        self.order = WindowOrder(index, window, seed)
+        self.order = WindowOrder(index, window, seed, windows=windows)
         self._global_batch, self._rank, self._world, self._prefetch = global_batch, rank, world, prefetch
         self._cache = _SampleCache(index, cache_bytes)
 
@@ -62,13 +83,28 @@ class Stream:
         """The batch of step `step` (from 0); the same whenever and however often it is asked for."""
         first = step * self._global_batch
         numbers = np.arange(first, first + self._global_batch, dtype=np.int64)[self._rank :: self._world]
-        samples, starts, lengths = self.order.windows(numbers)
+        pieces = self.order.pieces(numbers)
+        lengths = np.bincount(pieces.row, pieces.length, len(numbers)).astype(np.int64)
         tokens = np.zeros((len(numbers), int(lengths.max())), np.int64)
-        for row, (sample, start, length) in enumerate(
-            zip(samples.tolist(), starts.tolist(), lengths.tolist(), strict=True)
+        column = _columns(pieces)
+        for row, at, sample, start, length in zip(
+            pieces.row, column, pieces.sample, pieces.start, pieces.length, strict=True
         ):
-            tokens[row, :length] = self._cache.get(sample)[start : start + length]
-        return Batch(torch.from_numpy(tokens), torch.from_numpy(lengths), torch.from_numpy(numbers))
+            tokens[row, at : at + length] = self._cache.get(int(sample))[start : start + length]
+        segments = None
+        if self.order.kind == "packed":
+            segments = torch.from_numpy(_segments(pieces, column, tokens.shape))
+        return Batch(
+            torch.from_numpy(tokens), torch.from_numpy(lengths), torch.from_numpy(numbers), segments, pieces
+        )
+
+    def keys(self, batch: Batch) -> list[list[SampleKey]]:
+        """For each row of `batch` where its units come from: one entry, or one per document of a packed row."""
+        found: list[list[SampleKey]] = [[] for _ in range(len(batch.lengths))]
+        for row, sample, start, length in zip(*(a.tolist() for a in batch.pieces), strict=True):
+            shard = self.index.shards[int(self.index.shard_of_sample[sample])].name
+            found[row].append(SampleKey(shard, sample_key(sample), start, length))
+        return found
 
     def iterate(self, from_step: int = 0) -> Iterator[Batch]:
         """Batches of step `from_step`, `from_step` + 1, ... without end, prepared ahead by a thread.
@@ -109,6 +145,22 @@ class Stream:
             if isinstance(item, BaseException):
                 return
             step += 1
+
+
+def _columns(pieces: Pieces) -> np.ndarray:
+    """Where each piece begins in its row: int64 [n]."""
+    begun = starts_of(pieces.length)[:-1]
+    first_of_row = np.searchsorted(pieces.row, pieces.row)  # the first piece of each piece's row
+    return begun - begun[first_of_row]
+
+
+def _segments(pieces: Pieces, column: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """See `Batch.segments`."""
+    number = np.arange(len(pieces.row)) - np.searchsorted(pieces.row, pieces.row)
+    segments = np.full(shape, -1, np.int64)
+    flat = ranges(pieces.row * shape[1] + column, pieces.length)
+    segments.reshape(-1)[flat] = np.repeat(number, pieces.length)
+    return segments
 
 
 class _SampleCache:

@@ -214,13 +214,13 @@ class AncestorModel(nn.Module):
         """
         B, T = ids.shape
         loss = 0.0
-        lengths = torch.full((B,), T, device=ids.device)
+        ends = torch.full((B, 1), T, device=ids.device)
         for direction, e, m in self._directions(ids, mask):
             backward = direction is self.model.backwards
             at = (positions_backward if backward else positions_forward).expand(B, -1)
             states = gather_units(self._features(direction, e, m)[-1], at)
             tokens = ids.flip(1) if backward else ids
-            total, count = direction.decoder(states, e, tokens, at, lengths, self.model.embedding.weight)
+            total, count = direction.decoder(states, e, tokens, at, ends, self.model.embedding.weight)
             loss = loss + 0.5 * total / count
         return torch.as_tensor(loss)
 

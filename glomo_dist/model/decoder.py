@@ -31,18 +31,19 @@ class Decoder(nn.Module):
         embeddings: Tensor,
         tokens: Tensor,
         positions: Tensor,
-        lengths: Tensor,
+        ends: Tensor,
         softmax_weight: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy of x_{t+1} .. x_{t+D} and how many of them there are.
 
         states [B, S, d] (f^L at the sampled units), embeddings [B, T, d], tokens [B, T] int64,
-        positions [B, S] int64, lengths [B] int64, softmax_weight [V, d] (the embedding: tied).
+        positions [B, S] int64, ends [B, S] or [B, 1] int64: the first unit behind the document of each sampled unit,
+        softmax_weight [V, d] (the embedding: tied).
         """
         B, S, d = states.shape
         states = self.dropout(states)
         ahead = positions[:, :, None] + torch.arange(1, self.steps + 1, device=positions.device)  # [B, S, D]
-        real = ahead < lengths[:, None, None]
+        real = ahead < ends[:, :, None]
         ahead = ahead.clamp(max=tokens.shape[1] - 1).flatten(1)  # [B, S*D]
         targets = tokens.gather(1, ahead).view(B, S, self.steps).masked_fill(~real, IGNORED)
         following = gather_units(embeddings, ahead).view(B, S, self.steps, d)[:, :, :-1]

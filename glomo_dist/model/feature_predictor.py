@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.graph_predictor import Scores, affinity_kind
+from glomo_dist.model.packing import Apart, mix_apart
 
 
 class Rows(NamedTuple):
@@ -20,7 +21,11 @@ class Rows(NamedTuple):
 
     lengths: Tensor | None = None  # [B] int64; None: every unit is real
     positions: Tensor | None = None  # [B, Tq] int64; None: all units, Tq = T
-    topk: Tensor | int | None = None  # [B] int64 or one number, for sparsity topk
+    topk: Tensor | int | None = (
+        None  # [B] int64 or one number, for sparsity topk; with `apart` [N], per document
+    )
+    segments: Tensor | None = None  # [B, T] int64, of packed rows
+    apart: Apart | None = None  # of packed rows with topk, whose k differs between documents
 
 
 class FeaturePredictor(nn.Module):
@@ -53,26 +58,17 @@ class FeaturePredictor(nn.Module):
         """f^l from f^{l-1}.
 
         state: features [B, T, d] of all units, and the LSTM memory or None.
+        scores: of the query rows; with `rows.apart` of all units.
         -> the same for the units of the query rows, [B, Tq, d].  stats: receives the layer's edge statistics.
         """
         features, memory = state
         values = features
         if self.config.composition == "residual" and self.config.value == "linear":
             values = self.value_maps[layer](features)
-        mixed = affinity_mix(
-            scores.queries,
-            scores.keys,
-            values.unflatten(2, (self.config.heads, -1)).transpose(1, 2),
-            scores.threshold,
-            kind=affinity_kind(self.config),
-            lengths=rows.lengths,
-            positions=rows.positions,
-            topk=rows.topk,
-            return_stats=stats is not None,
-        )
-        if stats is not None:
-            mixed, layer_stats = mixed
-            stats.append(layer_stats)
+        values = values.unflatten(2, (self.config.heads, -1)).transpose(1, 2)
+        mixed, edges = self._mix(scores, values, rows, stats is not None)
+        if stats is not None and edges is not None:
+            stats.append(edges)
         m = mixed.transpose(1, 2).flatten(2)  # [B, Tq, d]
         own = gather_units(features, rows.positions)
         if self.config.composition == "residual":
@@ -83,6 +79,27 @@ class FeaturePredictor(nn.Module):
         cell_memory = gather_units(memory, rows.positions)
         h, c = self.cell(given, (own.flatten(0, 1), cell_memory.flatten(0, 1)))
         return h.view_as(own), c.view_as(own)
+
+    def _mix(
+        self, scores: Scores, values: Tensor, rows: Rows, with_stats: bool
+    ) -> tuple[Tensor, AffinityStats | None]:
+        """values [B, H, T, d / H] -> mixed [B, H, Tq, d / H]."""
+        if rows.apart is not None:
+            assert isinstance(rows.topk, Tensor)
+            return mix_apart(rows.apart, scores.queries, scores.keys, values, rows.topk, rows.positions)
+        found = affinity_mix(
+            scores.queries,
+            scores.keys,
+            values,
+            scores.threshold,
+            kind=affinity_kind(self.config),
+            lengths=rows.lengths,
+            positions=rows.positions,
+            segments=rows.segments,
+            topk=rows.topk,
+            return_stats=with_stats,
+        )
+        return found if with_stats else (found, None)
 
 
 def gather_units(x: Tensor, positions: Tensor | None) -> Tensor:

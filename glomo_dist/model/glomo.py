@@ -16,6 +16,7 @@ from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.decoder import Decoder
 from glomo_dist.model.feature_predictor import FeaturePredictor, Rows, gather_units
 from glomo_dist.model.graph_predictor import GraphPredictor, affinity_kind, topk_per_sample
+from glomo_dist.model.packing import Apart, Packed
 from glomo_dist.runtime.errors import ConfigError
 
 
@@ -61,29 +62,37 @@ class Glomo(nn.Module):
         self.collect_stats = False
         self.last_stats: dict[str, Tensor] = {}
 
-    def forward(self, tokens: Tensor, lengths: Tensor, positions: Tensor) -> LossTerms:
+    def forward(
+        self, tokens: Tensor, lengths: Tensor, positions: Tensor, segments: Tensor | None = None
+    ) -> LossTerms:
         """Loss of predicting the context of sampled units.
 
         tokens [B, T] int64 (padding: any valid id), lengths [B] int64, positions [2, B, S] int64: the sampled
         units of each direction, counted in that direction's own order.
+        segments [B, T] int64: for rows of several documents side by side, see `model.packing`. The loss is that of
+        the documents in rows of their own (but for batch statistics and the dropout mask, which a row shares).
         """
         self._check(tokens, lengths)
+        if segments is not None and self.config.image is not None:
+            raise ValueError("Glomo: images cannot be packed, each is a row; leave segments out")
+        packed = None if segments is None else Packed.of(segments)
         embeddings = self.embedding(tokens)
         stats: list[list[AffinityStats]] | None = [] if self.collect_stats and self.training else None
         loss_sum, targets = embeddings.new_zeros(()), lengths.new_zeros(())
         for direction, at in zip((self.forwards, self.backwards), positions, strict=True):
             e, ids = embeddings, tokens
             if direction is self.backwards:
-                order = reversal(lengths, tokens.shape[1])
+                order = reversal(lengths, tokens.shape[1]) if packed is None else packed.reversal()
                 e, ids = gather_units(embeddings, order), tokens.gather(1, order)
             layer_stats: list[AffinityStats] | None = None if stats is None else []
-            states = self._features(direction, e, lengths, at, layer_stats)
-            term, count = direction.decoder(states, e, ids, at, lengths, self.embedding.weight)
+            states = self._features(direction, e, lengths, at, packed, layer_stats)
+            ends = lengths[:, None] if packed is None else packed.end.gather(1, at)
+            term, count = direction.decoder(states, e, ids, at, ends, self.embedding.weight)
             loss_sum, targets = loss_sum + term, targets + count
             if stats is not None and layer_stats is not None:
                 stats.append(layer_stats)
         if stats is not None:
-            self.last_stats = _summarise(stats, lengths, positions)
+            self.last_stats = _summarise(stats, lengths, positions, packed)
         return LossTerms(loss_sum, targets)
 
     def _features(
@@ -92,18 +101,24 @@ class Glomo(nn.Module):
         e: Tensor,
         lengths: Tensor,
         at: Tensor,
+        packed: Packed | None,
         stats: list[AffinityStats] | None,
     ) -> Tensor:
         """f^L at the units `at` [B, S]; the last layer is computed only there, since only they reach the loss."""
         graph_predictor, feature_predictor = direction.graph_predictor, direction.feature_predictor
-        keys, queries = graph_predictor(e, unit_mask(lengths, e))
-        topk = topk_per_sample(self.config, lengths)
+        before = None if packed is None else packed.before()
+        keys, queries = graph_predictor(e, unit_mask(lengths, e), before)
+        apart = Apart.of(packed) if packed is not None and self.config.sparsity == "topk" else None
+        segments = None if packed is None else packed.segments
+        topk = topk_per_sample(self.config, lengths if apart is None else apart.lengths)
         state = feature_predictor.start(e)
         for layer in range(self.config.layers):
             last = layer == self.config.layers - 1
             positions = at if last else None
-            scores = graph_predictor.scores(layer, keys, gather_units(queries, positions))
-            state = feature_predictor.step(layer, state, scores, Rows(lengths, positions, topk), stats)
+            asked = queries if apart is not None else gather_units(queries, positions)
+            scores = graph_predictor.scores(layer, keys, asked)
+            rows = Rows(lengths, positions, topk, segments, apart)
+            state = feature_predictor.step(layer, state, scores, rows, stats)
         return state[0]
 
     def graphs(
@@ -182,7 +197,9 @@ def reverse_graph(graph: SparseGraph, lengths: Tensor) -> SparseGraph:
     return SparseGraph(new_offsets, columns.to(graph.columns.dtype), graph.weights[edge], graph.shape)
 
 
-def _summarise(stats: list[list[AffinityStats]], lengths: Tensor, positions: Tensor) -> dict[str, Tensor]:
+def _summarise(
+    stats: list[list[AffinityStats]], lengths: Tensor, positions: Tensor, packed: Packed | None
+) -> dict[str, Tensor]:
     """Edge statistics per layer and head over the rows that have at least one unit to look at."""
     layers = []
     for per_layer in zip(*stats, strict=True):  # the two directions of one layer
@@ -191,7 +208,8 @@ def _summarise(stats: list[list[AffinityStats]], lengths: Tensor, positions: Ten
             Tq = s.row_sum.shape[2]
             at = positions[direction] if len(layers) == len(stats[0]) - 1 else torch.arange(Tq)
             at = at.to(lengths.device).expand(len(lengths), Tq)
-            possible = ((at > 0) & (at < lengths[:, None]))[:, None]  # [B, 1, Tq]
+            begin = 0 if packed is None else packed.begin.gather(1, at)
+            possible = ((at > begin) & (at < lengths[:, None]))[:, None]  # [B, 1, Tq]
             has_edges = (s.edges > 0) & possible
             rows = rows + possible.sum((0, 2))
             live = live + has_edges.sum((0, 2))

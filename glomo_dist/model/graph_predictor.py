@@ -45,7 +45,13 @@ class CausalConv1d(nn.Module):
         self.conv = nn.Conv1d(width, width, kernel_size)
         self.norm: nn.Module = nn.LayerNorm(width) if norm == "layer" else nn.BatchNorm1d(width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, before: Tensor | None = None) -> Tensor:
+        """before int64 [B, T]: units of its own document before each unit, where a row holds several documents."""
+        if before is not None:
+            x = self._apart(x, before)
+            if isinstance(self.norm, nn.LayerNorm):
+                return F.relu(self.norm(x))
+            return F.relu(self.norm(x.transpose(1, 2))).transpose(1, 2)
         T = x.shape[1]
         x = x.transpose(1, 2)
         if isinstance(self.norm, nn.LayerNorm):
@@ -54,6 +60,15 @@ class CausalConv1d(nn.Module):
         # The authors pad on both sides and cut after normalising, so the batch statistics include the tail.
         x = self.norm(self.conv(F.pad(x, (self.tail, self.tail))))
         return F.relu(x[:, :, :T]).transpose(1, 2)
+
+    def _apart(self, x: Tensor, before: Tensor) -> Tensor:
+        """The convolution with zeros before each document, as a product with the units that each unit sees."""
+        seen = [
+            F.pad(x, (0, 0, back, 0))[:, : x.shape[1]] * (before >= back)[:, :, None]
+            for back in range(self.tail, -1, -1)
+        ]
+        weight = self.conv.weight.transpose(1, 2).flatten(1)  # [d, kernel_size * d]
+        return F.linear(torch.cat(seen, dim=2), weight, self.conv.bias)
 
 
 class CausalConv2d(nn.Module):
@@ -75,7 +90,7 @@ class CausalConv2d(nn.Module):
         mask[-1, self.side + 1 :] = 0.0
         self.register_buffer("mask", mask, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, before: None = None) -> Tensor:
         B, T, d = x.shape
         planes = x.transpose(1, 2).reshape(B, d, *self.image)
         planes = F.pad(planes, (self.side, self.side, self.side, 0))
@@ -110,14 +125,22 @@ class GraphPredictor(nn.Module):
             self.biases = nn.Parameter(torch.full((config.layers,), 1e-4))
         self.dropout = LockedDropout(config.dropout)
 
-    def forward(self, embeddings: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """embeddings [B, T, d]; mask [B, T], 1 where the unit is real -> key and query features [B, T, d]."""
-        return self._run(self.key_cnn, embeddings, mask), self._run(self.query_cnn, embeddings, mask)
+    def forward(
+        self, embeddings: Tensor, mask: Tensor | None = None, before: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """embeddings [B, T, d]; mask [B, T], 1 where the unit is real -> key and query features [B, T, d].
 
-    def _run(self, cnn: nn.ModuleList, x: Tensor, mask: Tensor | None) -> Tensor:
+        before int64 [B, T]: for packed rows, how many units of its own document come before each unit.
+        """
+        return (
+            self._run(self.key_cnn, embeddings, mask, before),
+            self._run(self.query_cnn, embeddings, mask, before),
+        )
+
+    def _run(self, cnn: nn.ModuleList, x: Tensor, mask: Tensor | None, before: Tensor | None) -> Tensor:
         x = self.dropout(x)
         for block in cnn:
-            x = block(x if mask is None else x * mask[:, :, None])
+            x = block(x if mask is None else x * mask[:, :, None], before)
         return x
 
     def scores(self, layer: int, key_features: Tensor, query_features: Tensor) -> Scores:

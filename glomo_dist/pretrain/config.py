@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from glomo_dist.data import Windows
 from glomo_dist.model import GlomoConfig
 from glomo_dist.runtime.errors import ConfigError
 
@@ -19,6 +20,9 @@ class PretrainConfig:
     model: what is trained; `model.vocab_size` 0 is filled in from the tokenizer of the shards.
     seed: of the initial weights, the order of samples, the sampled positions and dropout.
     window: units of a training sequence at most (a longer document gives several).
+    windows: how documents are cut into sequences: fixed (end to end), random (lengths and places drawn anew in each
+        epoch, as the paper's authors do) or packed (fixed, and short documents share a row without seeing each
+        other; positions_per_sequence is then per row).
     global_batch: sequences per optimizer step over all ranks.  micro_batch: sequences per rank and backward
         pass (None: the rank's whole share); smaller ones are accumulated and give the same step.
     steps: optimizer steps.
@@ -45,6 +49,7 @@ class PretrainConfig:
     model: GlomoConfig = field(default_factory=GlomoConfig)
     seed: int = 0
     window: int = 128
+    windows: Windows = "fixed"
     global_batch: int = 32
     micro_batch: int | None = None
     steps: int = 1000
@@ -114,6 +119,10 @@ class PretrainConfig:
         if self.precision == "bf16" and self.zero_stage == 0:
             # DeepSpeed uses another optimizer wrapper there, with other results
             raise ConfigError("precision bf16 needs zero_stage 1 or more. Set zero_stage 1, 2 or 3.")
+        if self.model.image is not None and self.windows != "fixed":
+            raise ConfigError(
+                f"windows {self.windows} would cut or join images, each is one sequence. Set fixed."
+            )
         if self.model.image is not None and self.window < self.model.image[0] * self.model.image[1]:
             height, width = self.model.image
             raise ConfigError(

@@ -60,6 +60,7 @@ def train(job: Job, ranks: Ranks) -> None:
     stream = Stream(
         job.index,
         window=config.window,
+        windows=config.windows,
         seed=config.seed,
         global_batch=config.global_batch,
         rank=ranks.rank,
@@ -118,6 +119,7 @@ def _valid_batches(job: Job, ranks: Ranks) -> list[Any]:
     stream = Stream(
         job.valid_index,
         window=job.config.window,
+        windows="packed" if job.config.windows == "packed" else "fixed",
         seed=0,
         global_batch=job.config.global_batch,
         rank=ranks.rank,

@@ -59,27 +59,18 @@ def train_step(
     engine: Any, batch: Batch, config: PretrainConfig, ranks: Ranks, clock: Clock, with_stats: bool
 ) -> StepResult:
     """batch: this rank's share of the global batch."""
-    lengths, positions = _positions(batch, config)
-    targets, units = map(
-        int,
-        ranks.sum(
-            [
-                objective.predicted_units(lengths, positions, config.model.decoder_steps),
-                int(lengths.sum()),
-            ]
-        ),
-    )
+    positions, predicted = _positions(batch, config)
+    targets, units = map(int, ranks.sum([predicted, int(batch.lengths.sum())]))
     micro, passes = accumulation(config, ranks.world)
     scale = objective.loss_scale(ranks.world, passes, targets)
-    at = torch.from_numpy(positions).to(ranks.device)
-    tokens, sizes = batch.tokens.to(ranks.device), batch.lengths.to(ranks.device)
+    sequences = _sequences(batch, positions, ranks.device)
     total = torch.zeros((), dtype=torch.float64, device=ranks.device)
     counted = torch.zeros((), dtype=torch.float64, device=ranks.device)
     engine.module.collect_stats = with_stats
     clock.lap("data")
     for i in range(passes):
         part = slice(i * micro, (i + 1) * micro)
-        terms = engine(tokens[part], sizes[part], at[:, part])
+        terms = engine(*(x[..., part, :] if x.ndim > 1 else x[part] for x in sequences))
         total += terms.loss_sum.detach()
         counted += terms.targets
         clock.lap("forward")
@@ -107,12 +98,8 @@ def valid_loss(engine: Any, batches: list[Batch], config: PretrainConfig, ranks:
     loss_sum, targets = 0.0, 0
     engine.eval()
     for batch in batches:
-        _, positions = _positions(batch, config)
-        terms = engine(
-            batch.tokens.to(ranks.device),
-            batch.lengths.to(ranks.device),
-            torch.from_numpy(positions).to(ranks.device),
-        )
+        positions, _ = _positions(batch, config)
+        terms = engine(*_sequences(batch, positions, ranks.device))
         loss_sum += float(terms.loss_sum)
         targets += int(terms.targets)
     engine.train()
@@ -120,12 +107,22 @@ def valid_loss(engine: Any, batches: list[Batch], config: PretrainConfig, ranks:
     return loss_sum / max(total, 1.0)
 
 
-def _positions(batch: Batch, config: PretrainConfig) -> tuple[np.ndarray, np.ndarray]:
-    lengths = batch.lengths.numpy()
+def _positions(batch: Batch, config: PretrainConfig) -> tuple[np.ndarray, int]:
+    """The sampled units int64 [2, B, S], and how many units are predicted from them."""
+    lengths, steps = batch.lengths.numpy(), config.model.decoder_steps
+    segments = None if batch.segments is None else batch.segments.numpy()
     positions = objective.sample_positions(
-        batch.ids.numpy(), lengths, config.positions_per_sequence, config.model.decoder_steps, config.seed
+        batch.ids.numpy(), lengths, config.positions_per_sequence, steps, config.seed, segments
     )
-    return lengths, positions
+    return positions, objective.predicted_units(lengths, positions, steps, segments)
+
+
+def _sequences(batch: Batch, positions: np.ndarray, device: torch.device) -> list[torch.Tensor]:
+    """Arguments of the model's forward pass; the batch is the last dimension but one, or the only one."""
+    given = [batch.tokens, batch.lengths, torch.from_numpy(positions)]
+    if batch.segments is not None:
+        given.append(batch.segments)
+    return [x.to(device) for x in given]
 
 
 def _mean_stats(stats: dict[str, torch.Tensor], ranks: Ranks) -> dict[str, list[list[float]]]:

@@ -31,14 +31,14 @@ def make_spans(
     begin = torch.zeros_like(positions)
     end = positions if causal else real_end
     if segments is not None:
-        first, behind = _documents(segments)
+        first, behind = documents(segments)
         begin = first.gather(1, positions)
         end = torch.minimum(end, behind.gather(1, positions))
     real = positions < real_end
     return torch.stack([torch.where(real, begin, 0), torch.where(real, end, 0)], dim=-1)
 
 
-def _documents(segments: Tensor) -> tuple[Tensor, Tensor]:
+def documents(segments: Tensor) -> tuple[Tensor, Tensor]:
     """For each unit the first unit of its document and the first behind it, int64 [B, T] each."""
     columns = segments.shape[1]
     unit = torch.arange(columns, device=segments.device).expand_as(segments)

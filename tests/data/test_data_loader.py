@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def index(make_shards: MakeShards) -> ShardIndex:
     return make_shards(LENGTHS)
 
 
-def stream(index: ShardIndex, **options: int) -> Stream:
+def stream(index: ShardIndex, **options: Any) -> Stream:
     return Stream(index, **{"window": 16, "seed": 5, "global_batch": 6, **options})
 
 
@@ -41,11 +42,32 @@ def test_a_batch_holds_the_windows_of_the_order_padded_with_zeros(index: ShardIn
         assert {t.dtype for t in (batch.tokens, batch.lengths, batch.ids)} == {torch.int64}
         assert batch.ids.tolist() == list(range(6 * step, 6 * step + 6))
         assert batch.tokens.shape == (6, int(batch.lengths.max()))
-        for n, tokens, length in zip(batch.ids, batch.tokens, batch.lengths, strict=True):
-            window = s.order.window(int(n))
-            ids = read_sample(index, window.sample)[window.start : window.start + window.length]
-            assert tokens[: int(length)].tolist() == ids.tolist()
+        assert batch.segments is None
+        for row, (tokens, length) in enumerate(zip(batch.tokens, batch.lengths, strict=True)):
+            _, (sample,), (start,), (units,) = s.order.pieces(batch.ids[row : row + 1].numpy())
+            assert (
+                tokens[: int(length)].tolist() == read_sample(index, sample)[start : start + units].tolist()
+            )
             assert not tokens[int(length) :].any()
+
+
+def test_packed_rows_say_where_everything_is(index: ShardIndex) -> None:
+    s = stream(index, windows="packed")
+    for step in range(2 * s.order.per_epoch // 6 + 1):
+        batch = s.batch(step)
+        assert batch.segments is not None and batch.segments.shape == batch.tokens.shape
+        assert ((batch.segments >= 0).sum(1) == batch.lengths).all() and int(batch.lengths.max()) <= 16
+        for row, keys in enumerate(s.keys(batch)):
+            column = 0
+            for document, (shard, key, start, length) in enumerate(keys):
+                sample = int(key)
+                assert index.shards[int(index.shard_of_sample[sample])].name == shard
+                inside = slice(column, column + length)
+                expected = read_sample(index, sample)[start : start + length]
+                assert batch.tokens[row, inside].tolist() == expected.tolist()
+                assert batch.segments[row, inside].tolist() == [document] * length
+                column += length
+            assert column == batch.lengths[row] and not batch.tokens[row, column:].any()
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -92,10 +114,8 @@ def test_closing_ends_the_thread(index: ShardIndex) -> None:
 
 def test_errors_of_the_thread_are_raised_after_the_batches_before_it(index: ShardIndex) -> None:
     s = stream(index)
-    broken = int(s.order.windows(torch.arange(60, 66).numpy())[0][0])  # a sample needed in step 10
-    first = min(
-        step for step in range(11) if broken in s.order.windows(s.batch(step).ids.numpy())[0].tolist()
-    )
+    broken = int(s.order.pieces(torch.arange(60, 66).numpy()).sample[0])  # a sample needed in step 10
+    first = min(step for step in range(11) if broken in s.batch(step).pieces.sample.tolist())
     shard = index.shards[int(index.shard_of_sample[broken])]
     with open(index.folder / shard.name, "r+b") as f:
         f.seek(int(index.offsets[broken]))

@@ -56,6 +56,46 @@ def test_positions_of_a_known_seed() -> None:
     assert positions.tolist() == FROZEN
 
 
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(2, 9), min_size=1, max_size=5), min_size=1, max_size=6),
+    st.integers(1, 30),
+    st.integers(1, 4),
+    st.integers(0, 2**63 - 1),
+)
+def test_positions_of_packed_rows(rows: list[list[int]], count: int, steps: int, seed: int) -> None:
+    lengths = np.array([sum(row) for row in rows])
+    segments = np.full((len(rows), int(lengths.max())), -1)
+    for b, row in enumerate(rows):
+        segments[b, : sum(row)] = np.repeat(np.arange(len(row)), row)
+    ids = np.arange(len(rows)) + 5
+    positions = sample_positions(ids, lengths, count, steps, seed, segments)
+    predicted = 0
+    for b, row in enumerate(rows):
+        ends = np.cumsum(row)
+        for at in positions[:, b].ravel():
+            document = segments[b, at]
+            assert document >= 0
+            left = ends[document] - at
+            assert at - (ends[document] - row[document]) < max(row[document] - steps, 1)
+            predicted += min(left - 1, steps)
+        alone = sample_positions(
+            ids[b : b + 1], lengths[b : b + 1], count, steps, seed, segments[b : b + 1, : lengths[b]]
+        )
+        assert (alone == positions[:, b : b + 1]).all()
+    assert predicted_units(lengths, positions, steps, segments) == predicted
+
+
+def test_packed_positions_are_uniform_over_the_units_that_have_a_context() -> None:
+    segments = np.repeat([0, 0, 0, 0, 0, 1, 1, 2, 2, 2, 2], 1)[None].repeat(4000, 0)
+    positions = sample_positions(np.arange(4000), np.full(4000, 11), 5, 2, 9, segments)
+    counts = np.bincount(positions.ravel(), minlength=11)
+    possible = [0, 1, 2, 5, 7, 8]  # of documents of 5, 2 and 4 units, two are left to predict (of 2, one)
+    assert not np.delete(counts, possible).any()
+    mean = 40_000 / len(possible)
+    assert ((counts[possible] - mean) ** 2 / mean).sum() < 25.7  # chi-square, 5 degrees of freedom, p = 1e-4
+
+
 FROZEN = [[[26, 4, 20], [0, 0, 0]], [[13, 5, 2], [0, 0, 0]]]
 
 
