@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import glomo_kernels as gk
+import numpy as np
 import torch
 import torch.nn.functional as F
 from glomo_kernels.dispatch import VARIABLE
@@ -177,12 +178,31 @@ def graph_mix(b: int, c: int, t: int, width: int) -> Case:
         parts = [(csr @ x).view(c, t, width) for csr, x in zip(rows, inputs[1], strict=True)]
         return with_gradients((torch.stack(parts) * weights.transpose(1, 2)[..., None]).sum(1), inputs)
 
+    matrices = [scipy_csr(csr) for csr in rows]
+
+    def scipy_sparse() -> list[Tensor]:
+        """Forward and, with an upstream of ones, backward by hand: SciPy knows no gradients."""
+        mixed, d_weights, d_features = [], [], []
+        for matrix, x, w in zip(matrices, inputs[1].detach().numpy(), weights.detach().numpy(), strict=True):
+            parts = (matrix @ x).reshape(c, t, width)
+            mixed.append(np.einsum("tc,ctd->td", w, parts))
+            d_weights.append(parts.sum(-1).T)
+            d_features.append(matrix.T @ np.repeat(w.T.reshape(c * t, 1), width, 1))
+        return [torch.from_numpy(np.stack(x)) for x in (mixed, d_weights, d_features)]
+
     runs = with_backends(
         "graph_mix",
-        {"dense graphs, M formed": formed, "torch.sparse": sparse},
+        {"dense graphs, M formed": formed, "torch.sparse": sparse, "SciPy": scipy_sparse},
         lambda: with_gradients(gk.graph_mix(graph, *inputs), inputs),
     )
     return Case("graph_mix", f"B{b} C{c} T{t} D{width} forward+backward", runs)
+
+
+def scipy_csr(csr: Tensor) -> Any:
+    from scipy.sparse import csr_matrix
+
+    parts = (csr.values(), csr.col_indices(), csr.crow_indices())
+    return csr_matrix(tuple(part.numpy() for part in parts), shape=csr.shape)
 
 
 def decoder_loss(n: int, width: int, words: int, rounds: int = 1000) -> Case:
@@ -195,12 +215,19 @@ def decoder_loss(n: int, width: int, words: int, rounds: int = 1000) -> Case:
         return F.cross_entropy(F.linear(hidden, weight), target)
 
     compiled = torch.compile(plain)
+    others = {
+        "F.cross_entropy": lambda: with_gradients(plain(*inputs), inputs),
+        "torch.compile": lambda: with_gradients(compiled(*inputs), inputs),
+    }
+    if hasattr(F, "linear_cross_entropy"):
+        # by chunks of its own choice it takes minutes on a CPU
+        options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=128)
+        others["F.linear_cross_entropy"] = lambda: with_gradients(
+            F.linear_cross_entropy(*inputs, target, options=options), inputs
+        )
     runs = with_backends(
         "decoder_loss",
-        {
-            "F.cross_entropy": lambda: with_gradients(plain(*inputs), inputs),
-            "torch.compile": lambda: with_gradients(compiled(*inputs), inputs),
-        },
+        others,
         lambda: with_gradients(gk.decoder_loss(*inputs, target), inputs),
     )
     return Case("decoder_loss", f"N{n} d{width} V{words} forward+backward", runs, rounds=rounds)

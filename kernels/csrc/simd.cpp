@@ -1,5 +1,8 @@
 #include "simd.h"
 
+#include <cstdlib>
+#include <string>
+
 namespace glomo {
 namespace {
 
@@ -41,11 +44,21 @@ namespace {
 #pragma GCC pop_options
 #endif
 
+// The environment may name a lesser instruction set than the best, to try the loops for other machines.
+bool allowed(const char* name) {
+  const char* most = std::getenv("GLOMO_SIMD");
+  if (most == nullptr) return true;
+  const std::string wanted(most);
+  return wanted == name || (wanted == "avx512" && std::string(name) == "avx2");
+}
+
 template <class T>
 Simd<T> choose() {
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f")) return avx512::table<T>("avx512");
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::table<T>("avx2");
+  if (__builtin_cpu_supports("avx512f") && allowed("avx512")) return avx512::table<T>("avx512");
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && allowed("avx2")) {
+    return avx2::table<T>("avx2");
+  }
   return portable::table<T>("portable");
 }
 

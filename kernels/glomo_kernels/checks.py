@@ -29,7 +29,8 @@ def check_integers(op: str, name: str, tensor: Tensor, shapes: tuple[tuple[int, 
         raise ValueError(f"{op}: {name} must be {' or '.join(map(str, shapes))}, got {shape(tensor)}")
 
 
-def check_scores(op: str, q: Tensor, k: Tensor, theta: Tensor | None, kind: str) -> None:
+def check_scores(op: str, q: Tensor, k: Tensor, theta: Tensor | None, kind: str) -> Tensor | None:
+    """theta [B, H, Tq], one number for all spread out."""
     if kind not in KINDS:
         raise ValueError(f"{op}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
     if q.ndim != 4:
@@ -40,17 +41,19 @@ def check_scores(op: str, q: Tensor, k: Tensor, theta: Tensor | None, kind: str)
     if k.ndim != 4 or shape(k)[:2] != shape(q)[:2] or k.shape[3] != q.shape[3]:
         raise ValueError(f"{op}: k must be {expected} to go with q {shape(q)}, got {shape(k)}")
     same_kind(op, q, "k", k)
-    if theta is not None:
-        if kind != "relu":
-            raise ValueError(f"{op}: theta is only used by kind 'relu', got it with kind {kind!r}")
-        if shape(theta) != shape(q)[:3]:
-            raise ValueError(
-                f"{op}: theta must be {shape(q)[:3]} to go with q {shape(q)}, got {shape(theta)}"
-            )
-        if not theta.is_floating_point() or theta.device != q.device:
-            raise ValueError(
-                f"{op}: theta must be floating point on {q.device}, got {theta.dtype} on {theta.device}"
-            )
+    if theta is None:
+        return None
+    if kind != "relu":
+        raise ValueError(f"{op}: theta is only used by kind 'relu', got it with kind {kind!r}")
+    if shape(theta) not in (shape(q)[:3], ()):
+        raise ValueError(
+            f"{op}: theta must be {shape(q)[:3]} to go with q {shape(q)}, or a scalar, got {shape(theta)}"
+        )
+    if not theta.is_floating_point() or theta.device != q.device:
+        raise ValueError(
+            f"{op}: theta must be floating point on {q.device}, got {theta.dtype} on {theta.device}"
+        )
+    return theta.expand(q.shape[:3])
 
 
 def same_kind(op: str, q: Tensor, name: str, other: Tensor) -> None:

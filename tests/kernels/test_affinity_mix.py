@@ -150,6 +150,17 @@ def test_offsets_beyond_32_bits(monkeypatch):
     assert torch.equal(affinity_mix(q, k, v), affinity_mix(near, near, near))
 
 
+def test_one_theta_for_all(backend):
+    """The `bias` kind of sparsity: one learned threshold per layer."""
+    q, k, v, _ = make(9)
+    theta = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    results = []
+    for bias in (theta, theta.expand(3, 2, 9).clone()):
+        out = affinity_mix(q, k, v, bias)
+        results.append([out, *gradients(out, [theta])])
+    torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
+
+
 def test_nan_spoils_its_row_and_no_other(backend):
     q, k, v, theta = make(9)
     q[1, 0, 4, 2] = torch.nan

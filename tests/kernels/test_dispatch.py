@@ -1,4 +1,5 @@
 import logging
+import os
 import subprocess
 import sys
 
@@ -20,6 +21,30 @@ def test_every_backend_has_the_three_names(op):
 def test_the_extension_is_built():
     assert compiled.missing() is None
     assert compiled.cpu().instruction_set() in ("portable", "avx2", "avx512")
+
+
+@pytest.mark.parametrize("name", ["portable", "avx2", "avx512"])
+def test_loops_for_other_machines(name, tmp_path):
+    """In processes of their own; asked for more than this machine has, they take what it has."""
+    code = f"""
+import torch
+from glomo_kernels import affinity_mix, affinity_graph, compiled, graph_mix
+torch.manual_seed(0)
+q, k, v = (torch.randn(2, 2, 150, n).double().requires_grad_() for n in (20, 20, 33))
+theta = torch.randn(2, 2, 150).double().requires_grad_()
+out = affinity_mix(q, k, v, theta)
+graph = affinity_graph(q, k, theta, keep=5)
+y = graph_mix(graph.detach(), torch.ones(2).double(), v[:, 0]) + graph.weights.sum()
+gradients = torch.autograd.grad(out.sin().sum() + y.sin().sum(), [q, k, v, theta])
+torch.save([compiled.cpu().instruction_set(), [out, y, *gradients]], {str(tmp_path / "result")!r})
+"""
+    results = []
+    for variables in ({"GLOMO_SIMD": name, "GLOMO_KERNELS": "cpp"}, {"GLOMO_KERNELS": "reference"}):
+        subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, **variables})
+        results.append(torch.load(tmp_path / "result", weights_only=True))
+    (used, ours), (best, reference) = results
+    assert used == name or (best == "avx2" and name == "avx512")
+    torch.testing.assert_close(ours, reference, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("op", dispatch.TABLE)

@@ -38,7 +38,7 @@ def affinity_graph(
     ->     SparseGraph of shape (B, H, T): weights float32 (float64 for float64 input). Gradients flow to q, k
            and theta through the weights; the choice of edges itself has none. Never T x T in memory.
     """
-    checks.check_scores(OP, q, k, theta, kind)
+    theta = checks.check_scores(OP, q, k, theta, kind)
     if k.shape != q.shape:
         raise ValueError(f"{OP}: k must be {checks.shape(q)} like q, got {checks.shape(k)}")
     batch, heads, units, _ = q.shape

@@ -51,7 +51,7 @@ def affinity_mix(
     q      [B, H, Tq, Dg]   float16 | bfloat16 | float32 | float64
     k      [B, H, T, Dg]    dtype of q
     v      [B, H, T, Dv]    dtype of q
-    theta  [B, H, Tq]       any float dtype, only for kind "relu"; None is 0
+    theta  [B, H, Tq]       any float dtype, only for kind "relu"; a scalar is one for all; None is 0
     kind   "relu"     a = max(0, q_i . k_j - theta_i)^2
            "square"   a = (q_i . k_j)^2
            "topk"     a = (q_i . k_j)^2 where it is among the `topk` largest of the row (ties: the lowest j)
@@ -69,7 +69,7 @@ def affinity_mix(
     Padding must hold finite numbers: it is multiplied by zero. A NaN in q_i, theta_i or in what row i sees makes row
     i NaN, and no other. Second derivatives and vmap are refused.
     """
-    checks.check_scores(OP, q, k, theta, kind)
+    theta = checks.check_scores(OP, q, k, theta, kind)
     batch, _, rows, _ = q.shape
     columns = k.shape[2]
     if v.ndim != 4 or v.shape[:3] != k.shape[:3]:
