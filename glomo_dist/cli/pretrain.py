@@ -21,6 +21,7 @@ from tyro.conf import Positional, arg
 
 from glomo_dist import recipes
 from glomo_dist.cli.arguments import explained, parse, recipe_of
+from glomo_dist.data import Reading
 from glomo_dist.model import GlomoConfig
 from glomo_dist.pretrain import PretrainConfig, pretrain
 from glomo_dist.runtime.progress import say
@@ -30,7 +31,7 @@ from glomo_dist.runtime.progress import say
 class Pretrain:
     config: Annotated[PretrainConfig, arg(name="")]
     shards: Positional[Annotated[str, arg(metavar="SHARDS")]]
-    """Folder that `glomo prepare` wrote."""
+    """Folder that `glomo prepare` wrote, or its address: https://..., s3://..."""
     out: str
     """Run folder; new, or one in which this very run began."""
     recipe: str = "base"
@@ -45,7 +46,7 @@ class Pretrain:
 
 def main(argv: Sequence[str]) -> None:
     recipe = recipe_of(argv, "base")
-    explained(GlomoConfig), explained(PretrainConfig)
+    explained(GlomoConfig), explained(PretrainConfig), explained(Reading)
     command = parse(
         Pretrain, argv, name="pretrain",
         description=(__doc__ or "").replace("RECIPES", ", ".join(recipes.RECIPES)),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import tarfile
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,21 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from glomo_dist.data.npy import read_header
-from glomo_dist.data.tokenizer import Tokenizer, load_tokenizer
+from glomo_dist.data.decode import Layout
+from glomo_dist.data.places import Address, Place, place, read_place
+from glomo_dist.data.ragged import starts_of
+from glomo_dist.data.tarsamples import AGAIN, BLOCK, Sample, parse_sample, sample_key
+from glomo_dist.data.tokenizer import Tokenizer, tokenizer_from_json
 from glomo_dist.runtime.errors import DataError, ShardError
-from glomo_dist.runtime.files import read_json, sha256_file
+from glomo_dist.runtime.files import parse_json, sha256_file
 from glomo_dist.runtime.fingerprint import fingerprint
 
 INDEX_NAME = "index.json"
 SHARDS_FORMAT = "glomo-shards"
 SHARDS_VERSION = 1
-_BLOCK = tarfile.BLOCKSIZE
-
-
-def sample_key(sample: int) -> str:
-    """Name of sample number `sample` (over all shards) inside its tar file."""
-    return f"{sample:09d}"
+_PLAIN_NAME = re.compile(r"[\w-][\w.@+ -]*")  # of a shard: a file in the folder, nothing else
+_RETRY_SECONDS = 60.0  # for index and tokenizer at an address
 
 
 def shards_fingerprint(head: Mapping[str, Any], shards: Sequence[Mapping[str, Any]]) -> str:
@@ -56,7 +53,7 @@ class ShardIndex:
     lengths, offsets: int64 [samples], units of each sample and its first byte in its shard.
     """
 
-    folder: Path
+    folder: Place
     kind: str
     tokenizer: str
     fingerprint: str
@@ -68,27 +65,28 @@ class ShardIndex:
     offsets: np.ndarray
 
     @classmethod
-    def read(cls, folder: str | Path, *, verify: bool = False) -> ShardIndex:
-        """The index of `folder`.
+    def read(cls, folder: str | Place, *, verify: bool = False) -> ShardIndex:
+        """The index of `folder`, which may be an address (https://..., s3://...).
 
-        verify: also hash every shard (reads all bytes once); sizes are always checked.
+        verify: also hash every shard (reads all bytes once); sizes of local ones are always checked.
         Raises ShardError naming the shard if anything is missing, of another version or not as it was written.
         """
-        folder = Path(folder)
+        folder = place(folder)
         path = folder / INDEX_NAME
         try:
-            value = read_json(path)
+            value = parse_json(read_place(path, _RETRY_SECONDS), str(path))
         except DataError as e:
             raise ShardError(f"{e} A shard folder is what `glomo prepare` writes.") from None
         index = cls(folder=folder, **_parse(value, str(path)))
-        for shard in index.shards:
-            index._check_size(shard)
+        if isinstance(folder, Path):
+            for shard in index.shards:
+                index._check_size(shard)
         if verify:
             index.verify()
         return index
 
     def _check_size(self, shard: Shard) -> None:
-        path = self.folder / shard.name
+        path = self._local(shard)
         if not path.is_file():
             raise ShardError(
                 f"shard {path} is missing. Copy the whole folder again, or prepare the data again."
@@ -99,11 +97,16 @@ class ShardIndex:
                 "Copy it again, or prepare the data again."
             )
 
+    def _local(self, shard: Shard) -> Path:
+        if isinstance(self.folder, Address):
+            raise ShardError(f"{self.folder} is not local: its shards are checked when they are read.")
+        return self.folder / shard.name
+
     def verify(self) -> None:
         """Raise ShardError if a shard's bytes are not those that were written (SHA-256 of every shard)."""
         for shard in self.shards:
             self._check_size(shard)
-            digest = sha256_file(self.folder / shard.name)
+            digest = sha256_file(self._local(shard))
             if digest != shard.sha256:
                 raise ShardError(
                     f"shard {self.folder / shard.name}: SHA-256 is {digest[:12]}…, the index says "
@@ -112,13 +115,33 @@ class ShardIndex:
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer beside the shards; ShardError if it is not the one that made them."""
-        tokenizer = load_tokenizer(self.folder)
+        where = self.folder / "tokenizer.json"
+        tokenizer = tokenizer_from_json(parse_json(read_place(where, _RETRY_SECONDS), str(where)), str(where))
         if tokenizer.fingerprint != self.tokenizer:
             raise ShardError(
                 f"{self.folder / 'tokenizer.json'} has fingerprint {tokenizer.fingerprint}, the shards were made "
                 f"with {self.tokenizer}. Copy the whole folder again."
             )
         return tokenizer
+
+    def layout(self, number: int) -> Layout:
+        """What is known of shard `number`, to check it against."""
+        shard = self.shards[number]
+        inside = slice(shard.first, shard.first + shard.samples)
+        return Layout(
+            shard.bytes,
+            shard.sha256,
+            self.vocab_size,
+            shard.first,
+            self.offsets[inside],
+            self.lengths[inside],
+        )
+
+    @cached_property
+    def units_before(self) -> np.ndarray:
+        """int64 [samples]: units of the samples that come before each in its shard."""
+        begun = starts_of(self.lengths)[:-1]
+        return begun - begun[[shard.first for shard in self.shards]][self.shard_of_sample]
 
     @cached_property
     def shard_of_sample(self) -> np.ndarray:
@@ -143,23 +166,32 @@ def _parse(value: Any, where: str) -> dict[str, Any]:
             shard = Shard(
                 first=first, **{k: entry[k] for k in ("name", "bytes", "sha256", "samples", "tokens")}
             )
-            if Path(shard.name).name != shard.name:
+            if not isinstance(shard.name, str) or not _PLAIN_NAME.fullmatch(shard.name):
                 raise ValueError(f"shard name {shard.name!r} is not a plain file name")
+            if not isinstance(shard.sha256, str) or not re.fullmatch("[0-9a-f]{64}", shard.sha256):
+                raise ValueError(f"sha256 of {shard.name} is {shard.sha256!r}")
+            if any(type(n) is not int or n < 0 for n in (shard.bytes, shard.samples, shard.tokens)):
+                raise ValueError(f"sizes of {shard.name} are not whole numbers")
             shards.append(shard)
             first += shard.samples
         fields = {
             key: value[key] for key in ("kind", "tokenizer", "fingerprint", "vocab_size", "samples", "tokens")
         }
-        lengths = [np.asarray(entry["lengths"], np.int64) for entry in value["shards"]]
-        offsets = [np.asarray(entry["offsets"], np.int64) for entry in value["shards"]]
+        if type(fields["vocab_size"]) is not int or not 0 < fields["vocab_size"] <= 1 << 32:
+            raise ValueError(f"vocab_size is {fields['vocab_size']!r}")
+        if len({shard.name for shard in shards}) < len(shards):
+            raise ValueError("two shards have the same name")
+        lengths = [_whole(entry["lengths"], entry["name"]) for entry in value["shards"]]
+        offsets = [_whole(entry["offsets"], entry["name"]) for entry in value["shards"]]
         for shard, n, at in zip(shards, lengths, offsets, strict=True):
             consistent = (
                 len(n) == len(at) == shard.samples > 0
+                and (n >= 0).all()
                 and int(n.sum()) == shard.tokens
                 and at[0] == 0
                 and at[-1] < shard.bytes
                 and (np.diff(at) > 0).all()
-                and (at % _BLOCK == 0).all()
+                and (at % BLOCK == 0).all()
             )
             if not consistent:
                 raise ValueError(f"counts, lengths and offsets of {shard.name} do not agree")
@@ -180,77 +212,50 @@ def _parse(value: Any, where: str) -> dict[str, Any]:
     }
 
 
+def _whole(values: Any, name: str) -> np.ndarray:
+    """int64 [n]; numpy would take 1.5 and "3" for whole numbers."""
+    array = np.asarray(values)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise ValueError(f"lengths or offsets of {name} are not whole numbers")
+    return array.astype(np.int64)
+
+
 def read_sample(index: ShardIndex, i: int) -> np.ndarray:
     """The ids of sample `i`, unsigned integers [lengths[i]] in the dtype they are stored in.
 
     Reads the bytes of this sample alone and unpickles nothing. Raises ShardError naming shard and key.
     """
-    where, members = _read_members(index, i)
-    array = io.BytesIO(members["npy"])
-    try:
-        shape, dtype = read_header(array)
-    except ValueError as e:
-        raise ShardError(f"{where}.npy: not a plain numpy array ({e}). {_AGAIN}") from e
-    if dtype.kind != "u" or len(shape) != 1:
-        raise ShardError(f"{where}.npy: expected unsigned integers [n], got {dtype} {list(shape)}. {_AGAIN}")
-    if shape[0] != index.lengths[i]:
-        raise ShardError(f"{where}.npy: {shape[0]} units, the index says {index.lengths[i]}. {_AGAIN}")
-    if (left := len(members["npy"]) - array.tell()) != shape[0] * dtype.itemsize:
-        raise ShardError(f"{where}.npy: {left} bytes of ids, {shape[0]} {dtype} were promised. {_AGAIN}")
-    ids = np.frombuffer(members["npy"], dtype, offset=array.tell())
-    if len(ids) and (largest := int(ids.max())) >= index.vocab_size:
-        raise ShardError(
-            f"{where}.npy: id {largest} is outside the vocabulary of {index.vocab_size}. {_AGAIN}"
-        )
-    return ids
+    return _sample(index, i)[1].ids
 
 
 def read_metadata(index: ShardIndex, i: int) -> dict[str, Any]:
     """Where sample `i` came from: {"source": file, "row": number in it}. Raises ShardError."""
-    where, members = _read_members(index, i)
+    where, sample = _sample(index, i)
     try:
-        value = json.loads(members["json"])
+        value = json.loads(sample.metadata)
     except ValueError as e:
-        raise ShardError(f"{where}.json: not valid JSON ({e}). {_AGAIN}") from e
+        raise ShardError(f"{where}.json: not valid JSON ({e}). {AGAIN}") from e
     if not isinstance(value, dict):
-        raise ShardError(f"{where}.json: expected an object, got {type(value).__name__}. {_AGAIN}")
+        raise ShardError(f"{where}.json: expected an object, got {type(value).__name__}. {AGAIN}")
     return value
 
 
-_AGAIN = "The shard is damaged: copy it again, or prepare the data again."
-
-
-def _read_members(index: ShardIndex, i: int) -> tuple[str, dict[str, bytes]]:
-    """Contents of the two files of sample `i` by their ending, and "shard, key" for errors."""
+def _sample(index: ShardIndex, i: int) -> tuple[str, Sample]:
+    """Sample `i`, and "shard, key" for errors."""
     if not 0 <= i < index.samples:
         raise IndexError(f"sample {i} of {index.samples}")
-    number = int(index.shard_of_sample[i])
-    shard = index.shards[number]
+    shard = index.shards[int(index.shard_of_sample[i])]
     path, key = index.folder / shard.name, sample_key(i)
     where = f"shard {path}, key {key}"
+    last = i + 1 == shard.first + shard.samples
     start = int(index.offsets[i])
-    end = int(index.offsets[i + 1]) if i + 1 < shard.first + shard.samples else shard.bytes
+    end = shard.bytes if last else int(index.offsets[i + 1])
+    if isinstance(path, Address):
+        raise ShardError(f"{where}: single samples are only read from local shards.")
     try:
-        with open(path, "rb") as f:
-            content = os.pread(f.fileno(), end - start, start)
+        with open(path, "rb") as file:
+            file.seek(start)
+            content = file.read(end - start)
     except OSError as e:
         raise ShardError(f"{where}: cannot be read ({e.strerror}). Copy the shard again.") from e
-    members: dict[str, bytes] = {}
-    position = 0
-    for ending in ("json", "npy"):  # the order in which webdataset writes them
-        header = content[position : position + _BLOCK]
-        try:
-            member = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
-        except (tarfile.HeaderError, ValueError) as e:
-            begins = f"begins with {header[:16]!r}" if header else "the file ends there"
-            raise ShardError(
-                f"{where}: byte {start + position} is not a tar header ({e}; {begins}). {_AGAIN}"
-            ) from e
-        if member.name != f"{key}.{ending}" or not member.isreg():
-            raise ShardError(f"{where}: expected the file {key}.{ending}, got {member.name!r}. {_AGAIN}")
-        position += _BLOCK
-        members[ending] = content[position : position + member.size]
-        if len(members[ending]) != member.size:
-            raise ShardError(f"{where}.{ending}: the shard ends inside it. {_AGAIN}")
-        position += -(-member.size // _BLOCK) * _BLOCK
-    return where, members
+    return where, parse_sample(content, where, key, start, int(index.lengths[i]), index.vocab_size, last)

@@ -1,10 +1,7 @@
-"""Batches for one rank: a slice of the global order, read ahead by a thread."""
+"""Batches for one rank: a slice of the global order, read ahead."""
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,10 +9,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from glomo_dist.data.index import ShardIndex, read_sample, sample_key
+from glomo_dist.data.ahead import ReadAhead
+from glomo_dist.data.config import Reading
+from glomo_dist.data.gather import Library, Request
+from glomo_dist.data.index import ShardIndex
 from glomo_dist.data.order import Pieces, WindowOrder, Windows
 from glomo_dist.data.ragged import ranges, starts_of
-from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.data.reader import InProcess, Reader, ReaderProcess
+from glomo_dist.data.tarsamples import sample_key
+from glomo_dist.runtime.errors import ConfigError, ShardError
 
 
 class SampleKey(NamedTuple):
@@ -47,9 +49,8 @@ class Batch:
 class Stream:
     """The batches of rank `rank` of `world`. Step s of the run is numbers s * global_batch .. of the order.
 
-    The state of the stream is the step alone, and the union over ranks does not depend on `world`.
-    window, windows, seed: see `WindowOrder`.
-    prefetch: batches read ahead.  cache_bytes: decoded samples kept, since a long one gives many windows.
+    The state of the stream is the step alone (and the shards set aside by then), and the union over ranks does not
+    depend on `world`. window, windows, seed: see `WindowOrder`.
     """
 
     def __init__(
@@ -62,8 +63,7 @@ class Stream:
         windows: Windows = "fixed",
         rank: int = 0,
         world: int = 1,
-        prefetch: int = 2,
-        cache_bytes: int = 64 << 20,
+        reading: Reading | None = None,
     ) -> None:
         if not 0 <= rank < world:
             raise ConfigError(f"rank must be in 0..{world - 1} for world size {world}, got {rank}.")
@@ -72,31 +72,95 @@ class Stream:
                 f"global_batch {global_batch} is not a positive multiple of the number of ranks {world}. "
                 f"Use e.g. {max(1, round(global_batch / world)) * world}."
             )
-        if prefetch < 1:
-            raise ConfigError(f"prefetch must be at least 1 batch, got {prefetch}.")
         self.index = index
         self.order = WindowOrder(index, window, seed, windows=windows)
-        self._global_batch, self._rank, self._world, self._prefetch = global_batch, rank, world, prefetch
-        self._cache = _SampleCache(index, cache_bytes)
+        self._global_batch, self._rank, self._world = global_batch, rank, world
+        self._reading = reading or Reading()
+        names = tuple(shard.name for shard in index.shards)
+        self._library = Library(index.folder, names, index.vocab_size, self._reading)
+        self._set_aside: dict[int, int] = {}
+
+    def set_aside(self, shard: int, from_step: int) -> None:
+        """From step `from_step` on use other rows instead of those of `shard` (its number)."""
+        self._set_aside[shard] = min(from_step, self._set_aside.get(shard, from_step))
 
     def batch(self, step: int) -> Batch:
         """The batch of step `step` (from 0); the same whenever and however often it is asked for."""
-        first = step * self._global_batch
-        numbers = np.arange(first, first + self._global_batch, dtype=np.int64)[self._rank :: self._world]
-        pieces = self.order.pieces(numbers)
-        lengths = np.bincount(pieces.row, pieces.length, len(numbers)).astype(np.int64)
-        tokens = np.zeros((len(numbers), int(lengths.max())), np.int64)
+        reader = InProcess(self._library, self.index)
+        try:
+            return self._read(reader, step)
+        finally:
+            reader.close()
+
+    def iterate(self, from_step: int = 0) -> Iterator[Batch]:
+        """Batches of step `from_step`, `from_step` + 1, ... without end, read ahead by `reading.readers` processes.
+
+        An error while reading (BadShard, a reader that was killed) is raised here, after the batches before it.
+        Closing the iterator ends the readers; they also end when this process does, however it ends.
+        """
+        ahead = ReadAhead(self._readers(), self._read, from_step, self._reading.prefetch)
+        try:
+            while True:
+                yield ahead.next()
+        finally:
+            ahead.close()
+
+    def _readers(self) -> list[Reader]:
+        if not self._reading.readers:
+            return [InProcess(self._library, self.index)]
+        return [ReaderProcess(self._library, self.index) for _ in range(self._reading.readers)]
+
+    def _read(self, reader: Reader, step: int) -> Batch:
+        numbers, pieces = self._plan(step)
         column = _columns(pieces)
-        for row, at, sample, start, length in zip(
-            pieces.row, column, pieces.sample, pieces.start, pieces.length, strict=True
-        ):
-            tokens[row, at : at + length] = self._cache.get(int(sample))[start : start + length]
+        lengths = np.bincount(pieces.row, pieces.length, len(numbers)).astype(np.int64)
+        width = int(lengths.max())
+        request = Request(
+            len(numbers),
+            width,
+            self.index.shard_of_sample[pieces.sample].astype(np.int64),
+            self.index.units_before[pieces.sample] + pieces.start,
+            pieces.length,
+            pieces.row * width + column,
+        )
+        tokens = torch.from_numpy(reader.read(request).astype(np.int64))
         segments = None
         if self.order.kind == "packed":
             segments = torch.from_numpy(_segments(pieces, column, tokens.shape))
-        return Batch(
-            torch.from_numpy(tokens), torch.from_numpy(lengths), torch.from_numpy(numbers), segments, pieces
-        )
+        return Batch(tokens, torch.from_numpy(lengths), torch.from_numpy(numbers), segments, pieces)
+
+    def _plan(self, step: int) -> tuple[np.ndarray, Pieces]:
+        """Numbers of this rank's rows, and what they are made of, without the shards that are set aside by then.
+
+        A packed row goes without its windows of such shards; a row with nothing left is replaced by a spare one.
+        """
+        first = step * self._global_batch
+        numbers = np.arange(first, first + self._global_batch, dtype=np.int64)[self._rank :: self._world]
+        pieces = self.order.pieces(numbers)
+        bad = np.array([shard for shard, since in self._set_aside.items() if since <= step], np.int64)
+        if not bad.size:
+            return numbers, pieces
+        pieces = self._without(pieces, bad)
+        spares = []
+        for row in np.setdiff1d(np.arange(len(numbers)), pieces.row).tolist():
+            for attempt in range(1000):
+                spare = self._without(
+                    self.order.pieces(np.array([self.order.spare(int(numbers[row]), attempt)])), bad
+                )
+                if len(spare.row):
+                    spares.append(spare._replace(row=spare.row + row))
+                    break
+            else:
+                raise ShardError(
+                    f"{self.index.folder}: too few good shards are left; {len(bad)} are set aside."
+                )
+        joined = Pieces(*(np.concatenate(arrays) for arrays in zip(pieces, *spares, strict=True)))
+        by_row = np.argsort(joined.row, kind="stable")
+        return numbers, Pieces(*(array[by_row] for array in joined))
+
+    def _without(self, pieces: Pieces, bad: np.ndarray) -> Pieces:
+        good = ~np.isin(self.index.shard_of_sample[pieces.sample], bad)
+        return Pieces(*(array[good] for array in pieces))
 
     def keys(self, batch: Batch) -> list[list[SampleKey]]:
         """For each row of `batch` where its units come from: one entry, or one per document of a packed row."""
@@ -105,46 +169,6 @@ class Stream:
             shard = self.index.shards[int(self.index.shard_of_sample[sample])].name
             found[row].append(SampleKey(shard, sample_key(sample), start, length))
         return found
-
-    def iterate(self, from_step: int = 0) -> Iterator[Batch]:
-        """Batches of step `from_step`, `from_step` + 1, ... without end, prepared ahead by a thread.
-
-        An error while reading is raised here, after the batches before it. Closing the iterator ends the thread.
-        """
-        ready: queue.Queue[Batch | BaseException] = queue.Queue(self._prefetch)
-        stop = threading.Event()
-        thread = threading.Thread(
-            target=self._fill, args=(ready, stop, from_step), name="glomo-prefetch", daemon=True
-        )
-        thread.start()
-        try:
-            while True:
-                item = ready.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            stop.set()
-            while not ready.empty():  # a thread waiting for room sees that it may stop
-                ready.get_nowait()
-            thread.join()
-
-    def _fill(self, ready: queue.Queue[Batch | BaseException], stop: threading.Event, step: int) -> None:
-        while not stop.is_set():
-            item: Batch | BaseException
-            try:
-                item = self.batch(step)
-            except BaseException as e:  # handed over, raised in the consumer's thread
-                item = e
-            while not stop.is_set():
-                try:
-                    ready.put(item, timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
-            if isinstance(item, BaseException):
-                return
-            step += 1
 
 
 def _columns(pieces: Pieces) -> np.ndarray:
@@ -161,24 +185,3 @@ def _segments(pieces: Pieces, column: np.ndarray, shape: tuple[int, ...]) -> np.
     flat = ranges(pieces.row * shape[1] + column, pieces.length)
     segments.reshape(-1)[flat] = np.repeat(number, pieces.length)
     return segments
-
-
-class _SampleCache:
-    """Least recently used decoded samples up to a number of bytes; safe to use from two threads."""
-
-    def __init__(self, index: ShardIndex, capacity: int) -> None:
-        self._index, self._capacity, self._bytes = index, capacity, 0
-        self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, sample: int) -> np.ndarray:
-        with self._lock:
-            if sample in self._kept:
-                self._kept.move_to_end(sample)
-                return self._kept[sample]
-            ids = read_sample(self._index, sample)
-            self._kept[sample] = ids
-            self._bytes += ids.nbytes
-            while self._bytes > self._capacity and len(self._kept) > 1:
-                self._bytes -= self._kept.popitem(last=False)[1].nbytes
-            return ids

@@ -15,10 +15,11 @@ def read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f".npy version {version[0]}.{version[1]} is not read here")
-    if version == (1, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    else:
-        shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    try:
+        shape, fortran, dtype = read(stream)
+    except Exception as e:  # numpy parses it as Python, and lets through whatever that raises
+        raise ValueError(" ".join(str(e).split()) or type(e).__name__) from e
     if dtype.hasobject:
         raise ValueError("an array of Python objects would have to be unpickled")
     if fortran and len(shape) > 1:

@@ -11,7 +11,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import webdataset
 
-from glomo_dist.data.index import INDEX_NAME, SHARDS_FORMAT, SHARDS_VERSION, sample_key, shards_fingerprint
+from glomo_dist.data.index import INDEX_NAME, SHARDS_FORMAT, SHARDS_VERSION, shards_fingerprint
+from glomo_dist.data.tarsamples import id_dtype, sample_key
 from glomo_dist.data.tokenizer import Tokenizer
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.files import sha256_file, write_bytes, write_json
@@ -31,7 +32,7 @@ class ShardFolder:
         self.samples = 0
         self.tokens = 0
         self._folder, self._tokenizer, self._shard_bytes = folder, tokenizer, shard_bytes
-        self._dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
+        self._dtype = id_dtype(tokenizer.vocab_size)
         self._shards: list[dict[str, Any]] = []
         self._file: BinaryIO | None = None
         self._tar: Any = None

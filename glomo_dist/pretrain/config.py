@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from glomo_dist.data import Windows
+from glomo_dist.data import Reading, Windows
 from glomo_dist.model import GlomoConfig
 from glomo_dist.runtime.errors import ConfigError
 
 # Settings that change neither the weights nor the order of samples: a run may be continued with other values.
-FREE_TO_CHANGE = ("checkpoint_every", "keep_checkpoints", "log_every", "max_bad_steps")
+FREE_TO_CHANGE = (
+    "checkpoint_every",
+    "keep_checkpoints",
+    "log_every",
+    "max_bad_steps",
+    *(f"reading.{f.name}" for f in fields(Reading)),
+)
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,7 @@ class PretrainConfig:
     windows: how documents are cut into sequences: fixed (end to end), random (lengths and places drawn anew in each
         epoch, as the paper's authors do) or packed (fixed, and short documents share a row without seeing each
         other; positions_per_sequence is then per row).
+    reading: how shards are fetched, cached and read ahead.
     global_batch: sequences per optimizer step over all ranks.  micro_batch: sequences per rank and backward
         pass (None: the rank's whole share); smaller ones are accumulated and give the same step.
     steps: optimizer steps.
@@ -50,6 +57,7 @@ class PretrainConfig:
     seed: int = 0
     window: int = 128
     windows: Windows = "fixed"
+    reading: Reading = field(default_factory=Reading)
     global_batch: int = 32
     micro_batch: int | None = None
     steps: int = 1000

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from glomo_dist.data import Address, Place
 from glomo_dist.pretrain import run_folder, worker
 from glomo_dist.pretrain.config import PretrainConfig
 from glomo_dist.pretrain.ranks import cores, started_by_torchrun
@@ -22,11 +23,11 @@ from glomo_dist.runtime.progress import say
 
 def pretrain(
     config: PretrainConfig,
-    data: str | Path,
+    data: str | Place,
     out: str | Path,
     ranks: int = 1,
     *,
-    valid: str | Path | None = None,
+    valid: str | Place | None = None,
     restarts: int = 0,
 ) -> Path:
     """Train on the shards in `data` into the run folder `out` and return it; the model is then in out/model.
@@ -50,7 +51,12 @@ def pretrain(
         pass  # fails here, at once, if another run is at work; rank 0 takes the lock for good
     with tempfile.TemporaryDirectory(prefix="glomo-pretrain-") as scratch:
         job_file, error_file = Path(scratch, "job.json"), Path(scratch, "error.json")
-        value = {"config": to_dict(config), "data": str(data), "out": str(out), "valid": valid and str(valid)}
+        value = {
+            "config": to_dict(config),
+            "data": _spelt(data),
+            "out": str(out),
+            "valid": valid and _spelt(valid),
+        }
         files.write_json(job_file, value)
         code = _torchrun(ranks, restarts, ["--job", str(job_file), "--errors", str(error_file)])
         if error_file.exists():
@@ -62,6 +68,11 @@ def pretrain(
             "Run the same command again to continue from the last checkpoint."
         )
     return job.out
+
+
+def _spelt(folder: str | Place) -> str:
+    """In full: as text an address hides what opens it."""
+    return folder.url if isinstance(folder, Address) else str(folder)
 
 
 def _end_with_parent() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import shutil
 import time
 from collections.abc import Sequence
@@ -13,7 +15,7 @@ import torch
 
 from glomo_dist.data import Stream
 from glomo_dist.model import Glomo, save_model
-from glomo_dist.pretrain import checkpoint, run_folder
+from glomo_dist.pretrain import checkpoint, feed, run_folder
 from glomo_dist.pretrain.engine import average_buffers, build_engine, set_learning_rate, whole_state
 from glomo_dist.pretrain.hooks import Hook, open_hooks
 from glomo_dist.pretrain.ranks import Ranks
@@ -65,6 +67,7 @@ def train(job: Job, ranks: Ranks) -> None:
         global_batch=config.global_batch,
         rank=ranks.rank,
         world=ranks.world,
+        reading=config.reading,
     )
     hooks = open_hooks(job.out, state.step, config.steps) if ranks.first else ()
     try:
@@ -80,7 +83,7 @@ def _steps(job: Job, ranks: Ranks, engine: Any, stream: Stream, state: State, ho
     valid = _valid_batches(job, ranks)
     clock = Clock(ranks.device)
     began = time.perf_counter()
-    batches = stream.iterate(state.step)
+    batches = feed.batches(stream, ranks, state.step, job.out, config.reading.max_bad_shards)
     while state.step < config.steps and not exhausted(config, state.plateau):
         # Dropout is a function of the step as well, so that resuming needs no random state.
         torch.manual_seed(derive_seed(config.seed, "step", state.step, ranks.rank))
@@ -124,8 +127,10 @@ def _valid_batches(job: Job, ranks: Ranks) -> list[Any]:
         global_batch=job.config.global_batch,
         rank=ranks.rank,
         world=ranks.world,
+        reading=job.config.reading,
     )
-    return [stream.batch(i) for i in range(job.config.valid_batches)]
+    with contextlib.closing(stream.iterate()) as batches:
+        return list(itertools.islice(batches, job.config.valid_batches))
 
 
 def _row(

@@ -1,6 +1,7 @@
 """What a run folder is, what it must agree with before a run goes on in it, and who may write to it.
 
 RUN/config.json   resolved configuration, fingerprints of the shards and tokenizer, number of ranks
+RUN/quarantine.json  shards that are set aside, see feed.py
 RUN/log.jsonl     one row per logged step
 RUN/checkpoints/  see checkpoint.py
 RUN/tensorboard/
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glomo_dist.data import PixelTokenizer, ShardIndex, Tokenizer
+from glomo_dist.data import PixelTokenizer, Place, ShardIndex, Tokenizer, exists, place
 from glomo_dist.pretrain.config import FREE_TO_CHANGE, PretrainConfig, accumulation
 from glomo_dist.pretrain.engine import extra_settings
 from glomo_dist.runtime import files
@@ -34,7 +35,7 @@ class Job:
     """A run with everything resolved: what the ranks need to begin."""
 
     config: PretrainConfig
-    data: Path
+    data: Place
     out: Path
     index: ShardIndex
     valid_index: ShardIndex | None
@@ -42,11 +43,11 @@ class Job:
 
 
 def resolve(
-    config: PretrainConfig, data: str | Path, out: str | Path, valid: str | Path | None = None
+    config: PretrainConfig, data: str | Place, out: str | Path, valid: str | Place | None = None
 ) -> Job:
     """Read the shards' index and tokenizer, fill in what the configuration left to them, check the rest."""
-    data, out = Path(data), Path(out)
-    if not (data / "index.json").exists() and (data / "train" / "index.json").exists():
+    data, out = place(data), Path(out)
+    if not exists(data / "index.json") and exists(data / "train" / "index.json"):
         # prepared with a validation share: one folder holds both parts
         valid = data / "valid" if valid is None and config.valid_every else valid
         data = data / "train"

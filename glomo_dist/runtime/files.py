@@ -58,13 +58,22 @@ def read_json(path: str | Path) -> Any:
     """Parsed JSON; a missing or malformed file is a `DataError` that names it and the line."""
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path} does not exist.") from None
+    return parse_json(content, str(path))
+
+
+def parse_json(content: bytes, where: str) -> Any:
+    """Parsed JSON of the file `where`; DataError naming it and the line if it is not JSON."""
+    try:
+        return json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as e:
-        raise DataError(f"{path} is not UTF-8 text (byte {e.start}).") from None
+        raise DataError(f"{where} is not UTF-8 text (byte {e.start}).") from None
     except json.JSONDecodeError as e:
-        raise DataError(f"{path}, line {e.lineno}: not valid JSON ({e.msg}).") from None
+        raise DataError(f"{where}, line {e.lineno}: not valid JSON ({e.msg}).") from None
+    except RecursionError:
+        raise DataError(f"{where}: JSON that is nested too deeply.") from None
 
 
 @contextlib.contextmanager

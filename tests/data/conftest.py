@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
+from moto.server import ThreadedMotoServer
 from shard_samples import MakeShards
 
 from glomo_dist.data.index import ShardIndex
@@ -38,3 +42,20 @@ def shared() -> Path:
     if not (folder / "text").is_dir():
         pytest.skip(f"no data sets at {folder} (set GLOMO_TEST_DATA to a folder with them)")
     return folder
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Any]:
+    """An S3 server on the loopback, and a file system that talks to it."""
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    names = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+    names["AWS_ENDPOINT_URL"] = f"http://{host}:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in names.items():
+            patch.setenv(name, value)
+        filesystem = fsspec.filesystem("s3", skip_instance_cache=True)
+        filesystem.mkdir("corpus")
+        yield filesystem
+    server.stop()

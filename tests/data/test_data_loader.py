@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -13,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from shard_samples import MakeShards
 
-from glomo_dist.data import Batch, ShardIndex, Stream, read_sample
-from glomo_dist.runtime.errors import ConfigError, ShardError
+from glomo_dist.data import BadShard, Batch, Reading, ShardIndex, Stream, read_sample
+from glomo_dist.data.cache import default_folder
+from glomo_dist.runtime.errors import ConfigError
 
 LENGTHS = [3, 1, 0, 700, 5, 90, 1, 9, 12, 40, 8, 8]
 
@@ -94,7 +96,7 @@ def test_stopped_on_4_ranks_and_resumed_on_2_nothing_is_lost_or_repeated(index: 
 
 
 def test_iterating_is_asking_for_each_step(index: ShardIndex) -> None:
-    batches = stream(index, prefetch=3).iterate(7)
+    batches = stream(index, reading=Reading(prefetch=3, readers=2)).iterate(7)
     for step in range(7, 20):
         assert rows(next(batches)) == rows(stream(index).batch(step))
     batches.close()
@@ -105,41 +107,31 @@ def prefetch_threads() -> list[threading.Thread]:
 
 
 def test_closing_ends_the_thread(index: ShardIndex) -> None:
-    batches = stream(index, prefetch=1).iterate()
+    batches = stream(index, reading=Reading(prefetch=1, readers=0)).iterate()
     next(batches)
     assert prefetch_threads()
     batches.close()
     assert not prefetch_threads()
 
 
-def test_errors_of_the_thread_are_raised_after_the_batches_before_it(index: ShardIndex) -> None:
-    s = stream(index)
-    broken = int(s.order.pieces(torch.arange(60, 66).numpy()).sample[0])  # a sample needed in step 10
-    first = min(step for step in range(11) if broken in s.batch(step).pieces.sample.tolist())
-    shard = index.shards[int(index.shard_of_sample[broken])]
-    with open(index.folder / shard.name, "r+b") as f:
-        f.seek(int(index.offsets[broken]))
-        f.write(bytes(512))
-    batches: Iterator[Batch] = stream(index).iterate()
+@pytest.mark.parametrize("readers", [0, 1, 3])
+def test_a_bad_shard_is_an_error_after_the_batches_before_it(index: ShardIndex, readers: int) -> None:
+    s = stream(index, reading=Reading(readers=readers))
+    needed = [{key.shard for row in s.keys(s.batch(step)) for key in row} for step in range(12)]
+    shard = next(iter(needed[9] - set.union(*needed[:3])), None) or next(iter(needed[5]))
+    first = min(step for step in range(12) if shard in needed[step])
+    path = index.folder / shard
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    shutil.rmtree(default_folder())  # it has been checked before
+    batches: Iterator[Batch] = s.iterate()
     for step in range(first):
         assert next(batches).ids.tolist() == list(range(6 * step, 6 * step + 6))
-    with pytest.raises(ShardError, match=rf"{shard.name}, key {broken:09d}"):
+    with pytest.raises(BadShard, match=f"{shard}.*damaged") as error:
         next(batches)
+    assert index.shards[error.value.shard].name == shard
     assert not prefetch_threads()
-
-
-def test_a_long_sample_is_read_once(index: ShardIndex) -> None:
-    """The file may go once its samples are in the cache, and a cache of no size asks for it again."""
-    kept, forgetful = stream(index), stream(index, cache_bytes=0)
-    steps = range(kept.order.per_epoch // 6 + 1)
-    before = [rows(kept.batch(step)) for step in steps]
-    assert [rows(forgetful.batch(step)) for step in steps] == before
-    for shard in index.shards:
-        (index.folder / shard.name).unlink()
-    assert [rows(kept.batch(step)) for step in steps] == before
-    with pytest.raises(ShardError, match="cannot be read"):
-        for step in steps:
-            forgetful.batch(step)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +143,6 @@ def test_a_long_sample_is_read_once(index: ShardIndex) -> None:
         ),
         ({"global_batch": 0}, "not a positive multiple"),
         ({"rank": 2, "world": 2}, "rank must be in 0..1"),
-        ({"prefetch": 0}, "prefetch"),
         ({"window": 1}, "window"),
     ],
 )

@@ -15,7 +15,8 @@ import pytest
 import webdataset
 from shard_samples import MakeShards
 
-from glomo_dist.data.index import ShardIndex, read_metadata, read_sample, sample_key
+from glomo_dist.data.index import ShardIndex, read_metadata, read_sample
+from glomo_dist.data.tarsamples import sample_key
 from glomo_dist.data.text import WordTokenizer
 from glomo_dist.runtime.errors import ShardError
 from glomo_dist.runtime.files import sha256_file
@@ -171,7 +172,7 @@ DAMAGE = {
     "float ids": (NPY, npy(np.zeros(5, np.float16)), r"expected unsigned integers \[n\], got float16 \[5\]"),
     "signed ids": (NPY, npy(np.zeros(5, np.int16)), "got int16"),
     "a table": (NPY, npy(np.zeros((5, 1), np.uint16)), r"got uint16 \[5, 1\]"),
-    "cut ids": (NPY, npy(np.zeros(5, np.uint64)), "10 bytes of ids, 5 uint64 were promised"),
+    "wide ids": (NPY, npy(np.zeros(5, np.uint64)), "expected uint16, the smallest for 1000 ids, got uint64"),
     "a huge table": (
         NPY,
         npy(np.zeros(5, np.uint16)).replace(b"(5,), }    ", b"(1 << 40,)}"),

@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from moto.server import ThreadedMotoServer
 
 from glomo_dist.data.files import find_files, open_seekable
 from glomo_dist.data.sources import TEXT_SUFFIXES, documents
@@ -121,23 +120,6 @@ def test_http_with_the_packing_decided_by_the_ending(web: tuple[Path, str]) -> N
     assert texts(f"{address}/t.parquet") == ["from a table"]
     with pytest.raises(DataError, match=r"missing\.jsonl"):
         texts(f"{address}/missing.jsonl")
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[Any]:
-    """An S3 server on the loopback, and a file system that talks to it."""
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    names = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
-    names["AWS_ENDPOINT_URL"] = f"http://{host}:{port}"
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in names.items():
-            patch.setenv(name, value)
-        filesystem = fsspec.filesystem("s3", skip_instance_cache=True)
-        filesystem.mkdir("corpus")
-        yield filesystem
-    server.stop()
 
 
 def test_s3_files_folders_and_patterns(bucket: Any) -> None:

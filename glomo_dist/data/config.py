@@ -1,0 +1,36 @@
+"""How shards are read; nothing here changes what is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from glomo_dist.runtime.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Readers, cache, and what happens when a shard cannot be read.
+
+    readers: processes per rank that read ahead; 0: a thread of the rank itself.
+    prefetch: batches per rank that are ready or being read.
+    cache: folder for the checked ids of shards, shared by the ranks and runs of a machine (None: glomo/shards in the
+        user's cache folder).
+    cache_gb: 10^9 bytes that it may take.
+    retry_seconds: how long it is tried to get a shard from an address before it counts as bad.
+    max_bad_shards: bad shards that are set aside, with other samples in their place; one more ends the run.
+    """
+
+    readers: int = 2
+    prefetch: int = 4
+    cache: str | None = None
+    cache_gb: float = 20.0
+    retry_seconds: float = 120.0
+    max_bad_shards: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in {"readers": 0, "prefetch": 1, "max_bad_shards": 0}.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"reading.{name} must be at least {least}, got {getattr(self, name)}.")
+        for name in ("cache_gb", "retry_seconds"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"reading.{name} must be positive, got {getattr(self, name)}.")

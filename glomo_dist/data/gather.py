@@ -1,0 +1,168 @@
+"""Rows of ids from shards: the shards through the cache, the rows by one copy per window."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from glomo_dist.data.cache import Ids, ShardCache, default_folder
+from glomo_dist.data.config import Reading
+from glomo_dist.data.decode import Layout, decode
+from glomo_dist.data.places import Address, Place, attempts, open_place
+from glomo_dist.data.ragged import ranges
+from glomo_dist.data.tarsamples import id_dtype
+from glomo_dist.runtime.errors import DataError, GlomoError, ShardError
+
+_OPEN = 16  # shards kept open: two blocks of the order
+_LONG = 256  # units; longer windows are copied one by one, shorter ones all at once
+
+
+class BadShard(ShardError):
+    """A shard that cannot be had, or not as the index describes it, after all attempts. shard: its number."""
+
+    def __init__(self, message: str, shard: int = -1) -> None:
+        super().__init__(message)
+        self.shard = shard
+
+
+class Request(NamedTuple):
+    """Which ids go where, for a matrix of `rows` x `width`. int64 [n] each.
+
+    shard: number; start: of the window among all ids of the shard; length; place: in the flattened matrix.
+    """
+
+    rows: int
+    width: int
+    shard: np.ndarray
+    start: np.ndarray
+    length: np.ndarray
+    place: np.ndarray
+
+
+@dataclass(frozen=True)
+class Library:
+    """The shards of a folder, as a reader knows them: their names, and the sizes they have all in common."""
+
+    folder: Place
+    names: tuple[str, ...]
+    vocab_size: int
+    reading: Reading
+
+    def to_json(self) -> dict[str, Any]:
+        remote = isinstance(self.folder, Address)
+        folder = self.folder.url if isinstance(self.folder, Address) else str(self.folder)
+        return {**asdict(self), "folder": folder, "remote": remote}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Library:
+        folder = Address(value["folder"]) if value["remote"] else Path(value["folder"])
+        return cls(folder, tuple(value["names"]), value["vocab_size"], Reading(**value["reading"]))
+
+
+class Gatherer:
+    """Answers requests from shards that it keeps open.
+
+    layout: gives the index's layout of a shard that is opened.
+    """
+
+    def __init__(self, library: Library, layout: Callable[[int], Layout]) -> None:
+        self._library, self._layout = library, layout
+        reading = library.reading
+        folder = Path(reading.cache) if reading.cache is not None else default_folder()
+        # another process may be making the shard that this one needs: it has its own time for it
+        self._cache = ShardCache(folder, int(reading.cache_gb * 1e9), 2 * reading.retry_seconds + 60)
+        self._open: OrderedDict[int, Ids] = OrderedDict()
+        self._in_use = -1
+
+    def gather(self, request: Request) -> np.ndarray:
+        """Ids [rows, width] in the type they are stored in, zero where nothing was asked for.
+
+        Raises BadShard, or GlomoError where the cache cannot be used.
+        """
+        matrix = np.zeros((request.rows, request.width), id_dtype(self._library.vocab_size))
+        for shard in np.unique(request.shard).tolist():
+            chosen = np.flatnonzero(request.shard == shard)
+            for _ in range(3):
+                held = self._shard(shard)
+                _copy(held.ids, matrix.reshape(-1), *(a[chosen] for a in request[3:]))
+                if not held.changed():
+                    break
+                self._open.pop(shard).close()  # written to since it was checked: check again what it is now
+            else:
+                raise GlomoError(
+                    f"the cache of shard {self._library.names[shard]} is being written to by something else. Use "
+                    "another folder (reading.cache)."
+                )
+        return matrix
+
+    def close(self) -> None:
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def _shard(self, number: int) -> Ids:
+        self._in_use = number
+        if number in self._open:
+            self._open.move_to_end(number)
+            return self._open[number]
+        while len(self._open) >= _OPEN:
+            self._release()
+        layout = self._layout(number)
+        held = self._cache.open(
+            layout.key(),
+            id_dtype(layout.vocab_size),
+            int(layout.lengths.sum()),
+            lambda file: self._make(number, layout, file),
+            self._release,
+        )
+        self._open[number] = held
+        return held
+
+    def _release(self) -> bool:
+        """Close the shard that was not used for longest."""
+        if not self._open:
+            return False
+        self._open.popitem(last=False)[1].close()
+        return True
+
+    def _make(self, number: int, layout: Layout, file: BinaryIO) -> bytes:
+        place = self._library.folder / self._library.names[number]
+
+        def attempt(until: float) -> bytes:
+            file.seek(0)
+            digest = hashlib.sha256()
+
+            def write(ids: bytes) -> None:
+                digest.update(ids)
+                file.write(ids)
+
+            source = open_place(place, layout.bytes)
+            try:
+                decode(source, layout, place, write, until if isinstance(place, Address) else float("inf"))
+            finally:
+                source.close()
+            return digest.digest()
+
+        began = time.monotonic()
+        try:
+            return attempts(attempt, place, self._library.reading.retry_seconds)
+        except DataError as e:
+            waited = time.monotonic() - began
+            raise BadShard(f"{e}" + (f" ({waited:.0f} s)" if waited > 1 else ""), number) from e
+
+
+def _copy(
+    ids: np.ndarray, flat: np.ndarray, start: np.ndarray, length: np.ndarray, place: np.ndarray
+) -> None:
+    """flat[place : place + length] = ids[start : start + length] for each window."""
+    if len(length) * _LONG < length.sum():
+        for a, n, b in zip(start.tolist(), length.tolist(), place.tolist(), strict=True):
+            flat[b : b + n] = ids[a : a + n]
+    else:
+        flat[ranges(place, length)] = ids[ranges(start, length)]

@@ -1,0 +1,171 @@
+"""Where shards lie: a local folder, or an address (http, https, s3, ...) read through fsspec with retries."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+from glomo_dist.data.files import describe
+from glomo_dist.runtime.errors import ConfigError, DataError, ShardError
+from glomo_dist.runtime.progress import say
+
+T = TypeVar("T")
+
+SCHEMES = ("http", "https", "s3", "gs", "gcs", "abfs", "az", "memory")
+_BLOCK = 16 << 20  # bytes asked for in one request, where the protocol has requests for parts
+_FIRST_WAIT, _LONGEST_WAIT = 0.25, 30.0  # seconds
+_STALL = 30.0  # seconds without a byte after which a connection is given up
+_PASSING = {408, 425, 429}  # of the HTTP codes 4xx, those worth another attempt
+
+
+@dataclass(frozen=True)
+class Address:
+    """A remote folder. `address / name` is a file in it; a query (`?token=...`) stays at the end.
+
+    As text it has no query and no password, so that it can be shown and stored.
+    """
+
+    url: str
+
+    def __truediv__(self, name: str) -> Address:
+        base, mark, query = self.url.partition("?")
+        return Address(f"{base.rstrip('/')}/{name}{mark}{query}")
+
+    def __str__(self) -> str:
+        return re.sub(r"(://)[^/@]*@", r"\1", self.url.partition("?")[0])
+
+    def resolve(self) -> Address:
+        return self
+
+
+Place: TypeAlias = Path | Address
+
+
+def place(text: str | Path | Address) -> Place:
+    """A local folder or an address; ConfigError for what is neither (`pipe:`, chained file systems, ...)."""
+    if not isinstance(text, str):
+        return text
+    scheme, colon, _ = text.partition(":")
+    if not colon or not re.fullmatch(r"[A-Za-z][\w+.-]*", scheme) or Path(text).exists():
+        return Path(text)
+    if scheme == "file" and text.startswith("file://"):
+        return Path(text.removeprefix("file://"))
+    if scheme not in SCHEMES or not text.startswith(f"{scheme}://") or "::" in text:
+        raise ConfigError(
+            f"{text}: not a place for shards. Give a folder, or an address that begins with one of "
+            f"{', '.join(f'{s}://' for s in SCHEMES)}; nothing else is opened or executed."
+        )
+    return Address(text)
+
+
+class Source(Protocol):
+    """A file being read front to back."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+def open_place(file: Place, size: int | None = None) -> Source:
+    """The bytes of `file`. size: that it should have, which spares asking for it. May raise anything."""
+    if isinstance(file, Path):
+        return open(file, "rb")
+    import fsspec  # with what it needs for a protocol, slow to import
+
+    protocol = file.url.partition("://")[0]
+    if protocol in ("http", "https"):
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_STALL, sock_read=_STALL)
+        options: dict[str, Any] = {"client_kwargs": {"timeout": timeout}}
+    elif protocol == "s3":
+        options = {
+            "config_kwargs": {
+                "connect_timeout": _STALL,
+                "read_timeout": _STALL,
+                "retries": {"max_attempts": 1},
+            }
+        }
+    else:
+        options = {}
+    filesystem, path = fsspec.core.url_to_fs(file.url, **options)
+    if protocol in ("http", "https"):
+        return filesystem.open(path, block_size=0, size=size or 1)  # one request, read as it comes
+    return filesystem.open(path, "rb", block_size=_BLOCK, cache_type="readahead")
+
+
+def read_place(file: Place, retry_seconds: float) -> bytes:
+    """All bytes of a small file (index, tokenizer). Raises DataError naming it."""
+
+    def attempt(until: float) -> bytes:
+        source = open_place(file)
+        try:
+            parts = []
+            while part := source.read(1 << 20):
+                parts.append(part)
+                in_time(until)
+            return b"".join(parts)
+        finally:
+            source.close()
+
+    return attempts(attempt, file, retry_seconds)
+
+
+def exists(file: Place) -> bool:
+    """Whether `file` is there; True also where that cannot be found out, as reading it will tell why."""
+    if isinstance(file, Path):
+        return file.exists()
+    try:
+        open_place(file).close()
+    except FileNotFoundError:
+        return False
+    except Exception:  # any other trouble is reported, and tried again, by those who read the file
+        return True
+    return True
+
+
+def in_time(until: float) -> None:
+    """Raise TimeoutError after the monotonic time `until`: a server may send a byte now and then for ever."""
+    if time.monotonic() > until:
+        raise TimeoutError("not complete in the time given")
+
+
+def attempts(attempt: Callable[[float], T], file: Place, retry_seconds: float) -> T:
+    """`attempt(until)` until it succeeds; `until`, in monotonic seconds, is `retry_seconds` from now.
+
+    What may pass (no connection, a server in trouble, cut or wrong bytes) is tried again at an address, after a
+    wait that doubles, times a random number so that many readers do not come back together. What is final (no
+    such file, no permission), or local, is not. Raises ShardError (as `attempt` did) or DataError, naming `file`.
+    """
+    until = time.monotonic() + retry_seconds
+    wait, number = _FIRST_WAIT, 0
+    while True:
+        number += 1
+        try:
+            return attempt(until)
+        except Exception as e:  # a file system driver may raise anything
+            pause = min(wait, _LONGEST_WAIT) * random.uniform(0.5, 1.0)
+            if isinstance(file, Path) or _final(e) or time.monotonic() + pause > until:
+                tried = "" if number == 1 else f" ({number} attempts in {retry_seconds:g} s)"
+                if isinstance(e, DataError):
+                    raise type(e)(f"{e}{tried}") from None
+                if isinstance(e, FileNotFoundError):
+                    raise DataError(f"{file} does not exist.") from None
+                raise DataError(f"{file} cannot be read{tried}: {describe(e)}.") from e
+            say(f"WARNING: {file}: {describe(e)}; attempt {number}, again in {pause:.1f} s")
+            time.sleep(pause)
+            wait *= 2
+
+
+def _final(e: Exception) -> bool:
+    if isinstance(e, ShardError):  # wrong bytes: they may have been damaged on the way
+        return False
+    if isinstance(e, (FileNotFoundError, PermissionError, IsADirectoryError, DataError, ImportError)):
+        return True
+    status = getattr(e, "status", None)
+    return isinstance(status, int) and 400 <= status < 500 and status not in _PASSING

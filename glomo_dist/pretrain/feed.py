@@ -1,0 +1,125 @@
+"""The batches of a run, with bad shards set aside by all ranks at the same step.
+
+RUN/quarantine.json names the shards that are set aside and the step from which other samples take their place
+(`Stream.set_aside`). It is written before that step is taken, so a run that is resumed does the same again; who
+wants a shard back in a resumed run deletes the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from glomo_dist.data import BadShard, Batch, Stream
+from glomo_dist.pretrain.ranks import Ranks
+from glomo_dist.runtime import files
+from glomo_dist.runtime.errors import DataError, ShardError
+from glomo_dist.runtime.progress import say
+
+QUARANTINE = "quarantine.json"
+FORMAT, VERSION = "glomo-quarantine", 1
+
+
+def batches(stream: Stream, ranks: Ranks, from_step: int, out: Path, limit: int) -> Iterator[Batch]:
+    """This rank's batches of step `from_step`, `from_step` + 1, ...; every rank must take them together.
+
+    limit: shards that may be set aside (`reading.max_bad_shards`); with 0 the first bad one is raised, by the rank
+    that met it. Raises ShardError on all ranks when there are more.
+    """
+    path = out / QUARANTINE
+    entries: list[dict[str, Any]] = ranks.from_first(lambda: _read(path, stream, limit))
+    for entry in entries:
+        stream.set_aside(entry["shard"], entry["from_step"])
+    step = from_step
+    source = stream.iterate(step)
+    try:
+        while True:
+            batch, bad, error = None, None, None
+            try:
+                batch = next(source)
+            except BadShard as e:
+                bad = e
+            except Exception as e:  # raised below, after the sum in which the others wait
+                error = e
+            if limit and ranks.sum([bad is not None])[0]:
+                source.close()
+                entries = _set_aside(entries, stream, ranks, step, bad, path, limit)
+                source = stream.iterate(step)
+                if error is None:
+                    continue
+            if bad is not None:
+                raise ShardError(str(bad)) from bad
+            if error is not None:
+                raise error
+            assert batch is not None
+            yield batch
+            step += 1
+    finally:
+        source.close()
+
+
+def _set_aside(
+    entries: list[dict[str, Any]], stream: Stream, ranks: Ranks, step: int, bad: BadShard | None, path: Path,
+    limit: int,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """`entries` and the shards that ranks could not read for `step`, on disk and in the stream of every rank."""
+    found: list[Any] = [None] * ranks.world
+    dist.all_gather_object(found, None if bad is None else (bad.shard, str(bad)))
+    reasons = dict(sorted(item for item in found if item is not None))
+    entries = [*entries, *(_entry(stream, shard, step, reason) for shard, reason in reasons.items())]
+    if len(entries) > limit:
+        raise ShardError(
+            f"{len(entries)} bad shards are more than the {limit} that may be set aside "
+            f"(reading.max_bad_shards): {'; '.join(reasons.values())}"
+        )
+    for shard in reasons:
+        stream.set_aside(shard, step)
+
+    def record() -> None:
+        files.write_json(path, {"format": FORMAT, "version": VERSION, "shards": entries})
+        for entry in entries[-len(reasons) :]:
+            say(
+                f"WARNING: set aside from step {step + 1} on, {len(entries)} of at most {limit}: {entry['name']} "
+                f"with {entry['samples']:,} samples ({entry['units']:,} units). {entry['reason']}"
+            )
+
+    ranks.from_first(record)
+    return entries
+
+
+def _entry(stream: Stream, shard: int, step: int, reason: str) -> dict[str, Any]:
+    found = stream.index.shards[shard]
+    return {
+        "name": found.name,
+        "shard": shard,
+        "from_step": step,
+        "samples": found.samples,
+        "units": found.tokens,
+        "reason": reason,
+    }
+
+
+def _read(path: Path, stream: Stream, limit: int) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    value = files.read_json(path)
+    try:
+        if (value["format"], value["version"]) != (FORMAT, VERSION):
+            raise ValueError(f"format {value['format']!r} {value['version']!r}")
+        entries = [{**entry, "from_step": int(entry["from_step"])} for entry in value["shards"]]
+        for entry in entries:
+            if stream.index.shards[entry["shard"]].name != entry["name"]:
+                raise ValueError(f"shard {entry['shard']} is not {entry['name']!r}")
+    except (KeyError, TypeError, ValueError, IndexError) as e:
+        raise DataError(
+            f"{path}: not a list of shards that were set aside ({e}). Delete it to begin with none."
+        ) from None
+    if len(entries) > limit:
+        raise ShardError(
+            f"{path} names {len(entries)} shards that this run has set aside, reading.max_bad_shards allows {limit}. "
+            "Allow as many, or delete the file to read them again."
+        )
+    return entries

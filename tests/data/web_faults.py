@@ -1,0 +1,135 @@
+"""An HTTP server on the loopback that serves a folder and does wrong what it is told to do wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+Fault = Callable[["Handler", bytes], None]
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """By file name: `faults` of the next requests, one each; `always` for every request; how often it was `asked` for."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.folder = folder
+        self.faults: dict[str, list[Fault]] = {}
+        self.always: dict[str, Fault] = {}
+        self.asked: Counter[str] = Counter()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        name = self.path.partition("?")[0].lstrip("/")
+        self.server.asked[name] += 1
+        path = self.server.folder / name.removeprefix("moved/")
+        waiting = self.server.faults.get(name, [])
+        fault = waiting.pop(0) if waiting else self.server.always.get(name)
+        with contextlib.suppress(ConnectionError):
+            if not path.is_file():
+                return self.send_error(404)
+            content = path.read_bytes()
+            if fault is not None:
+                return fault(self, content)
+            answer(self, content)
+        return None
+
+
+def answer(handler: Handler, content: bytes, *, claim: int | None = None, code: int = 200) -> None:
+    handler.send_response(code)
+    handler.send_header("Content-Length", str(len(content) if claim is None else claim))
+    handler.end_headers()
+    handler.wfile.write(content)
+
+
+def server_error(handler: Handler, content: bytes) -> None:
+    answer(handler, b"try later", code=503)
+
+
+def cut_body(handler: Handler, content: bytes) -> None:
+    answer(handler, content[: len(content) // 2], claim=len(content))
+    handler.close_connection = True
+
+
+def cut_without_saying(handler: Handler, content: bytes) -> None:
+    answer(handler, content[: len(content) // 2])
+
+
+def wrong_bytes(handler: Handler, content: bytes) -> None:
+    damaged = bytearray(content)
+    damaged[len(content) // 3] ^= 1
+    answer(handler, bytes(damaged))
+
+
+def too_long(handler: Handler, content: bytes) -> None:
+    answer(handler, content + bytes(4096))
+
+
+def html(handler: Handler, content: bytes) -> None:
+    answer(handler, b"<!DOCTYPE html><title>Please sign in</title>")
+
+
+def redirect(handler: Handler, content: bytes) -> None:
+    handler.send_response(302)
+    handler.send_header("Location", f"/moved{handler.path}")
+    handler.send_header("Content-Length", "0")
+    handler.end_headers()
+
+
+def redirect_to_file(handler: Handler, content: bytes) -> None:
+    handler.send_response(302)
+    handler.send_header("Location", "file:///etc/passwd")
+    handler.send_header("Content-Length", "0")
+    handler.end_headers()
+
+
+def stall(handler: Handler, content: bytes) -> None:
+    answer(handler, content[:1000], claim=len(content))
+    time.sleep(20)
+
+
+def trickle(handler: Handler, content: bytes) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(content)))
+    handler.end_headers()
+    for at in range(len(content)):
+        handler.wfile.write(content[at : at + 1])
+        handler.wfile.flush()
+        time.sleep(0.05)
+
+
+def hang_up(handler: Handler, content: bytes) -> None:
+    handler.close_connection = True
+
+
+def no_permission(handler: Handler, content: bytes) -> None:
+    answer(handler, b"no", code=403)
+
+
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[Server]:
+    server = Server(folder)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
