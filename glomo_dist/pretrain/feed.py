@@ -16,7 +16,7 @@ import torch.distributed as dist
 from glomo_dist.data import BadShard, Batch, Stream
 from glomo_dist.pretrain.ranks import Ranks
 from glomo_dist.runtime import files
-from glomo_dist.runtime.errors import DataError, ShardError
+from glomo_dist.runtime.errors import DataError, GlomoError, ShardError
 from glomo_dist.runtime.progress import say
 
 QUARANTINE = "quarantine.json"
@@ -26,8 +26,8 @@ FORMAT, VERSION = "glomo-quarantine", 1
 def batches(stream: Stream, ranks: Ranks, from_step: int, out: Path, limit: int) -> Iterator[Batch]:
     """This rank's batches of step `from_step`, `from_step` + 1, ...; every rank must take them together.
 
-    limit: shards that may be set aside (`reading.max_bad_shards`); with 0 the first bad one is raised, by the rank
-    that met it. Raises ShardError on all ranks when there are more.
+    limit: shards that may be set aside (`reading.max_bad_shards`). Raises, on all ranks, ShardError for one more, or
+    the GlomoError of a rank whose readers failed otherwise.
     """
     path = out / QUARANTINE
     entries: list[dict[str, Any]] = ranks.from_first(lambda: _read(path, stream, limit))
@@ -37,23 +37,16 @@ def batches(stream: Stream, ranks: Ranks, from_step: int, out: Path, limit: int)
     source = stream.iterate(step)
     try:
         while True:
-            batch, bad, error = None, None, None
+            batch, trouble = None, None
             try:
                 batch = next(source)
-            except BadShard as e:
-                bad = e
-            except Exception as e:  # raised below, after the sum in which the others wait
-                error = e
-            if limit and ranks.sum([bad is not None])[0]:
+            except GlomoError as e:
+                trouble = e
+            if ranks.sum([trouble is not None])[0]:
                 source.close()
-                entries = _set_aside(entries, stream, ranks, step, bad, path, limit)
+                entries = _set_aside(entries, stream, ranks, step, trouble, path, limit)
                 source = stream.iterate(step)
-                if error is None:
-                    continue
-            if bad is not None:
-                raise ShardError(str(bad)) from bad
-            if error is not None:
-                raise error
+                continue
             assert batch is not None
             yield batch
             step += 1
@@ -62,19 +55,21 @@ def batches(stream: Stream, ranks: Ranks, from_step: int, out: Path, limit: int)
 
 
 def _set_aside(
-    entries: list[dict[str, Any]], stream: Stream, ranks: Ranks, step: int, bad: BadShard | None, path: Path,
+    entries: list[dict[str, Any]], stream: Stream, ranks: Ranks, step: int, trouble: GlomoError | None, path: Path,
     limit: int,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """`entries` and the shards that ranks could not read for `step`, on disk and in the stream of every rank."""
     found: list[Any] = [None] * ranks.world
-    dist.all_gather_object(found, None if bad is None else (bad.shard, str(bad)))
-    reasons = dict(sorted(item for item in found if item is not None))
-    entries = [*entries, *(_entry(stream, shard, step, reason) for shard, reason in reasons.items())]
+    dist.all_gather_object(found, trouble)
+    errors = [error for error in found if error is not None]
+    for error in errors:
+        if not isinstance(error, BadShard):
+            raise error
+    reasons = {error.shard: str(error) for error in reversed(errors)}
+    entries = [*entries, *(_entry(stream, shard, step, reasons[shard]) for shard in sorted(reasons))]
     if len(entries) > limit:
-        raise ShardError(
-            f"{len(entries)} bad shards are more than the {limit} that may be set aside "
-            f"(reading.max_bad_shards): {'; '.join(reasons.values())}"
-        )
+        more = f"{len(entries)} bad shards, reading.max_bad_shards allows {limit}: " if limit else ""
+        raise ShardError(more + " ".join(entry["reason"] for entry in entries[-len(reasons) :]))
     for shard in reasons:
         stream.set_aside(shard, step)
 

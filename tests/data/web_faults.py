@@ -14,7 +14,7 @@ Fault = Callable[["Handler", bytes], None]
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """By file name: `faults` of the next requests, one each; `always` for every request; how often it was `asked` for."""
+    """By file name: `faults` of the next requests, one each; `always` for every one; how often it was `asked` for."""
 
     daemon_threads = True
 

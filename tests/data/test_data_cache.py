@@ -1,0 +1,173 @@
+"""The cache of checked ids: bounded, shared, and whole whatever is killed or damaged."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cache_jobs import use
+
+from glomo_dist.data.cache import ShardCache
+from glomo_dist.runtime.errors import GlomoError
+
+SIZE = 10_000
+WHOLE = SIZE + 32  # with its SHA-256
+
+
+def cache(folder: Path, files: int, patience: float = 20.0) -> ShardCache:
+    return ShardCache(folder, files * WHOLE, patience)
+
+
+def kept(folder: Path) -> list[str]:
+    return sorted(p.stem for p in folder.glob("*.ids"))
+
+
+@pytest.fixture
+def jobs() -> Iterator[list[subprocess.Popen[str]]]:
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for job in started:
+        job.kill()
+        job.wait()
+
+
+def start(
+    jobs: list[subprocess.Popen[str]], folder: Path, files: int, key: str, how: str
+) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, str(Path(__file__).with_name("cache_jobs.py"))]
+    command += [str(folder), str(files * WHOLE), key, str(SIZE), how]
+    jobs.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+    return jobs[-1]
+
+
+def test_what_was_used_longest_ago_goes_first(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    shards = cache(tmp_path / "cache", 3)
+    for key in ("a", "b", "c", "a", "d"):
+        use(shards, key, SIZE).close()
+        time.sleep(0.02)  # times of use are those of files
+    assert kept(tmp_path / "cache") == ["a", "c", "d"]
+    assert capfd.readouterr().out.split() == ["made", "a", "made", "b", "made", "c", "made", "d"]
+
+
+def test_what_is_in_use_stays(tmp_path: Path) -> None:
+    shards = cache(tmp_path, 2, patience=0.2)
+    held = use(shards, "a", SIZE)
+    for key in ("b", "c"):
+        use(shards, key, SIZE).close()
+    assert kept(tmp_path) == ["a", "c"]
+    other = use(shards, "c", SIZE)
+    with pytest.raises(GlomoError, match=r"may hold 20,064 bytes.*does not fit.*reading\.cache_gb"):
+        use(shards, "d", SIZE)
+    other.close()
+    use(shards, "d", SIZE).close()
+    assert kept(tmp_path) == ["a", "d"] and not list(tmp_path.glob("*.tmp"))
+    held.close()
+    with pytest.raises(GlomoError, match="does not fit"):
+        use(shards, "e", 3 * SIZE)
+
+
+def test_one_makes_it_and_the_others_wait(tmp_path: Path, jobs: list[subprocess.Popen[str]]) -> None:
+    several = [start(jobs, tmp_path, 4, "a", "once") for _ in range(4)]
+    said = [job.communicate(timeout=60)[0] for job in several]
+    assert sorted(said) == ["", "", "", "made a\n"] and not any(job.returncode for job in several)
+
+
+def test_killed_while_making(tmp_path: Path, jobs: list[subprocess.Popen[str]]) -> None:
+    for key in ("a", "b"):
+        job = start(jobs, tmp_path, 4, key, "slow")
+        assert job.stdout is not None and job.stdout.readline() == "making\n"
+        job.send_signal(signal.SIGKILL)
+        job.wait()
+    assert not kept(tmp_path) and len(list(tmp_path.glob("*.tmp"))) == 1, "b has removed what is left of a"
+    use(cache(tmp_path, 2), "a", SIZE).close()  # finds room too: what the killed ones left does not count
+    use(cache(tmp_path, 2), "c", SIZE).close()
+    assert kept(tmp_path) == ["a", "c"] and not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_process_that_hangs_is_not_waited_for_for_ever(
+    tmp_path: Path, jobs: list[subprocess.Popen[str]]
+) -> None:
+    job = start(jobs, tmp_path, 4, "a", "slow")
+    assert job.stdout is not None and job.stdout.readline() == "making\n"
+    with pytest.raises(GlomoError, match=r"another process has held .*a\.lock for 0\.3 s"):
+        use(cache(tmp_path, 4, patience=0.3), "a", SIZE)
+
+
+def test_what_another_process_holds_is_not_deleted(tmp_path: Path, jobs: list[subprocess.Popen[str]]) -> None:
+    job = start(jobs, tmp_path, 2, "a", "hold")
+    assert job.stdout is not None and [job.stdout.readline() for _ in range(2)] == ["made a\n", "holding\n"]
+    shards = cache(tmp_path, 2)
+    for key in ("b", "c", "d"):
+        use(shards, key, SIZE).close()
+    assert kept(tmp_path) == ["a", "d"]
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    for key in ("e", "f"):
+        use(shards, key, SIZE).close()
+    assert kept(tmp_path) == ["e", "f"]
+
+
+def test_many_processes_in_a_small_cache_and_some_killed(
+    tmp_path: Path, jobs: list[subprocess.Popen[str]]
+) -> None:
+    """Five processes in room for six of twelve shards; two are killed on the way. The bound holds throughout."""
+    working = [start(jobs, tmp_path, 6, str(seed), "loop") for seed in range(5)]
+    largest, killed = 0, 0
+    began = time.monotonic()
+    while any(job.poll() is None for job in working):
+        files = [p for p in (tmp_path.iterdir() if tmp_path.exists() else ()) if p.suffix in (".ids", ".tmp")]
+        sizes = []
+        for file in files:
+            try:
+                sizes.append(file.stat().st_size)
+            except FileNotFoundError:
+                continue
+        largest = max(largest, sum(sizes))
+        if killed < 2 and len(files) > 3:
+            working[killed].send_signal(signal.SIGKILL)
+            killed += 1
+        assert time.monotonic() - began < 60
+    assert [job.returncode for job in working[2:]] == [0, 0, 0]
+    # a listing is no snapshot: a file may be seen whose successor is seen as well
+    assert 3 * WHOLE < largest <= 8 * WHOLE
+    use(cache(tmp_path, 6), "new", SIZE).close()
+    assert sum(p.stat().st_size for p in tmp_path.iterdir()) <= 6 * WHOLE
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "longer", "empty", "hash"])
+def test_damage_is_found_and_mended(tmp_path: Path, damage: str, capfd: pytest.CaptureFixture[str]) -> None:
+    shards = cache(tmp_path, 4)
+    use(shards, "a", SIZE).close()
+    path = tmp_path / "a.ids"
+    content = bytearray(path.read_bytes())
+    if damage in ("flip", "hash"):
+        content[5000 if damage == "flip" else -1] ^= 1
+    path.write_bytes({"cut": content[:-1], "longer": content + b"x", "empty": b""}.get(damage, content))
+    use(shards, "a", SIZE).close()
+    said = capfd.readouterr()
+    assert "WARNING" in said.err and "a.ids was damaged" in said.err and said.out.count("made a") == 2
+
+
+def test_a_change_while_in_use_is_seen(tmp_path: Path) -> None:
+    held = use(cache(tmp_path, 4), "a", SIZE)
+    assert not held.changed()
+    before = os.stat(tmp_path / "a.ids")
+    time.sleep(0.02)  # times of files come in steps of a few milliseconds
+    with open(tmp_path / "a.ids", "r+b") as file:
+        file.write(b"\0")
+    os.utime(tmp_path / "a.ids", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert held.changed()
+    held.close()
+
+
+def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(GlomoError, match=r"cannot write to the cache .*file.*reading\.cache"):
+        ShardCache(tmp_path / "file" / "cache", 1, 1.0)

@@ -1,0 +1,91 @@
+"""Bad shards in a real run of two ranks: an error that names them, or set aside, and resumed exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from pretrain_samples import TINY, job, losses, rows, run_ranks, weights_hash, without_times, write_text
+
+from glomo_dist.data import Reading, prepare_text
+from glomo_dist.pretrain import PretrainConfig, run_folder
+
+pytestmark = pytest.mark.slow
+
+RUNS = {"fails": 0, "aside": 1, "resumed": 1}
+WINDOWS = ("random", "packed")
+
+
+def config(folder: Path, limit: int) -> PretrainConfig:
+    return dataclasses.replace(TINY, reading=Reading(cache=str(folder / "cache"), max_bad_shards=limit))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of which the second is damaged."""
+    folder = tmp_path_factory.mktemp("feed")
+    text = write_text(folder / "text.jsonl", documents=60)
+    made = prepare_text([str(text)], folder / "shards", vocab_size=50, shard_bytes=16_384)
+    path = made / "shard-00001.tar"
+    content = bytearray(path.read_bytes())
+    content[3000] ^= 1
+    path.write_bytes(content)
+    return made
+
+
+@pytest.fixture(scope="module")
+def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    jobs = [job(config(folder, RUNS[name]), shards, folder / name) for name in ("fails", "aside")]
+    jobs += [
+        job(dataclasses.replace(config(folder, 1), windows=windows), shards, folder / windows)  # type: ignore[arg-type]
+        for windows in WINDOWS
+    ]
+    (folder / "said").write_text(run_ranks(folder, jobs, 2))
+    return folder
+
+
+def test_the_first_bad_shard_ends_the_run_with_its_name(runs: Path) -> None:
+    error = (runs / "fails.error").read_text()
+    assert error.startswith("ShardError: shard ") and "shard-00001.tar" in error
+    assert not (runs / "fails" / "quarantine.json").exists()
+
+
+@pytest.mark.parametrize("run", ["aside", *WINDOWS])
+def test_a_shard_set_aside_is_recorded_with_its_samples(runs: Path, shards: Path, run: str) -> None:
+    value = json.loads((runs / run / "quarantine.json").read_text())
+    (entry,) = value["shards"]
+    index = run_folder.resolve(TINY, shards, runs / "x").index
+    assert (entry["name"], entry["shard"]) == ("shard-00001.tar", 1)
+    assert (entry["samples"], entry["units"]) == (index.shards[1].samples, index.shards[1].tokens)
+    assert "shard-00001.tar" in entry["reason"]
+    assert len(rows(runs / run)) == TINY.steps and run_folder.finished(runs / run)
+    assert (
+        f"set aside from step {entry['from_step'] + 1} on, 1 of at most 1: shard-00001.tar"
+        in (runs / "said").read_text()
+    )
+
+
+def test_resumed_with_a_shard_set_aside(runs: Path, shards: Path, tmp_path: Path) -> None:
+    """From the first checkpoint, with the record and without it: what was bad is bad again, at the same step."""
+    jobs = []
+    for name in ("with", "without", "less"):
+        copy = tmp_path / name
+        shutil.copytree(runs / "aside", copy)
+        shutil.rmtree(copy / "model")
+        newest = max((copy / "checkpoints").glob("step-*"))
+        shutil.rmtree(newest)
+        if name == "without":
+            (copy / "quarantine.json").unlink()
+        jobs.append(job(config(tmp_path, 0 if name == "less" else 1), shards, copy))
+    run_ranks(tmp_path, jobs, 2)
+    for name in ("with", "without"):
+        assert losses(tmp_path / name) == losses(runs / "aside")
+        assert [without_times(r) for r in rows(tmp_path / name)] == [
+            without_times(r) for r in rows(runs / "aside")
+        ]
+        assert weights_hash(tmp_path / name) == weights_hash(runs / "aside")
+    assert "max_bad_shards allows 0" in (tmp_path / "less.error").read_text()
