@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# One host's part of a Ray cluster, in the foreground: the head on the first host, a worker on each other one.
+#
+#   NODE_INDEX=0 MEET=node-a:6379 cluster/ray_host.sh [ray start flags]
+#
+# NODE_INDEX, MEET, JOIN_SECONDS, LOCAL_ADDRESS, PYTHON: as in pretrain_host.sh; LOCAL_ADDRESS is an IP address here.
+# Flags such as --num-cpus 16 or --temp-dir DIR go to `ray start`. SIGTERM ends it, and what it started.
+set -euo pipefail
+# shellcheck source=cluster/meet.sh
+. "$(dirname "${BASH_SOURCE[0]}")/meet.sh"
+need NODE_INDEX MEET
+split_address "$MEET"
+export RAY_USAGE_STATS_ENABLED=0
+flags=(--block --disable-usage-stats ${LOCAL_ADDRESS:+--node-ip-address "$LOCAL_ADDRESS"})
+if [[ $NODE_INDEX == 0 ]]; then
+  exec "$PYTHON" -m ray.scripts.scripts start --head --port "$port" --include-dashboard false "${flags[@]}" "$@"
+fi
+wait_until_listening "$MEET" "${JOIN_SECONDS:-600}"
+exec "$PYTHON" -m ray.scripts.scripts start --address "$MEET" "${flags[@]}" "$@"

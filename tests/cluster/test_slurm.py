@@ -1,0 +1,132 @@
+"""The batch scripts, with stand-ins of srun and scontrol that start real processes on "nodes" and hand on signals."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+from cluster_samples import (
+    STAND_INS,
+    Slurm,
+    kill_group,
+    wait_until,
+)
+
+WORDS = ("shards with space", "--out", "run's", "--recipe", "$tiny")
+
+
+def slurm(folder: Path, do: str, script: str = "pretrain.sbatch", **more: str) -> Slurm:
+    """The script with a stand-in for the interpreter, which does `do`."""
+    more = {"STAND_IN_DO": do, "PYTHON": str(STAND_INS / "interpreter"), "JOIN_SECONDS": "20", **more}
+    return Slurm(script, folder, WORDS, **more)
+
+
+def listening(job: Slurm) -> bool:
+    """Let node 1 pass: the stand-in of node 0 opens no port, so the meeting point is one that is open."""
+    return all((job.folder / f"waiting-{node}").exists() for node in (0, 1))
+
+
+@pytest.fixture
+def open_port() -> object:
+    import socket
+
+    with socket.socket() as s:
+        s.bind(("", 0))
+        s.listen()
+        yield str(s.getsockname()[1])
+
+
+def test_every_node_gets_its_part(tmp_path: Path, open_port: str) -> None:
+    job = slurm(tmp_path, "finish", PORT=open_port)
+    assert job.run() == 0 and not job.requeued, job.said
+    for node in (0, 1):
+        (call,) = job.calls(node)
+        assert call.startswith(f"NODE_INDEX={node} NODES=2 MEET=localhost:{open_port} ")
+        assert call.endswith("".join(f" <{word}>" for word in ("pretrain", *WORDS)))
+    assert "<--nnodes> <2> <--nproc-per-node> <1>" in job.calls(0)[0] and "\n0: NODE_INDEX" in job.said
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_preempted_job_goes_back_into_the_queue(
+    tmp_path: Path, open_port: str, number: signal.Signals
+) -> None:
+    job = slurm(tmp_path, "wait", PORT=open_port)
+    batch = job.start()
+    try:
+        wait_until(lambda: listening(job), 30, "ranks at work")
+        batch.send_signal(number)  # to the batch shell alone, as --signal=B: does
+        assert batch.wait(30) == 0
+    finally:
+        kill_group(batch)
+    assert job.requeued and job.said.count(f"got {number.name.removeprefix('SIG')}") == 2, job.said
+    assert job.run(STAND_IN_DO="finish") == 0 and not job.requeued and "start 2" in job.said
+
+
+def test_ranks_that_were_told_alone(tmp_path: Path, open_port: str) -> None:
+    """scancel --signal=USR1 reaches the tasks and not the script: their exit code 75 says it."""
+    job = slurm(tmp_path, "exit-75", PORT=open_port)
+    assert job.run() == 0 and job.requeued
+
+
+@pytest.mark.parametrize("code", [1, 2, 69, 137])
+def test_a_failure_is_not_repeated(tmp_path: Path, open_port: str, code: int) -> None:
+    job = slurm(tmp_path, f"exit-{code}", PORT=open_port)
+    assert job.run() == code and not job.requeued and f"failed with exit code {code}" in job.said
+
+
+def test_finished_while_the_signal_came(tmp_path: Path, open_port: str) -> None:
+    job = slurm(tmp_path, "wait", PORT=open_port, STAND_IN_STOPPED="0")
+    batch = job.start()
+    try:
+        wait_until(lambda: listening(job), 30, "ranks at work")
+        batch.send_signal(signal.SIGUSR1)
+        assert batch.wait(30) == 0 and not job.requeued
+    finally:
+        kill_group(batch)
+
+
+def test_requeues_are_counted(tmp_path: Path, open_port: str) -> None:
+    job = slurm(tmp_path, "exit-75", PORT=open_port, MAX_REQUEUES="1")
+    assert job.run() == 0 and job.requeued
+    assert job.run() == 75 and not job.requeued
+
+
+def test_outside_of_the_checkout(tmp_path: Path) -> None:
+    job = slurm(tmp_path, "finish")
+    assert job.run(SLURM_SUBMIT_DIR=str(tmp_path)) == 2 and "run sbatch from the checkout" in job.said
+
+
+@pytest.mark.parametrize(("do", "code"), [("finish", 0), ("exit-2", 2)])
+def test_evaluation_starts_ray_first_and_ends_it(tmp_path: Path, do: str, code: int) -> None:
+    job = slurm(tmp_path, do, "evaluate.sbatch")
+    assert job.run() == code and not job.requeued, job.said
+    (head,), (worker,), (evaluate,) = job.calls(0), job.calls(1), job.calls("x")  # type: ignore[arg-type]
+    assert "<--head>" in head and "<--num-cpus> <2>" in head
+    address = head.split("MEET=")[1].split()[0]
+    assert f"<--address> <{address}>" in worker
+    assert evaluate.endswith("".join(f" <{word}>" for word in ("evaluate", *WORDS, "--address", address)))
+    left = [
+        path.parent.name
+        for path in Path("/proc").glob("[0-9]*/environ")
+        if f"STAND_IN_STATE={tmp_path}\0".encode() in _read(path)
+    ]
+    assert not left, "processes outlive the job"
+
+
+def test_evaluation_goes_back_into_the_queue(tmp_path: Path) -> None:
+    job = slurm(tmp_path, "wait", "evaluate.sbatch")
+    batch = job.start()
+    try:
+        wait_until(lambda: (tmp_path / "waiting-x").exists(), 30, "evaluation at work")
+        batch.send_signal(signal.SIGUSR1)
+        assert batch.wait(30) == 0 and job.requeued, job.said
+    finally:
+        kill_group(batch)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
