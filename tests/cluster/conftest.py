@@ -46,3 +46,17 @@ def network(reason_against_hosts: str | None, tmp_path: Path) -> Iterator[Networ
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cluster")
     return prepare_text([str(write_text(folder / "tiny.jsonl"))], folder / "shards", vocab_size=50)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--host-faults", type=int, default=0, metavar="N",
+        help="tests/cluster: the long set of faults across hosts, each N times at other moments",
+    )  # fmt: skip
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`round_number`: of the long set; none of it without the option."""
+    if "round_number" in metafunc.fixturenames:
+        rounds = range(metafunc.config.getoption("--host-faults", 0))
+        metafunc.parametrize("round_number", rounds)
