@@ -142,7 +142,8 @@ class Slurm:
     def said(self) -> str:
         return (self.folder / "job.log").read_text(errors="replace")
 
-    def calls(self, node: int) -> list[str]:
+    def calls(self, node: int | str) -> list[str]:
+        """Lines of the stand-in for the interpreter on that node ("x": where no node is told)."""
         path = self.folder / f"calls-{node}"
         return path.read_text().splitlines() if path.exists() else []
 

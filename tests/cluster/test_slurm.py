@@ -101,7 +101,7 @@ def test_outside_of_the_checkout(tmp_path: Path) -> None:
 def test_evaluation_starts_ray_first_and_ends_it(tmp_path: Path, do: str, code: int) -> None:
     job = slurm(tmp_path, do, "evaluate.sbatch")
     assert job.run() == code and not job.requeued, job.said
-    (head,), (worker,), (evaluate,) = job.calls(0), job.calls(1), job.calls("x")  # type: ignore[arg-type]
+    (head,), (worker,), (evaluate,) = job.calls(0), job.calls(1), job.calls("x")
     assert "<--head>" in head and "<--num-cpus> <2>" in head
     address = head.split("MEET=")[1].split()[0]
     assert f"<--address> <{address}>" in worker
