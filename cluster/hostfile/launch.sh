@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
-# Pretraining on the machines of a hostfile: one torchrun on each, over ssh.
+# Pretraining on the machines of a hostfile: pretrain_host.sh on each, over ssh.
 #
 #   cluster/hostfile/launch.sh HOSTFILE SHARDS --out RUN --recipe NAME [--flags]
 #
 # HOSTFILE: lines "host slots=N" (N ranks there; the format of DeepSpeed and Open MPI), # begins a comment. The
 # first host is the meeting point. "localhost" is started without ssh. This checkout must be at the same path
-# everywhere, SHARDS and RUN on shared storage. When a machine fails the others are stopped.
-# PORT: free on the first host (default 29500).  PYTHON: interpreter (default .venv/bin/python).
+# everywhere, SHARDS and RUN on shared storage. When a machine fails the others are stopped. SIGTERM, SIGUSR1 or Ctrl-C
+# to this script, or its end by whatever means, lets all ranks save and exit.
+#
+# PORT: free on the first host (default 29500).  RESTARTS, JOIN_SECONDS, LOST_SECONDS, SAVE_SECONDS, PYTHON: see
+# pretrain_host.sh; they are handed on, and so are the variables that FORWARD names, e.g. FORWARD="NCCL_DEBUG HF_HOME".
+# Exit codes: those of pretrain_host.sh, from the host that ended first.
 set -euo pipefail
 
 if (($# < 2)) || [[ ! -r $1 ]]; then
@@ -29,22 +33,46 @@ if ((${#hosts[@]} == 0)); then
   exit 2
 fi
 
-nodes=() # process ids
-trap '((${#nodes[@]})) && kill "${nodes[@]}" 2> /dev/null || true' EXIT
+# The other end of every host's standard input. When it is closed, here or because this script is gone, while_open.sh
+# there tells the ranks to save and exit.
+scratch=$(mktemp -d)
+mkfifo "$scratch/open"
+exec {open}<> "$scratch/open"
+
+tasks=()
 for i in "${!hosts[@]}"; do
-  command=("${PYTHON:-.venv/bin/python}" -m torch.distributed.run
-    --nnodes "${#hosts[@]}" --node-rank "$i" --nproc-per-node "${slots[i]}"
-    --master-addr "${hosts[0]}" --master-port "${PORT:-29500}"
-    -m glomo_dist.cli pretrain "$@")
+  variables=("NODES=${#hosts[@]}" "NODE_INDEX=$i" "MEET=${hosts[0]}:${PORT:-29500}" "RANKS_PER_NODE=${slots[i]}")
+  for name in RESTARTS JOIN_SECONDS LOST_SECONDS SAVE_SECONDS PYTHON ${FORWARD:-}; do
+    [[ -n ${!name:-} ]] && variables+=("$name=${!name}")
+  done
+  command=(env "${variables[@]}" cluster/hostfile/while_open.sh cluster/pretrain_host.sh "$@")
   if [[ ${hosts[i]} == localhost ]]; then
-    "${command[@]}" &
+    "${command[@]}" < "$scratch/open" {open}>&- &
   else
-    # -tt: the remote side ends with this connection
-    ssh -tt -o BatchMode=yes "${hosts[i]}" "cd $(printf %q "$PWD") && exec $(printf '%q ' "${command[@]}")" < /dev/null &
+    ssh -o BatchMode=yes -o ServerAliveInterval=15 "${hosts[i]}" \
+      "cd $(printf %q "$PWD") && exec $(printf '%q ' "${command[@]}")" < "$scratch/open" {open}>&- &
   fi
-  nodes+=($!)
+  tasks+=($!)
 done
-for _ in "${nodes[@]}"; do
-  wait -n || exit # the first failure ends the script, and so (trap) the other machines
+
+stop() {
+  if [[ -n $open ]]; then
+    exec {open}>&-
+    open=
+  fi
+}
+trap 'rm -rf "$scratch"' EXIT
+trap stop TERM USR1 INT HUP
+code=0
+while ((${#tasks[@]})); do # the first failure stops the other machines and is what this script ends with
+  for i in "${!tasks[@]}"; do
+    if ! kill -0 "${tasks[i]}" 2> /dev/null; then
+      wait "${tasks[i]}" && now=0 || now=$?
+      unset "tasks[i]"
+      ((code == 0)) && code=$now
+      if ((code)); then stop; fi
+    fi
+  done
+  sleep 0.2
 done
-nodes=()
+exit "$code"

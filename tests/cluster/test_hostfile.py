@@ -1,54 +1,48 @@
-"""The launch files of cluster/, on one machine."""
+"""The hostfile launches: ours over ssh, and DeepSpeed's launcher with the same file."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from pretrain_samples import rows
+from cluster_samples import CLUSTER, ROOT, RUN, STAND_INS, Network, environment, kill_group, wait_until
+from pretrain_samples import losses
 
-ROOT = Path(__file__).resolve().parents[2]
+LAUNCH = str(CLUSTER / "hostfile" / "launch.sh")
 
 
-def launch(hostfile: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def port() -> str:
     with socket.socket() as s:
         s.bind(("", 0))
-        port = s.getsockname()[1]
-    environment = {
-        **os.environ,
-        "PYTHON": sys.executable,
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-        "PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    command = ["cluster/hostfile/launch.sh", str(hostfile), *arguments]
+        return str(s.getsockname()[1])
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """A hostfile of two "machines", both this one."""
+    (tmp_path / "hosts").write_text("# two\nlocalhost slots=1\nlocalhost slots=2  # more\n")
+    return tmp_path / "hosts"
+
+
+def stand_in(folder: Path, do: str, port: str) -> dict[str, str]:
+    python = str(STAND_INS / "interpreter")
+    return environment(
+        PYTHON=python, STAND_IN_DO=do, STAND_IN_STATE=str(folder), PORT=port, JOIN_SECONDS="20"
+    )
+
+
+def launch(variables: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    command = [LAUNCH, *words]
     return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300
+        command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False, timeout=120
     )
-
-
-@pytest.mark.slow
-def test_hostfile_of_two_machines(tiny_shards: Path, tmp_path: Path) -> None:
-    settings = ["--recipe", "tiny", "--steps", "4", "--deepspeed", "cluster/deepspeed/zero2.json"]
-    out = tmp_path / "run"
-    done = launch(ROOT / "cluster" / "local" / "hostfile", str(tiny_shards), "--out", str(out), *settings)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert json.loads((out / "config.json").read_text())["ranks"] == 2
-    assert [row["step"] for row in rows(out)] == [1, 2, 3, 4] and (out / "model").is_dir()
-
-
-@pytest.mark.slow
-def test_hostfile_launch_fails_as_a_whole(tmp_path: Path) -> None:
-    done = launch(
-        ROOT / "cluster" / "local" / "hostfile", str(tmp_path / "none"), "--out", str(tmp_path / "run")
-    )
-    assert done.returncode != 0 and "none" in done.stderr and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -56,12 +50,84 @@ def test_hostfile_launch_fails_as_a_whole(tmp_path: Path) -> None:
 )
 def test_bad_hostfile(tmp_path: Path, text: str, named: str) -> None:
     (tmp_path / "hosts").write_text(text)
-    done = launch(tmp_path / "hosts", "shards", "--out", str(tmp_path / "run"))
+    done = launch(environment(), str(tmp_path / "hosts"), "shards", "--out", str(tmp_path / "run"))
     assert done.returncode == 2 and named in done.stderr and str(tmp_path / "hosts") in done.stderr
 
 
-def test_slurm_script_is_valid_bash() -> None:
-    done = subprocess.run(
-        ["bash", "-n", str(ROOT / "cluster/slurm/pretrain.sbatch")], capture_output=True, check=False
-    )
+def test_each_machine_gets_its_part(here: Path, tmp_path: Path) -> None:
+    with socket.create_server(("", 0)) as meeting:  # the stand-in of the first host opens no port
+        variables = stand_in(tmp_path, "finish", str(meeting.getsockname()[1]))
+        done = launch(variables, str(here), "shards with space", "--out", "run's")
     assert done.returncode == 0, done.stderr
+    for index, slots in ((0, 1), (1, 2)):
+        (call,) = (tmp_path / f"calls-{index}").read_text().splitlines()
+        assert f"NODE_INDEX={index} NODES=2" in call and f"<--nproc-per-node> <{slots}>" in call
+        assert call.endswith("<pretrain> <shards with space> <--out> <run's>")
+
+
+def test_a_failure_ends_the_others(here: Path, tmp_path: Path, port: str) -> None:
+    """The first host fails; the second, which waits for it, is stopped before its own time is up."""
+    variables = stand_in(tmp_path, "exit-3", port) | {"JOIN_SECONDS": "100"}
+    assert launch(variables, str(here), "shards").returncode == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGKILL])
+def test_the_ranks_stop_with_the_launcher(here: Path, tmp_path: Path, number: signal.Signals) -> None:
+    with socket.create_server(("", 0)) as meeting:
+        variables = stand_in(tmp_path, "wait", str(meeting.getsockname()[1]))
+        process = subprocess.Popen(
+            [LAUNCH, str(here), "shards"], cwd=ROOT, env=variables, start_new_session=True
+        )
+        try:
+            wait_until(lambda: all((tmp_path / f"waiting-{i}").exists() for i in (0, 1)), 20, "ranks")
+            process.send_signal(number)
+            assert process.wait(20) == (-9 if number == signal.SIGKILL else 75)
+            wait_until(lambda: not left(tmp_path), 20, "the end of all processes")
+        finally:
+            kill_group(process)
+
+
+def left(folder: Path) -> list[str]:
+    """Processes that were started with STAND_IN_STATE=folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"STAND_IN_STATE={folder}\0".encode() in path.read_bytes():
+                found.append(path.parent.name)
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_over_ssh_to_two_hosts(network: Network, shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("node-0 slots=1\nnode-1 slots=1\n")
+    variables = environment(
+        STAND_IN_NETWORK=network.name, FORWARD="PYTHONPATH OMP_NUM_THREADS CUDA_VISIBLE_DEVICES"
+    )
+    variables["PATH"] = f"{STAND_INS}{os.pathsep}{variables['PATH']}"
+    out = tmp_path / "run"
+    settings = ["--recipe", "tiny", "--steps", "4", "--deepspeed", "cluster/deepspeed/zero2.json"]
+    done = launch(variables, str(tmp_path / "hosts"), str(shards), "--out", str(out), *settings)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert json.loads((out / "config.json").read_text())["ranks"] == 2
+    assert len(losses(out)) == 4 and (out / "model").is_dir()
+
+
+def test_deepspeed_launcher_on_two_hosts(
+    network: Network, shards: Path, tmp_path: Path, round_number: int
+) -> None:
+    (tmp_path / "hosts").write_text("node-0 slots=1\nnode-1 slots=1\n")
+    variables = environment(STAND_IN_NETWORK=network.name)
+    variables["PATH"] = f"{STAND_INS}{os.pathsep}{variables['PATH']}"
+    out = tmp_path / "run"
+    launcher = [
+        str(Path(sys.executable).with_name("deepspeed")), "--hostfile", str(tmp_path / "hosts"), "--launcher", "pdsh",
+        "--master_addr", "node-0", "--master_port", "29500", "--no_local_rank", "--module", "glomo_dist.cli",
+    ]  # fmt: skip
+    command = [*launcher, "pretrain", str(shards), "--out", str(out), *RUN, "--steps", "4"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False, timeout=240
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert json.loads((out / "config.json").read_text())["ranks"] == 2 and len(losses(out)) == 4
