@@ -11,7 +11,7 @@
 # RUN_ID          any word that two jobs on the same hosts do not share (default: glomo)
 # RESTARTS        how often all ranks are started again after one died (default: 0)
 # JOIN_SECONDS    how long to wait for hosts that come later (default: 600)
-# LOST_SECONDS    how long the first host may be silent before this one gives up (default: 60)
+# LOST_SECONDS    how long the first host may be silent before this one gives up (default: 30)
 # LOCAL_ADDRESS   name or address under which the others reach this host (default: its own host name)
 # SAVE_SECONDS    how long the ranks may take to save after a signal (default: 60)
 # PYTHON          interpreter (default: the checkout's .venv/bin/python)
@@ -29,7 +29,7 @@ else
   is_host=false
   wait_until_listening "$MEET" "${JOIN_SECONDS:-600}"
 fi
-settings="is_host=$is_host,join_timeout=${JOIN_SECONDS:-600},read_timeout=${LOST_SECONDS:-60}"
+settings="is_host=$is_host,join_timeout=${JOIN_SECONDS:-600},read_timeout=${LOST_SECONDS:-30}"
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${SAVE_SECONDS:-60}
 exec "$PYTHON" "$(dirname "${BASH_SOURCE[0]}")/torchrun.py" \
   --nnodes "$NODES" --nproc-per-node "${RANKS_PER_NODE:-gpu}" --max-restarts "${RESTARTS:-0}" \

@@ -29,6 +29,7 @@ def environment(**more: str) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "RANKS_PER_NODE": "1",
+        "LOST_SECONDS": "5",
         **more,
     }
 
