@@ -114,6 +114,7 @@ def test_over_ssh_to_two_hosts(network: Network, shards: Path, tmp_path: Path) -
     assert len(losses(out)) == 4 and (out / "model").is_dir()
 
 
+@pytest.mark.slow
 def test_deepspeed_launcher_on_two_hosts(
     network: Network, shards: Path, tmp_path: Path, round_number: int
 ) -> None:

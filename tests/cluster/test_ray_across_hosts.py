@@ -6,10 +6,12 @@ import json
 import signal
 from pathlib import Path
 
+import pytest
 from cluster_samples import Network, Slurm
 from road_samples import Raw
 
 
+@pytest.mark.slow
 def test_evaluation_on_two_hosts(network: Network, raw: Raw, tmp_path: Path, round_number: int) -> None:
     """By the batch script, as a user would: head and worker on their hosts, jobs on both, nothing left at the end."""
     data = tmp_path / "docstring"
