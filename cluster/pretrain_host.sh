@@ -31,6 +31,7 @@ else
 fi
 settings="is_host=$is_host,join_timeout=${JOIN_SECONDS:-600},read_timeout=${LOST_SECONDS:-30}"
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${SAVE_SECONDS:-60}
+export MEET NODE_INDEX
 exec "$PYTHON" "$(dirname "${BASH_SOURCE[0]}")/torchrun.py" \
   --nnodes "$NODES" --nproc-per-node "${RANKS_PER_NODE:-gpu}" --max-restarts "${RESTARTS:-0}" \
   --rdzv-id "${RUN_ID:-glomo}" --rdzv-backend c10d --rdzv-endpoint "$MEET" --rdzv-conf "$settings" \

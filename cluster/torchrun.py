@@ -4,10 +4,21 @@ The code of the rank that failed first: 75 when the run was asked to stop and ha
 again), otherwise see docs/reliability.md; 128 + n for a rank that signal n ended. 75 as well when torchrun itself was
 asked to stop: its ranks were told, and had TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds. 69 when the first host was lost or
 never met.
+
+MEET, NODE_INDEX and LOST_SECONDS as in pretrain_host.sh: on all hosts but the first a thread looks whether the first
+one still answers. torchrun by itself waits for it without end when packets vanish (no RST comes): its read of the
+shared store times out, but what it does next does not (torch 2.13), and then it does not see signals either.
 """
 
+import contextlib
+import os
+import signal
+import socket
 import sys
+import threading
+import time
 
+import psutil
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -17,6 +28,10 @@ STOPPED, NO_MEETING = 75, 69  # EX_TEMPFAIL, EX_UNAVAILABLE of sysexits.h
 
 
 def main() -> None:
+    if os.environ.get("NODE_INDEX", "0") != "0":
+        host, _, port = os.environ["MEET"].rpartition(":")
+        words = (host, int(port), float(os.environ.get("LOST_SECONDS", "30")))
+        threading.Thread(target=end_without_first_host, args=words, daemon=True).start()
     try:
         run.main()
     except SignalException as e:
@@ -32,8 +47,26 @@ def main() -> None:
         sys.exit(NO_MEETING)
 
 
+def end_without_first_host(host: str, port: int, seconds: float) -> None:
+    """End the ranks here and this process once host:port has not answered for so long."""
+    answered = time.monotonic()
+    while (silent := time.monotonic() - answered) < seconds:
+        with contextlib.suppress(OSError):
+            socket.create_connection((host, port), timeout=min(5.0, seconds / 2)).close()
+            answered = time.monotonic()
+        time.sleep(min(5.0, seconds / 4))
+    say(f"the first host has not answered at {host}:{port} for {silent:.0f} s; ending the ranks here")
+    ranks = psutil.Process().children()
+    for number, grace in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 5.0)):
+        for rank in ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(rank.pid, number)  # torchrun gives each rank a group of its own
+        psutil.wait_procs(ranks, grace)
+    os._exit(NO_MEETING)  # the main thread may be stuck
+
+
 def say(text: str) -> None:
-    print(f"torchrun: {text}", file=sys.stderr)
+    print(f"torchrun: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

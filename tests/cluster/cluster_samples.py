@@ -109,18 +109,18 @@ class Slurm:
         self.script, self.folder, self.arguments = CLUSTER / "slurm" / script, folder, arguments
         self.starts = 0
         nodelist = ",".join(f"node-{i}" for i in range(nodes)) if network else ",".join(["localhost"] * nodes)
-        self.variables = environment(
-            PATH=f"{STAND_INS}{os.pathsep}{os.environ['PATH']}",
-            SLURM_SUBMIT_DIR=str(ROOT),
-            SLURM_JOB_ID=str(os.getpid()),
-            SLURM_JOB_NODELIST=nodelist,
-            SLURM_JOB_NUM_NODES=str(nodes),
-            SLURM_CPUS_ON_NODE="2",
-            STAND_IN_NODES=nodelist,
-            STAND_IN_NETWORK=network or "",
-            STAND_IN_STATE=str(folder),
+        self.variables = environment() | {
+            "PATH": f"{STAND_INS}{os.pathsep}{os.environ['PATH']}",
+            "SLURM_SUBMIT_DIR": str(ROOT),
+            "SLURM_JOB_ID": str(os.getpid()),
+            "SLURM_JOB_NODELIST": nodelist,
+            "SLURM_JOB_NUM_NODES": str(nodes),
+            "SLURM_CPUS_ON_NODE": "2",
+            "STAND_IN_NODES": nodelist,
+            "STAND_IN_NETWORK": network or "",
+            "STAND_IN_STATE": str(folder),
             **more,
-        )
+        }
 
     def start(self, **more: str) -> subprocess.Popen[bytes]:
         variables = {**self.variables, **more}

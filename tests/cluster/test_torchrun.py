@@ -1,0 +1,64 @@
+"""cluster/torchrun.py with ranks that only wait: the exit codes, and a first host that falls silent."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from cluster_samples import CLUSTER, Network, environment, wait_until
+
+LOST_SECONDS = 3.0
+
+WAITING = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as one that hangs
+signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
+print(f"rank {os.environ['RANK']} waits", flush=True)
+time.sleep(300)
+"""
+
+
+def test_torchrun_ends_with_the_code_of_the_rank(tmp_path: Path) -> None:
+    """Code 75 must reach the scheduler; plain torchrun makes 1 of it."""
+    rank = tmp_path / "rank.py"
+    rank.write_text("import os, sys, time\ntime.sleep(int(os.environ['RANK']) * 0.5)\nsys.exit(75)\n")
+    command = [
+        sys.executable,
+        str(CLUSTER / "torchrun.py"),
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(rank),
+    ]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 75 and "rank 0 ended first, with exit code 75" in done.stderr, done.stderr
+
+
+def test_silent_first_host(network: Network, tmp_path: Path) -> None:
+    """Packets vanish and no RST comes. torchrun alone would wait without end, and not see signals."""
+    (tmp_path / "rank.py").write_text(WAITING)
+    processes = []
+    for index in (0, 1):
+        settings = f"is_host={str(index == 0).lower()},read_timeout={LOST_SECONDS:.0f}"
+        words = [
+            sys.executable, str(CLUSTER / "torchrun.py"), "--nnodes", "2", "--nproc-per-node", "1",
+            "--rdzv-backend", "c10d", "--rdzv-id", "x", "--rdzv-endpoint", "node-0:29500", "--rdzv-conf", settings,
+            "--signals_to_handle", "SIGTERM,SIGUSR1", str(tmp_path / "rank.py"),
+        ]  # fmt: skip
+        variables = {"NODE_INDEX": str(index), "MEET": "node-0:29500", "LOST_SECONDS": str(LOST_SECONDS)}
+        processes.append(network.start(f"node-{index}", *words, **variables))
+        if index == 0:
+            time.sleep(2)
+    first, second = processes
+    wait_until(lambda: "waits" in network.said("node-0") and "waits" in network.said("node-1"), 60, "ranks")
+    began = time.monotonic()
+    assert network.hosts("cut", "node-1").returncode == 0
+    assert second.wait(60) == 69, network.said("node-1")
+    assert time.monotonic() - began < LOST_SECONDS + 15
+    assert f"has not answered at node-0:29500 for {LOST_SECONDS:.0f} s" in network.said("node-1")
+    first.send_signal(signal.SIGUSR1)
+    assert first.wait(60) == 75, network.said("node-0")
+    assert network.hosts("kill", "node-0").returncode == 0 and network.hosts("kill", "node-1").returncode == 0
