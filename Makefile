@@ -5,7 +5,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo lint sanitize format clean
+.PHONY: help setup test demo lint sanitize gpu gpu-wheels format clean
 
 # The first of these that is new enough; empty if none is.
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 10))'
@@ -31,6 +31,7 @@ help:
 	@echo 'make test    set up, then all tests'
 	@echo 'make setup   only .venv, with pinned packages and the compiled extension'
 	@echo 'make sanitize  the C++ kernels under AddressSanitizer, UBSan and ThreadSanitizer'
+	@echo 'make gpu     prove and measure everything on a GPU, in ten minutes, without a package index (docs/gpu.md)'
 	@echo 'make lint    ruff and mypy      make format    let ruff rewrite      make clean    remove what make made'
 
 setup: $(VENV)/.stamp
@@ -72,6 +73,17 @@ lint: setup
 
 sanitize: setup
 	@$(BIN)/python kernels/sanitize.py
+
+# With the machine's own Python where .venv is not: PARTS="tests bench" BUDGET=570 OUT=folder DRY=1
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+GPU_PATH := PYTHONPATH=$(CURDIR):$(CURDIR)/kernels:$(CURDIR)/kernels/benchmarks
+gpu:
+	@$(GPU_PATH) $(GPU_PYTHON) -m gpu $(PARTS) $(if $(DRY),--dry) $(if $(BUDGET),--seconds $(BUDGET)) \
+	  $(if $(OUT),--out $(OUT))
+
+# What `make gpu` needs where no package index is: wheels for its Python, to be taken along in wheels/.
+gpu-wheels: setup
+	@$(GPU_PATH) $(BIN)/python -m gpu.wheels wheels $(or $(GPU_PYTHON_VERSION),3.12)
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -1,18 +1,18 @@
-"""Markers that skip with a reason, the count of skipped tests, and one tiny road for the tests of the program."""
+"""Markers that skip with a reason, the count of skipped tests, and one tiny road for the tests of the program.
+
+What only the road needs is imported by its fixtures: the tests of the kernels run where the project's other
+dependencies are missing.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pydoc_data.topics import topics
 
 import numpy as np
 import pytest
 import torch
 from road_samples import Raw, Road
-from sklearn.datasets import load_digits
-
-from glomo_dist.cli import main
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,6 +41,10 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Raw:
+    from pydoc_data.topics import topics
+
+    from sklearn.datasets import load_digits
+
     folder = tmp_path_factory.mktemp("raw")
     made = Raw(folder, folder / "text.jsonl", folder / "docstrings.jsonl", folder / "digits.npz")
     chapters = [(name, topics[name]) for name in sorted(topics, key=lambda n: -len(topics[n]))[:24]]
@@ -63,6 +67,8 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Raw:
 @pytest.fixture(scope="session")
 def road(raw: Raw, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Road]:
     """prepare and pretrain, for words on two ranks and for pixels on one, through the real program."""
+    from glomo_dist.cli import main
+
     at = tmp_path_factory.mktemp("road")
     made = Road(raw, at / "shards-text", at / "shards-digits", at / "run-text", at / "run-digits")
     text, digits = str(made.text_shards), str(made.digit_shards)

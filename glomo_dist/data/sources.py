@@ -7,9 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from glomo_dist.data.files import InputFile, describe, find_files, open_seekable
 from glomo_dist.data.lines import json_objects, numbered_lines
 from glomo_dist.data.text import tokenize
@@ -119,6 +116,9 @@ def _json_lines(file: InputFile, text_key: str) -> Iterator[Document]:
 
 
 def _parquet(file: InputFile, text_key: str) -> Iterator[Document]:
+    import pyarrow as pa  # 45 MB, and of use for these files only
+    import pyarrow.parquet as pq
+
     with open_seekable(file) as stream:
         try:
             table = pq.ParquetFile(stream)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from glomo_kernels import AffinityStats, affinity_mix
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.graph_predictor import Scores, affinity_kind
@@ -106,4 +107,6 @@ def gather_units(x: Tensor, positions: Tensor | None) -> Tensor:
     """x [B, T, d] at positions [B, S] -> [B, S, d]; all units for None."""
     if positions is None:
         return x
-    return x.gather(1, positions[:, :, None].expand(-1, -1, x.shape[2]))
+    # as rows of one matrix: an embedding's gradient is summed in a fixed order on a GPU too, that of gather is not
+    rows = positions + torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
+    return F.embedding(rows, x.flatten(0, 1))

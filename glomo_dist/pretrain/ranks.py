@@ -87,12 +87,24 @@ def join(timeout_minutes: float = 30.0) -> Ranks:
                 "most that many ranks per machine, or hide the GPUs (CUDA_VISIBLE_DEVICES=) to train on CPU."
             )
         torch.cuda.set_device(local_rank)
+        _same_bits_on_every_run()
     torch.set_num_threads(max(1, cores() // local_world))
     deepspeed.init_distributed(
         dist_backend="nccl" if cuda else "gloo", timeout=timedelta(minutes=timeout_minutes), verbose=False
     )
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     return Ranks(rank, world, local_rank, local_world, device)
+
+
+def _same_bits_on_every_run() -> None:
+    """On a GPU: sums in a fixed order, so that a resumed run is the uninterrupted one.
+
+    torch's default is atomic sums; where it has no other way it warns. The Triton kernels then take their first
+    configuration, not the fastest of those they would have timed.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def leave() -> None:

@@ -2,10 +2,12 @@
 
     python kernels/benchmarks/ahead_of_time.py            the full set, to results/triton_resources.csv
     python kernels/benchmarks/ahead_of_time.py --quick    the shapes that the tests look at, to the screen
+    ... --arch 90 --triton FOLDER                         one architecture, with the Triton unpacked in FOLDER
 
-The launchers run with tensors that have no memory and with `launch` replaced by a recorder, so what is compiled is
-what a call would have compiled, for every configuration that the autotuner may choose. Each compilation runs in a
-process of its own: one that crashes is a row of the table.
+Rows of the table with the same Triton and architecture are replaced, the others stay. The launchers run with tensors
+that have no memory and with `launch` replaced by a recorder, so what is compiled is what a call would have compiled,
+for every configuration that the autotuner may choose. Each compilation runs in a process of its own, forked from one
+that has imported everything: one that crashes is a row of the table.
 """
 
 from __future__ import annotations
@@ -13,16 +15,20 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 RESULTS = Path(__file__).parent / "results" / "triton_resources.csv"
 # Bytes of shared memory that one program may take, from the CUDA programming guide.
 SHARED = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
+TIMEOUT_S = 600  # of one compilation
 MATRIX = r"\b(HMMA|HGMMA|QGMMA|UTCHMMA|UTCQMMA|UTC\w*MMA)\b"
 COPY = r"\b(LDGSTS|UTMALDG|UBLKCP)\b"
 
@@ -65,10 +71,16 @@ def _record(request: Request) -> list[tuple[Any, Any, dict[str, Any]]]:
     return launches
 
 
-def candidates(request: Request) -> list[Request]:
-    """The request once for each configuration that its launcher may choose."""
-    launches = [launch for launch in _record(request) if launch[0].__name__ == request.kernel]
-    return [request._replace(config=tuple(config)) for config in launches[0][1]]
+def candidates(request: Request) -> list[Any]:
+    """The configurations that the kernel's launcher may choose."""
+    return list(_launch(request)[1])
+
+
+def _launch(request: Request) -> tuple[Any, Any, dict[str, Any]]:
+    found = [launch for launch in _record(request) if launch[0].__name__ == request.kernel]
+    if not found:
+        raise ValueError(f"no kernel {request.kernel!r} is started for {request}")
+    return found[0]
 
 
 def _source(kernel: Any, arguments: dict[str, Any], blocks: dict[str, int]) -> Any:
@@ -106,8 +118,7 @@ def compile_here(request: Request) -> dict[str, Any]:
     from glomo_kernels.affinity_mix.triton_configs import Config
     from triton.backends.compiler import GPUTarget
 
-    launches = [launch for launch in _record(request) if launch[0].__name__ == request.kernel]
-    kernel, configs, arguments = launches[0]
+    kernel, configs, arguments = _launch(request)
     config = Config(*request.config) if request.config else configs[0]
     compiled = triton.compile(
         _source(kernel, arguments, config.blocks(kernel.arg_names)),
@@ -134,20 +145,85 @@ def compile_here(request: Request) -> dict[str, Any]:
     }
 
 
-def resources(request: Request, timeout_s: float = 900) -> dict[str, Any]:
-    """compile_here in a process of its own; {"error": last line} if it fails."""
-    command = [sys.executable, __file__, "--one", json.dumps(request._asdict())]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
-    except subprocess.TimeoutExpired:
-        return {"error": f"more than {timeout_s:.0f} s"}
-    if done.returncode == 0:
-        return dict(json.loads(done.stdout.splitlines()[-1]))
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    return {"error": f"exit {done.returncode}: {lines[-1][:200] if lines else ''}"}
+class Compiler:
+    """A process with Triton imported, from `triton` if that is given, that forks for every compilation."""
+
+    def __init__(self, triton: Path | None = None) -> None:
+        path = [str(triton)] if triton else []
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path + [p for p in sys.path if p])}
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, "--serve"],
+            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.version = str(self._answer())
+
+    def _answer(self) -> Any:
+        line = self._process.stdout.readline() if self._process.stdout else ""
+        if not line:
+            raise RuntimeError(f"the compiling process ended with exit code {self._process.wait()}")
+        return json.loads(line)
+
+    def ask(self, what: str, request: Request) -> Any:
+        assert self._process.stdin is not None
+        print(json.dumps({"what": what, "request": request._asdict()}), file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def resources(self, request: Request) -> dict[str, Any]:
+        """compile_here in a process of its own; {"error": last line} if it fails."""
+        return dict(self.ask("compile", request))
+
+    def candidates(self, request: Request) -> list[Request]:
+        """The request once for each configuration that its launcher may choose."""
+        configs = self.ask("candidates", request)
+        if isinstance(configs, dict):
+            raise RuntimeError(f"{request}: {configs['error']}")
+        return [request._replace(config=tuple(config)) for config in configs]
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def serve() -> None:
+    """Answers lines of JSON on stdin with lines of JSON on stdout; the first says which Triton this is."""
+    import triton
+    from glomo_kernels.affinity_mix import triton_backward, triton_forward, triton_lists, triton_topk  # noqa: F401
+
+    print(json.dumps(triton.__version__), flush=True)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        request = Request(**asked["request"])
+        task = compile_here if asked["what"] == "compile" else candidates
+        print(json.dumps(_in_a_fork(task, request)), flush=True)
+
+
+def _in_a_fork(task: Callable[[Request], Any], request: Request) -> Any:
+    with tempfile.TemporaryFile("w+") as result, tempfile.TemporaryFile("w+") as errors:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                os.dup2(errors.fileno(), 2)
+                signal.alarm(TIMEOUT_S)
+                result.write(json.dumps(task(request)))
+                result.flush()
+                code = 0
+            except BaseException as error:
+                print(f"{type(error).__name__}: {error}".splitlines()[0], file=errors, flush=True)
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        result.seek(0), errors.seek(0)
+        if status == 0:
+            return json.loads(result.read())
+        lines = [line.strip() for line in errors.read().splitlines() if line.strip()]
+        return {"error": f"exit {os.waitstatus_to_exitcode(status)}: {lines[-1][:200] if lines else ''}"}
 
 
 KERNELS = ("forward_kernel", "query_kernel", "key_kernel")
+ARCHITECTURES = (80, 90, 100)
+MEASURED = ("registers", "stack", "spills", "shared", "matrix", "copy", "instructions", "error")
 
 
 def quick(arch: int) -> list[Request]:
@@ -164,7 +240,7 @@ def full() -> list[Request]:
         "float32": ((256, 64), (64, 64)),
     }
     requests = []
-    for arch in (80, 90, 100):
+    for arch in ARCHITECTURES:
         for dtype, pairs in widths.items():
             requests += [Request(kernel, arch, dtype, *pair) for pair in pairs for kernel in KERNELS]
         paper = (arch, "bfloat16", 256, 64)
@@ -180,29 +256,37 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--one", help="a Request as JSON: compile it in this process")
-    parser.add_argument("--arch", type=int, choices=(80, 90, 100), help="only this one")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--arch", type=int, choices=ARCHITECTURES, help="only this one")
+    parser.add_argument("--dtype", help="only this one")
+    parser.add_argument("--triton", type=Path, help="folder with another Triton's package in it")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    if options.one:
-        print(json.dumps(compile_here(Request(**json.loads(options.one)))))
+    if options.serve:
+        serve()
         return
-    import triton
-
-    requests = [r for arch in (80, 90, 100) for r in quick(arch)] if options.quick else full()
-    requests = [r for r in requests if options.arch in (None, r.arch)]
+    compiler = Compiler(options.triton)
+    requests = [r for arch in ARCHITECTURES for r in quick(arch)] if options.quick else full()
+    requests = [r for r in requests if options.arch in (None, r.arch) and options.dtype in (None, r.dtype)]
     rows = []
-    for request in (c for r in requests for c in candidates(r)):
-        row = {"triton": triton.__version__, **request._asdict(), **resources(request)}
+    for request in (c for r in requests for c in compiler.candidates(r)):
+        row = {"triton": compiler.version, **request._asdict(), **compiler.resources(request)}
         row["config"] = " ".join(map(str, request.config or ()))
-        rows.append(row)
+        rows.append({name: str(value) for name, value in row.items()})
         print(*row.values(), flush=True)
-    if not options.quick:
-        fields = list(dict.fromkeys(name for row in rows for name in row))
-        with options.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fields, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        if not options.quick:
+            save(rows, options.out)
+
+
+def save(rows: list[dict[str, str]], path: Path) -> None:
+    """Put the rows into the table, in the place of those with the same request."""
+    before = list(csv.DictReader(path.open(newline=""))) if path.exists() else []
+    names = ("triton", *Request._fields)
+    table = {tuple(row[name] for name in names): row for row in (*before, *rows)}
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, (*names, *MEASURED), restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table[key] for key in sorted(table))
 
 
 if __name__ == "__main__":

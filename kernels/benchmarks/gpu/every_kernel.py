@@ -1,0 +1,50 @@
+"""Every kernel once or twice at small odd sizes, forward and backward: what compute-sanitizer runs."""
+
+from __future__ import annotations
+
+import sys
+from itertools import product
+
+import torch
+from glomo_kernels import affinity_graph, affinity_mix, dispatch, graph_apply, graph_mix
+
+
+def mix(device: str, dtypes: list[torch.dtype]) -> None:
+    for dtype, (kind, options) in product(dtypes, (("relu", {}), ("square", {}), ("topk", {"topk": 3}))):
+        q, k = (torch.randn(1, 2, 131, 24, device=device, dtype=dtype, requires_grad=True) for _ in range(2))
+        v = torch.randn(1, 2, 131, 17, device=device, dtype=dtype, requires_grad=True)
+        theta = torch.rand(1, 2, 131, device=device, dtype=dtype) if kind == "relu" else None
+        lengths = torch.tensor([127], device=device)
+        mixed, _ = affinity_mix(q, k, v, theta, kind=kind, lengths=lengths, return_stats=True, **options)
+        torch.autograd.grad(mixed.float().square().sum(), (q, k, v))
+
+
+def graphs(device: str, dtypes: list[torch.dtype]) -> None:
+    choices = ({}, {"keep": 5}, {"keep": 40}, {"keep": 5, "renormalise": False})
+    for dtype, options in product(dtypes, choices):
+        q, k = (torch.randn(1, 4, 131, 20, device=device, dtype=dtype, requires_grad=True) for _ in range(2))
+        graph = affinity_graph(q, k, torch.rand(1, 4, 131, device=device), **options)
+        torch.autograd.grad(graph.weights.square().sum(), (q, k))
+        for width in (3, 33, 64):
+            x = torch.randn(1, 131, width, device=device, dtype=dtype, requires_grad=True)
+            weights = torch.randn(1, 131, 6, device=device, dtype=dtype, requires_grad=True)
+            mixed = graph_mix(graph.detach(), weights, x, heads=2)
+            torch.autograd.grad(mixed.float().sum(), (weights, x))
+            graph_apply(graph.detach(), x[:, None].expand(-1, 2, -1, -1))
+
+
+def main() -> None:
+    dry = "--dry" in sys.argv
+    device = "cpu" if dry else "cuda"
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)  # the first configuration, and fresh memory full of NaN
+    half = [torch.bfloat16, torch.float16]
+    mix(device, [torch.float32] if dry else [torch.float32, *half])
+    graphs(device, [torch.float32, torch.float64, *half[: 1 if dry else 2]])
+    if not dry:
+        torch.cuda.synchronize()
+    print(f"every kernel has run; {dispatch.VARIABLE} chose nothing, the table did")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""Pretraining on one GPU at the paper's size, through DeepSpeed: does bf16 learn what fp32 learns, does a run go on
+where it stopped, how fast is a step and where does its time go.
+
+Width 512, 8 heads, 3 graph layers, 100,000 words, windows of 200; AdamW, ZeRO 1. The words are made here: half of
+them follow from the word before, so there is something to learn. On the same batches run, side by side with the rest,
+a few steps in fp32 on the CPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gpu import timing
+from gpu.part import Part, Table
+
+COLUMNS = (
+    "what", "step", "loss", "fp32_loss", "cpu_loss", "batch", "tokens_s", "tflops", "share_of_peak", "seconds",
+    "kernel", "share",
+)  # fmt: skip
+CPU_STEPS = 4
+NOISE = 0.02  # relative difference of the losses of bf16 and fp32
+
+
+def begin_alone() -> Any:
+    """Join a group of one rank, in this process."""
+    from glomo_dist.pretrain import ranks
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {
+        "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }  # fmt: skip
+    return ranks.join()
+
+
+def recipe(part: Part, steps: int, **changes: Any) -> Any:
+    """The paper's model with a norm that does not depend on the batch, and AdamW."""
+    from glomo_dist import recipes
+
+    config = recipes.tiny() if part.dry else recipes.ancestor_text_paper()
+    model = dataclasses.replace(config.model, vocab_size=0, norm="layer", scale_grad_by_freq=False)
+    config = dataclasses.replace(
+        config, model=model, optimizer="adamw", momentum=0.0, lr=5e-4, graph_lr_share=0.1, clip=1.0, zero_stage=1,
+        schedule="constant", valid_every=0, warmup_steps=0, steps=steps, checkpoint_every=steps,
+    )  # fmt: skip
+    return dataclasses.replace(config, **changes)
+
+
+def shards(part: Part, folder: Path) -> Path:
+    """Documents of made-up words: half follow from the word before, the others are drawn as words are (Zipf)."""
+    from glomo_dist.data.shards import ShardFolder
+    from glomo_dist.data.text import UNKNOWN, WordTokenizer
+
+    words, documents, length = (500, 60, 100) if part.dry else (100_001, 4000, 1000)
+    tokenizer = WordTokenizer((UNKNOWN, *(f"w{n}" for n in range(1, words))))
+    generator = np.random.default_rng(0)
+    writer = ShardFolder(folder, tokenizer, 1 << 26)
+    for number in range(documents):
+        ids = np.minimum(generator.zipf(1.2, length), words - 1)
+        for at in np.flatnonzero(generator.random(length - 1) < 0.5) + 1:
+            ids[at] = (ids[at - 1] * 7919 + 17) % (words - 1) + 1
+        writer.add(ids, {"number": number})
+    writer.close()
+    return folder
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def start_run(config: Any, data: Path, out: Path, on_cpu: bool = False) -> subprocess.Popen[bytes]:
+    """A run in processes of its own, as `glomo pretrain` starts it."""
+    code = (
+        "import json, sys\n"
+        "from glomo_dist.pretrain import PretrainConfig, pretrain\n"
+        "from glomo_dist.runtime.config import from_dict\n"
+        "pretrain(from_dict(PretrainConfig, json.loads(sys.argv[1]), 'gpu'), sys.argv[2], sys.argv[3])\n"
+    )
+    from glomo_dist.runtime.config import to_dict
+
+    taken = (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "DS_ACCELERATOR",
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in taken}
+    environment |= {"CUDA_VISIBLE_DEVICES": ""} if on_cpu else {}
+    command = [sys.executable, "-c", code, json.dumps(to_dict(config)), str(data), str(out)]
+    return subprocess.Popen(command, env=environment)
+
+
+def train_here(config: Any, data: Path, out: Path, ranks: Any) -> list[float]:
+    from glomo_dist.pretrain import run_folder, worker
+
+    worker.run_in(run_folder.resolve(config, data, out), ranks)
+    return losses(out)
+
+
+def main(part: Part) -> None:
+    os.environ.pop("TRITON_INTERPRET", None)  # a dry run trains with the CPU's kernels
+    from gpu import wheels
+
+    wheels.use(part)
+    torch.use_deterministic_algorithms(False)
+    wrong: list[str] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="glomo-pretrain-") as folder,
+        part.table("pretrain", COLUMNS) as table,
+    ):
+        scratch = Path(folder)
+        data = shards(part, scratch / "shards")
+        steps = 4 if part.dry else 30
+        single, half = recipe(part, steps), recipe(part, steps, precision="bf16", checkpoint_every=steps // 2)
+        beside = start_run(dataclasses.replace(single, steps=CPU_STEPS), data, scratch / "cpu", on_cpu=True)
+        ranks = begin_alone()
+        try:
+            exact = train_here(single, data, scratch / "fp32", ranks)
+            coarse = train_here(half, data, scratch / "bf16", ranks)
+            wrong += compare(part, exact, coarse)
+            wrong += resume(part, half, data, scratch)
+            speed(part, table, data, ranks)
+        finally:
+            on_cpu = collect(part, beside, scratch / "cpu")
+            rows = zip(range(1, steps + 1), coarse, exact, [*on_cpu, *[""] * steps], strict=False)
+            for step, bf16, fp32, cpu in rows:
+                table.add(what="loss", step=step, loss=bf16, fp32_loss=fp32, cpu_loss=cpu)
+            from glomo_dist.pretrain import ranks as group
+
+            group.leave()
+    if on_cpu:
+        worst = max(abs(a - b) / b for a, b in zip(exact, on_cpu, strict=False))
+        part.note(f"fp32 here and on the CPU, {len(on_cpu)} steps: losses differ by at most {worst:.2%}")
+        wrong += [] if worst < NOISE else ["fp32 differs from the CPU"]
+    if wrong:
+        sys.exit("; ".join(wrong))
+
+
+def compare(part: Part, exact: list[float], coarse: list[float]) -> list[str]:
+    worst = max(abs(a - b) / b for a, b in zip(coarse, exact, strict=True))
+    part.note(
+        f"loss, {len(exact)} steps: fp32 {exact[0]:.3f} to {exact[-1]:.3f}, bf16 {coarse[0]:.3f} to "
+        f"{coarse[-1]:.3f}; they differ by at most {worst:.2%}"
+    )
+    wrong = [] if worst < NOISE else [f"bf16 and fp32 differ by {worst:.2%}"]
+    return wrong + ([] if coarse[-1] < coarse[0] and exact[-1] < exact[0] else ["the loss does not fall"])
+
+
+def resume(part: Part, config: Any, data: Path, scratch: Path) -> list[str]:
+    """Go on from the first checkpoint in a new process: the losses and the weights of the whole run, to the bit."""
+    whole, again = scratch / "bf16", scratch / "again"
+    first = min((whole / "checkpoints").glob("step-*"))
+    shutil.copytree(first, again / "checkpoints" / first.name)
+    for name in ("config.json", "log.jsonl"):
+        shutil.copy(whole / name, again)
+    (again / "checkpoints" / "latest").write_text(f"{first.name}\n")
+    code = start_run(config, data, again).wait()
+    if code != 0:
+        return [f"a run that goes on ended with exit code {code}"]
+    same_losses = losses(again) == losses(whole)
+    files = [(run / "model" / "model.safetensors").read_bytes() for run in (whole, again)]
+    part.note(
+        f"resumed at {first.name}: losses {'the same' if same_losses else 'DIFFERENT'}, weights "
+        f"{'the same bits' if files[0] == files[1] else 'DIFFERENT'}"
+    )
+    return [] if same_losses and files[0] == files[1] else ["a resumed run is another run"]
+
+
+def speed(part: Part, table: Table, data: Path, ranks: Any) -> None:
+    """Steps without checkpoints, for several batches: tokens per second, share of the measured peak, the kernels."""
+    from glomo_dist.cli.plan import cost
+    from glomo_dist.data import Stream
+    from glomo_dist.model import Glomo
+    from glomo_dist.pretrain import run_folder
+    from glomo_dist.pretrain.engine import build_engine
+    from glomo_dist.pretrain.step import Clock
+
+    peak = timing.ceilings(part.device).half
+    for batch in (4,) if part.dry else (64, 256, 1024):
+        if part.left() < 15 and not part.dry:
+            part.note("no time for larger batches")
+            return
+        job = run_folder.resolve(
+            recipe(part, 20, precision="bf16", global_batch=batch), data, data / "unused"
+        )
+        model = Glomo(job.config.model)
+        engine = build_engine(model, job.config, ranks)
+        stream = Stream(job.index, window=job.config.window, seed=0, global_batch=batch, rank=0, world=1)
+        batches = [stream.batch(i) for i in range(2)]
+        clock = Clock(ranks.device)
+
+        step = functools.partial(_step, engine, batches, job.config, ranks, clock)
+        for number in range(2 if part.dry else 5):
+            step(number)
+        clock.take()
+        seconds, units = [], 0
+        for number in range(2 if part.dry else 10):
+            units = step(number)
+            seconds.append(sum(clock.take().values()))
+        took = statistics.median(seconds)
+        rate = cost(job.config).flops_per_token * units / took / 1e12
+        table.add(
+            what="speed",
+            batch=batch,
+            tokens_s=units / took,
+            tflops=rate,
+            share_of_peak=rate / peak,
+            seconds=took,
+        )
+        part.note(
+            f"batch {batch}: {units / took:,.0f} tokens/s, {took * 1e3:.1f} ms a step, {rate:.3g} TFLOP/s, "
+            f"{rate / peak:.1%} of the measured peak"
+        )
+        where_the_time_goes(part, table, step, batch)
+        engine.destroy()
+        del engine, model, step
+        if not part.dry:
+            torch.cuda.empty_cache()
+
+
+def _step(engine: Any, batches: list[Any], config: Any, ranks: Any, clock: Any, number: int) -> int:
+    """Units of one optimizer step."""
+    from glomo_dist.pretrain.step import train_step
+
+    return train_step(engine, batches[number % 2], config, ranks, clock, with_stats=False).units
+
+
+def where_the_time_goes(part: Part, table: Table, step: Any, batch: int) -> None:
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CPU] + ([] if part.dry else [ProfilerActivity.CUDA])
+    with profile(activities=activities) as found:
+        step(0)
+    name = "self_cpu_time_total" if part.dry else "self_device_time_total"
+    times = sorted(((getattr(e, name), e.key) for e in found.key_averages()), reverse=True)
+    total = sum(us for us, _ in times) or 1.0
+    for us, kernel in times[:20]:
+        table.add(what="kernel", batch=batch, kernel=kernel[:160], seconds=us * 1e-6, share=us / total)
+
+
+def collect(part: Part, process: subprocess.Popen[bytes], run: Path) -> list[float]:
+    """The losses of the run on the CPU, as many as there are."""
+    try:
+        process.wait(max(1.0, part.left() - 3))
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        process.wait()
+    return losses(run) if (run / "log.jsonl").exists() else []

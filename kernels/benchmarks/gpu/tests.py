@@ -1,0 +1,98 @@
+"""Every test marked gpu, dealt out to several processes; what fails is run once more alone.
+
+An illegal address in one kernel spoils the device for the whole process: alone, the other tests pass again, and the
+table says so. Tests that there was no time for are rows as well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from itertools import groupby
+from pathlib import Path
+
+from gpu.part import ROOT, Part
+
+PROCESSES = 6
+COLUMNS = ("test", "outcome", "seconds", "alone", "message")
+GPU = ["-m", "gpu", "tests/kernels"]
+DRY = [
+    "-k", "test_widths or (test_graph_mix_in_float16 and emulator)", "-m", "not gpu",
+    "tests/kernels/test_affinity_mix_triton.py", "tests/kernels/test_cuda.py",
+]  # fmt: skip
+
+
+def collect(arguments: list[str]) -> list[str]:
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"the tests cannot be collected:\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
+    return [line for line in done.stdout.splitlines() if "::" in line and not line.startswith(" ")]
+
+
+def deal(tests: list[str], hands: int) -> list[list[str]]:
+    """Tests of one function together, since they share compiled kernels; about the same number in each hand."""
+    groups = [list(group) for _, group in groupby(tests, key=lambda test: test.partition("[")[0])]
+    dealt: list[list[str]] = [[] for _ in range(hands)]
+    for group in sorted(groups, key=len, reverse=True):
+        min(dealt, key=len).extend(group)
+    return [hand for hand in dealt if hand]
+
+
+def start(tests: list[str], results: Path) -> subprocess.Popen[bytes]:
+    options = ["-q", "-p", "no:cacheprovider", "-p", "gpu.results_plugin", "--tb=short"]
+    environment = {**os.environ, "GLOMO_TEST_RESULTS": str(results), "OMP_NUM_THREADS": "2"}
+    return subprocess.Popen([sys.executable, "-m", "pytest", *options, *tests], cwd=ROOT, env=environment)
+
+
+def finish(processes: Iterable[subprocess.Popen[bytes]], deadline: float) -> None:
+    for process in processes:
+        try:
+            process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def read(path: Path) -> dict[str, dict[str, str]]:
+    """The last row of every test."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {row["test"]: row for row in map(json.loads, lines)}
+
+
+def main(part: Part) -> None:
+    tests = collect(DRY if part.dry else GPU)
+    processes = 2 if part.dry else PROCESSES
+    deadline = part.began + part.seconds
+    with tempfile.TemporaryDirectory() as folder:
+        first, second = Path(folder, "first"), Path(folder, "second")
+        finish([start(hand, first) for hand in deal(tests, processes)], deadline - 0.15 * part.seconds)
+        found = read(first)
+        # What failed, and what came after a crash in the same process.
+        suspects = [test for test in tests if found.get(test, {}).get("outcome", "failed") == "failed"]
+        for group in (suspects[n : n + processes] for n in range(0, len(suspects), processes)):
+            if part.left() > 5:
+                finish([start([test], second) for test in group], deadline)
+        alone = read(second)
+    counts: dict[str, int] = {}
+    with part.table("tests", COLUMNS) as table:
+        for test in tests:
+            row = {"test": test, "outcome": "not run", "seconds": "", "message": "", **found.get(test, {})}
+            again = alone.get(test, {})
+            row["alone"] = again.get("outcome", "")
+            row["message"] = again.get("message", row["message"])
+            table.add(**row)
+            outcome = row["alone"] or row["outcome"]
+            counts[outcome] = counts.get(outcome, 0) + 1
+            if outcome not in ("passed", "skipped"):
+                part.note(f"{outcome}: {test}")
+    part.note(
+        f"{len(tests)} tests: " + ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+    )
+    if set(counts) - {"passed", "skipped"}:
+        sys.exit("not all tests passed")

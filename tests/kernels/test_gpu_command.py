@@ -1,0 +1,122 @@
+"""`make gpu` without a GPU: its dry run in a short form, and what it does when parts fail or take too long."""
+
+import argparse
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "kernels" / "benchmarks"))
+command = importlib.import_module("gpu.__main__")
+gpu_tests = importlib.import_module("gpu.tests")
+wheels = importlib.import_module("gpu.wheels")
+work = importlib.import_module("gpu.work")
+part = importlib.import_module("gpu.part")
+
+MOST_FILES, MOST_BYTES = 8, 16 << 20
+
+
+def gpu(*arguments, out):
+    done = subprocess.run(
+        [sys.executable, "-m", "gpu", *arguments, "--out", str(out)],
+        cwd=ROOT, env=command.environment("--dry" in arguments), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_short_dry_run(tmp_path):
+    code, said = gpu("build", "bench", "profile", "tune", "--dry", out=tmp_path)
+    assert code == 0, said[-4000:]
+    summary = (tmp_path / "summary.txt").read_text()
+    assert summary.strip() in said, "the short table comes last"
+    assert all(f"{name:9} ok" in summary for name in ("build", "bench", "profile", "tune"))
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(files) <= MOST_FILES and all(file.stat().st_size < MOST_BYTES for file in files)
+    rows = part.read_table(tmp_path / "bench.csv")
+    ours = [row for row in rows if row["way"] == "ours"]
+    assert {row["op"] for row in ours} == {"affinity_mix", "affinity_graph", "graph_mix", "decoder_loss"}
+    for row in ours:
+        assert not row["failure"] and float(row["ms"]) > 0 and float(row["error"]) < 1e-4, row
+    assert part.read_table(tmp_path / "profile.csv")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_parts_that_fail_are_reported_and_the_others_run(tmp_path):
+    code, said = gpu("sanitize", "train", "--seconds", "60", out=tmp_path)
+    assert code == 1
+    summary = (tmp_path / "summary.txt").read_text()
+    assert "sanitize  FAILED, exit code 1" in summary and "train     FAILED, exit code 1" in summary
+    assert "holds no shards: name a folder" in said and "Traceback" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_part_is_stopped_at_its_time_with_all_it_started(tmp_path):
+    options = argparse.Namespace(out=str(tmp_path), dry=True)
+    outcome, took = command.run("tests", options, 0.5, tmp_path)
+    assert outcome == "STOPPED at its time" and took < 30
+    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert str(tmp_path) not in running
+    assert "==> tests: STOPPED" in (tmp_path / "log.txt").read_text()
+
+
+def test_unknown_part(tmp_path):
+    code, said = gpu("bnech", out=tmp_path)
+    assert code == 2 and "no part 'bnech'; there are build, tests" in said
+
+
+def test_tests_are_dealt_out_whole():
+    tests = [f"f.py::a[{n}]" for n in range(7)] + [f"f.py::b[{n}]" for n in range(5)] + ["f.py::c"]
+    hands = gpu_tests.deal(tests, 3)
+    assert sorted(test for hand in hands for test in hand) == sorted(tests) and len(hands) == 3
+    assert max(map(len, hands)) == 7  # those of one function stay together: they share compiled kernels
+    assert gpu_tests.deal(["f.py::c"], 6) == [["f.py::c"]]
+
+
+def test_every_test_has_a_row_whatever_happened_to_it(tmp_path, monkeypatch):
+    """One passes, one fails but not alone, one fails, one ends its process, and the one behind that passes alone."""
+    file = tmp_path / "test_sample.py"
+    file.write_text(
+        "import os, pathlib\n"
+        "def test_good(): pass\n"
+        "def test_flaky():\n"
+        "    mark = pathlib.Path(__file__ + '.mark')\n"
+        "    first = not mark.exists(); mark.touch(); assert not first\n"
+        "def test_bad(): assert 1 == 2\n"
+        "def test_crash(): os._exit(9)\n"
+        "def test_behind(): pass\n"
+    )
+    monkeypatch.setattr(gpu_tests, "DRY", [str(file), "--rootdir", str(tmp_path), "-c", "/dev/null"])
+    monkeypatch.setattr(gpu_tests, "deal", lambda tests, hands: [tests])
+    monkeypatch.setattr(gpu_tests, "ROOT", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", command.environment(True)["PYTHONPATH"])
+    with pytest.raises(SystemExit, match="not all tests passed"):
+        gpu_tests.main(part.Part(tmp_path, tmp_path / "notes", True, 60.0))
+    found = {row["test"].partition("::")[2]: row for row in part.read_table(tmp_path / "tests.csv")}
+    assert found["test_good"]["outcome"] == "passed" and not found["test_good"]["alone"]
+    assert (found["test_flaky"]["outcome"], found["test_flaky"]["alone"]) == ("failed", "passed")
+    assert found["test_bad"]["alone"] == "failed" and "1 == 2" in found["test_bad"]["message"]
+    assert (found["test_crash"]["outcome"], found["test_crash"]["alone"]) == ("not run", "")
+    assert (found["test_behind"]["outcome"], found["test_behind"]["alone"]) == ("not run", "passed")
+    assert "failed: " in (tmp_path / "notes").read_text()
+
+
+def test_work_of_the_ops():
+    """Counted by hand: causal pairs are T^2 / 2, a multiply-add is 2."""
+    forward, backward = work.affinity_mix(1, 1, 100, 30, 20)
+    assert forward.flops == 2 * 5000 * 50 and backward.flops == 2 * 5000 * (90 + 40)
+    assert backward.done == 2 * 5000 * (120 + 60)
+    assert forward.bytes == 100 * (30 + 30 + 20 + 20) * 2 + 800
+    dead, _ = work.affinity_mix(1, 1, 100, 30, 20, live=0.0)
+    assert dead.flops == 2 * 5000 * 30
+    assert work.decoder_loss(10, 4, 7).flops == 6 * 280
+    slow = work.Ceilings(copy=1.0, half=1e-9, single=1e-9)
+    assert work.Work(5e6, 1e3, 0).floor_ms(slow) == (5e6, "products")
+    assert work.Work(1, 2e6, 0).floor_ms(work.Ceilings(1.0, 1.0, 1.0)) == (2.0, "memory")
+
+
+def test_wheels_are_pinned():
+    assert all("==" in wanted for wanted in [*wheels.pinned(), *wheels.EXTRA])
+    assert not any(wanted.startswith(("torch==", "numpy==", "triton==")) for wanted in wheels.pinned())
