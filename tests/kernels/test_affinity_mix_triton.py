@@ -401,7 +401,7 @@ def gpu_inputs(units=300, dtype=torch.bfloat16, heads=4, width=64, values=64):
 @pytest.mark.gpu
 @pytest.mark.parametrize("widths", [(256, 64), (128, 128)])
 def test_same_bits_on_every_run(widths, dtype):
-    inputs = gpu_inputs(700, dtype, width=widths[0], values=widths[1])
+    inputs = gpu_inputs(704, dtype, width=widths[0], values=widths[1])
     runs = []
     for _ in range(20):
         out = affinity_mix(*inputs)
@@ -449,6 +449,37 @@ def test_offsets_beyond_two_to_the_31():
             out = affinity_mix(x, x, x)
             results.append([out, *torch.autograd.grad(out, x, torch.ones_like(out))])
         assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.gpu
+def test_autocast_does_not_reach_inside():
+    inputs = gpu_inputs(dtype=torch.float32)
+    expected = affinity_mix(*inputs)
+    with torch.autocast("cuda", torch.bfloat16):
+        assert torch.equal(affinity_mix(*inputs), expected)
+
+
+@pytest.mark.gpu
+def test_on_a_stream_of_its_own():
+    """Launches follow torch's current stream; results and gradients are those of the default one."""
+    inputs = gpu_inputs(400)
+    results = []
+    for stream in (torch.cuda.current_stream(), torch.cuda.Stream()):
+        torch.cuda.synchronize()
+        with torch.cuda.stream(stream):
+            out = affinity_mix(*inputs)
+            results.append([out, *torch.autograd.grad(out, inputs, torch.ones_like(out))])
+        torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.multi_gpu
+def test_on_the_second_device():
+    inputs = [x.detach() for x in gpu_inputs()]
+    expected = affinity_mix(*inputs)
+    assert torch.cuda.current_device() == 0
+    assert torch.equal(affinity_mix(*(x.to("cuda:1") for x in inputs)).cpu(), expected.cpu())
 
 
 @pytest.mark.gpu

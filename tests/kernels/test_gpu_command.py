@@ -15,6 +15,8 @@ command = importlib.import_module("gpu.__main__")
 gpu_tests = importlib.import_module("gpu.tests")
 wheels = importlib.import_module("gpu.wheels")
 work = importlib.import_module("gpu.work")
+bench = importlib.import_module("gpu.bench")
+report = importlib.import_module("gpu.report")
 part = importlib.import_module("gpu.part")
 
 MOST_FILES, MOST_BYTES = 8, 16 << 20
@@ -115,6 +117,27 @@ def test_work_of_the_ops():
     slow = work.Ceilings(copy=1.0, half=1e-9, single=1e-9)
     assert work.Work(5e6, 1e3, 0).floor_ms(slow) == (5e6, "products")
     assert work.Work(1, 2e6, 0).floor_ms(work.Ceilings(1.0, 1.0, 1.0)) == (2.0, "memory")
+
+
+def test_the_page_has_the_estimates_and_resources_of_today():
+    text = report.PAGE.read_text()
+    blocks = {"estimates": report.estimates(), "resources": report.resources()}
+    assert report.page(text, blocks) == text, "run `python -m gpu.report` in kernels/benchmarks"
+    assert blocks["resources"].count("\n") > 6
+
+
+def test_results_go_to_the_page_and_a_picture(tmp_path):
+    (tmp_path / "summary.txt").write_text("gpu none\nbench     ok, 3 s\n")
+    with part.Part(tmp_path, tmp_path / "notes", True, 1.0).table("bench", bench.COLUMNS) as table:
+        common = {"op": "affinity_mix", "shape": "B1 T64", "goal": "2x"}
+        table.add(**common, way="ours", ms=0.5, tflops=100.0, share=0.25, ratio=1.0)
+        table.add(**common, way="eager", ms=2.0, tflops=25.0, share=0.0625, ratio=4.0)
+        table.add(**common, way="Liger", failure="ModuleNotFoundError")
+    text = report.measured(tmp_path)
+    assert "bench     ok, 3 s" in text and "Liger" not in text
+    assert "| affinity_mix B1 T64 | eager | 2.000 | 25 | 6% | 4.00x |  |" in text
+    report.draw(tmp_path)
+    assert (tmp_path / "gpu.svg").stat().st_size > 1000
 
 
 def test_wheels_are_pinned():

@@ -29,6 +29,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from gpu import report
 from gpu.part import ROOT, Part, machine
 
 
@@ -41,19 +42,20 @@ class Share(NamedTuple):
 
 # In the order of running. The time that a part does not need goes to those after it.
 PARTS = {
-    "build": Share(0.12),
-    "tests": Share(0.28),
-    "sanitize": Share(0.12),
-    "bench": Share(0.22),
+    "build": Share(0.10),
+    "tests": Share(0.24),
+    "sanitize": Share(0.09),
+    "bench": Share(0.25),
     "tune": Share(0.30, default=False),
-    "profile": Share(0.08),
-    "pretrain": Share(0.18),
+    "profile": Share(0.07),
+    "pretrain": Share(0.25),
     "train": Share(0.80, default=False),
 }
 SECONDS = 570
 DRY_SECONDS = 1500  # a CPU is slower, and nvcc on two cores takes minutes
 LOG_BYTES = 2 << 20  # of each part's output that are kept
 NOTES = "notes"
+RESULTS = ROOT / "kernels" / "benchmarks" / "results" / "gpu"
 
 
 def environment(dry: bool) -> dict[str, str]:
@@ -129,7 +131,7 @@ def main() -> int:
     if wrong := [name for name in options.parts if name not in PARTS]:
         parser.error(f"no part {wrong[0]!r}; there are {', '.join(PARTS)}")
     chosen = [n for n in PARTS if n in options.parts] or [n for n, share in PARTS.items() if share.default]
-    where = ROOT / "build" / "gpu-dry" if options.dry else ROOT / "kernels" / "benchmarks" / "results" / "gpu"
+    where = ROOT / "build" / "gpu-dry" if options.dry else RESULTS
     options.out = str(Path(options.out or where).resolve())
     options.seconds = options.seconds or (DRY_SECONDS if options.dry else SECONDS)
     Path(options.out).mkdir(parents=True, exist_ok=True)
@@ -153,6 +155,10 @@ def run_all(chosen: list[str], options: argparse.Namespace) -> int:
         good &= outcome == "ok"
         lines += [f"{name:9} {outcome}, {took:.0f} s", *(f"    {line}" for line in said)]
         (out / "summary.txt").write_text("\n".join(lines) + "\n")
+    if out == RESULTS:
+        report.write(out)
+    else:
+        report.draw(out)
     print("\n" + "\n".join(lines) + f"\nin {options.out}", flush=True)
     return 0 if good else 1
 

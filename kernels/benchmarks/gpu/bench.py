@@ -13,7 +13,7 @@ import traceback
 
 import torch
 
-from gpu import gpu_cases, timing
+from gpu import gpu_cases, timing, wheels
 from gpu.gpu_cases import GpuCase, Sizes
 from gpu.part import Part
 from gpu.work import Ceilings
@@ -36,6 +36,7 @@ SAME = (
 
 
 def main(part: Part) -> None:
+    wheels.use(part)  # for Liger
     torch.manual_seed(0)
     found = timing.ceilings(part.device)
     part.note(

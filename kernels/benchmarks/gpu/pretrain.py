@@ -8,8 +8,10 @@ a few steps in fp32 on the CPU.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -87,7 +89,9 @@ def losses(run: Path) -> list[float]:
 def start_run(config: Any, data: Path, out: Path, on_cpu: bool = False) -> subprocess.Popen[bytes]:
     """A run in processes of its own, as `glomo pretrain` starts it."""
     code = (
-        "import json, sys\n"
+        "import json, os, sys\n"
+        "cores = sorted(os.sched_getaffinity(0))\n"
+        "os.sched_setaffinity(0, cores[min(int(sys.argv[4]), len(cores) - 1):])\n"
         "from glomo_dist.pretrain import PretrainConfig, pretrain\n"
         "from glomo_dist.runtime.config import from_dict\n"
         "pretrain(from_dict(PretrainConfig, json.loads(sys.argv[1]), 'gpu'), sys.argv[2], sys.argv[3])\n"
@@ -105,7 +109,8 @@ def start_run(config: Any, data: Path, out: Path, on_cpu: bool = False) -> subpr
     )
     environment = {k: v for k, v in os.environ.items() if k not in taken}
     environment |= {"CUDA_VISIBLE_DEVICES": ""} if on_cpu else {}
-    command = [sys.executable, "-c", code, json.dumps(to_dict(config)), str(data), str(out)]
+    spared = 4 if on_cpu else 0  # cores for the runs beside it
+    command = [sys.executable, "-c", code, json.dumps(to_dict(config)), str(data), str(out), str(spared)]
     return subprocess.Popen(command, env=environment)
 
 
@@ -123,6 +128,7 @@ def main(part: Part) -> None:
     wheels.use(part)
     torch.use_deterministic_algorithms(False)
     wrong: list[str] = []
+    exact, coarse, on_cpu = [], [], []
     with (
         tempfile.TemporaryDirectory(prefix="glomo-pretrain-") as folder,
         part.table("pretrain", COLUMNS) as table,
@@ -138,10 +144,11 @@ def main(part: Part) -> None:
             coarse = train_here(half, data, scratch / "bf16", ranks)
             wrong += compare(part, exact, coarse)
             wrong += resume(part, half, data, scratch)
+            on_cpu = collect(part, beside, scratch / "cpu")  # before anything is timed
             speed(part, table, data, ranks)
         finally:
-            on_cpu = collect(part, beside, scratch / "cpu")
-            rows = zip(range(1, steps + 1), coarse, exact, [*on_cpu, *[""] * steps], strict=False)
+            stop(beside)
+            rows = itertools.zip_longest(range(1, steps + 1), coarse, exact, on_cpu, fillvalue="")
             for step, bf16, fp32, cpu in rows:
                 table.add(what="loss", step=step, loss=bf16, fp32_loss=fp32, cpu_loss=cpu)
             from glomo_dist.pretrain import ranks as group
@@ -250,18 +257,20 @@ def where_the_time_goes(part: Part, table: Table, step: Any, batch: int) -> None
     activities = [ProfilerActivity.CPU] + ([] if part.dry else [ProfilerActivity.CUDA])
     with profile(activities=activities) as found:
         step(0)
-    name = "self_cpu_time_total" if part.dry else "self_device_time_total"
-    times = sorted(((getattr(e, name), e.key) for e in found.key_averages()), reverse=True)
-    total = sum(us for us, _ in times) or 1.0
-    for us, kernel in times[:20]:
+    times = timing.kernel_times(found, part.device, 1)
+    total = sum(us for us, *_ in times) or 1.0
+    for us, kernel, _ in times[:20]:
         table.add(what="kernel", batch=batch, kernel=kernel[:160], seconds=us * 1e-6, share=us / total)
 
 
 def collect(part: Part, process: subprocess.Popen[bytes], run: Path) -> list[float]:
-    """The losses of the run on the CPU, as many as there are."""
-    try:
-        process.wait(max(1.0, part.left() - 3))
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        process.wait()
+    """The losses of the run on the CPU: all, or as many as there are when half of the rest of the time is over."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(max(1.0, part.left() / 2))
+    stop(process)
     return losses(run) if (run / "log.jsonl").exists() else []
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    process.wait()

@@ -15,6 +15,7 @@ from glomo_kernels import affinity_graph, affinity_mix, graph_mix
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler
 
+from gpu import timing
 from gpu.part import Part, Table
 
 COLUMNS = ("what", "tool", "kernel", "calls", "us", "share", "metric", "value")
@@ -86,13 +87,8 @@ def kernels(part: Part, table: Table, what: str, run: Callable[[], object]) -> N
             run()
         if not part.dry:
             torch.cuda.synchronize()
-    times = []
-    for event in found.key_averages():
-        us = event.self_cpu_time_total if part.dry else event.self_device_time_total
-        if us > 0:
-            times.append((us / CALLS, event.key, event.count / CALLS))
-    total = sum(us for us, *_ in times)
-    times.sort(reverse=True)
+    times = timing.kernel_times(found, part.device, CALLS)
+    total = sum(us for us, *_ in times) or 1.0
     for us, name, calls in times[:25]:
         table.add(what=what, tool="torch", kernel=name[:160], calls=calls, us=us, share=us / total)
     longest = ", ".join(f"{name[:28]} {us / total:.0%}" for us, name, _ in times[:4])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -46,6 +47,23 @@ def measure(runs: dict[str, Run], device: str, rounds: int = 7) -> dict[str, lis
 
 def median(times: list[float]) -> float:
     return statistics.median(times)
+
+
+def kernel_times(found: Any, device: str, calls: int) -> list[tuple[float, str, float]]:
+    """(microseconds, kernel, launches) per call from a torch profile, longest first; on a CPU operators."""
+    times = []
+    for event in found.key_averages():
+        if device == "cpu":
+            us = event.self_cpu_time_total
+        elif (
+            event.device_type == torch.autograd.DeviceType.CUDA
+        ):  # operators repeat the time of their kernels
+            us = event.self_device_time_total
+        else:
+            continue
+        if us > 0:
+            times.append((us / calls, event.key, event.count / calls))
+    return sorted(times, reverse=True)
 
 
 def in_a_graph(run: Run) -> Run:
