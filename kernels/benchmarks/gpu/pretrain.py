@@ -211,7 +211,15 @@ def speed(part: Part, table: Table, data: Path, ranks: Any) -> None:
         )
         model = Glomo(job.config.model)
         engine = build_engine(model, job.config, ranks)
-        stream = Stream(job.index, window=job.config.window, seed=0, global_batch=batch, rank=0, world=1)
+        stream = Stream(
+            job.index,
+            window=job.config.window,
+            windows=job.config.windows,
+            seed=0,
+            global_batch=batch,
+            rank=0,
+            world=1,
+        )
         batches = [stream.batch(i) for i in range(2)]
         clock = Clock(ranks.device)
 

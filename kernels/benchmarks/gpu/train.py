@@ -69,7 +69,13 @@ def seconds_per_step(config: Any, data: Path, ranks: Any) -> float:
     job = run_folder.resolve(config, data, data / "unused")
     engine = build_engine(Glomo(job.config.model), job.config, ranks)
     stream = Stream(
-        job.index, window=config.window, seed=1, global_batch=config.global_batch, rank=0, world=1
+        job.index,
+        window=config.window,
+        windows=config.windows,
+        seed=1,
+        global_batch=config.global_batch,
+        rank=0,
+        world=1,
     )
     clock, times = Clock(ranks.device), []
     for number in range(4 if config.steps < 10 else 30):
