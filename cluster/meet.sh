@@ -26,7 +26,8 @@ split_address() {
 wait_until_listening() {
   local host port said until=$((SECONDS + $2))
   split_address "$1"
-  until said=$(timeout 5 bash -c "exec 3<> /dev/tcp/${host}/${port}" 2>&1); do
+  # shellcheck disable=SC2016 # for the inner shell
+  until said=$(timeout 5 bash -c 'exec 3<> "/dev/tcp/$0/$1"' "$host" "$port" 2>&1); do
     if ((SECONDS >= until)); then
       fail 69 "nothing answered at $1 within $2 s (last: $(tail -n 1 <<< "${said:-no answer in 5 s}")). Is the first \
 host running, is this its name or address, is the port open between hosts?"

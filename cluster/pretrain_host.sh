@@ -29,9 +29,9 @@ else
   is_host=false
   wait_until_listening "$MEET" "${JOIN_SECONDS:-600}"
 fi
-settings="is_host=$is_host,join_timeout=${JOIN_SECONDS:-600},read_timeout=${LOST_SECONDS:-30}"
+export MEET NODE_INDEX LOST_SECONDS=${LOST_SECONDS:-30} # for torchrun.py
+settings="is_host=$is_host,join_timeout=${JOIN_SECONDS:-600},read_timeout=$LOST_SECONDS"
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${SAVE_SECONDS:-60}
-export MEET NODE_INDEX
 exec "$PYTHON" "$(dirname "${BASH_SOURCE[0]}")/torchrun.py" \
   --nnodes "$NODES" --nproc-per-node "${RANKS_PER_NODE:-gpu}" --max-restarts "${RESTARTS:-0}" \
   --rdzv-id "${RUN_ID:-glomo}" --rdzv-backend c10d --rdzv-endpoint "$MEET" --rdzv-conf "$settings" \
