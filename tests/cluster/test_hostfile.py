@@ -100,7 +100,7 @@ def left(folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_over_ssh_to_two_hosts(network: Network, shards: Path, tmp_path: Path) -> None:
+def test_over_ssh_to_two_hosts(network: Network, shards: Path, tmp_path: Path, round_number: int) -> None:
     (tmp_path / "hosts").write_text("node-0 slots=1\nnode-1 slots=1\n")
     variables = environment(
         STAND_IN_NETWORK=network.name, FORWARD="PYTHONPATH OMP_NUM_THREADS CUDA_VISIBLE_DEVICES"
