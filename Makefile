@@ -5,7 +5,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo lint sanitize gpu gpu-wheels format clean
+.PHONY: help setup test faults demo lint sanitize gpu gpu-wheels format clean
 
 # The first of these that is new enough; empty if none is.
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 10))'
@@ -30,6 +30,7 @@ help:
 	@echo 'make demo    set up, then the whole road on text and images that are already here; ends with a table'
 	@echo 'make test    set up, then all tests'
 	@echo 'make setup   only .venv, with pinned packages and the compiled extension'
+	@echo 'make faults  the long set of kills, hangs and full disks (1-2 h); ends with a table  FAULTS="--only saving"'
 	@echo 'make sanitize  the C++ kernels under AddressSanitizer, UBSan and ThreadSanitizer'
 	@echo 'make gpu     prove and measure everything on a GPU, in ten minutes, without a package index (docs/gpu.md)'
 	@echo 'make lint    ruff and mypy      make format    let ruff rewrite      make clean    remove what make made'
@@ -62,6 +63,9 @@ $(VENV)/.stamp: $(VENV)/.dependencies setup.py kernels/build_cuda.py $(wildcard 
 
 test: setup
 	@$(BIN)/python -m pytest --durations=10
+
+faults: setup
+	@$(BIN)/python tests/pretrain/faults.py $(FAULTS)
 
 demo: setup
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash docs/demo.sh demo

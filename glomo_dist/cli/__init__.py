@@ -32,7 +32,8 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for an error the user can act on, 130 for Ctrl-C.
+    """Run one command; returns the exit code: 0, 2 for an error the user can act on (70, 71 and 75 for some of a
+    pretraining run, see runtime/errors.py), 130 for Ctrl-C.
 
     argv: without the program's name; None takes `sys.argv`. Raises SystemExit as argument parsers do (0 after
     `--help`, 2 for arguments that cannot be parsed); any other exception is a bug and keeps its traceback.
@@ -52,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(f"unknown command {name!r}.{suggest(name, COMMANDS)} See `glomo --help`.")
         importlib.import_module(f"glomo_dist.cli.{name}").main(arguments[1:])
     except GlomoError as e:
-        if os.environ.get("RANK", "0") == "0":  # under torchrun all ranks end with the same message
+        if os.environ.get("RANK", "0") == "0" or not e.everywhere:  # torchrun's ranks share most messages
             print(f"glomo: {e}", file=sys.stderr)
-        return 2
+        return e.exit_code
     except KeyboardInterrupt:
         print("glomo: stopped.", file=sys.stderr)
         return 130

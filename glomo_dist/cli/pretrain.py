@@ -7,6 +7,9 @@ Examples:
 
 --recipe sets all defaults (RECIPES); every other flag changes one of them. The resolved settings are
 kept in OUT/config.json, one line per step in OUT/log.jsonl, the trained model in OUT/model.
+
+Exit codes: 0 finished; 2 something to mend; 70 a rank died, 71 a rank hung, 75 stopped by SIGTERM or SIGUSR1 after
+saving: in these three cases the same command continues the run (docs/reliability.md).
 """
 
 from __future__ import annotations
@@ -37,11 +40,11 @@ class Pretrain:
     recipe: str = "base"
     """Where the defaults come from."""
     ranks: int = 1
-    """Processes on this machine (under torchrun its own number counts)."""
+    """Processes on this machine (under torchrun its own number counts); may change when a run is continued."""
     valid: str | None = None
     """Validation shards (default: those that `glomo prepare --valid-share` put aside)."""
     restarts: int = 0
-    """How often all ranks are started again after one died."""
+    """How often all ranks are started again after one died or hung."""
 
 
 def main(argv: Sequence[str]) -> None:

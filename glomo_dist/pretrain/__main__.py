@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 
 from glomo_dist.pretrain import run_folder, worker
 from glomo_dist.pretrain.config import PretrainConfig
@@ -19,17 +20,20 @@ def main() -> None:
     parser.add_argument("--job", required=True, help="JSON: config, data, out, valid")
     parser.add_argument("--errors", help="where to write the message of an error instead of failing loudly")
     arguments = parser.parse_args()
+    rank = os.environ.get("RANK", "0")
     try:
         value = files.read_json(arguments.job)
         config = from_dict(PretrainConfig, value["config"], arguments.job)
-        worker.run(run_folder.resolve(config, value["data"], value["out"], value["valid"]))
+        job = run_folder.resolve(config, value["data"], value["out"], value["valid"])
+        worker.run(job, Path(arguments.errors) if arguments.errors else None)
     except GlomoError as e:
-        if arguments.errors is None:
-            say(f"glomo: {e}")
-            sys.exit(2)
+        if arguments.errors is None or not e.everywhere:
+            if rank == "0" or not e.everywhere:
+                say(f"glomo: rank {rank}: {e}")
+            sys.exit(e.exit_code)
         # All ranks agree on such an error and end here; a failing exit code would make torchrun add a page
         # of its own traceback to the one line that matters.
-        if int(os.environ.get("RANK", "0")) == 0:
+        if rank == "0":
             files.write_json(arguments.errors, {"type": type(e).__name__, "message": str(e)})
 
 

@@ -1,31 +1,33 @@
 """Checkpoints that are whole or not there, verified before use; the newest good one wins.
 
     RUN/checkpoints/step-000100/
-        state/          DeepSpeed's files, one or two per rank
-        model/          the exported model (safetensors)
-        manifest.json   step, loop state, and size and SHA-256 of every other file
+        state/rank-00.safetensors   what each rank held (state.py)
+        model/                      the exported model (safetensors)
+        manifest.json               step, loop state, and size and SHA-256 of every other file
     RUN/checkpoints/latest   the name of the newest, written last
 
-DeepSpeed saves in place and its files are pickles: the folder gets its final name only when all of it is on
-disk, and only folders that this run wrote are read back.
+A folder gets its final name only when all of it is on disk. `saving.py` does this while training goes on.
 """
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from glomo_dist.pretrain.ranks import Ranks
+from glomo_dist.pretrain import state
 from glomo_dist.runtime import files
 from glomo_dist.runtime.errors import CheckpointError, DataError
 from glomo_dist.runtime.progress import say
 
-FORMAT, VERSION = "glomo-checkpoint", 1
+FORMAT, VERSION = "glomo-checkpoint", 2
+STATE, MODEL, MANIFEST = "state", "model", "manifest.json"
 _NAME = re.compile(r"step-(\d{6,})")
+
+
+def name_of(step: int) -> str:
+    return f"step-{step:06d}"
 
 
 def step_of(folder: Path) -> int | None:
@@ -39,55 +41,33 @@ def existing(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: step_of(p) or 0, reverse=True)
 
 
-def save(
-    engine: Any,
-    folder: Path,
-    step: int,
-    state: dict[str, Any],
-    ranks: Ranks,
-    export: Callable[[Path], None],
-    keep: int,
-) -> Path:
-    """Write folder/step-NNNNNN, then delete all but the `keep` newest; every rank calls this.
-
-    state: what the loop needs to go on (JSON-able).  export(path): writes the model on rank 0.
-    """
-    final = folder / f"step-{step:06d}"
-    with contextlib.ExitStack() as stack:
-        # Rank 0 chooses the temporary name, the others learn it: a name per rank would scatter the files.
-        temporary = ranks.from_first(lambda: stack.enter_context(files.new_folder(final)))
-        engine.save_checkpoint(str(temporary), tag="state", client_state={}, save_latest=False)
-        export(temporary / "model")
-        if ranks.first:
-            for script in temporary.glob("zero_to_*.py"):  # DeepSpeed's exporters; model/ is our export
-                script.unlink()
-        ranks.barrier()
-        if ranks.first:
-            _write_manifest(temporary, step, state, ranks.world)
-    if ranks.first:
-        files.write_bytes(folder / "latest", f"{final.name}\n".encode())
-        for old in existing(folder)[keep:]:
-            shutil.rmtree(old)
-    ranks.barrier()
-    return final
+def remove(folder: Path) -> None:
+    """Delete a checkpoint; killed half way, what is left has no checkpoint's name."""
+    going = folder.with_name(f".{folder.name}.old.tmp")
+    if going.exists():
+        shutil.rmtree(going)
+    folder.rename(going)
+    shutil.rmtree(going)
 
 
-def _write_manifest(folder: Path, step: int, state: dict[str, Any], world: int) -> None:
-    content = {}
+def write_manifest(
+    folder: Path, step: int, loop: dict[str, Any], world: int, known: dict[str, dict[str, Any]]
+) -> None:
+    """known: size and SHA-256 of the files that were hashed while they were written; the rest is read again."""
+    content = dict(known)
     for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-        content[file.relative_to(folder).as_posix()] = {
-            "bytes": file.stat().st_size,
-            "sha256": files.sha256_file(file),
-        }
+        name = file.relative_to(folder).as_posix()
+        if name not in content:
+            content[name] = {"bytes": file.stat().st_size, "sha256": files.sha256_file(file)}
     manifest = {
-        "format": FORMAT, "version": VERSION, "step": step, "ranks": world, "state": state, "files": content,
+        "format": FORMAT, "version": VERSION, "step": step, "ranks": world, "state": loop, "files": content,
     }  # fmt: skip
-    files.write_json(folder / "manifest.json", manifest)
+    files.write_json(folder / MANIFEST, manifest)
 
 
 def verify(folder: Path) -> dict[str, Any]:
     """The manifest of a good checkpoint; CheckpointError that says what is wrong with a bad one."""
-    path = folder / "manifest.json"
+    path = folder / MANIFEST
     try:
         manifest = files.read_json(path)
     except DataError as e:
@@ -99,30 +79,43 @@ def verify(folder: Path) -> dict[str, Any]:
             f"checkpoint {folder} has format version {manifest.get('version')}, this program reads "
             f"{VERSION}. Continue the run with the version that wrote it."
         )
-    for name, wanted in manifest["files"].items():
+    try:
+        wanted = {name: (int(f["bytes"]), str(f["sha256"])) for name, f in manifest["files"].items()}
+        complete = manifest["step"] == step_of(folder) and {"ranks", "state"} <= manifest.keys()
+        complete = complete and len(_state_files(folder, manifest)) == manifest["ranks"]
+        complete = complete and not any(
+            ".." in Path(name).parts or Path(name).is_absolute() for name in wanted
+        )
+    except (AttributeError, KeyError, TypeError, ValueError):
+        complete = False
+    if not complete:
+        raise CheckpointError(f"checkpoint {folder} is damaged: {path.name} is not complete.")
+    for name, (size, sha256) in wanted.items():
         file = folder / name
         if not file.is_file():
             raise CheckpointError(f"checkpoint {folder} is damaged: {name} is missing.")
-        if file.stat().st_size != wanted["bytes"] or files.sha256_file(file) != wanted["sha256"]:
+        if file.stat().st_size != size or files.sha256_file(file) != sha256:
             raise CheckpointError(
                 f"checkpoint {folder} is damaged: {name} is not what was written (SHA-256)."
             )
     return manifest
 
 
-def find_newest(folder: Path, world: int) -> tuple[Path, dict[str, Any]] | None:
+def find_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """Newest good checkpoint and its manifest (None: start from nothing); rank 0 only.
 
     Damaged ones are set aside under another name, loudly. If there are checkpoints and none is good the run
     must not silently start again: CheckpointError. Leftovers of a save that was interrupted are deleted.
     """
     if folder.is_dir():
-        for leftover in folder.glob(".step-*.tmp"):
-            shutil.rmtree(leftover)
-    candidates = existing(folder)
-    for candidate in candidates:
+        for leftover in folder.glob(".*.tmp"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
+    for candidate in existing(folder):
         try:
-            manifest = verify(candidate)
+            return candidate, verify(candidate)
         except CheckpointError as e:
             if "format version" in str(e):
                 raise
@@ -131,13 +124,6 @@ def find_newest(folder: Path, world: int) -> tuple[Path, dict[str, Any]] | None:
                 shutil.rmtree(aside)
             candidate.rename(aside)
             say(f"WARNING: {e} It was renamed to {aside.name}; going back to the checkpoint before it.")
-            continue
-        if manifest["ranks"] != world:
-            raise CheckpointError(
-                f"checkpoint {candidate} was written by {manifest['ranks']} ranks, this run has {world}. "
-                f"Continue with {manifest['ranks']} ranks."
-            )
-        return candidate, manifest
     if any(folder.glob("damaged-step-*")):
         raise CheckpointError(
             f"no checkpoint in {folder} can be read: all were damaged and renamed damaged-step-*. Restore "
@@ -146,11 +132,11 @@ def find_newest(folder: Path, world: int) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def load(engine: Any, folder: Path) -> None:
-    """Put weights, optimizer and counters of `folder` (verified) into the engine; every rank calls this."""
-    path, _ = engine.load_checkpoint(str(folder), tag="state")
-    if path is None:
-        raise CheckpointError(
-            f"checkpoint {folder}: DeepSpeed found nothing to load in {folder / 'state'}. Was it written "
-            "with another ZeRO stage?"
-        )
+def _state_files(folder: Path, manifest: dict[str, Any]) -> list[Path]:
+    """Those that the manifest vouches for; others in the folder are not looked at."""
+    return [folder / name for name in sorted(manifest["files"]) if name.startswith(f"{STATE}/rank-")]
+
+
+def load(engine: Any, folder: Path, manifest: dict[str, Any]) -> None:
+    """Put weights and optimizer of `folder` (verified) into a fresh engine, on any number of ranks."""
+    state.restore(engine, _state_files(folder, manifest))

@@ -11,10 +11,13 @@ from glomo_dist.runtime.errors import ConfigError
 
 # Settings that change neither the weights nor the order of samples: a run may be continued with other values.
 FREE_TO_CHANGE = (
+    "activation_checkpointing",
     "checkpoint_every",
     "keep_checkpoints",
     "log_every",
     "max_bad_steps",
+    "hang_timeout",
+    "trackers",
     *(f"reading.{f.name}" for f in fields(Reading)),
 )
 
@@ -47,10 +50,15 @@ class PretrainConfig:
         valid_batches global batches.
     zero_stage: 0 replicates everything, 1 shares out optimizer states, 2 gradients too, 3 parameters too.
     precision: fp32, or bf16 with fp32 master weights (zero_stage 1 or more).
+    activation_checkpointing: keep only the inputs of graph layers, convolutions and decoder during the forward pass
+        and compute the rest again in the backward pass: less memory, more time, the same numbers.
     deepspeed: path of a JSON file with further DeepSpeed settings, e.g. bucket sizes or offloading.
     checkpoint_every: steps between checkpoints (the last step always is one).  keep_checkpoints: that stay.
     log_every: steps between rows of log.jsonl and graph statistics.
     max_bad_steps: steps in a row with a non-finite loss or gradient (they are skipped) before giving up.
+    hang_timeout: seconds without progress after which the watchdog shows every rank's stacks and ends the run
+        (until the first step is done, which may compile, at least 15 minutes).
+    trackers: where the run can be watched besides log.jsonl: tensorboard, wandb, mlflow.
     """
 
     model: GlomoConfig = field(default_factory=GlomoConfig)
@@ -78,11 +86,14 @@ class PretrainConfig:
     valid_batches: int = 8
     zero_stage: int = 2
     precision: Literal["fp32", "bf16"] = "fp32"
+    activation_checkpointing: bool = False
     deepspeed: str | None = None
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     log_every: int = 1
     max_bad_steps: int = 10
+    hang_timeout: float = 600.0
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
         at_least = {
@@ -99,6 +110,8 @@ class PretrainConfig:
             raise ConfigError(f"lr must be positive, got {self.lr}.")
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise ConfigError(f"betas must be two numbers in [0, 1), got {self.betas}.")
+        if not self.hang_timeout > 0:
+            raise ConfigError(f"hang_timeout must be positive (seconds), got {self.hang_timeout}.")
         if not self.graph_lr_share > 0:
             raise ConfigError(f"graph_lr_share must be positive, got {self.graph_lr_share}.")
         for name in ("momentum", "weight_decay"):

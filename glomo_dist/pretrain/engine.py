@@ -1,14 +1,13 @@
-"""DeepSpeed around the model: its settings, its optimizer, and the whole parameters back out of it."""
+"""DeepSpeed around the model: its settings, its optimizer, one update."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from glomo_dist.pretrain.config import PretrainConfig, accumulation
 from glomo_dist.pretrain.ranks import Ranks
@@ -127,36 +126,3 @@ def optimizer_step(engine: Any, clip: float | None) -> tuple[bool, float]:
     engine.step()
     reduced = float(engine.get_global_grad_norm())
     return engine.skipped_steps == before and math.isfinite(reduced), reduced
-
-
-def whole_parameters(engine: Any) -> Iterator[tuple[str, Tensor]]:
-    """Name and float32 value of every parameter, on CPU. A collective: every rank must exhaust it."""
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    for name, parameter in engine.module.named_parameters():
-        if engine.zero_optimization_stage() == 0:
-            yield name, _copy(parameter)
-        else:  # the float32 master copy: what bf16 training really updates
-            yield name, _copy(safe_get_full_fp32_param(parameter))
-
-
-def _copy(value: Tensor) -> Tensor:
-    return value.detach().to("cpu", torch.float32, copy=True)
-
-
-def whole_state(engine: Any) -> dict[str, Tensor]:
-    """Parameters and buffers as the bare module's `state_dict` names them, on CPU; a collective."""
-    state = dict(whole_parameters(engine))
-    wanted = engine.module.state_dict().keys()
-    state.update(
-        {n: b.detach().to("cpu", copy=True) for n, b in engine.module.named_buffers() if n in wanted}
-    )
-    return state
-
-
-def average_buffers(engine: Any, ranks: Ranks) -> None:
-    """Make running statistics (BatchNorm) the mean over ranks: each has only seen its own sequences."""
-    for buffer in engine.module.buffers():
-        if buffer.is_floating_point() and ranks.world > 1:
-            torch.distributed.all_reduce(buffer)
-            buffer /= ranks.world

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from glomo_dist.data import BadShard, Batch, Stream
 from glomo_dist.pretrain.ranks import Ranks
 from glomo_dist.runtime import files
@@ -59,17 +57,13 @@ def _set_aside(
     limit: int,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """`entries` and the shards that ranks could not read for `step`, on disk and in the stream of every rank."""
-    found: list[Any] = [None] * ranks.world
-    dist.all_gather_object(found, trouble)
-    errors = [error for error in found if error is not None]
-    for error in errors:
-        if not isinstance(error, BadShard):
-            raise error
+    errors = [error for error in ranks.gather(trouble) if error is not None]
+    ranks.agree_on(next((error for error in errors if not isinstance(error, BadShard)), None))
     reasons = {error.shard: str(error) for error in reversed(errors)}
     entries = [*entries, *(_entry(stream, shard, step, reasons[shard]) for shard in sorted(reasons))]
     if len(entries) > limit:
         more = f"{len(entries)} bad shards, reading.max_bad_shards allows {limit}: " if limit else ""
-        raise ShardError(more + " ".join(entry["reason"] for entry in entries[-len(reasons) :]))
+        ranks.agree_on(ShardError(more + " ".join(entry["reason"] for entry in entries[-len(reasons) :])))
     for shard in reasons:
         stream.set_aside(shard, step)
 

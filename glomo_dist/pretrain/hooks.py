@@ -1,19 +1,27 @@
-"""What watches a run, on rank 0: progress bar, log.jsonl, TensorBoard. None of it changes the training."""
+"""What watches a run, on rank 0: log.jsonl, progress bar, and the trackers. None of it changes the training."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+from glomo_dist.pretrain.run_folder import Job
 from glomo_dist.runtime import files
+from glomo_dist.runtime.config import to_dict
+from glomo_dist.runtime.errors import ConfigError, GlomoError
+from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.runtime.progress import bar, say
 
 
 class Hook(Protocol):
     def step(self, row: dict[str, Any]) -> None:
-        """After every optimizer step. row: see `loop.row`; graph statistics only when `row["logged"]`."""
+        """After every optimizer step. row: a row of log.jsonl; graph statistics only when `row["logged"]`."""
 
     def close(self) -> None: ...
 
@@ -29,15 +37,15 @@ class ProgressBar:
         if not row["applied"]:
             say(
                 f"WARNING: step {row['step']}: loss {row['loss']}, gradient norm {row['grad_norm']} "
-                "not finite; step skipped."
+                f"not finite; step skipped. Samples: {', '.join(row['samples'][:8])}"
+                + (f" and {len(row['samples']) - 8} more" if len(row["samples"]) > 8 else "")
             )
         if row.get("empty_rows"):
             flat = [share for layer in row["empty_rows"] for share in layer]
             self._empty = f"{100 * sum(flat) / len(flat):.0f}%"
-        rate = row["units"] / row["seconds"] if row["seconds"] else 0.0
         self._bar.set_postfix_str(
-            f"loss {_number(row['loss'])}, {rate / 1000:.1f}k units/s, grad {_number(row['grad_norm'])}"
-            + (f", empty rows {self._empty}" if self._empty else ""),
+            f"loss {_number(row['loss'])}, {_speed(row) / 1000:.1f}k units/s, "
+            f"grad {_number(row['grad_norm'])}" + (f", empty rows {self._empty}" if self._empty else ""),
             refresh=False,
         )
         self._bar.update(1)
@@ -50,22 +58,41 @@ class JsonLog:
     """log.jsonl; rows of steps that a resumed run does again are dropped first: each step is there once."""
 
     def __init__(self, path: Path, start: int) -> None:
+        self._path = path
         if path.exists():
             files.write_bytes(path, b"".join(_rows_until(path.read_bytes(), start)))
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
 
     def step(self, row: dict[str, Any]) -> None:
         if row["logged"]:
             public = {key: value for key, value in row.items() if key != "logged"}
-            self._file.write(json.dumps(_finite(public)) + "\n")
-            self._file.flush()
+            try:
+                self._file.write((json.dumps(_finite(public)) + "\n").encode())
+            except OSError as e:
+                raise GlomoError(
+                    f"cannot write {self._path}: {e.strerror or e}. The checkpoints are untouched. Free space, then "
+                    "run the same command again."
+                ) from None
 
     def close(self) -> None:
         self._file.close()
 
 
+def scalars(row: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a row by name, for a tracker; graph statistics per layer and head."""
+    found = {"train/units_per_second": _speed(row)}
+    for name, value in row.items():
+        if isinstance(value, list):
+            for layer, heads in enumerate(value):
+                if isinstance(heads, list):
+                    found.update({f"{name}/layer{layer}/head{h}": number for h, number in enumerate(heads)})
+        elif isinstance(value, (int, float)) and name not in ("step", "logged"):
+            found[f"train/{name}"] = float(value)
+    return found
+
+
 class TensorBoard:
-    """Scalars per logged step; graph statistics per layer and head."""
+    """Scalars per logged step."""
 
     def __init__(self, folder: Path, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
@@ -73,26 +100,87 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
 
     def step(self, row: dict[str, Any]) -> None:
-        if not row["logged"]:
-            return
-        for name, value in row.items():
-            if isinstance(value, list):
-                for layer, heads in enumerate(value):
-                    for head, number in enumerate(heads):
-                        self._writer.add_scalar(f"{name}/layer{layer}/head{head}", number, row["step"])
-            elif isinstance(value, (int, float)) and name not in ("step", "logged"):
-                self._writer.add_scalar(f"train/{name}", value, row["step"])
+        if row["logged"]:
+            try:
+                for name, number in scalars(row).items():
+                    self._writer.add_scalar(name, number, row["step"])
+            except OSError as e:
+                raise GlomoError(
+                    f"cannot write TensorBoard's files: {e}. Free space, or use other trackers."
+                ) from None
 
     def close(self) -> None:
-        self._writer.close()
+        with contextlib.suppress(OSError):  # a full disk has been reported by then
+            self._writer.close()
 
 
-def open_hooks(out: Path, start: int, steps: int) -> Sequence[Hook]:
-    return (
-        JsonLog(out / "log.jsonl", start),
-        TensorBoard(out / "tensorboard", start),
-        ProgressBar(start, steps),
-    )
+class WandB:
+    """Weights & Biases; a resumed run goes on under its name. WANDB_MODE=offline keeps it on this machine."""
+
+    def __init__(self, out: Path, config: dict[str, Any]) -> None:
+        wandb = _optional("wandb")
+        name = fingerprint([str(out.resolve()), config])
+        self._run = wandb.init(
+            project="glomo-dist", id=name, name=out.name, dir=str(out), config=config, resume="allow"
+        )
+
+    def step(self, row: dict[str, Any]) -> None:
+        if row["logged"]:
+            self._run.log(scalars(row), step=row["step"])
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class MLflow:
+    """MLflow, where MLFLOW_TRACKING_URI points (default: the folder mlruns); resumed under the same run."""
+
+    def __init__(self, out: Path, config: dict[str, Any]) -> None:
+        self._mlflow = _optional("mlflow")
+        known = out / "mlflow.json"
+        begun = files.read_json(known)["run_id"] if known.exists() else None
+        run = self._mlflow.start_run(run_id=begun, run_name=None if begun else out.name)
+        if begun is None:
+            files.write_json(known, {"run_id": run.info.run_id})
+            self._mlflow.log_params({key: str(value)[:500] for key, value in config.items()})
+
+    def step(self, row: dict[str, Any]) -> None:
+        if row["logged"]:
+            self._mlflow.log_metrics(scalars(row), step=row["step"])
+
+    def close(self) -> None:
+        self._mlflow.end_run()
+
+
+def _optional(name: str) -> Any:
+    require((name,))
+    return importlib.import_module(name)
+
+
+def require(trackers: Sequence[str]) -> None:
+    """ConfigError if a tracker's package is not here; asked before any rank is started."""
+    for name in trackers:
+        if name in ("wandb", "mlflow") and name not in sys.modules and find_spec(name) is None:
+            raise ConfigError(
+                f"tracker {name} needs the package {name}, which is not installed. Install it "
+                f"(`pip install {name}`), or leave it out of trackers."
+            )
+
+
+def open_hooks(job: Job, start: int, stack: contextlib.ExitStack) -> list[Hook]:
+    """The hooks of a run that goes on after step `start`; `stack` closes them, also when one cannot be opened."""
+    openers: dict[str, Callable[[], Hook]] = {
+        "log": lambda: JsonLog(job.out / "log.jsonl", start),
+        "tensorboard": lambda: TensorBoard(job.out / "tensorboard", start),
+        "wandb": lambda: WandB(job.out, to_dict(job.config)),
+        "mlflow": lambda: MLflow(job.out, to_dict(job.config)),
+        "bar": lambda: ProgressBar(start, job.config.steps),
+    }
+    opened = []
+    for name in ("log", *dict.fromkeys(job.config.trackers), "bar"):
+        opened.append(openers[name]())
+        stack.callback(opened[-1].close)
+    return opened
 
 
 def _rows_until(content: bytes, step: int) -> list[bytes]:
@@ -113,6 +201,11 @@ def _finite(row: dict[str, Any]) -> dict[str, Any]:
         key: None if isinstance(value, float) and not abs(value) < float("inf") else value
         for key, value in row.items()
     }
+
+
+def _speed(row: dict[str, Any]) -> float:
+    """Units read per second over all ranks."""
+    return float(row["units"] / row["seconds"]) if row["seconds"] else 0.0
 
 
 def _number(value: float) -> str:

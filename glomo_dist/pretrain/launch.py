@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import math
 import os
 import signal
 import subprocess
 import sys
-import tempfile
+import threading
+import time
 from pathlib import Path
+from types import FrameType
+
+from torch.distributed.launcher.api import LaunchConfig
 
 from glomo_dist.data import Address, Place
-from glomo_dist.pretrain import run_folder, worker
+from glomo_dist.pretrain import hooks, run_folder, worker
 from glomo_dist.pretrain.config import PretrainConfig
 from glomo_dist.pretrain.ranks import cores, started_by_torchrun
+from glomo_dist.pretrain.stopping import SIGNALS
+from glomo_dist.pretrain.worker import PID
 from glomo_dist.runtime import errors, files
 from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.fingerprint import COMMAND_VARIABLE, command_line
 from glomo_dist.runtime.progress import say
+
+# so that torchrun does not die of SIGUSR1 where a scheduler sends it to every process
+_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+_FORWARD = (
+    [f"--signals-to-handle={_SIGNALS}"] if "signals_to_handle" in LaunchConfig.__dataclass_fields__ else []
+)
+STOP_SECONDS = 60.0  # for the ranks to save after they were asked to stop; then torchrun ends them
 
 
 def pretrain(
@@ -37,20 +52,22 @@ def pretrain(
         process is one of them.
     valid: validation shards.  restarts: how often torchrun starts all ranks again after one died.
     Raises ConfigError, ShardError, CheckpointError (the folder holds another run, or nothing readable),
-    GlomoError (the folder is in use or holds something else; a rank died).
+    GlomoError (the folder is in use or holds something else, the disk is full), Interrupted (SIGTERM or SIGUSR1, to
+    this program or to a rank: saved), RankDied, RankHung (the watchdog ended the run).
     """
     job = run_folder.resolve(config, data, out, valid)
     if started_by_torchrun():
         return worker.run(job)
     if ranks < 1:
         raise errors.ConfigError(f"ranks must be at least 1, got {ranks}.")
+    hooks.require(config.trackers)
     if run_folder.check(job.out, run_folder.describe(job, ranks)) and run_folder.finished(job.out):
         say(f"{job.out} is finished already; the model is in {job.out / run_folder.MODEL}")
         return job.out
-    with run_folder.locked(job.out):
-        pass  # fails here, at once, if another run is at work; rank 0 takes the lock for good
-    with tempfile.TemporaryDirectory(prefix="glomo-pretrain-") as scratch:
-        job_file, error_file = Path(scratch, "job.json"), Path(scratch, "error.json")
+    with run_folder.locked(job.out):  # fails here, at once, if another run is at work
+        pass  # rank 0 takes the lock for good
+    with run_folder.launch_folder(job.out) as scratch:
+        job_file, error_file = scratch / "job.json", scratch / "error.json"
         value = {
             "config": to_dict(config),
             "data": _spelt(data),
@@ -58,16 +75,85 @@ def pretrain(
             "valid": valid and _spelt(valid),
         }
         files.write_json(job_file, value)
-        code = _torchrun(ranks, restarts, ["--job", str(job_file), "--errors", str(error_file)])
-        if error_file.exists():
-            error = files.read_json(error_file)
-            raise getattr(errors, error["type"], GlomoError)(error["message"])
-    if code != 0:
-        raise GlomoError(
-            f"pretraining into {job.out} ended with exit code {code}: a rank died (its message is above). "
-            "Run the same command again to continue from the last checkpoint."
+        torchrun = Torchrun(ranks, restarts, scratch, ["--job", str(job_file), "--errors", str(error_file)])
+        code = torchrun.wait()
+        error = files.read_json(error_file) if error_file.exists() else None
+    if run_folder.finished(job.out):
+        return job.out
+    if error is not None:
+        how = " Run the same command again to continue from the last checkpoint."
+        message = error["message"] + (how if error["type"] == "RankHung" else "")
+        raise getattr(errors, error["type"], GlomoError)(message)
+    if torchrun.asked:
+        raise errors.Interrupted(
+            f"{torchrun.asked} stopped {job.out} before it could save. Run the same command again to continue from "
+            "the last checkpoint."
         )
-    return job.out
+    raise errors.RankDied(
+        f"pretraining into {job.out} ended with exit code {code}: a rank died (its message is above). "
+        "Run the same command again to continue from the last checkpoint."
+    )
+
+
+class Torchrun:
+    """torchrun with ranks on this machine, on a free port; it ends with this program, even by kill -9.
+
+    scratch: folder for its own files.  arguments: of each rank.
+    asked: name of the signal that asked this program, and through it the ranks, to save and stop.
+    """
+
+    def __init__(self, ranks: int, restarts: int, scratch: Path, arguments: list[str]) -> None:
+        command = [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
+            f"--max-restarts={restarts}", f"--log-dir={scratch}", *_FORWARD, "-m", "glomo_dist.pretrain", *arguments,
+        ]  # fmt: skip
+        environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores() // ranks))}
+        environment[COMMAND_VARIABLE] = command_line()
+        # this package and its neighbours must be found there as they were found here, installed or not
+        environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+        self._ranks, self._scratch = ranks, scratch
+        self.asked = ""
+        self._asked_at = math.inf
+        self._handlers = {}
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._ask) for number in SIGNALS}
+        self._process = subprocess.Popen(command, env=environment, preexec_fn=_end_with_parent)
+
+    def wait(self) -> int:
+        """Its exit code; stderr of the ranks passes through."""
+        try:
+            told = False
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return self._process.wait(0.2)
+                if self.asked and not told:
+                    told = self._tell_ranks()
+                if time.monotonic() - self._asked_at > STOP_SECONDS:
+                    self._asked_at = math.inf
+                    self._process.send_signal(signal.SIGTERM)  # it kills what has not ended in 30 s
+        except BaseException:  # Ctrl-C or an exception from a signal handler: no rank may outlive us
+            self._process.send_signal(signal.SIGTERM)
+            self._process.wait()
+            raise
+        finally:
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked, self._asked_at = signal.Signals(number).name, time.monotonic()
+
+    def _tell_ranks(self) -> bool:
+        """Ask each rank by itself: torchrun would forward the signal, too, but as a failure with a traceback.
+
+        True when all were told; those that have only begun to start are not ready for it.
+        """
+        ready = list(self._scratch.glob(f"*{PID}"))
+        if len(ready) < self._ranks:
+            return False
+        for file in ready:
+            with contextlib.suppress(ProcessLookupError, ValueError):
+                os.kill(int(file.read_text()), signal.SIGTERM)
+        return True
 
 
 def _spelt(folder: str | Place) -> str:
@@ -79,22 +165,3 @@ def _end_with_parent() -> None:
     """In torchrun before it begins: be told to end when this program is gone, even by kill -9 (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG, see prctl(2)
-
-
-def _torchrun(ranks: int, restarts: int, arguments: list[str]) -> int:
-    """Exit code of torchrun with `ranks` workers on this machine and a free port; stderr passes through."""
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
-        f"--max-restarts={restarts}", "-m", "glomo_dist.pretrain", *arguments,
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores() // ranks))}
-    environment[COMMAND_VARIABLE] = command_line()
-    # this package and its neighbours must be found there as they were found here, installed or not
-    environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
-    process = subprocess.Popen(command, env=environment, preexec_fn=_end_with_parent)
-    try:
-        return process.wait()
-    except BaseException:  # Ctrl-C or an exception from a signal handler: no rank may outlive us
-        process.send_signal(signal.SIGTERM)
-        process.wait()
-        raise

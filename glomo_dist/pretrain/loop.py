@@ -6,25 +6,28 @@ import contextlib
 import dataclasses
 import itertools
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from glomo_dist.data import Stream
+from glomo_dist.data import Batch, Stream
 from glomo_dist.model import Glomo, save_model
 from glomo_dist.pretrain import checkpoint, feed, run_folder
-from glomo_dist.pretrain.engine import average_buffers, build_engine, set_learning_rate, whole_state
+from glomo_dist.pretrain.activations import checkpoint_activations
+from glomo_dist.pretrain.engine import build_engine, set_learning_rate
 from glomo_dist.pretrain.hooks import Hook, open_hooks
 from glomo_dist.pretrain.ranks import Ranks
 from glomo_dist.pretrain.run_folder import Job
+from glomo_dist.pretrain.saving import Export, Saver
 from glomo_dist.pretrain.schedule import Plateau, exhausted, learning_rate
+from glomo_dist.pretrain.state import model_state
 from glomo_dist.pretrain.step import Clock, StepResult, train_step, valid_loss
+from glomo_dist.pretrain.stopping import Stopping
 from glomo_dist.runtime import files
 from glomo_dist.runtime.config import to_dict
-from glomo_dist.runtime.errors import GlomoError
+from glomo_dist.runtime.errors import GlomoError, Interrupted
 from glomo_dist.runtime.fingerprint import code_version, derive_seed
 from glomo_dist.runtime.progress import say
 
@@ -45,20 +48,23 @@ class State:
         return cls(value["step"], value["bad_steps"], Plateau(**value["plateau"]))
 
 
-def train(job: Job, ranks: Ranks) -> None:
+def train(job: Job, ranks: Ranks, claim: run_folder.Claim, clock: Clock, stopping: Stopping) -> None:
     """Train from the newest good checkpoint of `job.out` (or from nothing) to the end, on every rank."""
     config = job.config
     torch.manual_seed(derive_seed(config.seed, "weights"))
     model = Glomo(config.model)
+    if config.activation_checkpointing:
+        checkpoint_activations(model)
     engine = build_engine(model, config, ranks)
     folder = job.out / "checkpoints"
     state = State()
-    found = ranks.from_first(lambda: checkpoint.find_newest(folder, ranks.world))
+    found = ranks.from_first(lambda: checkpoint.find_newest(folder))
     if found is not None:
-        checkpoint.load(engine, found[0])
-        state = State.from_json(found[1]["state"])
+        path, manifest = found
+        checkpoint.load(engine, path, manifest)
+        state = State.from_json(manifest["state"])
         if ranks.first:
-            say(f"continuing {job.out} from step {state.step} of {config.steps}")
+            say(f"continuing {job.out} from step {state.step} of {config.steps}{_moved(manifest, ranks)}")
     stream = Stream(
         job.index,
         window=config.window,
@@ -69,53 +75,105 @@ def train(job: Job, ranks: Ranks) -> None:
         world=ranks.world,
         reading=config.reading,
     )
-    hooks = open_hooks(job.out, state.step, config.steps) if ranks.first else ()
-    try:
-        _steps(job, ranks, engine, stream, state, hooks)
-    finally:
-        for hook in hooks:
-            hook.close()
+    saver = Saver(
+        folder, ranks, config.keep_checkpoints, _exporter(job), claim.check,
+        beat=lambda: clock.lap("checkpoint"),
+    )  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        hooks: list[Hook] = []  # on rank 0
+        ranks.from_first(lambda: hooks.extend(open_hooks(job, state.step, stack)))
+        try:
+            _steps(job, ranks, engine, stream, state, hooks, saver, clock, stopping)
+        except GlomoError as e:
+            if e.everywhere:  # what is being written is worth finishing
+                saver.wait()
+            raise
     ranks.from_first(lambda: _publish(job.out))
 
 
-def _steps(job: Job, ranks: Ranks, engine: Any, stream: Stream, state: State, hooks: Sequence[Hook]) -> None:
+def _steps(
+    job: Job, ranks: Ranks, engine: Any, stream: Stream, state: State, hooks: Sequence[Hook], saver: Saver,
+    clock: Clock, stopping: Stopping,
+) -> None:  # fmt: skip
     config = job.config
     valid = _valid_batches(job, ranks)
-    clock = Clock(ranks.device)
-    began = time.perf_counter()
     batches = feed.batches(stream, ranks, state.step, job.out, config.reading.max_bad_shards)
+    saved, trouble = state.step, None
+    clock.lap("other")
+    clock.take()
     while state.step < config.steps and not exhausted(config, state.plateau):
+        clock.step = state.step + 1
+        batch = next(batches)
+        if ranks.agree(bool(stopping.asked), trouble or saver.error):
+            if saved != state.step:
+                saver.save(engine, state.step, dataclasses.asdict(state))
+            saver.wait()
+            ranks.agree_on(_interrupted(job.out, state, stopping.asked))
         # Dropout is a function of the step as well, so that resuming needs no random state.
         torch.manual_seed(derive_seed(config.seed, "step", state.step, ranks.rank))
         rate = learning_rate(config, state.step, state.plateau)
         set_learning_rate(engine, rate)
         last = state.step + 1 == config.steps
         logged = last or (state.step + 1) % config.log_every == 0
-        result = train_step(engine, next(batches), config, ranks, clock, with_stats=logged)
+        result = train_step(engine, batch, config, ranks, clock, with_stats=logged)
         state.step += 1
         state.bad_steps = 0 if result.applied else state.bad_steps + 1
-        validation = None
+        row = _row(state, rate, result, logged or not result.applied)
+        if not result.applied:
+            row["samples"] = _suspects(stream, batch, result, ranks)
         if valid and (last or state.step % config.valid_every == 0):
-            validation = valid_loss(engine, valid, config, ranks)
-            state.plateau = state.plateau.after(validation, config.plateau_patience)
-            clock.lap("valid")
-        now = time.perf_counter()
-        row = _row(state, rate, result, validation, now - began, clock.take(), logged)
-        began = now
-        for hook in hooks:
-            hook.step(row)
+            row["valid_loss"] = valid_loss(engine, valid, config, ranks, clock)
+            state.plateau = state.plateau.after(row["valid_loss"], config.plateau_patience)
+        trouble = _tell(hooks, row, clock)
         if state.bad_steps >= config.max_bad_steps:
-            raise GlomoError(
-                f"{state.bad_steps} steps in a row (the last is {state.step}) had a non-finite loss or "
-                f"gradient; none of them reached the weights. Lower lr ({config.lr}) or clip, or lengthen "
-                "warmup_steps, and start in another folder."
-            )
+            ranks.agree_on(_diverged(job, state))
         if last or state.step % config.checkpoint_every == 0 or exhausted(config, state.plateau):
-            _save(job, ranks, engine, state)
+            saver.save(engine, state.step, dataclasses.asdict(state))
+            saved = state.step
             clock.lap("checkpoint")
+    saver.wait()
+    ranks.agree_on(trouble)
 
 
-def _valid_batches(job: Job, ranks: Ranks) -> list[Any]:
+def _tell(hooks: Sequence[Hook], row: dict[str, Any], clock: Clock) -> GlomoError | None:
+    """Add times to the row and show it to the hooks. Returns an error for all ranks to agree on.
+
+    Seconds: wall clock since the previous row; its parts add up to it. A checkpoint and what the hooks took are
+    booked after the row of their step, so they are in the next one.
+    """
+    parts = clock.take()
+    seconds = sum(parts.values())
+    row["seconds"] = seconds
+    row.update({f"{part}_seconds": parts.get(part, 0.0) for part in PARTS})
+    error = None
+    for hook in hooks:
+        try:
+            hook.step(row)
+        except GlomoError as e:
+            error = error or e
+    clock.lap("other")
+    return error
+
+
+PARTS = ("data", "forward", "backward", "optimizer", "valid", "checkpoint", "other")
+
+
+def _row(state: State, rate: float, result: StepResult, logged: bool) -> dict[str, Any]:
+    """One row of log.jsonl."""
+    return {
+        "step": state.step,
+        "loss": result.loss,
+        "targets": result.targets,
+        "units": result.units,
+        "grad_norm": result.grad_norm,
+        "lr": rate,
+        "applied": result.applied,
+        "logged": logged,
+        **result.stats,
+    }
+
+
+def _valid_batches(job: Job, ranks: Ranks) -> list[Batch]:
     """This rank's share of the same few batches, whatever the step."""
     if job.valid_index is None or not job.config.valid_every:
         return []
@@ -133,63 +191,59 @@ def _valid_batches(job: Job, ranks: Ranks) -> list[Any]:
         return list(itertools.islice(batches, job.config.valid_batches))
 
 
-def _row(
-    state: State,
-    rate: float,
-    result: StepResult,
-    validation: float | None,
-    seconds: float,
-    parts: dict[str, float],
-    logged: bool,
-) -> dict[str, Any]:
-    """One row of log.jsonl. Seconds: wall clock since the previous row, a checkpoint between included."""
-    row = {
-        "step": state.step,
-        "loss": result.loss,
-        "targets": result.targets,
-        "units": result.units,
-        "grad_norm": result.grad_norm,
-        "lr": rate,
-        "applied": result.applied,
-        "seconds": seconds,
-        **{f"{part}_seconds": parts.get(part, 0.0) for part in PARTS},
-        "logged": logged,
-        **result.stats,
-    }
-    if validation is not None:
-        row["valid_loss"] = validation
-    return row
+def _suspects(stream: Stream, batch: Batch, result: StepResult, ranks: Ranks) -> list[str]:
+    """SHARD/KEY of the samples in the passes whose loss was not finite on any rank; of all, if no loss tells."""
+    rows = [[f"{at.shard}/{at.key}" for at in row] for row in stream.keys(batch)]
+    shares = ranks.gather((rows, [rows[i] for i in result.suspects]))
+    found = [row for _, bad in shares for row in bad] or [row for every, _ in shares for row in every]
+    return list(dict.fromkeys(name for row in found for name in row))
 
 
-PARTS = ("data", "forward", "backward", "optimizer", "valid", "checkpoint")
-
-
-def _save(job: Job, ranks: Ranks, engine: Any, state: State) -> None:
-    average_buffers(engine, ranks)
-    weights = whole_state(engine)
-
-    def export(path: Path) -> None:
-        if ranks.first:
-            model = Glomo(job.config.model)
-            model.load_state_dict(weights)
-            extra = {
-                "tokenizer": job.tokenizer.fingerprint,
-                "data": job.index.fingerprint,
-                "step": state.step,
-                "pretrain": to_dict(job.config),
-                "code": code_version(),
-            }
-            save_model(path, model, job.tokenizer.to_json(), extra)
-
-    checkpoint.save(
-        engine,
-        job.out / "checkpoints",
-        state.step,
-        dataclasses.asdict(state),
-        ranks,
-        export,
-        job.config.keep_checkpoints,
+def _moved(manifest: dict[str, Any], ranks: Ranks) -> str:
+    before = manifest["ranks"]
+    return (
+        ""
+        if before == ranks.world
+        else f"; begun on {before} ranks, its state is now shared by {ranks.world}"
     )
+
+
+def _interrupted(out: Path, state: State, asked: str) -> Interrupted | None:
+    """The end of the run on all ranks, in the words of the first that was asked to stop."""
+    if not asked:
+        return None
+    return Interrupted(
+        f"{asked} asked {out} to stop: saved at step {state.step}. Run the same command again to continue."
+    )
+
+
+def _diverged(job: Job, state: State) -> GlomoError:
+    return GlomoError(
+        f"{state.bad_steps} steps in a row (the last is {state.step}) had a non-finite loss or "
+        f"gradient; none of them reached the weights. {job.out / 'log.jsonl'} names their samples. Lower lr "
+        f"({job.config.lr}) or clip, or lengthen warmup_steps, and start in another folder."
+    )
+
+
+def _exporter(job: Job) -> Export:
+    """Writes the model of a checkpoint from its pieces; runs beside the training, so it draws no random numbers."""
+    with torch.device("meta"):
+        model = Glomo(job.config.model)
+    parameters = {name for name, _ in model.named_parameters()}
+
+    def export(folder: Path, pieces: list[Path], step: int) -> None:
+        model.load_state_dict(model_state(pieces, model.state_dict(), parameters), assign=True)
+        extra = {
+            "tokenizer": job.tokenizer.fingerprint,
+            "data": job.index.fingerprint,
+            "step": step,
+            "pretrain": to_dict(job.config),
+            "code": code_version(),
+        }
+        save_model(folder, model, job.tokenizer.to_json(), extra)
+        model.to("meta")  # gives the memory back
+
+    return export
 
 
 def _publish(out: Path) -> None:
@@ -198,4 +252,4 @@ def _publish(out: Path) -> None:
         return
     newest = checkpoint.existing(out / "checkpoints")[0]
     with files.new_folder(out / run_folder.MODEL) as temporary:
-        shutil.copytree(newest / "model", temporary, dirs_exist_ok=True)
+        shutil.copytree(newest / checkpoint.MODEL, temporary, dirs_exist_ok=True)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import socket
+import time
+import uuid
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -46,12 +51,34 @@ class Ranks:
             except GlomoError as e:
                 box[1] = e
         dist.broadcast_object_list(box, src=0, device=self.device)
-        if isinstance(box[1], GlomoError):
-            raise box[1]
+        _raise_everywhere(box[1])
         return box[0]  # type: ignore[return-value]
+
+    def agree_on(self, error: GlomoError | None) -> None:
+        """Raise, on every rank, the error of the first rank that has one."""
+        _raise_everywhere(next((e for e in self.gather(error) if e is not None), None))
+
+    def agree(self, asked: bool, error: GlomoError | None) -> bool:
+        """Whether any rank asked; raises on every rank if one has an error. A few bytes, once a step."""
+        wanted, failed = self.sum([asked, error is not None])
+        if failed:
+            self.agree_on(error)
+        return wanted > 0
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's `value` (anything that pickles; the ranks trust each other), on every rank."""
+        box: list[Any] = [None] * self.world
+        dist.all_gather_object(box, value)
+        return box
 
     def barrier(self) -> None:
         dist.barrier()
+
+
+def _raise_everywhere(error: object) -> None:
+    if isinstance(error, GlomoError):
+        error.everywhere = True
+        raise error
 
 
 def started_by_torchrun() -> bool:
@@ -89,9 +116,12 @@ def join(timeout_minutes: float = 30.0) -> Ranks:
         torch.cuda.set_device(local_rank)
         _same_bits_on_every_run()
     torch.set_num_threads(max(1, cores() // local_world))
-    deepspeed.init_distributed(
-        dist_backend="nccl" if cuda else "gloo", timeout=timedelta(minutes=timeout_minutes), verbose=False
+    timeout, backend = timedelta(minutes=timeout_minutes), "nccl" if cuda else "gloo"
+    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    dist.init_process_group(
+        backend, store=_fresh(store, rank, world), rank=rank, world_size=world, timeout=timeout
     )
+    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)  # takes that group
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     return Ranks(rank, world, local_rank, local_world, device)
 
@@ -105,6 +135,37 @@ def _same_bits_on_every_run() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def _fresh(store: dist.Store, rank: int, world: int) -> dist.Store:
+    """A part of `store` that is only of this start of the ranks.
+
+    torchrun keeps its store when it restarts the ranks, with the addresses under which they could be reached before,
+    and torch takes those (it hangs in its second group). So rank 0 proposes a new name, and the others believe it
+    once it has repeated what they have just drawn.
+    """
+    mine = uuid.uuid4().hex
+    if rank == 0:
+        store.set("glomo/start", mine)
+        drawn = {str(other): store.get(f"glomo/{mine}/{other}").decode() for other in range(1, world)}
+        store.set(f"glomo/{mine}/drawn", json.dumps(drawn))
+        return dist.PrefixStore(mine, store)
+    while True:
+        start = store.get("glomo/start").decode()
+        store.set(f"glomo/{start}/{rank}", mine)
+        with contextlib.suppress(dist.DistStoreError):
+            store.wait([f"glomo/{start}/drawn"], timedelta(seconds=1))
+            if json.loads(store.get(f"glomo/{start}/drawn")).get(str(rank)) == mine:
+                return dist.PrefixStore(start, store)
+        time.sleep(0.05)
+
+
+def machine() -> str:
+    """Names what shares process ids with this process: a host, or a container on it."""
+    try:
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
 
 
 def leave() -> None:

@@ -12,7 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import fcntl
+import os
+import shutil
+import socket
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +30,10 @@ from glomo_dist.runtime import files
 from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import CheckpointError, ConfigError, GlomoError
 from glomo_dist.runtime.fingerprint import code_version, command_line
+from glomo_dist.runtime.progress import say
 
 FORMAT, VERSION = "glomo-run", 1
-CONFIG, LOCK, MODEL = "config.json", ".lock", "model"
+CONFIG, LOCK, MODEL, LAUNCH = "config.json", ".lock", "model", ".launch-"
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ def check(out: Path, description: dict[str, Any]) -> bool:
     Raises CheckpointError when it holds another run, GlomoError when it holds something else.
     """
     if not (out / CONFIG).exists():
-        if out.is_dir() and all(p.name == LOCK for p in out.iterdir()):
+        if out.is_dir() and all(p.name.startswith((LOCK, LAUNCH)) for p in out.iterdir()):
             return False
         files.require_absent_or_empty(out)
         return False
@@ -153,7 +159,7 @@ def _comparable(description: dict[str, Any]) -> dict[str, Any]:
         else:
             flat[prefix] = list(value) if isinstance(value, tuple) else value
 
-    walk("", {key: description.get(key) for key in ("config", "deepspeed", "data", "valid", "ranks")})
+    walk("", {key: description.get(key) for key in ("config", "deepspeed", "data", "valid")})
     ignored = {
         "data.folder",
         "valid.folder",
@@ -163,19 +169,90 @@ def _comparable(description: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if key not in ignored}
 
 
+@dataclass(frozen=True)
+class Claim:
+    """The right to write to a run folder, until another run takes it.
+
+    The lock alone does not hold everywhere: a network file system may keep locks within one host. So the newest
+    run also leaves its mark in the lock file, and every run looks for its own before it changes the checkpoints.
+    """
+
+    lock: Path
+    mark: str
+
+    def check(self) -> None:
+        """Raises GlomoError if another run has come since."""
+        try:
+            found = self.lock.read_text()
+        except OSError:
+            found = ""
+        if found != self.mark:
+            raise GlomoError(
+                f"another run has taken {self.lock.parent} ({_owner(found)}); this one stops and leaves the "
+                "checkpoints to it. Run each in a folder of its own."
+            )
+
+
+def _owner(mark: str) -> str:
+    words = mark.split()
+    return f"process {words[1]} on {words[0]}, since {words[2]}" if len(words) == 4 else "unknown"
+
+
 @contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
+def locked(out: Path) -> Iterator[Claim]:
     """Hold the run folder: a second program in it gets a GlomoError. Freed even by kill -9."""
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / LOCK, "a") as lock:
+    path = out / LOCK
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = open(path, "a+")  # noqa: SIM115 (closed below)
+    except OSError as e:
+        raise GlomoError(f"cannot write {path}: {e.strerror or e}. Choose another output folder.") from None
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            lock.seek(0)
             raise GlomoError(
-                f"another run is writing to {out}. Wait until it ends, or choose another output folder."
+                f"another run is writing to {out} ({_owner(lock.read())}). Wait until it ends, or choose another "
+                "output folder."
             ) from None
-        yield
+        except OSError as e:
+            say(f"WARNING: {path} cannot be locked ({e.strerror}): take care that no second run uses {out}.")
+        since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        claim = Claim(path, f"{socket.gethostname()} {os.getpid()} {since} {uuid.uuid4().hex}")
+        try:
+            lock.truncate(0)
+            lock.write(claim.mark)
+            lock.flush()
+        except OSError as e:
+            raise GlomoError(f"cannot write {path}: {e.strerror or e}. Free space on the disk.") from None
+        yield claim
 
 
 def finished(out: Path) -> bool:
     return (out / MODEL / CONFIG).exists()
+
+
+@contextlib.contextmanager
+def launch_folder(out: Path) -> Iterator[Path]:
+    """A folder in the run folder for what one launch keeps in files; it goes with the launch.
+
+    What a launch left that was killed goes with the next one; that of a launch in progress is locked.
+    """
+    for old in out.glob(f"{LAUNCH}*"):
+        with contextlib.suppress(OSError), open(old / LOCK, "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(old)
+    path = out / f"{LAUNCH}{uuid.uuid4().hex[:8]}"
+    try:
+        path.mkdir(parents=True)
+        lock = open(path / LOCK, "a")  # noqa: SIM115 (closed below)
+    except OSError as e:
+        raise GlomoError(f"cannot write {path}: {e.strerror or e}. Free space on the disk.") from None
+    with lock:
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)

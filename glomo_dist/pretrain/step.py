@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +18,15 @@ from glomo_dist.pretrain.ranks import Ranks
 
 
 class Clock:
-    """Seconds spent per named part since the last `take`."""
+    """Seconds spent per named part since the last `take`; every lap is a sign of life, too.
 
-    def __init__(self, device: torch.device) -> None:
+    beat(part, step): told of each part that is done.  step: the one that is being worked on.
+    """
+
+    def __init__(self, device: torch.device, beat: Callable[[str, int], None] | None = None) -> None:
         self.seconds: dict[str, float] = {}
-        self._device = device
+        self.step = 0
+        self._device, self._beat = device, beat
         self._last = time.perf_counter()
 
     def lap(self, part: str) -> None:
@@ -31,6 +36,8 @@ class Clock:
         now = time.perf_counter()
         self.seconds[part] = self.seconds.get(part, 0.0) + now - self._last
         self._last = now
+        if self._beat is not None:
+            self._beat(part, self.step)
 
     def take(self) -> dict[str, float]:
         seconds, self.seconds = self.seconds, {}
@@ -45,6 +52,7 @@ class StepResult:
     grad_norm: global, before clipping.
     applied: False if loss or gradient was not finite and the weights stayed as they were.
     stats: of the graphs, [layers][heads], averaged over ranks; empty unless asked for.
+    suspects: this rank's rows of the batch in backward passes whose loss was not finite; it differs between ranks.
     """
 
     loss: float
@@ -53,6 +61,7 @@ class StepResult:
     grad_norm: float
     applied: bool
     stats: dict[str, list[list[float]]] = field(default_factory=dict)
+    suspects: list[int] = field(default_factory=list)
 
 
 def train_step(
@@ -67,6 +76,7 @@ def train_step(
     total = torch.zeros((), dtype=torch.float64, device=ranks.device)
     counted = torch.zeros((), dtype=torch.float64, device=ranks.device)
     engine.module.collect_stats = with_stats
+    suspects: list[int] = []
     clock.lap("data")
     for i in range(passes):
         part = slice(i * micro, (i + 1) * micro)
@@ -77,6 +87,7 @@ def train_step(
         scaled = terms.loss_sum * scale
         if not torch.isfinite(scaled):
             scaled = scaled * float("nan")  # every gradient becomes NaN: no rank can miss it
+            suspects += range(part.start, part.stop)
         engine.backward(scaled)
         clock.lap("backward")
         if i < passes - 1:
@@ -89,11 +100,13 @@ def train_step(
     applied, grad_norm = optimizer_step(engine, config.clip)
     clock.lap("optimizer")
     stats = _mean_stats(engine.module.last_stats, ranks) if with_stats else {}
-    return StepResult(loss_sum / max(targets, 1), targets, units, grad_norm, applied, stats)
+    return StepResult(loss_sum / max(targets, 1), targets, units, grad_norm, applied, stats, suspects)
 
 
 @torch.no_grad()
-def valid_loss(engine: Any, batches: list[Batch], config: PretrainConfig, ranks: Ranks) -> float:
+def valid_loss(
+    engine: Any, batches: list[Batch], config: PretrainConfig, ranks: Ranks, clock: Clock
+) -> float:
     """Mean nats per predicted unit over `batches` (this rank's shares), dropout off."""
     loss_sum, targets = 0.0, 0
     engine.eval()
@@ -102,6 +115,7 @@ def valid_loss(engine: Any, batches: list[Batch], config: PretrainConfig, ranks:
         terms = engine(*_sequences(batch, positions, ranks.device))
         loss_sum += float(terms.loss_sum)
         targets += int(terms.targets)
+        clock.lap("valid")
     engine.train()
     loss_sum, total = ranks.sum([loss_sum, targets])
     return loss_sum / max(total, 1.0)

@@ -1,7 +1,8 @@
-"""One rank of a run: joins the group, holds the run folder, trains."""
+"""One rank of a run: joins the group, holds the run folder, is watched, trains."""
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -10,28 +11,58 @@ from glomo_dist.pretrain import run_folder
 from glomo_dist.pretrain.loop import train
 from glomo_dist.pretrain.ranks import Ranks
 from glomo_dist.pretrain.run_folder import Job
+from glomo_dist.pretrain.step import Clock
+from glomo_dist.pretrain.stopping import Stopping
+from glomo_dist.pretrain.watchdog import Watchdog
 from glomo_dist.runtime import files
+from glomo_dist.runtime.errors import GlomoError
+
+PID = ".pid"  # files beside the notice, by which the launcher knows the ranks
 
 
-def run(job: Job) -> Path:
-    """Join the group that the environment describes, train, leave. Returns the run folder."""
-    ranks = group.join()
+def run(job: Job, notice: Path | None = None) -> Path:
+    """Join the group that the environment describes, train, leave. Returns the run folder.
+
+    notice: file in which the watchdog leaves word for the program that started the ranks.
+    """
+    ranks = group.join(timeout_minutes=max(30.0, 2 * job.config.hang_timeout / 60))
     try:
-        return run_in(job, ranks)
+        return run_in(job, ranks, notice)
     finally:
         group.leave()
 
 
-def run_in(job: Job, ranks: Ranks) -> Path:
+def run_in(job: Job, ranks: Ranks, notice: Path | None = None) -> Path:
     """Train as one of `ranks`, alone in the run folder; every rank calls this."""
     with ExitStack() as stack:
+        stopping = stack.enter_context(Stopping())
+        if notice is not None:  # ready to be asked to stop
+            files.write_bytes(notice.with_name(f"rank-{ranks.rank}{PID}"), str(os.getpid()).encode())
+        here = (group.machine(), os.getpid())
+        peers = [pid for machine, pid in ranks.gather(here) if machine == here[0] and pid != here[1]]
+        watchdog = Watchdog(job.config.hang_timeout, ranks.rank, peers, notice)
 
-        def begin() -> None:
-            stack.enter_context(run_folder.locked(job.out))
+        def begin() -> run_folder.Claim:
+            if notice is not None:
+                notice.unlink(missing_ok=True)  # of an attempt that torchrun has restarted
+            claim = stack.enter_context(run_folder.locked(job.out))
             description = run_folder.describe(job, ranks.world)
             run_folder.check(job.out, description)
             files.write_json(job.out / run_folder.CONFIG, description)
+            return claim
 
-        ranks.from_first(begin)
-        train(job, ranks)
+        try:
+            claim = ranks.from_first(begin)
+            train(job, ranks, claim, Clock(ranks.device, watchdog.beat), stopping)
+        except GlomoError as e:
+            if e.everywhere:
+                _part(ranks, watchdog)
+            raise  # otherwise the watchdog stays, for as long as this process does
+        _part(ranks, watchdog)
     return job.out
+
+
+def _part(ranks: Ranks, watchdog: Watchdog) -> None:
+    """From here on no rank waits for another, and one that ends is not a fault."""
+    ranks.barrier()
+    watchdog.close()

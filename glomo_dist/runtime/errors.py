@@ -1,7 +1,7 @@
 """Errors that a user can act on.
 
 Each says what was expected, what came, which file (line, shard, key) and what to do. The command line prints
-the message alone and exits with 2; anything else is a bug and keeps its traceback.
+the message alone and exits with the error's code; anything else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -11,7 +11,13 @@ from collections.abc import Iterable
 
 
 class GlomoError(Exception):
-    """Base of every error caused by input, configuration or surroundings rather than by a bug."""
+    """Base of every error caused by input, configuration or surroundings rather than by a bug.
+
+    exit_code: of the command line.  everywhere: all ranks of a run raise this error, not only the one it came from.
+    """
+
+    exit_code = 2
+    everywhere = False
 
 
 class ConfigError(GlomoError):
@@ -28,6 +34,24 @@ class ShardError(DataError):
 
 class CheckpointError(GlomoError):
     """A checkpoint or exported model is damaged, missing or does not fit what it is used with."""
+
+
+class Interrupted(GlomoError):
+    """A signal asked a run to stop: it has saved, and the same command continues it."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h
+
+
+class RankDied(GlomoError):
+    """A rank of a run was killed or crashed; the same command continues from the last checkpoint."""
+
+    exit_code = 70
+
+
+class RankHung(RankDied):
+    """The watchdog ended a run that made no progress; the same command continues from the last checkpoint."""
+
+    exit_code = 71
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

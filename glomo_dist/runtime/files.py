@@ -18,12 +18,20 @@ from typing import Any
 from glomo_dist.runtime.errors import DataError, GlomoError
 
 
-def _fsync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush everything in `folder`, then the folder itself."""
+    for path in sorted(folder.rglob("*")):
+        sync(path)
+    sync(folder)
 
 
 def _temporary(path: Path) -> Path:
@@ -47,7 +55,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         ) from e
     finally:
         temporary.unlink(missing_ok=True)
-    _fsync(path.parent)
+    sync(path.parent)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -89,13 +97,11 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        for file in sorted(temporary.rglob("*")):
-            _fsync(file)
-        _fsync(temporary)
+        sync_tree(temporary)
         if path.exists():
             path.rmdir()
         os.replace(temporary, path)
-        _fsync(path.parent)
+        sync(path.parent)
     finally:
         if temporary.exists():
             shutil.rmtree(temporary)

@@ -7,6 +7,8 @@ import os
 import random
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,74 @@ def run_ranks(folder: Path, jobs: list[dict[str, Any]], ranks: int) -> str:
     return done.stdout + done.stderr
 
 
+PROGRAM = """
+import sys
+from glomo_dist.pretrain import PretrainConfig, pretrain
+from glomo_dist.runtime import files
+from glomo_dist.runtime.config import from_dict
+from glomo_dist.runtime.errors import GlomoError
+config = from_dict(PretrainConfig, files.read_json(sys.argv[1]))
+try:
+    pretrain(config, sys.argv[2], sys.argv[3], 2, restarts=int(sys.argv[4]))
+except GlomoError as e:
+    sys.exit(print(f"{type(e).__name__}: {e}", file=sys.stderr) or e.exit_code)
+"""
+
+
+def start_program(
+    folder: Path, config: PretrainConfig, shards: Path, restarts: int = 0
+) -> subprocess.Popen[bytes]:
+    """A program that pretrains into folder/run; it speaks into folder/stderr, temporary files are in folder/tmp."""
+    (folder / "config.json").write_text(json.dumps(to_dict(config)))
+    (folder / "tmp").mkdir(exist_ok=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    environment["TMPDIR"] = str(folder / "tmp")
+    command = [sys.executable, "-c", PROGRAM, str(folder / "config.json"), str(shards), str(folder / "run")]
+    with open(folder / "stderr", "ab") as stderr:
+        return subprocess.Popen([*command, str(restarts)], env=environment, stderr=stderr)
+
+
+def rank_process(ancestor: int, rank: int) -> int:
+    """Process id of the given rank among the descendants of process `ancestor`."""
+    parents, wanted = {}, []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            if f"\0RANK={rank}\0".encode() in (entry / "environ").read_bytes():
+                wanted.append(int(entry.name))
+        except OSError:  # ended meanwhile, or not ours to read
+            continue
+    for pid in wanted:
+        if parents[pid] in wanted:  # a reader of that rank
+            continue
+        above = pid
+        while above in parents:
+            above = parents[above]
+            if above == ancestor:
+                return pid
+    raise AssertionError(f"no process of rank {rank} under {ancestor}: {wanted}")
+
+
+def temporary_files(folder: Path) -> list[str]:
+    """What such a program has left in folder/tmp; torch's own cache is not counted, it stays on purpose."""
+    return [p.name for p in (folder / "tmp").iterdir() if not p.name.startswith("torchinductor")]
+
+
+def steps_done(run: Path) -> int:
+    """Steps in the log; a row that is being written does not count."""
+    log = run / "log.jsonl"
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
+def wait_for(happened: Callable[[], bool], seconds: float = 300.0) -> None:
+    until = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
 def rows(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
@@ -73,3 +143,13 @@ def without_times(row: dict[str, Any]) -> dict[str, Any]:
 
 def weights_hash(run: Path) -> str:
     return json.loads((run / "model" / "config.json").read_text())["weights_sha256"]
+
+
+class Canary:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (str(self.path), "w")

@@ -17,16 +17,19 @@ from glomo_dist.data import Stream
 from glomo_dist.model import Glomo
 from glomo_dist.pretrain import PretrainConfig, run_folder, worker
 from glomo_dist.pretrain import ranks as group
-from glomo_dist.pretrain.engine import build_engine, set_learning_rate, whole_state
+from glomo_dist.pretrain.engine import build_engine, set_learning_rate
 from glomo_dist.pretrain.ranks import Ranks
 from glomo_dist.pretrain.run_folder import Job
+from glomo_dist.pretrain.state import snapshot
 from glomo_dist.pretrain.step import Clock, train_step
 from glomo_dist.runtime.config import from_dict
 from glomo_dist.runtime.errors import GlomoError
 
+POISONED = ("", "nan gradient", "", "inf gradient", "", "nan loss", "", "-inf loss", "")
+
 
 def poison(job: Job, ranks: Ranks) -> dict[str, Any]:
-    """Three steps; in the second the last rank's gradient of one parameter has a single NaN."""
+    """A step for each of POISONED: on the last rank, in its first backward pass, one number is not finite."""
     torch.manual_seed(0)
     engine = build_engine(Glomo(job.config.model), job.config, ranks)
     stream = Stream(
@@ -34,26 +37,41 @@ def poison(job: Job, ranks: Ranks) -> dict[str, Any]:
         world=ranks.world,
     )  # fmt: skip
     set_learning_rate(engine, 0.01)
-    bad = {"now": False}
+    now = {"number": None, "of": "", "passes": 0}
+    decode = engine.module.forwards.decoder.forward
 
-    def spoil(gradient: torch.Tensor) -> torch.Tensor:
-        if bad["now"] and ranks.rank == ranks.world - 1:
+    def due(what: str) -> bool:
+        return ranks.rank == ranks.world - 1 and now["of"] == what and now["passes"] == 1
+
+    def spoil_loss(*arguments: Any) -> Any:
+        now["passes"] += 1
+        loss, count = decode(*arguments)
+        return (loss * now["number"] if due("loss") else loss), count
+
+    def spoil_gradient(gradient: torch.Tensor) -> torch.Tensor:
+        if due("gradient"):
             gradient = gradient.clone()
-            gradient.view(-1)[0] = float("nan")
+            gradient.view(-1)[0] = now["number"]
         return gradient
 
-    engine.module.embedding.weight.register_hook(spoil)
-    clock, applied, changed = Clock(ranks.device), [], []
-    before = whole_state(engine)
-    for step in range(3):
-        bad["now"] = step == 1
+    engine.module.forwards.decoder.forward = spoil_loss
+    engine.module.embedding.weight.register_hook(spoil_gradient)
+    clock, applied, changed, suspects = Clock(ranks.device), [], [], []
+    before = snapshot(engine)
+    for step, what in enumerate(POISONED):
+        number, _, now["of"] = what.partition(" ")
+        now["number"], now["passes"] = float(number or 0), 0
         result = train_step(engine, stream.batch(step), job.config, ranks, clock, with_stats=False)
-        after = whole_state(engine)
+        after = snapshot(engine)
+        differs = any(not torch.equal(before[name], after[name]) for name in before) or len(before) != len(
+            after
+        )
         applied.append(result.applied)
-        changed.append(any(not torch.equal(before[name], after[name]) for name in before))
+        changed.append(any(ranks.gather(differs)))
+        suspects.append(ranks.gather(result.suspects))
         before = after
     finite = all(bool(torch.isfinite(value).all()) for value in before.values())
-    return {"applied": applied, "changed": changed, "finite": finite}
+    return {"applied": applied, "changed": changed, "finite": all(ranks.gather(finite)), "suspects": suspects}
 
 
 def main() -> None:

@@ -5,21 +5,27 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
 
 import pytest
-from pretrain_samples import TINY, losses, rows, weights_hash, without_times
+from pretrain_samples import (
+    TINY,
+    losses,
+    rank_process,
+    rows,
+    start_program,
+    steps_done,
+    temporary_files,
+    wait_for,
+    weights_hash,
+    without_times,
+)
 
 from glomo_dist.model import load_model
-from glomo_dist.pretrain import pretrain, run_folder
+from glomo_dist.pretrain import checkpoint, pretrain, run_folder
 from glomo_dist.runtime import files
-from glomo_dist.runtime.config import to_dict
-from glomo_dist.runtime.errors import GlomoError
+from glomo_dist.runtime.errors import GlomoError, Interrupted, RankDied
 from glomo_dist.runtime.fingerprint import command_line
 
 pytestmark = pytest.mark.slow
@@ -28,54 +34,10 @@ CONFIG = dataclasses.replace(
     TINY, steps=60, checkpoint_every=10, keep_checkpoints=2, lr=2e-2, weight_decay=0.0
 )
 
-PROGRAM = """
-import sys
-from glomo_dist.pretrain import PretrainConfig, pretrain
-from glomo_dist.runtime import files
-from glomo_dist.runtime.config import from_dict
-pretrain(from_dict(PretrainConfig, files.read_json(sys.argv[1])), sys.argv[2], sys.argv[3], 2)
-"""
-
-
-def rank_process(ancestor: int, rank: int) -> int:
-    """Process id of the given rank among the descendants of process `ancestor`."""
-    parents, wanted = {}, []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            if f"\0RANK={rank}\0".encode() in (entry / "environ").read_bytes():
-                wanted.append(int(entry.name))
-        except OSError:  # ended meanwhile, or not ours to read
-            continue
-    for pid in wanted:
-        above = pid
-        while above in parents:
-            above = parents[above]
-            if above == ancestor:
-                return pid
-    raise AssertionError(f"no process of rank {rank} under {ancestor}: {wanted}")
-
 
 @pytest.fixture(scope="module")
 def uninterrupted(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pretrain(CONFIG, tiny_shards, tmp_path_factory.mktemp("launch") / "run", 2)
-
-
-def start(folder: Path, shards: Path, stderr: TextIO) -> subprocess.Popen[bytes]:
-    """A program that pretrains into folder/run."""
-    files.write_json(folder / "config.json", to_dict(CONFIG))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    command = [sys.executable, "-c", PROGRAM, str(folder / "config.json"), str(shards), str(folder / "run")]
-    return subprocess.Popen(command, env=environment, stderr=stderr)
-
-
-def wait_for(happened: Callable[[], bool], seconds: float = 300.0) -> None:
-    until = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < until
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")
@@ -83,24 +45,17 @@ def killed(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     """The folder of a run of which one rank was killed after its first checkpoint, and what the run said."""
     folder = tmp_path_factory.mktemp("killed")
     out = folder / "run"
-    files.write_json(folder / "config.json", to_dict(CONFIG))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    with open(folder / "stderr", "w+") as stderr:
-        command = [sys.executable, "-c", PROGRAM, str(folder / "config.json"), str(tiny_shards), str(out)]
-        run = subprocess.Popen(command, env=environment, stderr=stderr)
-        try:
-            until = time.monotonic() + 300
-            while not (out / "checkpoints" / "step-000010").exists():
-                assert run.poll() is None and time.monotonic() < until, (folder / "stderr").read_text()[
-                    -3000:
-                ]
-                time.sleep(0.005)
-            with pytest.raises(GlomoError, match="another run is writing to"):
-                pretrain(CONFIG, tiny_shards, out, 2)
-            os.kill(rank_process(run.pid, 1), signal.SIGKILL)
-            assert run.wait(timeout=120) != 0
-        finally:
-            run.kill()
+    run = start_program(folder, CONFIG, tiny_shards)
+    try:
+        wait_for(lambda: (out / "checkpoints" / "step-000010").exists() or run.poll() is not None)
+        assert run.poll() is None, (folder / "stderr").read_text()[-3000:]
+        with pytest.raises(GlomoError, match=r"another run is writing to .* \(process \d+ on "):
+            pretrain(CONFIG, tiny_shards, out, 2)
+        os.kill(rank_process(run.pid, 1), signal.SIGKILL)
+        assert run.wait(timeout=10) == RankDied.exit_code
+    finally:
+        run.kill()
+    assert temporary_files(folder) == [] and not list(out.glob(".launch*"))
     return out, (folder / "stderr").read_text()
 
 
@@ -157,11 +112,32 @@ def test_no_rank_outlives_the_program_that_started_it(tiny_shards: Path, tmp_pat
         except GlomoError:
             return False
 
-    with open(tmp_path / "stderr", "w") as stderr:
-        run = start(tmp_path, tiny_shards, stderr)
-        wait_for(lambda: (tmp_path / "run" / "log.jsonl").exists() or run.poll() is not None)
-        assert not free()
-        run.kill()
-        run.wait()
+    run = start_program(tmp_path, CONFIG, tiny_shards)
+    wait_for(lambda: steps_done(tmp_path / "run") > 2 or run.poll() is not None)
+    assert not free()
+    run.kill()
+    run.wait()
     wait_for(free, 60.0)
-    assert len(rows(tmp_path / "run")) < CONFIG.steps
+    done = len(rows(tmp_path / "run"))
+    assert done < CONFIG.steps
+    newest = checkpoint.existing(tmp_path / "run" / "checkpoints")[0]
+    assert checkpoint.verify(newest)["step"] == done, "the ranks were asked to save"
+
+
+def test_restarted_after_a_death_and_stopped_by_a_signal(
+    uninterrupted: Path, tiny_shards: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    run = start_program(tmp_path, CONFIG, tiny_shards, restarts=1)
+    try:
+        wait_for(lambda: (out / "checkpoints" / "step-000010").exists() or run.poll() is not None)
+        os.kill(rank_process(run.pid, 0), signal.SIGKILL)
+        wait_for(lambda: "continuing" in (tmp_path / "stderr").read_text() or run.poll() is not None)
+        run.send_signal(signal.SIGUSR1)
+        assert run.wait(timeout=30) == Interrupted.exit_code, (tmp_path / "stderr").read_text()[-3000:]
+    finally:
+        run.kill()
+    assert "asked" in (tmp_path / "stderr").read_text()
+    pretrain(CONFIG, tiny_shards, out, 2)
+    assert [without_times(r) for r in rows(out)] == [without_times(r) for r in rows(uninterrupted)]
+    assert weights_hash(out) == weights_hash(uninterrupted)

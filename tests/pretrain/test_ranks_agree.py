@@ -1,5 +1,6 @@
 """Ranks, accumulation and ZeRO stages are ways to compute one and the same thing, and to resume it to the bit.
 
+Where sums are formed in another order, losses may differ by rel=1e-5: docs/reliability.md, "How equal is equal".
 All runs of this file happen in three groups of ranks (fixtures): starting one takes longer than the tiny runs.
 """
 
@@ -7,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+import rank_jobs
 from pretrain_samples import TINY, job, losses, rows, run_ranks, weights_hash, without_times
 from safetensors.torch import load_file
 
@@ -26,6 +29,10 @@ CONFIGS = {
     "zero3": dataclasses.replace(TINY, zero_stage=3),
     "accumulated": dataclasses.replace(TINY, micro_batch=2),
     "bf16": dataclasses.replace(TINY, precision="bf16"),
+    "bf16_zero1": dataclasses.replace(TINY, precision="bf16", zero_stage=1),
+    "bf16_zero3": dataclasses.replace(TINY, precision="bf16", zero_stage=3),
+    "again": dataclasses.replace(TINY, activation_checkpointing=True),
+    "again_zero3": dataclasses.replace(TINY, zero_stage=3, activation_checkpointing=True),
     # everything that has state of its own: momentum, plateau, dropout, running statistics
     "stateful": dataclasses.replace(
         TINY,
@@ -34,7 +41,18 @@ CONFIGS = {
         schedule="plateau", valid_every=1, valid_batches=2, plateau_patience=1,
     ),
 }  # fmt: skip
-RESUMED = ("zero0", "zero1", "zero2", "zero3", "bf16", "stateful")
+CONFIGS["stateful_again"] = dataclasses.replace(CONFIGS["stateful"], activation_checkpointing=True)
+RESUMED = ("zero0", "zero1", "zero2", "zero3", "bf16", "bf16_zero1", "bf16_zero3", "stateful")
+# one not finite number, in every stage and precision; two backward passes, and one
+POISONED = {
+    f"{precision}_zero{stage}_{micro}": dataclasses.replace(
+        TINY, zero_stage=stage, precision=precision, micro_batch=micro
+    )
+    for precision in ("fp32", "bf16")
+    for stage in range(4)
+    for micro in (2, 4)
+    if (precision, stage) != ("bf16", 0) and (micro == 2 or stage == 3)
+}
 DIVERGING = dataclasses.replace(
     TINY,
     optimizer="sgd",
@@ -55,9 +73,13 @@ def shards_for(config: PretrainConfig, tiny_shards: Path, split_shards: Path) ->
 def two_ranks(tiny_shards: Path, split_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     jobs = [job(c, shards_for(c, tiny_shards, split_shards), folder / name) for name, c in CONFIGS.items()]
-    jobs += [
-        job(CONFIGS[f"zero{stage}"], tiny_shards, folder / f"poison{stage}", "poison") for stage in range(4)
-    ]
+    jobs += [job(config, tiny_shards, folder / name, "poison") for name, config in POISONED.items()]
+    # ZeRO-3 that really frees every parameter after its use: by default those below 100,000 numbers stay whole
+    nothing_stays = folder / "zero3.json"
+    nothing_stays.write_text('{"zero_optimization": {"stage3_param_persistence_threshold": 0}}')
+    for name in ("zero3", "again_zero3"):
+        config = dataclasses.replace(CONFIGS[name], deepspeed=str(nothing_stays))
+        jobs.append(job(config, tiny_shards, folder / f"{name}_freed"))
     jobs.append(job(DIVERGING, tiny_shards, folder / "diverging"))
     run_ranks(folder, jobs, 2)
     return folder
@@ -94,7 +116,7 @@ def resumed(
         shutil.rmtree(folder / name / "model")
         checkpoints = folder / name / "checkpoints"
         for checkpoint in ("step-000006", "step-000003") if name == "lost" else ("step-000006",):
-            file = next((checkpoints / checkpoint / "state").glob("zero_pp_rank_1*"))
+            file = checkpoints / checkpoint / "state" / "rank-00001.safetensors"
             content = bytearray(file.read_bytes())
             content[len(content) // 2] ^= 1
             file.write_bytes(content)
@@ -110,7 +132,7 @@ def test_rows_are_complete(two_ranks: Path) -> None:
         assert row["applied"] and row["targets"] > 0 and row["units"] > row["step"]
         assert row["grad_norm"] > 0 and 0 < row["lr"] <= TINY.lr
         parts = sum(value for key, value in row.items() if key.endswith("_seconds"))
-        assert 0 < parts <= row["seconds"] * 1.05 + row["checkpoint_seconds"] + 0.05
+        assert parts == pytest.approx(row["seconds"]) and row["forward_seconds"] > 0
         for name in ("empty_rows", "edges_per_row", "entropy"):
             assert len(row[name]) == TINY.model.layers and len(row[name][0]) == TINY.model.heads
         assert all(0 <= share <= 1 for layer in row["empty_rows"] for share in layer)
@@ -138,6 +160,25 @@ def test_zero_stages_agree(two_ranks: Path, stage: int) -> None:
     assert ours.keys() == theirs.keys()
     for name in ours:
         assert ours[name].sub(theirs[name]).abs().max() < 1e-3, name
+
+
+@pytest.mark.parametrize(
+    ("name", "like"),
+    [("again", "zero2"), ("again_zero3", "zero3"), ("stateful_again", "stateful"), ("zero3_freed", "zero3"),
+     ("again_zero3_freed", "zero3")],
+)  # fmt: skip
+def test_activation_checkpointing_and_freed_parameters_change_no_bit(
+    two_ranks: Path, name: str, like: str
+) -> None:
+    assert [without_times(row) for row in rows(two_ranks / name)] == [
+        without_times(row) for row in rows(two_ranks / like)
+    ]
+    assert weights_hash(two_ranks / name) == weights_hash(two_ranks / like)
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_bf16_stages_agree(two_ranks: Path, stage: int) -> None:
+    assert losses(two_ranks / f"bf16_zero{stage}") == pytest.approx(losses(two_ranks / "bf16"), rel=1e-2)
 
 
 def test_bf16_is_near_and_exports_float32(two_ranks: Path) -> None:
@@ -186,10 +227,14 @@ def test_no_good_checkpoint_is_an_error_not_a_new_start(resumed: tuple[Path, str
     assert not (folder / "lost" / "model").exists()
 
 
-@pytest.mark.parametrize("stage", range(4))
-def test_non_finite_gradient_of_one_rank_reaches_no_weight(two_ranks: Path, stage: int) -> None:
-    result = json.loads((two_ranks / f"poison{stage}.json").read_text())
-    assert result == {"applied": [True, False, True], "changed": [True, False, True], "finite": True}
+@pytest.mark.parametrize("name", POISONED)
+def test_one_number_that_is_not_finite_reaches_no_weight(two_ranks: Path, name: str) -> None:
+    result = json.loads((two_ranks / f"{name}.json").read_text())
+    wanted = [what == "" for what in rank_jobs.POISONED]
+    assert result["applied"] == wanted and result["changed"] == wanted and result["finite"]
+    first_pass = list(range(POISONED[name].micro_batch or 0))
+    for what, (first_rank, last_rank) in zip(rank_jobs.POISONED, result["suspects"], strict=True):
+        assert first_rank == [] and last_rank == (first_pass if what.endswith("loss") else [])
 
 
 def test_diverging_run_gives_up_and_says_what_to_do(two_ranks: Path) -> None:
@@ -197,6 +242,8 @@ def test_diverging_run_gives_up_and_says_what_to_do(two_ranks: Path) -> None:
     assert error.startswith("GlomoError: 3 steps in a row") and "Lower lr" in error
     log = rows(two_ranks / "diverging")
     assert [row["applied"] for row in log[-3:]] == [False] * 3 and log[-1]["loss"] is None
+    assert all(re.fullmatch(r"shard-\d+\.tar/\d{9}", name) for name in log[-1]["samples"])
+    assert 0 < len(log[-1]["samples"]) <= TINY.global_batch and "samples" not in log[0]
 
 
 def test_checkpoints_kept_and_latest(two_ranks: Path) -> None:

@@ -1,0 +1,29 @@
+"""SIGTERM and SIGUSR1 ask a run to save and stop; so schedulers announce that they will take the machine back."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Stopping:
+    """While in use, the two signals set `asked` instead of ending the process; the loop looks at it every step.
+
+    A signal that reaches one rank alone counts for all: they agree before the step.
+    """
+
+    def __init__(self) -> None:
+        self.asked = ""
+
+    def __enter__(self) -> Stopping:
+        self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = signal.Signals(number).name

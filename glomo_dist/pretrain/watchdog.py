@@ -1,0 +1,210 @@
+"""One small process beside each rank that notices when the rank hangs, says where, and ends it.
+
+The rank tells it of every finished part of a step. When nothing came for longer than the limit, the process writes
+the rank's Python stacks to stderr (those of the other ranks on this machine too) and kills the rank; torchrun then
+ends or restarts the job. It works when the rank is stopped (SIGSTOP), stuck in a collective or in a read, or holds
+the interpreter lock, since none of that concerns this process. It also ends a rank that waits for one that has
+died, and asks the rank to stop (SIGTERM) when the launcher above it is gone.
+
+`python watchdog.py ...` is that process: only the standard library is used here, so that it is small and starts fast.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+START_SECONDS = 900.0  # least limit until the first step is done: building, loading, compiling
+DEAD_PEER_SECONDS = 3.0  # without progress after a rank on this machine has died
+GRACE_SECONDS = 3.0  # between stacks and kill, so that the other ranks' stacks are taken from life
+STACKS = signal.SIGUSR2  # makes a rank write its stacks
+
+
+class Watchdog:
+    """The rank's side. timeout: seconds without progress; what comes before the data of a step is never excused.
+
+    peers: process ids of the other ranks on this machine.  notice: JSON file for the launcher, as an error is.
+    """
+
+    def __init__(self, timeout: float, rank: int, peers: Sequence[int], notice: Path | None) -> None:
+        self._timeout, self._step, self._warm = timeout, 0, False
+        stacks_out, stacks_in = os.pipe()
+        command = [
+            sys.executable, "-I", "-S", __file__, str(os.getpid()), str(os.getppid()), str(rank), str(timeout),
+            str(stacks_out), str(notice or ""), *map(str, peers),
+        ]  # fmt: skip
+        # without the rank's environment: it is not to be taken for a rank
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(stacks_out,), env={})
+        os.close(stacks_out)
+        faulthandler.register(STACKS, file=stacks_in, all_threads=True, chain=False)
+        assert self._process.stdin is not None
+        self._to = self._process.stdin.fileno()
+        os.set_blocking(self._to, False)  # a stopped watchdog must not stop the training
+        self.beat("begin")
+
+    def beat(self, part: str, step: int | None = None) -> None:
+        """`part` is done. Cheap: one write of a few bytes."""
+        self._step = self._step if step is None else step
+        excused = not self._warm and part in ("begin", "data", "forward", "backward")
+        limit = max(self._timeout, START_SECONDS) if excused else self._timeout
+        self._warm = self._warm or part == "optimizer"
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            os.write(self._to, f"{limit} {self._step} {part}\n".encode())
+
+    def close(self) -> None:
+        """The rank has nothing left to wait for."""
+        with contextlib.suppress(OSError):
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(5)
+
+
+class _Guard:
+    """The process's side: watches one rank."""
+
+    def __init__(
+        self, pid: int, parent: int, rank: int, timeout: float, stacks: int, notice: str, peers: list[int]
+    ) -> None:
+        self._pid, self._parent, self._rank, self._timeout = pid, parent, rank, timeout
+        self._stacks, self._notice, self._peers = stacks, notice, peers
+        self._limit, self._step, self._part, self._line = timeout, "0", "begin", b""
+        self._idle = (
+            0.0  # counted in own ticks: time in which this process was stopped, too, is nobody's fault
+        )
+        self._stopped: dict[int, float] = {}
+        self._open = True
+
+    def run(self) -> None:
+        while self._open:
+            self._tick(0.25)
+            if _parent_of(self._pid) not in (self._parent, None):
+                self._say("the launcher above it is gone: asking it to save and stop")
+                self._parent = _parent_of(self._pid) or 0
+                self._kill(self._pid, signal.SIGTERM)
+            if reason := self._reason():
+                self._end(*reason)
+
+    def _tick(self, seconds: float) -> None:
+        """Wait for a sign of life or for stacks, at most so long."""
+        before = time.monotonic()
+        ready, _, _ = select.select([0, self._stacks], [], [], seconds)
+        self._idle += min(time.monotonic() - before, 4 * seconds)
+        if 0 in ready:
+            content = os.read(0, 65536)
+            self._open = bool(content)
+            *lines, self._line = (self._line + content).split(b"\n")
+            if lines:
+                limit, self._step, self._part = lines[-1].decode().split(" ", 2)
+                self._limit, self._idle = float(limit), 0.0
+        if self._stacks in ready:
+            self._show_stacks()
+        for pid in (self._pid, *self._peers):
+            stopped = self._stopped.get(pid, 0.0) + min(time.monotonic() - before, 4 * seconds)
+            self._stopped[pid] = stopped if _state(pid) == "T" else 0.0
+
+    def _reason(self) -> tuple[str, bool] | None:
+        """Why the rank has to go, and whether its stacks are of interest; None while all is well."""
+        if not self._open:
+            return None
+        if self._idle > self._limit:
+            return f"no progress for {self._idle:.0f} s (limit {self._limit:.0f} s)", True
+        for pid, seconds in self._stopped.items():
+            if seconds > self._timeout:
+                whose = "it is" if pid == self._pid else f"process {pid} of another rank is"
+                return f"{whose} stopped (SIGSTOP) for {seconds:.0f} s (limit {self._timeout:.0f} s)", True
+        if self._idle > DEAD_PEER_SECONDS:
+            for pid in self._peers:
+                if _state(pid) in ("Z", "X", ""):
+                    return f"process {pid} of another rank has died", False
+        return None
+
+    def _end(self, reason: str, with_stacks: bool) -> None:
+        state = {"T": "stopped", "D": "waiting for a disk or device"}.get(_state(self._pid), "running")
+        where = f"last finished: {self._part} of step {self._step}"
+        self._say(f"{reason}; {where}; process state: {state}")
+        if with_stacks:
+            for pid in (self._pid, *self._peers):
+                self._kill(pid, STACKS)
+            waited, idle = 0.0, self._idle
+            while waited < GRACE_SECONDS and self._open:
+                before = time.monotonic()
+                self._tick(0.25)
+                waited += time.monotonic() - before
+            if self._idle < idle:
+                self._say("it goes on, so it is left alone")
+                return
+            self._kill(self._pid, signal.SIGCONT)  # a stopped process can say nothing before
+            if state == "stopped":
+                self._tick(2.0)
+            self._write_notice(f"rank {self._rank} hung ({reason}; {where}).")
+        self._kill(self._pid, signal.SIGKILL)
+        self._open = False
+
+    def _show_stacks(self) -> None:
+        content = b""
+        while select.select([self._stacks], [], [], 0.3)[0] and (part := os.read(self._stacks, 65536)):
+            content += part
+        self._say("stacks:\n" + content.decode(errors="replace").rstrip())
+
+    def _write_notice(self, message: str) -> None:
+        if not self._notice:
+            return
+        with contextlib.suppress(OSError):  # the launcher is gone, or another rank was first
+            file = os.open(self._notice, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            os.write(file, json.dumps({"type": "RankHung", "message": message}).encode())
+            os.close(file)
+
+    def _say(self, message: str) -> None:
+        text = (
+            f"glomo watchdog: rank {self._rank} (process {self._pid} on {socket.gethostname()}): {message}\n"
+        )
+        with contextlib.suppress(OSError):
+            os.write(2, text.encode())
+
+    def _kill(self, pid: int, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
+
+
+def _stat(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat after the name: state, parent, ...; empty if there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _state(pid: int) -> str:
+    """T stopped, Z dead, ...; "" when gone, "?" where there is no /proc."""
+    if not Path("/proc/self/stat").exists():
+        return "?"
+    return _stat(pid)[0] if _stat(pid) else ""
+
+
+def _parent_of(pid: int) -> int | None:
+    fields = _stat(pid)
+    return int(fields[1]) if fields else None
+
+
+def main(arguments: list[str]) -> None:
+    pid, parent, rank, timeout, stacks, notice, *peers = arguments
+    for ignored in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(ignored, signal.SIG_IGN)  # they mean the rank; this process ends after it
+    _Guard(
+        int(pid), int(parent), int(rank), float(timeout), int(stacks), notice, [int(p) for p in peers]
+    ).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,76 @@
+"""The files of a checkpoint: pieces of parameters, read back in any division; nothing in them executes."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from pretrain_samples import Canary
+from safetensors.torch import save_file
+
+from glomo_dist.pretrain.state import Reader, model_state
+from glomo_dist.runtime.errors import CheckpointError
+
+
+def write(folder: Path, cuts: list[int]) -> list[Path]:
+    """Numbers 0..9 of parameter "a.b", shape [2, 5], in one file per part between two cuts."""
+    files = []
+    for rank, (start, end) in enumerate(itertools.pairwise(cuts)):
+        files.append(folder / f"rank-{rank:05d}.safetensors")
+        tensors = {
+            f"a.b/fp32/{start}": torch.arange(10.0)[start:end].clone(),
+            f"a.b/exp_avg/{start}": -torch.arange(10.0)[start:end].clone(),
+            f"a.b/step/{start}": torch.tensor(7.0),
+            f"mean/buffer/{rank}": torch.tensor([1.0, 2.0]) * (rank + 1),
+            f"seen/buffer/{rank}": torch.tensor(5),
+        }
+        save_file(tensors, files[-1])
+    return files
+
+
+@pytest.mark.parametrize("cuts", [[0, 10], [0, 3, 10], [0, 1, 2, 9, 10]])
+def test_any_range_from_any_division(tmp_path: Path, cuts: list[int]) -> None:
+    with Reader(write(tmp_path, cuts)) as reader:
+        assert reader.states("a.b") == ["exp_avg", "step"]
+        for start in range(10):
+            for count in range(1, 11 - start):
+                assert reader.range("a.b", "fp32", start, count).tolist() == list(
+                    map(float, range(start, start + count))
+                )
+        assert reader.scalar("a.b", "step") == 7.0 and reader.scalar("a.b", "exp_avg") is None
+        ranks = len(cuts) - 1
+        assert reader.buffer("mean", ranks - 1, ranks).tolist() == [ranks * 1.0, ranks * 2.0]
+        mean = (ranks + 1) / 2
+        assert reader.buffer("mean", 0, ranks + 1).tolist() == [mean, 2 * mean]
+        assert reader.buffer("seen", 0, ranks + 1) == 5
+
+
+def test_whole_model(tmp_path: Path) -> None:
+    like = {"a.b": torch.empty(2, 5, device="meta"), "mean": torch.empty(2), "seen": torch.tensor(0)}
+    state = model_state(write(tmp_path, [0, 4, 10]), like, {"a.b"})
+    assert torch.equal(state["a.b"], torch.arange(10.0).view(2, 5)) and state["mean"].tolist() == [1.5, 3.0]
+
+
+def test_a_missing_piece_is_an_error(tmp_path: Path) -> None:
+    files = write(tmp_path, [0, 3, 6, 10])
+    with Reader([files[0], files[2]]) as reader, pytest.raises(CheckpointError, match="ends at number 3"):
+        reader.range("a.b", "fp32", 0, 10)
+    with Reader(files) as reader, pytest.raises(CheckpointError, match="no buffer of other"):
+        reader.buffer("other", 0, 1)
+
+
+@pytest.mark.parametrize("how", ["torch", "pickle"])
+def test_a_pickle_in_the_place_of_a_file_is_refused(tmp_path: Path, how: str) -> None:
+    canary, file = tmp_path / "executed", tmp_path / "rank-00000.safetensors"
+    if how == "torch":
+        torch.save({"a": Canary(canary)}, file)
+    else:
+        file.write_bytes(pickle.dumps(Canary(canary)))
+    with pytest.raises(CheckpointError, match="not a readable safetensors file"), Reader([file]):
+        pass
+    assert not canary.exists()
+    pickle.loads(pickle.dumps(Canary(canary)))
+    assert canary.exists(), "the canary is one"

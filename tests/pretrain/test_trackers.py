@@ -1,0 +1,95 @@
+"""W&B and MLflow by a flag: what they are told, and what is said when they are missing (with stand-ins)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from pretrain_samples import TINY
+
+from glomo_dist.pretrain import pretrain
+from glomo_dist.pretrain.hooks import MLflow, WandB, scalars
+from glomo_dist.runtime.errors import ConfigError
+
+ROW: dict[str, Any] = {
+    "step": 3, "loss": 1.5, "units": 8, "seconds": 2.0, "applied": True, "logged": True,
+    "empty_rows": [[0.1, 0.2]], "samples": ["a"],
+}  # fmt: skip
+NUMBERS = {
+    "train/loss": 1.5,
+    "train/applied": 1.0,
+    "train/units": 8.0,
+    "train/seconds": 2.0,
+    "train/units_per_second": 4.0,
+    "empty_rows/layer0/head0": 0.1,
+    "empty_rows/layer0/head1": 0.2,
+}  # fmt: skip
+
+
+def stand_in(name: str, monkeypatch: pytest.MonkeyPatch, **functions: Any) -> list[tuple[str, Any, Any]]:
+    """A module that writes down its calls."""
+    calls: list[tuple[str, Any, Any]] = []
+    module = ModuleType(name)
+
+    def recorder(function: str, result: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
+            calls.append((function, arguments, named))
+            return result
+
+        return call
+
+    for function, result in functions.items():
+        setattr(module, function, recorder(function, result))
+    monkeypatch.setitem(sys.modules, name, module)
+    return calls
+
+
+def test_row_as_numbers() -> None:
+    assert scalars(ROW) == NUMBERS
+
+
+def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[Any] = []
+    run = SimpleNamespace(
+        log=lambda values, step: logged.append((values, step)), finish=lambda: logged.append("end")
+    )
+    calls = stand_in("wandb", monkeypatch, init=run)
+    for _ in range(2):  # begun, and resumed: under the same name
+        hook = WandB(tmp_path, {"lr": 1.0})
+        hook.step(ROW)
+        hook.step({**ROW, "logged": False})
+        hook.close()
+    assert logged == [(NUMBERS, 3), "end"] * 2
+    first, second = (named for _, _, named in calls)
+    assert first == second and first["resume"] == "allow" and first["dir"] == str(tmp_path)
+
+
+def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = SimpleNamespace(info=SimpleNamespace(run_id="r1"))
+    calls = stand_in("mlflow", monkeypatch, start_run=run, log_params=None, log_metrics=None, end_run=None)
+    for _ in range(2):
+        hook = MLflow(tmp_path, {"lr": 1.0})
+        hook.step(ROW)
+        hook.close()
+    assert [name for name, _, _ in calls] == [
+        "start_run", "log_params", "log_metrics", "end_run", "start_run", "log_metrics", "end_run",
+    ]  # fmt: skip
+    assert calls[0][2]["run_id"] is None and calls[4][2]["run_id"] == "r1"
+    assert calls[2][1:] == ((NUMBERS,), {"step": 3})
+    assert json.loads((tmp_path / "mlflow.json").read_text()) == {"run_id": "r1"}
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_missing_package_is_named_before_anything_starts(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("glomo_dist.pretrain.hooks.find_spec", lambda package: None)
+    config = dataclasses.replace(TINY, trackers=("tensorboard", name))
+    with pytest.raises(ConfigError, match=f"pip install {name}"):
+        pretrain(config, tiny_shards, tmp_path / "run", 2)
+    assert not (tmp_path / "run").exists()
