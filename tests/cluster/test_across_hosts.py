@@ -6,6 +6,7 @@ The long set: pytest tests/cluster/test_across_hosts.py --host-faults 5
 from __future__ import annotations
 
 import random
+import re
 import signal
 import time
 from pathlib import Path
@@ -97,6 +98,8 @@ def test_preempted_slurm_job_on_two_hosts(
         kill_group(batch)
     assert 13 <= step_reached(out) < STEPS and not (out / "model").exists(), "stopped on the way"
     assert job.start().wait(240) == 0, job.said[-4000:]
+    saved = re.search(r"continuing .* from step (\d+) of", job.said)
+    assert saved and int(saved[1]) >= 13, "what was done until the signal was saved"
     assert_same(out, on_one_host)
 
 

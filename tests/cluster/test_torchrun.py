@@ -38,7 +38,7 @@ def test_torchrun_ends_with_the_code_of_the_rank(tmp_path: Path) -> None:
 
 
 def test_silent_first_host(network: Network, tmp_path: Path) -> None:
-    """Packets vanish and no RST comes. torchrun alone would wait without end, and not see signals."""
+    """Packets vanish and no RST comes. torchrun alone still waits after ten minutes."""
     (tmp_path / "rank.py").write_text(WAITING)
     processes = []
     for index in (0, 1):
