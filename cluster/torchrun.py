@@ -6,8 +6,8 @@ asked to stop: its ranks were told, and had TORCH_ELASTIC_SHUTDOWN_TIMEOUT secon
 never met.
 
 MEET, NODE_INDEX and LOST_SECONDS as in pretrain_host.sh: on all hosts but the first a thread looks whether the first
-one still answers. torchrun by itself goes on waiting when packets vanish and no RST comes: its first read of the shared
-store times out, the one after it does not (torch 2.13: still there after ten minutes).
+one still answers. torchrun by itself goes on waiting when packets vanish and no RST comes: its first read of the
+shared store times out, the one after it does not (torch 2.13: still there after ten minutes).
 """
 
 import contextlib
