@@ -105,6 +105,13 @@ def test_every_test_has_a_row_whatever_happened_to_it(tmp_path, monkeypatch):
     assert "failed: " in (tmp_path / "notes").read_text()
 
 
+def test_only_modules_with_tests_for_a_gpu_are_collected():
+    """Others may import what a machine with a GPU lacks (hypothesis)."""
+    names = {Path(path).name for path in gpu_tests.GPU[2:]}
+    assert {"test_cuda.py", "test_affinity_mix_triton.py"} <= names
+    assert "test_properties.py" not in names and "test_gpu_command.py" not in names
+
+
 def test_work_of_the_ops():
     """Counted by hand: causal pairs are T^2 / 2, a multiply-add is 2."""
     forward, backward = work.affinity_mix(1, 1, 100, 30, 20)
