@@ -21,7 +21,7 @@ from glomo_dist.data.tarsamples import id_dtype
 from glomo_dist.runtime.errors import DataError, GlomoError, ShardError
 
 _OPEN = 16  # shards kept open: two blocks of the order
-_LONG = 256  # units; longer windows are copied one by one, shorter ones all at once
+_LONG = 100  # units; longer windows are copied one by one, shorter ones all at once
 
 
 class BadShard(ShardError):
@@ -87,7 +87,7 @@ class Gatherer:
         Raises BadShard, or GlomoError where the cache cannot be used.
         """
         matrix = np.zeros((request.rows, request.width), id_dtype(self._library.vocab_size))
-        for shard in np.unique(request.shard).tolist():
+        for shard in sorted(set(request.shard.tolist())):
             chosen = np.flatnonzero(request.shard == shard)
             for _ in range(3):
                 held = self._shard(shard)
@@ -161,7 +161,7 @@ def _copy(
     ids: np.ndarray, flat: np.ndarray, start: np.ndarray, length: np.ndarray, place: np.ndarray
 ) -> None:
     """flat[place : place + length] = ids[start : start + length] for each window."""
-    if len(length) * _LONG < length.sum():
+    if len(length) * _LONG < int(length.sum()):
         for a, n, b in zip(start.tolist(), length.tolist(), place.tolist(), strict=True):
             flat[b : b + n] = ids[a : a + n]
     else:

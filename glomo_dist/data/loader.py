@@ -51,6 +51,7 @@ class Stream:
 
     The state of the stream is the step alone (and the shards set aside by then), and the union over ranks does not
     depend on `world`. window, windows, seed: see `WindowOrder`.
+    library: what its readers know of the shards.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Stream:
         self._global_batch, self._rank, self._world = global_batch, rank, world
         self._reading = reading or Reading()
         names = tuple(shard.name for shard in index.shards)
-        self._library = Library(index.folder, names, index.vocab_size, self._reading)
+        self.library = Library(index.folder, names, index.vocab_size, self._reading)
         self._set_aside: dict[int, int] = {}
 
     def set_aside(self, shard: int, from_step: int) -> None:
@@ -86,7 +87,7 @@ class Stream:
 
     def batch(self, step: int) -> Batch:
         """The batch of step `step` (from 0); the same whenever and however often it is asked for."""
-        reader = InProcess(self._library, self.index)
+        reader = InProcess(self.library, self.index)
         try:
             return self._read(reader, step)
         finally:
@@ -107,8 +108,8 @@ class Stream:
 
     def _readers(self) -> list[Reader]:
         if not self._reading.readers:
-            return [InProcess(self._library, self.index)]
-        return [ReaderProcess(self._library, self.index) for _ in range(self._reading.readers)]
+            return [InProcess(self.library, self.index)]
+        return [ReaderProcess(self.library, self.index) for _ in range(self._reading.readers)]
 
     def _read(self, reader: Reader, step: int) -> Batch:
         numbers, pieces = self._plan(step)

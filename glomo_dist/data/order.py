@@ -100,21 +100,24 @@ class WindowOrder:
     def pieces(self, numbers: np.ndarray) -> Pieces:
         """What the rows with these global numbers, int64 [n], are made of; `row` counts places in `numbers`."""
         numbers = np.asarray(numbers, np.int64)
-        parts = []
-        for epoch, chosen in self._by_epoch(numbers):
-            found = self._epoch_of(epoch)
-            places = numbers[chosen] - self.epoch_first(epoch)
-            sizes = (found.first[1:] - found.first[:-1])[places]
-            cut = found.cut[ranges(found.first[places], sizes)]
-            parts.append((np.repeat(chosen, sizes), *(array[cut] for array in found.cuts)))
-        row, sample, start, length = (
-            np.concatenate([np.asarray(part[i], np.int64) for part in parts])
-            if parts
-            else np.zeros(0, np.int64)
-            for i in range(4)
-        )
-        by_row = np.argsort(row, kind="stable")
-        return Pieces(row[by_row], sample[by_row], start[by_row], length[by_row])
+        parts = [self._pieces_of(epoch, numbers, chosen) for epoch, chosen in self._by_epoch(numbers)]
+        if len(parts) == 1:
+            return parts[0]
+        empty = Pieces(*[np.zeros(0, np.int64)] * 4)
+        joined = Pieces(*(np.concatenate(arrays) for arrays in zip(empty, *parts, strict=True)))
+        by_row = np.argsort(joined.row, kind="stable")
+        return Pieces(*(array[by_row] for array in joined))
+
+    def _pieces_of(self, epoch: int, numbers: np.ndarray, chosen: np.ndarray) -> Pieces:
+        """`pieces` for the places `chosen` in `numbers`, all of one epoch."""
+        found = self._epoch_of(epoch)
+        places = numbers[chosen] - self.epoch_first(epoch)
+        if self.kind == "packed":
+            sizes = found.first[places + 1] - found.first[places]
+            chosen, cut = np.repeat(chosen, sizes), found.cut[ranges(found.first[places], sizes)]
+        else:
+            cut = found.cut[places]
+        return Pieces(chosen, *(array[cut].astype(np.int64) for array in found.cuts))
 
     def spare(self, number: int, attempt: int) -> int:
         """Another row to use where row `number` cannot be read: a pure function, near for the first attempts.
@@ -141,6 +144,9 @@ class WindowOrder:
         with self._lock:
             while self._firsts[-1] <= numbers.max():
                 self.epoch_first(len(self._firsts))
+            first, last = (bisect_right(self._firsts, int(n)) - 1 for n in (numbers.min(), numbers.max()))
+            if first == last:
+                return [(first, np.arange(len(numbers)))]
             epochs = np.searchsorted(self._firsts, numbers, side="right") - 1
         return [(int(epoch), np.flatnonzero(epochs == epoch)) for epoch in np.unique(epochs)]
 

@@ -7,10 +7,14 @@ import numpy as np
 
 def starts_of(sizes: np.ndarray) -> np.ndarray:
     """Where each run begins when they lie end to end, and after the last one their sum: int64 [n + 1]."""
-    return np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)))
+    starts = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(sizes, out=starts[1:])
+    return starts
 
 
 def ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """starts[0], ..., starts[0] + sizes[0] - 1, starts[1], ...: int64 [sum of sizes]."""
     firsts = starts_of(sizes)
-    return np.repeat(np.asarray(starts, np.int64) - firsts[:-1], sizes) + np.arange(firsts[-1])
+    places = np.repeat(np.asarray(starts, np.int64) - firsts[:-1], sizes)
+    places += np.arange(firsts[-1])
+    return places
