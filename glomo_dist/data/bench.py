@@ -3,7 +3,7 @@
     python -m glomo_dist.data.bench --megabytes 64 --units 2000 50
 
 For documents of each length it makes a shard folder with random ids and reads all of it. A MB is 10^6 bytes of ids as
-they are stored, two bytes each. Time is that of the processor in this process (with readers: the clock), so that other
+they are stored, two bytes each. Time is the processor's in this process (with readers: the clock's), so that other
 work on the machine disturbs little.
 """
 

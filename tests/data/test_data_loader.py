@@ -149,3 +149,28 @@ def test_a_bad_shard_is_an_error_after_the_batches_before_it(index: ShardIndex, 
 def test_bad_settings(index: ShardIndex, options: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         stream(index, **options)
+
+
+@pytest.mark.parametrize("lengths", [[3000], [2] * 30, [1, 1, 1, 50, 1, 2, 1]], ids=["huge", "short", "ones"])
+@pytest.mark.parametrize("windows", ["fixed", "random", "packed"])
+def test_one_shard_for_many_ranks_and_readers(
+    make_shards: MakeShards, lengths: list[int], windows: str
+) -> None:
+    """Fewer shards than readers, several epochs: every rank gets each step, and together they get every row once."""
+    one = make_shards(lengths, 1 << 20)
+    assert len(one.shards) == 1
+
+    def run(rank: int, world: int, readers: int) -> list[list[tuple[int, list[int]]]]:
+        s = stream(
+            one, global_batch=4, windows=windows, rank=rank, world=world, reading=Reading(readers=readers)
+        )
+        batches = s.iterate()
+        found = [rows(next(batches)) for _ in range(2 * s.order.epoch_first(1) // 4 + 2)]
+        batches.close()
+        return found
+
+    ranks = [run(rank, 4, 1 if rank < 2 else 0) for rank in range(4)]
+    whole = run(0, 1, 0)
+    assert {len(steps) for steps in ranks} == {len(whole)}
+    for step, batch in enumerate(whole):
+        assert sorted(row for r in ranks for row in r[step]) == batch
