@@ -187,8 +187,15 @@ def _valid_batches(job: Job, ranks: Ranks) -> list[Batch]:
         world=ranks.world,
         reading=job.config.reading,
     )
-    with contextlib.closing(stream.iterate()) as batches:
-        return list(itertools.islice(batches, job.config.valid_batches))
+    found: list[Batch] = []
+    trouble = None
+    try:
+        with contextlib.closing(stream.iterate()) as batches:
+            found = list(itertools.islice(batches, job.config.valid_batches))
+    except GlomoError as e:
+        trouble = e
+    ranks.agree_on(trouble)
+    return found
 
 
 def _suspects(stream: Stream, batch: Batch, result: StepResult, ranks: Ranks) -> list[str]:
