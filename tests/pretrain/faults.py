@@ -309,6 +309,8 @@ def main() -> int:
         text = write_text(folder / "text.jsonl")
         shards = prepare_text([str(text)], folder / "shards", vocab_size=50)
         s = Set(ranks, shards, folder, arguments.kills, arguments.save_kills, random.Random(arguments.seed))
+        for stage in (1, 3):  # the nursery learns from runs that end well what there is to import
+            ranks.run(with_stage(SHORT, stage, steps=1), shards, folder / f"first{stage}")
         for name in arguments.only:
             began = time.monotonic()
             try:
