@@ -79,7 +79,7 @@ class Row:
 
 
 def kills(s: Set, stage: int, precision: str = "fp32") -> Row:
-    config = with_stage(SHORT, stage, steps=max(60, 7 * s.kills), checkpoint_every=5, precision=precision)
+    config = with_stage(SHORT, stage, steps=40, checkpoint_every=5, precision=precision)
     run = s.new(f"kills{stage}{precision}")
     seconds = fault_runs.kill_at_random_steps(s.ranks, config, s.shards, run, s.kills, s.draw)
     assert_same(run, s.reference(config))
@@ -92,7 +92,7 @@ def kills(s: Set, stage: int, precision: str = "fp32") -> Row:
 
 
 def kills_while_saving(s: Set) -> Row:
-    config = dataclasses.replace(SHORT, steps=2 * s.save_kills + 20, checkpoint_every=1)
+    config = dataclasses.replace(SHORT, steps=s.save_kills + 20, checkpoint_every=1)
     run = s.new("saving")
     partial = fault_runs.kill_while_saving(s.ranks, config, s.shards, run, s.save_kills, s.draw)
     assert_same(run, s.reference(config))

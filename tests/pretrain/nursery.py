@@ -105,7 +105,7 @@ class Nursery:
     def run(self, config: PretrainConfig, data: Path, out: Path, world: int = 2) -> Path:
         """A run without a fault, to its end."""
         group = self.start(config, data, out, world)
-        assert group.wait() == [0] * world, group.log.read_text()[-4000:]
+        assert group.wait(600.0) == [0] * world, group.log.read_text()[-4000:]
         return out
 
     def collect(self, seconds: float) -> bool:
