@@ -31,8 +31,8 @@ INDEX, SETTINGS = "index.json", "settings.json"
 class StoreMeta:
     """What the graphs are of: recorded in the index and checked when the store is used.
 
-    data: fingerprint of the task's data; model, tokenizer: of the predictor; max_units: the truncation
-        applied.
+    data: fingerprint of the task's data; model, tokenizer: of the predictor; max_units: the truncation applied
+        to each of the task's inputs.
     """
 
     task: str
@@ -40,7 +40,7 @@ class StoreMeta:
     data: str
     model: str
     tokenizer: str
-    max_units: int | None
+    max_units: dict[str, int | None]
 
 
 def export_graphs(

@@ -1,9 +1,10 @@
-"""The graph store: sparse graphs of a task's examples on disk, assembled into batches from a memory map.
+"""The graph store: sparse graphs of a task's inputs on disk, assembled into batches from a memory map.
 
-    index.json               what the graphs are of, and where: {format: "glomo-graphs", version: 1, …}
+    index.json               what the graphs are of, and where: {format: "glomo-graphs", version: 2, …}
     chunk-<split>-00000.safetensors
-                             consecutive examples of one split:
-        units      int64 [n]            units of each example (after truncation to `max_units`)
+                             consecutive sequences of one split, which here is a list of sequences: of a task
+                             the distinct texts (or the images) of one column of one split, "train.premise":
+        units      int64 [n]            units of each sequence (after truncation to `max_units`)
         <direction>.counts  uint8 | int32 [Σ C·units]   live edges of each row: (example, component, unit)
         <direction>.columns int16 | int32 [E]           the j of each edge, rows in the order of `counts`
         <direction>.weights float16 [E]                 its weight; rows sum to 1 up to float16 rounding
@@ -28,7 +29,7 @@ from glomo_dist.graphs.mapped import map_safetensors
 from glomo_dist.runtime import config, files
 from glomo_dist.runtime.errors import DataError
 
-FORMAT, VERSION = "glomo-graphs", 1
+FORMAT, VERSION = "glomo-graphs", 2
 DIRECTIONS = ("forward", "backward")
 EXPORT_AGAIN = "Delete the folder and run `glomo export` again."
 
@@ -69,7 +70,7 @@ class StoreInfo:
     layers: int
     heads: int
     keep: int | None
-    max_units: int | None
+    max_units: dict[str, int | None]
     code: str
     splits: dict[str, Any]
 
@@ -131,7 +132,7 @@ class GraphStore:
                 check_chunk(folder / chunk.name, chunk.bytes, chunk.sha256 if verify else None)
         return cls(folder, info, splits)
 
-    def check(self, task: str, task_version: int, data: str, max_units: int | None) -> None:
+    def check(self, task: str, task_version: int, data: str, max_units: dict[str, int | None]) -> None:
         """Refuse graphs of another task, version, data or truncation than the caller works with."""
         info = self.info
         for name, ours, theirs in (

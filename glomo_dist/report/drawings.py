@@ -17,6 +17,7 @@ from matplotlib.path import Path as Curve
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.report.figures import COLOURS, literal, new, style, svg
 from glomo_dist.runtime.errors import DataError
+from glomo_dist.transfer.dataset import section
 from glomo_dist.transfer.task import get_task
 
 WORDS = range(8, 17)  # a length that can be read; the shortest beyond it is taken otherwise
@@ -55,7 +56,7 @@ class Example:
 
 
 def draw(source: Source) -> Drawing:
-    """One example of the store's test split. DataError if the data at hand are not those of the store."""
+    """The first column of one test example of the store. DataError if the data at hand are not those of the store."""
     store = GraphStore.open(source.folder)
     task = get_task(store.info.task)
     data = task.load(source.task_source, source.max_examples)
@@ -65,14 +66,18 @@ def draw(source: Source) -> Drawing:
             f"{task.name!r} (fingerprint {store.info.data}, found {data.fingerprint})."
         )
     split = data.splits["test"]
-    number = _choose(split.units) if task.unit == "words" else 0
-    units = int(store.units("test")[number])
+    name = next(iter(task.columns))
+    column, graphs = split.columns[name], section("test", name)
+    inputs = [column.values[v] for v in column.of[:, 0]]
+    number = _choose(inputs) if task.unit == "words" else 0
+    value = int(column.of[number, 0])
+    units = int(store.units(graphs)[value])
     example = Example(
         number,
         data.classes[int(split.labels[number])],
-        split.units[number],
+        inputs[number],
         *(_dense(graph, min(units, MOST_WORDS) if task.unit == "words" else units)
-          for graph in store.batch("test", [number])),
+          for graph in store.batch(graphs, [value])),
     )  # fmt: skip
     title = f"{source.name}: {task.name}, test example {number} (class {example.label})"
     if task.unit == "words":

@@ -3,34 +3,56 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from glomo_dist.data.text import tokenize
-from glomo_dist.runtime.errors import DataError
+from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.fingerprint import derive_seed
+from glomo_dist.transfer.models import Reader, ReaderSizes
 
 SPLITS = ("train", "dev", "test")
 
 
 @dataclass(frozen=True)
-class Split:
-    """Examples of one split: units (list of str, or uint8 [H, W] or [H, W, C]) and int64 labels."""
+class Column:
+    """One of the inputs that every example of a split has: its text, its premise, its answer options.
 
-    units: list[Any]
+    values: the inputs, each a list of str, or an image uint8 [H, W] or [H, W, C]. A text that several examples
+        share is there once, so its graphs are computed and stored once.
+    of: int64 [examples, k]: the values of each example; k is 1 but for options.
+    """
+
+    values: list[Any]
+    of: np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples of one split: their inputs by name, and their int64 labels [examples].
+
+    groups: a name for each example of the subset it is of, where results are reported for subsets too, or none.
+    """
+
+    columns: dict[str, Column]
     labels: np.ndarray[Any, Any]
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """Splits "train", "dev", "test"; the names of the classes; a fingerprint of units and labels."""
+    """Splits "train", "dev", "test"; the names of the classes; a fingerprint of inputs and labels.
+
+    skipped: rows of the source that are no examples, counted by reason ("train: no gold label").
+    """
 
     splits: dict[str, Split]
     classes: tuple[str, ...]
     fingerprint: str
+    skipped: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -42,38 +64,77 @@ class Published:
     source: str
 
 
+def accuracy(split: Split, predictions: np.ndarray[Any, Any]) -> dict[str, float]:
+    """Share of right answers, and the same for every group ("accuracy.matched")."""
+    right = predictions == split.labels
+    groups = np.array(split.groups)
+    return {
+        "accuracy": float(right.mean()),
+        **{f"accuracy.{name}": float(right[groups == name].mean()) for name in sorted(set(split.groups))},
+    }
+
+
 @dataclass(frozen=True)
 class Task:
     """One downstream task. `version` grows whenever loading, splits or metric change.
 
     load(source, max_examples): source is a local path or a URL (fsspec), or None for a task whose data comes
         with installed packages; max_examples caps every split, drawn deterministically (None: all).
-    max_units: default truncation (None: never cut).
+    columns: the inputs of an example, the one to be drawn in reports first, and how many units of each are kept
+        by default (None: never cut).
+    model: makes the reader; the arguments of its `forward` are the columns.
+    measure(split, predictions [examples, …] in the order of the split): all metrics, shares in [0, 1].
+    metric: the one that chooses the epoch and stands in tables.
     """
 
     name: str
     version: int
     unit: Literal["words", "pixels"]
     load: Callable[[str | None, int | None], TaskData]
-    max_units: int | None
+    columns: dict[str, int | None]
+    model: Callable[[ReaderSizes], Reader]
     data_source: str
+    measure: Callable[[Split, np.ndarray[Any, Any]], dict[str, float]] = accuracy
     metric: str = "accuracy"
     published: tuple[Published, ...] = ()
+
+    def limits(self, max_units: int | None) -> dict[str, int | None]:
+        """The truncation in force: `max_units` for every column, or each its own; images are never cut."""
+        if max_units is None:
+            return dict(self.columns)
+        if self.unit == "pixels":
+            raise ConfigError(f"max_units: task {self.name!r} has images, which cannot be cut; leave it out.")
+        return dict.fromkeys(self.columns, max_units)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A labelled text as read: `where` is "file, line n" for errors."""
+    """A labelled example as read: its texts by column (a list for options); `where` is "file, line n" for errors."""
 
-    text: str
+    texts: Mapping[str, str | Sequence[str]]
     label: int
     where: str
+    group: str = ""
+
+
+def section(split: str, column: str) -> str:
+    """What the graphs of a column are called in a graph store."""
+    return f"{split}.{column}"
 
 
 def text_data(
-    name: str, rows: dict[str, list[Row]], classes: tuple[str, ...], max_examples: int | None
+    name: str,
+    rows: dict[str, list[Row]],
+    classes: tuple[str, ...],
+    max_examples: int | None,
+    *,
+    filled: Iterable[str] = (),
+    skipped: dict[str, int] | None = None,
 ) -> TaskData:
-    """Check labels, cap the splits, cut the texts into words (each distinct word kept once in memory)."""
+    """Check labels, cap the splits, cut the texts into words (each distinct word kept once in memory).
+
+    filled: columns in which a text without a word is an error.  skipped: as in TaskData.
+    """
     words: dict[str, str] = {}
     splits = {}
     for split in SPLITS:
@@ -84,19 +145,53 @@ def text_data(
                     f"0..{len(classes) - 1} ({', '.join(classes)}). Correct or remove the row."
                 )
         kept = [rows[split][i] for i in draw(len(rows[split]), max_examples, name, split)]
-        units = [[words.setdefault(w, w) for w in tokenize(row.text)] for row in kept]
-        splits[split] = Split(units, np.array([row.label for row in kept], np.int64))
-    return checked(name, splits, classes)
+        columns = {column: _column(kept, column, words) for column in (kept[0].texts if kept else ())}
+        for column in filled:
+            _require_words(kept, columns, column)
+        groups = tuple(row.group for row in kept) if any(row.group for row in kept) else ()
+        splits[split] = Split(columns, np.array([row.label for row in kept], np.int64), groups)
+    return checked(name, splits, classes, skipped)
 
 
-def checked(name: str, splits: dict[str, Split], classes: tuple[str, ...]) -> TaskData:
+def _column(rows: list[Row], column: str, words: dict[str, str]) -> Column:
+    numbers: dict[str, int] = {}
+    of = []
+    for row in rows:
+        texts = row.texts[column]
+        of.append(
+            [numbers.setdefault(t, len(numbers)) for t in ([texts] if isinstance(texts, str) else texts)]
+        )
+    values = [[words.setdefault(w, w) for w in tokenize(text)] for text in numbers]
+    return Column(values, np.array(of, np.int64))
+
+
+def _require_words(rows: list[Row], columns: dict[str, Column], column: str) -> None:
+    if not rows:
+        return
+    lengths = np.array([len(value) for value in columns[column].values])
+    empty = np.flatnonzero((lengths[columns[column].of] == 0).any(1))
+    if empty.size:
+        raise DataError(
+            f"{rows[empty[0]].where}: the {column} has no word in it ({empty.size} such rows in this split). "
+            "Complete or remove the row."
+        )
+
+
+def checked(
+    name: str, splits: dict[str, Split], classes: tuple[str, ...], skipped: dict[str, int] | None = None
+) -> TaskData:
     """TaskData with its fingerprint; raises DataError if a split is empty."""
     for split in SPLITS:
-        if not splits[split].units:
+        if not len(splits[split].labels):
             raise DataError(
                 f"task {name!r}: the {split} split has no example. Check the files of the source."
             )
-    return TaskData(splits, classes, _fingerprint(splits, classes))
+    return TaskData(splits, classes, _fingerprint(splits, classes), skipped or {})
+
+
+def images_split(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> Split:
+    """A split of uint8 images [n, H, W] or [n, H, W, C]."""
+    return Split({"image": Column(list(images), np.arange(len(images))[:, None])}, labels)
 
 
 def draw(n: int, at_most: int | None, *key: int | str) -> list[int]:
@@ -111,11 +206,13 @@ def _fingerprint(splits: dict[str, Split], classes: Iterable[str]) -> str:
     digest = hashlib.sha256("\0".join(classes).encode())
     for name in SPLITS:
         split = splits[name]
-        digest.update(f"\1{name} {len(split.units)}".encode())
-        digest.update(split.labels.tobytes())
-        for units in split.units:
-            if isinstance(units, np.ndarray):
-                digest.update(f"\2{units.shape}".encode() + units.tobytes())
-            else:
-                digest.update(b"\2" + "\0".join(units).encode(errors="surrogatepass"))
+        digest.update(f"\1{name} {split.labels.shape}".encode() + split.labels.tobytes())
+        digest.update("\0".join(split.groups).encode())
+        for column, inputs in split.columns.items():
+            digest.update(f"\3{column} {inputs.of.shape}".encode() + inputs.of.tobytes())
+            for value in inputs.values:
+                if isinstance(value, np.ndarray):
+                    digest.update(f"\2{value.shape}".encode() + value.tobytes())
+                else:
+                    digest.update(b"\2" + "\0".join(value).encode(errors="surrogatepass"))
     return digest.hexdigest()[:16]

@@ -12,7 +12,7 @@ from glomo_dist.graphs.export import StoreMeta, export_graphs
 from glomo_dist.model.io import load_model, random_model
 from glomo_dist.runtime.errors import CheckpointError, ConfigError
 from glomo_dist.runtime.fingerprint import fingerprint
-from glomo_dist.transfer.finetune import task_max_units
+from glomo_dist.transfer.dataset import section
 from glomo_dist.transfer.inputs import truncate
 from glomo_dist.transfer.task import get_task
 
@@ -37,7 +37,7 @@ def export_task(
     source, max_units, max_examples: as in FinetuneJob; they must be the same there.
     """
     task = get_task(task_name)
-    cut = task_max_units(task, max_units)
+    limits = task.limits(max_units)
     tokenizer = load_tokenizer(model_folder)
     if tokenizer.kind != task.unit:
         raise ConfigError(
@@ -55,16 +55,17 @@ def export_task(
         model = random_model(model_folder, random_seed)
         model_fingerprint = fingerprint(["random predictor", meta["model"], random_seed])
     data = task.load(source, max_examples)
-    splits: dict[str, list[np.ndarray[Any, Any]]] = {}
-    for name, split in data.splits.items():
-        units = split.units if task.unit == "pixels" else truncate(split.units, cut)
-        splits[name] = [tokenizer.encode(example) for example in units]
+    sections: dict[str, list[np.ndarray[Any, Any]]] = {
+        section(name, column): [tokenizer.encode(value) for value in values]
+        for name, split in data.splits.items()
+        for column, values in truncate(split, limits).items()
+    }
     return export_graphs(
         model,
-        splits,
+        sections,
         out,
         meta=StoreMeta(
-            task.name, task.version, data.fingerprint, model_fingerprint, tokenizer.fingerprint, cut
+            task.name, task.version, data.fingerprint, model_fingerprint, tokenizer.fingerprint, limits
         ),
         keep=keep,
         batch_tokens=batch_tokens,

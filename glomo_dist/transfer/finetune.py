@@ -17,10 +17,10 @@ from glomo_dist.graphs.store import GraphStore
 from glomo_dist.runtime import config
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 from glomo_dist.runtime.fingerprint import code_version, derive_seed, fingerprint
-from glomo_dist.transfer.dataset import Task, TaskData, draw
-from glomo_dist.transfer.head import DIRECTIONS, Fusion, GraphMixture, Graphs
-from glomo_dist.transfer.inputs import Examples, Inputs, bucketed, by_length, encode
-from glomo_dist.transfer.models import Mix, PixelReader, TaskModel, TextReader
+from glomo_dist.transfer.dataset import Task, TaskData, draw, section
+from glomo_dist.transfer.head import DIRECTIONS, Fusion, GraphMixture
+from glomo_dist.transfer.inputs import Inputs, bucketed, by_length, encode
+from glomo_dist.transfer.models import Mix, ReaderSizes, Sequences, TaskModel
 from glomo_dist.transfer.result import FORMAT, VERSION, Epoch, MixedGraph, Result
 from glomo_dist.transfer.task import get_task
 
@@ -96,18 +96,18 @@ def run(job: FinetuneJob) -> Result:
     """
     began = time.perf_counter()
     task = get_task(job.task)
-    max_units = task_max_units(task, job.max_units)
+    limits = task.limits(job.max_units)
     data = task.load(job.task_source, job.max_examples)
     store = None
     if job.graphs is not None:
         store = GraphStore.open(job.graphs)
-        store.check(task.name, task.version, data.fingerprint, max_units)
+        store.check(task.name, task.version, data.fingerprint, limits)
     with _torch_state(job.seed, job.threads):
-        inputs = encode(data, task.unit, job.features, max_units, job.hidden)
-        model = build(job, inputs, len(data.classes), store)
-        training = _Training(job, inputs, model, store if job.needs_graphs else None)
+        inputs = encode(data, task.unit, job.features, limits, job.hidden)
+        model = build(job, task, inputs, len(data.classes), store)
+        training = _Training(job, task, data, inputs, model, store if job.needs_graphs else None)
         curve, best = training.fit(began)
-        test, mixtures = training.test(store)
+        metrics, mixtures = training.test()
     info = store.info if store else None
     return Result(
         format=FORMAT,
@@ -118,7 +118,8 @@ def run(job: FinetuneJob) -> Result:
         arm=job.arm,
         seed=job.seed,
         metric=task.metric,
-        test=test,
+        test=metrics[task.metric],
+        metrics=metrics,
         dev=curve[best].dev,
         best_epoch=curve[best].epoch,
         curve=tuple(curve),
@@ -126,6 +127,7 @@ def run(job: FinetuneJob) -> Result:
         majority=_majority(data),
         classes=data.classes,
         examples={**{name: len(e.labels) for name, e in inputs.splits.items()}, "train": len(training.train)},
+        skipped=data.skipped,
         parameters=sum(p.numel() for p in training.parameters),
         components=tuple(info.component_names()) if info and job.needs_graphs else (),
         mixtures=mixtures,
@@ -139,40 +141,30 @@ def run(job: FinetuneJob) -> Result:
     )
 
 
-def task_max_units(task: Task, max_units: int | None) -> int | None:
-    """The truncation in force: the asked one, or the task's own; images are never cut."""
-    if task.unit == "pixels":
-        if max_units is not None:
-            raise ConfigError(f"max_units: task {task.name!r} has images, which cannot be cut; leave it out.")
-        return None
-    return task.max_units if max_units is None else max_units
-
-
-def build(job: FinetuneJob, inputs: Inputs, classes: int, store: GraphStore | None) -> TaskModel:
+def build(job: FinetuneJob, task: Task, inputs: Inputs, classes: int, store: GraphStore | None) -> TaskModel:
     """The task model of `job`; without a store the mixture has one component."""
     layers, heads = (store.info.layers, store.info.heads) if store else (1, 1)
     mix: Mix = "graphs" if job.needs_graphs else job.arm  # type: ignore[assignment]
     mixture = GraphMixture(inputs.width, layers, heads, job.mixtures, job.conditioned)
     fusion = Fusion(job.fusion, inputs.width, 2 * job.mixtures)
-    reader: nn.Module
-    if inputs.shape is None:
-        reader = TextReader(job.reader, fusion.out, job.hidden, classes, job.dropout)
-    else:
-        reader = PixelReader(inputs.shape, fusion.out, job.hidden, classes, job.dropout)
+    reader = task.model(ReaderSizes(fusion.out, job.hidden, classes, job.dropout, job.reader, inputs.shape))
     return TaskModel(mix, mixture, fusion, reader, job.dropout)
 
 
 class _Training:
     """The state of one run: examples, model, optimizer."""
 
-    def __init__(self, job: FinetuneJob, inputs: Inputs, model: TaskModel, store: GraphStore | None) -> None:
-        self.job, self.splits, self.features, self.model, self.store = (
-            job,
-            inputs.splits,
-            inputs.features,
-            model,
-            store,
-        )
+    def __init__(
+        self,
+        job: FinetuneJob,
+        task: Task,
+        data: TaskData,
+        inputs: Inputs,
+        model: TaskModel,
+        store: GraphStore | None,
+    ) -> None:
+        self.job, self.task, self.data, self.model, self.store = job, task, data, model, store
+        self.splits, self.features = inputs.splits, inputs.features
         available = len(self.splits["train"].labels)
         if job.train_size is not None and job.train_size > available:
             raise ConfigError(
@@ -194,7 +186,7 @@ class _Training:
         best, best_state = 0, {}
         for epoch in range(1, self.job.epochs + 1):
             loss = self._epoch(epoch)
-            dev = self._accuracy("dev")
+            dev = self._measure("dev")[self.task.metric]
             curve.append(Epoch(epoch, loss, dev, time.perf_counter() - began))
             if len(curve) == 1 or dev > curve[best].dev:
                 best = len(curve) - 1
@@ -204,16 +196,16 @@ class _Training:
         self.modules.load_state_dict(best_state)
         return curve, best
 
-    def test(self, store: GraphStore | None) -> tuple[float, tuple[MixedGraph, ...]]:
-        """The test metric, and the mixed graphs as they stand."""
+    def test(self) -> tuple[dict[str, float], tuple[MixedGraph, ...]]:
+        """All test metrics, and the mixed graphs as they stand."""
         sums: list[Tensor] = []
-        accuracy = self._accuracy("test", sums)
+        metrics = self._measure("test", sums)
         if self.store is None:
-            return accuracy, ()
+            return metrics, ()
         weights = torch.stack(sums).sum(0)
         weights = weights / weights.sum(-1, keepdim=True)
         scale = self.model.mixture.scale.detach()
-        return accuracy, tuple(
+        return metrics, tuple(
             MixedGraph(direction, float(scale[x, m]), tuple(weights[x, m].tolist()))
             for x, direction in enumerate(DIRECTIONS)
             for m in range(self.job.mixtures)
@@ -225,8 +217,8 @@ class _Training:
         self.modules.train()
         total = torch.zeros(())
         for chosen in bucketed(examples.lengths[self.train], self.job.batch_size, generator):
-            logits, labels, _, _ = self._forward("train", examples, self.train[chosen])
-            loss = nn.functional.cross_entropy(logits, labels)
+            columns, labels = self._columns("train", self.train[chosen])
+            loss = self.model.reader.loss(self.model(columns), labels)
             self.optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(self.parameters, self.job.clip)
@@ -241,31 +233,39 @@ class _Training:
         return mean
 
     @torch.inference_mode()
-    def _accuracy(self, split: str, weight_sums: list[Tensor] | None = None) -> float:
-        """Share of right answers; adds the summed mixture weights of the real units to `weight_sums`."""
+    def _measure(self, split: str, weight_sums: list[Tensor] | None = None) -> dict[str, float]:
+        """The task's metrics; adds the summed mixture weights of the real units to `weight_sums`."""
         examples = self.splits[split]
         self.modules.eval()
-        right = 0
+        predictions: np.ndarray[Any, Any] | None = None
         for chosen in by_length(examples.lengths, EVALUATION_BATCH):
-            logits, labels, features, lengths = self._forward(split, examples, chosen)
-            right += int((logits.argmax(-1) == labels).sum())
+            columns, _ = self._columns(split, chosen)
+            predicted = self.model.reader.predict(self.model(columns)).numpy()
+            if predictions is None:
+                predictions = np.empty((len(examples.labels), *predicted.shape[1:]), predicted.dtype)
+            predictions[chosen] = predicted
             if weight_sums is not None and self.store is not None:
-                weights = self.model.mixture.weights(features)
-                if weights.ndim == 5:  # conditioned: [2, mixtures, B, T, C]
-                    real = torch.arange(features.shape[1]) < lengths[:, None]
-                    weights = torch.einsum("xmbtc,bt->xmc", weights, real.to(weights.dtype))
-                weight_sums.append(weights)
-        return right / len(examples.labels)
+                weight_sums += [self._weights(sequences) for sequences in columns.values()]
+        return self.task.measure(self.data.splits[split], predictions)
 
-    def _forward(
-        self, split: str, examples: Examples, chosen: np.ndarray[Any, Any]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        units, lengths, labels = examples.batch(chosen)
-        graphs: Graphs | None = None
-        if self.store is not None:
-            graphs = self.store.batch(split, chosen, units.shape[1])
-        features = self.features(units)
-        return self.model(features, lengths, graphs), labels, features, lengths
+    def _weights(self, sequences: Sequences) -> Tensor:
+        """Mixture weights, summed over the real units if they are conditioned on them: [2, mixtures, C]."""
+        weights = self.model.mixture.weights(sequences.units)
+        if weights.ndim == 5:  # conditioned: [2, mixtures, N, T, C]
+            real = torch.arange(sequences.units.shape[1]) < sequences.lengths[:, None]
+            weights = torch.einsum("xmbtc,bt->xmc", weights, real.to(weights.dtype))
+        return weights
+
+    def _columns(self, split: str, chosen: np.ndarray[Any, Any]) -> tuple[dict[str, Sequences], Tensor]:
+        """Features, lengths and graphs of every column of the examples `chosen`, and their labels."""
+        encoded, labels = self.splits[split].batch(chosen)
+        columns = {}
+        for name, (numbers, units, lengths) in encoded.items():
+            graphs = None
+            if self.store is not None:
+                graphs = self.store.batch(section(split, name), numbers, units.shape[1])
+            columns[name] = Sequences(self.features(units), lengths, graphs)
+        return columns, labels
 
 
 def _majority(data: TaskData) -> float:

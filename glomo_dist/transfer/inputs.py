@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,31 +24,59 @@ from glomo_dist.transfer.features import (
 PAD, UNKNOWN = 0, 1
 
 
-@dataclass(frozen=True)
-class Examples:
-    """Encoded examples of one split: the units of example i are flat[starts[i] : starts[i + 1]].
+class ColumnBatch(NamedTuple):
+    """numbers int64 [N] of the column's values, their units [N, T] or [N, T, channels] padded with 0, lengths [N].
 
-    flat: word ids int32 [units], or pixels uint8 [units, channels].
+    N is k times the number of examples, the values of one example next to each other; T ≥ 1.
+    """
+
+    numbers: np.ndarray[Any, Any]
+    units: Tensor
+    lengths: Tensor
+
+
+@dataclass(frozen=True)
+class EncodedColumn:
+    """A `Column`, encoded: the units of value v are flat[starts[v] : starts[v + 1]].
+
+    flat: word ids int32 [units], or pixels uint8 [units, channels].  of: as in `Column`.
     """
 
     flat: np.ndarray[Any, Any]
     starts: np.ndarray[Any, Any]
-    labels: np.ndarray[Any, Any]
+    of: np.ndarray[Any, Any]
 
-    @property
-    def lengths(self) -> np.ndarray[Any, Any]:
-        return np.diff(self.starts)
-
-    def batch(self, indices: np.ndarray[Any, Any]) -> tuple[Tensor, Tensor, Tensor]:
-        """Units [B, T] or [B, T, channels] padded with 0, lengths int64 [B], labels int64 [B]; T ≥ 1."""
-        first, lengths = self.starts[indices], self.starts[indices + 1] - self.starts[indices]
+    def batch(self, indices: np.ndarray[Any, Any]) -> ColumnBatch:
+        numbers = self.of[indices].reshape(-1)
+        first, lengths = self.starts[numbers], self.starts[numbers + 1] - self.starts[numbers]
         T = max(1, int(lengths.max(initial=1)))
         dtype = np.int64 if self.flat.ndim == 1 else np.uint8
-        units = np.zeros((len(indices), T, *self.flat.shape[1:]), dtype)
-        if len(indices):
+        units = np.zeros((len(numbers), T, *self.flat.shape[1:]), dtype)
+        if len(numbers):
             parts = [self.flat[a : a + n] for a, n in zip(first.tolist(), lengths.tolist(), strict=True)]
             units[np.arange(T) < lengths[:, None]] = np.concatenate(parts)
-        return torch.from_numpy(units), torch.from_numpy(lengths), torch.from_numpy(self.labels[indices])
+        return ColumnBatch(numbers, torch.from_numpy(units), torch.from_numpy(lengths))
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Encoded examples of one split."""
+
+    columns: dict[str, EncodedColumn]
+    labels: np.ndarray[Any, Any]
+
+    @cached_property
+    def lengths(self) -> np.ndarray[Any, Any]:
+        """Units of each example, all columns together: int64 [examples]."""
+        return sum(
+            (np.diff(c.starts)[c.of].sum(1) for c in self.columns.values()),
+            np.zeros(len(self.labels), np.int64),
+        )
+
+    def batch(self, indices: np.ndarray[Any, Any]) -> tuple[dict[str, ColumnBatch], Tensor]:
+        """The columns of the examples `indices`, and their labels int64 [B]."""
+        columns = {name: column.batch(indices) for name, column in self.columns.items()}
+        return columns, torch.from_numpy(self.labels[indices])
 
 
 @dataclass(frozen=True)
@@ -87,12 +116,15 @@ class PixelFeatures(nn.Module):
         return torch.cat([units.float() / 255, self.positions.expand(len(units), -1, -1)], -1)
 
 
-def truncate(units: list[Any], max_units: int | None) -> list[Any]:
-    """Every example cut to its first `max_units` units (word tasks)."""
-    return units if max_units is None else [words[:max_units] for words in units]
+def truncate(split: Split, limits: dict[str, int | None]) -> dict[str, list[Any]]:
+    """The values of every column, texts cut to their first `limits[column]` units."""
+    return {
+        name: column.values if limits[name] is None else [value[: limits[name]] for value in column.values]
+        for name, column in split.columns.items()
+    }
 
 
-def encode(data: TaskData, unit: str, features: str, max_units: int | None, learned: int) -> Inputs:
+def encode(data: TaskData, unit: str, features: str, limits: dict[str, int | None], learned: int) -> Inputs:
     """Encode all splits for the feature spec `features` (see features.py); `learned` is its default width."""
     if unit == "pixels":
         if features != "pixels":
@@ -102,16 +134,24 @@ def encode(data: TaskData, unit: str, features: str, max_units: int | None, lear
         raise ConfigError(
             "features 'pixels': this task's units are words; use 'learned' or a file of word vectors."
         )
-    return _words(data, features, max_units, learned)
+    return _words(data, features, limits, learned)
 
 
-def _words(data: TaskData, features: str, max_units: int | None, learned: int) -> Inputs:
-    units = {name: truncate(split.units, max_units) for name, split in data.splits.items()}
+def _words(data: TaskData, features: str, limits: dict[str, int | None], learned: int) -> Inputs:
+    texts = {name: truncate(split, limits) for name, split in data.splits.items()}
     # Learned embeddings know the words of train; vectors from a file may cover those of the other splits too.
-    known = ("train",) if is_learned(features) else tuple(units)
-    vocabulary = sorted({word for name in known for words in units[name] for word in words})
+    known = ("train",) if is_learned(features) else tuple(texts)
+    vocabulary = sorted(
+        {word for name in known for values in texts[name].values() for words in values for word in words}
+    )
     ids = {word: i for i, word in enumerate(vocabulary, UNKNOWN + 1)}
-    splits = {name: _encode_words(data.splits[name], units[name], ids) for name in units}
+    splits = {
+        name: Examples(
+            {c: _encode_words(values, split.columns[c].of, ids) for c, values in texts[name].items()},
+            split.labels,
+        )
+        for name, split in data.splits.items()
+    }
     if is_learned(features):
         width = learned_width(features, learned)
         return Inputs(splits, WordFeatures(len(ids) + 2, width, None), width, None, None)
@@ -126,26 +166,29 @@ def _words(data: TaskData, features: str, max_units: int | None, learned: int) -
     )
 
 
-def _encode_words(split: Split, units: list[list[str]], ids: dict[str, int]) -> Examples:
-    starts = np.cumsum([0] + [len(words) for words in units], dtype=np.int64)
-    stream: Iterator[int] = (ids.get(word, UNKNOWN) for words in units for word in words)
-    return Examples(np.fromiter(stream, np.int32, int(starts[-1])), starts, split.labels)
+def _encode_words(texts: list[list[str]], of: np.ndarray[Any, Any], ids: dict[str, int]) -> EncodedColumn:
+    starts = np.cumsum([0] + [len(words) for words in texts], dtype=np.int64)
+    stream: Iterator[int] = (ids.get(word, UNKNOWN) for words in texts for word in words)
+    return EncodedColumn(np.fromiter(stream, np.int32, int(starts[-1])), starts, of)
 
 
 def _pixels(data: TaskData) -> Inputs:
-    shape = data.splits["train"].units[0].shape
+    shape = next(iter(data.splits["train"].columns.values())).values[0].shape
+    pixels = shape[0] * shape[1]
     splits = {}
     for name, split in data.splits.items():
-        for number, image in enumerate(split.units):
-            if image.shape != shape:
-                raise DataError(
-                    f"{name} image {number} has shape {image.shape}, the first one {shape}. "
-                    "Resize them to one size."
-                )
-        stacked = np.stack(split.units).reshape(len(split.units) * shape[0] * shape[1], -1)
-        starts = np.arange(len(split.units) + 1, dtype=np.int64) * (shape[0] * shape[1])
-        splits[name] = Examples(stacked, starts, split.labels)
-    channels = next(iter(splits.values())).flat.shape[1]
+        columns = {}
+        for key, column in split.columns.items():
+            for number, image in enumerate(column.values):
+                if image.shape != shape:
+                    raise DataError(
+                        f"{name} {key} {number} has shape {image.shape}, the first one {shape}. "
+                        "Resize them to one size."
+                    )
+            stacked = np.stack(column.values).reshape(len(column.values) * pixels, -1)
+            columns[key] = EncodedColumn(stacked, np.arange(len(column.values) + 1) * pixels, column.of)
+        splits[name] = Examples(columns, split.labels)
+    channels = shape[2] if len(shape) == 3 else 1
     return Inputs(splits, PixelFeatures(shape[:2]), channels + 2, shape[:2], None)
 
 

@@ -1,8 +1,9 @@
-"""Small task models around the fused features: a recurrent reader for words, a convolution for pixels."""
+"""The task model around the fused features, and the small readers: recurrent for words, convolutions for pixels."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +13,58 @@ from glomo_dist.transfer.head import Fusion, GraphMixture, Graphs
 Mix = Literal["none", "uniform", "graphs"]
 
 
+class Sequences(NamedTuple):
+    """Padded sequences: units [N, T, width], lengths int64 [N]; graphs where they are still to be mixed in."""
+
+    units: Tensor
+    lengths: Tensor
+    graphs: Graphs | None = None
+
+    @property
+    def real(self) -> Tensor:
+        """bool [N, T]: which units are no padding; the first unit of an empty sequence counts as real."""
+        return (
+            torch.arange(self.units.shape[1], device=self.units.device) < self.lengths.clamp(min=1)[:, None]
+        )
+
+
+@dataclass(frozen=True)
+class ReaderSizes:
+    """What a reader is made for: width of the fused features, hidden width, number of classes, dropout share,
+    recurrent cell, and height and width of images."""
+
+    width: int
+    hidden: int
+    classes: int
+    dropout: float
+    cell: Literal["gru", "lstm"] = "gru"
+    shape: tuple[int, int] | None = None
+
+
+class Reader(nn.Module):
+    """From the fused features of a batch, one argument per column of the task, to class logits [B, classes].
+
+    A reader whose outputs are something else has its own `loss` and `predict`.
+    """
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Mean over the batch: the cross-entropy of logits [B, classes] with labels int64 [B], in nats."""
+        return nn.functional.cross_entropy(outputs, labels)
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """int64 [B]: the class with the largest logit."""
+        return outputs.argmax(-1)
+
+
 class TaskModel(nn.Module):
-    """features H [B, T, D] -> mixture -> fusion -> reader -> class logits [B, classes].
+    """Per column: features H [N, T, D] -> mixture -> fusion. Then the reader over all columns -> outputs.
 
     mix: "none" puts zeros in the place of M H, "uniform" the uniform graph, "graphs" the given graphs. All
     three have the same parameters and draw the same random numbers.
     """
 
     def __init__(
-        self, mix: Mix, mixture: GraphMixture, fusion: Fusion, reader: nn.Module, dropout: float
+        self, mix: Mix, mixture: GraphMixture, fusion: Fusion, reader: Reader, dropout: float
     ) -> None:
         super().__init__()
         self.mix = mix
@@ -29,7 +73,11 @@ class TaskModel(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.reader = reader
 
-    def forward(self, features: Tensor, lengths: Tensor, graphs: Graphs | None) -> Tensor:
+    def forward(self, columns: dict[str, Sequences]) -> Tensor:
+        return self.reader(**{name: self._fused(sequences) for name, sequences in columns.items()})
+
+    def _fused(self, sequences: Sequences) -> Sequences:
+        features, lengths, graphs = sequences
         if self.mix == "graphs":
             if graphs is None:
                 raise ValueError("TaskModel: this arm needs graphs, got None.")
@@ -37,48 +85,58 @@ class TaskModel(nn.Module):
         elif self.mix == "uniform":
             mixed = self.mixture.uniform(features, lengths)
         else:
-            B, T, D = features.shape
-            mixed = features.new_zeros(B, T, 2 * self.mixture.mixtures * D)
-        return self.reader(self.dropout(self.fusion(features, mixed)), lengths)
+            N, T, D = features.shape
+            mixed = features.new_zeros(N, T, 2 * self.mixture.mixtures * D)
+        return Sequences(self.dropout(self.fusion(features, mixed)), lengths)
 
 
-class TextReader(nn.Module):
-    """Bidirectional GRU or LSTM, self-attention pooling, linear classifier.
+class Recurrent(nn.Module):
+    """Bidirectional GRU or LSTM: sequences of units [N, T, width] -> states [T, N, 2 · hidden].
 
-    The backward direction reads each text reversed within its length: the same numbers as packed sequences,
-    in less than half the time on a CPU.
+    The backward direction reads each sequence reversed within its length: the same numbers as packed sequences,
+    in less than half the time on a CPU. States of padding are of no meaning.
     """
 
-    def __init__(
-        self, kind: Literal["gru", "lstm"], width: int, hidden: int, classes: int, dropout: float
-    ) -> None:
+    def __init__(self, cell: Literal["gru", "lstm"], width: int, hidden: int) -> None:
         super().__init__()
-        recurrent = nn.GRU if kind == "gru" else nn.LSTM
+        recurrent = nn.GRU if cell == "gru" else nn.LSTM
         self.forwards = recurrent(width, hidden)
         self.backwards = recurrent(width, hidden)
-        self.attend = nn.Linear(2 * hidden, hidden)
-        self.score = nn.Linear(hidden, 1)
-        self.dropout = nn.Dropout(dropout)
-        self.classify = nn.Linear(2 * hidden, classes)
 
-    def forward(self, units: Tensor, lengths: Tensor) -> Tensor:
-        """units [B, T, width], lengths [B] -> logits [B, classes]; an empty text counts as one zero unit."""
-        B, T, _ = units.shape
-        lengths = lengths.clamp(min=1)
-        at, sample = torch.arange(T, device=units.device), torch.arange(B, device=units.device)[:, None]
+    def forward(self, sequences: Sequences) -> Tensor:
+        units = sequences.units
+        N, T, _ = units.shape
+        lengths = sequences.lengths.clamp(min=1)
+        at, sample = torch.arange(T, device=units.device), torch.arange(N, device=units.device)[:, None]
         mirrored = lengths[:, None] - 1 - at
         mirrored = torch.where(mirrored >= 0, mirrored, at)
-        # The networks read [T, B, width] without a copy; where row (b, t) goes, straight and mirrored:
-        straight_to, mirrored_to = (at * B + sample).flatten(), (mirrored * B + sample).flatten()
-        straight_from, mirrored_from = ((t + sample * T).t().flatten() for t in (at.expand(B, T), mirrored))
-        rows = units.reshape(B * T, -1)
-        ahead = self.forwards(_Permuted.apply(rows, straight_from, straight_to).view(T, B, -1))[0]
-        back = self.backwards(_Permuted.apply(rows, mirrored_from, mirrored_to).view(T, B, -1))[0]
-        unmirrored = (mirrored * B + sample).t().flatten()
-        back = _Permuted.apply(back.reshape(T * B, -1), unmirrored, unmirrored).view(T, B, -1)
-        states = torch.cat([ahead, back], -1)
+        # The networks read [T, N, width] without a copy; where row (n, t) goes, straight and mirrored:
+        straight_to, mirrored_to = (at * N + sample).flatten(), (mirrored * N + sample).flatten()
+        straight_from, mirrored_from = ((t + sample * T).t().flatten() for t in (at.expand(N, T), mirrored))
+        rows = units.reshape(N * T, -1)
+        ahead = self.forwards(_Permuted.apply(rows, straight_from, straight_to).view(T, N, -1))[0]
+        back = self.backwards(_Permuted.apply(rows, mirrored_from, mirrored_to).view(T, N, -1))[0]
+        unmirrored = (mirrored * N + sample).t().flatten()
+        back = _Permuted.apply(back.reshape(T * N, -1), unmirrored, unmirrored).view(T, N, -1)
+        return torch.cat([ahead, back], -1)
+
+
+class TextReader(Reader):
+    """Bidirectional GRU or LSTM, self-attention pooling, linear classifier."""
+
+    def __init__(self, sizes: ReaderSizes) -> None:
+        super().__init__()
+        self.states = Recurrent(sizes.cell, sizes.width, sizes.hidden)
+        self.attend = nn.Linear(2 * sizes.hidden, sizes.hidden)
+        self.score = nn.Linear(sizes.hidden, 1)
+        self.dropout = nn.Dropout(sizes.dropout)
+        self.classify = nn.Linear(2 * sizes.hidden, sizes.classes)
+
+    def forward(self, text: Sequences) -> Tensor:
+        """-> logits [B, classes]; an empty text counts as one zero unit."""
+        states = self.states(text)
         score = self.score(torch.tanh(self.attend(states))).squeeze(-1)
-        share = score.masked_fill((at >= lengths[:, None]).t(), float("-inf")).softmax(0)
+        share = score.masked_fill(~text.real.t(), float("-inf")).softmax(0)
         return self.classify(self.dropout((share[..., None] * states).sum(0)))
 
 
@@ -96,27 +154,33 @@ class _Permuted(torch.autograd.Function):
         return grad.index_select(0, inverse), None, None
 
 
-class PixelReader(nn.Module):
+class PixelReader(Reader):
     """Three 3 x 3 convolutions over the planes [pixel ; M pixel], mean pooling to 2 x 2, classifier."""
 
-    def __init__(self, shape: tuple[int, int], width: int, hidden: int, classes: int, dropout: float) -> None:
+    def __init__(self, sizes: ReaderSizes) -> None:
         super().__init__()
-        self.shape = shape
+        self.shape = sizes.shape
         self.convolutions = nn.Sequential(
-            *_convolution(width, hidden),
-            *_convolution(hidden, hidden),
+            *_convolution(sizes.width, sizes.hidden),
+            *_convolution(sizes.hidden, sizes.hidden),
             nn.MaxPool2d(2, ceil_mode=True),
-            *_convolution(hidden, hidden),
+            *_convolution(sizes.hidden, sizes.hidden),
             nn.AdaptiveAvgPool2d(2),
             nn.Flatten(),
         )
-        self.dropout = nn.Dropout(dropout)
-        self.classify = nn.Linear(4 * hidden, classes)
+        self.dropout = nn.Dropout(sizes.dropout)
+        self.classify = nn.Linear(4 * sizes.hidden, sizes.classes)
 
-    def forward(self, units: Tensor, lengths: Tensor) -> Tensor:
-        """units [B, H·W, width] in raster order -> logits [B, classes]; all images have one size."""
-        planes = units.transpose(1, 2).reshape(len(units), -1, *self.shape)
-        return self.classify(self.dropout(self.convolutions(planes)))
+    def forward(self, image: Sequences) -> Tensor:
+        """Pixels in raster order -> logits [B, classes]; all images have one size."""
+        return self.classify(self.dropout(self.convolutions(planes(image, self.shape))))
+
+
+def planes(image: Sequences, shape: tuple[int, int] | None) -> Tensor:
+    """Pixels [B, H·W, width] in raster order -> [B, width, H, W]."""
+    if shape is None:
+        raise ValueError("a reader of images needs their height and width, got none.")
+    return image.units.transpose(1, 2).reshape(len(image.units), -1, *shape)
 
 
 def _convolution(inputs: int, outputs: int) -> tuple[nn.Module, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 from glomo_dist.runtime import config, files
 from glomo_dist.runtime.errors import DataError
 
-FORMAT, VERSION = "glomo-result", 1
+FORMAT, VERSION = "glomo-result", 2
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,9 @@ class MixedGraph:
 class Result:
     """Result of `finetune.run(job)`. Metrics are shares in [0, 1]; `test` is taken at the best dev epoch.
 
-    job: the fields of the job.  examples: per split, as used.  majority: share of the most frequent test
-        class.
+    metric: the name of the one in `test` and `dev`.  metrics: all of the test split, by name.
+    job: the fields of the job.  examples: per split, as used.  skipped: rows of the source that were left out,
+        counted by reason.  majority: share of the most frequent test class.
     components: names in the order of `MixedGraph.weights` ("G1.0": layer 1, head 0; "P1.0": its product with
         the layers below); empty for arms without graphs.
     fingerprints: of the task data ("data"), the word vectors ("features"), the graphs' index ("graphs"), and
@@ -55,6 +56,7 @@ class Result:
     seed: int
     metric: str
     test: float
+    metrics: dict[str, float]
     dev: float
     best_epoch: int
     curve: tuple[Epoch, ...]
@@ -62,6 +64,7 @@ class Result:
     majority: float
     classes: tuple[str, ...]
     examples: dict[str, int]
+    skipped: dict[str, int]
     parameters: int
     components: tuple[str, ...]
     mixtures: tuple[MixedGraph, ...]

@@ -20,8 +20,8 @@ from glomo_dist.transfer.task import get_task
 def store(folder, task="digits", model="m1", data="d1"):
     torch.manual_seed(0)
     predictor = Glomo(GlomoConfig(vocab_size=4, width=8, heads=2, layers=2))
-    splits = {name: [np.array([1, 2, 3], np.int32)] for name in ("train", "dev", "test")}
-    meta = StoreMeta(task, get_task(task).version, data, model, "t", None)
+    splits = {f"{name}.image": [np.array([1, 2, 3], np.int32)] for name in ("train", "dev", "test")}
+    meta = StoreMeta(task, get_task(task).version, data, model, "t", get_task(task).columns)
     return str(export_graphs(predictor, splits, folder, meta=meta))
 
 

@@ -17,7 +17,7 @@ TEXTS = [
     "it 's a long way",
 ]
 META = StoreMeta(
-    task="sample", task_version=3, data="d" * 16, model="m" * 16, tokenizer="t" * 16, max_units=50
+    task="sample", task_version=3, data="d" * 16, model="m" * 16, tokenizer="t" * 16, max_units={"text": 50}
 )
 
 

@@ -72,16 +72,16 @@ def test_unknown_split_and_index(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (("other", 3, "d" * 16, 50), "task is 'sample'"),
-        (("sample", 4, "d" * 16, 50), "task version is 3"),
-        (("sample", 3, "e" * 16, 50), "task data fingerprint"),
-        (("sample", 3, "d" * 16, 60), "max_units is 50"),
+        (("other", 3, "d" * 16, {"text": 50}), "task is 'sample'"),
+        (("sample", 4, "d" * 16, {"text": 50}), "task version is 3"),
+        (("sample", 3, "e" * 16, {"text": 50}), "task data fingerprint"),
+        (("sample", 3, "d" * 16, {"text": 60}), "max_units is {'text': 50}"),
     ],
 )
 def test_graphs_of_something_else_are_refused(tmp_path, arguments, named):
     export(tmp_path / "store")
     store = GraphStore.open(tmp_path / "store")
-    store.check("sample", 3, "d" * 16, 50)
+    store.check("sample", 3, "d" * 16, {"text": 50})
     with pytest.raises(GraphStoreError, match=named):
         store.check(*arguments)
 
@@ -95,8 +95,8 @@ def test_other_format_version(tmp_path):
     export(tmp_path / "store")
     path = tmp_path / "store" / "index.json"
     index = json.loads(path.read_text())
-    path.write_text(json.dumps({**index, "version": 2}))
-    with pytest.raises(GraphStoreError, match="format version 2, this program reads version 1"):
+    path.write_text(json.dumps({**index, "version": 1}))
+    with pytest.raises(GraphStoreError, match="format version 1, this program reads version 2"):
         GraphStore.open(tmp_path / "store")
     path.write_text(json.dumps({**index, "format": "glomo-shards"}))
     with pytest.raises(GraphStoreError, match="not the index of a graph store"):

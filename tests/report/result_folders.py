@@ -19,10 +19,10 @@ def job(arm: str, seed: int, **fields) -> FinetuneJob:
 
 def result(work: FinetuneJob, test: float, **fields) -> Result:
     plain = Result(
-        format="glomo-result", version=1, job=to_dict(work), task=work.task, task_version=1, arm=work.arm,
-        seed=work.seed, metric="accuracy", test=test, dev=test, best_epoch=2,
+        format="glomo-result", version=2, job=to_dict(work), task=work.task, task_version=1, arm=work.arm,
+        seed=work.seed, metric="accuracy", test=test, metrics={"accuracy": test}, dev=test, best_epoch=2,
         curve=(Epoch(1, 0.7, 0.5, 1.0), Epoch(2, 0.6, test, 2.0)), seconds=2.0, majority=0.5,
-        classes=("bad", "good"), examples={"train": 10, "dev": 5, "test": 5}, parameters=100,
+        classes=("bad", "good"), examples={"train": 10, "dev": 5, "test": 5}, skipped={}, parameters=100,
         components=("G0.0", "G0.1") if work.needs_graphs else (),
         mixtures=(MixedGraph("forward", 1.0, (0.25, 0.75)), MixedGraph("backward", 1.0, (0.5, 0.5)))
         if work.needs_graphs

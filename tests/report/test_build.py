@@ -17,6 +17,7 @@ from glomo_dist.model import Glomo, GlomoConfig
 from glomo_dist.report import build
 from glomo_dist.report.drawings import strongest
 from glomo_dist.runtime.errors import DataError, GlomoError
+from glomo_dist.transfer.dataset import section
 from glomo_dist.transfer.finetune import run
 from glomo_dist.transfer.task import get_task
 
@@ -99,24 +100,25 @@ def test_a_real_evaluation_with_graphs_over_pixels_and_words(tmp_path):
     ]
     (tmp_path / "docstrings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sources = {"digits": None, "docstring": str(tmp_path / "docstrings.jsonl")}
-    for name, source in sources.items():
-        task = get_task(name)
+    for task_name, source in sources.items():
+        task = get_task(task_name)
         data = task.load(source, 12)
         image = (8, 8) if task.unit == "pixels" else None
         predictor = Glomo(
             GlomoConfig(vocab_size=16, width=8, heads=2, layers=2, image=image, sparsity="square")
         )
         ids = {
-            split: [
+            section(split, name): [
                 (np.asarray(units) // 16).reshape(-1).astype(np.int32)
                 if image
                 else np.array([len(word) % 16 for word in units], np.int32)
-                for units in examples.units
+                for units in column.values
             ]
             for split, examples in data.splits.items()
+            for name, column in examples.columns.items()
         }
-        meta = StoreMeta(name, task.version, data.fingerprint, "m", "t", task.max_units)
-        export_graphs(predictor, ids, tmp_path / "graphs" / name, meta=meta)
+        meta = StoreMeta(task_name, task.version, data.fingerprint, "m", "t", task.columns)
+        export_graphs(predictor, ids, tmp_path / "graphs" / task_name, meta=meta)
     plan = EvaluationPlan(
         tasks=("digits", "docstring"),
         arms={"none": "none", "pretrained": str(tmp_path / "graphs" / "{task}")},

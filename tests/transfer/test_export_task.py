@@ -37,13 +37,13 @@ def test_exported_graphs_are_those_of_the_texts(tmp_path):
     )
     model, meta = load_model(folder)
     assert store.info.model == meta["fingerprint"]
-    assert store.info.max_units == 6
+    assert store.info.max_units == {"text": 6}
     words = (tmp_path / "data" / "dev.tsv").read_text().splitlines()[4].split("\t")[0].split()[:6]
     ids = {"film": 1, "good": 2, "voice": 3, "script": 4, "the": 5}
     tokens = torch.tensor([[ids.get(word, 0) for word in words]])  # unknown to the predictor: <unk>
     with torch.inference_mode():
         expected = model.graphs(tokens, torch.tensor([len(words)]))
-    for got, exact in zip(store.batch("dev", [3]), expected, strict=True):
+    for got, exact in zip(store.batch("dev.text", [3]), expected, strict=True):
         np.testing.assert_allclose(got.dense(), exact.dense(), atol=5e-4)
 
 
@@ -57,7 +57,7 @@ def test_random_predictors_are_other_predictors(tmp_path):
         for seed in (None, 1, 2)
     }
     assert len({store.info.model for store in stores.values()}) == 3
-    dense = [store.batch("dev", [0])[0].dense() for store in stores.values()]
+    dense = [store.batch("dev.text", [0])[0].dense() for store in stores.values()]
     assert not torch.allclose(dense[0], dense[1])
     assert not torch.allclose(dense[1], dense[2])
     a_job = job(source, arm="random", graphs=str(tmp_path / "store1"), epochs=1)

@@ -8,7 +8,7 @@ import torch
 import zstandard
 
 from glomo_dist.runtime.errors import ConfigError, DataError
-from glomo_dist.transfer.dataset import Split, TaskData
+from glomo_dist.transfer.dataset import Column, Split, TaskData, images_split
 from glomo_dist.transfer.features import WordVectors, is_learned, learned_width, pixel_positions
 from glomo_dist.transfer.inputs import bucketed, by_length, encode
 
@@ -90,9 +90,9 @@ def test_learned_spec():
 
 
 def words_data():
-    texts = [["a", "film"], [], ["a", "long", "film", "a"]]
-    splits = {name: Split(texts, np.array([0, 1, 0])) for name in ("train", "dev")}
-    splits["test"] = Split([["unseen", "film"]], np.array([1]))
+    texts = Column([["a", "film"], [], ["a", "long", "film", "a"]], np.array([[0], [1], [2]]))
+    splits = {name: Split({"text": texts}, np.array([0, 1, 0])) for name in ("train", "dev")}
+    splits["test"] = Split({"text": Column([["unseen", "film"]], np.array([[0]]))}, np.array([1]))
     return TaskData(splits, ("x", "y"), "f")
 
 
@@ -101,22 +101,24 @@ def test_encoded_words(tmp_path):
     np.savez(
         path, words=np.array(["film", "a", "unseen"]), vectors=np.array([[1, 2], [3, 4], [5, 6]], np.float32)
     )
-    inputs = encode(words_data(), "words", path, 3, 8)
-    units, lengths, labels = inputs.splits["train"].batch(np.array([2, 1, 0]))
+    inputs = encode(words_data(), "words", path, {"text": 3}, 8)
+    columns, labels = inputs.splits["train"].batch(np.array([2, 1, 0]))
+    numbers, units, lengths = columns["text"]
+    assert numbers.tolist() == [2, 1, 0]
     assert lengths.tolist() == [3, 0, 2]  # cut to 3
     assert labels.tolist() == [0, 1, 0]
     features = inputs.features(units)
     assert features.tolist() == [[[3, 4], [0, 0], [1, 2]], [[0, 0]] * 3, [[3, 4], [1, 2], [0, 0]]]
-    test = inputs.features(inputs.splits["test"].batch(np.array([0]))[0])
+    test = inputs.features(inputs.splits["test"].columns["text"].batch(np.array([0])).units)
     assert test.tolist() == [[[5, 6], [1, 2]]]  # a vector helps for words that train does not have
     assert not list(inputs.features.parameters())  # frozen
 
 
 def test_learned_words_know_train_only():
-    inputs = encode(words_data(), "words", "learned:6", None, 8)
-    units = inputs.splits["test"].batch(np.array([0]))[0]
+    inputs = encode(words_data(), "words", "learned:6", {"text": None}, 8)
+    units = inputs.splits["test"].columns["text"].batch(np.array([0])).units
     assert units[0, 0] == 1  # unknown
-    padded, _, _ = inputs.splits["train"].batch(np.array([0, 2]))
+    padded = inputs.splits["train"].columns["text"].batch(np.array([0, 2])).units
     features = inputs.features(padded)
     assert features.shape == (2, 4, 6)
     assert not features[0, 2:].any()
@@ -125,22 +127,45 @@ def test_learned_words_know_train_only():
     assert not table.grad[0].any()
 
 
+def test_columns_share_texts_and_are_cut_each_by_its_own_limit():
+    """Two examples with one article; options are k values per example, next to each other in the batch."""
+    article = Column([["a", "b", "c", "d"]], np.array([[0], [0]]))
+    options = Column([["x"], ["y", "z", "w"], []], np.array([[0, 1], [1, 2]]))
+    split = Split({"article": article, "options": options}, np.array([0, 1]))
+    data = TaskData({name: split for name in ("train", "dev", "test")}, ("0", "1"), "f")
+    inputs = encode(data, "words", "learned:2", {"article": 3, "options": 2}, 8)
+    examples = inputs.splits["train"]
+    assert examples.lengths.tolist() == [3 + 1 + 2, 3 + 2 + 0]
+    columns, labels = examples.batch(np.array([1, 0]))
+    assert labels.tolist() == [1, 0]
+    assert columns["article"].numbers.tolist() == [0, 0]
+    assert columns["options"].numbers.tolist() == [1, 2, 0, 1]
+    assert columns["options"].lengths.tolist() == [2, 0, 1, 2]
+    ids = {w: i for i, w in enumerate(["a", "b", "c", "x", "y", "z"], 2)}
+    assert columns["article"].units.tolist() == [[ids["a"], ids["b"], ids["c"]]] * 2
+    assert columns["options"].units.tolist() == [
+        [ids["y"], ids["z"]], [0, 0], [ids["x"], 0], [ids["y"], ids["z"]]
+    ]  # fmt: skip
+
+
 def test_encoded_pixels():
-    images = [np.arange(6, dtype=np.uint8).reshape(2, 3) * 51, np.zeros((2, 3), np.uint8)]
-    split = Split(images, np.array([0, 1]))
-    inputs = encode(
-        TaskData({s: split for s in ("train", "dev", "test")}, ("x", "y"), "f"), "pixels", "pixels", None, 8
-    )
-    units, lengths, _ = inputs.splits["dev"].batch(np.array([1, 0]))
+    images = np.stack([np.arange(6, dtype=np.uint8).reshape(2, 3) * 51, np.zeros((2, 3), np.uint8)])
+    split = images_split(images, np.array([0, 1]))
+    data = TaskData({s: split for s in ("train", "dev", "test")}, ("x", "y"), "f")
+    inputs = encode(data, "pixels", "pixels", {"image": None}, 8)
+    _, units, lengths = inputs.splits["dev"].columns["image"].batch(np.array([1, 0]))
     features = inputs.features(units)
     assert inputs.shape == (2, 3)
+    assert inputs.width == 3
     assert lengths.tolist() == [6, 6]
     torch.testing.assert_close(features[1, :, 0], torch.arange(6) / 5)
     torch.testing.assert_close(features[0, :, 1:], torch.from_numpy(pixel_positions(2, 3)))
     assert pixel_positions(2, 3)[[0, 2, 3]].tolist() == [[-1, -1], [-1, 1], [1, -1]]
-    odd = {**{s: split for s in ("train", "dev")}, "test": Split([np.zeros((3, 3), np.uint8)], np.array([0]))}
+    odd = images_split(np.zeros((1, 3, 3), np.uint8), np.array([0]))
     with pytest.raises(DataError, match=r"test image 0 has shape \(3, 3\)"):
-        encode(TaskData(odd, ("x", "y"), "f"), "pixels", "pixels", None, 8)
+        encode(
+            TaskData({**data.splits, "test": odd}, ("x", "y"), "f"), "pixels", "pixels", {"image": None}, 8
+        )
 
 
 def test_batches_cover_every_example_once_and_are_of_similar_length():

@@ -53,7 +53,7 @@ def test_it_wins_with_every_head(sample, fusion, conditioned):
 
 def test_arms_differ_only_by_their_graphs(sample):
     """A store without a single edge gives, bit for bit, the run without graphs."""
-    assert GraphStore.open(sample["empty"]).splits["train"].edges == 0
+    assert GraphStore.open(sample["empty"]).splits["train.text"].edges == 0
     none = run(job(sample["source"], sample["vectors"], arm="none", graphs=sample["planted"]))
     empty = run(job(sample["source"], sample["vectors"], arm="empty", graphs=sample["empty"]))
     uniform = run(job(sample["source"], sample["vectors"], arm="uniform", graphs=sample["planted"]))
@@ -65,14 +65,15 @@ def test_arms_differ_only_by_their_graphs(sample):
 
 
 def test_all_arms_start_from_the_same_parameters(sample):
-    data = get_task("sst2").load(sample["source"], None)
+    task = get_task("sst2")
+    data = task.load(sample["source"], None)
     store = GraphStore.open(sample["planted"])
     states = []
     for arm in ("none", "uniform", "planted"):
         torch.manual_seed(3)
         a_job = job(sample["source"], arm=arm, graphs=sample["planted"], conditioned=True, fusion="gate")
-        inputs = encode(data, "words", "learned", 64, 12)
-        states.append(build(a_job, inputs, 2, store).state_dict())
+        inputs = encode(data, "words", "learned", task.limits(None), 12)
+        states.append(build(a_job, task, inputs, 2, store).state_dict())
     for state in states[1:]:
         assert state.keys() == states[0].keys()
         assert all(torch.equal(state[name], states[0][name]) for name in state)
@@ -114,7 +115,7 @@ def test_truncation_and_caps_reach_graphs_and_text(sample, tmp_path):
     fields = {"arm": "planted", "graphs": store, "max_units": 5, "max_examples": 60}
     result = run(job(sample["source"], sample["vectors"], **fields, epochs=1))
     assert result.examples == {"train": 60, "dev": 60, "test": 60}
-    with pytest.raises(GraphStoreError, match="max_units is 5, the job's is 64"):
+    with pytest.raises(GraphStoreError, match=r"max_units is \{'text': 5\}, the job's is \{'text': 64\}"):
         run(job(sample["source"], sample["vectors"], **{**fields, "max_units": None}))
     with pytest.raises(GraphStoreError, match="data fingerprint"):
         run(job(sample["source"], sample["vectors"], **{**fields, "max_examples": None}))

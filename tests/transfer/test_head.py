@@ -3,7 +3,7 @@ import torch
 from glomo_kernels import SparseGraph
 
 from glomo_dist.transfer.head import Fusion, GraphMixture, uniform_mix
-from glomo_dist.transfer.models import TextReader
+from glomo_dist.transfer.models import ReaderSizes, Sequences, TextReader
 
 
 def sparse(dense):
@@ -92,18 +92,19 @@ def test_concat_is_concatenation():
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
 def test_reader_ignores_padding_and_reads_both_ways(kind):
     torch.manual_seed(0)
-    reader = TextReader(kind, 3, 4, 2, 0.0).eval()
+    reader = TextReader(ReaderSizes(3, 4, 2, 0.0, kind)).eval()
     units = torch.randn(2, 6, 3)
     lengths = torch.tensor([6, 4])
-    together = reader(units, lengths)
-    alone = torch.cat([reader(units[:1], lengths[:1]), reader(units[1:, :4], lengths[1:])])
+    together = reader(Sequences(units, lengths))
+    alone = [Sequences(units[:1], lengths[:1]), Sequences(units[1:, :4], lengths[1:])]
+    alone = torch.cat([reader(text) for text in alone])
     torch.testing.assert_close(together, alone)
     # the same numbers as torch's own bidirectional network on packed sequences
     both = getattr(torch.nn, kind.upper())(3, 4, batch_first=True, bidirectional=True)
     both.load_state_dict(
         {
-            **reader.forwards.state_dict(),
-            **{f"{n}_reverse": v for n, v in reader.backwards.state_dict().items()},
+            **reader.states.forwards.state_dict(),
+            **{f"{n}_reverse": v for n, v in reader.states.backwards.state_dict().items()},
         }
     )
     packed = torch.nn.utils.rnn.pack_padded_sequence(units, lengths, batch_first=True)
@@ -116,7 +117,7 @@ def test_reader_ignores_padding_and_reads_both_ways(kind):
 def test_reader_gradients():
     """The permutations inside have a written gradient; compare with finite differences, padding included."""
     torch.manual_seed(1)
-    reader = TextReader("gru", 2, 3, 2, 0.0).double().eval()
+    reader = TextReader(ReaderSizes(2, 3, 2, 0.0)).double().eval()
     lengths = torch.tensor([4, 2, 1])
     units = torch.randn(3, 4, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: reader(x, lengths), units)
+    assert torch.autograd.gradcheck(lambda x: reader(Sequences(x, lengths)), units)

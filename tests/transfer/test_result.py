@@ -16,6 +16,7 @@ RESULT = Result(
     seed=1,
     metric="accuracy",
     test=0.75,
+    metrics={"accuracy": 0.75},
     dev=0.8,
     best_epoch=1,
     curve=(Epoch(1, 0.6, 0.8, 2.5), Epoch(2, 0.5, 0.7, 5.0)),
@@ -23,6 +24,7 @@ RESULT = Result(
     majority=0.5,
     classes=("negative", "positive"),
     examples={"train": 10, "dev": 5, "test": 4},
+    skipped={},
     parameters=99,
     components=("G0.0", "G0.1"),
     mixtures=(MixedGraph("forward", 1.5, (0.25, 0.75)), MixedGraph("backward", 1.0, (0.5, 0.5))),
@@ -39,7 +41,7 @@ def test_round_trip(tmp_path):
 @pytest.mark.parametrize(
     ("change", "error", "named"),
     [
-        ({"version": 9}, DataError, "format version 9, this program reads version 1"),
+        ({"version": 9}, DataError, "format version 9, this program reads version 2"),
         ({"format": "glomo-graphs"}, DataError, "not a result file"),
         ({"tset": 1}, ConfigError, "unknown key 'tset'. Did you mean 'test'"),
         ({"seed": "one"}, ConfigError, "seed must be int"),

@@ -32,9 +32,12 @@ def test_registry():
 
 def test_sst2_tsv(tmp_path):
     data = get_task("sst2").load(write_sst2(tmp_path / "glue"), None)
-    assert data.splits["train"].units == [["a", "smile", "on", "your", "face"], ["contains", "no", "wit"]]
+    assert data.splits["train"].columns["text"].values == [
+        ["a", "smile", "on", "your", "face"],
+        ["contains", "no", "wit"],
+    ]
     assert data.splits["train"].labels.tolist() == [1, 0]
-    assert data.splits["dev"].units[0][:2] == ["it", "'s"]
+    assert data.splits["dev"].columns["text"].values[0][:2] == ["it", "'s"]
     assert data.splits["test"].labels.dtype == np.int64
     again = get_task("sst2").load(str(tmp_path / "glue"), None)
     assert again.fingerprint == data.fingerprint
@@ -117,7 +120,7 @@ def test_imdb_folder_and_jsonl_agree(tmp_path):
     assert sizes["test"] == 60
     assert sizes["train"] + sizes["dev"] == 60
     assert 1 <= sizes["dev"] <= 15
-    words = data.splits["test"].units[0]
+    words = data.splits["test"].columns["text"].values[0]
     assert "br" not in words
     assert words[-3:] == [".", "the", "end"]
     for split in ("train", "test"):
@@ -138,8 +141,8 @@ def test_imdb_repeated_reviews_stay_together(tmp_path):
     for text in (folder / "train" / "pos").glob("*.txt"):
         text.with_name(f"9{text.name}").write_text(text.read_text())
     after = get_task("imdb").load(str(folder), None)
-    train = {" ".join(words) for words in after.splits["train"].units}
-    assert not train & {" ".join(words) for words in after.splits["dev"].units}
+    train = {" ".join(words) for words in after.splits["train"].columns["text"].values}
+    assert not train & {" ".join(words) for words in after.splits["dev"].columns["text"].values}
     assert len(after.splits["dev"].labels) > len(before.labels)
 
 
@@ -194,8 +197,8 @@ def test_digits(tmp_path):
     bundled = get_task("digits").load(None, None)
     sizes = {name: len(split.labels) for name, split in bundled.splits.items()}
     assert sizes == {"train": 1258, "dev": 180, "test": 359}
-    assert bundled.splits["train"].units[0].shape == (8, 8)
-    assert max(image.max() for image in bundled.splits["train"].units) == 255
+    assert bundled.splits["train"].columns["image"].values[0].shape == (8, 8)
+    assert max(image.max() for image in bundled.splits["train"].columns["image"].values) == 255
     images, labels = digits()
     np.savez(tmp_path / "digits.npz", images=images, labels=labels)
     data = get_task("digits").load(str(tmp_path), None)
@@ -237,7 +240,7 @@ def test_shared_sst2_has_the_published_sizes():
     data = get_task("sst2").load(str(SHARED), None)
     counts = {name: np.bincount(split.labels).tolist() for name, split in data.splits.items()}
     assert counts == {"train": [29780, 37569], "dev": [428, 444], "test": [912, 909]}
-    assert all(data.splits["dev"].units)
+    assert all(data.splits["dev"].columns["text"].values)
 
 
 @shared

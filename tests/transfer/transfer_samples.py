@@ -11,7 +11,9 @@ from torch import nn
 from glomo_dist.data.text import WordTokenizer
 from glomo_dist.graphs.export import StoreMeta, export_graphs
 from glomo_dist.model.config import GlomoConfig
-from glomo_dist.transfer.finetune import FinetuneJob, task_max_units
+from glomo_dist.transfer.dataset import section
+from glomo_dist.transfer.finetune import FinetuneJob
+from glomo_dist.transfer.inputs import truncate
 from glomo_dist.transfer.task import get_task
 
 SENTENCE = (
@@ -72,10 +74,16 @@ class Planted(nn.Module):
 def planted_store(folder: Path, source: str, max_units=None, max_examples=None, empty=False) -> str:
     task = get_task("sst2")
     data = task.load(source, max_examples)
-    cut = task_max_units(task, max_units)
-    tokenizer = WordTokenizer.train([" ".join(w) for s in data.splits.values() for w in s.units], size=100)
-    splits = {name: [tokenizer.encode(words[:cut]) for words in s.units] for name, s in data.splits.items()}
-    meta = StoreMeta("sst2", task.version, data.fingerprint, "planted", tokenizer.fingerprint, cut)
+    limits = task.limits(max_units)
+    tokenizer = WordTokenizer.train(
+        [" ".join(w) for s in data.splits.values() for c in s.columns.values() for w in c.values], size=100
+    )
+    splits = {
+        section(split, name): [tokenizer.encode(words) for words in values]
+        for split, examples in data.splits.items()
+        for name, values in truncate(examples, limits).items()
+    }
+    meta = StoreMeta("sst2", task.version, data.fingerprint, "planted", tokenizer.fingerprint, limits)
     export_graphs(Planted(tokenizer, empty), splits, folder, meta=meta)
     return str(folder)
 

@@ -14,7 +14,8 @@ from sklearn.datasets import load_digits
 
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
-from glomo_dist.transfer.dataset import SPLITS, Split, Task, TaskData, checked, draw
+from glomo_dist.transfer.dataset import SPLITS, Task, TaskData, checked, draw, images_split
+from glomo_dist.transfer.models import PixelReader
 from glomo_dist.transfer.sources import require
 
 CLASSES = tuple("0123456789")
@@ -34,7 +35,7 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
     splits = {}
     for split, part in zip(SPLITS, np.split(order, bounds[:-1]), strict=True):
         part = np.sort(part)[draw(len(part), max_examples, "digits", split)]
-        splits[split] = Split(list(images[part]), labels[part])
+        splits[split] = images_split(images[part], labels[part])
     return checked("digits", splits, CLASSES)
 
 
@@ -86,9 +87,10 @@ def check_images(
 
 TASK = Task(
     name="digits",
-    version=1,
+    version=2,
     unit="pixels",
     load=load,
-    max_units=None,
+    columns={"image": None},
+    model=PixelReader,
     data_source="scikit-learn's copy of the UCI handwritten digits (8 x 8)",
 )

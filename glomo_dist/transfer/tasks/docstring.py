@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from glomo_dist.runtime.errors import DataError, suggest
 from glomo_dist.transfer.dataset import SPLITS, Row, Task, TaskData, text_data
+from glomo_dist.transfer.models import TextReader
 from glomo_dist.transfer.sources import json_rows, require
 
 
@@ -29,15 +30,16 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
         for text, label, where in items:
             if label not in number:
                 raise DataError(f"{where}: label {label!r} does not occur in the train split.")
-            rows[split].append(Row(text, number[label], where))
+            rows[split].append(Row({"text": text}, number[label], where))
     return text_data("docstring", rows, classes, max_examples)
 
 
 TASK = Task(
     name="docstring",
-    version=1,
+    version=2,
     unit="words",
     load=load,
-    max_units=100,
+    columns={"text": 100},
+    model=TextReader,
     data_source="docstrings of the standard library and the installed packages",
 )

@@ -12,6 +12,7 @@ import fsspec
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
 from glomo_dist.transfer.dataset import Row, Task, TaskData, text_data
+from glomo_dist.transfer.models import TextReader
 from glomo_dist.transfer.sources import find, json_rows, require, whole_number
 
 CLASSES = ("negative", "positive")
@@ -22,7 +23,7 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
     """source: the aclImdb folder ({train,test}/{neg,pos}/*.txt) or its parent, or imdb_{…}.jsonl[.xz]."""
     rows: dict[str, list[Row]] = {"train": [], "dev": []}
     for row in _read(source, "train"):
-        is_dev = derive_seed("imdb dev", row.text) % DEV_SHARE == 0
+        is_dev = derive_seed("imdb dev", row.texts["text"]) % DEV_SHARE == 0
         rows["dev" if is_dev else "train"].append(row)
     rows["test"] = _read(source, "test")
     return text_data("imdb", rows, CLASSES, max_examples)
@@ -35,7 +36,7 @@ def _read(source: str | None, split: str) -> list[Row]:
     if path.endswith("/pos"):
         return _folder(path.removesuffix("/pos"))
     return [
-        Row(_plain(row["text"]), whole_number(row["label"], where), where)
+        Row({"text": _plain(row["text"])}, whole_number(row["label"], where), where)
         for where, row in json_rows(path, ("text", "label"))
     ]
 
@@ -52,7 +53,7 @@ def _folder(path: str) -> list[Row]:
             with file as f:
                 raw = f.read()
             try:
-                rows.append(Row(_plain(raw.decode("utf-8")), label, file.path))
+                rows.append(Row({"text": _plain(raw.decode("utf-8"))}, label, file.path))
             except UnicodeDecodeError as e:
                 raise DataError(
                     f"{file.path}: not UTF-8 text (byte {e.start}). Unpack the set again."
@@ -66,9 +67,10 @@ def _plain(text: str) -> str:
 
 TASK = Task(
     name="imdb",
-    version=1,
+    version=2,
     unit="words",
     load=load,
-    max_units=200,
+    columns={"text": 200},
+    model=TextReader,
     data_source="Large Movie Review Dataset (Maas et al. 2011)",
 )

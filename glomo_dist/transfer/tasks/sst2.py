@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer.dataset import SPLITS, Row, Task, TaskData, text_data
+from glomo_dist.transfer.models import TextReader
 from glomo_dist.transfer.sources import json_rows, lines, require, whole_number
 
 CLASSES = ("negative", "positive")
@@ -39,22 +40,23 @@ def _tsv(path: str) -> list[Row]:
             continue
         if len(cells) != 2:
             raise DataError(f"{where}: expected sentence, tab, label; got {len(cells)} cells.")
-        rows.append(Row(cells[0], whole_number(cells[1], where), where))
+        rows.append(Row({"text": cells[0]}, whole_number(cells[1], where), where))
     return rows
 
 
 def _jsonl(path: str) -> list[Row]:
     return [
-        Row(row["text"], whole_number(row["label"], where), where)
+        Row({"text": row["text"]}, whole_number(row["label"], where), where)
         for where, row in json_rows(path, ("text", "label"))
     ]
 
 
 TASK = Task(
     name="sst2",
-    version=1,
+    version=2,
     unit="words",
     load=load,
-    max_units=64,
+    columns={"text": 64},
+    model=TextReader,
     data_source="SST-2 in its GLUE form (Socher et al. 2013)",
 )
