@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from glomo_dist.runtime.errors import ConfigError, suggest
-from glomo_dist.transfer.dataset import Published, Split, Task, TaskData
-from glomo_dist.transfer.tasks import digits, docstring, imdb, sst2
+from glomo_dist.transfer.dataset import Column, Published, Split, Task, TaskData
+from glomo_dist.transfer.tasks import digits, docstring, imdb, mnli, rte, sick, snli, sst2
 
-__all__ = ["TASKS", "Published", "Split", "Task", "TaskData", "get_task"]
+__all__ = ["TASKS", "Column", "Published", "Split", "Task", "TaskData", "get_task"]
 
-TASKS: dict[str, Task] = {task.name: task for task in (sst2.TASK, imdb.TASK, docstring.TASK, digits.TASK)}
+TASKS: dict[str, Task] = {
+    module.TASK.name: module.TASK for module in (sst2, imdb, snli, mnli, rte, sick, docstring, digits)
+}
 
 
 def get_task(name: str) -> Task:

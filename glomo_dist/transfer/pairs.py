@@ -1,0 +1,113 @@
+"""Labelled pairs of texts as the inference sets publish them: JSON lines, or tables with a header line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from glomo_dist.runtime.errors import DataError
+from glomo_dist.runtime.fingerprint import derive_seed
+from glomo_dist.transfer.dataset import SPLITS, Row
+from glomo_dist.transfer.sources import json_rows, lines
+
+THREE = ("entailment", "neutral", "contradiction")
+ENDINGS = ("", ".xz", ".gz", ".zst")
+NO_GOLD = "-"  # SNLI and MNLI: the annotators did not agree
+NO_LABEL = "no gold label (-)"
+# What the sets call them: SNLI and GLUE, plain, SICK.
+PREMISE = ("sentence1", "premise", "sentence_A")
+HYPOTHESIS = ("sentence2", "hypothesis", "sentence_B")
+LABEL = ("gold_label", "label", "entailment_label")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One row. fields: all its columns by name; `where` is "file, line n" for errors."""
+
+    premise: str
+    hypothesis: str
+    label: str
+    where: str
+    fields: Mapping[str, Any]
+
+
+def read_pairs(path: str) -> Iterator[Pair]:
+    """The pairs of a .jsonl, .tsv or .txt file, also packed. DataError for a missing column or a text that is none."""
+    for where, fields in json_rows(path, ()) if is_jsonl(path) else _table(path):
+        values = []
+        for names in (PREMISE, HYPOTHESIS, LABEL):
+            name = next((n for n in names if n in fields), None)
+            if name is None:
+                raise DataError(
+                    f"{where}: none of the columns {', '.join(names)}; the row has {', '.join(fields)}. The test "
+                    "files of GLUE have no labels: a labelled copy is needed."
+                )
+            if not isinstance(fields[name], str):
+                raise DataError(f"{where}: {name!r} must be a text, got {fields[name]!r}.")
+            values.append(fields[name])
+        yield Pair(*values, where, fields)
+
+
+def _table(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of a tab-separated file by the names in its first line; quotes are ordinary characters, as in GLUE."""
+    header: list[str] | None = None
+    for number, line in lines(path):
+        cells = line.split("\t")
+        if header is None:
+            header = cells
+        elif line.strip():
+            if len(cells) > len(header):
+                raise DataError(
+                    f"{path}, line {number}: {len(cells)} cells, the header has {len(header)}. A text with a tab "
+                    "in it? Mend or delete the line."
+                )
+            yield f"{path}, line {number}", dict(zip(header, cells, strict=False))
+
+
+class PairRows:
+    """Collects pairs as rows of the splits, and counts those without a gold label."""
+
+    def __init__(self, classes: tuple[str, ...]) -> None:
+        self.classes = classes
+        self.rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
+        self.skipped: dict[str, int] = {}
+
+    def add(self, split: str, pair: Pair, group: str = "") -> None:
+        """Raises DataError for a label that is not of the set."""
+        if pair.label == NO_GOLD:
+            reason = f"{split}: {NO_LABEL}"
+            self.skipped[reason] = self.skipped.get(reason, 0) + 1
+            return
+        label = pair.label.lower()  # SICK shouts
+        if label not in self.classes:
+            raise DataError(
+                f"{pair.where}: label {pair.label!r} is not one of {', '.join(self.classes)}. Correct or remove "
+                "the row."
+            )
+        texts = {"premise": pair.premise, "hypothesis": pair.hypothesis}
+        self.rows[split].append(Row(texts, self.classes.index(label), pair.where, group))
+
+    def add_by_part(self, path: str, group: str | None = None) -> None:
+        """All pairs of a file whose column `part` names the split; `group`: the column with their subset."""
+        for pair in read_pairs(path):
+            if pair.fields.get("part") not in SPLITS:
+                raise DataError(
+                    f"{pair.where}: part must be one of {', '.join(SPLITS)}, got {pair.fields.get('part')!r}."
+                )
+            self.add(pair.fields["part"], pair, str(pair.fields[group]) if group in pair.fields else "")
+
+    def add_train(self, path: str, task: str, dev_share: int) -> None:
+        """Training pairs; one premise in `dev_share`, chosen by its hash, goes to dev with all its pairs."""
+        for pair in read_pairs(path):
+            held_out = derive_seed(f"{task} dev", pair.premise) % dev_share == 0
+            self.add("dev" if held_out else "train", pair)
+
+
+def packed(*stems: str) -> tuple[str, ...]:
+    """The file names with every ending that a packed copy may have."""
+    return tuple(f"{stem}{ending}" for stem in stems for ending in ENDINGS)
+
+
+def is_jsonl(path: str) -> bool:
+    return path.endswith(packed(".jsonl"))

@@ -1,0 +1,58 @@
+"""MultiNLI (Williams et al. 2018): inference across genres, some of which ("mismatched") training has not seen.
+
+The test labels are not public, so test is the two published development sets, and their accuracies are reported
+apart (accuracy.matched, accuracy.mismatched); dev, for choosing the epoch, is one premise in twenty of train. No
+number is listed as published here until someone has it before their eyes.
+"""
+
+from __future__ import annotations
+
+from glomo_dist.transfer.dataset import Task, TaskData, text_data
+from glomo_dist.transfer.esim import PairReader
+from glomo_dist.transfer.pairs import THREE, PairRows, packed, read_pairs
+from glomo_dist.transfer.sources import find, require
+
+FILES = (
+    "multinli_1.0_{}.jsonl", "multinli_1.0_{}.txt", "multinli_1.0/multinli_1.0_{}.jsonl",
+    "multinli_1.0/multinli_1.0_{}.txt", "{}.tsv",
+)  # fmt: skip
+ONE_FILE = packed("mnli_devset_single_annotator.jsonl")
+DEV_SHARE = 20  # one in twenty premises of train
+
+
+def load(source: str | None, max_examples: int | None = None) -> TaskData:
+    """source: the folder with multinli_1.0_{train,dev_matched,dev_mismatched}.jsonl or .txt, or GLUE's {…}.tsv; or
+    mnli_devset_single_annotator.jsonl[.xz], where the column `part` names the split and `source` the group: its labels
+    are one annotator's, so its numbers are not MNLI accuracies."""
+    collected = PairRows(THREE)
+    one = find(source, ONE_FILE) if source is not None else None
+    if one is not None:
+        collected.add_by_part(one, group="source")
+    else:
+        collected.add_train(_file(source, "train"), "mnli", DEV_SHARE)
+        for group in ("matched", "mismatched"):
+            for pair in read_pairs(_file(source, f"dev_{group}")):
+                collected.add("test", pair, group)
+    return text_data(
+        "mnli",
+        collected.rows,
+        THREE,
+        max_examples,
+        filled=("premise", "hypothesis"),
+        skipped=collected.skipped,
+    )
+
+
+def _file(source: str | None, name: str) -> str:
+    return require(source, (*packed(*(file.format(name) for file in FILES)), *ONE_FILE), "mnli")
+
+
+TASK = Task(
+    name="mnli",
+    version=1,
+    unit="words",
+    load=load,
+    columns={"premise": 80, "hypothesis": 50},
+    model=PairReader,
+    data_source="MultiNLI 1.0 (Williams et al. 2018)",
+)

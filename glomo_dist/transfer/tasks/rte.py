@@ -1,0 +1,35 @@
+"""RTE in its GLUE form (PASCAL RTE 1-3 and 5): does the hypothesis follow from the premise?
+
+GLUE's test.tsv has no labels, so test is the published dev set (277 pairs), and dev is one premise in ten of train.
+No number is listed as published: GLoMo's paper does not report RTE.
+"""
+
+from __future__ import annotations
+
+from glomo_dist.transfer.dataset import Task, TaskData, text_data
+from glomo_dist.transfer.esim import PairReader
+from glomo_dist.transfer.pairs import PairRows, packed, read_pairs
+from glomo_dist.transfer.sources import require
+
+CLASSES = ("entailment", "not_entailment")
+DEV_SHARE = 10  # one in ten premises of train
+
+
+def load(source: str | None, max_examples: int | None = None) -> TaskData:
+    """source: GLUE's folder with {train,dev}.tsv, or one with rte_{train,dev}.jsonl[.xz]."""
+    collected = PairRows(CLASSES)
+    collected.add_train(require(source, packed("train.tsv", "rte_train.jsonl"), "rte"), "rte", DEV_SHARE)
+    for pair in read_pairs(require(source, packed("dev.tsv", "rte_dev.jsonl"), "rte")):
+        collected.add("test", pair)
+    return text_data("rte", collected.rows, CLASSES, max_examples, filled=("premise", "hypothesis"))
+
+
+TASK = Task(
+    name="rte",
+    version=1,
+    unit="words",
+    load=load,
+    columns={"premise": 160, "hypothesis": 50},
+    model=PairReader,
+    data_source="RTE in its GLUE form (Wang et al. 2019; PASCAL RTE 1, 2, 3 and 5)",
+)

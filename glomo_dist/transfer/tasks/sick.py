@@ -1,0 +1,42 @@
+"""SICK (Marelli et al. 2014): inference between simple descriptions of images.
+
+No number is listed as published: GLoMo's paper does not report SICK.
+"""
+
+from __future__ import annotations
+
+from glomo_dist.runtime.errors import DataError
+from glomo_dist.transfer.dataset import Task, TaskData, text_data
+from glomo_dist.transfer.esim import PairReader
+from glomo_dist.transfer.pairs import THREE, PairRows, is_jsonl, packed, read_pairs
+from glomo_dist.transfer.sources import require
+
+SETS = {"TRAIN": "train", "TRIAL": "dev", "TEST": "test"}
+
+
+def load(source: str | None, max_examples: int | None = None) -> TaskData:
+    """source: the folder with SICK.txt (column SemEval_set), or sick.jsonl[.xz] (column part)."""
+    collected = PairRows(THREE)
+    path = require(source, packed("SICK.txt", "sick.jsonl"), "sick")
+    if is_jsonl(path):
+        collected.add_by_part(path)
+    else:
+        for pair in read_pairs(path):
+            if pair.fields.get("SemEval_set") not in SETS:
+                raise DataError(
+                    f"{pair.where}: SemEval_set must be one of {', '.join(SETS)}, got "
+                    f"{pair.fields.get('SemEval_set')!r}."
+                )
+            collected.add(SETS[pair.fields["SemEval_set"]], pair)
+    return text_data("sick", collected.rows, THREE, max_examples, filled=("premise", "hypothesis"))
+
+
+TASK = Task(
+    name="sick",
+    version=1,
+    unit="words",
+    load=load,
+    columns={"premise": 40, "hypothesis": 40},
+    model=PairReader,
+    data_source="SICK (Marelli et al. 2014)",
+)

@@ -1,0 +1,261 @@
+"""The inference tasks: their published formats, bad rows, the reader, and the road from texts to a result."""
+
+import gzip
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_export_task import word_model
+from transfer_samples import WORDS, write_vectors
+
+from glomo_dist.graphs.store import GraphStore, GraphStoreError
+from glomo_dist.runtime.errors import DataError
+from glomo_dist.transfer.dataset import Split, accuracy
+from glomo_dist.transfer.esim import PairReader, align
+from glomo_dist.transfer.export import export_task
+from glomo_dist.transfer.finetune import FinetuneJob, run
+from glomo_dist.transfer.models import ReaderSizes, Sequences
+from glomo_dist.transfer.task import get_task
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "nli"
+shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data are not at {SHARED}")
+
+PAIRS = [
+    ("A man sleeps.", "A man is awake.", "contradiction"),
+    ("A man sleeps.", "A person rests.", "entailment"),
+    ("A man sleeps.", "A man dreams.", "-"),
+    ('She said "no"', "She said it twice.", "neutral"),
+]
+
+
+def snli_row(premise, hypothesis, label):
+    return {
+        "annotator_labels": [label], "captionID": "1.jpg#0", "gold_label": label, "pairID": "1.jpg#0r1n",
+        "sentence1": premise, "sentence1_binary_parse": "( A man )", "sentence2": hypothesis,
+    }  # fmt: skip
+
+
+def write_jsonl(path, pairs, row=snli_row):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row(*pair)) + "\n" for pair in pairs))
+
+
+def write_table(path, header, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join("\t".join(cells) + "\n" for cells in [header, *rows]))
+
+
+def texts(split, column):
+    """The words of every example in a column, the repeated ones too."""
+    return [split.columns[column].values[v] for v in split.columns[column].of[:, 0]]
+
+
+def write_snli(folder, pairs=PAIRS):
+    for split in ("train", "dev", "test"):
+        write_jsonl(folder / f"snli_1.0_{split}.jsonl", pairs)
+    return str(folder)
+
+
+def test_snli_jsonl_and_table_are_the_same_task(tmp_path):
+    data = get_task("snli").load(write_snli(tmp_path / "jsonl"), None)
+    train = data.splits["train"]
+    assert data.classes == ("entailment", "neutral", "contradiction")
+    assert train.labels.tolist() == [2, 0, 1]
+    assert texts(train, "premise") == [["a", "man", "sleeps", "."]] * 2 + [["she", "said", '"', "no", '"']]
+    assert texts(train, "hypothesis")[0] == ["a", "man", "is", "awake", "."]
+    assert len(train.columns["premise"].values) == 2, "a premise of two pairs is there once"
+    assert data.skipped == {f"{s}: no gold label (-)": 1 for s in ("train", "dev", "test")}
+    header = ["gold_label", "sentence1_binary_parse", "sentence1", "sentence2", "label1"]
+    for split in ("train", "dev", "test"):
+        rows = [[label, "( x )", a, b, label] for a, b, label in PAIRS]
+        write_table(tmp_path / "table" / "snli_1.0" / f"snli_1.0_{split}.txt", header, rows)
+    assert get_task("snli").load(str(tmp_path / "table"), None).fingerprint == data.fingerprint
+
+
+def test_a_pair_that_changes_sides_is_another_task(tmp_path):
+    turned = [(b, a, label) for a, b, label in PAIRS]
+    first = get_task("snli").load(write_snli(tmp_path / "a"), None)
+    assert get_task("snli").load(write_snli(tmp_path / "b", turned), None).fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("pair", "named"),
+    [
+        (("a", "b", "maybe"), r"line 5: label 'maybe' is not one of entailment, neutral, contradiction"),
+        (("a", "b", ""), r"line 5: label '' is not one of"),
+        ((" ", "b", "neutral"), r"line 5: the premise has no word in it \(1 such rows in this split\)"),
+        (("a", "_", "neutral"), r"line 5: the hypothesis has no word in it"),
+        ((None, "b", "neutral"), r"line 5: 'sentence1' must be a text, got None"),
+        (("a", "b", 1), r"line 5: 'gold_label' must be a text, got 1"),
+    ],
+)
+def test_bad_pairs_are_named(tmp_path, pair, named):
+    source = write_snli(tmp_path)
+    write_jsonl(tmp_path / "snli_1.0_train.jsonl", [*PAIRS, pair])
+    with pytest.raises(DataError, match=r"snli_1\.0_train\.jsonl, " + named):
+        get_task("snli").load(source, None)
+
+
+def test_tables_with_too_many_cells_or_without_labels(tmp_path):
+    header = ["index", "sentence1", "sentence2", "label"]
+    rows = [["0", "A man sleeps.", "A man rests.", "entailment"]] * 3
+    write_table(tmp_path / "dev.tsv", header, rows)
+    write_table(tmp_path / "train.tsv", header, [*rows, ["1", "A", "tab", "in it", "entailment"]])
+    with pytest.raises(DataError, match=r"train\.tsv, line 5: 5 cells, the header has 4"):
+        get_task("rte").load(str(tmp_path), None)
+    write_table(tmp_path / "train.tsv", header[:3], [row[:3] for row in rows])
+    with pytest.raises(DataError, match=r"line 2: none of the columns gold_label, label.*no labels"):
+        get_task("rte").load(str(tmp_path), None)
+    with pytest.raises(DataError, match="mnli.* needs a source"):
+        get_task("mnli").load(None, None)
+    with pytest.raises(DataError, match=r"none of snli_1\.0_train\.jsonl"):
+        get_task("snli").load(str(tmp_path / "nothing"), None)
+
+
+def test_rte_holds_out_whole_premises(tmp_path):
+    header = ["index", "sentence1", "sentence2", "label"]
+    rows = [
+        [str(i), f"Premise number {i // 2}.", f"Claim {i}.", ("entailment", "not_entailment")[i % 2]]
+        for i in range(200)
+    ]
+    write_table(tmp_path / "train.tsv", header, rows)
+    write_table(tmp_path / "dev.tsv", header, rows[:5])
+    data = get_task("rte").load(str(tmp_path), None)
+    sizes = {name: len(split.labels) for name, split in data.splits.items()}
+    assert sizes["train"] + sizes["dev"] == 200
+    assert 4 <= sizes["dev"] <= 50
+    assert sizes["test"] == 5
+    train, dev = ({tuple(w) for w in texts(data.splits[s], "premise")} for s in ("train", "dev"))
+    assert not train & dev
+
+
+def test_mnli_reports_matched_and_mismatched_apart(tmp_path):
+    pairs = [(f"Premise {i}.", f"Claim {i}.", ("entailment", "neutral")[i % 2]) for i in range(100)]
+    write_jsonl(tmp_path / "multinli_1.0" / "multinli_1.0_train.jsonl", pairs)
+    write_jsonl(tmp_path / "multinli_1.0" / "multinli_1.0_dev_matched.jsonl", [*PAIRS, *pairs[:2]])
+    content = "".join(json.dumps(snli_row(*pair)) + "\n" for pair in pairs[:3])
+    packed = tmp_path / "multinli_1.0" / "multinli_1.0_dev_mismatched.jsonl.gz"
+    packed.write_bytes(gzip.compress(content.encode()))
+    data = get_task("mnli").load(str(tmp_path), None)
+    test = data.splits["test"]
+    assert test.groups == ("matched",) * 5 + ("mismatched",) * 3
+    assert data.skipped == {"test: no gold label (-)": 1}
+    wrong = np.array([0, 0, 0, 0, 0, 0, 0, 1])
+    found = accuracy(test, np.where(wrong, (test.labels + 1) % 3, test.labels))
+    assert found == {"accuracy": 7 / 8, "accuracy.matched": 1.0, "accuracy.mismatched": pytest.approx(2 / 3)}
+
+
+def test_sick_table(tmp_path):
+    header = ["pair_ID", "sentence_A", "sentence_B", "entailment_label", "relatedness_score", "SemEval_set"]
+    rows = [
+        [str(i), "A dog runs", "An animal runs", "ENTAILMENT", "4.5", name]
+        for i, name in enumerate(("TRAIN", "TRIAL", "TEST", "TEST"))
+    ]
+    write_table(tmp_path / "SICK.txt", header, rows)
+    data = get_task("sick").load(str(tmp_path), None)
+    assert {name: s.labels.tolist() for name, s in data.splits.items()} == {
+        "train": [0],
+        "dev": [0],
+        "test": [0, 0],
+    }
+    write_table(tmp_path / "SICK.txt", header, [*rows, [*rows[0][:5], "VALID"]])
+    with pytest.raises(
+        DataError, match=r"line 6: SemEval_set must be one of TRAIN, TRIAL, TEST, got 'VALID'"
+    ):
+        get_task("sick").load(str(tmp_path), None)
+
+
+def test_accuracy_without_groups():
+    split = Split({}, np.array([0, 1, 2, 1]))
+    assert accuracy(split, np.array([0, 1, 1, 0])) == {"accuracy": 0.5}
+
+
+def test_alignment_is_that_of_the_paper():
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 4, 3), torch.randn(2, 5, 3)
+    n = [(4, 5), (2, 3)]
+    real_a, real_b = (
+        torch.arange(t.shape[1]) < torch.tensor([m[x] for m in n])[:, None] for x, t in ((0, a), (1, b))
+    )
+    to_a, to_b = align(a, b, real_a, real_b)
+    for s, (p, h) in enumerate(n):
+        for i in range(p):
+            weight = torch.exp(torch.stack([a[s, i] @ b[s, j] for j in range(h)]))
+            torch.testing.assert_close(to_a[s, i], (weight[:, None] * b[s, :h]).sum(0) / weight.sum())
+        for j in range(h):
+            weight = torch.exp(torch.stack([a[s, i] @ b[s, j] for i in range(p)]))
+            torch.testing.assert_close(to_b[s, j], (weight[:, None] * a[s, :p]).sum(0) / weight.sum())
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_reader_ignores_padding(cell):
+    torch.manual_seed(0)
+    reader = PairReader(ReaderSizes(3, 4, 3, 0.5, cell)).eval()
+    p, h = torch.randn(2, 6, 3), torch.randn(2, 5, 3)
+    lengths = torch.tensor([6, 2]), torch.tensor([1, 5])
+    together = reader(Sequences(p, lengths[0]), Sequences(h, lengths[1]))
+    for i in range(2):
+        alone = [Sequences(x[i : i + 1, : n[i]], n[i : i + 1]) for x, n in ((p, lengths[0]), (h, lengths[1]))]
+        torch.testing.assert_close(reader(*alone)[0], together[i])
+        turned = reader(*alone[::-1])
+        assert not torch.allclose(turned[0], together[i], atol=1e-4), (
+            "premise and hypothesis are not the same"
+        )
+
+
+def write_containment(folder, sizes):
+    """Does the one word of the hypothesis occur in the premise? No text alone can tell."""
+    draw = random.Random(3)
+    for split, size in zip(("train", "dev", "test"), sizes, strict=True):
+        pairs = []
+        for i in range(size):
+            words = draw.sample(WORDS[:14], 5)
+            inside = i % 2 == 0
+            pairs.append(
+                (" ".join(words[:4]), words[0] if inside else words[4], "entailment" if inside else "neutral")
+            )
+        write_jsonl(folder / f"snli_1.0_{split}.jsonl", pairs)
+    return str(folder)
+
+
+def test_the_reader_compares(tmp_path):
+    """Export of real graphs, one store section per column, training, a result; the words must be compared."""
+    source = write_containment(tmp_path / "data", (400, 100, 100))
+    folder = word_model(tmp_path / "model", words=WORDS[:6])
+    store = export_task("snli", folder, tmp_path / "store", source=source)
+    opened = GraphStore.open(store)
+    data = get_task("snli").load(source, None)
+    assert set(opened.splits) == {f"{s}.{c}" for s in data.splits for c in ("premise", "hypothesis")}
+    for name, split in data.splits.items():
+        for column, texts_ in split.columns.items():
+            assert opened.units(f"{name}.{column}").tolist() == [len(words) for words in texts_.values]
+    assert opened.splits["train.hypothesis"].examples <= 14, "few distinct hypotheses, each exported once"
+    fields = {"features": write_vectors(tmp_path / "vectors.npz"), "hidden": 16, "lr": 1e-2, "dropout": 0.0}
+    job = FinetuneJob("snli", "pretrained", source, str(store), epochs=6, patience=6, **fields)
+    result = run(job)
+    assert result.test > 0.85
+    assert result.metrics == {"accuracy": result.test}
+    assert result.skipped == {}
+    assert result.mixtures and result.mixtures[0].direction == "forward"
+    short = FinetuneJob("snli", "pretrained", source, str(store), max_units=3, **fields)
+    with pytest.raises(GraphStoreError, match="max_units"):
+        run(short)
+
+
+@shared
+def test_shared_sets_have_the_published_sizes():
+    snli = get_task("snli").load(str(SHARED), None)
+    assert sum(np.bincount(s.labels) for s in snli.splits.values()).tolist() == [3329, 3235, 3278]
+    premises = [{tuple(w) for w in texts(snli.splits[s], "premise")} for s in ("train", "test")]
+    assert len(snli.splits["train"].columns["premise"].values) < len(snli.splits["train"].labels) / 2
+    assert len(premises[0] & premises[1]) <= 5  # parts are by premise; a few differ in case only
+    rte = get_task("rte").load(str(SHARED), None)
+    sizes = {name: len(s.labels) for name, s in rte.splits.items()}
+    assert (sizes["train"] + sizes["dev"], sizes["test"]) == (2490, 277)
+    mnli = get_task("mnli").load(str(SHARED), 300)
+    assert set(mnli.splits["test"].groups) == {"matched", "mismatched"}
+    sick = get_task("sick").load(str(SHARED), None)
+    assert sum(len(s.labels) for s in sick.splits.values()) == 9927
