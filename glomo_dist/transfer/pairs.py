@@ -33,7 +33,7 @@ class Pair:
 
 
 def read_pairs(path: str) -> Iterator[Pair]:
-    """The pairs of a .jsonl, .tsv or .txt file, also packed. DataError for a missing column or a text that is none."""
+    """The pairs of a .jsonl, .tsv or .txt file, also packed. DataError for a missing column or no text."""
     for where, fields in json_rows(path, ()) if is_jsonl(path) else _table(path):
         values = []
         for names in (PREMISE, HYPOTHESIS, LABEL):

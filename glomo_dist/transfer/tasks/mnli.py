@@ -21,9 +21,11 @@ DEV_SHARE = 20  # one in twenty premises of train
 
 
 def load(source: str | None, max_examples: int | None = None) -> TaskData:
-    """source: the folder with multinli_1.0_{train,dev_matched,dev_mismatched}.jsonl or .txt, or GLUE's {…}.tsv; or
-    mnli_devset_single_annotator.jsonl[.xz], where the column `part` names the split and `source` the group: its labels
-    are one annotator's, so its numbers are not MNLI accuracies."""
+    """source: the folder with multinli_1.0_{train,dev_matched,dev_mismatched}.jsonl or .txt, or GLUE's {…}.tsv.
+
+    Or with mnli_devset_single_annotator.jsonl[.xz], where the column `part` names the split and `source` the group:
+    its labels are one annotator's, so its numbers are not MNLI accuracies.
+    """
     collected = PairRows(THREE)
     one = find(source, ONE_FILE) if source is not None else None
     if one is not None:
