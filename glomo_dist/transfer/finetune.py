@@ -37,6 +37,8 @@ class FinetuneJob:
     features: "pixels", "learned", "learned:WIDTH", or a file or URL of word vectors.
     train_size: training examples, drawn by `seed` (None: all).  max_examples: cap of every split, the same
         for all seeds and arms.  max_units: units per example (None: the task's own).
+    mixture_lr_factor: the learning rate of the mixture, weights and scales, in multiples of `lr`: at the rate of the
+        reader they hardly leave the equal weights that they start from.
     patience: epochs without a better dev metric before stopping.  threads: CPU threads; part of what makes a
         result repeatable.
     """
@@ -54,6 +56,7 @@ class FinetuneJob:
     patience: int = 2
     batch_size: int = 32
     lr: float = 1e-3
+    mixture_lr_factor: float = 10.0
     weight_decay: float = 0.0
     clip: float = 5.0
     hidden: int = 64
@@ -71,7 +74,7 @@ class FinetuneJob:
         for name in ("train_size", "max_examples", "max_units"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"job: {name} must be at least 1 or none, got {getattr(self, name)}.")
-        for name in ("lr", "clip"):
+        for name in ("lr", "mixture_lr_factor", "clip"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"job: {name} must be positive, got {getattr(self, name)}.")
         if not 0 <= self.dropout < 1:
@@ -173,9 +176,10 @@ class _Training:
         self.train = np.array(draw(available, job.train_size, "train subset", job.seed), np.int64)
         self.modules = nn.ModuleList([self.features, model])
         self.parameters = list(self.modules.parameters())
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=job.lr, weight_decay=job.weight_decay, fused=True
-        )
+        mixture = list(model.mixture.parameters())
+        others = [p for p in self.parameters if all(p is not m for m in mixture)]
+        groups = [{"params": others}, {"params": mixture, "lr": job.lr * job.mixture_lr_factor}]
+        self.optimizer = torch.optim.AdamW(groups, lr=job.lr, weight_decay=job.weight_decay, fused=True)
 
     def fit(self, began: float) -> tuple[list[Epoch], int]:
         """Train; leave the parameters of the best dev epoch in the model.

@@ -9,10 +9,9 @@ from typing import Any
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
 from glomo_dist.transfer.dataset import SPLITS, Row
-from glomo_dist.transfer.sources import json_rows, lines
+from glomo_dist.transfer.sources import json_rows, lines, packed
 
 THREE = ("entailment", "neutral", "contradiction")
-ENDINGS = ("", ".xz", ".gz", ".zst")
 NO_GOLD = "-"  # SNLI and MNLI: the annotators did not agree
 NO_LABEL = "no gold label (-)"
 # What the sets call them: SNLI and GLUE, plain, SICK.
@@ -102,11 +101,6 @@ class PairRows:
         for pair in read_pairs(path):
             held_out = derive_seed(f"{task} dev", pair.premise) % dev_share == 0
             self.add("dev" if held_out else "train", pair)
-
-
-def packed(*stems: str) -> tuple[str, ...]:
-    """The file names with every ending that a packed copy may have."""
-    return tuple(f"{stem}{ending}" for stem in stems for ending in ENDINGS)
 
 
 def is_jsonl(path: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import fsspec
 
-from glomo_dist.data.files import describe, find_files
+from glomo_dist.data.files import PACKED, describe, find_files
 from glomo_dist.data.lines import json_objects, numbered_lines
 from glomo_dist.runtime.errors import DataError
 
@@ -34,6 +34,11 @@ def json_rows(source: str, keys: tuple[str, ...]) -> Iterator[tuple[str, dict[st
         if "text" in keys and not isinstance(row["text"], str):
             raise DataError(f"{where}: 'text' must be a string, got {row['text']!r}.")
         yield where, row
+
+
+def packed(*stems: str) -> tuple[str, ...]:
+    """The file names with every ending that a packed copy may have."""
+    return tuple(f"{stem}{ending}" for stem in stems for ending in ("", *PACKED))
 
 
 def whole_number(value: Any, where: str) -> int:

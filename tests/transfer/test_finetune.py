@@ -105,6 +105,20 @@ def test_test_metric_belongs_to_the_best_dev_epoch(sample):
     assert short.test == long.test
 
 
+def test_the_mixture_learns_at_its_own_rate(sample):
+    """A larger factor moves the mixture further, and changes nothing where there is no graph to mix."""
+    fields = {"graphs": sample["planted"], "epochs": 1, "conditioned": True}
+    moved, without = [], []
+    for factor in (0.01, 1.0, 10.0):
+        result = run(
+            job(sample["source"], sample["vectors"], arm="planted", mixture_lr_factor=factor, **fields)
+        )
+        moved.append(sum(abs(m.scale - 1) for m in result.mixtures))
+        without.append(curve(run(job(sample["source"], arm="none", mixture_lr_factor=factor, **fields))))
+    assert moved[0] < 0.01 < moved[1] < moved[2]
+    assert without[0] == without[1] == without[2]
+
+
 def test_early_stopping(sample):
     result = run(job(sample["source"], sample["vectors"], arm="none", epochs=30, patience=1, lr=1e-6))
     assert len(result.curve) == result.best_epoch + 1 < 30
@@ -175,6 +189,7 @@ def test_a_diverging_run_is_an_error(sample):
         ({"epochs": 0}, "epochs"),
         ({"train_size": 0}, "train_size"),
         ({"lr": 0.0}, "lr"),
+        ({"mixture_lr_factor": 0.0}, "mixture_lr_factor"),
         ({"dropout": 1.0}, "dropout"),
     ],
 )

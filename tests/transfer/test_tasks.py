@@ -23,7 +23,18 @@ def write_sst2(folder, train="sentence\tlabel\na smile on your face \t1\ncontain
 
 
 def test_registry():
-    assert set(TASKS) == {"sst2", "imdb", "snli", "mnli", "rte", "sick", "docstring", "digits"}
+    assert set(TASKS) == {
+        "sst2",
+        "imdb",
+        "snli",
+        "mnli",
+        "rte",
+        "sick",
+        "mnist",
+        "cifar10",
+        "docstring",
+        "digits",
+    }
     with pytest.raises(
         ConfigError, match=r"unknown task 'sst-2'. Did you mean 'sst2'\? Known: digits, docstring"
     ):

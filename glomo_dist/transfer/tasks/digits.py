@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
 from glomo_dist.transfer.dataset import SPLITS, Task, TaskData, checked, draw, images_split
+from glomo_dist.transfer.image_sets import check_images
 from glomo_dist.transfer.models import PixelReader
 from glomo_dist.transfer.sources import require
 
@@ -55,34 +56,6 @@ def _read(path: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         raise DataError(f"{path} does not exist. Check the path or URL.") from None
     except (OSError, ValueError, zipfile.BadZipFile) as e:
         raise DataError(f"{path}: not a readable .npz file ({e}).") from None
-
-
-def check_images(
-    images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], classes: int, where: str
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """uint8 images and int64 labels; raises DataError naming `where` and the first bad row."""
-    if images.ndim not in (3, 4) or labels.shape != images.shape[:1]:
-        raise DataError(
-            f"{where}: expected images [n, H, W] or [n, H, W, C] and labels [n], got "
-            f"{images.shape} and {labels.shape}."
-        )
-    if np.issubdtype(images.dtype, np.floating):
-        bad = np.flatnonzero(~np.isfinite(images.reshape(len(images), -1)).all(1))
-        if bad.size:
-            raise DataError(
-                f"{where}: image {bad[0]} holds NaN or infinite values ({bad.size} such "
-                "images). Repair or remove them."
-            )
-    if images.dtype != np.uint8:
-        raise DataError(f"{where}: images must be uint8 0..255, got {images.dtype}. Scale them first.")
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"{where}: labels must be whole numbers, got {labels.dtype}.")
-    bad = np.flatnonzero((labels < 0) | (labels >= classes))
-    if bad.size:
-        raise DataError(
-            f"{where}: label {labels[bad[0]]} of image {bad[0]} is out of range, expected 0..{classes - 1}."
-        )
-    return images, labels.astype(np.int64)
 
 
 TASK = Task(

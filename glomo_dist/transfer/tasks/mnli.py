@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from glomo_dist.transfer.dataset import Task, TaskData, text_data
 from glomo_dist.transfer.esim import PairReader
-from glomo_dist.transfer.pairs import THREE, PairRows, packed, read_pairs
-from glomo_dist.transfer.sources import find, require
+from glomo_dist.transfer.pairs import THREE, PairRows, read_pairs
+from glomo_dist.transfer.sources import find, packed, require
 
 FILES = (
     "multinli_1.0_{}.jsonl", "multinli_1.0_{}.txt", "multinli_1.0/multinli_1.0_{}.jsonl",

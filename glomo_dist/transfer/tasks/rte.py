@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from glomo_dist.transfer.dataset import Task, TaskData, text_data
 from glomo_dist.transfer.esim import PairReader
-from glomo_dist.transfer.pairs import PairRows, packed, read_pairs
-from glomo_dist.transfer.sources import require
+from glomo_dist.transfer.pairs import PairRows, read_pairs
+from glomo_dist.transfer.sources import packed, require
 
 CLASSES = ("entailment", "not_entailment")
 DEV_SHARE = 10  # one in ten premises of train

@@ -8,8 +8,8 @@ from __future__ import annotations
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer.dataset import Task, TaskData, text_data
 from glomo_dist.transfer.esim import PairReader
-from glomo_dist.transfer.pairs import THREE, PairRows, is_jsonl, packed, read_pairs
-from glomo_dist.transfer.sources import require
+from glomo_dist.transfer.pairs import THREE, PairRows, is_jsonl, read_pairs
+from glomo_dist.transfer.sources import packed, require
 
 SETS = {"TRAIN": "train", "TRIAL": "dev", "TEST": "test"}
 

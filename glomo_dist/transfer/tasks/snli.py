@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from glomo_dist.transfer.dataset import SPLITS, Task, TaskData, text_data
 from glomo_dist.transfer.esim import PairReader
-from glomo_dist.transfer.pairs import THREE, PairRows, packed, read_pairs
-from glomo_dist.transfer.sources import find, require
+from glomo_dist.transfer.pairs import THREE, PairRows, read_pairs
+from glomo_dist.transfer.sources import find, packed, require
 
 FILES = (
     "snli_1.0_{}.jsonl",

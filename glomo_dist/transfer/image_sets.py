@@ -1,0 +1,121 @@
+"""Labelled images as the sets publish them: MNIST's idx files, CIFAR's binary batches, `.npz` archives."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+from typing import Any
+
+import numpy as np
+
+from glomo_dist.data.files import describe, find_files, open_seekable, open_stream
+from glomo_dist.data.images import pictures
+from glomo_dist.runtime.errors import DataError
+from glomo_dist.runtime.fingerprint import derive_seed
+from glomo_dist.transfer.dataset import TaskData, checked, draw, images_split
+
+Labelled = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]  # uint8 [n, H, W] or [n, H, W, C], int64 [n]
+LABEL_KEYS = ("label", "labels")
+
+
+def image_data(
+    name: str, train: Labelled, test: Labelled, classes: tuple[str, ...], dev: int, max_examples: int | None
+) -> TaskData:
+    """A task whose set has no dev split: `dev` images drawn from train (a tenth of it, if it is small)."""
+    order = np.random.default_rng(derive_seed(f"{name} split")).permutation(len(train[1]))
+    dev = min(dev, len(order) // 10)
+    parts = {
+        "train": tuple(array[np.sort(order[dev:])] for array in train),
+        "dev": tuple(array[np.sort(order[:dev])] for array in train),
+        "test": test,
+    }
+    splits = {}
+    for split, (images, labels) in parts.items():
+        kept = draw(len(labels), max_examples, name, split)
+        splits[split] = images_split(images[kept], labels[kept])
+    return checked(name, splits, classes)
+
+
+def check_images(
+    images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], classes: int, where: str
+) -> Labelled:
+    """uint8 images and int64 labels; raises DataError naming `where` and the first bad row."""
+    if images.ndim not in (3, 4) or labels.shape != images.shape[:1]:
+        raise DataError(
+            f"{where}: expected images [n, H, W] or [n, H, W, C] and labels [n], got "
+            f"{images.shape} and {labels.shape}."
+        )
+    if np.issubdtype(images.dtype, np.floating):
+        bad = np.flatnonzero(~np.isfinite(images.reshape(len(images), -1)).all(1))
+        if bad.size:
+            raise DataError(
+                f"{where}: image {bad[0]} holds NaN or infinite values ({bad.size} such "
+                "images). Repair or remove them."
+            )
+    if images.dtype != np.uint8:
+        raise DataError(f"{where}: images must be uint8 0..255, got {images.dtype}. Scale them first.")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"{where}: labels must be whole numbers, got {labels.dtype}.")
+    bad = np.flatnonzero((labels < 0) | (labels >= classes))
+    if bad.size:
+        raise DataError(
+            f"{where}: label {labels[bad[0]]} of image {bad[0]} is out of range, expected 0..{classes - 1}."
+        )
+    return images, labels.astype(np.int64)
+
+
+def read_idx(images: str, labels: str, classes: int) -> Labelled:
+    """Images [n, H, W] and labels of a pair of idx files (yann.lecun.com/exdb/mnist), plain or packed."""
+    with open_stream(find_files([labels], ("-ubyte",))[0]) as stream:
+        content = stream.read()
+    if content[:4] != bytes((0, 0, 8, 1)):
+        raise DataError(f"{labels} is not an idx file of labels (it begins with {content[:4]!r}).")
+    if len(content) < 8 or len(content) - 8 != struct.unpack(">I", content[4:8])[0]:
+        raise DataError(f"{labels}: the number of labels is not the promised one. Copy it again.")
+    return check_images(_stacked(images), np.frombuffer(content, np.uint8, offset=8), classes, images)
+
+
+def read_archive(path: str, classes: int, channels: int) -> Labelled:
+    """Images and labels of an .npz: `images`, or `jpeg` with `offset`; and `label` or `labels`."""
+    with open_seekable(find_files([path], (".npz",))[0]) as stream:
+        try:
+            with np.load(stream, allow_pickle=False) as archive:
+                key = next((k for k in LABEL_KEYS if k in archive.files), None)
+                if key is None:
+                    raise DataError(f"{path}: array 'label' is missing; it has {', '.join(archive.files)}.")
+                labels = archive[key]
+        except (OSError, ValueError, zipfile.BadZipFile, EOFError) as e:
+            raise DataError(f"{path}: not a readable .npz file ({describe(e)}).") from None
+    return check_images(_stacked(path, channels), labels, classes, path)
+
+
+def read_cifar_batches(paths: list[str], classes: int) -> Labelled:
+    """Images [n, 32, 32, 3] and labels of CIFAR-10's binary batches: per image a label byte, then the red, the green
+    and the blue plane (cs.toronto.edu/~kriz/cifar.html)."""
+    size = 1 + 3 * 32 * 32
+    found = []
+    for path in paths:
+        with open_stream(find_files([path], (".bin",))[0]) as stream:
+            content = np.frombuffer(stream.read(), np.uint8)
+        if not content.size or content.size % size:
+            raise DataError(
+                f"{path}: {content.size} bytes, expected a multiple of {size}, the size of an image with its label. "
+                "The file is cut off, or no binary batch of CIFAR-10: copy it again."
+            )
+        rows = content.reshape(-1, size)
+        images = np.ascontiguousarray(rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+        found.append(check_images(images, rows[:, 0], classes, path))
+    return np.concatenate([images for images, _ in found]), np.concatenate([labels for _, labels in found])
+
+
+def _stacked(path: str, channels: int = 1) -> np.ndarray[Any, Any]:
+    images = [picture.pixels for picture in pictures([path], channels=channels)]
+    if not images:
+        raise DataError(f"{path} has no image in it.")
+    for number, image in enumerate(images):
+        if image.shape != images[0].shape:
+            raise DataError(
+                f"{path}: image {number} has shape {image.shape}, the first one {images[0].shape}. Resize them to "
+                "one size."
+            )
+    return np.stack(images)

@@ -1,0 +1,65 @@
+"""CIFAR-10 (Krizhevsky 2009): photographs of 32 x 32 pixels in ten classes.
+
+Test as published; dev is 5,000 images drawn from train. The set is also published as pickled Python batches: loading
+those would run whatever is in the file, so they are refused. GLoMo's paper reports CIFAR-10; its number is not listed
+here until someone has it before their eyes.
+"""
+
+from __future__ import annotations
+
+from glomo_dist.runtime.errors import DataError
+from glomo_dist.transfer.dataset import Task, TaskData
+from glomo_dist.transfer.image_sets import Labelled, image_data, read_archive, read_cifar_batches
+from glomo_dist.transfer.resnet import ResNetReader
+from glomo_dist.transfer.sources import find, packed, require
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+DEV = 5000
+BINARY = "cifar-10-batches-bin/"
+PICKLED = ("data_batch_1", "cifar-10-batches-py/data_batch_1")
+
+
+def load(source: str | None, max_examples: int | None = None) -> TaskData:
+    """source: the folder with the binary batches, data_batch_{1..5}.bin and test_batch.bin, or with
+    cifar10_{train,test}.npz or cifar10_jpeg_{train,test}.npz (arrays images, or jpeg and offset; and label)."""
+    if (
+        source is not None
+        and find(source, PICKLED)
+        and not find(source, (*_batch("test_batch"), *_archives("test")))
+    ):
+        raise DataError(
+            f"task 'cifar10': {source} has the pickled Python batches, which can execute code and are not read. "
+            "Download the binary version (cifar-10-binary.tar.gz) instead."
+        )
+    train, test = _read(source, "train"), _read(source, "test")
+    return image_data("cifar10", train, test, CLASSES, DEV, max_examples)
+
+
+def _read(source: str | None, part: str) -> Labelled:
+    first = "data_batch_1" if part == "train" else "test_batch"
+    path = require(source, (*_batch(first), *_archives(part)), "cifar10")
+    if ".npz" in path:
+        return read_archive(path, len(CLASSES), channels=3)
+    if part == "test":
+        return read_cifar_batches([path], len(CLASSES))
+    batches = [require(source, _batch(f"data_batch_{number}"), "cifar10") for number in range(1, 6)]
+    return read_cifar_batches(batches, len(CLASSES))
+
+
+def _batch(name: str) -> tuple[str, ...]:
+    return packed(f"{name}.bin", f"{BINARY}{name}.bin")
+
+
+def _archives(part: str) -> tuple[str, ...]:
+    return (f"cifar10_{part}.npz", f"cifar10_jpeg_{part}.npz")
+
+
+TASK = Task(
+    name="cifar10",
+    version=1,
+    unit="pixels",
+    load=load,
+    columns={"image": None},
+    model=ResNetReader,
+    data_source="CIFAR-10 (Krizhevsky 2009)",
+)

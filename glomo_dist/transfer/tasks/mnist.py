@@ -1,0 +1,37 @@
+"""MNIST (LeCun et al. 1998): handwritten digits of 28 x 28 pixels.
+
+Test as published; dev is 5,000 images drawn from train. No number is listed as published: GLoMo's paper does not
+report MNIST.
+"""
+
+from __future__ import annotations
+
+from glomo_dist.transfer.dataset import Task, TaskData
+from glomo_dist.transfer.image_sets import Labelled, image_data, read_idx
+from glomo_dist.transfer.resnet import ResNetReader
+from glomo_dist.transfer.sources import packed, require
+
+CLASSES = tuple("0123456789")
+DEV = 5000
+
+
+def load(source: str | None, max_examples: int | None = None) -> TaskData:
+    """source: the folder with {train,t10k}-{images-idx3,labels-idx1}-ubyte, plain or packed."""
+    return image_data("mnist", _read(source, "train"), _read(source, "t10k"), CLASSES, DEV, max_examples)
+
+
+def _read(source: str | None, part: str) -> Labelled:
+    images = require(source, packed(f"{part}-images-idx3-ubyte"), "mnist")
+    labels = require(source, packed(f"{part}-labels-idx1-ubyte"), "mnist")
+    return read_idx(images, labels, len(CLASSES))
+
+
+TASK = Task(
+    name="mnist",
+    version=1,
+    unit="pixels",
+    load=load,
+    columns={"image": None},
+    model=ResNetReader,
+    data_source="MNIST (LeCun et al. 1998)",
+)

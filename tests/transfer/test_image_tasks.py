@@ -1,0 +1,197 @@
+"""MNIST and CIFAR-10 in their published formats, bad files, and ResNet-18."""
+
+import gzip
+import io
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from glomo_dist.runtime.errors import DataError
+from glomo_dist.transfer.finetune import FinetuneJob, run
+from glomo_dist.transfer.models import ReaderSizes, Sequences
+from glomo_dist.transfer.resnet import ResNetReader
+from glomo_dist.transfer.task import get_task
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "images"
+shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data are not at {SHARED}")
+RANDOM = np.random.default_rng(0)
+
+
+def idx(array):
+    header = bytes((0, 0, 8, array.ndim)) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+    return header + array.astype(np.uint8).tobytes()
+
+
+def write_mnist(folder, sizes=(60, 20), ending=".gz"):
+    folder.mkdir(exist_ok=True)
+    pack = gzip.compress if ending else bytes
+    written = {}
+    for part, n in zip(("train", "t10k"), sizes, strict=True):
+        images, labels = RANDOM.integers(0, 256, (n, 28, 28)), np.arange(n) % 10
+        (folder / f"{part}-images-idx3-ubyte{ending}").write_bytes(pack(idx(images)))
+        (folder / f"{part}-labels-idx1-ubyte{ending}").write_bytes(pack(idx(labels)))
+        written[part] = images.astype(np.uint8), labels
+    return written
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_mnist(tmp_path, ending):
+    written = write_mnist(tmp_path, ending=ending)
+    data = get_task("mnist").load(str(tmp_path), None)
+    sizes = {name: len(split.labels) for name, split in data.splits.items()}
+    assert sizes == {"train": 54, "dev": 6, "test": 20}
+    test = data.splits["test"]
+    np.testing.assert_array_equal(np.stack(test.columns["image"].values), written["t10k"][0])
+    assert test.labels.tolist() == written["t10k"][1].tolist()
+    got = [(x.tobytes(), y) for s in ("train", "dev") for x, y in pairs(data.splits[s])]
+    assert sorted(got) == sorted((x.tobytes(), y) for x, y in zip(*written["train"], strict=True))
+    capped = get_task("mnist").load(str(tmp_path), 5)
+    assert [len(s.labels) for s in capped.splits.values()] == [5, 5, 5]
+
+
+def pairs(split):
+    return zip(split.columns["image"].values, split.labels.tolist(), strict=True)
+
+
+def test_mnist_bad_files(tmp_path):
+    write_mnist(tmp_path, ending="")
+
+    def refused(name, content, match):
+        before = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=match):
+            get_task("mnist").load(str(tmp_path), None)
+        (tmp_path / name).write_bytes(before)
+
+    labels = np.arange(60) % 10
+    file = "train-labels-idx1-ubyte"
+    refused(
+        file, idx(np.where(labels == 3, 11, labels)), r"label 11 of image 3 is out of range, expected 0\.\.9"
+    )
+    refused(file, idx(labels)[:-1], r"train-labels-idx1-ubyte: the number of labels is not the promised one")
+    refused(file, idx(labels)[:6], "the number of labels is not the promised one")
+    refused(file, idx(labels[:50]), r"got \(60, 28, 28\) and \(50,\)")
+    refused(file, b"\x80\x04K\x01.", "not an idx file of labels")
+    refused("train-images-idx3-ubyte", idx(np.zeros((60, 28, 28)))[:-9], "image 59: the file ends early")
+    (tmp_path / file).unlink()
+    with pytest.raises(DataError, match=r"none of train-labels-idx1-ubyte, train-labels-idx1-ubyte\.gz"):
+        get_task("mnist").load(str(tmp_path), None)
+
+
+def write_cifar(folder, per_batch=8):
+    folder.mkdir(parents=True, exist_ok=True)
+    everything = []
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        images, labels = RANDOM.integers(0, 256, (per_batch, 3, 32, 32)), RANDOM.integers(0, 10, per_batch)
+        rows = np.concatenate([labels[:, None], images.reshape(per_batch, -1)], 1).astype(np.uint8)
+        (folder / f"{name}.bin").write_bytes(rows.tobytes())
+        everything.append((images.astype(np.uint8).transpose(0, 2, 3, 1), labels))
+    return everything
+
+
+def test_cifar10_binary(tmp_path):
+    written = write_cifar(tmp_path / "cifar-10-batches-bin")
+    data = get_task("cifar10").load(str(tmp_path), None)
+    assert {name: len(split.labels) for name, split in data.splits.items()} == {
+        "train": 36,
+        "dev": 4,
+        "test": 8,
+    }
+    assert data.classes[3] == "cat"
+    images, labels = written[-1]
+    np.testing.assert_array_equal(np.stack(data.splits["test"].columns["image"].values), images)
+    assert data.splits["test"].labels.tolist() == labels.tolist()
+    got = sorted((x.tobytes(), y) for s in ("train", "dev") for x, y in pairs(data.splits[s]))
+    assert got == sorted((x.tobytes(), int(y)) for batch in written[:-1] for x, y in zip(*batch, strict=True))
+    # the same images from an archive are the same task
+    both = {"train": [np.concatenate(x) for x in zip(*written[:-1], strict=True)], "test": written[-1]}
+    for part, (x, y) in both.items():
+        np.savez(tmp_path / f"cifar10_{part}.npz", images=x, labels=y)
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.rename(tmp_path / "moved")
+    assert get_task("cifar10").load(str(tmp_path), None).fingerprint == data.fingerprint
+
+
+def test_cifar10_jpeg_archive(tmp_path):
+    for part, n in (("train", 30), ("test", 10)):
+        streams = []
+        for i in range(n):
+            buffer = io.BytesIO()
+            Image.fromarray(np.full((32, 32, 3), (i * 8, 0, 255), np.uint8)).save(buffer, "JPEG")
+            streams.append(buffer.getvalue())
+        jpeg = np.frombuffer(b"".join(streams), np.uint8)
+        offset = np.cumsum([0] + [len(s) for s in streams])
+        np.savez(tmp_path / f"cifar10_jpeg_{part}.npz", jpeg=jpeg, offset=offset, label=np.arange(n) % 10)
+    data = get_task("cifar10").load(str(tmp_path), None)
+    image = data.splits["test"].columns["image"].values[5]
+    assert image.shape == (32, 32, 3)
+    assert abs(int(image[0, 0, 0]) - 40) <= 4
+    assert image[..., 2].min() > 250
+
+
+class Bomb:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('executed')",))
+
+
+def test_cifar10_bad_files(tmp_path):
+    (tmp_path / "data_batch_1").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(DataError, match=r"pickled Python batches.*not read\. Download the binary version"):
+        get_task("cifar10").load(str(tmp_path), None)
+    write_cifar(tmp_path)
+    get_task("cifar10").load(str(tmp_path), None)
+    batch = tmp_path / "data_batch_3.bin"
+    whole = batch.read_bytes()
+    batch.write_bytes(whole[:-1])
+    with pytest.raises(DataError, match=r"data_batch_3\.bin: 24583 bytes, expected a multiple of 3073"):
+        get_task("cifar10").load(str(tmp_path), None)
+    batch.write_bytes(b"\x0a" + whole[1:])
+    with pytest.raises(DataError, match=r"data_batch_3\.bin: label 10 of image 0 is out of range"):
+        get_task("cifar10").load(str(tmp_path), None)
+    batch.unlink()
+    with pytest.raises(DataError, match=r"none of data_batch_3\.bin"):
+        get_task("cifar10").load(str(tmp_path), None)
+    other = tmp_path / "npz"
+    other.mkdir()
+    np.savez(other / "cifar10_train.npz", images=np.zeros((4, 32, 32, 3), np.uint8))
+    with pytest.raises(DataError, match=r"cifar10_train\.npz: array 'label' is missing; it has images"):
+        get_task("cifar10").load(str(other), None)
+    np.savez(other / "cifar10_train.npz", images=np.zeros(1, np.uint8), label=np.array([Bomb()], object))
+    with pytest.raises(DataError, match="not a readable"):
+        get_task("cifar10").load(str(other), None)
+
+
+def test_resnet_is_the_usual_one():
+    reader = ResNetReader(ReaderSizes(3, 64, 10, 0.0, shape=(32, 32)))
+    assert sum(p.numel() for p in reader.parameters()) == 11_173_962
+    small = ResNetReader(ReaderSizes(3, 4, 10, 0.0, shape=(32, 32))).eval()
+    pixels = torch.randn(2, 32 * 32, 3)
+    sizes = []
+    for layer in small.layers:
+        layer.register_forward_hook(lambda _, __, out: sizes.append(tuple(out.shape[1:])))
+    assert small(Sequences(pixels, torch.tensor([1024, 1024]))).shape == (2, 10)
+    stages = [(4, 32, 32)] * 2 + [(8, 16, 16)] * 2 + [(16, 8, 8)] * 2 + [(32, 4, 4)] * 2
+    assert sizes[3:] == [*stages, (32, 1, 1), (32,)]
+
+
+def test_an_image_task_from_files_to_a_result(tmp_path):
+    write_mnist(tmp_path, sizes=(40, 10))
+    fields = {"features": "pixels", "epochs": 1, "hidden": 2, "task_source": str(tmp_path)}
+    result = run(FinetuneJob("mnist", "uniform", **fields))
+    assert result.examples == {"train": 36, "dev": 4, "test": 10}
+    assert set(result.metrics) == {"accuracy"}
+
+
+@shared
+def test_shared_images():
+    mnist = get_task("mnist").load(str(SHARED / "mnist"), 300)
+    images = np.stack(mnist.splits["test"].columns["image"].values)
+    assert images.shape == (300, 28, 28)
+    assert abs(images.mean() / 255 - 0.1307) < 0.01
+    cifar = get_task("cifar10").load(str(SHARED), 200)
+    assert cifar.splits["dev"].columns["image"].values[0].shape == (32, 32, 3)
+    assert len(set(cifar.splits["test"].labels.tolist())) == 10
