@@ -70,7 +70,10 @@ def accuracy(split: Split, predictions: np.ndarray[Any, Any]) -> dict[str, float
     groups = np.array(split.groups)
     return {
         "accuracy": float(right.mean()),
-        **{f"accuracy.{name}": float(right[groups == name].mean()) for name in sorted(set(split.groups))},
+        **{
+            f"accuracy.{name}": float(right[groups == name].mean())
+            for name in sorted(set(split.groups) - {""})
+        },
     }
 
 

@@ -121,23 +121,33 @@ class Recurrent(nn.Module):
         return torch.cat([ahead, back], -1)
 
 
+class AttentivePool(nn.Module):
+    """Mean of the states [T, N, D] of each sequence, weighted by how much each matters in itself -> [N, D]."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.attend = nn.Linear(width, hidden)
+        self.score = nn.Linear(hidden, 1)
+
+    def forward(self, states: Tensor, real: Tensor) -> Tensor:
+        score = self.score(torch.tanh(self.attend(states))).squeeze(-1)
+        share = score.masked_fill(~real.t(), float("-inf")).softmax(0)
+        return (share[..., None] * states).sum(0)
+
+
 class TextReader(Reader):
     """Bidirectional GRU or LSTM, self-attention pooling, linear classifier."""
 
     def __init__(self, sizes: ReaderSizes) -> None:
         super().__init__()
         self.states = Recurrent(sizes.cell, sizes.width, sizes.hidden)
-        self.attend = nn.Linear(2 * sizes.hidden, sizes.hidden)
-        self.score = nn.Linear(sizes.hidden, 1)
+        self.pool = AttentivePool(2 * sizes.hidden, sizes.hidden)
         self.dropout = nn.Dropout(sizes.dropout)
         self.classify = nn.Linear(2 * sizes.hidden, sizes.classes)
 
     def forward(self, text: Sequences) -> Tensor:
         """-> logits [B, classes]; an empty text counts as one zero unit."""
-        states = self.states(text)
-        score = self.score(torch.tanh(self.attend(states))).squeeze(-1)
-        share = score.masked_fill(~text.real.t(), float("-inf")).softmax(0)
-        return self.classify(self.dropout((share[..., None] * states).sum(0)))
+        return self.classify(self.dropout(self.pool(self.states(text), text.real)))
 
 
 class _Permuted(torch.autograd.Function):

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from glomo_dist.runtime.errors import ConfigError, suggest
 from glomo_dist.transfer.dataset import Column, Published, Split, Task, TaskData
-from glomo_dist.transfer.tasks import cifar10, digits, docstring, imdb, mnist, mnli, rte, sick, snli, sst2
+from glomo_dist.transfer.tasks import (
+    cifar10,
+    digits,
+    docstring,
+    imdb,
+    mnist,
+    mnli,
+    race,
+    rte,
+    sick,
+    snli,
+    sst2,
+)
 
 __all__ = ["TASKS", "Column", "Published", "Split", "Task", "TaskData", "get_task"]
 
 TASKS: dict[str, Task] = {
     module.TASK.name: module.TASK
-    for module in (sst2, imdb, snli, mnli, rte, sick, mnist, cifar10, docstring, digits)
+    for module in (sst2, imdb, snli, mnli, race, rte, sick, race, mnist, cifar10, docstring, digits)
 }
 
 

@@ -109,7 +109,7 @@ def test_reader_ignores_padding_and_reads_both_ways(kind):
     )
     packed = torch.nn.utils.rnn.pack_padded_sequence(units, lengths, batch_first=True)
     states = torch.nn.utils.rnn.pad_packed_sequence(both(packed)[0], batch_first=True)[0]
-    score = reader.score(torch.tanh(reader.attend(states))).squeeze(-1)
+    score = reader.pool.score(torch.tanh(reader.pool.attend(states))).squeeze(-1)
     share = score.masked_fill(torch.arange(6) >= lengths[:, None], float("-inf")).softmax(1)
     torch.testing.assert_close(together, reader.classify((share[..., None] * states).sum(1)))
 

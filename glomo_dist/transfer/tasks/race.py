@@ -1,0 +1,104 @@
+"""RACE (Lai et al. 2017): questions on English exam texts, four options each; accuracy also by level.
+
+Splits as published, or those of a copy as JSON lines, whose dev articles are divided by their column `part`. GLoMo's
+paper reports RACE; its numbers are not listed here until someone has them before their eyes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+
+from glomo_dist.runtime.errors import DataError
+from glomo_dist.transfer.choice import ChoiceReader
+from glomo_dist.transfer.dataset import SPLITS, Row, Task, TaskData, text_data
+from glomo_dist.transfer.sources import find, json_rows, packed, require
+
+OPTIONS = ("A", "B", "C", "D")
+LEVELS = ("middle", "high")
+KEYS = ("article", "questions", "options", "answers")
+
+
+def load(source: str | None, max_examples: int | None = None) -> TaskData:
+    """source: the RACE folder, {train,dev,test}/{middle,high}/*.txt, or its parent; or one with
+    race_{train,dev}_{middle,high}.jsonl[.xz] and, if there, race_train_extra.jsonl (of unknown level)."""
+    names = [f"{root}{split}/{level}" for root in ("", "RACE/") for split in SPLITS for level in LEVELS]
+    jsonl = packed("race_train_middle.jsonl")
+    start = require(source, (*names, *jsonl), "race")
+    rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
+    if ".jsonl" in start:
+        for where, article, group in _lines(source or ""):
+            rows[_split(article, where)] += _rows(article, where, group)
+    else:
+        root = start.rsplit("/", 2)[0]
+        for split in SPLITS:
+            for level in LEVELS:
+                for where, article in _folder(require(root, (f"{split}/{level}",), "race")):
+                    rows[split] += _rows(article, where, level)
+    return text_data("race", rows, OPTIONS, max_examples, filled=("article",))
+
+
+def _lines(source: str) -> Iterator[tuple[str, dict[str, Any], str]]:
+    for part in ("train", "dev"):
+        for level in LEVELS:
+            path = require(source, packed(f"race_{part}_{level}.jsonl"), "race")
+            for where, article in json_rows(path, KEYS):
+                yield where, {"part": "train", **article} if part == "train" else article, level
+    extra = find(source, packed("race_train_extra.jsonl"))
+    for where, article in json_rows(extra, KEYS) if extra else ():
+        yield where, {**article, "part": "train"}, ""
+
+
+def _split(article: dict[str, Any], where: str) -> str:
+    if article.get("part") not in SPLITS:
+        raise DataError(f"{where}: part must be one of {', '.join(SPLITS)}, got {article.get('part')!r}.")
+    return str(article["part"])
+
+
+def _folder(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The articles of a folder, one JSON object per .txt file."""
+    for file in sorted(fsspec.open_files(f"{path}/*.txt", "rb"), key=lambda f: f.path):
+        with file as stream:
+            content = stream.read()
+        try:
+            article = json.loads(content)
+        except (ValueError, RecursionError) as e:
+            raise DataError(f"{file.path}: not a JSON object ({e}). Unpack the set again.") from None
+        missing = [key for key in KEYS if key not in article] if isinstance(article, dict) else KEYS
+        if missing:
+            raise DataError(f"{file.path}: key {missing[0]!r} is missing. Unpack the set again.")
+        yield file.path, article
+
+
+def _rows(article: dict[str, Any], where: str, group: str) -> Iterator[Row]:
+    """One row per question of an article."""
+    text, questions, options, answers = (article[key] for key in KEYS)
+    lists = all(isinstance(x, list) and len(x) == len(questions) for x in (questions, options, answers))
+    if not isinstance(text, str) or not lists:
+        raise DataError(f"{where}: expected an article and as many questions as options and answers.")
+    for number, (question, offered, answer) in enumerate(zip(questions, options, answers, strict=True), 1):
+        here = f"{where}, question {number}"
+        if answer not in OPTIONS:
+            raise DataError(
+                f"{here}: answer {answer!r} is not one of {', '.join(OPTIONS)}. Correct or remove it."
+            )
+        if not isinstance(offered, list) or len(offered) != len(OPTIONS):
+            raise DataError(f"{here}: expected {len(OPTIONS)} options, got {offered!r}.")
+        if not all(isinstance(part, str) for part in (question, *offered)):
+            raise DataError(f"{here}: question and options must be texts.")
+        texts = {"article": text, "question": question, "options": offered}
+        yield Row(texts, OPTIONS.index(answer), here, group)
+
+
+TASK = Task(
+    name="race",
+    version=1,
+    unit="words",
+    load=load,
+    columns={"article": 400, "question": 40, "options": 30},
+    model=ChoiceReader,
+    data_source="RACE (Lai et al. 2017)",
+)
