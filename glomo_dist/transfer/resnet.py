@@ -32,7 +32,9 @@ class ResNetReader(Reader):
         self.classify = nn.Linear(width, sizes.classes)
 
     def forward(self, image: Sequences) -> Tensor:
-        return self.classify(self.dropout(self.layers(planes(image, self.shape))))
+        # As it comes, the memory has the planes innermost, and for a few planes the CPU's backward of torch 2.13 then
+        # writes where it must not (the process dies in malloc); in the usual order it does not.
+        return self.classify(self.dropout(self.layers(planes(image, self.shape).contiguous())))
 
 
 class Block(nn.Module):

@@ -23,20 +23,10 @@ def write_sst2(folder, train="sentence\tlabel\na smile on your face \t1\ncontain
 
 
 def test_registry():
-    assert set(TASKS) == {
-        "sst2",
-        "imdb",
-        "snli",
-        "mnli",
-        "rte",
-        "sick",
-        "mnist",
-        "cifar10",
-        "docstring",
-        "digits",
-    }
+    assert len(TASKS) == 11
+    assert all(name == task.name for name, task in TASKS.items())
     with pytest.raises(
-        ConfigError, match=r"unknown task 'sst-2'. Did you mean 'sst2'\? Known: digits, docstring"
+        ConfigError, match=r"unknown task 'sst-2'. Did you mean 'sst2'\? Known: cifar10, digits"
     ):
         get_task("sst-2")
 
