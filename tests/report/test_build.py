@@ -148,7 +148,7 @@ def test_a_real_evaluation_with_graphs_over_pixels_and_words(tmp_path):
 
 def test_data_that_changed_is_said_and_not_drawn(tmp_path):
     predictor = Glomo(GlomoConfig(vocab_size=16, width=8, heads=1, layers=1))
-    meta = StoreMeta("digits", 1, "another", "m", "t", None)
+    meta = StoreMeta("digits", 1, "another", "m", "t", {"image": None})
     ids = {name: [np.zeros(64, np.int32)] for name in ("train", "dev", "test")}
     store = export_graphs(predictor, ids, tmp_path / "store", meta=meta)
     build([write(tmp_path / "in", [result(job("none", 0), 0.5)])], tmp_path / "report.html", stores=[store])
