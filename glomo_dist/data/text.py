@@ -26,11 +26,26 @@ _TYPOGRAPHIC = (("\u2019", "'"), ("\u201c", '"'), ("\u201d", '"'), ("\u2013", "-
 
 def tokenize(text: str) -> list[str]:
     """Lower-cased words and punctuation marks: "don't" -> do n't, "it's" -> it 's, hyphens are split off."""
+    return _WORD.findall(_plain(text))
+
+
+def word_spans(text: str) -> list[tuple[int, int]]:
+    """Where the words of `tokenize(text)` stand: word i was text[start : end] before it was made lower case."""
+    plain = _plain(text)
+    spans = [match.span() for match in _WORD.finditer(plain)]
+    if len(plain) == len(text):
+        return spans
+    # The lower case of a few characters has more than one: where each character of `plain` comes from.
+    origin = [i for i, character in enumerate(text) for _ in character.lower()]
+    return [(origin[start], origin[end - 1] + 1) for start, end in spans]
+
+
+def _plain(text: str) -> str:
     text = text.lower()
     if not text.isascii():  # five scans of a text that has none of these are a tenth of the whole work
         for mark, plain in _TYPOGRAPHIC:
             text = text.replace(mark, plain)
-    return _WORD.findall(text)
+    return text
 
 
 @dataclass(frozen=True)

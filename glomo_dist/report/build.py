@@ -77,7 +77,7 @@ def _sections(results: Results) -> list[dict[str, Any]]:
                 "header": header(table),
                 "rows": list(zip(table.rows, cells(table), strict=True)),
                 "main": table.main,
-                "majority": f"{100 * result.majority:.2f}",
+                "majority": None if result.majority is None else f"{100 * result.majority:.2f}",
                 "classes": len(result.classes),
                 "examples": result.examples,
                 "published": TASKS[result.task].published if result.task in TASKS else (),

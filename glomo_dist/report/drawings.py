@@ -74,7 +74,7 @@ def draw(source: Source) -> Drawing:
     units = int(store.units(graphs)[value])
     example = Example(
         number,
-        data.classes[int(split.labels[number])],
+        data.classes[int(split.labels[number])] if data.classes else "span",
         inputs[number],
         *(_dense(graph, min(units, MOST_WORDS) if task.unit == "words" else units)
           for graph in store.batch(graphs, [value])),

@@ -32,14 +32,16 @@ class Column:
 
 @dataclass(frozen=True)
 class Split:
-    """Examples of one split: their inputs by name, and their int64 labels [examples].
+    """Examples of one split: their inputs by name, and their labels, int64 classes [examples] or spans [examples, 2].
 
     groups: a name for each example of the subset it is of, where results are reported for subsets too, or none.
+    references: for each example what the metric compares with, where that is not the label, or none.
     """
 
     columns: dict[str, Column]
     labels: np.ndarray[Any, Any]
     groups: tuple[str, ...] = ()
+    references: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,12 +114,17 @@ class Task:
 
 @dataclass(frozen=True)
 class Row:
-    """A labelled example as read: its texts by column (a list for options); `where` is "file, line n" for errors."""
+    """A labelled example as read.
+
+    texts: by column, a list for options.  label: its class, or the first and last word of its span.
+    where: "file, line n" for errors.  group, reference: as in `Split`.
+    """
 
     texts: Mapping[str, str | Sequence[str]]
-    label: int
+    label: int | tuple[int, int]
     where: str
     group: str = ""
+    reference: Any = None
 
 
 def section(split: str, column: str) -> str:
@@ -142,7 +149,7 @@ def text_data(
     splits = {}
     for split in SPLITS:
         for row in rows[split]:
-            if not 0 <= row.label < len(classes):
+            if isinstance(row.label, int) and not 0 <= row.label < len(classes):
                 raise DataError(
                     f"{row.where}: label {row.label} is out of range, task {name!r} has labels "
                     f"0..{len(classes) - 1} ({', '.join(classes)}). Correct or remove the row."
@@ -152,7 +159,8 @@ def text_data(
         for column in filled:
             _require_words(kept, columns, column)
         groups = tuple(row.group for row in kept) if any(row.group for row in kept) else ()
-        splits[split] = Split(columns, np.array([row.label for row in kept], np.int64), groups)
+        references = tuple(row.reference for row in kept) if any(row.reference for row in kept) else ()
+        splits[split] = Split(columns, np.array([row.label for row in kept], np.int64), groups, references)
     return checked(name, splits, classes, skipped)
 
 
@@ -211,6 +219,8 @@ def _fingerprint(splits: dict[str, Split], classes: Iterable[str]) -> str:
         split = splits[name]
         digest.update(f"\1{name} {split.labels.shape}".encode() + split.labels.tobytes())
         digest.update("\0".join(split.groups).encode())
+        for reference in split.references:
+            digest.update(repr(reference).encode(errors="surrogatepass"))
         for column, inputs in split.columns.items():
             digest.update(f"\3{column} {inputs.of.shape}".encode() + inputs.of.tobytes())
             for value in inputs.values:

@@ -272,8 +272,10 @@ class _Training:
         return columns, labels
 
 
-def _majority(data: TaskData) -> float:
+def _majority(data: TaskData) -> float | None:
     labels = data.splits["test"].labels
+    if labels.ndim > 1:
+        return None
     return float(np.bincount(labels).max() / len(labels))
 
 

@@ -40,7 +40,8 @@ class Result:
 
     metric: the name of the one in `test` and `dev`.  metrics: all of the test split, by name.
     job: the fields of the job.  examples: per split, as used.  skipped: rows of the source that were left out,
-        counted by reason.  majority: share of the most frequent test class.
+        counted by reason.  majority: share of the most frequent test class, None
+        where the answers are spans.
     components: names in the order of `MixedGraph.weights` ("G1.0": layer 1, head 0; "P1.0": its product with
         the layers below); empty for arms without graphs.
     fingerprints: of the task data ("data"), the word vectors ("features"), the graphs' index ("graphs"), and
@@ -61,7 +62,7 @@ class Result:
     best_epoch: int
     curve: tuple[Epoch, ...]
     seconds: float
-    majority: float
+    majority: float | None
     classes: tuple[str, ...]
     examples: dict[str, int]
     skipped: dict[str, int]

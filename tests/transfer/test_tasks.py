@@ -23,7 +23,7 @@ def write_sst2(folder, train="sentence\tlabel\na smile on your face \t1\ncontain
 
 
 def test_registry():
-    assert len(TASKS) == 11
+    assert len(TASKS) == 12
     assert all(name == task.name for name, task in TASKS.items())
     with pytest.raises(
         ConfigError, match=r"unknown task 'sst-2'. Did you mean 'sst2'\? Known: cifar10, digits"

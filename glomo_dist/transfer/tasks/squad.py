@@ -1,0 +1,135 @@
+"""SQuAD v1.1 (Rajpurkar et al. 2016): the answer to a question is a span of a paragraph.
+
+The test set is not public, so test is the published dev set, and dev, for choosing the epoch, is one article in twenty
+of train. GLoMo's paper reports SQuAD; its numbers are not listed here until someone has them before their eyes.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from glomo_dist.data.files import find_files, open_stream
+from glomo_dist.data.text import word_spans
+from glomo_dist.runtime.errors import DataError
+from glomo_dist.runtime.fingerprint import derive_seed
+from glomo_dist.transfer.dataset import SPLITS, Row, Split, Task, TaskData, text_data
+from glomo_dist.transfer.sources import find, packed, require
+from glomo_dist.transfer.spans import SpanReader
+from glomo_dist.transfer.squad_metric import exact_match, f1
+
+PUBLISHED = packed("train-v1.1.json"), packed("dev-v1.1.json")
+PART = "squad_v1.1_devset_part_{}.json"
+SAMPLE = packed("squad_v1.1_train_sample.json")
+DEV_SHARE = 20  # one in twenty articles of train
+NOT_THERE = "answer not at its place in the paragraph"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a prediction is compared with. paragraph: as published; spans: where its words stand; golds: the answers."""
+
+    paragraph: str
+    spans: tuple[tuple[int, int], ...] = field(repr=False)  # they follow from the paragraph
+    golds: tuple[str, ...]
+
+    def text(self, first: int, last: int) -> str:
+        """The characters from word `first` to word `last`."""
+        return self.paragraph[self.spans[first][0] : self.spans[last][1]] if last < len(self.spans) else ""
+
+
+def load(source: str | None, max_examples: int | None = None) -> TaskData:
+    """source: the folder with {train,dev}-v1.1.json; or with squad_v1.1_devset_part_{train,dev,test}.json, to whose train
+    part squad_v1.1_train_sample.json is added if it is there."""
+    rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
+    skipped: dict[str, int] = {}
+    if source is not None and not find(source, PUBLISHED[0]) and find(source, packed(PART.format("train"))):
+        files = [(split, require(source, packed(PART.format(split)), "squad")) for split in SPLITS]
+        sample = find(source, SAMPLE)
+        files += [("train", sample)] if sample else []
+    else:
+        files = [
+            (split, require(source, (*names, *packed(PART.format(split))), "squad"))
+            for split, names in zip(("train", "test"), PUBLISHED, strict=True)
+        ]
+    by_article = len(files) == 2
+    for split, path in files:
+        for title, row in _rows(path, split, skipped):
+            held_out = by_article and split == "train" and derive_seed("squad dev", title) % DEV_SHARE == 0
+            rows["dev" if held_out else split].append(row)
+    return text_data("squad", rows, (), max_examples, filled=("paragraph", "question"), skipped=skipped)
+
+
+def _rows(path: str, split: str, skipped: dict[str, int]) -> Iterator[tuple[str, Row]]:
+    """(title, row) of every question. A training question whose answer is not in its place is left out and counted; one
+    of dev or test is counted and stays, as the official evaluation only compares texts."""
+    with open_stream(find_files([path], (".json",))[0]) as stream:
+        content = stream.read()
+    try:
+        articles = json.loads(content)["data"]
+        for article in articles:
+            for paragraph in article["paragraphs"]:
+                context = paragraph["context"]
+                spans = tuple(word_spans(context))
+                for question in paragraph["qas"]:
+                    where = f"{path}, question {question['id']}"
+                    golds = [(str(a["text"]), int(a["answer_start"])) for a in question["answers"]]
+                    if not golds:
+                        raise DataError(
+                            f"{where}: has no answer. SQuAD v1.1 is expected, where each has one."
+                        )
+                    label = _words(context, spans, *golds[0])
+                    if label is None:
+                        reason = f"{split}: {NOT_THERE}" + ("" if split == "train" else " (kept)")
+                        skipped[reason] = skipped.get(reason, 0) + 1
+                        if split == "train":
+                            continue
+                    texts = {"paragraph": context, "question": question["question"]}
+                    if not all(isinstance(text, str) for text in texts.values()):
+                        raise TypeError(f"question {question['id']} and its paragraph must be texts")
+                    answer = Answer(context, spans, tuple(text for text, _ in golds))
+                    yield article["title"], Row(texts, label or (0, 0), where, reference=answer)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise DataError(
+            f"{path}: not SQuAD's JSON, data -> paragraphs -> qas -> answers ({type(e).__name__}: {e}). Download it "
+            "again."
+        ) from None
+
+
+def _words(context: str, spans: tuple[tuple[int, int], ...], text: str, start: int) -> tuple[int, int] | None:
+    """First and last word that the characters from `start` touch, or None if `text` does not stand there."""
+    if start < 0 or not text or context[start : start + len(text)] != text:
+        return None
+    first = bisect_right(spans, start, key=lambda span: span[1])
+    last = bisect_left(spans, start + len(text), key=lambda span: span[0]) - 1
+    return (first, last) if first <= last else None
+
+
+def measure(split: Split, predictions: np.ndarray[Any, Any]) -> dict[str, float]:
+    """Means over all questions, predictions int64 [examples, 2]."""
+    pairs = [
+        (answer.text(int(first), int(last)), answer.golds)
+        for answer, (first, last) in zip(split.references, predictions, strict=True)
+    ]
+    return {
+        "f1": float(np.mean([f1(text, golds) for text, golds in pairs])),
+        "exact_match": float(np.mean([exact_match(text, golds) for text, golds in pairs])),
+    }
+
+
+TASK = Task(
+    name="squad",
+    version=1,
+    unit="words",
+    load=load,
+    columns={"paragraph": 400, "question": 50},
+    model=SpanReader,
+    measure=measure,
+    metric="f1",
+    data_source="SQuAD v1.1 (Rajpurkar et al. 2016)",
+)
