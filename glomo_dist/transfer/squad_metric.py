@@ -22,7 +22,7 @@ def exact_match(prediction: str, golds: Iterable[str]) -> float:
 
 
 def f1(prediction: str, golds: Iterable[str]) -> float:
-    """The largest harmonic mean of precision and recall of the words, over the gold answers; 0 without a common one."""
+    """The largest harmonic mean of precision and recall of the words, over the golds; 0 without a common one."""
     return max(_f1(normalized(prediction).split(), normalized(gold).split()) for gold in golds)
 
 

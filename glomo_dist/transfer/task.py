@@ -15,6 +15,7 @@ from glomo_dist.transfer.tasks import (
     rte,
     sick,
     snli,
+    squad,
     sst2,
 )
 
@@ -22,7 +23,7 @@ __all__ = ["TASKS", "Column", "Published", "Split", "Task", "TaskData", "get_tas
 
 TASKS: dict[str, Task] = {
     module.TASK.name: module.TASK
-    for module in (sst2, imdb, snli, mnli, race, rte, sick, race, squad, mnist, cifar10, docstring, digits)
+    for module in (sst2, imdb, snli, mnli, rte, sick, race, squad, mnist, cifar10, docstring, digits)
 }
 
 

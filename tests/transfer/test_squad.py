@@ -52,11 +52,10 @@ def test_word_spans_are_those_of_the_words(text):
     assert len(spans) == len(words)
     assert all(0 <= a < b <= len(text) for a, b in spans)
     for (a, b), word in zip(spans, words, strict=True):
-        assert word[0] in tokenize(text[a:b])[0] or tokenize(text[a:b])[0].startswith(word[0])
-    if len(text.lower()) == len(text):
-        assert [tokenize(text[a:b]) for a, b in spans if text[a:b].isalnum()] == [
-            [w] for w, (a, b) in zip(words, spans, strict=True) if text[a:b].isalnum()
-        ]
+        plain = text[a:b].lower().translate(str.maketrans("’“”—", '\'""-'))
+        assert word in plain
+        assert len(plain) <= len(word) + 1  # İ is i and a dot above, and so two words
+    assert spans == sorted(spans)
 
 
 def question(text, start=None, number=0, more=()):
@@ -182,7 +181,7 @@ def test_loss_leaves_out_answers_beyond_the_cut_and_spans_are_short():
     torch.testing.assert_close(reader.loss(logits, labels), expected)
     assert reader.loss(logits[1:], labels[1:]) == 0
     logits = torch.zeros(2, 2, T)
-    logits[0, 0, 2], logits[0, 1, 1], logits[0, 1, 4] = 5, 9, 3  # the end before the start does not count
+    logits[0, 0, 2], logits[0, 1, 1], logits[0, 1, 4] = 5, 7, 3  # the end before the start does not count
     logits[1, 0, 0], logits[1, 1, LONGEST], logits[1, 1, LONGEST - 1] = 5, 9, 3
     assert reader.predict(logits).tolist() == [[2, 4], [1, LONGEST]]
 

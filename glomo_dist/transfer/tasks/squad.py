@@ -1,7 +1,7 @@
 """SQuAD v1.1 (Rajpurkar et al. 2016): the answer to a question is a span of a paragraph.
 
-The test set is not public, so test is the published dev set, and dev, for choosing the epoch, is one article in twenty
-of train. GLoMo's paper reports SQuAD; its numbers are not listed here until someone has them before their eyes.
+The test set is not public, so test is the published dev set, and dev, for choosing the epoch, is one article in
+twenty of train. GLoMo's paper reports SQuAD; its numbers are not listed here until someone has them before their eyes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NOT_THERE = "answer not at its place in the paragraph"
 
 @dataclass(frozen=True)
 class Answer:
-    """What a prediction is compared with. paragraph: as published; spans: where its words stand; golds: the answers."""
+    """What a prediction is compared with: the paragraph as published, where its words stand, the gold answers."""
 
     paragraph: str
     spans: tuple[tuple[int, int], ...] = field(repr=False)  # they follow from the paragraph
