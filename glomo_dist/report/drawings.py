@@ -46,7 +46,10 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Example:
-    """One test example. units: words, or one image. forward, backward: dense graphs [components, T, T]."""
+    """One test example. label: its class, "" where there are none. units: words, or one image.
+
+    forward, backward: dense graphs [components, T, T].
+    """
 
     number: int
     label: str
@@ -74,12 +77,14 @@ def draw(source: Source) -> Drawing:
     units = int(store.units(graphs)[value])
     example = Example(
         number,
-        data.classes[int(split.labels[number])] if data.classes else "span",
+        data.classes[int(split.labels[number])] if data.classes else "",
         inputs[number],
         *(_dense(graph, min(units, MOST_WORDS) if task.unit == "words" else units)
           for graph in store.batch(graphs, [value])),
     )  # fmt: skip
-    title = f"{source.name}: {task.name}, test example {number} (class {example.label})"
+    title = f"{source.name}: {task.name}, test example {number}"
+    if example.label:
+        title += f" (class {example.label})"
     if task.unit == "words":
         words = list(example.units[: len(example.forward[0])])
         caption = (

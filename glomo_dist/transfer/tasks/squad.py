@@ -1,7 +1,8 @@
 """SQuAD v1.1 (Rajpurkar et al. 2016): the answer to a question is a span of a paragraph.
 
 The test set is not public, so test is the published dev set, and dev, for choosing the epoch, is one article in
-twenty of train. GLoMo's paper reports SQuAD; its numbers are not listed here until someone has them before their eyes.
+twenty of train. GLoMo's paper reports SQuAD; its numbers are not listed here until someone has them before their
+eyes.
 """
 
 from __future__ import annotations
@@ -44,8 +45,10 @@ class Answer:
 
 
 def load(source: str | None, max_examples: int | None = None) -> TaskData:
-    """source: the folder with {train,dev}-v1.1.json; or with squad_v1.1_devset_part_{train,dev,test}.json, to whose train
-    part squad_v1.1_train_sample.json is added if it is there."""
+    """source: the folder with {train,dev}-v1.1.json; or with squad_v1.1_devset_part_{train,dev,test}.json.
+
+    To the train part of these, squad_v1.1_train_sample.json is added if it is there.
+    """
     rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
     skipped: dict[str, int] = {}
     if source is not None and not find(source, PUBLISHED[0]) and find(source, packed(PART.format("train"))):
@@ -66,8 +69,11 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
 
 
 def _rows(path: str, split: str, skipped: dict[str, int]) -> Iterator[tuple[str, Row]]:
-    """(title, row) of every question. A training question whose answer is not in its place is left out and counted; one
-    of dev or test is counted and stays, as the official evaluation only compares texts."""
+    """(title, row) of every question.
+
+    A training question whose answer is not in its place is left out and counted; one of dev or test is counted and
+    stays, as the official evaluation only compares texts.
+    """
     with open_stream(find_files([path], (".json",))[0]) as stream:
         content = stream.read()
     try:
