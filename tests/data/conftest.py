@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,8 @@ def bucket() -> Iterator[Any]:
     host, port = server.get_host_and_port()
     names = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
     names["AWS_ENDPOINT_URL"] = f"http://{host}:{port}"
+    # what another module has put there stays in this process otherwise
+    urllib.request.urlopen(f"http://{host}:{port}/moto-api/reset", b"").close()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in names.items():
             patch.setenv(name, value)
