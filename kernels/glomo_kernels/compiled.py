@@ -9,6 +9,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+# enum Kind in csrc/kernels.h and csrc/cuda/kernels.h
+KINDS = {"relu": 0, "square": 1, "topk": 2}
+
 
 @functools.cache
 def _load() -> ModuleType | str:
@@ -36,6 +39,13 @@ def why_not(tensor: Tensor | None) -> str | None:
     if tensor is not None and tensor.device.type != "cpu":
         return f"it takes CPU tensors, these are on {tensor.device}"
     return missing()
+
+
+def why_not_kind(kind: str, language: str) -> str | None:
+    """None if there is compiled code for this kind of weights, else why not."""
+    return (
+        None if kind in KINDS else f"kind {kind!r} is not implemented in {language} ({', '.join(KINDS)} are)"
+    )
 
 
 def threads() -> int:

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from glomo_kernels import compiled
-from glomo_kernels.compiled import contiguous, threads
+from glomo_kernels.compiled import KINDS, contiguous, threads, why_not_kind
 from glomo_kernels.scores import compute_dtype
-
-KINDS = {"relu": 0, "square": 1, "topk": 2}
 
 
 def why_not(
@@ -24,9 +22,7 @@ def why_not(
     keep: int = 0,
     renormalise: bool = True,
 ) -> str | None:
-    if kind not in KINDS:
-        return f"kind {kind!r} is not implemented in C++ ({', '.join(KINDS)} are)"
-    return compiled.why_not(q)
+    return why_not_kind(kind, "C++") or compiled.why_not(q)
 
 
 class _Problem:

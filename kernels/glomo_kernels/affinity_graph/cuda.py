@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glomo_kernels import device
-from glomo_kernels.compiled import contiguous
+from glomo_kernels.compiled import KINDS, contiguous, why_not_kind
 from glomo_kernels.device import TYPES, address, transposed
 from glomo_kernels.scores import compute_dtype
 
-KINDS = {"relu": 0, "square": 1, "topk": 2}
 ALIGNMENT = 16  # bytes: rows of q and k are copied in pieces of this size
 # Entries of the rows that are handled at a time where a gradient reaches more than the edges.
 WIDE_ENTRIES = 1 << 25
@@ -33,9 +32,7 @@ def why_not(
     keep: int = 0,
     renormalise: bool = True,
 ) -> str | None:
-    reason = device.why_not(q)
-    if reason is None and kind not in KINDS:
-        reason = f"kind {kind!r} is not implemented in CUDA ({', '.join(KINDS)} are)"
+    reason = device.why_not(q) or why_not_kind(kind, "CUDA")
     if reason is None and q is not None and q.shape[2] > 2**30:
         reason = f"T must be at most 2^30, got {q.shape[2]}"
     return reason

@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from glomo_kernels import compiled
-from glomo_kernels.compiled import contiguous, threads
+from glomo_kernels.compiled import KINDS, contiguous, threads, why_not_kind
 from glomo_kernels.scores import compute_dtype, kept_size, live_shape
-
-KINDS = {"relu": 0, "square": 1, "topk": 2}
 
 
 def why_not(
@@ -28,8 +26,8 @@ def why_not(
     stats: bool = False,
     keep: bool = False,
 ) -> str | None:
-    if kind not in KINDS:
-        return f"kind {kind!r} is not implemented in C++ ({', '.join(KINDS)} are)"
+    if reason := why_not_kind(kind, "C++"):
+        return reason
     if k is not None and k.shape[2] >= 2**24:
         return f"it counts keys in float32, exact below 2^24; T is {k.shape[2]}"
     return compiled.why_not(q)
