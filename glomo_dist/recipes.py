@@ -53,6 +53,31 @@ def wiki_small() -> PretrainConfig:
     )  # fmt: skip
 
 
+def wiki_small_softmax() -> PretrainConfig:
+    """Ablation: no sparsity. Every unit looks at all units before it: the softmax-pretrained graph."""
+    run = wiki_small()
+    return replace(run, model=replace(run.model, sparsity="softmax"))
+
+
+def wiki_small_coupled() -> PretrainConfig:
+    """Ablation: graph and features coupled. A layer's graph comes from the features of the layer below, by the linear
+    maps of query and key alone, as in self-attention, and no longer from a network of its own."""
+    run = wiki_small()
+    return replace(run, model=replace(run.model, coupled=True, key_layers=0, query_layers=0))
+
+
+def wiki_small_one_layer() -> PretrainConfig:
+    """Ablation: no hierarchy, a single layer of graphs."""
+    run = wiki_small()
+    return replace(run, model=replace(run.model, layers=1))
+
+
+def wiki_small_next_unit() -> PretrainConfig:
+    """Ablation: no sequence prediction, the decoder predicts the next unit only."""
+    run = wiki_small()
+    return replace(run, model=replace(run.model, decoder_steps=1))
+
+
 def ancestor_text() -> PretrainConfig:
     """The text model of the paper's authors with their optimizer, vocabulary from the shards.
 
@@ -72,8 +97,11 @@ def ancestor_text_paper() -> PretrainConfig:
 
 RECIPES: dict[str, Callable[[], PretrainConfig]] = {
     recipe.__name__: recipe
-    for recipe in (base, tiny, demo_text, demo_digits, wiki_small, ancestor_text, ancestor_text_paper)
-}
+    for recipe in (
+        base, tiny, demo_text, demo_digits, wiki_small, wiki_small_softmax, wiki_small_coupled,
+        wiki_small_one_layer, wiki_small_next_unit, ancestor_text, ancestor_text_paper,
+    )
+}  # fmt: skip
 
 
 def get(name: str) -> PretrainConfig:

@@ -7,6 +7,8 @@ from typing import Literal
 
 from glomo_dist.runtime.errors import ConfigError
 
+MARGIN = 0.1  # by how much edge_floor and empty_row_penalty want a score above its threshold
+
 Sparsity = Literal["threshold", "bias", "relu", "square", "topk", "softmax"]
 
 
@@ -19,6 +21,16 @@ class GlomoConfig:
     layers: graph layers L.  key_layers, query_layers: convolutions in the two CNNs, of width kernel_size.
     sparsity: how scores become edge weights (DESIGN section 2): threshold (learned per query), bias (one learned
         threshold per layer), relu, square (no ReLU), topk (k = floor(topk_rate * sqrt(T)), at least 1), softmax.
+    coupled: an ablation of the paper: the graph of a layer comes from the features of the layer below, through the
+        same CNNs (with key_layers and query_layers 0 through the linear maps alone, as in self-attention), instead of
+        from a network of its own.
+    score: of query and key: their product; divided by sqrt(d_g); or of both at unit length, so between -1 and 1.
+    threshold_init: every threshold when training begins (None: small and random, for bias 1e-4); below 0 the first
+        graphs are dense.
+    edge_floor: a threshold never exceeds the score of the row's so many largest less MARGIN, so that a row with
+        enough units before it has at least so many edges (0: it may have none).
+    empty_row_penalty: weight of a hinge on the largest score of the sampled rows, max(0, MARGIN - score), added to
+        the training loss per predicted unit: the gradient that a row without edges otherwise lacks.
     norm: inside the CNNs; layer is causal and the same on any number of ranks, batch is the authors'.
     composition: how mixed features join the unit's own.  value: for residual, what is mixed: a linear map of the
         features (per layer) or the features themselves.
@@ -37,6 +49,11 @@ class GlomoConfig:
     kernel_size: int = 3
     sparsity: Sparsity = "threshold"
     topk_rate: float = 1.0
+    coupled: bool = False
+    score: Literal["dot", "scaled", "cosine"] = "dot"
+    threshold_init: float | None = None
+    edge_floor: int = 0
+    empty_row_penalty: float = 0.0
     norm: Literal["layer", "batch"] = "layer"
     composition: Literal["gru", "lstm", "residual"] = "gru"
     value: Literal["linear", "features"] = "linear"
@@ -62,6 +79,21 @@ class GlomoConfig:
             raise ConfigError(f"model.head_width must be at least 1, got {self.graph_width}.")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"model.dropout must be in [0, 1), got {self.dropout}.")
+        if self.sparsity not in ("threshold", "bias"):
+            for name in ("threshold_init", "edge_floor"):
+                if value := getattr(self, name):
+                    raise ConfigError(
+                        f"model.{name} {value} is for sparsity threshold or bias, got {self.sparsity!r}."
+                    )
+        if self.edge_floor < 0 or self.empty_row_penalty < 0:
+            raise ConfigError(
+                f"model.edge_floor and model.empty_row_penalty must not be negative, got {self.edge_floor} and "
+                f"{self.empty_row_penalty}."
+            )
+        if self.empty_row_penalty and self.sparsity not in ("threshold", "bias", "relu"):
+            raise ConfigError(
+                f"model.empty_row_penalty {self.empty_row_penalty}: with sparsity {self.sparsity!r} no row is empty."
+            )
         if self.topk_rate <= 0:
             raise ConfigError(f"model.topk_rate must be positive, got {self.topk_rate}.")
         if self.image is not None:

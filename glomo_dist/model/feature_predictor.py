@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 import torch
 from glomo_kernels import AffinityStats, affinity_mix
+from glomo_kernels.spans import make_spans
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from glomo_dist.model.config import GlomoConfig
-from glomo_dist.model.graph_predictor import Scores, affinity_kind
+from glomo_dist.model.graph_predictor import Scores, affinity_kind, floored
 from glomo_dist.model.packing import Apart, mix_apart
 
 
@@ -27,6 +28,18 @@ class Rows(NamedTuple):
     )
     segments: Tensor | None = None  # [B, T] int64, of packed rows
     apart: Apart | None = None  # of packed rows with topk, whose k differs between documents
+
+    def spans(self, batch: int, units: int, device: torch.device) -> Tensor:
+        """The units that each query row may look at, first and behind the last: int64 [B, Tq, 2]."""
+        return make_spans(
+            batch,
+            units,
+            device,
+            lengths=self.lengths,
+            causal=True,
+            positions=self.positions,
+            segments=self.segments,
+        )
 
 
 class FeaturePredictor(nn.Module):
@@ -88,6 +101,9 @@ class FeaturePredictor(nn.Module):
         if rows.apart is not None:
             assert isinstance(rows.topk, Tensor)
             return mix_apart(rows.apart, scores.queries, scores.keys, values, rows.topk, rows.positions)
+        if self.config.edge_floor:
+            spans = rows.spans(len(values), values.shape[2], values.device)
+            scores = floored(scores, spans, self.config.edge_floor)
         found = affinity_mix(
             scores.queries,
             scores.keys,

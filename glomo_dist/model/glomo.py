@@ -15,16 +15,27 @@ from torch import Tensor, nn
 from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.decoder import Decoder
 from glomo_dist.model.feature_predictor import FeaturePredictor, Rows, gather_units
-from glomo_dist.model.graph_predictor import GraphPredictor, affinity_kind, topk_per_sample
+from glomo_dist.model.graph_predictor import (
+    GraphPredictor,
+    Scores,
+    affinity_kind,
+    empty_row_hinge,
+    floored,
+    topk_per_sample,
+)
 from glomo_dist.model.packing import Apart, Packed
 from glomo_dist.runtime.errors import ConfigError
 
 
 class LossTerms(NamedTuple):
-    """Summed cross-entropy over both directions (nats) and the number of predicted units behind it."""
+    """Summed cross-entropy over both directions (nats) and the number of predicted units behind it.
+
+    penalty: what `empty_row_penalty` adds to the sum that is trained on; 0 in evaluation.
+    """
 
     loss_sum: Tensor
     targets: Tensor
+    penalty: Tensor
 
 
 class Direction(nn.Module):
@@ -78,22 +89,24 @@ class Glomo(nn.Module):
         packed = None if segments is None else Packed.of(segments)
         embeddings = self.embedding(tokens)
         stats: list[list[AffinityStats]] | None = [] if self.collect_stats and self.training else None
-        loss_sum, targets = embeddings.new_zeros(()), lengths.new_zeros(())
+        loss_sum, penalty, targets = (x.new_zeros(()) for x in (embeddings, embeddings, lengths))
         for direction, at in zip((self.forwards, self.backwards), positions, strict=True):
             e, ids = embeddings, tokens
             if direction is self.backwards:
                 order = reversal(lengths, tokens.shape[1]) if packed is None else packed.reversal()
                 e, ids = gather_units(embeddings, order), tokens.gather(1, order)
             layer_stats: list[AffinityStats] | None = None if stats is None else []
-            states = self._features(direction, e, lengths, at, packed, layer_stats)
+            states, hinge = self._features(direction, e, lengths, at, packed, layer_stats)
             ends = lengths[:, None] if packed is None else packed.end.gather(1, at)
+            predicted = (ends - 1 - at).clamp(0, self.config.decoder_steps)
             term, count = direction.decoder(states, e, ids, at, ends, self.embedding.weight)
             loss_sum, targets = loss_sum + term, targets + count
+            penalty = penalty + (hinge * predicted).sum()
             if stats is not None and layer_stats is not None:
                 stats.append(layer_stats)
         if stats is not None:
             self.last_stats = _summarise(stats, lengths, positions, packed)
-        return LossTerms(loss_sum, targets)
+        return LossTerms(loss_sum, targets, penalty * self.config.empty_row_penalty)
 
     def _features(
         self,
@@ -103,23 +116,32 @@ class Glomo(nn.Module):
         at: Tensor,
         packed: Packed | None,
         stats: list[AffinityStats] | None,
-    ) -> Tensor:
-        """f^L at the units `at` [B, S]; the last layer is computed only there, since only they reach the loss."""
+    ) -> tuple[Tensor, Tensor]:
+        """f^L at the units `at` [B, S]; the last layer is computed only there, since only they reach the loss.
+
+        And the hinge of their rows [B, S], mean over layers and heads.
+        """
         graph_predictor, feature_predictor = direction.graph_predictor, direction.feature_predictor
-        before = None if packed is None else packed.before()
-        keys, queries = graph_predictor(e, unit_mask(lengths, e), before)
+        before, mask = None if packed is None else packed.before(), unit_mask(lengths, e)
+        keys, queries = graph_predictor(e, mask, before)
         apart = Apart.of(packed) if packed is not None and self.config.sparsity == "topk" else None
         segments = None if packed is None else packed.segments
         topk = topk_per_sample(self.config, lengths if apart is None else apart.lengths)
-        state = feature_predictor.start(e)
+        state, hinge = feature_predictor.start(e), e.new_zeros(at.shape)
         for layer in range(self.config.layers):
+            if self.config.coupled and layer:
+                keys, queries = graph_predictor(state[0], mask, before)
             last = layer == self.config.layers - 1
             positions = at if last else None
             asked = queries if apart is not None else gather_units(queries, positions)
             scores = graph_predictor.scores(layer, keys, asked)
             rows = Rows(lengths, positions, topk, segments, apart)
+            if self.config.empty_row_penalty and self.training:
+                sampled = scores if last else graph_predictor.scores(layer, keys, gather_units(queries, at))
+                spans = rows._replace(positions=at).spans(*e.shape[:2], e.device)
+                hinge = hinge + empty_row_hinge(sampled, spans)
             state = feature_predictor.step(layer, state, scores, rows, stats)
-        return state[0]
+        return state[0], hinge / self.config.layers
 
     def graphs(
         self, tokens: Tensor, lengths: Tensor, keep: int | None = None
@@ -139,9 +161,17 @@ class Glomo(nn.Module):
     def _direction_graph(
         self, direction: Direction, e: Tensor, lengths: Tensor, keep: int | None
     ) -> SparseGraph:
-        predictor = direction.graph_predictor
-        keys, queries = predictor(e, unit_mask(lengths, e))
-        layers = [predictor.scores(layer, keys, queries) for layer in range(self.config.layers)]
+        predictor, mask = direction.graph_predictor, unit_mask(lengths, e)
+        rows = Rows(lengths, topk=topk_per_sample(self.config, lengths))
+        spans = rows.spans(*e.shape[:2], e.device)
+        keys, queries = predictor(e, mask)
+        state: tuple[Tensor, Tensor | None] = direction.feature_predictor.start(e)
+        layers: list[Scores] = []
+        for layer in range(self.config.layers):
+            if self.config.coupled and layer:
+                state = direction.feature_predictor.step(layer - 1, state, layers[-1], rows)
+                keys, queries = predictor(state[0], mask)
+            layers.append(floored(predictor.scores(layer, keys, queries), spans, self.config.edge_floor))
         thresholds = [s.threshold for s in layers if s.threshold is not None]
         return affinity_graph(
             torch.cat([s.queries for s in layers], dim=1),
@@ -149,7 +179,7 @@ class Glomo(nn.Module):
             torch.cat(thresholds, dim=1) if thresholds else None,
             kind=affinity_kind(self.config),
             lengths=lengths,
-            topk=topk_per_sample(self.config, lengths),
+            topk=rows.topk,
             keep=keep,
         )
 

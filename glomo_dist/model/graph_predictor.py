@@ -9,10 +9,13 @@ import math
 from typing import NamedTuple
 
 import torch
+from glomo_kernels.spans import outside
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from glomo_dist.model.config import GlomoConfig
+from glomo_dist.model.config import MARGIN, GlomoConfig
+
+FLOOR_ELEMENTS = 1 << 22  # scores that `floored` looks at in one piece
 
 
 class Scores(NamedTuple):
@@ -121,8 +124,13 @@ class GraphPredictor(nn.Module):
         if config.sparsity == "threshold":
             # one map per layer, shared by its heads
             self.thresholds = nn.ModuleList(nn.Linear(config.graph_width, 1) for _ in range(config.layers))
+            if config.threshold_init is not None:
+                for threshold in self.thresholds:
+                    nn.init.zeros_(threshold.weight)
+                    nn.init.constant_(threshold.bias, config.threshold_init)
         elif config.sparsity == "bias":
-            self.biases = nn.Parameter(torch.full((config.layers,), 1e-4))
+            start = 1e-4 if config.threshold_init is None else config.threshold_init
+            self.biases = nn.Parameter(torch.full((config.layers,), start))
         self.dropout = LockedDropout(config.dropout)
 
     def forward(
@@ -151,12 +159,50 @@ class GraphPredictor(nn.Module):
 
         queries = heads(self.query_maps[layer](query_features))
         keys = heads(self.key_maps[layer](key_features))
+        if self.config.score == "scaled":
+            queries = queries * self.config.graph_width**-0.5
+        elif self.config.score == "cosine":
+            queries, keys = F.normalize(queries, dim=-1), F.normalize(keys, dim=-1)
         threshold = None
         if self.config.sparsity == "threshold":
             threshold = self.thresholds[layer](queries).squeeze(-1)
         elif self.config.sparsity == "bias":
             threshold = self.biases[layer].to(queries.dtype).expand(queries.shape[:3])
         return Scores(queries, keys, threshold)
+
+
+def floored(scores: Scores, spans: Tensor, floor: int) -> Scores:
+    """The thresholds lowered to MARGIN below the score of each row's `floor` largest, or of all that it has.
+
+    spans int64 [B, Tq, 2]: the units that a row may look at. A threshold that is lowered has no gradient.
+    """
+    if floor == 0 or scores.threshold is None:
+        return scores
+    queries, keys = scores.queries, scores.keys
+    most = min(floor, keys.shape[2])
+    place = (spans[..., 1] - spans[..., 0]).clamp(1, most)[:, None, :, None] - 1
+    step = max(1, FLOOR_ELEMENTS // (queries[0, :, :, 0].numel() * keys.shape[2]))
+    with torch.no_grad():
+        limits = []
+        for part in (slice(b, b + step) for b in range(0, len(queries), step)):
+            found = (queries[part] @ keys[part].transpose(2, 3)).masked_fill_(
+                outside(spans[part], keys.shape[2]), -torch.inf
+            )
+            found = found.topk(most, dim=3).values
+            limits.append(found.gather(3, place[part].expand(-1, found.shape[1], -1, -1)).squeeze(3))
+        limit = torch.cat(limits)
+        limit = torch.where(limit == -torch.inf, torch.inf, limit - MARGIN).to(scores.threshold.dtype)
+    return Scores(queries, keys, torch.minimum(scores.threshold, limit))
+
+
+def empty_row_hinge(scores: Scores, spans: Tensor) -> Tensor:
+    """max(0, MARGIN - the row's largest score), mean over the heads: [B, Tq]; 0 for rows that may look at nothing."""
+    found = scores.queries @ scores.keys.transpose(2, 3)
+    if scores.threshold is not None:
+        found = found - scores.threshold[..., None]
+    found = found.masked_fill(outside(spans, found.shape[3]), -torch.inf).amax(3)
+    possible = (spans[..., 1] > spans[..., 0])[:, None]
+    return F.relu(MARGIN - found.masked_fill(~possible, MARGIN)).mean(1)
 
 
 def affinity_kind(config: GlomoConfig) -> str:

@@ -48,7 +48,7 @@ class Clock:
 class StepResult:
     """What one step did, the same on every rank.
 
-    loss: mean nats per predicted unit.  targets: predicted units.  units: units read.
+    loss: mean nats per predicted unit, without the penalty.  targets: predicted units.  units: units read.
     grad_norm: global, before clipping.
     applied: False if loss or gradient was not finite and the weights stayed as they were.
     stats: of the graphs, [layers][heads], averaged over ranks; empty unless asked for.
@@ -84,7 +84,7 @@ def train_step(
         total += terms.loss_sum.detach()
         counted += terms.targets
         clock.lap("forward")
-        scaled = terms.loss_sum * scale
+        scaled = (terms.loss_sum + terms.penalty) * scale
         if not torch.isfinite(scaled):
             scaled = scaled * float("nan")  # every gradient becomes NaN: no rank can miss it
             suspects += range(part.start, part.stop)

@@ -14,6 +14,16 @@ from glomo_dist.runtime.errors import ConfigError
 KINDS = ("threshold", "bias", "relu", "square", "topk", "softmax")
 TEXT = GlomoConfig(vocab_size=23, width=16, heads=4, layers=2, sparsity="threshold")
 IMAGE = GlomoConfig(vocab_size=16, width=16, heads=2, layers=2, image=(4, 5))
+VARIANTS = (
+    {"coupled": True},
+    {"coupled": True, "key_layers": 0, "query_layers": 0, "composition": "lstm", "sparsity": "relu"},
+    {"coupled": True, "sparsity": "topk", "composition": "residual"},
+    {"score": "scaled", "threshold_init": 0.1},
+    {"score": "cosine", "empty_row_penalty": 2.0},
+    {"edge_floor": 2, "threshold_init": 0.5},
+    {"edge_floor": 20, "threshold_init": 0.5, "coupled": True, "sparsity": "bias"},
+    {"layers": 1, "decoder_steps": 1, "sparsity": "relu", "empty_row_penalty": 0.5},
+)
 
 
 def build(config: GlomoConfig = TEXT, seed: int = 0, **changes: object) -> Glomo:
@@ -57,9 +67,13 @@ def test_keep_leaves_the_largest_edges() -> None:
     assert torch.allclose(cut.dense(), expected, atol=1e-7)
 
 
-@pytest.mark.parametrize("config", [TEXT, IMAGE], ids=["text", "pixels"])
-def test_a_later_unit_changes_nothing_before_it(config: GlomoConfig) -> None:
-    model = build(config)
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [(TEXT, {}), (IMAGE, {}), (IMAGE, {"coupled": True}), *((TEXT, changes) for changes in VARIANTS)],
+    ids=str,
+)
+def test_a_later_unit_changes_nothing_before_it(config: GlomoConfig, changes: dict[str, object]) -> None:
+    model = build(config, **changes)
     x = tokens(1, 20)
     changed = x.clone()
     changed[0, 12] = (x[0, 12] + 1) % 16
@@ -87,22 +101,31 @@ def test_pixels_see_their_neighbours_above() -> None:
     assert torch.equal(seen, expected)
 
 
-@pytest.mark.parametrize("composition", ["gru", "lstm", "residual"])
-@pytest.mark.parametrize("sparsity", KINDS)
-def test_padding_changes_neither_loss_nor_gradients(sparsity: str, composition: str) -> None:
-    model = build(sparsity=sparsity, composition=composition)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"sparsity": s, "composition": c} for s in KINDS for c in ("gru", "lstm", "residual")),
+        *VARIANTS,
+    ],
+    ids=str,
+)
+def test_padding_changes_neither_loss_nor_gradients(changes: dict[str, object]) -> None:
+    model = build(**changes)
     x, lengths = tokens(2, 12), torch.tensor([12, 7])
     positions = torch.tensor([[[0, 5, 11], [2, 3, 6]], [[1, 8, 9], [0, 4, 4]]])
     both = model(x, lengths, positions)
-    both.loss_sum.backward()
+    (both.loss_sum + both.penalty).backward()
     together = {n: p.grad.clone() for n, p in model.named_parameters()}
     model.zero_grad()
-    total, count = 0.0, 0
+    total, penalty, count = 0.0, 0.0, 0
     for b, n in enumerate(lengths.tolist()):
         alone = model(x[b : b + 1, :n], lengths[b : b + 1], positions[:, b : b + 1])
-        alone.loss_sum.backward()
+        (alone.loss_sum + alone.penalty).backward()
         total, count = total + alone.loss_sum.item(), count + alone.targets.item()
+        penalty += alone.penalty.item()
     assert both.loss_sum.item() == pytest.approx(total, rel=1e-12)
+    assert both.penalty.item() == pytest.approx(penalty, rel=1e-12)
+    assert (penalty > 0) == bool(model.config.empty_row_penalty)
     assert both.targets.item() == count
     for name, p in model.named_parameters():
         assert torch.allclose(together[name], p.grad, rtol=1e-9, atol=1e-12), name
@@ -172,14 +195,16 @@ def test_reversal_leaves_padding() -> None:
     assert reversal(torch.tensor([3, 0, 4]), 4).tolist() == [[2, 1, 0, 3], [0, 1, 2, 3], [3, 2, 1, 0]]
 
 
-def test_statistics_against_the_dense_graph() -> None:
-    model = build().train()
+@pytest.mark.parametrize("changes", [{}, *VARIANTS], ids=str)
+def test_statistics_of_training_are_those_of_the_exported_graph(changes: dict[str, object]) -> None:
+    model = build(**changes).train()
+    L = model.config.layers
     model.collect_stats = True
     x, lengths = tokens(3, 9), torch.tensor([9, 6, 2])
     positions = torch.stack([torch.arange(9), torch.arange(9)])[:, None].expand(2, 3, 9)
     model(x, lengths, positions)
     with torch.no_grad():
-        forward, backward = (g.dense().view(3, 2, 4, 9, 9) for g in model.graphs(x, lengths))
+        forward, backward = (g.dense().view(3, L, 4, 9, 9) for g in model.graphs(x, lengths))
     rows = 2 * (8 + 5 + 1)
     edges = (forward > 0).sum((0, 3, 4)) + (backward > 0).sum((0, 3, 4))
     live = (forward.sum(-1) > 0).sum((0, 3)) + (backward.sum(-1) > 0).sum((0, 3))

@@ -63,26 +63,42 @@ def alone(model: Glomo, tokens: Tensor, positions: Tensor) -> tuple[list[float],
             at = torch.full((2, 1, max(size, 1)), n - 1)
             at[direction, 0, : len(inside[direction])] = inside[direction]
             terms = model(tokens[row : row + 1, begin : begin + n], torch.tensor([n]), at)
-            total, count = total + terms.loss_sum, count + int(terms.targets)
+            total, count = total + terms.loss_sum + terms.penalty, count + int(terms.targets)
         if total.requires_grad:
             total.backward()
         losses.append(total.item())
     return losses, count
 
 
-@pytest.mark.parametrize("composition", ["gru", "lstm", "residual"])
-@pytest.mark.parametrize("sparsity", KINDS)
-def test_packed_rows_give_the_losses_and_gradients_of_the_documents(sparsity: str, composition: str) -> None:
-    model = build(sparsity=sparsity, composition=composition, topk_rate=1.5)
+VARIANTS = (
+    {"coupled": True},
+    {"coupled": True, "sparsity": "topk", "composition": "residual"},
+    {"score": "cosine", "threshold_init": 0.2, "empty_row_penalty": 2.0},
+    {"edge_floor": 2, "threshold_init": 0.5, "sparsity": "bias"},
+    {"layers": 1, "empty_row_penalty": 0.5},
+)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"sparsity": s, "composition": c} for s in KINDS for c in ("gru", "lstm", "residual")),
+        *VARIANTS,
+    ],
+    ids=str,
+)
+def test_packed_rows_give_the_losses_and_gradients_of_the_documents(changes: dict[str, object]) -> None:
+    model = build(**{"topk_rate": 1.5, **changes})
     tokens, lengths, segments = packed_rows()
     positions = sampled(3)
     together = model(tokens, lengths, positions, segments)
-    together.loss_sum.backward()
+    together_sum = together.loss_sum + together.penalty
+    together_sum.backward()
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     losses, count = alone(model, tokens, positions)
     assert int(together.targets) == count
-    assert together.loss_sum.item() == pytest.approx(sum(losses), rel=1e-12)
+    assert together_sum.item() == pytest.approx(sum(losses), rel=1e-12)
     for name, p in model.named_parameters():
         assert p.grad is not None and p.grad.abs().max() > 0, name
         assert torch.allclose(gradients[name], p.grad, rtol=1e-9, atol=1e-12), name

@@ -1,0 +1,191 @@
+"""The paper's ablations of pretraining, and what may keep rows from losing all their edges."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from glomo_dist import recipes
+from glomo_dist.model import Glomo, GlomoConfig
+from glomo_dist.model.config import MARGIN
+from glomo_dist.model.graph_predictor import Scores, empty_row_hinge, floored
+from glomo_dist.runtime.errors import ConfigError
+
+LENGTHS = torch.tensor([9, 4, 1])
+
+
+def build(**changes: object) -> Glomo:
+    torch.manual_seed(0)
+    return Glomo(GlomoConfig(**{"vocab_size": 23, "width": 16, "heads": 4, **changes})).double()  # type: ignore[arg-type]
+
+
+def tokens(B: int = 3, T: int = 9) -> Tensor:
+    return torch.randint(0, 23, (B, T), generator=torch.Generator().manual_seed(1))
+
+
+def edges(model: Glomo) -> Tensor:
+    """Edges of every row, both directions in their own order: [2, layers, heads, B, T], -1 at padding."""
+    with torch.no_grad():
+        forward, backward = (g.dense() > 0 for g in model.graphs(tokens(), LENGTHS))
+    counts = torch.stack([forward.sum(-1), backward.sum(-1)])
+    counts[1] = torch.stack([
+        torch.cat([row[..., :n].flip(-1), row[..., n:]], -1) for row, n in zip(counts[1], LENGTHS, strict=True)
+    ])  # fmt: skip
+    padding = torch.arange(9) >= LENGTHS[:, None]
+    return counts.masked_fill(padding[:, None], -1)
+
+
+def test_the_ablations_change_one_thing_each() -> None:
+    whole = recipes.get("wiki_small")
+    changed = {
+        name: {
+            field
+            for field in whole.model.__dataclass_fields__
+            if getattr(recipes.get(f"wiki_small_{name}").model, field) != getattr(whole.model, field)
+        }
+        for name in ("softmax", "coupled", "one_layer", "next_unit")
+    }
+    assert changed == {
+        "softmax": {"sparsity"},
+        "coupled": {"coupled", "key_layers", "query_layers"},
+        "one_layer": {"layers"},
+        "next_unit": {"decoder_steps"},
+    }
+    for name in changed:
+        assert recipes.get(f"wiki_small_{name}").steps == whole.steps
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+def test_coupled_graphs_come_from_the_features_below(coupled: bool) -> None:
+    """Other weights in the feature predictor change the second layer's graph if, and only if, they are coupled."""
+    model = build(coupled=coupled, sparsity="relu")
+    with torch.no_grad():
+        before = model.graphs(tokens(), LENGTHS)
+        for direction in (model.forwards, model.backwards):
+            direction.feature_predictor.cell.weight_ih.mul_(-3)
+        after = model.graphs(tokens(), LENGTHS)
+    for a, b in zip(before, after, strict=True):
+        first, second = (a.dense() - b.dense()).abs().split(4, dim=1)
+        assert first.max() == 0
+        assert (second.max() > 0) == coupled
+
+
+def test_coupled_without_convolutions_sees_one_unit_at_a_time() -> None:
+    """A unit's first-layer query depends on the unit alone, not on its neighbours."""
+    model = build(coupled=True, key_layers=0, query_layers=0)
+    x = tokens(1, 6)
+    keys, queries = model.forwards.graph_predictor(model.embedding(x))
+    assert torch.equal(keys, model.embedding(x)) and torch.equal(queries, keys)
+
+
+def test_threshold_init() -> None:
+    for sparsity in ("threshold", "bias"):
+        possible = torch.arange(9).expand(3, 9).masked_fill(torch.arange(9) >= LENGTHS[:, None], -1)
+        assert (edges(build(sparsity=sparsity, threshold_init=-9.0)) == possible[:, None]).all()
+        assert (edges(build(sparsity=sparsity, threshold_init=9.0)) <= 0).all()
+
+
+@pytest.mark.parametrize("floor", [1, 3])
+@pytest.mark.parametrize("sparsity", ["threshold", "bias"])
+def test_a_floor_leaves_so_many_edges(sparsity: str, floor: int) -> None:
+    found = edges(build(sparsity=sparsity, edge_floor=floor, threshold_init=9.0))
+    at_least = (
+        torch.arange(9).clamp(max=floor).expand(3, 9).masked_fill(torch.arange(9) >= LENGTHS[:, None], -1)
+    )
+    assert (found >= at_least[:, None]).all()
+    assert (found == at_least[:, None]).any()  # more only where scores are within MARGIN
+    # where the threshold is low, the floor changes nothing
+    plain, with_floor = (
+        edges(build(sparsity=sparsity, threshold_init=-9.0, edge_floor=n)) for n in (0, floor)
+    )
+    assert torch.equal(plain, with_floor)
+
+
+def test_a_floor_of_equal_scores_and_its_gradient() -> None:
+    """Three equal keys: the floor keeps them all; rows that had no edge get a gradient from a floor of two."""
+    ones = torch.ones(1, 1, 4, 2, dtype=torch.float64)
+    spans = torch.tensor([[[0, 0], [0, 1], [0, 2], [0, 3]]])
+    low = floored(Scores(ones, ones, torch.full((1, 1, 4), 7.0, dtype=torch.float64)), spans, 1).threshold
+    assert low is not None and low[0, 0].tolist() == pytest.approx([7.0, *[2 - MARGIN] * 3])
+    positions = torch.arange(9).expand(2, 3, 9)
+    for floor in (0, 2):
+        model = build(edge_floor=floor, threshold_init=9.0)
+        model(tokens(), LENGTHS, positions).loss_sum.backward()
+        moved = model.forwards.graph_predictor.query_maps[0].weight.grad
+        assert moved is not None and (moved.abs().max() > 0) == bool(floor)
+
+
+def test_scores_are_scaled_or_cosines() -> None:
+    plain, scaled, cosine = (
+        build(score=score).forwards.graph_predictor for score in ("dot", "scaled", "cosine")
+    )
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+
+    def products(predictor) -> Tensor:
+        scores = predictor.scores(1, *predictor(x))
+        return scores.queries @ scores.keys.transpose(2, 3)
+
+    assert torch.allclose(products(scaled), products(plain) / 8**0.5)
+    assert products(cosine).abs().max() <= 1 + 1e-9
+    assert torch.equal(products(cosine) > 0, products(plain) > 0)
+
+
+def test_the_penalty_is_the_hinge_of_the_largest_score() -> None:
+    model = build(empty_row_penalty=3.0, threshold_init=0.25, layers=1, decoder_steps=2)
+    x, lengths, at = tokens(1, 6), torch.tensor([6]), torch.tensor([[[0, 3, 4]], [[2, 5, 1]]])
+    expected = 0.0
+    for direction, e, positions in zip(
+        (model.forwards, model.backwards), (model.embedding(x), model.embedding(x.flip(1))), at, strict=True
+    ):
+        predictor = direction.graph_predictor
+        scores = predictor.scores(0, *predictor(e))
+        for t in positions[0].tolist():
+            if t > 0:
+                best = (scores.queries[0, :, t, None] * scores.keys[0, :, :t]).sum(-1).amax(1) - 0.25
+                expected += 3 * (MARGIN - best).clamp(min=0).mean().item() * min(5 - t, 2)
+    assert model(x, lengths, at).penalty.item() == pytest.approx(expected, rel=1e-12)
+    assert model.eval()(x, lengths, at).penalty.item() == 0
+
+
+def test_the_penalty_brings_empty_rows_back() -> None:
+    model = build(empty_row_penalty=1.0, threshold_init=3.0)
+    assert (edges(model) <= 0).all()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    positions = torch.arange(9).expand(2, 3, 9)
+    for _ in range(150):
+        optimizer.zero_grad()
+        terms = model(tokens(), LENGTHS, positions)
+        (terms.loss_sum + terms.penalty).backward()
+        optimizer.step()
+    found = edges(model)
+    possible = (torch.arange(9) > 0) & (torch.arange(9) < LENGTHS[:, None])
+    empty = (found == 0) & possible[:, None]
+    assert empty.sum() < 0.2 * possible.sum() * 2 * 2 * 4
+    assert float(terms.penalty.detach()) < 0.2 * float(empty_penalty_at_start())
+
+
+def empty_penalty_at_start() -> Tensor:
+    return build(empty_row_penalty=1.0, threshold_init=3.0)(
+        tokens(), LENGTHS, torch.arange(9).expand(2, 3, 9)
+    ).penalty.detach()
+
+
+def test_a_row_that_sees_nothing_costs_nothing() -> None:
+    scores = Scores(torch.zeros(1, 1, 2, 3), torch.zeros(1, 1, 2, 3), torch.ones(1, 1, 2))
+    hinge = empty_row_hinge(scores, torch.tensor([[[0, 0], [0, 1]]]))
+    assert hinge.tolist() == [[0.0, pytest.approx(1 + MARGIN)]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"sparsity": "relu", "edge_floor": 1}, "edge_floor 1 is for sparsity threshold or bias, got 'relu'"),
+        ({"sparsity": "softmax", "threshold_init": 1.0}, "threshold_init 1.0 is for sparsity"),
+        ({"edge_floor": -1}, "must not be negative"),
+        ({"sparsity": "topk", "empty_row_penalty": 1.0}, "no row is empty"),
+    ],
+)
+def test_options_that_cannot_work_are_named(changes: dict[str, object], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        GlomoConfig(**changes)  # type: ignore[arg-type]
