@@ -6,7 +6,8 @@ Examples:
   glomo evaluate plan.yaml --out results --seeds 0 1        # a plan in a file; flags change it
   glomo evaluate plan.yaml --out results --executor process # no Ray: for a debugger
 
-An arm is `none` (no graph), `uniform`, or NAME=STORE with any name; {task} and {seed} in STORE are filled in.
+An arm is `none` (no graph), `uniform`, or NAME=STORE with any name; {task} and {seed} in STORE are filled in. A run
+of `glomo pretrain` in the place of STORE: its graphs are computed in the jobs, the same numbers.
 Equal seeds see the same examples in the same order in all arms. The plan is kept in OUT/plan.json, a failed
 job in OUT/results/JOB/error.json: it does not stop the others.
 """
@@ -60,11 +61,12 @@ class Evaluate:
     tasks: tuple[str, ...] = ()
     """Names of tasks."""
     arms: tuple[str, ...] = ()
-    """none, uniform, NAME=STORE."""
+    """none, uniform, NAME=STORE, NAME=RUN."""
     sources: tuple[str, ...] = ()
     """TASK=PATH of the data of each task that needs one."""
     features: tuple[str, ...] = ()
-    """What the model sees of a word: learned, learned:WIDTH, or word vectors (.npz, or GloVe's text format)."""
+    """What the model sees of a word: learned, learned:WIDTH, word vectors (.npz, or GloVe's text format),
+    hf:ENCODER[@LAYER[,first]]; trnn: before one of these."""
     seeds: tuple[int, ...] = ()
     """One job per seed and arm (default: 0 1 2)."""
     train_sizes: tuple[int, ...] = ()

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 from glomo_dist.cli.arguments import parse, save_command
+from glomo_dist.model.io import model_folder
 from glomo_dist.runtime.progress import say
 from glomo_dist.transfer.export import export_task
 from glomo_dist.transfer.task import TASKS
@@ -48,11 +48,9 @@ def main(argv: Sequence[str]) -> None:
     command = parse(
         Export, argv, name="export", description=(__doc__ or "").replace("TASKS", ", ".join(TASKS))
     )
-    model = Path(command.model)
-    if (model / "model" / "config.json").exists():
-        model = model / "model"
+    model = model_folder(command.model)
     store = export_task(
-        command.task, model, command.out, source=command.source, random_seed=command.random_seed,
+        command.task, model or command.model, command.out, source=command.source, random_seed=command.random_seed,
         keep=command.keep, max_units=command.max_units, max_examples=command.max_examples,
         batch_tokens=command.batch_tokens,
     )  # fmt: skip

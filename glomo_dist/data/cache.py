@@ -25,6 +25,7 @@ from typing import BinaryIO
 import numpy as np
 
 from glomo_dist.runtime.errors import GlomoError
+from glomo_dist.runtime.files import user_cache
 from glomo_dist.runtime.progress import say
 
 _DIGEST = 32  # bytes of SHA-256 behind the ids
@@ -32,9 +33,8 @@ _POLL = 0.05  # seconds between looks at a lock that another process holds
 
 
 def default_folder() -> Path:
-    """glomo/shards in the user's cache folder (XDG_CACHE_HOME, else ~/.cache)."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base, "glomo", "shards")
+    """glomo/shards in the user's cache folder."""
+    return user_cache("shards")
 
 
 class Damaged(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -11,10 +12,14 @@ import yaml
 
 from glomo_dist.evaluate.attempt import Job
 from glomo_dist.graphs.store import GraphStore
+from glomo_dist.model.config import GlomoConfig
+from glomo_dist.model.io import model_folder, read_meta
 from glomo_dist.runtime.config import from_dict, to_dict
 from glomo_dist.runtime.errors import ConfigError, DataError, suggest
 from glomo_dist.runtime.files import read_json, sha256_file
 from glomo_dist.runtime.fingerprint import fingerprint
+from glomo_dist.transfer.encoder import encoder_fingerprint
+from glomo_dist.transfer.features import FeatureSpec
 from glomo_dist.transfer.finetune import FinetuneJob
 from glomo_dist.transfer.task import get_task
 
@@ -28,11 +33,12 @@ class EvaluationPlan:
     """What to compare.
 
     tasks: names of tasks.
-    arms: name of the arm -> "none", "uniform", or the path of a graph store. `{task}` and `{seed}` in the path
-        stand for the task's name and the seed, e.g. one random predictor per seed. The arms none and uniform
-        take the size of their mixture from the first store, so that all arms have the same parameters.
-    features: what the task model sees of each word: "learned", "learned:WIDTH", or a file of word vectors.
-        Tasks of pixels see pixels.
+    arms: name of the arm -> "none", "uniform", or the path of a graph store, or of a model folder, whose graphs the
+        jobs then compute. `{task}` and `{seed}` in the path stand for the task's name and the seed, e.g. one random
+        predictor per seed. The arms none and uniform take the size of their mixture from the first store, so that all
+        arms have the same parameters.
+    features: what the task model sees of each word: "learned", "learned:WIDTH", a file of word vectors, an encoder
+        "hf:ENCODER[@LAYER]", "trnn:" and one of these. Tasks of pixels see pixels.
     seeds: of the initial parameters, the order and the drawn training examples; equal seeds pair the arms.
     train_sizes: training examples (none: all).
     sources: task -> file or folder of its data, where it does not come with the installed packages.
@@ -133,9 +139,10 @@ def _job(
     graphs = plan.arms[arm] if arm not in WITHOUT_GRAPHS else stores[0] if stores else None
     if graphs is not None:
         graphs = _local(graphs.replace("{task}", task).replace("{seed}", str(seed)))
-        if contents.store(graphs).task != task:
+        theirs = contents.graphs(graphs).task
+        if theirs not in (task, None):
             raise ConfigError(
-                f"plan: arm {arm!r} has graphs of task {contents.store(graphs).task!r} ({graphs}) for task {task!r}. "
+                f"plan: arm {arm!r} has graphs of task {theirs!r} ({graphs}) for task {task!r}. "
                 "Write {task} into the path, or evaluate each task with its own plan."
             )
     source = plan.sources.get(task)
@@ -148,9 +155,7 @@ def _job(
             "arm": arm,
             "task_source": None if source is None else _local(source),
             "graphs": graphs,
-            "features": features
-            if features.startswith("learned") or features == "pixels"
-            else _local(features),
+            "features": FeatureSpec.parse(features).absolute(),
             "seed": seed,
             "train_size": size,
             "threads": plan.cpus,
@@ -164,36 +169,60 @@ def job_id(work: FinetuneJob, contents: _Contents | None = None) -> str:
     """A readable name and a fingerprint of every field of the job.
 
     A store counts by its content (its index), not by its path: moving a folder changes no id, and exporting
-    again from another model makes another job. The same for word vectors. Task data counts by its path.
+    again from another model makes another job. The same for a model, word vectors and encoders. Task data counts by
+    its path, the cache of states not at all.
     """
     contents = contents or _Contents()
     identity = to_dict(work)
+    del identity["state_cache"]
     if work.graphs is not None:
-        info = contents.store(work.graphs)
+        info = contents.graphs(work.graphs)
         identity["graphs"] = fingerprint(to_dict(info)) if work.needs_graphs else [info.layers, info.heads]
-    identity["features"] = contents.file(work.features)
+    identity["features"] = contents.features(work.features)
     features = Path(work.features.replace(":", "")).name.split(".")[0]
     size = "all" if work.train_size is None else str(work.train_size)
     readable = f"{work.task}-{work.arm}-{features}-n{size}-s{work.seed}"
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', readable)[:80]}-{fingerprint(identity)[:10]}"
 
 
+@dataclass(frozen=True)
+class _Live:
+    """A model that is to compute the graphs: of any task."""
+
+    model: str
+    layers: int
+    heads: int
+    task: None = None
+
+
 class _Contents:
-    """Index of each store and hash of each file, read once per plan."""
+    """Index of each store or model and hash of each file, read once per plan."""
 
     def __init__(self) -> None:
-        self._stores: dict[str, Any] = {}
-        self._files: dict[str, str] = {}
+        self._graphs: dict[str, Any] = {}
+        self._features: dict[str, str] = {}
 
-    def store(self, path: str) -> Any:
-        if path not in self._stores:
-            self._stores[path] = GraphStore.open(path).info
-        return self._stores[path]
+    def graphs(self, path: str) -> Any:
+        if path not in self._graphs:
+            if folder := model_folder(path):
+                meta = read_meta(folder)
+                config = from_dict(GlomoConfig, meta["model"], str(folder))
+                self._graphs[path] = _Live(str(meta["fingerprint"]), config.layers, config.heads)
+            else:
+                self._graphs[path] = GraphStore.open(path).info
+        return self._graphs[path]
 
-    def file(self, spec: str) -> str:
-        if spec not in self._files:
-            self._files[spec] = sha256_file(spec) if Path(spec).is_file() else spec
-        return self._files[spec]
+    def features(self, text: str) -> str:
+        """The spec with what it names replaced by its content."""
+        if text not in self._features:
+            spec = FeatureSpec.parse(text)
+            source = spec.source
+            if spec.kind == "vectors" and Path(source).is_file():
+                source = sha256_file(source)
+            elif spec.kind == "states":
+                source = encoder_fingerprint(spec)
+            self._features[text] = str(dataclasses.replace(spec, source=source))
+        return self._features[text]
 
 
 def _local(path: str) -> str:

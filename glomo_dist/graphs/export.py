@@ -25,6 +25,7 @@ from glomo_dist.runtime.fingerprint import code_version, fingerprint
 from glomo_dist.runtime.progress import bar
 
 INDEX, SETTINGS = "index.json", "settings.json"
+BATCH_TOKENS, CHUNK_UNITS = 1 << 14, 1 << 18
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ def export_graphs(
     *,
     meta: StoreMeta,
     keep: int | None = 8,
-    batch_tokens: int = 16384,
-    chunk_units: int = 1 << 18,
+    batch_tokens: int = BATCH_TOKENS,
+    chunk_units: int = CHUNK_UNITS,
 ) -> Path:
     """Write the graphs of every example of every split to the store `out`; returns `out`.
 
@@ -63,7 +64,7 @@ def export_graphs(
     out = Path(out)
     if keep is not None and keep < 1:
         raise ConfigError(f"export: keep must be at least 1, or none to keep all edges; got {keep}.")
-    _check_ids(model, splits)
+    check_ids(model, splits)
     lengths = {name: np.array([len(e) for e in examples], np.int64) for name, examples in splits.items()}
     settings = {
         **config.to_dict(meta),
@@ -82,11 +83,13 @@ def export_graphs(
     try:
         with bar(total=int(sum(n.sum() for n in lengths.values())), desc="export", unit="unit") as progress:
             for name, examples in splits.items():
-                for number, (first, last) in enumerate(_chunks(lengths[name], chunk_units)):
+                for number, (first, last) in enumerate(chunks(lengths[name], chunk_units)):
                     path = out / f"chunk-{name}-{number:05d}.safetensors"
                     entry = _finished(path, first, last - first)
                     if entry is None:
-                        arrays = _predict(model, examples[first:last], keep, batch_tokens, progress.update)
+                        arrays = predict_chunk(
+                            model, examples[first:last], keep, batch_tokens, progress.update
+                        )
                         entry = _write(path, arrays, first, last - first)
                     else:
                         progress.update(int(lengths[name][first:last].sum()))
@@ -99,16 +102,17 @@ def export_graphs(
         name: {
             "examples": len(splits[name]),
             "units": int(lengths[name].sum()),
-            "edges": sum(c.edges for c in chunks),
-            "chunks": [config.to_dict(c) for c in chunks],
+            "edges": sum(c.edges for c in written),
+            "chunks": [config.to_dict(c) for c in written],
         }
-        for name, chunks in entries.items()
+        for name, written in entries.items()
     }
     files.write_json(out / INDEX, index)
     return out
 
 
-def _check_ids(model: Glomo, splits: dict[str, list[np.ndarray[Any, Any]]]) -> None:
+def check_ids(model: Glomo, splits: dict[str, list[np.ndarray[Any, Any]]]) -> None:
+    """Raise CheckpointError or DataError for ids or images that are not the model's."""
     vocabulary = model.config.vocab_size
     for name, examples in splits.items():
         for number, ids in enumerate(examples):
@@ -141,7 +145,7 @@ def _begin(out: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def _chunks(lengths: np.ndarray[Any, Any], chunk_units: int) -> list[tuple[int, int]]:
+def chunks(lengths: np.ndarray[Any, Any], chunk_units: int) -> list[tuple[int, int]]:
     """Ranges of consecutive examples with about `chunk_units` units each."""
     group = np.cumsum(lengths) // chunk_units
     starts = np.flatnonzero(np.diff(group, prepend=-1)) if len(lengths) else np.zeros(0, np.int64)
@@ -172,7 +176,7 @@ def _write(path: Path, arrays: dict[str, np.ndarray[Any, Any]], first: int, exam
 
 
 @torch.inference_mode()
-def _predict(
+def predict_chunk(
     model: Glomo, examples: Sequence[np.ndarray[Any, Any]], keep: int | None, batch_tokens: int, done: Any
 ) -> dict[str, np.ndarray[Any, Any]]:
     """The arrays of one chunk (see graphs/store.py), computed in batches of similar length."""

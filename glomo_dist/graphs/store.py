@@ -218,24 +218,26 @@ class GraphStore:
 
     def _chunk(self, entry: ChunkEntry) -> dict[str, np.ndarray[Any, Any]]:
         if entry.name not in self._chunks:
-            path = self.folder / entry.name
-            try:
-                arrays = map_safetensors(path)
-                arrays["rows"] = np.concatenate([[0], np.cumsum(arrays["units"])])
-                complete = len(arrays["units"]) == entry.examples and all(
-                    int(arrays[f"{d}.edges"][-1])
-                    == len(arrays[f"{d}.columns"])
-                    == len(arrays[f"{d}.weights"])
-                    and len(arrays[f"{d}.counts"])
-                    == self.info.layers * self.info.heads * int(arrays["units"].sum())
-                    for d in DIRECTIONS
-                )
-            except (OSError, ValueError, KeyError, TypeError) as e:
-                raise GraphStoreError(f"{path}: damaged chunk of a graph store ({e}). {EXPORT_AGAIN}") from e
-            if not complete:
-                raise GraphStoreError(f"{path}: its arrays do not fit the index. {EXPORT_AGAIN}")
+            arrays = self._load(entry)
+            arrays["rows"] = np.concatenate([[0], np.cumsum(arrays["units"])])
             self._chunks[entry.name] = arrays
         return self._chunks[entry.name]
+
+    def _load(self, entry: ChunkEntry) -> dict[str, np.ndarray[Any, Any]]:
+        path = self.folder / entry.name
+        try:
+            arrays = map_safetensors(path)
+            complete = len(arrays["units"]) == entry.examples and all(
+                int(arrays[f"{d}.edges"][-1]) == len(arrays[f"{d}.columns"]) == len(arrays[f"{d}.weights"])
+                and len(arrays[f"{d}.counts"])
+                == self.info.layers * self.info.heads * int(arrays["units"].sum())
+                for d in DIRECTIONS
+            )
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise GraphStoreError(f"{path}: damaged chunk of a graph store ({e}). {EXPORT_AGAIN}") from e
+        if not complete:
+            raise GraphStoreError(f"{path}: its arrays do not fit the index. {EXPORT_AGAIN}")
+        return arrays
 
 
 def check_chunk(path: Path, size: int, sha256: str | None) -> None:

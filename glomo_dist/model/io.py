@@ -45,6 +45,14 @@ def save_model(
     return folder
 
 
+def model_folder(path: str | Path) -> Path | None:
+    """The model at `path`, which is its folder or a finished run's; None if there is none."""
+    for folder in (Path(path), Path(path) / "model"):
+        if all((folder / name).is_file() for name in (CONFIG, WEIGHTS)):
+            return folder
+    return None
+
+
 def read_meta(folder: str | Path) -> dict[str, Any]:
     """config.json of a model folder, checked; raises CheckpointError."""
     path = Path(folder) / CONFIG

@@ -12,7 +12,9 @@ from glomo_dist.runtime.files import read_json
 from glomo_dist.transfer.result import Result
 
 # What may differ between the rows of one table: the arm and its graphs, the seed, and where files lie.
-_NOT_A_SETTING = ("task", "arm", "graphs", "features", "seed", "train_size", "task_source", "threads")
+_NOT_A_SETTING = (
+    "task", "arm", "graphs", "features", "seed", "train_size", "task_source", "threads", "state_cache",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

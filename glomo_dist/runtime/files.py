@@ -116,6 +116,12 @@ def require_absent_or_empty(path: str | Path) -> None:
         raise GlomoError(f"output {path} exists and is a file; a folder was expected. Choose another name.")
 
 
+def user_cache(name: str) -> Path:
+    """glomo/NAME in the user's cache folder (XDG_CACHE_HOME, else ~/.cache)."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base, "glomo", name)
+
+
 def sha256_file(path: str | Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as f:

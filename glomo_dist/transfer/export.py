@@ -1,4 +1,4 @@
-"""The graphs of a task: load it, encode its units for a predictor, write the graph store."""
+"""The graphs of a task: load it, encode its units for a predictor, write the graph store or compute them live."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from glomo_dist.data.tokenizer import load_tokenizer
-from glomo_dist.graphs.export import StoreMeta, export_graphs
+from glomo_dist.graphs.export import BATCH_TOKENS, StoreMeta, export_graphs
+from glomo_dist.graphs.live import LiveGraphs
 from glomo_dist.model.io import load_model, random_model
 from glomo_dist.runtime.errors import CheckpointError, ConfigError
 from glomo_dist.runtime.fingerprint import fingerprint
-from glomo_dist.transfer.dataset import section
+from glomo_dist.transfer.dataset import Task, TaskData, section
 from glomo_dist.transfer.inputs import truncate
 from glomo_dist.transfer.task import get_task
 
@@ -27,7 +28,7 @@ def export_task(
     keep: int | None = 8,
     max_units: int | None = None,
     max_examples: int | None = None,
-    batch_tokens: int = 16384,
+    batch_tokens: int = BATCH_TOKENS,
 ) -> Path:
     """Write the graphs of all splits of a task, as a predictor sees them, to the store `out`.
 
@@ -38,35 +39,61 @@ def export_task(
     """
     task = get_task(task_name)
     limits = task.limits(max_units)
-    tokenizer = load_tokenizer(model_folder)
-    if tokenizer.kind != task.unit:
-        raise ConfigError(
-            f"task {task.name!r} has {task.unit} as units, the model in {model_folder} was trained on "
-            f"{tokenizer.kind}. Use a model for {task.unit}."
-        )
-    model, meta = load_model(model_folder)
-    if tokenizer.vocab_size != model.config.vocab_size:
-        raise CheckpointError(
-            f"{model_folder}: tokenizer.json has {tokenizer.vocab_size} units, the model was trained with "
-            f"{model.config.vocab_size}. Put back the tokenizer it was trained with."
-        )
-    model_fingerprint = str(meta["fingerprint"])
-    if random_seed is not None:
-        model = random_model(model_folder, random_seed)
-        model_fingerprint = fingerprint(["random predictor", meta["model"], random_seed])
+    predictor = _Predictor(model_folder, task, random_seed)
     data = task.load(source, max_examples)
-    sections: dict[str, list[np.ndarray[Any, Any]]] = {
-        section(name, column): [tokenizer.encode(value) for value in values]
-        for name, split in data.splits.items()
-        for column, values in truncate(split, limits).items()
-    }
     return export_graphs(
-        model,
-        sections,
+        predictor.model,
+        predictor.encode(data, limits),
         out,
-        meta=StoreMeta(
-            task.name, task.version, data.fingerprint, model_fingerprint, tokenizer.fingerprint, limits
-        ),
+        meta=predictor.meta(task, data, limits),
         keep=keep,
         batch_tokens=batch_tokens,
     )
+
+
+def live_graphs(
+    task: Task, model_folder: str | Path, data: TaskData, limits: dict[str, int | None], keep: int | None
+) -> LiveGraphs:
+    """The graphs of all splits of a task, computed when they are asked for: the same numbers as a store's."""
+    predictor = _Predictor(model_folder, task, None)
+    return LiveGraphs(
+        predictor.model,
+        predictor.encode(data, limits),
+        meta=predictor.meta(task, data, limits),
+        keep=keep,
+        folder=Path(model_folder),
+    )
+
+
+class _Predictor:
+    """A model with its tokenizer; ConfigError or CheckpointError if they do not fit the task or each other."""
+
+    def __init__(self, model_folder: str | Path, task: Task, random_seed: int | None) -> None:
+        self.tokenizer = load_tokenizer(model_folder)
+        if self.tokenizer.kind != task.unit:
+            raise ConfigError(
+                f"task {task.name!r} has {task.unit} as units, the model in {model_folder} was trained on "
+                f"{self.tokenizer.kind}. Use a model for {task.unit}."
+            )
+        self.model, meta = load_model(model_folder)
+        if self.tokenizer.vocab_size != self.model.config.vocab_size:
+            raise CheckpointError(
+                f"{model_folder}: tokenizer.json has {self.tokenizer.vocab_size} units, the model was trained with "
+                f"{self.model.config.vocab_size}. Put back the tokenizer it was trained with."
+            )
+        self.fingerprint = str(meta["fingerprint"])
+        if random_seed is not None:
+            self.model = random_model(model_folder, random_seed)
+            self.fingerprint = fingerprint(["random predictor", meta["model"], random_seed])
+
+    def encode(self, data: TaskData, limits: dict[str, int | None]) -> dict[str, list[np.ndarray[Any, Any]]]:
+        return {
+            section(name, column): [self.tokenizer.encode(value) for value in values]
+            for name, split in data.splits.items()
+            for column, values in truncate(split, limits).items()
+        }
+
+    def meta(self, task: Task, data: TaskData, limits: dict[str, int | None]) -> StoreMeta:
+        return StoreMeta(
+            task.name, task.version, data.fingerprint, self.fingerprint, self.tokenizer.fingerprint, limits
+        )

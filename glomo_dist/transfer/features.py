@@ -1,21 +1,89 @@
-"""What a task model sees of each unit: frozen word vectors, learned embeddings, or pixels.
+"""What a task model sees of each unit: frozen word vectors, learned embeddings, an encoder's states, or pixels.
 
-A spec is a string: "pixels", "learned" or "learned:WIDTH", or the path or URL of word vectors.
+A spec is a string: "pixels", "learned" or "learned:WIDTH", the path or URL of word vectors, or
+"hf:ENCODER[@LAYER[,first]]": the states of a Hugging Face encoder (see states.py). "trnn:" before any spec of words
+puts a recurrent layer of the task over it, whose states are the features.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import zipfile
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import fsspec
 import numpy as np
 
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.transfer.sources import lines
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """A parsed spec.
+
+    recurrent: whether a recurrent layer of the task comes on top ("trnn:").
+    width: of learned vectors, None for the default.
+    source: file or URL of vectors, or the folder or name of an encoder.
+    layer: of the encoder, as in its `hidden_states`: 0 the embeddings, -1 the last.
+    pool: what a word of several sub-words gets: the mean of their states, or that of the first.
+    """
+
+    kind: Literal["pixels", "learned", "vectors", "states"]
+    recurrent: bool = False
+    width: int | None = None
+    source: str = ""
+    layer: int = -1
+    pool: Literal["mean", "first"] = "mean"
+
+    @classmethod
+    def parse(cls, spec: str) -> FeatureSpec:
+        """Raises ConfigError for a spec that is none."""
+        below = spec.removeprefix("trnn:")
+        recurrent = below != spec
+        kind, colon, rest = below.partition(":")
+        if below == "pixels" or not below:
+            if recurrent or not below:
+                raise ConfigError(f"features {spec!r}: trnn: needs features of words after it.")
+            return cls("pixels")
+        if kind == "learned" and (colon or not rest):
+            if colon and (not rest.isdigit() or int(rest) < 1):
+                raise ConfigError(
+                    f"features {spec!r}: expected learned or learned:WIDTH with a width of at least 1."
+                )
+            return cls("learned", recurrent, int(rest) if colon else None)
+        if kind == "hf" and colon:
+            source, layer, pool = _ENCODER.fullmatch(rest).groups()  # type: ignore[union-attr]
+            if not source:
+                raise ConfigError(f"features {spec!r}: expected hf:ENCODER[@LAYER[,first]].")
+            return cls("states", recurrent, None, source, int(layer or -1), pool or "mean")
+        return cls("vectors", recurrent, None, below)
+
+    def __str__(self) -> str:
+        text = {
+            "pixels": "pixels",
+            "learned": "learned" if self.width is None else f"learned:{self.width}",
+            "vectors": self.source,
+            "states": f"hf:{self.source}@{self.layer},{self.pool}",
+        }[self.kind]
+        return f"trnn:{text}" if self.recurrent else text
+
+    def absolute(self) -> str:
+        """The spec with an absolute path, since jobs may run in another folder; URLs and names stay."""
+        source = Path(self.source).expanduser()
+        if self.kind == "vectors" and "://" not in self.source:
+            return str(replace(self, source=str(source.absolute())))
+        if self.kind == "states" and source.is_dir():
+            return str(replace(self, source=str(source.absolute())))
+        return str(self)
+
+
+# A layer only counts as one at the end: an encoder's path may have an @ in it.
+_ENCODER = re.compile(r"(.*?)(?:@(-?\d+)(?:,(mean|first))?)?")
 
 
 @dataclass(frozen=True)
@@ -57,20 +125,6 @@ class WordVectors:
         at, of = np.array(rows, np.int64).T
         table[at] = self.vectors[of]
         return table
-
-
-def learned_width(spec: str, default: int) -> int:
-    """WIDTH of "learned:WIDTH", `default` for "learned"."""
-    _, colon, width = spec.partition(":")
-    if not colon:
-        return default
-    if not width.isdigit() or int(width) < 1:
-        raise ConfigError(f"features {spec!r}: expected learned or learned:WIDTH with a width of at least 1.")
-    return int(width)
-
-
-def is_learned(spec: str) -> bool:
-    return spec == "learned" or spec.startswith("learned:")
 
 
 def pixel_positions(height: int, width: int) -> np.ndarray[Any, Any]:

@@ -14,10 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from glomo_dist.graphs.store import GraphStore
+from glomo_dist.model.io import model_folder
 from glomo_dist.runtime import config
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 from glomo_dist.runtime.fingerprint import code_version, derive_seed, fingerprint
 from glomo_dist.transfer.dataset import Task, TaskData, draw, section
+from glomo_dist.transfer.export import live_graphs
+from glomo_dist.transfer.features import FeatureSpec
 from glomo_dist.transfer.head import DIRECTIONS, Fusion, GraphMixture
 from glomo_dist.transfer.inputs import Inputs, bucketed, by_length, encode
 from glomo_dist.transfer.models import Mix, ReaderSizes, Sequences, TaskModel
@@ -32,9 +35,13 @@ class FinetuneJob:
     """One training run.
 
     arm: "none" (zeros for M H), "uniform" (the uniform graph), or any other name for the graphs in `graphs`.
-    graphs: path of the graph store; may be given for "none" and "uniform" too, where it only sizes the
-        mixture, so that all arms have the same parameters.
-    features: "pixels", "learned", "learned:WIDTH", or a file or URL of word vectors.
+    graphs: path of the graph store, or of a model's folder, whose graphs are then computed in the job (the same
+        numbers, see graphs/live.py); may be given for "none" and "uniform" too, where it only sizes the mixture, so
+        that all arms have the same parameters.
+    keep: largest edges kept per row where graphs are computed in the job (None: all).
+    features: "pixels", "learned", "learned:WIDTH", a file or URL of word vectors, "hf:ENCODER[@LAYER[,first]]", and
+        "trnn:" before one of these for the states of a recurrent layer over them.
+    state_cache: folder for the states of an encoder (None: glomo/states in the user's cache folder).
     train_size: training examples, drawn by `seed` (None: all).  max_examples: cap of every split, the same
         for all seeds and arms.  max_units: units per example (None: the task's own).
     mixture_lr_factor: the learning rate of the mixture, weights and scales, in multiples of `lr`: at the rate of the
@@ -47,7 +54,9 @@ class FinetuneJob:
     arm: str = "none"
     task_source: str | None = None
     graphs: str | None = None
+    keep: int | None = 8
     features: str = "learned"
+    state_cache: str | None = None
     seed: int = 0
     train_size: int | None = None
     max_examples: int | None = None
@@ -71,7 +80,8 @@ class FinetuneJob:
         for name in ("epochs", "patience", "batch_size", "hidden", "mixtures", "threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"job: {name} must be at least 1, got {getattr(self, name)}.")
-        for name in ("train_size", "max_examples", "max_units"):
+        FeatureSpec.parse(self.features)
+        for name in ("train_size", "max_examples", "max_units", "keep"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"job: {name} must be at least 1 or none, got {getattr(self, name)}.")
         for name in ("lr", "mixture_lr_factor", "clip"):
@@ -101,12 +111,15 @@ def run(job: FinetuneJob) -> Result:
     task = get_task(job.task)
     limits = task.limits(job.max_units)
     data = task.load(job.task_source, job.max_examples)
-    store = None
+    store: GraphStore | None = None
     if job.graphs is not None:
-        store = GraphStore.open(job.graphs)
-        store.check(task.name, task.version, data.fingerprint, limits)
+        if model := model_folder(job.graphs):
+            store = live_graphs(task, model, data, limits, job.keep)
+        else:
+            store = GraphStore.open(job.graphs)
+            store.check(task.name, task.version, data.fingerprint, limits)
     with _torch_state(job.seed, job.threads):
-        inputs = encode(data, task.unit, job.features, limits, job.hidden)
+        inputs = encode(data, task.unit, job.features, limits, job.hidden, job.reader, job.state_cache)
         model = build(job, task, inputs, len(data.classes), store)
         training = _Training(job, task, data, inputs, model, store if job.needs_graphs else None)
         curve, best = training.fit(began)
@@ -264,11 +277,11 @@ class _Training:
         """Features, lengths and graphs of every column of the examples `chosen`, and their labels."""
         encoded, labels = self.splits[split].batch(chosen)
         columns = {}
-        for name, (numbers, units, lengths) in encoded.items():
-            graphs = None
+        for name, batch in encoded.items():
+            column, graphs = section(split, name), None
             if self.store is not None:
-                graphs = self.store.batch(section(split, name), numbers, units.shape[1])
-            columns[name] = Sequences(self.features(units), lengths, graphs)
+                graphs = self.store.batch(column, batch.numbers, batch.units.shape[1])
+            columns[name] = Sequences(self.features(column, batch), batch.lengths, graphs)
         return columns, labels
 
 

@@ -5,34 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from glomo_dist.runtime.errors import ConfigError, DataError
-from glomo_dist.transfer.dataset import Split, TaskData
-from glomo_dist.transfer.features import (
-    WordVectors,
-    is_learned,
-    learned_width,
-    pixel_positions,
-    table_fingerprint,
+from glomo_dist.transfer.dataset import Split, TaskData, section
+from glomo_dist.transfer.encoder import encoder_fingerprint
+from glomo_dist.transfer.feature_modules import (
+    UNKNOWN,
+    ColumnBatch,
+    Features,
+    PixelFeatures,
+    RecurrentFeatures,
+    StateFeatures,
+    WordFeatures,
 )
-
-PAD, UNKNOWN = 0, 1
-
-
-class ColumnBatch(NamedTuple):
-    """numbers int64 [N] of the column's values, their units [N, T] or [N, T, channels] padded with 0, lengths [N].
-
-    N is k times the number of examples, the values of one example next to each other; T ≥ 1.
-    """
-
-    numbers: np.ndarray[Any, Any]
-    units: Tensor
-    lengths: Tensor
+from glomo_dist.transfer.features import FeatureSpec, WordVectors, table_fingerprint
+from glomo_dist.transfer.states import column_states
 
 
 @dataclass(frozen=True)
@@ -84,36 +76,10 @@ class Inputs:
     """Encoded splits, what turns units into features, and the features' width and fingerprint."""
 
     splits: dict[str, Examples]
-    features: nn.Module
+    features: Features
     width: int
     shape: tuple[int, int] | None
     fingerprint: str | None
-
-
-class WordFeatures(nn.Module):
-    """Word ids [B, T] -> vectors [B, T, D], a frozen table or a learned one; padding is zero."""
-
-    def __init__(self, vocabulary: int, width: int, frozen: np.ndarray[Any, Any] | None) -> None:
-        super().__init__()
-        if frozen is not None:
-            self.register_buffer("table", torch.from_numpy(frozen), persistent=False)
-        else:
-            self.table = nn.Parameter(torch.randn(vocabulary, width) * width**-0.5)
-
-    def forward(self, units: Tensor) -> Tensor:
-        found = nn.functional.embedding(units, self.table, padding_idx=PAD)
-        return found if not self.table.requires_grad else found * (units != PAD)[..., None]
-
-
-class PixelFeatures(nn.Module):
-    """Pixels uint8 [B, H·W, channels] -> [B, H·W, D]: intensities in [0, 1], position (y, x) in [-1, 1]."""
-
-    def __init__(self, shape: tuple[int, int]) -> None:
-        super().__init__()
-        self.register_buffer("positions", torch.from_numpy(pixel_positions(*shape)), persistent=False)
-
-    def forward(self, units: Tensor) -> Tensor:
-        return torch.cat([units.float() / 255, self.positions.expand(len(units), -1, -1)], -1)
 
 
 def truncate(split: Split, limits: dict[str, int | None]) -> dict[str, list[Any]]:
@@ -124,27 +90,31 @@ def truncate(split: Split, limits: dict[str, int | None]) -> dict[str, list[Any]
     }
 
 
-def encode(data: TaskData, unit: str, features: str, limits: dict[str, int | None], learned: int) -> Inputs:
-    """Encode all splits for the feature spec `features` (see features.py); `learned` is its default width."""
+def encode(
+    data: TaskData,
+    unit: str,
+    features: str,
+    limits: dict[str, int | None],
+    hidden: int,
+    cell: Literal["gru", "lstm"] = "gru",
+    state_cache: str | None = None,
+) -> Inputs:
+    """Encode all splits for the feature spec `features` (see features.py).
+
+    hidden: the width of learned vectors without one, and of each direction of a recurrent layer, which has `cell`.
+    state_cache: where the states of an encoder are kept (see states.py).
+    """
+    spec = FeatureSpec.parse(features)
     if unit == "pixels":
-        if features != "pixels":
+        if spec.kind != "pixels":
             raise ConfigError(f"features {features!r}: a task on pixels has the features 'pixels' only.")
         return _pixels(data)
-    if features == "pixels":
+    if spec.kind == "pixels":
         raise ConfigError(
-            "features 'pixels': this task's units are words; use 'learned' or a file of word vectors."
+            "features 'pixels': this task's units are words; use 'learned', a file of word vectors or an encoder."
         )
-    return _words(data, features, limits, learned)
-
-
-def _words(data: TaskData, features: str, limits: dict[str, int | None], learned: int) -> Inputs:
     texts = {name: truncate(split, limits) for name, split in data.splits.items()}
-    # Learned embeddings know the words of train; vectors from a file may cover those of the other splits too.
-    known = ("train",) if is_learned(features) else tuple(texts)
-    vocabulary = sorted(
-        {word for name in known for values in texts[name].values() for words in values for word in words}
-    )
-    ids = {word: i for i, word in enumerate(vocabulary, UNKNOWN + 1)}
+    ids, module, width, content = _words(spec, texts, hidden, state_cache)
     splits = {
         name: Examples(
             {c: _encode_words(values, split.columns[c].of, ids) for c, values in texts[name].items()},
@@ -152,18 +122,33 @@ def _words(data: TaskData, features: str, limits: dict[str, int | None], learned
         )
         for name, split in data.splits.items()
     }
-    if is_learned(features):
-        width = learned_width(features, learned)
-        return Inputs(splits, WordFeatures(len(ids) + 2, width, None), width, None, None)
-    table = WordVectors.load(features, only=ids).table(["", "", *vocabulary])
-    table[:2] = 0
-    return Inputs(
-        splits,
-        WordFeatures(len(ids) + 2, table.shape[1], table),
-        table.shape[1],
-        None,
-        table_fingerprint(table),
+    if spec.recurrent:
+        module, width = RecurrentFeatures(module, cell, width, hidden), 2 * hidden
+    return Inputs(splits, module, width, None, content)
+
+
+def _words(
+    spec: FeatureSpec, texts: dict[str, dict[str, list[list[str]]]], hidden: int, state_cache: str | None
+) -> tuple[dict[str, int], Features, int, str | None]:
+    """The number of each word, what turns numbers into features, their width, and the fingerprint of frozen ones."""
+    if spec.kind == "states":
+        columns = {section(s, c): values for s, split in texts.items() for c, values in split.items()}
+        content = encoder_fingerprint(spec)
+        states = column_states(spec, content, columns, state_cache)
+        return {}, StateFeatures(states), next(iter(states.values())).width, content
+    # Learned embeddings know the words of train; vectors from a file may cover those of the other splits too.
+    known = ("train",) if spec.kind == "learned" else tuple(texts)
+    vocabulary = sorted(
+        {word for name in known for values in texts[name].values() for words in values for word in words}
     )
+    ids = {word: i for i, word in enumerate(vocabulary, UNKNOWN + 1)}
+    if spec.kind == "learned":
+        width = spec.width or hidden
+        return ids, WordFeatures(len(ids) + 2, width, None), width, None
+    table = WordVectors.load(spec.source, only=ids).table(["", "", *vocabulary])
+    table[:2] = 0
+    width = table.shape[1]
+    return ids, WordFeatures(len(ids) + 2, width, table), width, table_fingerprint(table)
 
 
 def _encode_words(texts: list[list[str]], of: np.ndarray[Any, Any], ids: dict[str, int]) -> EncodedColumn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from glomo_dist.evaluate.job import EvaluationPlan, plan_jobs, read_plan
 from glomo_dist.graphs.export import StoreMeta, export_graphs
-from glomo_dist.model import Glomo, GlomoConfig
+from glomo_dist.model import Glomo, GlomoConfig, save_model
 from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.transfer.task import get_task
@@ -83,6 +84,44 @@ def test_graphs_of_another_task_are_refused(tmp_path):
     graphs = store(tmp_path / "graphs", task="docstring")
     with pytest.raises(ConfigError, match=r"graphs of task 'docstring'.*for task 'digits'.*\{task\}"):
         plan_jobs(EvaluationPlan(tasks=("digits",), arms={"pretrained": graphs}))
+
+
+def test_a_model_in_the_place_of_a_store(tmp_path):
+    """Of a finished run; it serves every task, and its content is in the id."""
+    torch.manual_seed(0)
+    for name, layers in (("run", 2), ("other", 3)):
+        model = Glomo(GlomoConfig(vocab_size=4, width=8, heads=2, layers=layers))
+        save_model(tmp_path / name / "model", model)
+
+    def ids(name):
+        arms = {"none": "none", "pretrained": str(tmp_path / name)}
+        plan = EvaluationPlan(tasks=("digits", "docstring"), arms=arms, seeds=(0,))
+        return [job.id for job in plan_jobs(plan)]
+
+    assert len(set(ids("run"))) == 4
+    assert not set(ids("run")) & set(ids("other"))
+    shutil.copytree(tmp_path / "run", tmp_path / "moved")
+    assert ids("moved") == ids("run")
+
+
+def test_ids_follow_the_content_of_an_encoder_and_not_its_path_or_cache(tmp_path):
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    shutil.copytree(folder, tmp_path / "copy")
+
+    def ids(features, **settings):
+        plan = EvaluationPlan(
+            tasks=("docstring",), arms={"none": "none"}, features=features, seeds=(0,), settings=settings
+        )
+        return [job.id.rpartition("-")[2] for job in plan_jobs(plan)]
+
+    specs = (f"hf:{folder}", f"hf:{folder}@0", f"trnn:hf:{folder}", f"hf:{folder}@-1,first")
+    assert len(set(ids(specs))) == 4
+    assert ids(specs) == ids(tuple(s.replace("encoder", "copy") for s in specs), state_cache=str(tmp_path))
+    (folder / "model.safetensors").write_bytes(b"others")
+    assert not set(ids(specs)) & set(ids((f"hf:{tmp_path / 'copy'}",)))
 
 
 def test_missing_store_is_named(tmp_path):

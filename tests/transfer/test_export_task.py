@@ -10,8 +10,9 @@ from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.glomo import Glomo
 from glomo_dist.model.io import load_model, save_model
 from glomo_dist.runtime.errors import CheckpointError, ConfigError
-from glomo_dist.transfer.export import export_task
+from glomo_dist.transfer.export import export_task, live_graphs
 from glomo_dist.transfer.finetune import FinetuneJob, run
+from glomo_dist.transfer.task import get_task
 
 
 def word_model(folder, words=("film", "good", "voice", "script", "the"), **sizes):
@@ -62,6 +63,45 @@ def test_random_predictors_are_other_predictors(tmp_path):
     assert not torch.allclose(dense[1], dense[2])
     a_job = job(source, arm="random", graphs=str(tmp_path / "store1"), epochs=1)
     assert run(a_job).fingerprints["model"] == stores[1].info.model
+
+
+@pytest.mark.parametrize("keep", [2, None])
+def test_live_graphs_give_the_numbers_of_the_store(tmp_path, keep):
+    """The same graphs to the bit, and so the same training, with other batches and another number of threads."""
+    source = write_sst2(tmp_path / "data", sizes=(60, 20, 20))
+    folder = word_model(tmp_path / "run" / "model")
+    path = export_task("sst2", folder, tmp_path / "store", source=source, keep=keep)
+    store, task = GraphStore.open(path), get_task("sst2")
+    live = live_graphs(task, folder, task.load(source, None), task.limits(None), keep)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        for chosen in ([3], [11, 0, 7, 2]):
+            for ours, theirs in zip(
+                live.batch("dev.text", chosen), store.batch("dev.text", chosen), strict=True
+            ):
+                assert ours.shape == theirs.shape
+                assert all(torch.equal(a, b) for a, b in zip(ours[:3], theirs[:3], strict=True))
+    finally:
+        torch.set_num_threads(threads)
+
+    fields = {"arm": "pretrained", "epochs": 2, "conditioned": True, "keep": keep}
+    stored = run(job(source, graphs=str(path), **fields))
+    computed = run(job(source, graphs=str(tmp_path / "run"), **fields))
+    assert [(e.train_loss, e.dev) for e in computed.curve] == [(e.train_loss, e.dev) for e in stored.curve]
+    assert computed.mixtures == stored.mixtures and computed.test == stored.test
+    assert computed.components == stored.components
+    assert computed.fingerprints["model"] == stored.fingerprints["model"]
+    if keep is not None:
+        other = run(job(source, graphs=str(tmp_path / "run"), **{**fields, "keep": 1}))
+        assert [e.train_loss for e in other.curve] != [e.train_loss for e in computed.curve]
+
+
+def test_live_graphs_of_a_model_that_does_not_fit(tmp_path):
+    source = write_sst2(tmp_path / "data", sizes=(4, 2, 2))
+    folder = word_model(tmp_path / "model", vocab_size=9)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json has 6 units, the model was trained with 9"):
+        run(job(source, arm="pretrained", graphs=str(folder)))
 
 
 def test_pixels(tmp_path):

@@ -9,7 +9,7 @@ import zstandard
 
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.transfer.dataset import Column, Split, TaskData, images_split
-from glomo_dist.transfer.features import WordVectors, is_learned, learned_width, pixel_positions
+from glomo_dist.transfer.features import FeatureSpec, WordVectors, pixel_positions
 from glomo_dist.transfer.inputs import bucketed, by_length, encode
 
 GLOVE = "the 0.5 -1 2e-1\nfilm 1 2 3\n. . . 4 5 6\nthe 9 9 9\n"
@@ -79,14 +79,30 @@ def test_npz(tmp_path):
         WordVectors.load(path)
 
 
-def test_learned_spec():
-    assert is_learned("learned")
-    assert not is_learned("learned.txt")
-    assert learned_width("learned", 7) == 7
-    assert learned_width("learned:40", 7) == 40
-    for spec in ("learned:", "learned:0", "learned:x"):
-        with pytest.raises(ConfigError, match="learned:WIDTH"):
-            learned_width(spec, 7)
+@pytest.mark.parametrize(
+    ("spec", "parsed"),
+    [
+        ("pixels", FeatureSpec("pixels")),
+        ("learned", FeatureSpec("learned")),
+        ("learned:40", FeatureSpec("learned", width=40)),
+        ("learned.txt", FeatureSpec("vectors", source="learned.txt")),
+        ("https://x.y/glove.txt", FeatureSpec("vectors", source="https://x.y/glove.txt")),
+        ("trnn:learned:7", FeatureSpec("learned", recurrent=True, width=7)),
+        ("trnn:glove.txt", FeatureSpec("vectors", recurrent=True, source="glove.txt")),
+        ("hf:org/name", FeatureSpec("states", source="org/name")),
+        ("hf:a@b@-2", FeatureSpec("states", source="a@b", layer=-2)),
+        ("trnn:hf:enc@0,first", FeatureSpec("states", True, source="enc", layer=0, pool="first")),
+    ],
+)
+def test_feature_specs(spec, parsed):
+    assert FeatureSpec.parse(spec) == parsed
+    assert FeatureSpec.parse(str(parsed)) == parsed
+
+
+@pytest.mark.parametrize("spec", ["", "trnn:", "trnn:pixels", "learned:", "learned:0", "learned:x", "hf:"])
+def test_specs_that_are_none(spec):
+    with pytest.raises(ConfigError, match="features '"):
+        FeatureSpec.parse(spec)
 
 
 def words_data():
@@ -103,13 +119,13 @@ def test_encoded_words(tmp_path):
     )
     inputs = encode(words_data(), "words", path, {"text": 3}, 8)
     columns, labels = inputs.splits["train"].batch(np.array([2, 1, 0]))
-    numbers, units, lengths = columns["text"]
+    numbers, _, lengths = columns["text"]
     assert numbers.tolist() == [2, 1, 0]
     assert lengths.tolist() == [3, 0, 2]  # cut to 3
     assert labels.tolist() == [0, 1, 0]
-    features = inputs.features(units)
+    features = inputs.features("train.text", columns["text"])
     assert features.tolist() == [[[3, 4], [0, 0], [1, 2]], [[0, 0]] * 3, [[3, 4], [1, 2], [0, 0]]]
-    test = inputs.features(inputs.splits["test"].columns["text"].batch(np.array([0])).units)
+    test = inputs.features("test.text", inputs.splits["test"].columns["text"].batch(np.array([0])))
     assert test.tolist() == [[[5, 6], [1, 2]]]  # a vector helps for words that train does not have
     assert not list(inputs.features.parameters())  # frozen
 
@@ -118,8 +134,8 @@ def test_learned_words_know_train_only():
     inputs = encode(words_data(), "words", "learned:6", {"text": None}, 8)
     units = inputs.splits["test"].columns["text"].batch(np.array([0])).units
     assert units[0, 0] == 1  # unknown
-    padded = inputs.splits["train"].columns["text"].batch(np.array([0, 2])).units
-    features = inputs.features(padded)
+    padded = inputs.splits["train"].columns["text"].batch(np.array([0, 2]))
+    features = inputs.features("train.text", padded)
     assert features.shape == (2, 4, 6)
     assert not features[0, 2:].any()
     features.sum().backward()
@@ -153,8 +169,8 @@ def test_encoded_pixels():
     split = images_split(images, np.array([0, 1]))
     data = TaskData({s: split for s in ("train", "dev", "test")}, ("x", "y"), "f")
     inputs = encode(data, "pixels", "pixels", {"image": None}, 8)
-    _, units, lengths = inputs.splits["dev"].columns["image"].batch(np.array([1, 0]))
-    features = inputs.features(units)
+    batch = inputs.splits["dev"].columns["image"].batch(np.array([1, 0]))
+    features, lengths = inputs.features("dev.image", batch), batch.lengths
     assert inputs.shape == (2, 3)
     assert inputs.width == 3
     assert lengths.tolist() == [6, 6]

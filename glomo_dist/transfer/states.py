@@ -1,0 +1,128 @@
+"""A contextual encoder's states as features: one vector per word, computed once per text and kept on disk.
+
+    glomo/states in the user's cache folder, or the folder that is given
+        <encoder>/<texts>.safetensors     states float16 [words of consecutive texts, width]
+
+Both names are fingerprints, of the encoder's files, layer and pooling and of the texts, so a file is never stale and
+may be deleted at any time. A file appears when it is whole: what an interrupted run has finished, the next one finds.
+Processes that need the same file wait for the first.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save
+from torch import Tensor
+
+from glomo_dist.graphs.mapped import map_safetensors
+from glomo_dist.runtime import files
+from glomo_dist.runtime.errors import GlomoError
+from glomo_dist.runtime.progress import bar
+from glomo_dist.transfer.encoder import Encoder, locate
+from glomo_dist.transfer.features import FeatureSpec
+
+CHUNK_WORDS = 1 << 15
+
+
+@dataclass(frozen=True)
+class StateColumn:
+    """The states of the values of one column, mapped from disk. first: of each chunk, its first value."""
+
+    chunks: list[np.ndarray[Any, Any]]
+    first: np.ndarray[Any, Any]
+    starts: np.ndarray[Any, Any]  # of each value in its chunk
+
+    @property
+    def width(self) -> int:
+        return int(self.chunks[0].shape[1])
+
+    def batch(self, numbers: np.ndarray[Any, Any], lengths: Tensor, T: int) -> Tensor:
+        """States of the values `numbers` as float32 [N, T, width], zero at padding."""
+        found = np.zeros((len(numbers), T, self.width), np.float32)
+        chunks = np.searchsorted(self.first, numbers, "right") - 1
+        for row, (number, chunk, n) in enumerate(zip(numbers, chunks, lengths.tolist(), strict=True)):
+            at = int(self.starts[number])
+            found[row, :n] = self.chunks[chunk][at : at + n]
+        return torch.from_numpy(found)
+
+
+def column_states(
+    spec: FeatureSpec, content: str, columns: dict[str, list[list[str]]], cache: str | Path | None
+) -> dict[str, StateColumn]:
+    """The states of every text of every column, computed where they are not in the cache.
+
+    content: the encoder's fingerprint.  columns: by name, the words of each text.
+    cache: None for glomo/states in the user's cache folder.
+    """
+    folder = (Path(cache) if cache is not None else files.user_cache("states")) / content
+    lazy = _Lazy(spec)
+    found = {}
+    total = sum(len(text) for texts in columns.values() for text in texts)
+    with bar(total=total, desc=f"states of {Path(spec.source).name}", unit="word", leave=False) as progress:
+        for name, texts in columns.items():
+            lengths = np.array([len(text) for text in texts], np.int64)
+            chunks = _chunks(lengths)
+            arrays, starts = [], np.zeros(len(texts), np.int64)
+            for first, last in chunks:
+                arrays.append(_chunk(folder, texts[first:last], lazy))
+                starts[first:last] = np.cumsum(lengths[first:last]) - lengths[first:last]
+                progress.update(int(lengths[first:last].sum()))
+            found[name] = StateColumn(arrays, np.array([first for first, _ in chunks], np.int64), starts)
+    return found
+
+
+def _chunks(lengths: np.ndarray[Any, Any]) -> list[tuple[int, int]]:
+    """Ranges of consecutive texts with about CHUNK_WORDS words each."""
+    bounds = np.flatnonzero(np.diff(np.cumsum(lengths) // CHUNK_WORDS, prepend=-1)).tolist()
+    return list(zip(bounds, [*bounds[1:], len(lengths)], strict=True))
+
+
+def _chunk(folder: Path, texts: Sequence[list[str]], lazy: _Lazy) -> np.ndarray[Any, Any]:
+    digest = hashlib.sha256("\1".join("\0".join(text) for text in texts).encode(errors="surrogatepass"))
+    path = folder / f"{digest.hexdigest()[:24]}.safetensors"
+    words = sum(map(len, texts))
+    if (found := _mapped(path, words)) is not None:
+        return found
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(path.with_suffix(".lock"), "w", encoding="utf-8")  # noqa: SIM115 (closed below)
+    except OSError as e:
+        raise GlomoError(f"cannot write {path}: {e.strerror or e}. Choose another state_cache.") from e
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (found := _mapped(path, words)) is None:  # nobody has made it meanwhile
+            files.write_bytes(path, save({"states": lazy.encoder().states(texts)}))
+            found = _mapped(path, words)
+    path.with_suffix(".lock").unlink(missing_ok=True)
+    if found is None:
+        raise GlomoError(f"{path} is not what was just written there. Is the disk sound?")
+    return found
+
+
+def _mapped(path: Path, words: int) -> np.ndarray[Any, Any] | None:
+    """The states in a file, or None if it is not there, damaged or of another size."""
+    try:
+        states = map_safetensors(path)["states"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return states if len(states) == words else None
+
+
+class _Lazy:
+    """The encoder, loaded when the first text needs it."""
+
+    def __init__(self, spec: FeatureSpec) -> None:
+        self.spec, self._encoder = spec, None
+
+    def encoder(self) -> Encoder:
+        if self._encoder is None:
+            self._encoder = Encoder(locate(self.spec.source), self.spec.layer, self.spec.pool)
+        return self._encoder
