@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import tempfile
 import time
 from collections.abc import Callable
@@ -55,16 +56,25 @@ def open_all(index: ShardIndex, cache: Path) -> int:
         gatherer = Gatherer(stream(index, Path(fresh), 1, 0).library, index.layout)
         one = np.zeros(1, np.int64)
         for shard in range(len(index.shards)):
-            gatherer.gather(Request(1, 1, one + shard, one, one, one))
+            gatherer.gather(Request(1, 1, one + shard, one, one + 1, one))
         gatherer.close()
     return index.tokens
 
 
 def read_all(index: ShardIndex, cache: Path, batch: int, readers: int, windows: Windows = "fixed") -> int:
-    """An epoch of batches; by the calling process alone, or from reader processes, their start included."""
+    """An epoch, its order and opening included; by the calling thread, or by readers, their start included."""
     s = stream(index, cache, batch, readers, windows)
-    with contextlib.closing(s.iterate()) as batches:
-        return sum(int(next(batches).lengths.sum()) for _ in range(s.order.per_epoch // batch))
+    steps = range(s.order.per_epoch // batch)
+    with contextlib.closing(s.iterate() if readers else s.batches(steps)) as batches:
+        return sum(int(next(batches).lengths.sum()) for _ in steps)
+
+
+def again(index: ShardIndex, cache: Path, batch: int) -> Callable[[], int]:
+    """Reads an epoch whose order is known, from shards that are open; from the second time on."""
+    s = stream(index, cache, batch, 0)
+    steps = range(s.order.per_epoch // batch)
+    batches = s.batches(itertools.cycle(steps))
+    return lambda: sum(int(next(batches).lengths.sum()) for _ in steps)
 
 
 def read_webdataset(index: ShardIndex) -> int:
@@ -114,6 +124,7 @@ def main() -> None:
                 "first opening: SHA-256, structure, ids": partial(open_all, index, Path(scratch)),
                 "batches of 64": partial(read_all, index, cache, 64, 0),
                 "batches of 512": partial(read_all, index, cache, 512, 0),
+                "batches of 512, order and shards at hand": again(index, cache, 512),
                 "packed batches of 512": partial(read_all, index, cache, 512, 0, "packed"),
                 "batches of 512 from 2 readers": partial(read_all, index, cache, 512, 2),
                 "webdataset, samples only": partial(read_webdataset, index),

@@ -12,7 +12,7 @@ from glomo_dist.data.places import Place, Source, in_time
 from glomo_dist.data.tarsamples import AGAIN, id_dtype, parse_samples
 from glomo_dist.runtime.errors import ShardError
 
-_PIECE = 16 << 20  # bytes of samples checked at once
+_PIECE = 1 << 20  # bytes of samples checked at once: they stay in the processor's cache
 
 
 class Layout(NamedTuple):
@@ -39,12 +39,12 @@ class Layout(NamedTuple):
 
 
 def decode(
-    source: Source, layout: Layout, where: Place, write: Callable[[bytes], object], until: float
+    source: Source, layout: Layout, where: Place, write: Callable[[memoryview], object], until: float
 ) -> None:
     """Hand the ids of all samples to `write`, end to end. They are good only when this returns.
 
-    Memory: one piece of 16 MB, or one sample if that is larger. Raises ShardError naming the shard `where` for bytes
-    that are not those the index describes, TimeoutError after the monotonic time `until`.
+    Memory: a few pieces of 1 MB, or one sample if that is larger. Raises ShardError naming the shard `where` for
+    bytes that are not those the index describes, TimeoutError after the monotonic time `until`.
     """
     digest = hashlib.sha256()
 
@@ -74,7 +74,7 @@ def decode(
         ids = parse_samples(
             content, str(where), layout.first + i, offsets, lengths, layout.vocab_size, at, j == samples
         )
-        write(ids.tobytes())
+        write(ids.data)
         i = j
     if source.read(1):
         raise ShardError(f"shard {where} has more than the {layout.bytes} bytes of the index. {AGAIN}")

@@ -1,8 +1,9 @@
-"""Rows of ids from shards: the shards through the cache, the rows by one copy per window."""
+"""Rows of ids from shards: the shards through the cache, all windows of a shard by one copy."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -16,12 +17,12 @@ from glomo_dist.data.cache import Ids, ShardCache, default_folder
 from glomo_dist.data.config import Reading
 from glomo_dist.data.decode import Layout, decode
 from glomo_dist.data.places import Address, Place, attempts, open_place
-from glomo_dist.data.ragged import ranges
+from glomo_dist.data.ragged import filled_to, starts_of
 from glomo_dist.data.tarsamples import id_dtype
 from glomo_dist.runtime.errors import DataError, GlomoError, ShardError
 
 _OPEN = 16  # shards kept open: two blocks of the order
-_LONG = 100  # units; longer windows are copied one by one, shorter ones all at once
+_SPREAD = 4  # windows are copied in one width; it takes at most this many times the memory of the rows, and once more
 
 
 class BadShard(ShardError):
@@ -33,9 +34,10 @@ class BadShard(ShardError):
 
 
 class Request(NamedTuple):
-    """Which ids go where, for a matrix of `rows` x `width`. int64 [n] each.
+    """Which ids make up a matrix of `rows` x `width`. int64 [n] each, for one window after the other.
 
-    shard: number; start: of the window among all ids of the shard; length; place: in the flattened matrix.
+    shard: number; start: of the window among all ids of the shard; length; row: does not descend. The windows of a
+    row lie end to end from its first column on; every row has at least one.
     """
 
     rows: int
@@ -43,7 +45,7 @@ class Request(NamedTuple):
     shard: np.ndarray
     start: np.ndarray
     length: np.ndarray
-    place: np.ndarray
+    row: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -82,25 +84,38 @@ class Gatherer:
         self._in_use = -1
 
     def gather(self, request: Request) -> np.ndarray:
-        """Ids [rows, width] in the type they are stored in, zero where nothing was asked for.
+        """Ids [rows, width] in the type they are stored in, zero behind the last window of a row.
 
         Raises BadShard, or GlomoError where the cache cannot be used.
         """
-        matrix = np.zeros((request.rows, request.width), id_dtype(self._library.vocab_size))
-        for shard in sorted(set(request.shard.tolist())):
-            chosen = np.flatnonzero(request.shard == shard)
-            for _ in range(3):
-                held = self._shard(shard)
-                _copy(held.ids, matrix.reshape(-1), *(a[chosen] for a in request[3:]))
-                if not held.changed():
-                    break
-                self._open.pop(shard).close()  # written to since it was checked: check again what it is now
-            else:
-                raise GlomoError(
-                    f"the cache of shard {self._library.names[shard]} is being written to by something else. Use "
-                    "another folder (reading.cache)."
-                )
+        _, _, shard, start, length, row = request = _even(request)
+        windows = np.empty((len(length), int(length.max())), id_dtype(self._library.vocab_size))
+        by_shard = np.argsort(shard, kind="stable")
+        ascending = shard[by_shard]
+        borders = np.flatnonzero(ascending[1:] != ascending[:-1]) + 1
+        for begin, end in itertools.pairwise((0, *borders.tolist(), len(shard))):
+            chosen = by_shard[begin:end]
+            self._copy(int(ascending[begin]), start[chosen], windows, chosen)
+        inside = filled_to(length, windows.shape[1])
+        if len(length) == request.rows:
+            return np.multiply(windows, inside, out=windows)
+        matrix = np.zeros((request.rows, request.width), windows.dtype)
+        lengths = np.bincount(row, length, request.rows).astype(np.int64)
+        matrix[filled_to(lengths, request.width)] = windows[inside]
         return matrix
+
+    def _copy(self, shard: int, start: np.ndarray, windows: np.ndarray, chosen: np.ndarray) -> None:
+        """windows[chosen] = what begins at `start` in `shard`, as it was checked."""
+        for _ in range(3):
+            held = self._shard(shard)
+            windows[chosen] = _windows(held.ids, start, windows.shape[1])
+            if not held.changed():
+                return
+            self._open.pop(shard).close()  # written to since it was checked: check again what it is now
+        raise GlomoError(
+            f"the cache of shard {self._library.names[shard]} is being written to by something else. Use "
+            "another folder (reading.cache)."
+        )
 
     def close(self) -> None:
         while self._open:
@@ -138,7 +153,7 @@ class Gatherer:
             file.seek(0)
             digest = hashlib.sha256()
 
-            def write(ids: bytes) -> None:
+            def write(ids: memoryview) -> None:
                 digest.update(ids)
                 file.write(ids)
 
@@ -157,12 +172,28 @@ class Gatherer:
             raise BadShard(f"{e}" + (f" ({waited:.0f} s)" if waited > 1 else ""), number) from e
 
 
-def _copy(
-    ids: np.ndarray, flat: np.ndarray, start: np.ndarray, length: np.ndarray, place: np.ndarray
-) -> None:
-    """flat[place : place + length] = ids[start : start + length] for each window."""
-    if len(length) * _LONG < int(length.sum()):
-        for a, n, b in zip(start.tolist(), length.tolist(), place.tolist(), strict=True):
-            flat[b : b + n] = ids[a : a + n]
-    else:
-        flat[ranges(place, length)] = ids[ranges(start, length)]
+def _even(request: Request) -> Request:
+    """The same matrix from windows of similar length: those that are much longer than the others become several."""
+    rows, width, shard, start, length, row = request
+    limit = _SPREAD * rows * width // len(length)
+    if limit >= int(length.max()):
+        return request
+    parts = -(-length // limit)
+    of = np.repeat(np.arange(len(parts)), parts)
+    offset = (np.arange(len(of)) - starts_of(parts)[of]) * limit
+    return Request(
+        rows, width, shard[of], start[of] + offset, np.minimum(limit, length[of] - offset), row[of]
+    )
+
+
+def _windows(ids: np.ndarray, start: np.ndarray, width: int) -> np.ndarray:
+    """ids[start : start + width] for each: [n, width]; behind the end of `ids` anything."""
+    last = len(ids) - width  # the last place where a whole window begins
+    if last < 0:
+        return _windows(np.concatenate([ids, np.zeros(-last, ids.dtype)]), start, width)
+    every = np.ndarray((last + 1, width), ids.dtype, ids, strides=(ids.itemsize, ids.itemsize))  # no copy
+    taken = every[np.minimum(start, last)]
+    for i in np.flatnonzero(start > last).tolist():
+        end = ids[start[i] :]
+        taken[i, : len(end)] = end
+    return taken

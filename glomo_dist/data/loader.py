@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from glomo_dist.data.config import Reading
 from glomo_dist.data.gather import Library, Request
 from glomo_dist.data.index import ShardIndex
 from glomo_dist.data.order import Pieces, WindowOrder, Windows
-from glomo_dist.data.ragged import ranges, starts_of
+from glomo_dist.data.ragged import filled_to, starts_of
 from glomo_dist.data.reader import InProcess, Reader, ReaderProcess
 from glomo_dist.data.tarsamples import sample_key
 from glomo_dist.runtime.errors import ConfigError, ShardError
@@ -87,9 +88,15 @@ class Stream:
 
     def batch(self, step: int) -> Batch:
         """The batch of step `step` (from 0); the same whenever and however often it is asked for."""
+        with contextlib.closing(self.batches([step])) as one:
+            return next(one)
+
+    def batches(self, steps: Iterable[int]) -> Generator[Batch, None, None]:
+        """The batches of these steps, each read when it is asked for, by the calling thread."""
         reader = InProcess(self.library, self.index)
         try:
-            return self._read(reader, step)
+            for step in steps:
+                yield self._read(reader, step)
         finally:
             reader.close()
 
@@ -113,21 +120,19 @@ class Stream:
 
     def _read(self, reader: Reader, step: int) -> Batch:
         numbers, pieces = self._plan(step)
-        column = _columns(pieces)
         lengths = np.bincount(pieces.row, pieces.length, len(numbers)).astype(np.int64)
-        width = int(lengths.max())
         request = Request(
             len(numbers),
-            width,
+            int(lengths.max()),
             self.index.shard_of_sample[pieces.sample].astype(np.int64),
             self.index.units_before[pieces.sample] + pieces.start,
             pieces.length,
-            pieces.row * width + column,
+            pieces.row,
         )
         tokens = torch.from_numpy(reader.read(request).astype(np.int64))
         segments = None
         if self.order.kind == "packed":
-            segments = torch.from_numpy(_segments(pieces, column, tokens.shape))
+            segments = torch.from_numpy(_segments(pieces, lengths, request.width))
         return Batch(tokens, torch.from_numpy(lengths), torch.from_numpy(numbers), segments, pieces)
 
     def _plan(self, step: int) -> tuple[np.ndarray, Pieces]:
@@ -172,17 +177,10 @@ class Stream:
         return found
 
 
-def _columns(pieces: Pieces) -> np.ndarray:
-    """Where each piece begins in its row: int64 [n]."""
-    begun = starts_of(pieces.length)[:-1]
-    first_of_row = np.searchsorted(pieces.row, pieces.row)  # the first piece of each piece's row
-    return begun - begun[first_of_row]
-
-
-def _segments(pieces: Pieces, column: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _segments(pieces: Pieces, lengths: np.ndarray, width: int) -> np.ndarray:
     """See `Batch.segments`."""
-    number = np.arange(len(pieces.row)) - np.searchsorted(pieces.row, pieces.row)
-    segments = np.full(shape, -1, np.int64)
-    flat = ranges(pieces.row * shape[1] + column, pieces.length)
-    segments.reshape(-1)[flat] = np.repeat(number, pieces.length)
+    in_row = np.bincount(pieces.row)
+    number = np.arange(len(pieces.row)) - np.repeat(starts_of(in_row)[:-1], in_row)
+    segments = np.full((len(lengths), width), -1, np.int64)
+    segments[filled_to(lengths, width)] = np.repeat(number, pieces.length)
     return segments

@@ -18,3 +18,9 @@ def ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     places = np.repeat(np.asarray(starts, np.int64) - firsts[:-1], sizes)
     places += np.arange(firsts[-1])
     return places
+
+
+def filled_to(lengths: np.ndarray, width: int) -> np.ndarray:
+    """True in the first lengths[i] places of row i: bool [n, width]."""
+    small = np.int16 if width < 1 << 15 else np.int64  # compared several times as fast
+    return np.arange(width, dtype=small) < lengths.astype(small)[:, None]

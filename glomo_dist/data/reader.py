@@ -1,7 +1,7 @@
 """Reader processes: each answers the requests of its rank, one after the other, over a socket pair.
 
 A message is JSON, then where there are numbers their bytes. The rank asks {"rows", "width"} with int64 [4, n] (shard,
-start, length, place); the reader answers {"ok"} with the ids, {"error"}, or {"layout": shard} when it has to open a
+start, length, row); the reader answers {"ok"} with the ids, {"error"}, or {"layout": shard} when it has to open a
 shard, and gets that shard's part of the index. When either side ends, however it ends, the other sees the socket
 close.
 """
