@@ -43,15 +43,15 @@ def test_killed_at_random_steps(
     ranks: Nursery, references: dict[int, Path], tiny_shards: Path, tmp_path: Path, stage: int
 ) -> None:
     config = with_stage(SHORT, stage)
-    fault_runs.kill_at_random_steps(ranks, config, tiny_shards, tmp_path / "run", 1, random.Random(stage))
-    assert_same(tmp_path / "run", references[stage])
+    run, draw = tmp_path / "run", random.Random(stage)
+    fault_runs.kill_at_random_steps(ranks, config, tiny_shards, run, 1, draw, references[stage])
 
 
 def test_killed_while_saving(
     ranks: Nursery, references: dict[int, Path], tiny_shards: Path, tmp_path: Path
 ) -> None:
-    partial = fault_runs.kill_while_saving(ranks, SHORT, tiny_shards, tmp_path / "run", 3, random.Random(0))
-    assert_same(tmp_path / "run", references[2])
+    run, draw = tmp_path / "run", random.Random(0)
+    partial = fault_runs.kill_while_saving(ranks, SHORT, tiny_shards, run, 3, draw, references[2])
     assert partial, "no kill came while a checkpoint was being written"
 
 
