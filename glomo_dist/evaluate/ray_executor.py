@@ -16,7 +16,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +25,11 @@ from typing import Any
 from glomo_dist.evaluate.attempt import Job, Outcome, Run, attempt, job_folder, log_tail, write_error
 from glomo_dist.evaluate.executor import time_limit_error
 from glomo_dist.runtime.errors import ConfigError, GlomoError
+from glomo_dist.runtime.files import read_json
+from glomo_dist.runtime.progress import say
 
 POLL_SECONDS = 0.5  # how often time limits are looked at; results are taken as soon as they come
+LOOK_SECONDS = 2.0  # how often it is asked which hosts are lost
 OBJECT_STORE_BYTES = 100 << 20  # results are files; Ray's minimum is about 75 MB
 
 # Read by Ray when it is imported or started.
@@ -63,6 +66,10 @@ class RayExecutor:
 def running_ray(cpus: int | None = None, address: str | None = None, max_retries: int = 2) -> Iterator[None]:
     """Ray for the duration of the block, unless this process already has one."""
     os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+    if address is not None and _knows_a_token():
+        os.environ.setdefault(
+            "RAY_AUTH_MODE", "token"
+        )  # `ray start --head` does so by itself, `init` does not
     import ray
 
     if ray.is_initialized():
@@ -120,6 +127,8 @@ def _outcomes(run: Run, jobs: Sequence[Job], out: Path, settings: RayExecutor) -
     running: dict[Any, Job] = {}
     clocks: dict[str, _Clock] = {}
     expired: dict[str, float] = {}
+    moves: Counter[str] = Counter()
+    look_at = time.monotonic() + LOOK_SECONDS
     try:
         while pending or running:
             while pending and len(running) < limit:
@@ -136,6 +145,23 @@ def _outcomes(run: Run, jobs: Sequence[Job], out: Path, settings: RayExecutor) -
                 if job.time_limit_seconds and seconds > job.time_limit_seconds and job.id not in expired:
                     expired[job.id] = seconds
                     ray.cancel(reference, force=True)  # kills the worker; a cancelled task is not retried
+            if time.monotonic() < look_at:
+                continue
+            look_at, lost = time.monotonic() + LOOK_SECONDS, _lost_hosts()
+            for reference, job in [(r, j) for r, j in running.items() if clocks[j.id].host in lost]:
+                ray.cancel(
+                    reference, force=True
+                )  # nobody is there to be asked; Ray shall not try it again by itself
+                del running[reference]
+                clock = clocks.pop(job.id)
+                moves[job.id] += 1
+                if moves[job.id] <= settings.max_retries:
+                    say(f"host {clock.host} is lost: {job.id} begins again elsewhere")
+                    pending.appendleft(job)
+                else:
+                    clock.file.unlink(missing_ok=True)
+                    message = f"lost with its host {clock.host}, and {settings.max_retries} times before with another"
+                    yield write_error(job, out, clock.seconds(), message, message)
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
@@ -162,11 +188,28 @@ def _collect(reference: Any, job: Job, out: Path, clock: _Clock, expired: dict[s
     return write_error(job, out, clock.seconds(), message, f"{trace}\n{words}".strip() + f"\n{message}")
 
 
+def _lost_hosts() -> set[str]:
+    """Names of the hosts that Ray has given up; it does so after some 20 s of silence.
+
+    What waits for a job there would wait on: Ray looks whether a connection still stands once in five minutes. (More
+    often is not allowed: the other side takes it for an attack and breaks the connection.)
+    """
+    import ray
+
+    hosts: dict[bool, set[str]] = {True: set(), False: set()}
+    for node in ray.nodes():
+        hosts[node["Alive"]].add(node["NodeManagerHostname"])
+    return hosts[False] - hosts[True]
+
+
 class _Clock:
-    """Seconds since a job began to run, as opposed to being queued: it begins when the worker says so."""
+    """Seconds since a job began to run, as opposed to being queued: it begins when the worker says so.
+
+    host: where it runs, as it says itself; empty until then.
+    """
 
     def __init__(self, file: Path) -> None:
-        self.file, self.mark, self.since = file, 0, 0.0
+        self.file, self.mark, self.since, self.host = file, 0, 0.0, ""
         file.unlink(missing_ok=True)  # of a run that was killed
 
     def seconds(self) -> float:
@@ -176,7 +219,15 @@ class _Clock:
             mark = self.mark
         if mark != self.mark:  # a new attempt, after a worker died, has its own time
             self.mark, self.since = mark, time.monotonic()
+            with contextlib.suppress(GlomoError):  # over just now
+                self.host = read_json(self.file)["host"]
         return time.monotonic() - self.since if self.mark else 0.0
+
+
+def _knows_a_token() -> bool:
+    """Whether there is a token to show to a cluster that asks for one, in one of the places where Ray looks."""
+    given = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    return given or Path.home().joinpath(".ray", "auth_token").exists()
 
 
 def _require_listening(address: str) -> None:

@@ -12,10 +12,12 @@ class Stopping:
     """While in use, the two signals set `asked` instead of ending the process; the loop looks at it every step.
 
     A signal that reaches one rank alone counts for all: they agree before the step.
+    ends: the process ends after it. The signals are then ignored to its last moment, so that a second one, or the one
+        that torchrun sends to the other ranks when the first has ended, does not take the place of its exit code.
     """
 
-    def __init__(self) -> None:
-        self.asked = ""
+    def __init__(self, *, ends: bool = False) -> None:
+        self.asked, self._ends = "", ends
 
     def __enter__(self) -> Stopping:
         self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
@@ -23,7 +25,7 @@ class Stopping:
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if self._ends else handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = signal.Signals(number).name

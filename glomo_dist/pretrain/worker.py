@@ -21,21 +21,21 @@ PID = ".pid"  # files beside the notice, by which the launcher knows the ranks
 
 
 def run(job: Job, notice: Path | None = None) -> Path:
-    """Join the group that the environment describes, train, leave. Returns the run folder.
+    """Join the group that the environment describes, train, leave. Returns the run folder; then the process must end.
 
     notice: file in which the watchdog leaves word for the program that started the ranks.
     """
     ranks = group.join(timeout_minutes=max(30.0, 2 * job.config.hang_timeout / 60))
     try:
-        return run_in(job, ranks, notice)
+        return run_in(job, ranks, notice, ends=True)
     finally:
         group.leave()
 
 
-def run_in(job: Job, ranks: Ranks, notice: Path | None = None) -> Path:
-    """Train as one of `ranks`, alone in the run folder; every rank calls this."""
+def run_in(job: Job, ranks: Ranks, notice: Path | None = None, *, ends: bool = False) -> Path:
+    """Train as one of `ranks`, alone in the run folder; every rank calls this. ends: the process ends after it."""
     with ExitStack() as stack:
-        stopping = stack.enter_context(Stopping())
+        stopping = stack.enter_context(Stopping(ends=ends))
         if notice is not None:  # ready to be asked to stop
             files.write_bytes(notice.with_name(f"rank-{ranks.rank}{PID}"), str(os.getpid()).encode())
         here = (group.machine(), os.getpid())

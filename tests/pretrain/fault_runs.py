@@ -204,11 +204,13 @@ def hang(
 def stop_by_signal(
     nursery: Nursery, config: PretrainConfig, shards: Path, run: Path, rank: int, number: int, at: int
 ) -> float:
-    """A signal to one rank: all save and end with the documented code. Then continued to the end."""
+    """A signal to one rank, again and again: all save and end with the documented code. Then continued to the end."""
     group = nursery.start(config, shards, run)
     assert wait_for_step(group, run, at), group.log.read_text()[-3000:]
     began = time.monotonic()
-    group.kill(rank, number)
+    while group.running and time.monotonic() < began + STOP_SECONDS:
+        group.kill(rank, number)
+        time.sleep(0.01)
     codes = group.wait(60)
     seconds = time.monotonic() - began
     assert codes == [Interrupted.exit_code] * 2 and seconds <= STOP_SECONDS, (codes, seconds)
