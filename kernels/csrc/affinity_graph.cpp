@@ -1,6 +1,7 @@
-// affinity_graph: count, scan (by the caller), fill. Scores are computed for ROWS query rows at a time, so that
-// a thread holds ROWS x T of them and nothing of size T x T exists. Every row is computed in the same way by
-// whichever thread takes it: the result does not depend on their number.
+// affinity_graph: find the edges, scan their numbers (the caller does), place them. Scores are computed for ROWS query
+// rows at a time, so that a thread holds ROWS x T of them and nothing of size T x T exists, and only once: beside them
+// a copy of the edges costs little. Every row is computed in the same way by whichever thread takes it: the result
+// does not depend on their number.
 
 #include <algorithm>
 #include <vector>
@@ -16,6 +17,7 @@ namespace {
 
 constexpr std::int64_t ROWS = 48;      // a multiple of the rows that `multiply` holds in registers
 constexpr std::int64_t STRETCH = 256;  // keys whose edges are collected aside
+constexpr std::int64_t PIECE = 1 << 16;  // edges for which memory is taken at once
 
 // The roots of one block of rows of one (sample, head).
 template <class T>
@@ -98,59 +100,78 @@ class RowBlock {
   double sum_[ROWS] = {};
 };
 
-// Calls visit(block, r, row) for every row, row = (b * heads + h) * units + i. A thread takes a part of a head at a
-// time, whose keys it packs: a whole one, unless the heads are few.
-template <class T, class Visit>
-void for_each_row(const Affinity<T>& problem, int threads, const Visit& visit) {
-  const std::int64_t heads = problem.batch * problem.heads, blocks = (problem.units + ROWS - 1) / ROWS;
-  const std::int64_t parts = std::min(blocks, (4 * threads + heads - 1) / std::max<std::int64_t>(heads, 1));
-  parallel(heads * parts, threads, [&](const auto& next) {
-    RowBlock<T> block(problem);
-    for (std::int64_t item = next(); item >= 0; item = next()) {
-      const std::int64_t head = item / parts, part = item % parts;
-      for (std::int64_t index = part * blocks / parts; index < (part + 1) * blocks / parts; ++index) {
-        const std::int64_t first = index * ROWS, rows = std::min(ROWS, problem.units - first);
-        block.compute(head, first, rows);
-        for (std::int64_t r = 0; r < rows; ++r) visit(block, r, head * problem.units + first + r);
-      }
+// Adds the edges of row r of the block to a run; returns their number.
+template <class T>
+std::int64_t add_row(const Affinity<T>& problem, RowBlock<T>& block, std::int64_t r, EdgeRun<T>& run) {
+  double total = block.sum_of_squares(r);
+  if (problem.keep) block.keep_largest(r, problem.keep);
+  if (problem.renormalise) total = block.sum_of_squares(r);
+  const T scale = static_cast<T>(total + EPSILON);
+  const T* root = block.roots(r);
+  // Without a branch on each key, which no processor can predict: a place is written again until an edge stays.
+  T aside[STRETCH];
+  std::int32_t aside_columns[STRETCH];
+  std::int64_t edges = 0;
+  for (std::int64_t j = block.begin(r); j < block.end(r);) {
+    const std::int64_t stop = std::min(j + STRETCH, block.end(r));
+    std::int64_t found = 0;
+    for (; j < stop; ++j) {
+      const T square = root[j] * root[j];
+      aside[found] = square;
+      aside_columns[found] = static_cast<std::int32_t>(j);
+      found += square > 0;
     }
-  });
+    if (run.pieces.empty() || run.pieces.back().used + found > PIECE) {
+      run.pieces.push_back({std::unique_ptr<std::int32_t[]>(new std::int32_t[PIECE]), std::unique_ptr<T[]>(new T[PIECE])});
+    }
+    auto& piece = run.pieces.back();
+    for (std::int64_t e = 0; e < found; ++e) piece.weights[piece.used + e] = aside[e] / scale;
+    std::copy_n(aside_columns, found, &piece.columns[piece.used]);
+    piece.used += found;
+    edges += found;
+  }
+  return edges;
 }
 
 }  // namespace
 
+// A thread takes a part of a head at a time, whose keys it packs: a whole one, unless the heads are few.
 template <class T>
-void count_edges(const Affinity<T>& problem, std::int64_t* counts, int threads) {
-  for_each_row(problem, threads, [&](RowBlock<T>& block, std::int64_t r, std::int64_t row) {
-    counts[row] = problem.keep ? std::min(block.edges(r), problem.keep) : block.edges(r);
+std::vector<EdgeRun<T>> find_edges(const Affinity<T>& problem, std::int64_t* counts, int threads) {
+  const std::int64_t heads = problem.batch * problem.heads, blocks = (problem.units + ROWS - 1) / ROWS;
+  const std::int64_t parts = std::min(blocks, (4 * threads + heads - 1) / std::max<std::int64_t>(heads, 1));
+  std::vector<EdgeRun<T>> runs(static_cast<std::size_t>(heads * parts));
+  parallel(heads * parts, threads, [&](const auto& next) {
+    RowBlock<T> block(problem);
+    for (std::int64_t item = next(); item >= 0; item = next()) {
+      const std::int64_t head = item / parts, part = item % parts;
+      EdgeRun<T>& run = runs[static_cast<std::size_t>(item)];
+      run.first = head * problem.units + part * blocks / parts * ROWS;
+      for (std::int64_t index = part * blocks / parts; index < (part + 1) * blocks / parts; ++index) {
+        const std::int64_t first = index * ROWS, rows = std::min(ROWS, problem.units - first);
+        block.compute(head, first, rows);
+        for (std::int64_t r = 0; r < rows; ++r) {
+          counts[head * problem.units + first + r] = add_row(problem, block, r, run);
+        }
+      }
+    }
   });
+  return runs;
 }
 
 template <class T>
-void fill_edges(const Affinity<T>& problem, const std::int64_t* offsets, std::int32_t* columns, T* weights,
-                int threads) {
-  for_each_row(problem, threads, [&](RowBlock<T>& block, std::int64_t r, std::int64_t row) {
-    double total = block.sum_of_squares(r);
-    if (problem.keep) block.keep_largest(r, problem.keep);
-    if (problem.renormalise) total = block.sum_of_squares(r);
-    const T scale = static_cast<T>(total + EPSILON);
-    const T* root = block.roots(r);
-    // Without a branch on each key, which no processor can predict: a place is written again until an edge stays.
-    T aside[STRETCH];
-    std::int32_t aside_columns[STRETCH];
-    std::int64_t edge = offsets[row];
-    for (std::int64_t j = block.begin(r); j < block.end(r);) {
-      const std::int64_t stop = std::min(j + STRETCH, block.end(r));
-      std::int64_t found = 0;
-      for (; j < stop; ++j) {
-        const T square = root[j] * root[j];
-        aside[found] = square;
-        aside_columns[found] = static_cast<std::int32_t>(j);
-        found += square > 0;
+void place_edges(std::vector<EdgeRun<T>>& runs, const std::int64_t* offsets, std::int32_t* columns, T* weights,
+                 int threads) {
+  parallel(static_cast<std::int64_t>(runs.size()), threads, [&](const auto& next) {
+    for (std::int64_t item = next(); item >= 0; item = next()) {
+      EdgeRun<T>& run = runs[static_cast<std::size_t>(item)];
+      std::int64_t edge = run.pieces.empty() ? 0 : offsets[run.first];
+      for (auto& piece : run.pieces) {
+        std::copy_n(piece.columns.get(), piece.used, columns + edge);
+        std::copy_n(piece.weights.get(), piece.used, weights + edge);
+        edge += piece.used;
+        piece = {};
       }
-      for (std::int64_t e = 0; e < found; ++e) weights[edge + e] = aside[e] / scale;
-      std::copy_n(aside_columns, found, columns + edge);
-      edge += found;
     }
   });
 }
@@ -217,8 +238,8 @@ void affinity_graph_backward(const Affinity<T>& problem, const std::int64_t* off
 }
 
 #define INSTANTIATE(T)                                                                                        \
-  template void count_edges<T>(const Affinity<T>&, std::int64_t*, int);                                       \
-  template void fill_edges<T>(const Affinity<T>&, const std::int64_t*, std::int32_t*, T*, int);               \
+  template std::vector<EdgeRun<T>> find_edges<T>(const Affinity<T>&, std::int64_t*, int);                     \
+  template void place_edges<T>(std::vector<EdgeRun<T>>&, const std::int64_t*, std::int32_t*, T*, int);        \
   template void affinity_graph_backward<T>(const Affinity<T>&, const std::int64_t*, const std::int32_t*,      \
                                            const T*, const T*, T*, T*, T*, int);
 INSTANTIATE(float)

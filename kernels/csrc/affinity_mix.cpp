@@ -1,7 +1,8 @@
 // affinity_mix, forward and backward: scores of a block of query rows against tiles of keys, what `tile.inl` does
 // to them, and products with them. Keys that no row sees are not touched, and of tiles without a weight only the
-// scores are computed, in the backward pass not even these. Every number is computed by the same operations in
-// the same order whichever thread does it, so the result does not depend on their number.
+// scores are computed, in the backward pass not even these; where edges are few, products go over them alone
+// (edges.h, sparse.inl). Every number is computed by the same operations in the same order whichever thread does it,
+// so the result does not depend on their number.
 
 #include "affinity_mix.h"
 
@@ -11,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "edges.h"
 #include "largest.h"
 #include "threads.h"
 
@@ -58,27 +60,36 @@ bool any(const T* tile, std::int64_t keys, std::int64_t rows) {
   return false;
 }
 
-// c [rows][columns] += tile^T x, x one row per key; the sum goes over the keys that a row may see.
+// c [rows][columns] += tile^T x, x one row per key, `stride` apart; the sum goes over the keys that a row may see.
 template <class T>
-void mix_keys(const QueryBlock<T>& block, const T* tile, std::int64_t key, std::int64_t count, const Lines<T>& x,
-              std::int64_t columns, T* c, std::int64_t ldc) {
+void mix_keys(const QueryBlock<T>& block, const Edges& edges, const T* tile, std::int64_t key, std::int64_t count,
+              const T* x, std::int64_t stride, T* scratch, std::int64_t columns, T* c, std::int64_t ldc) {
+  if (edges.few()) {
+    simd<T>().gather(edges.of_rows(), block.rows, tile, 1, LANES, x, stride, columns, c, ldc);
+    return;
+  }
+  const auto [data, pitch] = lines(x, stride, count, columns, scratch);
   if (!block.crossed(key, count)) {
-    simd<T>().multiply(block.rows, columns, count, tile, LANES, true, x.data, x.pitch, c, ldc, true);
+    simd<T>().multiply(block.rows, columns, count, tile, LANES, true, data, pitch, c, ldc, true);
     return;
   }
   for (std::int64_t row = 0; row < block.rows; row += block.group()) {
     const std::int64_t rows = std::min(block.group(), block.rows - row);
     const auto [from, to] = block.seen(row, rows, key, count);
     if (from >= to) continue;
-    simd<T>().multiply(rows, columns, to - from, tile + from * LANES + row, LANES, true,
-                       x.data + from * x.pitch, x.pitch, c + row * ldc, ldc, true);
+    simd<T>().multiply(rows, columns, to - from, tile + from * LANES + row, LANES, true, data + from * pitch, pitch,
+                       c + row * ldc, ldc, true);
   }
 }
 
 // c [keys][columns] += tile x, x one row per query; the sum goes over the rows that may see a key.
 template <class T>
-void mix_rows(const QueryBlock<T>& block, const T* tile, std::int64_t key, std::int64_t count, const Lines<T>& x,
-              std::int64_t columns, T* c) {
+void mix_rows(const QueryBlock<T>& block, const Edges& edges, const T* tile, std::int64_t key, std::int64_t count,
+              const Lines<T>& x, std::int64_t columns, T* c) {
+  if (edges.few()) {
+    simd<T>().gather(edges.of_keys(), count, tile, LANES, 1, x.data, x.pitch, columns, c, columns);
+    return;
+  }
   const std::int64_t step = block.crossed(key, count) ? block.group() : count;
   for (std::int64_t j = 0; j < count; j += step) {
     const std::int64_t keys = std::min(step, count - j);
@@ -118,6 +129,7 @@ void affinity_mix(const Mix<T>& problem, T* mixed, T* norm, std::uint8_t* live, 
     const bool whole = choose && !kept;
     Buffer<T> out(LANES * pitch), values(LANES * pitch), roots(LANES * (whole ? problem.units : LANES));
     Buffer<T> squares(LANES * LANES);
+    Edges edges_of_tile;
     for (std::int64_t item = next(); item >= 0; item = next()) {
       block.load(item);
       std::uint8_t* alive = live + (block.head * per_head + block.index) * tiles;
@@ -129,8 +141,9 @@ void affinity_mix(const Mix<T>& problem, T* mixed, T* norm, std::uint8_t* live, 
       const auto add = [&](std::int64_t key, std::int64_t keys) {
         if (edges) add_stats(tile_at(key), keys, block.rows, count, log_sum);
         simd<T>().square(tile_at(key), keys, block.lanes, squares.get());
-        const auto x = lines(problem.v.at(block.sample, block.within, key), problem.v.row, keys, width, values.get());
-        mix_keys(block, squares.get(), key, keys, x, width, out.get(), pitch);
+        edges_of_tile.find(tile_at(key), keys, block.rows);
+        mix_keys(block, edges_of_tile, squares.get(), key, keys, problem.v.at(block.sample, block.within, key),
+                 problem.v.row, values.get(), width, out.get(), pitch);
       };
       const std::int64_t begin = block.low / LANES * LANES;
       for (std::int64_t key = begin; key < block.high; key += LANES) {
@@ -171,20 +184,31 @@ class Turns {
     for (std::int64_t i = 0; i < heads * tiles; ++i) last_[i].store(per_head, std::memory_order_relaxed);
   }
 
-  void wait(std::int64_t head, std::int64_t index, std::int64_t tile) const {
-    std::int64_t before = index + 1;  // the block that was begun before and has this tile too
-    while (before < per_head_ && !live_[(head * per_head_ + before) * tiles_ + tile]) ++before;
+  // Returns whether it is the first turn.
+  bool wait(std::int64_t head, std::int64_t index, std::int64_t tile) const {
+    const std::int64_t before = next(head, index, tile);
     const auto& last = last_[head * tiles_ + tile];
     for (int spins = 0; last.load(std::memory_order_acquire) != before; ++spins) {
       if (spins > 64) std::this_thread::yield();
     }
+    return before == per_head_;
   }
+
+  // Whether no block at all has this tile.
+  bool none(std::int64_t head, std::int64_t tile) const { return next(head, -1, tile) == per_head_; }
 
   void done(std::int64_t head, std::int64_t index, std::int64_t tile) {
     last_[head * tiles_ + tile].store(index, std::memory_order_release);
   }
 
  private:
+  // The block that was begun last before block `index` and has this tile too, or per_head_.
+  std::int64_t next(std::int64_t head, std::int64_t index, std::int64_t tile) const {
+    std::int64_t before = index + 1;
+    while (before < per_head_ && !live_[(head * per_head_ + before) * tiles_ + tile]) ++before;
+    return before;
+  }
+
   std::int64_t per_head_, tiles_;
   const std::uint8_t* live_;
   std::unique_ptr<std::atomic<std::int64_t>[]> last_;
@@ -200,12 +224,23 @@ void affinity_mix_backward(const Mix<T>& problem, const Rows<T>& grad, const T* 
   const std::int64_t width = problem.width, values = problem.values;
   const std::int64_t pitch = padded<T>(width), pitch_v = padded<T>(values);
   Turns turns(heads, per_head, tiles, live);
+  const auto clear = [&](std::int64_t unit, std::int64_t keys) {
+    std::fill_n(dk + unit * width, keys * width, T(0));
+    std::fill_n(dv + unit * values, keys * values, T(0));
+  };
+  for (std::int64_t head = 0; head < heads; ++head) {
+    for (std::int64_t tile = 0; tile < tiles; ++tile) {
+      const std::int64_t key = tile * LANES;
+      if (turns.none(head, tile)) clear(head * problem.units + key, std::min(LANES, problem.units - key));
+    }
+  }
   parallel(heads * per_head, threads, [&](const auto& next) {
     QueryBlock<T> block(problem, threads);
     Choice<T> choice(problem);
     const std::int64_t all = LANES * problem.units;
     Buffer<T> computed(kept ? 0 : all), products(all), grad_across(LANES * values), share(LANES * LANES);
     Buffer<T> queries(LANES * pitch), grads(LANES * pitch_v), key_rows(LANES * pitch), out(LANES * pitch);
+    std::vector<Edges> edges(static_cast<std::size_t>(tiles));
     for (std::int64_t item = next(); item >= 0; item = next()) {
       block.load(item);
       const std::uint8_t* alive = live + (block.head * per_head + block.index) * tiles;
@@ -216,7 +251,7 @@ void affinity_mix_backward(const Mix<T>& problem, const Rows<T>& grad, const T* 
       for (std::int64_t i = 0; i < LANES; ++i) {
         row_norm[i] = static_cast<T>((i < block.rows ? static_cast<double>(norm[row + i]) : 0) + EPSILON);
       }
-      block.lay_across(grad_rows, grad.row, values, grad_across);
+      bool laid = false;  // whether grad_across holds the rows of this block
       const auto q = lines(problem.q.at(block.sample, block.within, block.first), problem.q.row, block.rows, width,
                            queries.get());
       const auto d_mixed = lines(grad_rows, grad.row, block.rows, values, grads.get());
@@ -238,8 +273,16 @@ void affinity_mix_backward(const Mix<T>& problem, const Rows<T>& grad, const T* 
 
       for_tiles(false, [&](std::int64_t key, std::int64_t keys) {
         T* product = products.get() + key * LANES;
-        block.products(problem.v.at(block.sample, block.within, key), problem.v.row, key, keys, values, grad_across,
-                       product);
+        const T* v = problem.v.at(block.sample, block.within, key);
+        Edges& found = edges[static_cast<std::size_t>(tile_of(key))];
+        found.find(roots + key * LANES, keys, block.rows);
+        if (found.few()) {
+          simd<T>().dots(found.of_keys(), keys, v, problem.v.row, d_mixed.data, d_mixed.pitch, values, product);
+        } else {
+          if (!laid) block.lay_across(grad_rows, grad.row, values, grad_across);
+          laid = true;
+          block.products(v, problem.v.row, key, keys, values, grad_across, product);
+        }
         simd<T>().weighted_sum(roots + key * LANES, product, keys, block.lanes, row_norm, total);
       });
       for (std::int64_t i = 0; i < LANES; ++i) mean[i] = static_cast<T>(total[i]);
@@ -247,12 +290,13 @@ void affinity_mix_backward(const Mix<T>& problem, const Rows<T>& grad, const T* 
       for_tiles(false, [&](std::int64_t key, std::int64_t keys) {
         T* slope = products.get() + key * LANES;
         simd<T>().slopes(roots + key * LANES, slope, keys, block.lanes, row_norm, mean, share.get(), sum);
-        const auto k = lines(problem.k.at(block.sample, block.within, key), problem.k.row, keys, width, key_rows.get());
-        mix_keys(block, slope, key, keys, k, width, out.get(), pitch);
-        turns.wait(block.head, block.index, tile_of(key));
+        const Edges& found = edges[static_cast<std::size_t>(tile_of(key))];
+        mix_keys(block, found, slope, key, keys, problem.k.at(block.sample, block.within, key), problem.k.row,
+                 key_rows.get(), width, out.get(), pitch);
         const std::int64_t unit = block.head * problem.units + key;
-        mix_rows(block, share.get(), key, keys, d_mixed, values, dv + unit * values);
-        mix_rows(block, slope, key, keys, q, width, dk + unit * width);
+        if (turns.wait(block.head, block.index, tile_of(key))) clear(unit, keys);
+        mix_rows(block, found, share.get(), key, keys, d_mixed, values, dv + unit * values);
+        mix_rows(block, found, slope, key, keys, q, width, dk + unit * width);
         turns.done(block.head, block.index, tile_of(key));
       });
       for (std::int64_t i = 0; i < block.rows; ++i) {

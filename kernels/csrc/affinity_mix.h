@@ -35,9 +35,7 @@ class QueryBlock {
     sample = head / problem_.heads;
     within = head % problem_.heads;
     load_spans();
-    if (low >= high) return;
-    const T* q = problem_.q.at(sample, within, first);
-    lay_across(q, problem_.q.row, problem_.width, across_);
+    laid_ = false;
     for (std::int64_t i = 0; i < LANES; ++i) {
       const bool used = problem_.theta && i < rows;
       theta_.get()[i] = used ? problem_.theta[head * problem_.rows + first + i] : T(0);
@@ -46,7 +44,9 @@ class QueryBlock {
 
   // Scores of the keys [key, key + count) in tile [count][LANES], then roots; adds r^2 to sum[lane]. Returns
   // whether the tile has a weight. Keys that no lane of a group sees are not computed.
-  bool score(std::int64_t key, std::int64_t count, T* tile, double* sum) const {
+  bool score(std::int64_t key, std::int64_t count, T* tile, double* sum) {
+    if (!laid_) lay_across(problem_.q.at(sample, within, first), problem_.q.row, problem_.width, across_);
+    laid_ = true;
     const bool cut = crossed(key, count);
     products(problem_.k.at(sample, within, key), problem_.k.row, key, count, problem_.width, across_, tile);
     return simd<T>().roots(tile, count, key, lanes, theta_.get(),
@@ -135,6 +135,7 @@ class QueryBlock {
   const Mix<T>& problem_;
   std::int64_t team_;
   Buffer<T> across_, theta_, begin_, end_;  // spans in T, to be compared in registers: exact below 2^24
+  bool laid_ = false;                       // whether across_ holds the queries of this block
   std::int64_t all_from_ = 0, all_to_ = 0;
 };
 

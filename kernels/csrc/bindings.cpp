@@ -4,6 +4,8 @@
 #include <pybind11/pybind11.h>
 
 #include <tuple>
+#include <variant>
+#include <vector>
 
 #include "kernels.h"
 #include "simd.h"
@@ -44,6 +46,13 @@ struct AffinityArguments {
     return {at<const T>(q), at<const T>(k), at<const T>(theta), at<const Size>(spans), at<const Size>(topk),
             batch, heads, units, width, static_cast<glomo::Kind>(kind), keep, renormalise};
   }
+};
+
+struct FoundEdges {
+  FoundEdges() = default;
+  FoundEdges(FoundEdges&&) = default;  // and no copy: a vector of what cannot be copied claims that it can
+
+  std::variant<std::vector<glomo::EdgeRun<float>>, std::vector<glomo::EdgeRun<double>>> runs;
 };
 
 using RowsArguments = std::tuple<Address, Size, Size, Size>;  // address and strides of sample, head, row
@@ -94,18 +103,21 @@ PYBIND11_MODULE(_cpu, m) {
            py::kw_only(), py::arg("is_double"), py::arg("q"), py::arg("k"), py::arg("theta"), py::arg("spans"),
            py::arg("topk"), py::arg("batch"), py::arg("heads"), py::arg("units"), py::arg("width"),
            py::arg("kind"), py::arg("keep"), py::arg("renormalise"));
-  m.def("count_edges", [](const AffinityArguments& a, Address counts, int threads) {
+  py::class_<FoundEdges>(m, "FoundEdges")
+      .def("place", [](FoundEdges& found, Address offsets, Address columns, Address weights, int threads) {
+        const py::gil_scoped_release release;
+        std::visit([&](auto& runs) {
+          using T = typename std::remove_reference_t<decltype(runs)>::value_type::Element;
+          glomo::place_edges<T>(runs, at<const Size>(offsets), at<std::int32_t>(columns), at<T>(weights), threads);
+        }, found.runs);
+      });
+  m.def("find_edges", [](const AffinityArguments& a, Address counts, int threads) {
+    FoundEdges found;
     with_type(a.is_double, [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
-      glomo::count_edges<T>(a.as<T>(), at<Size>(counts), threads);
+      found.runs = glomo::find_edges<T>(a.as<T>(), at<Size>(counts), threads);
     });
-  });
-  m.def("fill_edges", [](const AffinityArguments& a, Address offsets, Address columns, Address weights,
-                         int threads) {
-    with_type(a.is_double, [&](auto* type) {
-      using T = std::remove_pointer_t<decltype(type)>;
-      glomo::fill_edges<T>(a.as<T>(), at<const Size>(offsets), at<std::int32_t>(columns), at<T>(weights), threads);
-    });
+    return found;
   });
   m.def("affinity_graph_backward",
         [](const AffinityArguments& a, Address offsets, Address columns, Address weights, Address grad, Address dq,

@@ -2,6 +2,10 @@
 
 namespace SIMD_NAMESPACE {
 
+// Terms that are added up one after the other before their sum is added to the others: the rounding errors of a
+// long sum grow with its length, those of sums of sums with the lengths of the parts.
+constexpr std::int64_t DEPTH = 64;
+
 // c[r][0 .. COLUMNS) = (or +=) sum_k a(r, k) * b[k][0 .. COLUMNS), with a(r, k) at a[r * lda + k], or, if
 // ACROSS, at a[k * lda + r].
 template <class T, int ROWS, bool ACROSS>
@@ -9,21 +13,27 @@ inline void product_block(std::int64_t depth, const T* a, std::int64_t lda, cons
                           std::int64_t ldc, bool accumulate) {
   using Vec = typename Lanes<T>::Vec;
   constexpr int VECTORS = SIMD_COLUMN_BYTES / SIMD_BYTES;
-  Vec sum[ROWS][VECTORS] = {};
-  for (std::int64_t k = 0; k < depth; ++k) {
-    const Vec* line = reinterpret_cast<const Vec*>(b + k * ldb);
+  constexpr std::int64_t COUNT = Lanes<T>::COUNT;
+  const std::int64_t parts = depth > 0 ? (depth + DEPTH - 1) / DEPTH : 1;
+  for (std::int64_t part = 0; part < parts; ++part) {
+    Vec sum[ROWS][VECTORS] = {};
+    for (std::int64_t k = depth * part / parts; k < depth * (part + 1) / parts; ++k) {
+      const T* line = b + k * ldb;
+#pragma GCC unroll 16
+      for (int r = 0; r < ROWS; ++r) {
+        const T factor = ACROSS ? a[k * lda + r] : a[r * lda + k];
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) sum[r][v] += factor * load(line + v * COUNT);
+      }
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r) {
-      const T factor = ACROSS ? a[k * lda + r] : a[r * lda + k];
+      T* out = c + r * ldc;
 #pragma GCC unroll 4
-      for (int v = 0; v < VECTORS; ++v) sum[r][v] += factor * line[v];
+      for (int v = 0; v < VECTORS; ++v, out += COUNT) {
+        store(out, accumulate || part > 0 ? load(out) + sum[r][v] : sum[r][v]);
+      }
     }
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < ROWS; ++r) {
-    Vec* out = reinterpret_cast<Vec*>(c + r * ldc);
-#pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; ++v) out[v] = accumulate ? out[v] + sum[r][v] : sum[r][v];
   }
 }
 
@@ -87,7 +97,7 @@ void transpose(const T* x, std::int64_t stride, std::int64_t rows, std::int64_t 
   std::int64_t i = 0;
 #if defined(__clang__) || __GNUC__ >= 12
   if constexpr (sizeof(T) == 4) {
-    typedef T Four __attribute__((vector_size(16), aligned(4), may_alias));
+    typedef T Four __attribute__((vector_size(16), aligned(4), may_alias));  // no reference to it is made
     for (; i + 4 <= rows; i += 4) {
       std::int64_t d = 0;
       for (; d + 4 <= width; d += 4) {

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <vector>
 
 namespace glomo {
 
@@ -23,12 +25,27 @@ struct Affinity {
   bool renormalise;
 };
 
+// The edges of consecutive rows from `first` on, in pieces, since their number is not known before they are found.
 template <class T>
-void count_edges(const Affinity<T>& problem, std::int64_t* counts, int threads);
+struct EdgeRun {
+  using Element = T;
+  struct Piece {
+    std::unique_ptr<std::int32_t[]> columns;
+    std::unique_ptr<T[]> weights;
+    std::int64_t used = 0;
+  };
+  std::int64_t first = 0;
+  std::vector<Piece> pieces;
+};
 
+// The edges of all rows, with their weights; counts [batch, heads, units] becomes their number in each row.
 template <class T>
-void fill_edges(const Affinity<T>& problem, const std::int64_t* offsets, std::int32_t* columns, T* weights,
-                int threads);
+std::vector<EdgeRun<T>> find_edges(const Affinity<T>& problem, std::int64_t* counts, int threads);
+
+// Lays the edges side by side, those of row r from offsets[r] on, and frees the runs one by one.
+template <class T>
+void place_edges(std::vector<EdgeRun<T>>& runs, const std::int64_t* offsets, std::int32_t* columns, T* weights,
+                 int threads);
 
 template <class T>
 void affinity_graph_backward(const Affinity<T>& problem, const std::int64_t* offsets,
@@ -61,7 +78,7 @@ template <class T>
 void affinity_mix(const Mix<T>& problem, T* mixed, T* norm, std::uint8_t* live, std::int32_t* edges, T* entropy,
                   T* kept, int threads);
 
-// dk [batch, heads, units, width] and dv [batch, heads, units, values] come filled with 0; dtheta may be null.
+// dq as q, dk and dv as k and v, contiguous; dtheta may be null.
 template <class T>
 void affinity_mix_backward(const Mix<T>& problem, const Rows<T>& grad, const T* norm, const std::uint8_t* live,
                            const T* kept, T* dq, T* dk, T* dv, T* dtheta, int threads);

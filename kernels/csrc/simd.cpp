@@ -3,6 +3,10 @@
 #include <cstdlib>
 #include <string>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace glomo {
 namespace {
 
@@ -35,8 +39,8 @@ namespace {
 #endif
 #define SIMD_NAMESPACE avx512
 #define SIMD_BYTES 64
-#define SIMD_ROWS 8
-#define SIMD_COLUMN_BYTES 128
+#define SIMD_ROWS 13
+#define SIMD_COLUMN_BYTES 64
 #include "simd.inl"
 #if defined(__clang__)
 #pragma clang attribute pop

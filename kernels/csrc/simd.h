@@ -37,6 +37,15 @@ struct Simd {
   void (*transpose)(const T* x, std::int64_t stride, std::int64_t rows, std::int64_t width, T* out,
                     std::int64_t ld);
 
+  // Products over the elements of a tile that are not 0, see sparse.inl. masks[key]: their lanes.
+  void (*nonzero)(const T* tile, std::int64_t keys, std::int64_t lanes, std::uint64_t* masks);
+  // c[r] += sum over the bits n of masks[r]: a[r * row + n * step] * x[n], rows of `width`.
+  void (*gather)(const std::uint64_t* masks, std::int64_t rows, const T* a, std::int64_t row, std::int64_t step,
+                 const T* x, std::int64_t pitch, std::int64_t width, T* c, std::int64_t ldc);
+  // tile[key][lane] = x[key] . y[lane] for the lanes of masks[key], else 0.
+  void (*dots)(const std::uint64_t* masks, std::int64_t keys, const T* x, std::int64_t pitch_x, const T* y,
+               std::int64_t pitch_y, std::int64_t width, T* tile);
+
   // The four steps on a tile of scores, [keys][LANES] with `lanes` in use: see tile.inl.
   bool (*roots)(T* tile, std::int64_t keys, std::int64_t first, std::int64_t lanes, const T* theta, bool relu,
                 const T* begin, const T* end, bool crossed, double* sum);

@@ -5,9 +5,21 @@ namespace SIMD_NAMESPACE {
 
 template <class T>
 struct Lanes {
-  typedef T Vec __attribute__((vector_size(SIMD_BYTES), aligned(sizeof(T)), may_alias));
+  typedef T Vec __attribute__((vector_size(SIMD_BYTES)));
   static constexpr std::int64_t COUNT = SIMD_BYTES / static_cast<std::int64_t>(sizeof(T));
 };
+
+// A register from and to any place in memory.
+template <class T>
+[[gnu::always_inline]] inline typename Lanes<T>::Vec load(const T* at) {
+  typename Lanes<T>::Vec x;
+  __builtin_memcpy(&x, at, sizeof(x));
+  return x;
+}
+template <class T>
+[[gnu::always_inline]] inline void store(T* at, const typename Lanes<T>::Vec& x) {
+  __builtin_memcpy(at, &x, sizeof(x));
+}
 
 // Eight registers of y at a time, so that y is written once however many rows are combined.
 template <class T>
@@ -20,19 +32,19 @@ void combine(const T* coefficient, const std::int32_t* index, std::int64_t n, co
   for (; d + BLOCK * COUNT <= width; d += BLOCK * COUNT) {
     Vec sum[BLOCK] = {};
     for (std::int64_t e = 0; e < n; ++e) {
-      const Vec* row = reinterpret_cast<const Vec*>(x + index[e] * width + d);
+      const T* row = x + index[e] * width + d;
       const T c = coefficient[e];
 #pragma GCC unroll 8
-      for (int v = 0; v < BLOCK; ++v) sum[v] += c * row[v];
+      for (int v = 0; v < BLOCK; ++v) sum[v] += c * load(row + v * COUNT);
     }
-    for (int v = 0; v < BLOCK; ++v) reinterpret_cast<Vec*>(y + d)[v] = sum[v];
+    for (int v = 0; v < BLOCK; ++v) store(y + d + v * COUNT, sum[v]);
   }
   for (; d + COUNT <= width; d += COUNT) {
     Vec sum = {};
     for (std::int64_t e = 0; e < n; ++e) {
-      sum += coefficient[e] * *reinterpret_cast<const Vec*>(x + index[e] * width + d);
+      sum += coefficient[e] * load(x + index[e] * width + d);
     }
-    *reinterpret_cast<Vec*>(y + d) = sum;
+    store(y + d, sum);
   }
   for (; d < width; ++d) {
     T sum = 0;
@@ -43,10 +55,9 @@ void combine(const T* coefficient, const std::int32_t* index, std::int64_t n, co
 
 template <class T>
 void add_scaled(T c, const T* x, std::int64_t width, T* y) {
-  using Vec = typename Lanes<T>::Vec;
   std::int64_t d = 0;
   for (; d + Lanes<T>::COUNT <= width; d += Lanes<T>::COUNT) {
-    *reinterpret_cast<Vec*>(y + d) += c * *reinterpret_cast<const Vec*>(x + d);
+    store(y + d, load(y + d) + c * load(x + d));
   }
   for (; d < width; ++d) y[d] += c * x[d];
 }
@@ -63,10 +74,8 @@ T weighted_dots(const T* coefficient, const std::int32_t* index, std::int64_t n,
     Vec even = {}, odd = {};
     std::int64_t d = 0;
     for (; d + 2 * COUNT <= width; d += 2 * COUNT) {
-      const Vec* a = reinterpret_cast<const Vec*>(row + d);
-      const Vec* b = reinterpret_cast<const Vec*>(y + d);
-      even += a[0] * b[0];
-      odd += a[1] * b[1];
+      even += load(row + d) * load(y + d);
+      odd += load(row + d + COUNT) * load(y + d + COUNT);
     }
     T tail = 0;
     for (; d < width; ++d) tail += row[d] * y[d];
@@ -80,6 +89,7 @@ T weighted_dots(const T* coefficient, const std::int32_t* index, std::int64_t n,
 }  // namespace SIMD_NAMESPACE
 
 #include "gemm.inl"
+#include "sparse.inl"
 #include "tile.inl"
 
 namespace SIMD_NAMESPACE {
@@ -88,7 +98,7 @@ template <class T>
 constexpr Simd<T> table(const char* name) {
   constexpr std::int64_t COLUMNS = SIMD_COLUMN_BYTES / static_cast<std::int64_t>(sizeof(T));
   return {name,         COLUMNS,  combine<T>, add_scaled<T>,   weighted_dots<T>, multiply<T>,
-          transpose<T>, roots<T>, square<T>,  weighted_sum<T>, slopes<T>,        edges<T>};
+          transpose<T>, nonzero<T>, gather<T>, dots<T>, roots<T>, square<T>,  weighted_sum<T>, slopes<T>,        edges<T>};
 }
 
 }  // namespace SIMD_NAMESPACE

@@ -21,15 +21,6 @@ inline void for_tile(std::int64_t keys, std::int64_t lanes, const Step& step, co
 }
 
 template <class T>
-inline typename Lanes<T>::Vec& vec(T* at) {
-  return *reinterpret_cast<typename Lanes<T>::Vec*>(at);
-}
-template <class T>
-inline const typename Lanes<T>::Vec& vec(const T* at) {
-  return *reinterpret_cast<const typename Lanes<T>::Vec*>(at);
-}
-
-template <class T>
 inline void add_to(double* sum, const typename Lanes<T>::Vec& part) {
   for (int i = 0; i < Lanes<T>::COUNT; ++i) sum[i] += static_cast<double>(part[i]);
 }
@@ -47,16 +38,16 @@ bool root_tile(T* tile, std::int64_t keys, std::int64_t first, std::int64_t lane
   for_tile<T>(
       keys, lanes,
       [&](std::int64_t lane, std::int64_t j, Vec& part) {
-        Vec& score = vec(tile + j * LANES + lane);
-        Vec root = score - vec(theta + lane);
+        T* place = tile + j * LANES + lane;
+        Vec root = load(place) - load(theta + lane);
         const Vec none = {};
         if (RELU) root = root < none ? none : root;  // NaN stays
         if (CROSSED) {
           const Vec key = none + static_cast<T>(first + j);
-          root = key >= vec(begin + lane) ? root : none;
-          root = key < vec(end + lane) ? root : none;
+          root = key >= load(begin + lane) ? root : none;
+          root = key < load(end + lane) ? root : none;
         }
-        score = root;
+        store(place, root);
         part += root * root;
       },
       [&](std::int64_t lane, const Vec& part) {
@@ -80,8 +71,8 @@ template <class T>
 void square(const T* roots, std::int64_t keys, std::int64_t lanes, T* out) {
   for (std::int64_t j = 0; j < keys; ++j) {
     for (std::int64_t i = 0; i < lanes; i += Lanes<T>::COUNT) {
-      const auto& root = vec(roots + j * LANES + i);
-      vec(out + j * LANES + i) = root * root;
+      const auto root = load(roots + j * LANES + i);
+      store(out + j * LANES + i, root * root);
     }
   }
 }
@@ -95,8 +86,8 @@ void weighted_sum(const T* root, const T* product, std::int64_t keys, std::int64
   for_tile<T>(
       keys, lanes,
       [&](std::int64_t lane, std::int64_t j, Vec& part) {
-        const Vec& r = vec(root + j * LANES + lane);
-        part += r * r / vec(norm + lane) * vec(product + j * LANES + lane);
+        const Vec r = load(root + j * LANES + lane);
+        part += r * r / load(norm + lane) * load(product + j * LANES + lane);
       },
       [&](std::int64_t lane, const Vec& part) { add_to<T>(sum + lane, part); });
 }
@@ -109,12 +100,12 @@ void slopes(const T* root, T* product, std::int64_t keys, std::int64_t lanes, co
   for_tile<T>(
       keys, lanes,
       [&](std::int64_t lane, std::int64_t j, Vec& part) {
-        const Vec& r = vec(root + j * LANES + lane);
-        Vec& slope = vec(product + j * LANES + lane);
-        const Vec& total = vec(norm + lane);
-        slope = (r + r) / total * (slope - vec(mean + lane));
+        const Vec r = load(root + j * LANES + lane), total = load(norm + lane);
+        T* place = product + j * LANES + lane;
+        const Vec slope = (r + r) / total * (load(place) - load(mean + lane));
+        store(place, slope);
         part += slope;
-        vec(share + j * LANES + lane) = r * r / total;
+        store(share + j * LANES + lane, r * r / total);
       },
       [&](std::int64_t lane, const Vec& part) { add_to<T>(sum + lane, part); });
 }
@@ -132,10 +123,11 @@ std::int64_t edges(T* row, std::int64_t keys, T theta, bool relu, double* sum) {
     Vec part = {};
     auto positive = none > none;
     for (; j < stop; j += COUNT) {
-      Vec& root = vec(row + j);
+      Vec root = load(row + j);
       if (relu) {
         root -= theta;
         root = root < none ? none : root;  // NaN stays
+        store(row + j, root);
       }
       const Vec square = root * root;
       part += square > none ? square : none;

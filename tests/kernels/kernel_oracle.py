@@ -68,27 +68,31 @@ def products(dense, heads):
     return torch.cat(terms, 1)
 
 
-def gradients(output, inputs, seed=3):
+def upstream(output, seed=3):
     generator = torch.Generator().manual_seed(seed)
-    upstream = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.dtype)
-    return torch.autograd.grad(output, inputs, upstream)
+    return torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.dtype)
+
+
+def gradients(output, inputs, seed=3):
+    return torch.autograd.grad(output, inputs, upstream(output, seed))
 
 
 def leaves(*tensors, dtype):
     return [tensor.detach().to(dtype).requires_grad_() for tensor in tensors]
 
 
-def assert_no_worse(name, got, exact, naive, factor=2.0):
+def assert_no_worse(name, got, exact, naive, factor=2.0, terms=1.0):
     """Errors at most twice those of plain PyTorch in the same dtype; `exact` is float64.
 
-    For float64 itself there is nothing more exact to compare with: a relative 1e-12 then.
+    For float64 itself there is nothing more exact to compare with: a relative 1e-12 then. terms: the size of what
+    is added up, which may cancel to exactly 0 in plain PyTorch.
     """
     assert got.shape == exact.shape, f"{name}: shape {tuple(got.shape)}, expected {tuple(exact.shape)}"
     if not exact.numel():
         return
     error, base = ((x.double() - exact).abs().max().item() for x in (got, naive))
     scale = exact.abs().max().item()
-    # Where PyTorch happens to be exact, and where terms of size 1 cancel: a few roundings.
-    floor = (1e-12 if got.dtype == torch.float64 else 4 * torch.finfo(got.dtype).eps) * max(scale, 1.0)
+    # Where PyTorch happens to be exact, and where terms cancel: a few roundings.
+    floor = (1e-12 if got.dtype == torch.float64 else 4 * torch.finfo(got.dtype).eps) * max(scale, terms)
     message = f"{name}: error {error:.2e}, PyTorch's own {base:.2e}, size {scale:.2e}"
     assert error <= factor * base + floor, message

@@ -68,6 +68,18 @@ def test_agrees_with_dense_formula(backend, case, units, lengths, causal, dtype)
     compare(both(make(units), dtype, with_theta, {**options, "lengths": lengths, "causal": causal}))
 
 
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "both sides"])
+@pytest.mark.parametrize("width,values", [(300, 70), (67, 256)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_tiles_with_few_edges_beside_tiles_with_many(backend, width, values, dtype, causal):
+    """Products over single edges: every size of block, rows from none to all keys, last tiles of 8 rows and keys."""
+    q, k, v, _ = make(200, width=width, values=values)
+    theta = torch.linspace(-1, 4, 200, dtype=torch.float64)[torch.randperm(200)].expand(3, 2, -1) * width**0.5
+    assert 0.2 < float((q @ k.mT > theta[..., None]).double().mean()) < 0.3
+    q, k = q.contiguous(), k.transpose(1, 2).contiguous().transpose(1, 2)
+    compare(both((q, k, v, theta), dtype, True, {"lengths": torch.tensor([200, 150, 3]), "causal": causal}))
+
+
 @pytest.mark.parametrize("elements", [1, 40, 300])
 @pytest.mark.parametrize("case", KINDS)
 def test_tiling_does_not_matter(backend, monkeypatch, case, elements):

@@ -30,8 +30,8 @@ def test_loops_for_other_machines(name, tmp_path):
 import torch
 from glomo_kernels import affinity_mix, affinity_graph, compiled, graph_mix
 torch.manual_seed(0)
-q, k, v = (torch.randn(2, 2, 150, n).double().requires_grad_() for n in (20, 20, 33))
-theta = torch.randn(2, 2, 150).double().requires_grad_()
+q, k, v = (torch.randn(2, 2, 150, n).double().requires_grad_() for n in (80, 80, 133))
+theta = (torch.randn(2, 2, 150).double() * 20).requires_grad_()  # tiles with few edges and with many
 out = affinity_mix(q, k, v, theta)
 graph = affinity_graph(q, k, theta, keep=5)
 y = graph_mix(graph.detach(), torch.ones(2).double(), v[:, 0]) + graph.weights.sum()

@@ -1,4 +1,4 @@
-"""affinity_graph in C++ (kernels/csrc/affinity_graph.cpp): count edges, scan, fill."""
+"""affinity_graph in C++ (kernels/csrc/affinity_graph.cpp): find the edges, scan, place."""
 
 from __future__ import annotations
 
@@ -80,14 +80,12 @@ def forward(
     """(weights [E], offsets int64 [B*H*T + 1], columns int32 [E]); keep = 0 keeps every edge."""
     problem = _Problem(q, k, theta, spans, topk, kind, keep, renormalise)
     offsets = torch.zeros(problem.batch * problem.heads * problem.units + 1, dtype=torch.int64)
-    compiled.cpu().count_edges(problem.arguments, offsets[1:].data_ptr(), threads())
+    found = compiled.cpu().find_edges(problem.arguments, offsets[1:].data_ptr(), threads())
     offsets.cumsum_(0)
     edges = int(offsets[-1])
     columns = torch.empty(edges, dtype=torch.int32)
     weights = torch.empty(edges, dtype=problem.dtype)
-    compiled.cpu().fill_edges(
-        problem.arguments, offsets.data_ptr(), columns.data_ptr(), weights.data_ptr(), threads()
-    )
+    found.place(offsets.data_ptr(), columns.data_ptr(), weights.data_ptr(), threads())
     return weights, offsets, columns
 
 

@@ -123,8 +123,8 @@ def backward(
     grad, norm = _rows(grad, problem.dtype), contiguous(norm)
     live, kept = contiguous(live), contiguous(kept)
     dq = torch.empty(q.shape, dtype=problem.dtype)
-    dk = torch.zeros(k.shape, dtype=problem.dtype)
-    dv = torch.zeros(v.shape, dtype=problem.dtype)
+    dk = torch.empty(k.shape, dtype=problem.dtype)
+    dv = torch.empty(v.shape, dtype=problem.dtype)
     dtheta = torch.empty((0,) if theta is None else theta.shape, dtype=problem.dtype)
     compiled.cpu().affinity_mix_backward(
         problem.arguments,

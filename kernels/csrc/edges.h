@@ -1,0 +1,54 @@
+// Where the edges of a tile of scores are, for products that go over them alone.
+#pragma once
+
+#include <cstdint>
+
+#include "simd.h"
+
+namespace glomo {
+
+class Edges {
+ public:
+  // Looks for the elements of roots [keys][LANES] that are not 0, in the first `rows` lanes.
+  template <class T>
+  void find(const T* roots, std::int64_t keys, std::int64_t rows) {
+    static_assert(LANES == 64, "a word of 64 bits has a bit for each lane");
+    simd<T>().nonzero(roots, keys, LANES, keys_);
+    const std::uint64_t used = rows < LANES ? (std::uint64_t{1} << rows) - 1 : ~std::uint64_t{0};
+    std::int64_t count = 0;
+    for (std::int64_t j = 0; j < LANES; ++j) {
+      keys_[j] = j < keys ? keys_[j] & used : 0;
+      count += __builtin_popcountll(keys_[j]);
+    }
+    few_ = FEW * count <= keys * rows;
+    if (few_) turn();
+  }
+
+  // Whether products over the edges are faster than those of whole tiles.
+  bool few() const { return few_; }
+
+  const std::uint64_t* of_keys() const { return keys_; }  // [key]: its rows
+  const std::uint64_t* of_rows() const { return rows_; }  // [row]: its keys, only if few()
+
+ private:
+  // Measured with AVX-512, AVX2 and without: as dear as whole tiles at 45 to 60 % of the elements.
+  static constexpr std::int64_t FEW = 2;
+
+  // rows_ becomes keys_ as a matrix of bits with its axes exchanged, by blocks of 32, 16, ... 1.
+  void turn() {
+    for (std::int64_t i = 0; i < LANES; ++i) rows_[i] = keys_[i];
+    std::uint64_t low = 0x00000000FFFFFFFF;
+    for (int size = 32; size > 0; size /= 2, low ^= low << size) {
+      for (int i = 0; i < LANES; i = (i + size + 1) & ~size) {
+        const std::uint64_t moved = ((rows_[i] >> size) ^ rows_[i + size]) & low;
+        rows_[i] ^= moved << size;
+        rows_[i + size] ^= moved;
+      }
+    }
+  }
+
+  std::uint64_t keys_[LANES] = {}, rows_[LANES] = {};
+  bool few_ = false;
+};
+
+}  // namespace glomo
