@@ -31,6 +31,8 @@ def run(work: Work) -> dict[str, object]:
     if work.kind == "always_dies":
         print("last words", flush=True)
         os._exit(17)
+    if work.kind == "slow":
+        time.sleep(1.0)
     if work.kind == "hang":
         while True:
             time.sleep(0.05)

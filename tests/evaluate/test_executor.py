@@ -14,6 +14,7 @@ from pathlib import Path
 import evaluate_jobs
 import pytest
 import torch
+from cluster_faults import GOOD, good_jobs
 from evaluate_jobs import Work, starts
 
 from glomo_dist.evaluate.attempt import Job, is_finished, job_folder
@@ -170,6 +171,38 @@ def test_the_same_id_twice_is_refused(tmp_path, marks):
         evaluate(
             [job("double", marks), job("double", marks)], evaluate_jobs.run, tmp_path / "out", InProcess()
         )
+
+
+@pytest.mark.slow
+def test_faults_on_a_cluster_of_two_nodes(tmp_path, marks):
+    """A killed worker, a killed node, a job that raises, one that hangs: the other results are complete and those of
+    a clean run."""
+    out, clean = tmp_path / "out", tmp_path / "clean"
+    roots = [str(Path(evaluate_jobs.__file__).parent), *filter(None, sys.path)]
+    environment = {
+        **os.environ, "PYTHONPATH": os.pathsep.join(roots),
+        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,  # not the user's own
+    }  # fmt: skip
+    program = str(Path(evaluate_jobs.__file__).with_name("cluster_faults.py"))
+    done = subprocess.run(
+        [sys.executable, program, str(out), str(marks)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    failed = json.loads(done.stdout.splitlines()[-1])
+    assert set(failed) == {"raise-0", "hang-0"}
+    assert "a job with value 0" in failed["raise-0"] and "time limit" in failed["hang-0"]
+    jobs = good_jobs(str(marks))
+    assert sum(starts(marks, "slow", value) for value in range(GOOD)) >= GOOD + 2  # two were begun again
+    evaluate(jobs, evaluate_jobs.run, clean, InProcess())
+    for work in jobs:
+        ours, theirs = read(out, work.id), read(clean, work.id)
+        assert ours.pop("pid") != theirs.pop("pid")
+        assert ours == theirs
+    assert not list(out.rglob("running.json"))
 
 
 PROGRAM = """
