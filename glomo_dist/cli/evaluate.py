@@ -79,6 +79,8 @@ class Evaluate:
     """Of the local Ray (default: all)."""
     job_cpus: int = 1
     """Cores and threads of each job."""
+    job_memory_gb: float | None = None
+    """10^9 bytes that must be free where a job is started."""
     time_limit_seconds: float | None = None
     """Of each job."""
 
@@ -92,6 +94,7 @@ def main(argv: Sequence[str]) -> None:
         settings,
         tyro.MISSING,
         job_cpus=given.cpus if given else 1,
+        job_memory_gb=given.memory_gb if given else None,
         time_limit_seconds=given.time_limit_seconds if given else None,
     )
     command = parse(Evaluate, argv, name="evaluate", description=__doc__, default=default)
@@ -132,6 +135,7 @@ def _plan(command: Evaluate, given: EvaluationPlan | None) -> EvaluationPlan:
         values["sources"] = pairs("--sources", command.sources)
     values["settings"] = to_dict(command.settings)
     values["cpus"] = command.job_cpus
+    values["memory_gb"] = command.job_memory_gb
     values["time_limit_seconds"] = command.time_limit_seconds
     if given is not None:
         return dataclasses.replace(given, **values)

@@ -78,9 +78,11 @@ def cost(config: PretrainConfig) -> Cost:
     total = sum(sizes.values())
     embedding = m.vocab_size * m.width
     decoder = sum(n for name, n in sizes.items() if ".decoder." in name and n != embedding)
+    # one cell for all layers; coupled, one graph predictor's convolutions too
+    every_layer = (".cell.", "_cnn.") if m.coupled else (".cell.",)
     repeated = (m.layers - 1) * sum(
-        n for name, n in sizes.items() if ".cell." in name
-    )  # one cell for all layers
+        n for name, n in sizes.items() if any(part in name for part in every_layer)
+    )
     # j < i halves the pairs, two directions double them
     pairs = m.layers * m.heads * (m.graph_width + m.width // m.heads) * config.window
     sampled = min(1.0, config.positions_per_sequence / config.window)

@@ -37,12 +37,14 @@ class Job:
     id: stable name of the work, also its folder; the same work has the same id in every run.
     work: a frozen dataclass, handed to the job function; small and picklable (paths, never tensors).
     cpus: cores the job occupies, and threads it may start.
+    memory_gb: 10^9 bytes that must be free where it is started (on Ray; it may take more); None: not looked at.
     time_limit_seconds: a job running longer than this fails; None: no limit.
     """
 
     id: str
     work: Any
     cpus: int = 1
+    memory_gb: float | None = None
     time_limit_seconds: float | None = None
 
 
@@ -160,6 +162,7 @@ def _record(job: Job) -> dict[str, Any]:
         "id": job.id,
         "job": _plain(job.work),
         "cpus": job.cpus,
+        "memory_gb": job.memory_gb,
         "code": code_version(),
         "machine": machine(),
     }

@@ -141,10 +141,10 @@ def _require_unique(jobs: Sequence[Job]) -> None:
         seen.add(job.id)
         if job.cpus < 1:
             raise ConfigError(f"job {job.id}: cpus must be at least 1, got {job.cpus}.")
-        if job.time_limit_seconds is not None and job.time_limit_seconds <= 0:
-            raise ConfigError(
-                f"job {job.id}: time_limit_seconds must be positive or none, got {job.time_limit_seconds}."
-            )
+        for name in ("memory_gb", "time_limit_seconds"):
+            value = getattr(job, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"job {job.id}: {name} must be positive or none, got {value}.")
 
 
 def _require_evaluation_folder(out: Path) -> None:

@@ -24,6 +24,7 @@ from glomo_dist.transfer.finetune import FinetuneJob
 from glomo_dist.transfer.task import get_task
 
 WITHOUT_GRAPHS = ("none", "uniform")
+_RESOURCES = ("cpus", "memory_gb", "time_limit_seconds")
 # Set by the plan for each job, so they cannot be among its settings.
 _FROM_PLAN = ("task", "arm", "graphs", "features", "seed", "train_size", "task_source", "threads")
 
@@ -42,8 +43,10 @@ class EvaluationPlan:
     seeds: of the initial parameters, the order and the drawn training examples; equal seeds pair the arms.
     train_sizes: training examples (none: all).
     sources: task -> file or folder of its data, where it does not come with the installed packages.
-    settings: other fields of `FinetuneJob` for all jobs.  task_settings: task -> the same, for its jobs only.
-    cpus: cores and threads of each job.  time_limit_seconds: of each job.
+    settings: other fields of `FinetuneJob` for all jobs.  task_settings: task -> the same, for its jobs only; cpus,
+        memory_gb and time_limit_seconds may be among them.
+    cpus: cores and threads of each job.  memory_gb: 10^9 bytes that must be free where a job is started.
+    time_limit_seconds: of each job.
     """
 
     tasks: tuple[str, ...]
@@ -55,6 +58,7 @@ class EvaluationPlan:
     settings: dict[str, Any] = field(default_factory=dict)
     task_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     cpus: int = 1
+    memory_gb: float | None = None
     time_limit_seconds: float | None = None
 
     def __post_init__(self) -> None:
@@ -85,8 +89,9 @@ class EvaluationPlan:
                     f"plan: arm {arm!r} is {graphs!r}. The arms none and uniform are written 'none: none' and "
                     "'uniform: uniform'; any other name stands for a graph store."
                 )
-        known = [f.name for f in fields(FinetuneJob) if f.name not in _FROM_PLAN]
+        fields_of_job = [f.name for f in fields(FinetuneJob) if f.name not in _FROM_PLAN]
         for where, settings in (("settings", self.settings), *self.task_settings.items()):
+            known = fields_of_job if where == "settings" else [*fields_of_job, *_RESOURCES]
             for key in settings:
                 if key in _FROM_PLAN:
                     raise ConfigError(f"plan: {key!r} cannot be in {where}: it follows from the plan itself.")
@@ -146,11 +151,13 @@ def _job(
                 "Write {task} into the path, or evaluate each task with its own plan."
             )
     source = plan.sources.get(task)
+    own = dict(plan.task_settings.get(task, {}))
+    resources = {name: own.pop(name, getattr(plan, name)) for name in _RESOURCES}
     work = from_dict(
         FinetuneJob,
         {
             **plan.settings,
-            **plan.task_settings.get(task, {}),
+            **own,
             "task": task,
             "arm": arm,
             "task_source": None if source is None else _local(source),
@@ -158,11 +165,11 @@ def _job(
             "features": FeatureSpec.parse(features).absolute(),
             "seed": seed,
             "train_size": size,
-            "threads": plan.cpus,
+            "threads": resources["cpus"],
         },
         "plan",
     )
-    return Job(job_id(work, contents), work, plan.cpus, plan.time_limit_seconds)
+    return from_dict(Job, {"id": job_id(work, contents), "work": work, **resources}, "plan")
 
 
 def job_id(work: FinetuneJob, contents: _Contents | None = None) -> str:
@@ -179,7 +186,7 @@ def job_id(work: FinetuneJob, contents: _Contents | None = None) -> str:
         info = contents.graphs(work.graphs)
         identity["graphs"] = fingerprint(to_dict(info)) if work.needs_graphs else [info.layers, info.heads]
     identity["features"] = contents.features(work.features)
-    features = Path(work.features.replace(":", "")).name.split(".")[0]
+    features = FeatureSpec.parse(work.features).short().replace(":", "")
     size = "all" if work.train_size is None else str(work.train_size)
     readable = f"{work.task}-{work.arm}-{features}-n{size}-s{work.seed}"
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', readable)[:80]}-{fingerprint(identity)[:10]}"

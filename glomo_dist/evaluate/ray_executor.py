@@ -115,11 +115,16 @@ def _outcomes(run: Run, jobs: Sequence[Job], out: Path, settings: RayExecutor) -
     import ray
 
     cores = ray.cluster_resources().get("CPU", 0)
-    for job in jobs:
-        if settings.address is None and job.cpus > cores:
+    memory = ray.cluster_resources().get("memory", 0) / 1e9
+    for job in jobs if settings.address is None else ():
+        if job.cpus > cores:
             raise ConfigError(
                 f"job {job.id} asks for {job.cpus} cores, Ray has {cores:g}. "
                 f"Lower the job's cpus or give Ray more cores."
+            )
+        if job.memory_gb is not None and job.memory_gb > memory:
+            raise ConfigError(
+                f"job {job.id} asks for {job.memory_gb:g} GB of memory, Ray has {memory:.1f}. Lower its memory_gb."
             )
     limit = settings.max_pending or max(2, int(cores) // min((job.cpus for job in jobs), default=1) + 2)
     remote = ray.remote(max_retries=settings.max_retries, retry_exceptions=False)(attempt)
@@ -133,7 +138,9 @@ def _outcomes(run: Run, jobs: Sequence[Job], out: Path, settings: RayExecutor) -
         while pending or running:
             while pending and len(running) < limit:
                 job = pending.popleft()
-                reference = remote.options(num_cpus=job.cpus, name=job.id).remote(run, job, out, capture=True)
+                needs = {} if job.memory_gb is None else {"memory": int(job.memory_gb * 1e9)}
+                task = remote.options(num_cpus=job.cpus, name=job.id, **needs)
+                reference = task.remote(run, job, out, capture=True)
                 running[reference] = job
                 clocks[job.id] = _Clock(job_folder(out, job.id) / "running.json")
             ready, _ = ray.wait(list(running), num_returns=1, timeout=POLL_SECONDS)

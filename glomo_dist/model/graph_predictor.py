@@ -9,6 +9,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from glomo_kernels.scores import compute_dtype
 from glomo_kernels.spans import outside
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -185,9 +186,8 @@ def floored(scores: Scores, spans: Tensor, floor: int) -> Scores:
     with torch.no_grad():
         limits = []
         for part in (slice(b, b + step) for b in range(0, len(queries), step)):
-            found = (queries[part] @ keys[part].transpose(2, 3)).masked_fill_(
-                outside(spans[part], keys.shape[2]), -torch.inf
-            )
+            q, k = (x[part].to(compute_dtype(x)) for x in (queries, keys))
+            found = (q @ k.transpose(2, 3)).masked_fill_(outside(spans[part], keys.shape[2]), -torch.inf)
             found = found.topk(most, dim=3).values
             limits.append(found.gather(3, place[part].expand(-1, found.shape[1], -1, -1)).squeeze(3))
         limit = torch.cat(limits)

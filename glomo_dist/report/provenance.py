@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glomo_dist.graphs.store import GraphStore
-from glomo_dist.report.results import Finished, Results, features_name
+from glomo_dist.model.io import model_folder
+from glomo_dist.report.results import Finished, Results
 from glomo_dist.report.runs import Run
 from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.fingerprint import fingerprint
+from glomo_dist.transfer.features import FeatureSpec
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,12 @@ def facts(results: Results, runs: Sequence[Run], stores: Sequence[Path]) -> list
         sizes = ", ".join(f"{count:,} {split}" for split, count in result.examples.items())
         data = result.fingerprints.get("data") or ""
         found[Fact("task data", f"{result.task}, version {result.task_version}", data, sizes)] = None
+        path = result.job.get("graphs")
+        if result.components and path and model_folder(path):
+            details = f"computed in the jobs by model {result.fingerprints['model']}"
+            found[Fact("graphs", "/".join(Path(path).parts[-2:]), "", details)] = None
         if result.fingerprints.get("features"):
-            name = features_name(result.job["features"])
+            name = FeatureSpec.parse(result.job["features"]).short()
             found[Fact("features", name, result.fingerprints["features"] or "", f"for {result.task}")] = None
     by_code: dict[str, int] = defaultdict(int)
     by_machine: dict[str, int] = defaultdict(int)
@@ -77,8 +83,9 @@ def store_paths(jobs: Sequence[Finished]) -> dict[Path, Finished]:
     """Stores whose graphs the jobs used (not only for the size of the mixture), with a job that did."""
     paths: dict[Path, Finished] = {}
     for job in jobs:
-        if job.result.components and job.result.job.get("graphs"):
-            paths.setdefault(Path(job.result.job["graphs"]), job)
+        path = job.result.job.get("graphs")
+        if job.result.components and path and not model_folder(path):
+            paths.setdefault(Path(path), job)
     return paths
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.files import read_json
+from glomo_dist.transfer.features import FeatureSpec
 from glomo_dist.transfer.result import Result
 
 # What may differ between the rows of one table: the arm and its graphs, the seed, and where files lie.
@@ -187,12 +188,7 @@ def _seeds_planned(
 
 
 def _place(job: dict[str, Any]) -> tuple[str, str, int | None]:
-    return job["task"], features_name(job["features"]), job["train_size"]
-
-
-def features_name(spec: str) -> str:
-    """A short name of features: the file's without folder and ending."""
-    return spec.rsplit("/", 1)[-1].removesuffix(".npz").removesuffix(".txt")
+    return job["task"], FeatureSpec.parse(job["features"]).short(), job["train_size"]
 
 
 def _settings(result: Result) -> dict[str, Any]:

@@ -72,6 +72,13 @@ class FeatureSpec:
         }[self.kind]
         return f"trnn:{text}" if self.recurrent else text
 
+    def short(self) -> str:
+        """The spec with the name of the file or folder alone, without an ending."""
+        name = self.source.rstrip("/").rsplit("/", 1)[-1]
+        if self.kind == "vectors":
+            name = name.split(".")[0] or name
+        return str(replace(self, source=name))
+
     def absolute(self) -> str:
         """The spec with an absolute path, since jobs may run in another folder; URLs and names stay."""
         source = Path(self.source).expanduser()

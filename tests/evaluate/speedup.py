@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=8)
     parser.add_argument("--cores", type=int, default=2)
-    parser.add_argument("--epochs", type=int, default=26, help="of each job")
+    parser.add_argument("--epochs", type=int, default=56, help="of each job")
     arguments = parser.parse_args()
     settings = {"epochs": arguments.epochs, "patience": arguments.epochs, "hidden": 64}
     plan = EvaluationPlan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -135,6 +136,10 @@ def test_ray_works_in_other_processes(local_ray, tmp_path, marks):
 def test_ray_refuses_a_job_that_never_fits(local_ray, tmp_path, marks):
     with pytest.raises(ConfigError, match="double-1 asks for 64 cores, Ray has 2"):
         evaluate([job("double", marks, 1, cpus=64)], evaluate_jobs.run, tmp_path / "out", local_ray)
+    with pytest.raises(ConfigError, match=r"double-1 asks for 1e\+06 GB of memory, Ray has"):
+        evaluate([job("double", marks, 1, memory_gb=1e6)], evaluate_jobs.run, tmp_path / "out", local_ray)
+    evaluate([job("double", marks, 1, memory_gb=0.1)], evaluate_jobs.run, tmp_path / "out", local_ray)
+    assert read(tmp_path / "out", "double-1", "job")["memory_gb"] == 0.1
 
 
 def test_no_cluster_at_the_address(tmp_path, marks):
@@ -164,6 +169,15 @@ def test_foreign_folder_and_file_are_refused(tmp_path, marks):
     with pytest.raises(GlomoError, match=r"thesis.tex is a file"):
         evaluate([job("double", marks)], evaluate_jobs.run, tmp_path / "full" / "thesis.tex", InProcess())
     assert sorted(p.name for p in (tmp_path / "full").iterdir()) == ["thesis.tex"]
+
+
+def test_two_programs_in_one_folder_are_refused(tmp_path, marks):
+    (tmp_path / "out").mkdir()
+    with open(tmp_path / "out" / ".lock", "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        (tmp_path / "out" / "plan.json").write_text("{}")
+        with pytest.raises(GlomoError, match="another process is evaluating into"):
+            evaluate([job("double", marks)], evaluate_jobs.run, tmp_path / "out", InProcess())
 
 
 def test_the_same_id_twice_is_refused(tmp_path, marks):

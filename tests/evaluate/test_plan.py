@@ -36,7 +36,7 @@ def test_every_combination_once_and_ids_are_stable(tmp_path):
         train_sizes=(None, 50),
         sources={"docstring": str(tmp_path)},
         settings={"epochs": 2},
-        task_settings={"docstring": {"hidden": 16}},
+        task_settings={"docstring": {"hidden": 16, "memory_gb": 1.5, "time_limit_seconds": 9.0}},
         cpus=2,
     )
     jobs = plan_jobs(plan)
@@ -47,6 +47,8 @@ def test_every_combination_once_and_ids_are_stable(tmp_path):
     assert {job.work.features for job in jobs if job.work.task == "digits"} == {"pixels"}
     assert {job.work.hidden for job in jobs if job.work.task == "docstring"} == {16}
     assert all(job.work.epochs == 2 and job.work.threads == job.cpus == 2 for job in jobs)
+    needs = {(job.work.task, job.cpus, job.memory_gb, job.time_limit_seconds) for job in jobs}
+    assert needs == {("digits", 2, None, None), ("docstring", 2, 1.5, 9.0)}
     assert jobs[0].id.startswith("digits-none-pixels-nall-s3-")
     one = EvaluationPlan(tasks=("digits",), arms={"pretrained": graphs})
     assert {job.work.graphs for job in plan_jobs(one)} == {graphs}

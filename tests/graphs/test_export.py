@@ -33,7 +33,7 @@ def test_interrupted_export_keeps_good_chunks_and_mends_bad_ones(tmp_path):
     }
     kept = {name for name in before if before[name][0] == after[name][0]}
     assert kept == set(before) - {damaged, lost}
-    GraphStore.open(store, verify=True)
+    GraphStore.open(store)
 
 
 def test_other_settings_are_refused(tmp_path):

@@ -33,7 +33,9 @@ def result(work: FinetuneJob, test: float, **fields) -> Result:
 
 
 def id_of(work: FinetuneJob) -> str:
-    return f"{work.task}-{work.arm}-{Path(work.features).stem}-s{work.seed}-{work.train_size}-{work.lr}"
+    return (
+        f"{work.task}-{work.arm}-{work.features.replace('/', '_')}-s{work.seed}-{work.train_size}-{work.lr}"
+    )
 
 
 def write(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -13,7 +14,7 @@ from result_folders import job, result, write
 
 from glomo_dist.evaluate import EvaluationPlan, InProcess, evaluate, plan_jobs
 from glomo_dist.graphs.export import StoreMeta, export_graphs
-from glomo_dist.model import Glomo, GlomoConfig
+from glomo_dist.model import Glomo, GlomoConfig, save_model
 from glomo_dist.report import build
 from glomo_dist.report.drawings import strongest
 from glomo_dist.runtime.errors import DataError, GlomoError
@@ -144,6 +145,26 @@ def test_a_real_evaluation_with_graphs_over_pixels_and_words(tmp_path):
         assert word in page.text, f"{word!r} of the drawn example"
     assert get_task("digits").load(None, 12).fingerprint in page.text and "f00d" in page.text
     assert "4 steps, ranks: 2, 2.0 s" in page.text and "glomo pretrain shards --out run" in page.text
+
+
+def test_graphs_that_jobs_computed_and_kinds_of_features(tmp_path):
+    """No store to draw; vectors and a network over the same vectors are different kinds of features."""
+    torch.manual_seed(0)
+    model = Glomo(GlomoConfig(vocab_size=4, width=8, heads=1, layers=1))
+    folder = save_model(tmp_path / "run" / "model", model).parent
+    results = [
+        result(replace(job(arm, 0, features=features), graphs=str(folder)), 0.5)
+        for arm in ("none", "pretrained")
+        for features in ("/a/vectors.npz", "trnn:/a/vectors.npz", "hf:/a/encoder@-2,mean")
+    ]
+    for one in results:
+        one.fingerprints["model"] = "feedbeef"
+    out = write(tmp_path / "out", results)
+    build([out], tmp_path / "report.html")
+    page = Tags((tmp_path / "report.html").read_text()).text
+    for title in ("sst2, vectors", "sst2, trnn:vectors", "sst2, hf:encoder@-2,mean"):
+        assert title in page
+    assert "computed in the jobs by model feedbeef" in page and "Not drawn" not in page
 
 
 def test_data_that_changed_is_said_and_not_drawn(tmp_path):

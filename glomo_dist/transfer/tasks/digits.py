@@ -10,7 +10,6 @@ from typing import Any
 
 import fsspec
 import numpy as np
-from sklearn.datasets import load_digits
 
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
@@ -41,6 +40,8 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
 
 
 def _bundled() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    from sklearn.datasets import load_digits  # a second that no other task should pay
+
     digits = load_digits()
     return np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target.astype(np.int64)
 

@@ -1,7 +1,6 @@
 """RTE in its GLUE form (PASCAL RTE 1-3 and 5): does the hypothesis follow from the premise?
 
 GLUE's test.tsv has no labels, so test is the published dev set (277 pairs), and dev is one premise in ten of train.
-No number is listed as published: GLoMo's paper does not report RTE.
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
-"""SICK (Marelli et al. 2014): inference between simple descriptions of images.
-
-No number is listed as published: GLoMo's paper does not report SICK.
-"""
+"""SICK (Marelli et al. 2014): inference between simple descriptions of images."""
 
 from __future__ import annotations
 
 from glomo_dist.runtime.errors import DataError
-from glomo_dist.transfer.dataset import Task, TaskData, text_data
+from glomo_dist.transfer.dataset import Published, Task, TaskData, text_data
 from glomo_dist.transfer.esim import PairReader
 from glomo_dist.transfer.pairs import THREE, PairRows, is_jsonl, read_pairs
 from glomo_dist.transfer.sources import packed, require
@@ -39,4 +36,9 @@ TASK = Task(
     columns={"premise": 40, "hypothesis": 40},
     model=PairReader,
     data_source="SICK (Marelli et al. 2014)",
+    published=(
+        Published(
+            0.846, "Illinois-LH, features and a linear classifier", "Marelli et al. 2014, SemEval task 1"
+        ),
+    ),
 )

@@ -1,12 +1,11 @@
 """SNLI (Bowman et al. 2015): does the hypothesis follow from the premise, contradict it, or neither?
 
-Splits as published. Pairs without a gold label ("-") are left out, as everyone does, and counted. No number is
-listed as published: GLoMo's paper does not report SNLI.
+Splits as published. Pairs without a gold label ("-") are left out, as everyone does, and counted.
 """
 
 from __future__ import annotations
 
-from glomo_dist.transfer.dataset import SPLITS, Task, TaskData, text_data
+from glomo_dist.transfer.dataset import SPLITS, Published, Task, TaskData, text_data
 from glomo_dist.transfer.esim import PairReader
 from glomo_dist.transfer.pairs import THREE, PairRows, read_pairs
 from glomo_dist.transfer.sources import find, packed, require
@@ -51,4 +50,5 @@ TASK = Task(
     columns={"premise": 64, "hypothesis": 40},
     model=PairReader,
     data_source="SNLI 1.0 (Bowman et al. 2015)",
+    published=(Published(0.88, "ESIM", "Chen et al. 2017, table 1"),),
 )
