@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -100,7 +100,7 @@ class Stream:
         finally:
             reader.close()
 
-    def iterate(self, from_step: int = 0) -> Iterator[Batch]:
+    def iterate(self, from_step: int = 0) -> Generator[Batch, None, None]:
         """Batches of step `from_step`, `from_step` + 1, ... without end, read ahead by `reading.readers` processes.
 
         An error while reading (BadShard, a reader that was killed) is raised here, after the batches before it.

@@ -196,7 +196,7 @@ def _collect(reference: Any, job: Job, out: Path, clock: _Clock, expired: dict[s
 
 
 def _lost_hosts() -> set[str]:
-    """Names of the hosts that Ray has given up; it does so after some 20 s of silence.
+    """Names of the hosts that Ray has given up; it does so after about a minute of silence.
 
     What waits for a job there would wait on: Ray looks whether a connection still stands once in five minutes. (More
     often is not allowed: the other side takes it for an attack and breaks the connection.)

@@ -7,7 +7,6 @@ wants a shard back in a resumed run deletes the file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,35 +20,48 @@ QUARANTINE = "quarantine.json"
 FORMAT, VERSION = "glomo-quarantine", 1
 
 
-def batches(stream: Stream, ranks: Ranks, from_step: int, out: Path, limit: int) -> Iterator[Batch]:
+class Feed:
     """This rank's batches of step `from_step`, `from_step` + 1, ...; every rank must take them together.
 
-    limit: shards that may be set aside (`reading.max_bad_shards`). Raises, on all ranks, ShardError for one more, or
-    the GlomoError of a rank whose readers failed otherwise.
+    limit: shards that may be set aside (`reading.max_bad_shards`).
     """
-    path = out / QUARANTINE
-    entries: list[dict[str, Any]] = ranks.from_first(lambda: _read(path, stream, limit))
-    for entry in entries:
-        stream.set_aside(entry["shard"], entry["from_step"])
-    step = from_step
-    source = stream.iterate(step)
-    try:
+
+    def __init__(self, stream: Stream, ranks: Ranks, from_step: int, out: Path, limit: int) -> None:
+        self._stream, self._ranks, self._step = stream, ranks, from_step
+        self._path, self._limit = out / QUARANTINE, limit
+        self._entries: list[dict[str, Any]] = ranks.from_first(lambda: _read(self._path, stream, limit))
+        for entry in self._entries:
+            stream.set_aside(entry["shard"], entry["from_step"])
+        self._source = stream.iterate(from_step)
+
+    def take(self, asked: bool, error: GlomoError | None) -> Batch | None:
+        """The next batch, or None if any rank is asked to stop: all that ranks must agree on before a step, in a sum.
+
+        Raises, on all ranks, the error of the first rank that has one; ShardError for one bad shard more than may be
+        set aside; the GlomoError of a rank whose readers failed otherwise.
+        """
         while True:
             batch, trouble = None, None
             try:
-                batch = next(source)
+                batch = next(self._source)
             except GlomoError as e:
                 trouble = e
-            if ranks.sum([trouble is not None])[0]:
-                source.close()
-                entries = _set_aside(entries, stream, ranks, step, trouble, path, limit)
-                source = stream.iterate(step)
-                continue
-            assert batch is not None
-            yield batch
-            step += 1
-    finally:
-        source.close()
+            stop, failed, unread = self._ranks.sum([asked, error is not None, trouble is not None])
+            if failed:
+                self._ranks.agree_on(error)
+            if stop:
+                return None
+            if not unread:
+                self._step += 1
+                return batch
+            self._source.close()
+            self._entries = _set_aside(
+                self._entries, self._stream, self._ranks, self._step, trouble, self._path, self._limit
+            )
+            self._source = self._stream.iterate(self._step)
+
+    def close(self) -> None:
+        self._source.close()
 
 
 def _set_aside(

@@ -13,16 +13,16 @@ from typing import Any
 import torch
 
 from glomo_dist.data import Batch, Stream
-from glomo_dist.model import Glomo, save_model
-from glomo_dist.pretrain import checkpoint, feed, run_folder
+from glomo_dist.model import Glomo
+from glomo_dist.pretrain import checkpoint, run_folder
 from glomo_dist.pretrain.activations import checkpoint_activations
 from glomo_dist.pretrain.engine import build_engine, set_learning_rate
+from glomo_dist.pretrain.feed import Feed
 from glomo_dist.pretrain.hooks import Hook, open_hooks
 from glomo_dist.pretrain.ranks import Ranks
 from glomo_dist.pretrain.run_folder import Job
-from glomo_dist.pretrain.saving import Export, Saver
+from glomo_dist.pretrain.saving import Export, Saver, exporter
 from glomo_dist.pretrain.schedule import Plateau, exhausted, learning_rate
-from glomo_dist.pretrain.state import model_state
 from glomo_dist.pretrain.step import Clock, StepResult, train_step, valid_loss
 from glomo_dist.pretrain.stopping import Stopping
 from glomo_dist.runtime import files
@@ -83,7 +83,9 @@ def train(job: Job, ranks: Ranks, claim: run_folder.Claim, clock: Clock, stoppin
         hooks: list[Hook] = []  # on rank 0
         ranks.from_first(lambda: hooks.extend(open_hooks(job, state.step, stack)))
         try:
-            _steps(job, ranks, engine, stream, state, hooks, saver, clock, stopping)
+            limit = config.reading.max_bad_shards
+            feed = stack.enter_context(contextlib.closing(Feed(stream, ranks, state.step, job.out, limit)))
+            _steps(job, ranks, engine, stream, feed, state, hooks, saver, clock, stopping)
         except GlomoError as e:
             if e.everywhere:  # what is being written is worth finishing
                 saver.wait()
@@ -92,19 +94,18 @@ def train(job: Job, ranks: Ranks, claim: run_folder.Claim, clock: Clock, stoppin
 
 
 def _steps(
-    job: Job, ranks: Ranks, engine: Any, stream: Stream, state: State, hooks: Sequence[Hook], saver: Saver,
-    clock: Clock, stopping: Stopping,
+    job: Job, ranks: Ranks, engine: Any, stream: Stream, feed: Feed, state: State, hooks: Sequence[Hook],
+    saver: Saver, clock: Clock, stopping: Stopping,
 ) -> None:  # fmt: skip
     config = job.config
     valid = _valid_batches(job, ranks)
-    batches = feed.batches(stream, ranks, state.step, job.out, config.reading.max_bad_shards)
     saved, trouble = state.step, None
     clock.lap("other")
     clock.take()
     while state.step < config.steps and not exhausted(config, state.plateau):
         clock.step = state.step + 1
-        batch = next(batches)
-        if ranks.agree(bool(stopping.asked), trouble or saver.error):
+        batch = feed.take(bool(stopping.asked), trouble or saver.error)
+        if batch is None:
             if saved != state.step:
                 saver.save(engine, state.step, dataclasses.asdict(state))
             saver.wait()
@@ -233,24 +234,13 @@ def _diverged(job: Job, state: State) -> GlomoError:
 
 
 def _exporter(job: Job) -> Export:
-    """Writes the model of a checkpoint from its pieces; runs beside the training, so it draws no random numbers."""
-    with torch.device("meta"):
-        model = Glomo(job.config.model)
-    parameters = {name for name, _ in model.named_parameters()}
-
-    def export(folder: Path, pieces: list[Path], step: int) -> None:
-        model.load_state_dict(model_state(pieces, model.state_dict(), parameters), assign=True)
-        extra = {
-            "tokenizer": job.tokenizer.fingerprint,
-            "data": job.index.fingerprint,
-            "step": step,
-            "pretrain": to_dict(job.config),
-            "code": code_version(),
-        }
-        save_model(folder, model, job.tokenizer.to_json(), extra)
-        model.to("meta")  # gives the memory back
-
-    return export
+    extra = {
+        "tokenizer": job.tokenizer.fingerprint,
+        "data": job.index.fingerprint,
+        "pretrain": to_dict(job.config),
+        "code": code_version(),
+    }
+    return exporter(job.config.model, job.tokenizer.to_json(), extra)
 
 
 def _publish(out: Path) -> None:

@@ -58,13 +58,6 @@ class Ranks:
         """Raise, on every rank, the error of the first rank that has one."""
         _raise_everywhere(next((e for e in self.gather(error) if e is not None), None))
 
-    def agree(self, asked: bool, error: GlomoError | None) -> bool:
-        """Whether any rank asked; raises on every rank if one has an error. A few bytes, once a step."""
-        wanted, failed = self.sum([asked, error is not None])
-        if failed:
-            self.agree_on(error)
-        return wanted > 0
-
     def gather(self, value: T) -> list[T]:
         """Every rank's `value` (anything that pickles; the ranks trust each other), on every rank."""
         box: list[Any] = [None] * self.world

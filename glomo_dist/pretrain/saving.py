@@ -17,15 +17,34 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
+from glomo_dist.model import Glomo, GlomoConfig, save_model
 from glomo_dist.pretrain import checkpoint
 from glomo_dist.pretrain.ranks import Ranks
-from glomo_dist.pretrain.state import snapshot
+from glomo_dist.pretrain.state import model_state, snapshot
 from glomo_dist.runtime import files
 from glomo_dist.runtime.errors import DataError, GlomoError
 
 Export = Callable[[Path, list[Path], int], None]
+
+
+def exporter(config: GlomoConfig, tokenizer: dict[str, Any], extra: dict[str, Any]) -> Export:
+    """Writes the model of a checkpoint from its pieces; runs beside the training, so it draws no random numbers.
+
+    tokenizer, extra: see `save_model`; the step is added.
+    """
+    with torch.device("meta"):
+        model = Glomo(config)
+    parameters = {name for name, _ in model.named_parameters()}
+
+    def export(folder: Path, pieces: list[Path], step: int) -> None:
+        model.load_state_dict(model_state(pieces, model.state_dict(), parameters), assign=True)
+        save_model(folder, model, tokenizer, {**extra, "step": step})
+        model.to("meta")  # gives the memory back
+
+    return export
 
 
 class Saver:
@@ -48,6 +67,11 @@ class Saver:
         self._progress = 0
         self.error: GlomoError | None = None
 
+    @property
+    def busy(self) -> bool:
+        """Whether this rank's thread is at work."""
+        return self._thread is not None and self._thread.is_alive()
+
     def save(self, engine: Any, step: int, loop: dict[str, Any]) -> None:
         """Begin to write folder/step-NNNNNN. loop: what the loop needs to go on (JSON-able)."""
         self.wait()
@@ -64,8 +88,7 @@ class Saver:
         while self._temporary is not None:
             if self._thread is not None:
                 self._thread.join(0.05)
-            busy = self._thread is not None and self._thread.is_alive()
-            running, failed, progress = self._ranks.sum([busy, self.error is not None, self._progress])
+            running, failed, progress = self._ranks.sum([self.busy, self.error is not None, self._progress])
             if failed:
                 error = self.error  # the thread that is told to give up adds an error of its own
                 self.give_up()

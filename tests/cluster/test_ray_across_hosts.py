@@ -16,7 +16,7 @@ from glomo_dist.cli import main
 pytestmark = pytest.mark.slow
 
 SEEDS = 3
-# Ray takes a silent host for lost after about 20 s; here sooner.
+# Ray takes a silent host for lost after about 65 s; here sooner.
 ALERT = {
     "RAY_health_check_initial_delay_ms": "500", "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "1000", "RAY_health_check_failure_threshold": "3",
