@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+from glomo_dist.pretrain import run_folder
 from glomo_dist.pretrain.run_folder import Job
 from glomo_dist.runtime import files
 from glomo_dist.runtime.config import to_dict
@@ -59,9 +60,12 @@ class JsonLog:
 
     def __init__(self, path: Path, start: int) -> None:
         self._path = path
-        if path.exists():
-            files.write_bytes(path, b"".join(_rows_until(path.read_bytes(), start)))
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
+        try:
+            if path.exists():
+                files.write_bytes(path, b"".join(_rows_until(path.read_bytes(), start)))
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
+        except OSError as e:
+            raise files.cannot_write(path, e, run_folder.GO_ON) from None
 
     def step(self, row: dict[str, Any]) -> None:
         if row["logged"]:
@@ -69,10 +73,7 @@ class JsonLog:
             try:
                 self._file.write((json.dumps(_finite(public)) + "\n").encode())
             except OSError as e:
-                raise GlomoError(
-                    f"cannot write {self._path}: {e.strerror or e}. The checkpoints are untouched. Free space, then "
-                    "run the same command again."
-                ) from None
+                raise files.cannot_write(self._path, e, run_folder.GO_ON) from None
 
     def close(self) -> None:
         self._file.close()
@@ -97,7 +98,11 @@ class TensorBoard:
     def __init__(self, folder: Path, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-        self._writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
+        self._folder = folder
+        try:
+            self._writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
+        except OSError as e:
+            raise files.cannot_write(folder, e, run_folder.GO_ON) from None
 
     def step(self, row: dict[str, Any]) -> None:
         if row["logged"]:
@@ -105,9 +110,7 @@ class TensorBoard:
                 for name, number in scalars(row).items():
                     self._writer.add_scalar(name, number, row["step"])
             except OSError as e:
-                raise GlomoError(
-                    f"cannot write TensorBoard's files: {e}. Free space, or use other trackers."
-                ) from None
+                raise files.cannot_write(self._folder, e, run_folder.GO_ON) from None
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # a full disk has been reported by then
@@ -133,7 +136,7 @@ class WandB:
 
 
 class MLflow:
-    """MLflow, where MLFLOW_TRACKING_URI points (default: the folder mlruns); resumed under the same run."""
+    """MLflow, where MLFLOW_TRACKING_URI points, else where MLflow itself decides; resumed under the same run."""
 
     def __init__(self, out: Path, config: dict[str, Any]) -> None:
         self._mlflow = _optional("mlflow")
@@ -150,6 +153,38 @@ class MLflow:
 
     def close(self) -> None:
         self._mlflow.end_run()
+
+
+class Guest:
+    """Another program's tracker. If it cannot be opened the run does not begin; what fails later only ends it."""
+
+    def __init__(self, name: str, opener: Callable[[], Hook]) -> None:
+        self._name = name
+        try:
+            self._hook: Hook | None = opener()
+        except GlomoError:
+            raise
+        except (
+            Exception
+        ) as e:  # whatever its authors thought of: no account, no server, a setting that it refuses
+            raise GlomoError(
+                f"tracker {name} cannot be opened: {type(e).__name__}: {e} Mend that, or leave it out of trackers."
+            ) from e
+
+    def step(self, row: dict[str, Any]) -> None:
+        self._or_leave_it(lambda hook: hook.step(row))
+
+    def close(self) -> None:
+        self._or_leave_it(lambda hook: hook.close())
+
+    def _or_leave_it(self, action: Callable[[Hook], None]) -> None:
+        if self._hook is None:
+            return
+        try:
+            action(self._hook)
+        except Exception as e:  # a run of weeks does not end because a server of curves is down
+            say(f"WARNING: tracker {self._name} failed and is left out from here on: {type(e).__name__}: {e}")
+            self._hook = None
 
 
 def _optional(name: str) -> Any:
@@ -172,8 +207,8 @@ def open_hooks(job: Job, start: int, stack: contextlib.ExitStack) -> list[Hook]:
     openers: dict[str, Callable[[], Hook]] = {
         "log": lambda: JsonLog(job.out / "log.jsonl", start),
         "tensorboard": lambda: TensorBoard(job.out / "tensorboard", start),
-        "wandb": lambda: WandB(job.out, to_dict(job.config)),
-        "mlflow": lambda: MLflow(job.out, to_dict(job.config)),
+        "wandb": lambda: Guest("wandb", lambda: WandB(job.out, to_dict(job.config))),
+        "mlflow": lambda: Guest("mlflow", lambda: MLflow(job.out, to_dict(job.config))),
         "bar": lambda: ProgressBar(start, job.config.steps),
     }
     opened = []

@@ -248,5 +248,8 @@ def _publish(out: Path) -> None:
     if run_folder.finished(out):
         return
     newest = checkpoint.existing(out / "checkpoints")[0]
-    with files.new_folder(out / run_folder.MODEL) as temporary:
-        shutil.copytree(newest / checkpoint.MODEL, temporary, dirs_exist_ok=True)
+    try:
+        with files.new_folder(out / run_folder.MODEL) as temporary:
+            shutil.copytree(newest / checkpoint.MODEL, temporary, dirs_exist_ok=True)
+    except OSError as e:
+        raise files.cannot_write(out / run_folder.MODEL, e, run_folder.GO_ON) from e

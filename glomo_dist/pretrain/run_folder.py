@@ -34,6 +34,7 @@ from glomo_dist.runtime.progress import say
 
 FORMAT, VERSION = "glomo-run", 1
 CONFIG, LOCK, MODEL, LAUNCH = "config.json", ".lock", "model", ".launch-"
+GO_ON = "The checkpoints are untouched. Free space or mend the disk, then run the same command again."
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ def locked(out: Path) -> Iterator[Claim]:
         out.mkdir(parents=True, exist_ok=True)
         lock = open(path, "a+")  # noqa: SIM115 (closed below)
     except OSError as e:
-        raise GlomoError(f"cannot write {path}: {e.strerror or e}. Choose another output folder.") from None
+        raise files.cannot_write(path, e, "Choose another output folder.") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -225,7 +226,7 @@ def locked(out: Path) -> Iterator[Claim]:
             lock.write(claim.mark)
             lock.flush()
         except OSError as e:
-            raise GlomoError(f"cannot write {path}: {e.strerror or e}. Free space on the disk.") from None
+            raise files.cannot_write(path, e, "Free space on the disk.") from None
         yield claim
 
 
@@ -248,7 +249,7 @@ def launch_folder(out: Path) -> Iterator[Path]:
         path.mkdir(parents=True)
         lock = open(path / LOCK, "a")  # noqa: SIM115 (closed below)
     except OSError as e:
-        raise GlomoError(f"cannot write {path}: {e.strerror or e}. Free space on the disk.") from None
+        raise files.cannot_write(path, e, "Free space on the disk.") from None
     with lock:
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from glomo_dist.model import Glomo, GlomoConfig, save_model
-from glomo_dist.pretrain import checkpoint
+from glomo_dist.pretrain import checkpoint, run_folder
 from glomo_dist.pretrain.ranks import Ranks
 from glomo_dist.pretrain.state import model_state, snapshot
 from glomo_dist.runtime import files
@@ -114,7 +114,7 @@ class Saver:
         try:
             (path / checkpoint.STATE).mkdir(parents=True)
         except OSError as e:
-            raise _cannot_write(path, e) from None
+            raise files.cannot_write(path, e, run_folder.GO_ON) from None
         return path
 
     # in the thread
@@ -136,7 +136,7 @@ class Saver:
         except GlomoError as e:
             self.error = e
         except OSError as e:
-            self.error = _cannot_write(self._folder / checkpoint.name_of(step), e)
+            self.error = files.cannot_write(self._folder / checkpoint.name_of(step), e, run_folder.GO_ON)
         except BaseException as e:  # a bug; the run must not go on without checkpoints
             self.error = GlomoError(f"writing checkpoint {checkpoint.name_of(step)}: {type(e).__name__}: {e}")
 
@@ -172,10 +172,3 @@ class Saver:
             except DataError:  # not there yet
                 self._stop.wait(0.01)
         raise GlomoError(f"{path.parent.parent.name}: given up, since another rank could not write its part.")
-
-
-def _cannot_write(path: Path, error: OSError) -> GlomoError:
-    return GlomoError(
-        f"cannot write {path}: {error.strerror or error}. The checkpoints before it are untouched. Free space or "
-        "mend the disk, then run the same command again."
-    )

@@ -38,10 +38,16 @@ class Watchdog:
 
     def __init__(self, timeout: float, rank: int, peers: Sequence[int], notice: Path | None) -> None:
         self._timeout, self._step, self._warm = timeout, 0, False
+        self._arguments = [str(notice or ""), *map(str, peers)]
+        self._rank = rank
+        self._start()
+        self.beat("begin")
+
+    def _start(self) -> None:
         stacks_out, stacks_in = os.pipe()
         command = [
-            sys.executable, "-I", "-S", __file__, str(os.getpid()), str(os.getppid()), str(rank), str(timeout),
-            str(stacks_out), str(notice or ""), *map(str, peers),
+            sys.executable, "-I", "-S", __file__, str(os.getpid()), str(os.getppid()), str(self._rank),
+            str(self._timeout), str(stacks_out), *self._arguments,
         ]  # fmt: skip
         # without the rank's environment: it is not to be taken for a rank
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(stacks_out,), env={})
@@ -50,7 +56,6 @@ class Watchdog:
         assert self._process.stdin is not None
         self._to = self._process.stdin.fileno()
         os.set_blocking(self._to, False)  # a stopped watchdog must not stop the training
-        self.beat("begin")
 
     def beat(self, part: str, step: int | None = None) -> None:
         """`part` is done. Cheap: one write of a few bytes."""
@@ -58,8 +63,19 @@ class Watchdog:
         excused = not self._warm and part in ("begin", "data", "forward", "backward")
         limit = max(self._timeout, START_SECONDS) if excused else self._timeout
         self._warm = self._warm or part == "optimizer"
-        with contextlib.suppress(BlockingIOError, BrokenPipeError):
-            os.write(self._to, f"{limit} {self._step} {part}\n".encode())
+        line = f"{limit} {self._step} {part}\n".encode()
+        try:
+            os.write(self._to, line)
+        except BlockingIOError:
+            pass
+        except BrokenPipeError:
+            print(
+                f"WARNING: the watchdog of rank {self._rank} was killed; another one takes its place",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+            self.close()
+            self._start()
+            os.write(self._to, line)
 
     def close(self) -> None:
         """The rank has nothing left to wait for."""

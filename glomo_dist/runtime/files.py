@@ -34,6 +34,13 @@ def sync_tree(folder: Path) -> None:
     sync(folder)
 
 
+def cannot_write(
+    path: Path, error: OSError, more: str = "Free space or choose another folder."
+) -> GlomoError:
+    """What to raise when `path` could not be written. more: what to do."""
+    return GlomoError(f"cannot write {path}: {error.strerror or error}. {more}")
+
+
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
@@ -41,21 +48,20 @@ def _temporary(path: Path) -> Path:
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Replace `path` by `content` in one step; the old content stays until the new one is on disk."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as f:
             f.write(content)
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
+        sync(path.parent)
     except OSError as e:
-        raise GlomoError(
-            f"cannot write {path}: {e.strerror or e}. Free space or choose another folder."
-        ) from e
+        raise cannot_write(path, e) from e
     finally:
-        temporary.unlink(missing_ok=True)
-    sync(path.parent)
+        with contextlib.suppress(OSError):  # not there any more, or the disk has become read-only
+            temporary.unlink()
 
 
 def write_json(path: str | Path, value: Any) -> None:

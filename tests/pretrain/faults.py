@@ -181,6 +181,7 @@ def hangs(s: Set, how: str) -> Row:
         "stop one": "SIGSTOP to a rank", "stop all": "SIGSTOP to all ranks",
         "data": "the read of a batch never returns", "step": "a rank never joins the collective of a step",
         "lock": "a call never returns and holds the interpreter lock",
+        "unwatched": "SIGKILL to the watchdog of a rank, some steps later SIGSTOP to the rank",
     }[how]  # fmt: skip
     return Row(
         "a hung rank is shown and ended", what, len(seconds),
@@ -271,7 +272,7 @@ PARTS: dict[str, Callable[[Set], Row]] = {
     "small-disk": small_disk,
     **{
         f"hang-{how.replace(' ', '-')}": lambda s, how=how: hangs(s, how)
-        for how in ("stop one", "stop all", "data", "step", "lock")
+        for how in ("stop one", "stop all", "data", "step", "lock", "unwatched")
     },
     "signals": signals,
     "ranks": other_ranks,

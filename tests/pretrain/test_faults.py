@@ -70,7 +70,7 @@ def test_killed_and_full_disk_at_a_file_operation(
         assert_same(run, references[2])
 
 
-@pytest.mark.parametrize("how", ["stop one", "data", "lock"])
+@pytest.mark.parametrize("how", ["stop one", "data", "lock", "unwatched"])
 def test_hung_rank_is_shown_and_ended(
     ranks: Nursery, references: dict[int, Path], tiny_shards: Path, tmp_path: Path, how: str
 ) -> None:

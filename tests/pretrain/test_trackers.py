@@ -13,8 +13,8 @@ import pytest
 from pretrain_samples import TINY
 
 from glomo_dist.pretrain import pretrain
-from glomo_dist.pretrain.hooks import MLflow, WandB, scalars
-from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.pretrain.hooks import Guest, MLflow, WandB, scalars
+from glomo_dist.runtime.errors import ConfigError, GlomoError
 
 ROW: dict[str, Any] = {
     "step": 3, "loss": 1.5, "units": 8, "seconds": 2.0, "applied": True, "logged": True,
@@ -82,6 +82,28 @@ def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls[0][2]["run_id"] is None and calls[4][2]["run_id"] == "r1"
     assert calls[2][1:] == ((NUMBERS,), {"step": 3})
     assert json.loads((tmp_path / "mlflow.json").read_text()) == {"run_id": "r1"}
+
+
+def test_a_tracker_that_cannot_be_opened_is_an_error_and_one_that_fails_later_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no server")
+
+    monkeypatch.setitem(sys.modules, "wandb", ModuleType("wandb"))
+    sys.modules["wandb"].init = fail  # type: ignore[attr-defined]
+    with pytest.raises(GlomoError, match="tracker wandb cannot be opened: ConnectionError: no server"):
+        Guest("wandb", lambda: WandB(tmp_path, {}))
+    logged: list[Any] = []
+    run = SimpleNamespace(
+        log=lambda values, step: logged.append(step) or fail(), finish=lambda: logged.append("end")
+    )
+    sys.modules["wandb"].init = lambda **_: run  # type: ignore[attr-defined]
+    hook = Guest("wandb", lambda: WandB(tmp_path, {}))
+    for _ in range(2):
+        hook.step(ROW)
+    hook.close()
+    assert logged == [3] and capfd.readouterr().err.count("wandb failed and is left out") == 1
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
