@@ -143,8 +143,12 @@ class ShardCache:
         while True:
             with self._held(self.folder / ".lock", until, f"to make room in {self.folder}"):
                 if self._make_room(size):
-                    with open(temporary, "xb") as file:
-                        os.posix_fallocate(file.fileno(), 0, size)  # a full disk shows now
+                    try:
+                        with open(temporary, "xb") as file:
+                            os.posix_fallocate(file.fileno(), 0, size)  # a full disk shows now
+                    except OSError:
+                        temporary.unlink(missing_ok=True)
+                        raise
                     return temporary
             if not release():
                 if size > self._limit or time.monotonic() > until:

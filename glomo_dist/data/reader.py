@@ -26,14 +26,14 @@ from glomo_dist.data.decode import Layout
 from glomo_dist.data.gather import BadShard, Gatherer, Library, Request
 from glomo_dist.data.index import ShardIndex
 from glomo_dist.data.tarsamples import id_dtype
-from glomo_dist.runtime.errors import GlomoError
+from glomo_dist.runtime.errors import GlomoError, RankDied
 
 # A reader is no rank: what looks for ranks by these names must not find it, and it must not take itself for one.
 _OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class Reader(Protocol):
-    """Answers one request at a time; raises BadShard or another GlomoError."""
+    """Answers one request at a time; raises BadShard or another GlomoError, RankDied where the reader has ended."""
 
     def read(self, request: Request) -> np.ndarray: ...
 
@@ -90,7 +90,7 @@ class ReaderProcess:
                 raise BadShard(error, answer["shard"]) if answer["shard"] >= 0 else GlomoError(error)
             content = self._connection.recv_bytes()
         except (EOFError, OSError) as e:
-            raise GlomoError(self._last_words(request)) from e
+            raise RankDied(self._last_words(request)) from e
         dtype = id_dtype(self._library.vocab_size)
         return np.frombuffer(bytearray(content), dtype).reshape(request.rows, request.width)
 

@@ -11,7 +11,7 @@ from glomo_dist.pretrain import run_folder, worker
 from glomo_dist.pretrain.config import PretrainConfig
 from glomo_dist.runtime import files
 from glomo_dist.runtime.config import from_dict
-from glomo_dist.runtime.errors import GlomoError
+from glomo_dist.runtime.errors import GlomoError, RankDied
 from glomo_dist.runtime.progress import say
 
 
@@ -27,7 +27,8 @@ def main() -> None:
         job = run_folder.resolve(config, value["data"], value["out"], value["valid"])
         worker.run(job, Path(arguments.errors) if arguments.errors else None)
     except GlomoError as e:
-        if arguments.errors is None or not e.everywhere:
+        # torchrun is to start the ranks again, if it may, only after what passes by itself
+        if arguments.errors is None or not e.everywhere or isinstance(e, RankDied):
             if rank == "0" or not e.everywhere:
                 say(f"glomo: rank {rank}: {e}")
             sys.exit(e.exit_code)

@@ -204,7 +204,7 @@ def locked(out: Path) -> Iterator[Claim]:
     """Hold the run folder: a second program in it gets a GlomoError. Freed even by kill -9."""
     path = out / LOCK
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        out.resolve().mkdir(parents=True, exist_ok=True)  # also where a link points to what is not there yet
         lock = open(path, "a+")  # noqa: SIM115 (closed below)
     except OSError as e:
         raise files.cannot_write(path, e, "Choose another output folder.") from None

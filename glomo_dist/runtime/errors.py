@@ -43,7 +43,7 @@ class Interrupted(GlomoError):
 
 
 class RankDied(GlomoError):
-    """A rank of a run was killed or crashed; the same command continues from the last checkpoint."""
+    """A rank of a run, or its reader, was killed or crashed; the same command continues from the last checkpoint."""
 
     exit_code = 70
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -171,3 +172,15 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(GlomoError, match=r"cannot write to the cache .*file.*reading\.cache"):
         ShardCache(tmp_path / "file" / "cache", 1, 1.0)
+
+
+def test_a_full_disk_is_named_and_nothing_is_left_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(GlomoError, match=rf"cannot write to the cache of shards {tmp_path}: No space left"):
+        use(cache(tmp_path, 2), "a", SIZE)
+    assert not list(tmp_path.glob("*.tmp"))

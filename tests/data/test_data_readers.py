@@ -20,7 +20,7 @@ from web_faults import serving, stall
 
 from glomo_dist.data import Reading, ShardIndex, Stream, places
 from glomo_dist.data.cache import default_folder
-from glomo_dist.runtime.errors import GlomoError, ShardError
+from glomo_dist.runtime.errors import GlomoError, RankDied, ShardError
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_a_killed_reader_is_an_error_at_once(index: ShardIndex, number: signal.S
     os.kill(readers_of(os.getpid())[0], number)
     began = time.monotonic()
     with pytest.raises(
-        GlomoError, match=rf"a reader process \(pid \d+\) was killed by {number.name}.*shard-0000"
+        RankDied, match=rf"a reader process \(pid \d+\) was killed by {number.name}.*shard-0000"
     ):
         for _ in range(20):
             next(batches)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from pretrain_samples import (
     TINY,
@@ -124,15 +126,31 @@ def test_no_rank_outlives_the_program_that_started_it(tiny_shards: Path, tmp_pat
     assert checkpoint.verify(newest)["step"] == done, "the ranks were asked to save"
 
 
+def readers(ancestor: int) -> list[int]:
+    """Process ids of the reader processes of all ranks below `ancestor`."""
+    found = []
+    for process in psutil.Process(ancestor).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended meanwhile
+            found += [process.pid] * ("glomo_dist.data.reader" in process.cmdline())
+    return found
+
+
 def test_restarted_after_a_death_and_stopped_by_a_signal(
     uninterrupted: Path, tiny_shards: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    run = start_program(tmp_path, CONFIG, tiny_shards, restarts=1)
+    run = start_program(tmp_path, CONFIG, tiny_shards, restarts=2)
+
+    def begun_again(times: int) -> bool:
+        return (tmp_path / "stderr").read_text().count("continuing") == times or run.poll() is not None
+
     try:
         wait_for(lambda: (out / "checkpoints" / "step-000010").exists() or run.poll() is not None)
         os.kill(rank_process(run.pid, 0), signal.SIGKILL)
-        wait_for(lambda: "continuing" in (tmp_path / "stderr").read_text() or run.poll() is not None)
+        wait_for(lambda: begun_again(1))
+        wait_for(lambda: readers(run.pid) or run.poll() is not None)
+        os.kill(readers(run.pid)[0], signal.SIGKILL)
+        wait_for(lambda: begun_again(2))
         run.send_signal(signal.SIGUSR1)
         assert run.wait(timeout=30) == Interrupted.exit_code, (tmp_path / "stderr").read_text()[-3000:]
     finally:

@@ -95,6 +95,12 @@ def test_second_run_in_the_same_folder_is_refused(tiny_shards: Path, tmp_path: P
         pass
 
 
+def test_a_link_to_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    (tmp_path / "run").symlink_to(tmp_path / "disk" / "run")
+    with run_folder.locked(tmp_path / "run"):
+        assert (tmp_path / "disk" / "run").is_dir()
+
+
 def test_files_of_a_launch_go_with_it_but_not_those_of_another(tmp_path: Path) -> None:
     dead = tmp_path / ".launch-0123"
     dead.mkdir()
