@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from glomo_dist.pretrain import run_folder, worker
+from glomo_dist.pretrain import notice, run_folder, worker
 from glomo_dist.pretrain.config import PretrainConfig
 from glomo_dist.runtime import files
 from glomo_dist.runtime.config import from_dict
@@ -35,7 +35,7 @@ def main() -> None:
         # All ranks agree on such an error and end here; a failing exit code would make torchrun add a page
         # of its own traceback to the one line that matters.
         if rank == "0":
-            files.write_json(arguments.errors, {"type": type(e).__name__, "message": str(e)})
+            notice.leave(Path(arguments.errors), e)
 
 
 if __name__ == "__main__":

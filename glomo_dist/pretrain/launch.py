@@ -17,7 +17,7 @@ from types import FrameType
 from torch.distributed.launcher.api import LaunchConfig
 
 from glomo_dist.data import Address, Place
-from glomo_dist.pretrain import hooks, run_folder, worker
+from glomo_dist.pretrain import hooks, notice, run_folder, worker
 from glomo_dist.pretrain.config import PretrainConfig
 from glomo_dist.pretrain.ranks import cores, started_by_torchrun
 from glomo_dist.pretrain.stopping import SIGNALS
@@ -77,7 +77,7 @@ def pretrain(
         files.write_json(job_file, value)
         torchrun = Torchrun(ranks, restarts, scratch, ["--job", str(job_file), "--errors", str(error_file)])
         code = torchrun.wait()
-        error = files.read_json(error_file) if error_file.exists() else None
+        error = notice.take(error_file)
     if run_folder.finished(job.out):
         return job.out
     if error is not None:

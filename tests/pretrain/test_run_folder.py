@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from pretrain_samples import TINY, write_text
 
 from glomo_dist.data import prepare_images, prepare_text
-from glomo_dist.pretrain import PretrainConfig, checkpoint, pretrain, run_folder
+from glomo_dist.pretrain import PretrainConfig, checkpoint, notice, pretrain, run_folder
 from glomo_dist.pretrain.hooks import JsonLog
 from glomo_dist.runtime import files
 from glomo_dist.runtime.errors import CheckpointError, ConfigError, GlomoError, ShardError
@@ -99,6 +100,19 @@ def test_a_link_to_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
     (tmp_path / "run").symlink_to(tmp_path / "disk" / "run")
     with run_folder.locked(tmp_path / "run"):
         assert (tmp_path / "disk" / "run").is_dir()
+
+
+def test_an_error_reaches_the_launcher_from_a_full_disk_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "no folder").write_text("")
+    for folder in (tmp_path / ".launch-0", tmp_path / "no folder"):
+        notice.leave(folder / "error.json", ConfigError("lr must be positive"))
+        assert notice.take(folder / "error.json") == {"type": "ConfigError", "message": "lr must be positive"}
+        assert notice.take(folder / "error.json") is None
+    assert not list((tmp_path / "tmp").iterdir())
 
 
 def test_files_of_a_launch_go_with_it_but_not_those_of_another(tmp_path: Path) -> None:

@@ -1,0 +1,38 @@
+"""The word that ranks leave for the program that started them, about an error on which they all agree.
+
+It lies in the launch's folder in the run folder, or, where that disk is full, in the folder for temporary files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from glomo_dist.runtime import files
+from glomo_dist.runtime.errors import GlomoError
+
+
+def leave(path: Path, error: GlomoError) -> None:
+    value = {"type": type(error).__name__, "message": str(error)}
+    try:
+        files.write_json(path, value)
+    except GlomoError:
+        files.write_json(_second(path), value)
+
+
+def take(path: Path) -> dict[str, Any] | None:
+    """{"type": name of the error, "message"}, taken away; None where nothing was left."""
+    for place in (path, _second(path)):
+        with contextlib.suppress(GlomoError, OSError):  # not there, or cut by a full disk
+            word: dict[str, Any] = files.read_json(place)
+            place.unlink()
+            return word
+    return None
+
+
+def _second(path: Path) -> Path:
+    return Path(
+        tempfile.gettempdir(), f"glomo{path.parent.name}-{path.name}"
+    )  # .launch-0123abcd has a random part
