@@ -143,6 +143,23 @@ def test_learned_words_know_train_only():
     assert not table.grad[0].any()
 
 
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_recurrent_features_end_with_their_text(cell):
+    """Padding is zero and changes nothing; both directions reach every word."""
+    inputs = encode(words_data(), "words", "trnn:learned:3", {"text": None}, 4, cell)
+    assert inputs.width == 8
+    column = inputs.splits["train"].columns["text"]
+    both = inputs.features("train.text", column.batch(np.array([0, 2])))
+    alone = inputs.features("train.text", column.batch(np.array([0])))
+    assert both.shape == (2, 4, 8) and alone.shape == (1, 2, 8)
+    torch.testing.assert_close(both[0, :2], alone[0])
+    assert not both[0, 2:].any()
+    table = inputs.features.below.table
+    for word in (0, 1):  # the first word knows of the second, and the second of the first
+        (gradient,) = torch.autograd.grad(both[0, word].sum(), table, retain_graph=True)
+        assert (gradient.abs().sum(1) > 0).sum() == 2
+
+
 def test_columns_share_texts_and_are_cut_each_by_its_own_limit():
     """Two examples with one article; options are k values per example, next to each other in the batch."""
     article = Column([["a", "b", "c", "d"]], np.array([[0], [0]]))
