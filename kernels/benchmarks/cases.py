@@ -71,10 +71,11 @@ def dense_weights(q: Tensor, k: Tensor, theta: Tensor, hidden: Tensor | None) ->
     return a / (a.sum(-1, keepdim=True) + 1e-16)
 
 
-def scores(b: int, h: int, t: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and a theta that leaves about a tenth of the edges, but no tile without one."""
+def scores(b: int, h: int, t: int, width: int, edges: float = 0.1) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and a theta that leaves about `edges` of the edges, but no tile without one."""
     q, k = (torch.randn(b, h, t, width) / width**0.25 for _ in range(2))
-    return q.requires_grad_(), k.requires_grad_(), torch.full((b, h, t), 1.28).requires_grad_()
+    theta = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(1 - edges))
+    return q.requires_grad_(), k.requires_grad_(), theta.expand(b, h, t).clone().requires_grad_()
 
 
 def planted(b: int, h: int, t: int, width: int, share: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,8 +98,9 @@ def affinity_mix(
     causal: bool = True,
     backward: bool = True,
     live: float = 1.0,
+    edges: float = 0.1,
 ) -> Case:
-    q, k, theta = scores(b, h, t, width) if live == 1 else planted(b, h, t, width, live)
+    q, k, theta = scores(b, h, t, width, edges) if live == 1 else planted(b, h, t, width, live)
     inputs = [x.detach().requires_grad_(backward) for x in (q, k, torch.randn(b, h, t, values), theta)]
     hidden = hidden_keys(t) if causal else None
 
@@ -126,6 +128,7 @@ def affinity_mix(
         peers["FlexAttention"] = timed(flex_attention(t, causal))
     parts = ["causal" if causal else "both sides", "forward+backward" if backward else "forward"]
     parts += [f"{live:.0%} of tiles live"] if live < 1 else []
+    parts += [f"{edges:.0%} of edges"] if edges != 0.1 else []
     return Case("affinity_mix", f"B{b} H{h} T{t} {width}/{values} {', '.join(parts)}", runs, peers)
 
 
@@ -245,6 +248,8 @@ def cases(quick: bool) -> Iterator[Case]:
     for values in (256, 64):
         for b, t in ((8, 200), (4, 512), (1, 2048)):
             yield affinity_mix(b, 8, t, values, 64)
+    for values in (256, 64):
+        yield affinity_mix(1, 8, 2048, values, 64, edges=0.5)
     yield affinity_mix(1, 8, 2048, 256, 64, causal=False)
     yield affinity_mix(1, 8, 2048, 256, 64, causal=False, live=0.1)
     yield affinity_graph(1, 8, 2048, 64)

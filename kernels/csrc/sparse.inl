@@ -51,41 +51,50 @@ inline void gather_block(std::uint64_t mask, const T* a, std::int64_t step, cons
   for (int v = 0; v < BLOCK; ++v) store(c + v * COUNT, sum[v]);
 }
 
+// `gather` for BLOCK registers of columns from d on, as often as they fit; returns the first column that is left.
+template <class T, int BLOCK>
+inline std::int64_t gather_blocks(const std::uint64_t* masks, std::int64_t rows, const T* a, std::int64_t row,
+                                  std::int64_t step, const T* x, std::int64_t pitch, std::int64_t d, std::int64_t width,
+                                  T* c, std::int64_t ldc) {
+  for (; d + BLOCK * Lanes<T>::COUNT <= width; d += BLOCK * Lanes<T>::COUNT) {
+    for (std::int64_t r = 0; r < rows; ++r) {
+      if (masks[r]) gather_block<T, BLOCK>(masks[r], a + r * row, step, x + d, pitch, c + r * ldc + d);
+    }
+  }
+  return d;
+}
+
 // c[r][0 .. width) += sum over the bits n of masks[r]: a(r, n) x[n][0 .. width), a(r, n) at a[r * row + n * step].
+// One stripe of columns for all rows after the other: that of 64 lines of x stays in the nearest cache.
 template <class T>
 void gather(const std::uint64_t* masks, std::int64_t rows, const T* a, std::int64_t row, std::int64_t step, const T* x,
             std::int64_t pitch, std::int64_t width, T* c, std::int64_t ldc) {
-  constexpr std::int64_t COUNT = Lanes<T>::COUNT;
-  constexpr int MOST = SIMD_BYTES == 64 ? 16 : 8;  // registers that leave some for the rest
-  for (std::int64_t r = 0; r < rows; ++r) {
-    if (!masks[r]) continue;
-    const T* of = a + r * row;
-    T* out = c + r * ldc;
-    std::int64_t d = 0;
-    for (; d + MOST * COUNT <= width; d += MOST * COUNT) gather_block<T, MOST>(masks[r], of, step, x + d, pitch, out + d);
-    for (; d + 4 * COUNT <= width; d += 4 * COUNT) gather_block<T, 4>(masks[r], of, step, x + d, pitch, out + d);
-    for (; d + COUNT <= width; d += COUNT) gather_block<T, 1>(masks[r], of, step, x + d, pitch, out + d);
-    for (; d < width; ++d) {
-      T sum = out[d];
-      for (std::uint64_t mask = masks[r]; mask; mask &= mask - 1) {
-        const int n = __builtin_ctzll(mask);
-        sum += of[n * step] * x[n * pitch + d];
-      }
-      out[d] = sum;
+  constexpr int STRIPE = SIMD_BYTES < 32 ? 8 : 256 / SIMD_BYTES;
+  std::int64_t d = gather_blocks<T, STRIPE>(masks, rows, a, row, step, x, pitch, 0, width, c, ldc);
+  d = gather_blocks<T, 1>(masks, rows, a, row, step, x, pitch, d, width, c, ldc);
+  for (std::int64_t r = 0; r < rows && d < width; ++r) {
+    for (std::uint64_t mask = masks[r]; mask; mask &= mask - 1) {
+      const int n = __builtin_ctzll(mask);
+      for (std::int64_t i = d; i < width; ++i) c[r * ldc + i] += a[r * row + n * step] * x[n * pitch + i];
     }
   }
 }
 
-// The sum of a register's elements, by halves.
-template <class T>
-inline T sum_of(const typename Lanes<T>::Vec& x) {
-  T parts[Lanes<T>::COUNT];
-  store(parts, x);
-  for (std::int64_t half = Lanes<T>::COUNT / 2; half > 0; half /= 2) {
-#pragma GCC unroll 16
-    for (std::int64_t i = 0; i < half; ++i) parts[i] += parts[i + half];
+// The sum of the elements of a vector, by halves down to 16 bytes.
+template <class T, int BYTES>
+[[gnu::always_inline]] inline T sum_of(const T* x) {
+  typedef T Half __attribute__((vector_size(BYTES / 2)));
+  if constexpr (BYTES > 16) {
+    Half low, high;
+    __builtin_memcpy(&low, x, BYTES / 2);
+    __builtin_memcpy(&high, x + BYTES / 2 / sizeof(T), BYTES / 2);
+    low += high;
+    return sum_of<T, BYTES / 2>(reinterpret_cast<const T*>(&low));
+  } else if constexpr (sizeof(T) == 4) {
+    return (x[0] + x[2]) + (x[1] + x[3]);
+  } else {
+    return x[0] + x[1];
   }
-  return parts[0];
 }
 
 template <class T>
@@ -99,7 +108,8 @@ inline T dot(const T* x, const T* y, std::int64_t width) {
     for (int v = 0; v < 4; ++v) sum[v] += load(x + d + v * COUNT) * load(y + d + v * COUNT);
   }
   for (; d + COUNT <= width; d += COUNT) sum[0] += load(x + d) * load(y + d);
-  T total = sum_of<T>((sum[0] + sum[1]) + (sum[2] + sum[3]));
+  const Vec all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  T total = sum_of<T, SIMD_BYTES>(reinterpret_cast<const T*>(&all));
   for (; d < width; ++d) total += x[d] * y[d];
   return total;
 }

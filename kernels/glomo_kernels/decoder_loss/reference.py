@@ -9,8 +9,8 @@ from glomo_kernels.scores import compute_dtype
 
 # Rows and words of a block of logits on a CPU, measured at [1920, 512] x 100,000 words: fewer rows pass over the
 # gradient of the weight more often, more words leave the cache between the product and the exponential.
-CHUNK_ROWS = 256
-BLOCK_WORDS = 4096
+CHUNK_ROWS = 384
+BLOCK_WORDS = 2048
 # Elements of one chunk of logits on other devices, where one large product is best.
 CHUNK_ELEMENTS = 1 << 27
 
