@@ -32,10 +32,10 @@ def arguments(source: str, out: Path, *more: str) -> list[str]:
 
 
 def found(out: Path) -> dict[str, Any]:
-    """What each job found, without how long it took."""
+    """What each job found, without how long it took and the state of the checkout."""
     results = {path.parent.name: json.loads(path.read_text()) for path in out.glob("results/*/result.json")}
     for result in results.values():
-        del result["seconds"], result["job"]["threads"]
+        del result["seconds"], result["job"]["threads"], result["code"]
         for epoch in result["curve"]:
             del epoch["seconds"]
     return results
