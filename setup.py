@@ -25,7 +25,7 @@ SOURCES = [
 ]
 HEADERS = [
     "affinity_mix.h", "edges.h", "graph_stripes.h", "kernels.h", "largest.h", "scratch.h", "simd.h", "threads.h",
-    "simd.inl", "gemm.inl", "sparse.inl", "tile.inl",
+    "turns.h", "simd.inl", "gemm.inl", "sparse.inl", "tile.inl",
 ]  # fmt: skip
 
 extensions = [
