@@ -92,6 +92,7 @@ struct GraphArguments {
 
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "Compiled CPU kernels; called by glomo_kernels, not by users.";
+  m.attr("interface") = glomo::INTERFACE;
   m.def("instruction_set", [] { return glomo::simd<float>().name; });
 
   py::class_<AffinityArguments>(m, "Affinity")

@@ -7,6 +7,9 @@
 
 namespace glomo {
 
+// glomo_kernels/compiled.py says when to raise it.
+constexpr int INTERFACE = 1;
+
 enum class Kind : int { relu = 0, square = 1, topk = 2 };
 
 constexpr double EPSILON = 1e-16;  // glomo_kernels/scores.py

@@ -11,14 +11,24 @@ from torch import Tensor
 
 # enum Kind in csrc/kernels.h and csrc/cuda/kernels.h
 KINDS = {"relu": 0, "square": 1, "topk": 2}
+# INTERFACE in csrc/kernels.h. Raise both when what Python hands to C++, or expects from it, changes: an extension
+# of older sources would compute something else without an error.
+INTERFACE = 1
 
 
 @functools.cache
 def _load() -> ModuleType | str:
     try:
-        return importlib.import_module("glomo_kernels._cpu")
+        extension = importlib.import_module("glomo_kernels._cpu")
     except ImportError as error:
         return f"the extension glomo_kernels._cpu cannot be loaded ({error}); build it with `make setup`"
+    found = getattr(extension, "interface", 0)
+    if found != INTERFACE:
+        return (
+            f"the extension glomo_kernels._cpu was built from other sources (interface {found}, these are "
+            f"{INTERFACE}); build it again with `make setup`"
+        )
+    return extension
 
 
 def missing() -> str | None:

@@ -23,6 +23,20 @@ def test_the_extension_is_built():
     assert compiled.cpu().instruction_set() in ("portable", "avx2", "avx512")
 
 
+def test_an_extension_of_other_sources_is_not_used(monkeypatch):
+    monkeypatch.setattr(compiled.cpu(), "interface", 0)
+    compiled._load.cache_clear()
+    try:
+        reason = glomo_kernels.backends("graph_mix")["cpp"]
+        assert "built from other sources (interface 0" in reason and "make setup" in reason
+        monkeypatch.setenv("GLOMO_KERNELS", "cpp")
+        with pytest.raises(glomo_kernels.BackendUnavailable, match="built from other sources"):
+            dispatch.pick("graph_mix")
+    finally:
+        monkeypatch.undo()
+        compiled._load.cache_clear()
+
+
 @pytest.mark.parametrize("name", ["portable", "avx2", "avx512"])
 def test_loops_for_other_machines(name, tmp_path):
     """In processes of their own; asked for more than this machine has, they take what it has."""
