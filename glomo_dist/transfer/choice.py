@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from glomo_dist.transfer.models import AttentivePool, Reader, ReaderSizes, Recurrent, Sequences
+from glomo_dist.transfer.models import AttentivePool, Reader, ReaderSizes, Sequences, sequence_layer
 
 
 class ChoiceReader(Reader):
@@ -18,7 +18,7 @@ class ChoiceReader(Reader):
     def __init__(self, sizes: ReaderSizes) -> None:
         super().__init__()
         width = 2 * sizes.hidden
-        self.states = Recurrent(sizes.cell, sizes.width, sizes.hidden)
+        self.states = sequence_layer(sizes.cell, sizes.width, sizes.hidden)
         self.pool = AttentivePool(width, sizes.hidden)
         self.query = nn.Linear(2 * width, width)
         self.dropout = nn.Dropout(sizes.dropout)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from glomo_dist.transfer.models import Reader, ReaderSizes, Recurrent, Sequences
+from glomo_dist.transfer.models import Reader, ReaderSizes, Sequences, sequence_layer
 
 
 class PairReader(Reader):
@@ -18,9 +18,9 @@ class PairReader(Reader):
     def __init__(self, sizes: ReaderSizes) -> None:
         super().__init__()
         hidden = sizes.hidden
-        self.encode = Recurrent(sizes.cell, sizes.width, hidden)
+        self.encode = sequence_layer(sizes.cell, sizes.width, hidden)
         self.compare = nn.Linear(8 * hidden, hidden)
-        self.compose = Recurrent(sizes.cell, hidden, hidden)
+        self.compose = sequence_layer(sizes.cell, hidden, hidden)
         self.dropout = nn.Dropout(sizes.dropout)
         self.decide = nn.Linear(8 * hidden, hidden)
         self.classify = nn.Linear(hidden, sizes.classes)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from glomo_dist.transfer.features import pixel_positions
-from glomo_dist.transfer.models import Recurrent, Sequences
+from glomo_dist.transfer.models import Cell, Sequences, sequence_layer
 from glomo_dist.transfer.states import StateColumn
 
 PAD, UNKNOWN = 0, 1
@@ -70,10 +70,10 @@ class PixelFeatures(Features):
 class RecurrentFeatures(Features):
     """The states of a bidirectional recurrent layer over other features, trained with the task (the paper's TRNN)."""
 
-    def __init__(self, below: Features, cell: Literal["gru", "lstm"], width: int, hidden: int) -> None:
+    def __init__(self, below: Features, cell: Cell, width: int, hidden: int) -> None:
         super().__init__()
         self.below = below
-        self.recurrent = Recurrent(cell, width, hidden)
+        self.recurrent = sequence_layer(cell, width, hidden)
 
     def forward(self, column: str, batch: ColumnBatch) -> Tensor:
         """-> [N, T, 2 · hidden], zero at padding."""

@@ -23,7 +23,7 @@ from glomo_dist.transfer.export import live_graphs
 from glomo_dist.transfer.features import FeatureSpec
 from glomo_dist.transfer.head import DIRECTIONS, Fusion, GraphMixture
 from glomo_dist.transfer.inputs import Inputs, bucketed, by_length, encode
-from glomo_dist.transfer.models import Mix, ReaderSizes, Sequences, TaskModel
+from glomo_dist.transfer.models import Cell, Mix, ReaderSizes, Sequences, TaskModel
 from glomo_dist.transfer.result import FORMAT, VERSION, Epoch, MixedGraph, Result
 from glomo_dist.transfer.task import get_task
 
@@ -69,7 +69,7 @@ class FinetuneJob:
     weight_decay: float = 0.0
     clip: float = 5.0
     hidden: int = 64
-    reader: Literal["gru", "lstm"] = "gru"
+    reader: Cell = "gru"
     fusion: Literal["concat", "gate"] = "concat"
     mixtures: int = 1
     conditioned: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from glomo_dist.transfer.feature_modules import (
     WordFeatures,
 )
 from glomo_dist.transfer.features import FeatureSpec, WordVectors, table_fingerprint
+from glomo_dist.transfer.models import Cell
 from glomo_dist.transfer.states import column_states
 
 
@@ -96,7 +97,7 @@ def encode(
     features: str,
     limits: dict[str, int | None],
     hidden: int,
-    cell: Literal["gru", "lstm"] = "gru",
+    cell: Cell = "gru",
     state_cache: str | None = None,
 ) -> Inputs:
     """Encode all splits for the feature spec `features` (see features.py).

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from glomo_dist.transfer.head import Fusion, GraphMixture, Graphs
 
 Mix = Literal["none", "uniform", "graphs"]
+Cell = Literal["gru", "lstm", "bag"]
 
 
 class Sequences(NamedTuple):
@@ -31,13 +32,13 @@ class Sequences(NamedTuple):
 @dataclass(frozen=True)
 class ReaderSizes:
     """What a reader is made for: width of the fused features, hidden width, number of classes, dropout share,
-    recurrent cell, and height and width of images."""
+    cell of its layers over sequences (see `sequence_layer`), and height and width of images."""
 
     width: int
     hidden: int
     classes: int
     dropout: float
-    cell: Literal["gru", "lstm"] = "gru"
+    cell: Cell = "gru"
     shape: tuple[int, int] | None = None
 
 
@@ -90,6 +91,26 @@ class TaskModel(nn.Module):
         return Sequences(self.dropout(self.fusion(features, mixed)), lengths)
 
 
+def sequence_layer(cell: Cell, width: int, hidden: int) -> nn.Module:
+    """A layer over sequences of units [N, T, width] -> states [T, N, 2 · hidden].
+
+    gru, lstm: `Recurrent`.  bag: `Separate`, a reader without an order of words: what it knows of a unit's context
+    comes through the graph alone (with "none", it is a bag of words).
+    """
+    return Separate(width, hidden) if cell == "bag" else Recurrent(cell, width, hidden)
+
+
+class Separate(nn.Module):
+    """Each unit by itself, linear map and ReLU: sequences of units [N, T, width] -> states [T, N, 2 · hidden]."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, 2 * hidden)
+
+    def forward(self, sequences: Sequences) -> Tensor:
+        return self.linear(sequences.units).relu().transpose(0, 1)
+
+
 class Recurrent(nn.Module):
     """Bidirectional GRU or LSTM: sequences of units [N, T, width] -> states [T, N, 2 · hidden].
 
@@ -136,11 +157,11 @@ class AttentivePool(nn.Module):
 
 
 class TextReader(Reader):
-    """Bidirectional GRU or LSTM, self-attention pooling, linear classifier."""
+    """Bidirectional GRU or LSTM (or a bag of words), self-attention pooling, linear classifier."""
 
     def __init__(self, sizes: ReaderSizes) -> None:
         super().__init__()
-        self.states = Recurrent(sizes.cell, sizes.width, sizes.hidden)
+        self.states = sequence_layer(sizes.cell, sizes.width, sizes.hidden)
         self.pool = AttentivePool(2 * sizes.hidden, sizes.hidden)
         self.dropout = nn.Dropout(sizes.dropout)
         self.classify = nn.Linear(2 * sizes.hidden, sizes.classes)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from glomo_dist.transfer.models import Reader, ReaderSizes, Recurrent, Sequences
+from glomo_dist.transfer.models import Reader, ReaderSizes, Sequences, sequence_layer
 
 LONGEST = 17  # words of a predicted answer, as in Clark and Gardner 2018
 IGNORED = -100  # the label cross_entropy leaves out
@@ -23,14 +23,14 @@ class SpanReader(Reader):
         super().__init__()
         hidden, width = sizes.hidden, 2 * sizes.hidden
         self.dropout = nn.Dropout(sizes.dropout)
-        self.encode = Recurrent(sizes.cell, sizes.width, hidden)
+        self.encode = sequence_layer(sizes.cell, sizes.width, hidden)
         self.flow = Trilinear(width)
         self.merge = nn.Linear(4 * width, width)
-        self.again = Recurrent(sizes.cell, width, hidden)
+        self.again = sequence_layer(sizes.cell, width, hidden)
         self.own = Trilinear(width)
         self.residual = nn.Linear(3 * width, width)
-        self.first = Recurrent(sizes.cell, width, hidden)
-        self.last = Recurrent(sizes.cell, 2 * width, hidden)
+        self.first = sequence_layer(sizes.cell, width, hidden)
+        self.last = sequence_layer(sizes.cell, 2 * width, hidden)
         self.score = nn.ModuleList([nn.Linear(width, 1), nn.Linear(width, 1)])
 
     def forward(self, paragraph: Sequences, question: Sequences) -> Tensor:

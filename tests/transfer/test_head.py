@@ -3,7 +3,7 @@ import torch
 from glomo_kernels import SparseGraph
 
 from glomo_dist.transfer.head import Fusion, GraphMixture, uniform_mix
-from glomo_dist.transfer.models import ReaderSizes, Sequences, TextReader
+from glomo_dist.transfer.models import ReaderSizes, Sequences, TaskModel, TextReader
 
 
 def sparse(dense):
@@ -112,6 +112,24 @@ def test_reader_ignores_padding_and_reads_both_ways(kind):
     score = reader.pool.score(torch.tanh(reader.pool.attend(states))).squeeze(-1)
     share = score.masked_fill(torch.arange(6) >= lengths[:, None], float("-inf")).softmax(1)
     torch.testing.assert_close(together, reader.classify((share[..., None] * states).sum(1)))
+
+
+def test_bag_reader_is_blind_to_order_but_for_the_graph():
+    torch.manual_seed(2)
+    sizes = ReaderSizes(6, 4, 2, 0.0, "bag")
+    reader = TextReader(sizes).eval()
+    units, lengths = torch.randn(2, 5, 6), torch.tensor([5, 3])
+    order = torch.tensor([[4, 2, 0, 1, 3], [2, 0, 1, 3, 4]])  # the padding of the second text stays behind
+    shuffled = units.gather(1, order[..., None].expand_as(units))
+    torch.testing.assert_close(
+        reader(Sequences(units, lengths)), reader(Sequences(shuffled, lengths)), rtol=1e-5, atol=1e-6
+    )
+    # the same reader behind the uniform graph sees what comes before and after each word
+    model = TaskModel("uniform", GraphMixture(2, 1, 1), Fusion("concat", 2, 2), reader, 0.0).eval()
+    plain = units[..., :2]
+    moved = plain.gather(1, order[..., None].expand_as(plain))
+    apart = model({"text": Sequences(plain, lengths)}) - model({"text": Sequences(moved, lengths)})
+    assert apart.abs().max() > 1e-3
 
 
 def test_reader_gradients():

@@ -190,7 +190,7 @@ def test_alignment_is_that_of_the_paper():
             torch.testing.assert_close(to_b[s, j], (weight[:, None] * a[s, :p]).sum(0) / weight.sum())
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "bag"])
 def test_reader_ignores_padding(cell):
     torch.manual_seed(0)
     reader = PairReader(ReaderSizes(3, 4, 3, 0.5, cell)).eval()

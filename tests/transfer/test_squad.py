@@ -156,7 +156,7 @@ def test_parts_of_the_dev_set(tmp_path):
     assert len(get_task("squad").load(str(tmp_path), None).splits["train"].labels) == 2
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "bag"])
 def test_reader_ignores_padding(cell):
     torch.manual_seed(0)
     reader = SpanReader(ReaderSizes(3, 4, 0, 0.3, cell)).eval()
