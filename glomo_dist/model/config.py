@@ -25,6 +25,9 @@ class GlomoConfig:
         same CNNs (with key_layers and query_layers 0 through the linear maps alone, as in self-attention), instead of
         from a network of its own.
     score: of query and key: their product; divided by sqrt(d_g); or of both at unit length, so between -1 and 1.
+    distance: whether scores may depend on how far apart two units are: none (the authors': only through what the
+        CNNs see around each) or rotary (queries and keys turned by their positions, Su et al. 2021; the score then
+        depends on the difference alone).
     threshold_init: every threshold when training begins (None: small and random, for bias 1e-4); below 0 the first
         graphs are dense.
     edge_floor: a threshold never exceeds the score of the row's so many largest less MARGIN, so that a row with
@@ -51,6 +54,7 @@ class GlomoConfig:
     topk_rate: float = 1.0
     coupled: bool = False
     score: Literal["dot", "scaled", "cosine"] = "dot"
+    distance: Literal["none", "rotary"] = "none"
     threshold_init: float | None = None
     edge_floor: int = 0
     empty_row_penalty: float = 0.0
@@ -93,6 +97,10 @@ class GlomoConfig:
         if self.empty_row_penalty and self.sparsity not in ("threshold", "bias", "relu"):
             raise ConfigError(
                 f"model.empty_row_penalty {self.empty_row_penalty}: with sparsity {self.sparsity!r} no row is empty."
+            )
+        if self.distance == "rotary" and self.graph_width % 2:
+            raise ConfigError(
+                f"model.distance rotary turns features in pairs: model.head_width {self.graph_width} must be even."
             )
         if self.topk_rate <= 0:
             raise ConfigError(f"model.topk_rate must be positive, got {self.topk_rate}.")

@@ -133,11 +133,13 @@ class Glomo(nn.Module):
                 keys, queries = graph_predictor(state[0], mask, before)
             last = layer == self.config.layers - 1
             positions = at if last else None
-            asked = queries if apart is not None else gather_units(queries, positions)
-            scores = graph_predictor.scores(layer, keys, asked)
+            asked = None if apart is not None else positions
+            scores = graph_predictor.scores(layer, keys, gather_units(queries, asked), asked)
             rows = Rows(lengths, positions, topk, segments, apart)
             if self.config.empty_row_penalty and self.training:
-                sampled = scores if last else graph_predictor.scores(layer, keys, gather_units(queries, at))
+                sampled = (
+                    scores if last else graph_predictor.scores(layer, keys, gather_units(queries, at), at)
+                )
                 spans = rows._replace(positions=at).spans(*e.shape[:2], e.device)
                 hinge = hinge + empty_row_hinge(sampled, spans)
             state = feature_predictor.step(layer, state, scores, rows, stats)

@@ -16,6 +16,9 @@ from torch.nn import functional as F
 
 from glomo_dist.model.config import MARGIN, GlomoConfig
 
+LONGEST_TURN = (
+    1000  # texts here have some hundreds of words; RoFormer's 10,000 leaves half of the pairs nearly still
+)
 FLOOR_ELEMENTS = 1 << 22  # scores that `floored` looks at in one piece
 
 
@@ -152,8 +155,13 @@ class GraphPredictor(nn.Module):
             x = block(x if mask is None else x * mask[:, :, None], before)
         return x
 
-    def scores(self, layer: int, key_features: Tensor, query_features: Tensor) -> Scores:
-        """key_features [B, T, d], query_features [B, Tq, d] (all units or some) -> scores of one layer."""
+    def scores(
+        self, layer: int, key_features: Tensor, query_features: Tensor, positions: Tensor | None = None
+    ) -> Scores:
+        """key_features [B, T, d], query_features [B, Tq, d] -> scores of one layer.
+
+        positions int64 [B, Tq]: of which units the queries are (None: of all).
+        """
 
         def heads(x: Tensor) -> Tensor:  # [B, T, H*Dg] -> [B, H, T, Dg]
             return x.unflatten(2, (self.config.heads, self.config.graph_width)).transpose(1, 2)
@@ -169,7 +177,26 @@ class GraphPredictor(nn.Module):
             threshold = self.thresholds[layer](queries).squeeze(-1)
         elif self.config.sparsity == "bias":
             threshold = self.biases[layer].to(queries.dtype).expand(queries.shape[:3])
+        if self.config.distance == "rotary":
+            at = torch.arange(keys.shape[2], device=keys.device)
+            queries = turned(queries, at if positions is None else positions[:, None])
+            keys = turned(keys, at)
         return Scores(queries, keys, threshold)
+
+
+def turned(x: Tensor, positions: Tensor) -> Tensor:
+    """x [B, H, T, Dg] with its pairs of features turned by an angle that grows with the unit's position.
+
+    positions int64, broadcast over [B, H, T]. The product of two turned vectors depends on the difference of their
+    positions alone. Source: Su et al. 2021, RoFormer, equation 15, with wavelengths from 2 pi to 2 pi LONGEST_TURN.
+    """
+    half = x.shape[-1] // 2
+    precision = torch.promote_types(x.dtype, torch.float32)
+    speed = LONGEST_TURN ** (-torch.arange(half, device=x.device, dtype=precision) / half)
+    angle = positions[..., None].to(precision) * speed
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    a, b = x[..., :half], x[..., half:]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
 def floored(scores: Scores, spans: Tensor, floor: int) -> Scores:

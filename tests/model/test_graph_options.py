@@ -131,6 +131,31 @@ def test_scores_are_scaled_or_cosines() -> None:
     assert torch.equal(products(cosine) > 0, products(plain) > 0)
 
 
+def test_rotary_scores_depend_on_the_distance_alone() -> None:
+    predictor = build(distance="rotary", key_layers=0, query_layers=0).forwards.graph_predictor
+    same = torch.randn(1, 1, 16, dtype=torch.float64).expand(1, 9, -1)
+    scores = predictor.scores(0, *predictor(same))
+    found = scores.queries @ scores.keys.transpose(2, 3)
+    assert torch.allclose(found[:, :, 1:, 1:], found[:, :, :-1, :-1])
+    assert found[0, :, 8].diff().abs().min() > 1e-6
+    at = torch.tensor([[7, 2]])
+    some = predictor.scores(0, same, same[:, :2], at)
+    torch.testing.assert_close(some.queries, scores.queries[:, :, at[0]])
+    torch.testing.assert_close(some.threshold, scores.threshold[:, :, :2])  # thresholds know no distance
+
+
+@pytest.mark.parametrize("sparsity", ["threshold", "topk"])
+def test_rotary_in_packed_rows(sparsity: str) -> None:
+    """Two documents in one row have the loss of two rows, wherever in the row they stand."""
+    model = build(distance="rotary", sparsity=sparsity)
+    x, at = tokens(2, 5), torch.tensor([[[1, 3], [2, 4]], [[1, 3], [2, 4]]])
+    apart = model(x, torch.tensor([5, 5]), at)
+    row, segments = x.reshape(1, 10), torch.tensor([[0] * 5 + [1] * 5])
+    together = model(row, torch.tensor([10]), torch.tensor([[[1, 3, 7, 9]], [[1, 3, 7, 9]]]), segments)
+    assert together.targets == apart.targets
+    torch.testing.assert_close(together.loss_sum, apart.loss_sum)
+
+
 def test_the_penalty_is_the_hinge_of_the_largest_score() -> None:
     model = build(empty_row_penalty=3.0, threshold_init=0.25, layers=1, decoder_steps=2)
     x, lengths, at = tokens(1, 6), torch.tensor([6]), torch.tensor([[[0, 3, 4]], [[2, 5, 1]]])
