@@ -29,7 +29,8 @@ from glomo_dist.evaluate.ray_executor import RayExecutor
 from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 from glomo_dist.runtime.progress import say
-from glomo_dist.transfer.finetune import FinetuneJob, run
+from glomo_dist.transfer.finetune import run
+from glomo_dist.transfer.job import FinetuneJob
 
 # What the plan decides for each job; all other fields of a job are settings with a flag of their own.
 PLANNED = ("task", "arm", "graphs", "features", "seed", "train_size", "task_source", "threads")

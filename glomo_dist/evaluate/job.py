@@ -20,7 +20,7 @@ from glomo_dist.runtime.files import read_json, sha256_file
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.transfer.encoder import encoder_fingerprint
 from glomo_dist.transfer.features import FeatureSpec
-from glomo_dist.transfer.finetune import FinetuneJob
+from glomo_dist.transfer.job import FinetuneJob
 from glomo_dist.transfer.task import get_task
 
 WITHOUT_GRAPHS = ("none", "uniform")

@@ -6,8 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,84 +19,14 @@ from glomo_dist.runtime.errors import ConfigError, GlomoError
 from glomo_dist.runtime.fingerprint import code_version, derive_seed, fingerprint
 from glomo_dist.transfer.dataset import Task, TaskData, draw, section
 from glomo_dist.transfer.export import live_graphs
-from glomo_dist.transfer.features import FeatureSpec
 from glomo_dist.transfer.head import DIRECTIONS, Fusion, GraphMixture
 from glomo_dist.transfer.inputs import Inputs, bucketed, by_length, encode
-from glomo_dist.transfer.models import Cell, Mix, ReaderSizes, Sequences, TaskModel
+from glomo_dist.transfer.job import FinetuneJob
+from glomo_dist.transfer.models import Mix, ReaderSizes, Sequences, TaskModel
 from glomo_dist.transfer.result import FORMAT, VERSION, Epoch, MixedGraph, Result
 from glomo_dist.transfer.task import get_task
 
 EVALUATION_BATCH = 128  # examples; memory stays small, and dropout-free passes need no more
-
-
-@dataclass(frozen=True)
-class FinetuneJob:
-    """One training run.
-
-    arm: "none" (zeros for M H), "uniform" (the uniform graph), or any other name for the graphs in `graphs`.
-    graphs: path of the graph store, or of a model's folder, whose graphs are then computed in the job (the same
-        numbers, see graphs/live.py); may be given for "none" and "uniform" too, where it only sizes the mixture, so
-        that all arms have the same parameters.
-    keep: largest edges kept per row where graphs are computed in the job (None: all).
-    features: "pixels", "learned", "learned:WIDTH", a file or URL of word vectors, "hf:ENCODER[@LAYER[,first]]", and
-        "trnn:" before one of these for the states of a recurrent layer over them.
-    state_cache: folder for the states of an encoder (None: glomo/states in the user's cache folder).
-    train_size: training examples, drawn by `seed` (None: all).  max_examples: cap of every split, the same
-        for all seeds and arms.  max_units: units per example (None: the task's own).
-    mixture_lr_factor: the learning rate of the mixture, weights and scales, in multiples of `lr`: at the rate of the
-        reader they hardly leave the equal weights that they start from.
-    patience: epochs without a better dev metric before stopping.  threads: CPU threads; part of what makes a
-        result repeatable.
-    """
-
-    task: str
-    arm: str = "none"
-    task_source: str | None = None
-    graphs: str | None = None
-    keep: int | None = 8
-    features: str = "learned"
-    state_cache: str | None = None
-    seed: int = 0
-    train_size: int | None = None
-    max_examples: int | None = None
-    max_units: int | None = None
-    epochs: int = 5
-    patience: int = 2
-    batch_size: int = 32
-    lr: float = 1e-3
-    mixture_lr_factor: float = 10.0
-    weight_decay: float = 0.0
-    clip: float = 5.0
-    hidden: int = 64
-    reader: Cell = "gru"
-    fusion: Literal["concat", "gate"] = "concat"
-    mixtures: int = 1
-    conditioned: bool = False
-    dropout: float = 0.3
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "patience", "batch_size", "hidden", "mixtures", "threads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"job: {name} must be at least 1, got {getattr(self, name)}.")
-        FeatureSpec.parse(self.features)
-        for name in ("train_size", "max_examples", "max_units", "keep"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"job: {name} must be at least 1 or none, got {getattr(self, name)}.")
-        for name in ("lr", "mixture_lr_factor", "clip"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"job: {name} must be positive, got {getattr(self, name)}.")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"job: dropout must be in [0, 1), got {self.dropout}.")
-        if self.needs_graphs and self.graphs is None:
-            raise ConfigError(
-                f"job: arm {self.arm!r} needs graphs, the path of a graph store (`glomo export`). The arms "
-                "without are none and uniform."
-            )
-
-    @property
-    def needs_graphs(self) -> bool:
-        return self.arm not in ("none", "uniform")
 
 
 def run(job: FinetuneJob) -> Result:
@@ -193,6 +122,9 @@ class _Training:
         others = [p for p in self.parameters if all(p is not m for m in mixture)]
         groups = [{"params": others}, {"params": mixture, "lr": job.lr * job.mixture_lr_factor}]
         self.optimizer = torch.optim.AdamW(groups, lr=job.lr, weight_decay=job.weight_decay, fused=True)
+        steps = job.epochs * math.ceil(len(self.train) / job.batch_size)
+        fall = (lambda step: 1 - step / steps) if job.schedule == "linear" else (lambda step: 1.0)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, fall)
 
     def fit(self, began: float) -> tuple[list[Epoch], int]:
         """Train; leave the parameters of the best dev epoch in the model.
@@ -240,6 +172,7 @@ class _Training:
             loss.backward()
             nn.utils.clip_grad_norm_(self.parameters, self.job.clip)
             self.optimizer.step()
+            self.schedule.step()
             total += loss.detach() * len(labels)
         mean = float(total) / len(self.train)
         if not math.isfinite(mean):

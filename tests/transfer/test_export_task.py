@@ -11,7 +11,8 @@ from glomo_dist.model.glomo import Glomo
 from glomo_dist.model.io import load_model, save_model
 from glomo_dist.runtime.errors import CheckpointError, ConfigError
 from glomo_dist.transfer.export import export_task, live_graphs
-from glomo_dist.transfer.finetune import FinetuneJob, run
+from glomo_dist.transfer.finetune import run
+from glomo_dist.transfer.job import FinetuneJob
 from glomo_dist.transfer.task import get_task
 
 

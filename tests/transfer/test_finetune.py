@@ -6,8 +6,9 @@ from transfer_samples import job, planted_store, write_sst2, write_vectors
 
 from glomo_dist.graphs.store import GraphStore, GraphStoreError
 from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError
-from glomo_dist.transfer.finetune import FinetuneJob, build, run
+from glomo_dist.transfer.finetune import build, run
 from glomo_dist.transfer.inputs import encode
+from glomo_dist.transfer.job import FinetuneJob
 from glomo_dist.transfer.task import get_task
 
 
@@ -117,6 +118,23 @@ def test_the_mixture_learns_at_its_own_rate(sample):
         without.append(curve(run(job(sample["source"], arm="none", mixture_lr_factor=factor, **fields))))
     assert moved[0] < 0.01 < moved[1] < moved[2]
     assert without[0] == without[1] == without[2]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"), [("constant", [0.01] * 4), ("linear", [0.01, 0.0075, 0.005, 0.0025])]
+)
+def test_the_learning_rate_falls_to_zero_at_the_end_of_the_last_epoch(sample, monkeypatch, schedule, rates):
+    """Two epochs of two batches; the mixture's own rate falls with it."""
+    seen, step = [], torch.optim.AdamW.step
+
+    def recorded(self, *args, **kwargs):
+        seen.append([group["lr"] for group in self.param_groups])
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", recorded)
+    fields = {"train_size": 40, "batch_size": 32, "epochs": 2, "lr": 0.01, "schedule": schedule}
+    run(job(sample["source"], arm="uniform", **fields))
+    assert seen == [pytest.approx([rate, 10 * rate]) for rate in rates]
 
 
 def test_early_stopping(sample):

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from glomo_dist.runtime.errors import DataError
-from glomo_dist.transfer.finetune import FinetuneJob, run
+from glomo_dist.transfer.finetune import run
+from glomo_dist.transfer.job import FinetuneJob
 from glomo_dist.transfer.models import ReaderSizes, Sequences
 from glomo_dist.transfer.resnet import ResNetReader
 from glomo_dist.transfer.task import get_task

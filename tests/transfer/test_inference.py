@@ -16,7 +16,8 @@ from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer.dataset import Split, accuracy
 from glomo_dist.transfer.esim import PairReader, align
 from glomo_dist.transfer.export import export_task
-from glomo_dist.transfer.finetune import FinetuneJob, run
+from glomo_dist.transfer.finetune import run
+from glomo_dist.transfer.job import FinetuneJob
 from glomo_dist.transfer.models import ReaderSizes, Sequences
 from glomo_dist.transfer.task import get_task
 

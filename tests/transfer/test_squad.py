@@ -10,7 +10,8 @@ import torch
 
 from glomo_dist.data.text import tokenize, word_spans
 from glomo_dist.runtime.errors import DataError
-from glomo_dist.transfer.finetune import FinetuneJob, run
+from glomo_dist.transfer.finetune import run
+from glomo_dist.transfer.job import FinetuneJob
 from glomo_dist.transfer.models import ReaderSizes, Sequences
 from glomo_dist.transfer.spans import LONGEST, SpanReader
 from glomo_dist.transfer.squad_metric import exact_match, f1, normalized

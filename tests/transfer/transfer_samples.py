@@ -12,8 +12,8 @@ from glomo_dist.data.text import WordTokenizer
 from glomo_dist.graphs.export import StoreMeta, export_graphs
 from glomo_dist.model.config import GlomoConfig
 from glomo_dist.transfer.dataset import section
-from glomo_dist.transfer.finetune import FinetuneJob
 from glomo_dist.transfer.inputs import truncate
+from glomo_dist.transfer.job import FinetuneJob
 from glomo_dist.transfer.task import get_task
 
 SENTENCE = (

@@ -1,0 +1,83 @@
+"""What one training run on a task is made of: the fields of a job and what is wrong with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.transfer.features import FeatureSpec
+from glomo_dist.transfer.models import Cell
+
+
+@dataclass(frozen=True)
+class FinetuneJob:
+    """One training run.
+
+    arm: "none" (zeros for M H), "uniform" (the uniform graph), or any other name for the graphs in `graphs`.
+    graphs: path of the graph store, or of a model's folder, whose graphs are then computed in the job (the same
+        numbers, see graphs/live.py); may be given for "none" and "uniform" too, where it only sizes the mixture, so
+        that all arms have the same parameters.
+    keep: largest edges kept per row where graphs are computed in the job (None: all).
+    features: "pixels", "learned", "learned:WIDTH", a file or URL of word vectors, "hf:ENCODER[@LAYER[,first]]", and
+        "trnn:" before one of these for the states of a recurrent layer over them.
+    state_cache: folder for the states of an encoder (None: glomo/states in the user's cache folder).
+    train_size: training examples, drawn by `seed` (None: all).  max_examples: cap of every split, the same
+        for all seeds and arms.  max_units: units per example (None: the task's own).
+    schedule: of the learning rate, constant or falling linearly to 0 at the end of the last epoch; the fall takes
+        much of the chance out of a result, and wants a patience as long as the epochs.
+    mixture_lr_factor: the learning rate of the mixture, weights and scales, in multiples of `lr`: at the rate of the
+        reader they hardly leave the equal weights that they start from.
+    patience: epochs without a better dev metric before stopping.  threads: CPU threads; part of what makes a
+        result repeatable.
+    """
+
+    task: str
+    arm: str = "none"
+    task_source: str | None = None
+    graphs: str | None = None
+    keep: int | None = 8
+    features: str = "learned"
+    state_cache: str | None = None
+    seed: int = 0
+    train_size: int | None = None
+    max_examples: int | None = None
+    max_units: int | None = None
+    epochs: int = 5
+    patience: int = 2
+    batch_size: int = 32
+    lr: float = 1e-3
+    schedule: Literal["constant", "linear"] = "constant"
+    mixture_lr_factor: float = 10.0
+    weight_decay: float = 0.0
+    clip: float = 5.0
+    hidden: int = 64
+    reader: Cell = "gru"
+    fusion: Literal["concat", "gate"] = "concat"
+    mixtures: int = 1
+    conditioned: bool = False
+    dropout: float = 0.3
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "patience", "batch_size", "hidden", "mixtures", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"job: {name} must be at least 1, got {getattr(self, name)}.")
+        FeatureSpec.parse(self.features)
+        for name in ("train_size", "max_examples", "max_units", "keep"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(f"job: {name} must be at least 1 or none, got {getattr(self, name)}.")
+        for name in ("lr", "mixture_lr_factor", "clip"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"job: {name} must be positive, got {getattr(self, name)}.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"job: dropout must be in [0, 1), got {self.dropout}.")
+        if self.needs_graphs and self.graphs is None:
+            raise ConfigError(
+                f"job: arm {self.arm!r} needs graphs, the path of a graph store (`glomo export`). The arms "
+                "without are none and uniform."
+            )
+
+    @property
+    def needs_graphs(self) -> bool:
+        return self.arm not in ("none", "uniform")
