@@ -341,6 +341,19 @@ def test_a_failed_job_is_reported_and_the_exit_code_says_so(tmp_path: Path, capf
     assert "label 11" in json.loads(error.read_text())["error"]
 
 
+def test_tasks_on_the_command_line_narrow_a_plan_with_sources_of_others(tmp_path: Path) -> None:
+    plan, out = tmp_path / "plan.yaml", tmp_path / "results"
+    plan.write_text(
+        "tasks: [digits, sst2]\narms: {none: none}\nseeds: [0]\ntrain_sizes: [50]\n"
+        "sources: {sst2: nowhere}\nsettings: {epochs: 1, hidden: 2}\n"
+        "task_settings: {sst2: {epochs: 9}, digits: {batch_size: 10}}\n"
+    )
+    assert run(["evaluate", plan, "--tasks", "digits", "--out", out, "--executor", "process"]) == 0
+    kept = json.loads((out / "plan.json").read_text())["plan"]
+    assert (kept["sources"], kept["task_settings"]) == ({}, {"digits": {"batch_size": 10}})
+    assert len(list((out / "results").glob("*/result.json"))) == 1
+
+
 def test_report_of_nothing(tmp_path: Path, capfd: Capture) -> None:
     out = tmp_path / "report.html"
     refused(["report", tmp_path / "absent", "--out", out], capfd, tmp_path / "absent")

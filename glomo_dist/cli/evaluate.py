@@ -139,6 +139,9 @@ def _plan(command: Evaluate, given: EvaluationPlan | None) -> EvaluationPlan:
     values["memory_gb"] = command.job_memory_gb
     values["time_limit_seconds"] = command.time_limit_seconds
     if given is not None:
+        for name in ("sources", "task_settings") if command.tasks else ():  # of the tasks that are left
+            of_tasks = {task: value for task, value in getattr(given, name).items() if task in command.tasks}
+            values.setdefault(name, of_tasks)
         return dataclasses.replace(given, **values)
     for name in ("tasks", "arms"):
         if name not in values:
