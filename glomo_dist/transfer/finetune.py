@@ -90,7 +90,7 @@ def build(job: FinetuneJob, task: Task, inputs: Inputs, classes: int, store: Gra
     """The task model of `job`; without a store the mixture has one component."""
     layers, heads = (store.info.layers, store.info.heads) if store else (1, 1)
     mix: Mix = "graphs" if job.needs_graphs else job.arm  # type: ignore[assignment]
-    mixture = GraphMixture(inputs.width, layers, heads, job.mixtures, job.conditioned)
+    mixture = GraphMixture(inputs.width, layers, heads, job.mixtures, job.conditioned, job.mixture_scale)
     fusion = Fusion(job.fusion, inputs.width, 2 * job.mixtures)
     reader = task.model(ReaderSizes(fusion.out, job.hidden, classes, job.dropout, job.reader, inputs.shape))
     return TaskModel(mix, mixture, fusion, reader, job.dropout)

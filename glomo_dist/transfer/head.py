@@ -20,11 +20,18 @@ class GraphMixture(nn.Module):
 
     conditioned: the weights of a unit's row come from its own features (softmax of a linear map), else one
         vector for the task. Both start as the plain mean of the components.
+    scale: of every mixed graph at the start; from 0, the task decides whether it wants any of it.
     Initialised without random numbers, so that the rest of a model starts the same whatever the graphs are.
     """
 
     def __init__(
-        self, width: int, layers: int, heads: int, mixtures: int = 1, conditioned: bool = False
+        self,
+        width: int,
+        layers: int,
+        heads: int,
+        mixtures: int = 1,
+        conditioned: bool = False,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.heads = heads
@@ -32,7 +39,7 @@ class GraphMixture(nn.Module):
         components = (2 * layers - 1) * heads
         self.logits = nn.Parameter(torch.zeros(2, mixtures, components))
         self.condition = nn.Parameter(torch.zeros(2, mixtures, components, width)) if conditioned else None
-        self.scale = nn.Parameter(torch.ones(2, mixtures))
+        self.scale = nn.Parameter(torch.full((2, mixtures), float(scale)))
 
     def weights(self, features: Tensor) -> Tensor:
         """[2, mixtures, C] for the task, or conditioned on features [B, T, D]: [2, mixtures, B, T, C]."""

@@ -28,6 +28,8 @@ class FinetuneJob:
         much of the chance out of a result, and wants a patience as long as the epochs.
     mixture_lr_factor: the learning rate of the mixture, weights and scales, in multiples of `lr`: at the rate of the
         reader they hardly leave the equal weights that they start from.
+    mixture_scale: what multiplies each mixed graph at the start, before it is learned. From 0 the reader starts as
+        that of "none" and takes in of the graph what helps.
     patience: epochs without a better dev metric before stopping.  threads: CPU threads; part of what makes a
         result repeatable.
     """
@@ -49,6 +51,7 @@ class FinetuneJob:
     lr: float = 1e-3
     schedule: Literal["constant", "linear"] = "constant"
     mixture_lr_factor: float = 10.0
+    mixture_scale: float = 1.0
     weight_decay: float = 0.0
     clip: float = 5.0
     hidden: int = 64

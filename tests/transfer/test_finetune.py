@@ -120,6 +120,17 @@ def test_the_mixture_learns_at_its_own_rate(sample):
     assert without[0] == without[1] == without[2]
 
 
+def test_a_mixture_that_starts_at_scale_zero_starts_as_no_graph(sample):
+    """Kept there, it is *no graph* to the end; let loose, it takes some of the graph in."""
+    fields = {"epochs": 2, "clip": 1e9}
+    without = curve(run(job(sample["source"], sample["vectors"], arm="none", **fields)))
+    fields |= {"arm": "planted", "graphs": sample["planted"], "mixture_scale": 0.0}
+    kept = run(job(sample["source"], sample["vectors"], mixture_lr_factor=1e-12, **fields))
+    assert curve(kept) == [pytest.approx(e) for e in without]
+    free = run(job(sample["source"], sample["vectors"], **fields))
+    assert all(abs(m.scale) > 0.01 for m in free.mixtures)
+
+
 @pytest.mark.parametrize(
     ("schedule", "rates"), [("constant", [0.01] * 4), ("linear", [0.01, 0.0075, 0.005, 0.0025])]
 )
