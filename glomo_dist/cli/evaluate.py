@@ -6,10 +6,10 @@ Examples:
   glomo evaluate plan.yaml --out results --seeds 0 1        # a plan in a file; flags change it
   glomo evaluate plan.yaml --out results --executor process # no Ray: for a debugger
 
-An arm is `none` (no graph), `uniform`, or NAME=STORE with any name; {task} and {seed} in STORE are filled in. A run
-of `glomo pretrain` in the place of STORE: its graphs are computed in the jobs, the same numbers.
-Equal seeds see the same examples in the same order in all arms. The plan is kept in OUT/plan.json, a failed
-job in OUT/results/JOB/error.json: it does not stop the others.
+An arm is `none` (no graph), `uniform`, `windowN` (the N nearest words), or NAME=STORE with any name; {task} and
+{seed} in STORE are filled in. A run of `glomo pretrain` in the place of STORE: its graphs are computed in the jobs,
+the same numbers. Equal seeds see the same examples in the same order in all arms. The plan is kept in OUT/plan.json,
+a failed job in OUT/results/JOB/error.json: it does not stop the others.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from tyro.conf import Positional, arg
 
 from glomo_dist.cli.arguments import explained, pairs, parse
 from glomo_dist.evaluate.executor import Executor, InProcess, evaluate
-from glomo_dist.evaluate.job import WITHOUT_GRAPHS, EvaluationPlan, plan_jobs, read_plan
+from glomo_dist.evaluate.job import EvaluationPlan, plan_jobs, read_plan
 from glomo_dist.evaluate.ray_executor import RayExecutor
 from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 from glomo_dist.runtime.progress import say
 from glomo_dist.transfer.finetune import run
-from glomo_dist.transfer.job import FinetuneJob
+from glomo_dist.transfer.job import FinetuneJob, needs_graphs
 
 # What the plan decides for each job; all other fields of a job are settings with a flag of their own.
 PLANNED = ("task", "arm", "graphs", "features", "seed", "train_size", "task_source", "threads")
@@ -62,7 +62,7 @@ class Evaluate:
     tasks: tuple[str, ...] = ()
     """Names of tasks."""
     arms: tuple[str, ...] = ()
-    """none, uniform, NAME=STORE, NAME=RUN."""
+    """none, uniform, window1, window2, ..., NAME=STORE, NAME=RUN."""
     sources: tuple[str, ...] = ()
     """TASK=PATH of the data of each task that needs one."""
     features: tuple[str, ...] = ()
@@ -130,7 +130,7 @@ def _plan(command: Evaluate, given: EvaluationPlan | None) -> EvaluationPlan:
         if getattr(command, name):
             values[name] = getattr(command, name)
     if command.arms:
-        bare = {arm: arm for arm in command.arms if arm in WITHOUT_GRAPHS}
+        bare = {arm: arm for arm in command.arms if not needs_graphs(arm)}
         values["arms"] = {**bare, **pairs("--arms", [arm for arm in command.arms if arm not in bare])}
     if command.sources:
         values["sources"] = pairs("--sources", command.sources)

@@ -20,10 +20,9 @@ from glomo_dist.runtime.files import read_json, sha256_file
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.transfer.encoder import encoder_fingerprint
 from glomo_dist.transfer.features import FeatureSpec
-from glomo_dist.transfer.job import FinetuneJob
+from glomo_dist.transfer.job import FinetuneJob, needs_graphs
 from glomo_dist.transfer.task import get_task
 
-WITHOUT_GRAPHS = ("none", "uniform")
 _RESOURCES = ("cpus", "memory_gb", "time_limit_seconds")
 # Set by the plan for each job, so they cannot be among its settings.
 _FROM_PLAN = ("task", "arm", "graphs", "features", "seed", "train_size", "task_source", "threads")
@@ -34,10 +33,10 @@ class EvaluationPlan:
     """What to compare.
 
     tasks: names of tasks.
-    arms: name of the arm -> "none", "uniform", or the path of a graph store, or of a model folder, whose graphs the
-        jobs then compute. `{task}` and `{seed}` in the path stand for the task's name and the seed, e.g. one random
-        predictor per seed. The arms none and uniform take the size of their mixture from the first store, so that all
-        arms have the same parameters.
+    arms: name of the arm -> "none", "uniform", "windowN" (the N nearest units), or the path of a graph store, or of a
+        model folder, whose graphs the jobs then compute. `{task}` and `{seed}` in the path stand for the task's name
+        and the seed, e.g. one random predictor per seed. The arms without graphs take the size of their mixture from
+        the first store, so that all arms have the same parameters.
     features: what the task model sees of each word: "learned", "learned:WIDTH", a file of word vectors, an encoder
         "hf:ENCODER[@LAYER]", "trnn:" and one of these. Tasks of pixels see pixels.
     seeds: of the initial parameters, the order and the drawn training examples; equal seeds pair the arms.
@@ -81,13 +80,13 @@ class EvaluationPlan:
                     )
         for arm, graphs in self.arms.items():
             if not isinstance(graphs, str):
-                raise ConfigError(f"plan: arm {arm!r} must be none, uniform or the path of a graph store.")
-            if (arm in WITHOUT_GRAPHS) != (graphs in WITHOUT_GRAPHS) or (
-                arm in WITHOUT_GRAPHS and arm != graphs
-            ):
                 raise ConfigError(
-                    f"plan: arm {arm!r} is {graphs!r}. The arms none and uniform are written 'none: none' and "
-                    "'uniform: uniform'; any other name stands for a graph store."
+                    f"plan: arm {arm!r} must be none, uniform, windowN or the path of a graph store."
+                )
+            if arm != graphs and not (needs_graphs(arm) and needs_graphs(graphs)):
+                raise ConfigError(
+                    f"plan: arm {arm!r} is {graphs!r}. The arms without graphs are written 'none: none', "
+                    "'uniform: uniform', 'window3: window3'; any other name stands for a graph store."
                 )
         fields_of_job = [f.name for f in fields(FinetuneJob) if f.name not in _FROM_PLAN]
         for where, settings in (("settings", self.settings), *self.task_settings.items()):
@@ -139,9 +138,9 @@ def plan_jobs(plan: EvaluationPlan) -> tuple[Job, ...]:
 def _job(
     plan: EvaluationPlan, contents: _Contents, task: str, arm: str, features: str, size: int | None, seed: int
 ) -> Job:
-    stores = [graphs for graphs in plan.arms.values() if graphs not in WITHOUT_GRAPHS]
+    stores = [graphs for graphs in plan.arms.values() if needs_graphs(graphs)]
     # None and uniform take the store of the first arm that has one: only its number of layers and heads counts.
-    graphs = plan.arms[arm] if arm not in WITHOUT_GRAPHS else stores[0] if stores else None
+    graphs = plan.arms[arm] if needs_graphs(arm) else stores[0] if stores else None
     if graphs is not None:
         graphs = _local(graphs.replace("{task}", task).replace("{seed}", str(seed)))
         theirs = contents.graphs(graphs).task

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,7 +57,7 @@ def _table(group: Group) -> Table:
 
 
 def arm_name(arm: str) -> str:
-    return NAMES.get(arm, arm)
+    return NAMES.get(arm, re.sub(r"^window(\d+)$", r"window of \1", arm))
 
 
 def score_text(score: Estimate) -> str:

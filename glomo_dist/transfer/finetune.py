@@ -89,11 +89,11 @@ def run(job: FinetuneJob) -> Result:
 def build(job: FinetuneJob, task: Task, inputs: Inputs, classes: int, store: GraphStore | None) -> TaskModel:
     """The task model of `job`; without a store the mixture has one component."""
     layers, heads = (store.info.layers, store.info.heads) if store else (1, 1)
-    mix: Mix = "graphs" if job.needs_graphs else job.arm  # type: ignore[assignment]
+    mix: Mix = "graphs" if job.needs_graphs else "none" if job.arm == "none" else "window"
     mixture = GraphMixture(inputs.width, layers, heads, job.mixtures, job.conditioned, job.mixture_scale)
     fusion = Fusion(job.fusion, inputs.width, 2 * job.mixtures)
     reader = task.model(ReaderSizes(fusion.out, job.hidden, classes, job.dropout, job.reader, inputs.shape))
-    return TaskModel(mix, mixture, fusion, reader, job.dropout)
+    return TaskModel(mix, mixture, fusion, reader, job.dropout, job.window)
 
 
 class _Training:

@@ -58,24 +58,33 @@ class GraphMixture(nn.Module):
         ]
         return torch.cat(mixed, -1)
 
-    def uniform(self, features: Tensor, lengths: Tensor) -> Tensor:
-        """What `forward` gives for the uniform graph, row i = 1 / (number of j before or after it)."""
-        mixed = uniform_mix(features, lengths)
+    def window(self, features: Tensor, lengths: Tensor, size: int | None) -> Tensor:
+        """What `forward` gives for the graph with equal weights on the `size` nearest units before (after) each.
+
+        size None: on all of them, the uniform graph.
+        """
+        mixed = window_mix(features, lengths, size)
         return torch.cat([self.scale[x, m] * mixed[x] for x in range(2) for m in range(self.mixtures)], -1)
 
 
-def uniform_mix(features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Means of the features of all real units before each unit, and of all after it; O(T), no graph.
+def window_mix(features: Tensor, lengths: Tensor, size: int | None = None) -> tuple[Tensor, Tensor]:
+    """Means of the features of the `size` nearest real units before each unit, and of those after it; O(T), no graph.
 
-    features [B, T, D], lengths [B] -> two [B, T, D]; zero in padding rows and where there is no such unit.
+    features [B, T, D], lengths [B], size None: all of them -> two [B, T, D]; zero in padding rows and where there is
+    no such unit.
     """
-    at = torch.arange(features.shape[1], device=features.device)
+    T = features.shape[1]
+    size = min(size or T, T)
+    at = torch.arange(T, device=features.device)
     real = (at < lengths[:, None])[..., None]  # [B, T, 1]
-    features = features * real
-    sums = features.cumsum(1)
-    after = (lengths[:, None, None] - 1 - at[:, None]).clamp(min=1)
-    forward = (sums - features) / at.clamp(min=1)[:, None]
-    backward = (sums[:, -1:] - sums) / after
+    sums = nn.functional.pad(
+        (features * real).cumsum(1), (0, 0, 1, 0)
+    )  # [B, T + 1, D], of what stands before
+    first, last = (at - size).clamp(min=0), (at + 1 + size).clamp(max=T)
+    before = (at - first).clamp(min=1)[:, None]
+    after = (torch.minimum(last, lengths[:, None]) - at - 1).clamp(min=1)[..., None]
+    forward = (sums[:, :-1] - sums[:, first]) / before
+    backward = (sums[:, last] - sums[:, 1:]) / after
     return forward * real, backward * real
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,13 +11,19 @@ from glomo_dist.transfer.features import FeatureSpec
 from glomo_dist.transfer.models import Cell
 
 
+def needs_graphs(arm: str) -> bool:
+    """Whether an arm of this name stands for graphs of a predictor: none, uniform and windowN do not."""
+    return arm not in ("none", "uniform") and not re.fullmatch(r"window[1-9]\d*", arm)
+
+
 @dataclass(frozen=True)
 class FinetuneJob:
     """One training run.
 
-    arm: "none" (zeros for M H), "uniform" (the uniform graph), or any other name for the graphs in `graphs`.
+    arm: "none" (zeros for M H), "uniform" (the uniform graph), "windowN" (equal weights on the N nearest units before
+        and after), or any other name for the graphs in `graphs`.
     graphs: path of the graph store, or of a model's folder, whose graphs are then computed in the job (the same
-        numbers, see graphs/live.py); may be given for "none" and "uniform" too, where it only sizes the mixture, so
+        numbers, see graphs/live.py); may be given for the arms without too, where it only sizes the mixture, so
         that all arms have the same parameters.
     keep: largest edges kept per row where graphs are computed in the job (None: all).
     features: "pixels", "learned", "learned:WIDTH", a file or URL of word vectors, "hf:ENCODER[@LAYER[,first]]", and
@@ -78,9 +85,14 @@ class FinetuneJob:
         if self.needs_graphs and self.graphs is None:
             raise ConfigError(
                 f"job: arm {self.arm!r} needs graphs, the path of a graph store (`glomo export`). The arms "
-                "without are none and uniform."
+                "without are none, uniform and window1, window2, ..."
             )
 
     @property
     def needs_graphs(self) -> bool:
-        return self.arm not in ("none", "uniform")
+        return needs_graphs(self.arm)
+
+    @property
+    def window(self) -> int | None:
+        """How many units before and after are in the arm's window; None: all."""
+        return None if self.needs_graphs or not self.arm.startswith("window") else int(self.arm[6:])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from glomo_dist.transfer.head import Fusion, GraphMixture, Graphs
 
-Mix = Literal["none", "uniform", "graphs"]
+Mix = Literal["none", "window", "graphs"]
 Cell = Literal["gru", "lstm", "bag"]
 
 
@@ -60,15 +60,22 @@ class Reader(nn.Module):
 class TaskModel(nn.Module):
     """Per column: features H [N, T, D] -> mixture -> fusion. Then the reader over all columns -> outputs.
 
-    mix: "none" puts zeros in the place of M H, "uniform" the uniform graph, "graphs" the given graphs. All
-    three have the same parameters and draw the same random numbers.
+    mix: "none" puts zeros in the place of M H, "window" equal weights on the `window` nearest units (None: on all,
+    the uniform graph), "graphs" the given graphs. All have the same parameters and draw the same random numbers.
     """
 
     def __init__(
-        self, mix: Mix, mixture: GraphMixture, fusion: Fusion, reader: Reader, dropout: float
+        self,
+        mix: Mix,
+        mixture: GraphMixture,
+        fusion: Fusion,
+        reader: Reader,
+        dropout: float,
+        window: int | None = None,
     ) -> None:
         super().__init__()
         self.mix = mix
+        self.window = window
         self.mixture = mixture
         self.fusion = fusion
         self.dropout = nn.Dropout(dropout)
@@ -83,8 +90,8 @@ class TaskModel(nn.Module):
             if graphs is None:
                 raise ValueError("TaskModel: this arm needs graphs, got None.")
             mixed = self.mixture(features, graphs)
-        elif self.mix == "uniform":
-            mixed = self.mixture.uniform(features, lengths)
+        elif self.mix == "window":
+            mixed = self.mixture.window(features, lengths, self.window)
         else:
             N, T, D = features.shape
             mixed = features.new_zeros(N, T, 2 * self.mixture.mixtures * D)

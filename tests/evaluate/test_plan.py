@@ -30,7 +30,7 @@ def test_every_combination_once_and_ids_are_stable(tmp_path):
     graphs = store(tmp_path / "graphs")
     plan = EvaluationPlan(
         tasks=("digits", "docstring"),
-        arms={"none": "none", "uniform": "uniform"},
+        arms={"none": "none", "window3": "window3"},
         features=("learned", "learned:8"),
         seeds=(3, 4),
         train_sizes=(None, 50),
@@ -157,6 +157,9 @@ def test_file_and_back(tmp_path, suffix):
         ("tasks: []\narms: {none: none}", r"tasks is empty"),
         ("tasks: [digits]\narms: {none: none}\nseeds: [1, 1]", r"seeds has an entry twice"),
         ("tasks: [digits]\narms: {none: uniform}", r"arm 'none' is 'uniform'"),
+        ("tasks: [digits]\narms: {mine: window3}", r"arm 'mine' is 'window3'"),
+        ("tasks: [digits]\narms: {window3: window4}", r"arm 'window3' is 'window4'"),
+        ("tasks: [digits]\narms: {window3: graphs/x}", r"arm 'window3' is 'graphs/x'"),
         (
             "tasks: [digits]\narms: {none: none}\nsettings: {epoch: 3}",
             r"unknown key 'epoch' in settings. Did you mean",

@@ -70,7 +70,7 @@ def test_all_arms_start_from_the_same_parameters(sample):
     data = task.load(sample["source"], None)
     store = GraphStore.open(sample["planted"])
     states = []
-    for arm in ("none", "uniform", "planted"):
+    for arm in ("none", "uniform", "window2", "planted"):
         torch.manual_seed(3)
         a_job = job(sample["source"], arm=arm, graphs=sample["planted"], conditioned=True, fusion="gate")
         inputs = encode(data, "words", "learned", task.limits(None), 12)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from glomo_kernels import SparseGraph
 
-from glomo_dist.transfer.head import Fusion, GraphMixture, uniform_mix
+from glomo_dist.transfer.head import Fusion, GraphMixture, window_mix
 from glomo_dist.transfer.models import ReaderSizes, Sequences, TaskModel, TextReader
 
 
@@ -24,16 +24,18 @@ def random_graphs(B, C, T, seed=0):
     return both
 
 
+@pytest.mark.parametrize("size", [None, 1, 2, 5, 6, 100])
 @pytest.mark.parametrize("lengths", [[6, 3, 1], [6, 6, 6]])
-def test_uniform_mix_is_the_dense_uniform_graph(lengths):
+def test_window_mix_is_the_dense_graph_of_the_nearest_units(lengths, size):
+    """None: of all units, the uniform graph."""
     T, lengths = 6, torch.tensor(lengths)
     features = torch.randn(3, T, 4)
     real = torch.arange(T) < lengths[:, None]
     both = real[:, :, None] & real[:, None, :]
-    for got, side in zip(
-        uniform_mix(features, lengths), (torch.ones(T, T).tril(-1), torch.ones(T, T).triu(1)), strict=True
-    ):
-        graph = both * side
+    near = torch.ones(T, T).tril(size or T).triu(-(size or T))
+    sides = (torch.ones(T, T).tril(-1), torch.ones(T, T).triu(1))
+    for got, side in zip(window_mix(features, lengths, size), sides, strict=True):
+        graph = both * side * near
         graph = graph / graph.sum(-1, keepdim=True).clamp(min=1)
         torch.testing.assert_close(got, graph @ features, atol=1e-6, rtol=1e-5)
 
@@ -125,7 +127,7 @@ def test_bag_reader_is_blind_to_order_but_for_the_graph():
         reader(Sequences(units, lengths)), reader(Sequences(shuffled, lengths)), rtol=1e-5, atol=1e-6
     )
     # the same reader behind the uniform graph sees what comes before and after each word
-    model = TaskModel("uniform", GraphMixture(2, 1, 1), Fusion("concat", 2, 2), reader, 0.0).eval()
+    model = TaskModel("window", GraphMixture(2, 1, 1), Fusion("concat", 2, 2), reader, 0.0).eval()
     plain = units[..., :2]
     moved = plain.gather(1, order[..., None].expand_as(plain))
     apart = model({"text": Sequences(plain, lengths)}) - model({"text": Sequences(moved, lengths)})
