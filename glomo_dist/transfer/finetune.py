@@ -92,7 +92,9 @@ def build(job: FinetuneJob, task: Task, inputs: Inputs, classes: int, store: Gra
     mix: Mix = "graphs" if job.needs_graphs else "none" if job.arm == "none" else "window"
     mixture = GraphMixture(inputs.width, layers, heads, job.mixtures, job.conditioned, job.mixture_scale)
     fusion = Fusion(job.fusion, inputs.width, 2 * job.mixtures)
-    reader = task.model(ReaderSizes(fusion.out, job.hidden, classes, job.dropout, job.reader, inputs.shape))
+    reader = task.model(
+        ReaderSizes(fusion.out, job.hidden, classes, job.dropout, job.reader, inputs.shape, inputs.width)
+    )
     return TaskModel(mix, mixture, fusion, reader, job.dropout, job.window)
 
 

@@ -32,7 +32,8 @@ class Sequences(NamedTuple):
 @dataclass(frozen=True)
 class ReaderSizes:
     """What a reader is made for: width of the fused features, hidden width, number of classes, dropout share,
-    cell of its layers over sequences (see `sequence_layer`), and height and width of images."""
+    cell of its layers over sequences (see `sequence_layer`), height and width of images, and how many of the fused
+    features, at the front, are the unit's own (None: all)."""
 
     width: int
     hidden: int
@@ -40,6 +41,7 @@ class ReaderSizes:
     dropout: float
     cell: Cell = "gru"
     shape: tuple[int, int] | None = None
+    own: int | None = None
 
 
 class Reader(nn.Module):

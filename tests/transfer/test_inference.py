@@ -181,7 +181,7 @@ def test_alignment_is_that_of_the_paper():
     real_a, real_b = (
         torch.arange(t.shape[1]) < torch.tensor([m[x] for m in n])[:, None] for x, t in ((0, a), (1, b))
     )
-    to_a, to_b = align(a, b, real_a, real_b)
+    to_a, to_b = align(a @ b.transpose(1, 2), a, b, real_a, real_b)
     for s, (p, h) in enumerate(n):
         for i in range(p):
             weight = torch.exp(torch.stack([a[s, i] @ b[s, j] for j in range(h)]))
@@ -205,6 +205,21 @@ def test_reader_ignores_padding(cell):
         assert not torch.allclose(turned[0], together[i], atol=1e-4), (
             "premise and hypothesis are not the same"
         )
+
+
+def test_a_bag_aligns_words_by_themselves_and_compares_them_in_context():
+    torch.manual_seed(0)
+    reader = PairReader(ReaderSizes(5, 4, 3, 0.0, "bag", own=2)).eval()
+    lengths = torch.tensor([4, 3])
+    p, h = torch.randn(2, 4, 5), torch.randn(2, 4, 5)
+    aligned = []
+    reader.attend.register_forward_hook(lambda module, args, out: aligned.append(out))
+    outputs = []
+    for context in (0.0, 1.0):  # what the graphs bring stands behind the words' own two features
+        moved = [torch.cat([x[..., :2], x[..., 2:] + context], -1) for x in (p, h)]
+        outputs.append(reader(*(Sequences(x, lengths) for x in moved)))
+    assert torch.equal(aligned[0], aligned[2]) and torch.equal(aligned[1], aligned[3])
+    assert not torch.allclose(*outputs, atol=1e-3)
 
 
 def write_containment(folder, sizes):
