@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.files import read_json
 from glomo_dist.transfer.features import FeatureSpec
+from glomo_dist.transfer.job import FinetuneJob
 from glomo_dist.transfer.result import Result
 
 # What may differ between the rows of one table: the arm and its graphs, the seed, and where files lie.
@@ -160,7 +161,9 @@ def _group(finished: list[Finished], planned: list[dict[str, Any]]) -> list[Grou
         all_settings = [_settings(jobs[0].result) for jobs in variants.values()]
         for settings, jobs in zip(all_settings, variants.values(), strict=True):
             # Settings shared by all tables of this place are not worth a heading; those that differ are.
-            differing = {k: v for k, v in settings.items() if any(other[k] != v for other in all_settings)}
+            differing = {
+                k: v for k, v in settings.items() if any(other.get(k) != v for other in all_settings)
+            }
             arms = {arm: _by_seed(arm, jobs) for arm in arms_in_order}
             arms = {arm: seeds for arm, seeds in arms.items() if seeds}
             counts = {arm: _seeds_planned(planned, place, arm, differing) for arm in arms}
@@ -192,5 +195,7 @@ def _place(job: dict[str, Any]) -> tuple[str, str, int | None]:
 
 
 def _settings(result: Result) -> dict[str, Any]:
-    settings = {key: value for key, value in result.job.items() if key not in _NOT_A_SETTING}
+    """A setting that came after the result was made has its default there."""
+    job = {**{f.name: f.default for f in fields(FinetuneJob)}, **result.job}
+    settings = {key: value for key, value in job.items() if key not in _NOT_A_SETTING}
     return {**settings, "task_version": result.task_version, "data": result.fingerprints.get("data")}

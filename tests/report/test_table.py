@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -13,6 +14,10 @@ from glomo_dist.runtime.errors import DataError
 
 NONE = {0: 0.70, 1: 0.72, 2: 0.74}
 PRETRAINED = {0: 0.71, 1: 0.74, 2: 0.77}  # differences 1, 2, 3 points
+
+
+def drop(one, setting):
+    return dataclasses.replace(one, job={key: v for key, v in one.job.items() if key != setting})
 
 
 def scores(arm, values, **fields):
@@ -62,6 +67,21 @@ def test_sizes_features_and_settings_are_not_mixed(tmp_path):
         "sst2, wiki",
     ]
     assert {group.title: group.planned["none"] for group in groups}["sst2, learned vectors, lr 0.5"] == 1
+
+
+def test_results_from_before_a_setting_was_there_count_as_its_default(tmp_path):
+    before = [drop(one, "mixture_scale") for one in scores("none", NONE)]
+    folders = [
+        write(tmp_path / "before", before),
+        write(tmp_path / "after", scores("pretrained", PRETRAINED)),
+    ]
+    (group,) = read_results(folders).groups
+    assert list(group.arms) == ["none", "pretrained"]
+    other = write(tmp_path / "other", scores("pretrained", PRETRAINED, mixture_scale=0.0))
+    assert [g.settings for g in read_results([folders[0], other]).groups] == [
+        "mixture_scale 1.0",
+        "mixture_scale 0.0",
+    ]
 
 
 def test_the_same_seed_of_an_arm_twice_is_refused(tmp_path):
