@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -193,3 +194,7 @@ def test_settings_of_the_wrong_kind_are_named(tmp_path):
         plan_jobs(plan)
     with pytest.raises(ConfigError, match="epochs must be at least 1"):
         plan_jobs(dataclasses.replace(plan, settings={"epochs": 0}))
+
+
+def test_the_plan_of_the_docs_can_be_read():
+    assert read_plan(Path(__file__).parents[2] / "docs/plans/claim.yaml").tasks
