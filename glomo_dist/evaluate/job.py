@@ -139,7 +139,7 @@ def _job(
     plan: EvaluationPlan, contents: _Contents, task: str, arm: str, features: str, size: int | None, seed: int
 ) -> Job:
     stores = [graphs for graphs in plan.arms.values() if needs_graphs(graphs)]
-    # None and uniform take the store of the first arm that has one: only its number of layers and heads counts.
+    # Arms without graphs take the store of the first arm that has one: only its number of layers and heads counts.
     graphs = plan.arms[arm] if needs_graphs(arm) else stores[0] if stores else None
     if graphs is not None:
         graphs = _local(graphs.replace("{task}", task).replace("{seed}", str(seed)))

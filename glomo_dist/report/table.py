@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from glomo_dist.report.results import Group, Results
 from glomo_dist.report.statistics import Estimate, Paired, estimate, paired
+from glomo_dist.transfer.job import window_size
 
 REFERENCE = "none"
 NAMES = {
@@ -57,7 +57,8 @@ def _table(group: Group) -> Table:
 
 
 def arm_name(arm: str) -> str:
-    return NAMES.get(arm, re.sub(r"^window(\d+)$", r"window of \1", arm))
+    window = window_size(arm)
+    return f"window of {window}" if window else NAMES.get(arm, arm)
 
 
 def score_text(score: Estimate) -> str:

@@ -32,7 +32,7 @@ class PairReader(Reader):
 
     def forward(self, premise: Sequences, hypothesis: Sequences) -> Tensor:
         a, b = (self.encode(text).transpose(0, 1) for text in (premise, hypothesis))  # [B, T, 2 · hidden]
-        scores = self._scores(premise, hypothesis) if self.attend else a @ b.transpose(1, 2)
+        scores = self._scores(premise, hypothesis) if self.attend is not None else a @ b.transpose(1, 2)
         aligned = align(scores, a, b, premise.real, hypothesis.real)
         pooled = [
             self._composed(states, other, text)

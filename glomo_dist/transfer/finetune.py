@@ -21,7 +21,7 @@ from glomo_dist.transfer.dataset import Task, TaskData, draw, section
 from glomo_dist.transfer.export import live_graphs
 from glomo_dist.transfer.head import DIRECTIONS, Fusion, GraphMixture
 from glomo_dist.transfer.inputs import Inputs, bucketed, by_length, encode
-from glomo_dist.transfer.job import FinetuneJob
+from glomo_dist.transfer.job import FinetuneJob, window_size
 from glomo_dist.transfer.models import Mix, ReaderSizes, Sequences, TaskModel
 from glomo_dist.transfer.result import FORMAT, VERSION, Epoch, MixedGraph, Result
 from glomo_dist.transfer.task import get_task
@@ -95,7 +95,7 @@ def build(job: FinetuneJob, task: Task, inputs: Inputs, classes: int, store: Gra
     reader = task.model(
         ReaderSizes(fusion.out, job.hidden, classes, job.dropout, job.reader, inputs.shape, inputs.width)
     )
-    return TaskModel(mix, mixture, fusion, reader, job.dropout, job.window)
+    return TaskModel(mix, mixture, fusion, reader, job.dropout, window_size(job.arm))
 
 
 class _Training:

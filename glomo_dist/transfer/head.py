@@ -77,9 +77,8 @@ def window_mix(features: Tensor, lengths: Tensor, size: int | None = None) -> tu
     size = min(size or T, T)
     at = torch.arange(T, device=features.device)
     real = (at < lengths[:, None])[..., None]  # [B, T, 1]
-    sums = nn.functional.pad(
-        (features * real).cumsum(1), (0, 0, 1, 0)
-    )  # [B, T + 1, D], of what stands before
+    # Of all that stands before each place, and before the end: [B, T + 1, D].
+    sums = nn.functional.pad((features * real).cumsum(1), (0, 0, 1, 0))
     first, last = (at - size).clamp(min=0), (at + 1 + size).clamp(max=T)
     before = (at - first).clamp(min=1)[:, None]
     after = (torch.minimum(last, lengths[:, None]) - at - 1).clamp(min=1)[..., None]

@@ -11,9 +11,15 @@ from glomo_dist.transfer.features import FeatureSpec
 from glomo_dist.transfer.models import Cell
 
 
+def window_size(arm: str) -> int | None:
+    """N of an arm "windowN", None of any other."""
+    window = re.fullmatch(r"window([1-9]\d*)", arm)
+    return int(window[1]) if window else None
+
+
 def needs_graphs(arm: str) -> bool:
     """Whether an arm of this name stands for graphs of a predictor: none, uniform and windowN do not."""
-    return arm not in ("none", "uniform") and not re.fullmatch(r"window[1-9]\d*", arm)
+    return arm not in ("none", "uniform") and window_size(arm) is None
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,3 @@ class FinetuneJob:
     @property
     def needs_graphs(self) -> bool:
         return needs_graphs(self.arm)
-
-    @property
-    def window(self) -> int | None:
-        """How many units before and after are in the arm's window; None: all."""
-        return None if self.needs_graphs or not self.arm.startswith("window") else int(self.arm[6:])

@@ -8,12 +8,12 @@ from pathlib import Path
 from glomo_dist.evaluate.attempt import Job, write_error
 from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.files import write_json
-from glomo_dist.transfer.job import FinetuneJob
+from glomo_dist.transfer.job import FinetuneJob, needs_graphs
 from glomo_dist.transfer.result import Epoch, MixedGraph, Result
 
 
 def job(arm: str, seed: int, **fields) -> FinetuneJob:
-    graphs = None if arm in ("none", "uniform") else "/gone/store"
+    graphs = "/gone/store" if needs_graphs(arm) else None
     return FinetuneJob(**{"task": "sst2", "arm": arm, "seed": seed, "graphs": graphs, **fields})
 
 
