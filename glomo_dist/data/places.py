@@ -129,10 +129,14 @@ def exists(file: Place) -> bool:
     return True
 
 
+class OutOfTime(TimeoutError):
+    """An attempt was cut short because the time for all attempts is over."""
+
+
 def in_time(until: float) -> None:
-    """Raise TimeoutError after the monotonic time `until`: a server may send a byte now and then for ever."""
+    """Raise OutOfTime after the monotonic time `until`: a server may send a byte now and then for ever."""
     if time.monotonic() > until:
-        raise TimeoutError("not complete in the time given")
+        raise OutOfTime("not complete in the time given")
 
 
 def attempts(attempt: Callable[[float], T], file: Place, retry_seconds: float) -> T:
@@ -140,15 +144,18 @@ def attempts(attempt: Callable[[float], T], file: Place, retry_seconds: float) -
 
     What may pass (no connection, a server in trouble, cut or wrong bytes) is tried again at an address, after a
     wait that doubles, times a random number so that many readers do not come back together. What is final (no
-    such file, no permission), or local, is not. Raises ShardError (as `attempt` did) or DataError, naming `file`.
+    such file, no permission), or local, is not. Raises ShardError (as `attempt` did) or DataError, naming `file` and
+    what was wrong: where the time ended in the middle of an attempt, what was wrong with the attempt before it.
     """
     until = time.monotonic() + retry_seconds
     wait, number = _FIRST_WAIT, 0
+    fault: Exception | None = None
     while True:
         number += 1
         try:
             return attempt(until)
-        except Exception as e:  # a file system driver may raise anything
+        except Exception as now:  # a file system driver may raise anything
+            e = fault = fault if fault is not None and isinstance(now, OutOfTime) else now
             pause = min(wait, _LONGEST_WAIT) * random.uniform(0.5, 1.0)
             if isinstance(file, Path) or _final(e) or time.monotonic() + pause > until:
                 tried = "" if number == 1 else f" ({number} attempts in {retry_seconds:g} s)"

@@ -101,6 +101,20 @@ def test_what_stays_is_an_error_in_time(web: Server, tmp_path: Path, name: str) 
     assert time.monotonic() - began < 4.0 and error.value.shard == 1
 
 
+def test_the_last_attempt_cut_short_does_not_hide_what_is_wrong() -> None:
+    tried = []
+
+    def attempt(until: float) -> None:
+        tried.append(until)
+        if len(tried) < 3:
+            raise ShardError("wrong bytes")
+        time.sleep(max(0.0, until - time.monotonic()) + 0.01)
+        places.in_time(until)
+
+    with pytest.raises(ShardError, match=r"wrong bytes \(3 attempts in 0\.5 s\)"):
+        places.attempts(attempt, places.Address("http://host/a.tar"), 0.5)
+
+
 @pytest.mark.parametrize("name", ["missing", "no_permission"])
 def test_what_is_final_is_not_tried_again(web: Server, tmp_path: Path, name: str) -> None:
     index = ShardIndex.read(web.address)
