@@ -196,5 +196,6 @@ def test_settings_of_the_wrong_kind_are_named(tmp_path):
         plan_jobs(dataclasses.replace(plan, settings={"epochs": 0}))
 
 
-def test_the_plan_of_the_docs_can_be_read():
-    assert read_plan(Path(__file__).parents[2] / "docs/plans/claim.yaml").tasks
+@pytest.mark.parametrize("name", ["claim", "ablations"])
+def test_the_plans_of_the_docs_can_be_read(name):
+    assert read_plan(Path(__file__).parents[2] / f"docs/plans/{name}.yaml").tasks
