@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
+
 from glomo_dist.data import Batch, Stream
 from glomo_dist.pretrain import loop
 from glomo_dist.pretrain.run_folder import Job
@@ -27,6 +29,7 @@ def inject(fault: dict[str, Any], rank: int, job: Job) -> None:
     hang_lock: from step `step` on the read of a batch, the step, or a call that holds the interpreter lock never
     ends.
     slow_step: step `step` takes `seconds`.  bad_data: the batch of step `step` cannot be read.
+    stop_step: SIGSTOP in step `step`.  unwatched: SIGKILL to its watchdog in step `step`, SIGSTOP three steps later.
     """
     if not fault or fault["rank"] != rank:
         return
@@ -45,7 +48,7 @@ def inject(fault: dict[str, Any], rank: int, job: Job) -> None:
                 yield batch
 
         Stream.iterate = spoilt
-    elif kind in ("hang_step", "hang_lock", "slow_step"):
+    elif kind in ("hang_step", "hang_lock", "slow_step", "stop_step", "unwatched"):
         _in_step(fault)
     else:
         raise ValueError(kind)
@@ -82,12 +85,27 @@ def _in_step(fault: dict[str, Any]) -> None:
         if done == fault["step"]:
             if fault["kind"] == "slow_step":
                 time.sleep(fault["seconds"])
+            elif fault["kind"] == "stop_step":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            elif fault["kind"] == "unwatched":
+                _kill_watchdog()
             elif fault["kind"] == "hang_lock":
                 library, mutex = ctypes.PyDLL(None), ctypes.create_string_buffer(64)
                 for _ in range(2):  # the second never returns, with the interpreter lock held
                     library.pthread_mutex_lock(mutex)
             else:
                 time.sleep(1e6)
+        elif fault["kind"] == "unwatched" and done == fault["step"] + 3:
+            os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(1e6)  # it is woken to show its stacks, and is not to end the run meanwhile
         return step(*arguments, **named)
 
     loop.train_step = stuck
+
+
+def _kill_watchdog() -> None:
+    """Returns when this rank's watchdog is dead, but not yet waited for."""
+    (dog,) = [p for p in psutil.Process().children() if "watchdog.py" in " ".join(p.cmdline())]
+    dog.kill()
+    while dog.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
