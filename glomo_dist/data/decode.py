@@ -44,7 +44,7 @@ def decode(
     """Hand the ids of all samples to `write`, end to end. They are good only when this returns.
 
     Memory: a few pieces of 1 MB, or one sample if that is larger. Raises ShardError naming the shard `where` for
-    bytes that are not those the index describes, TimeoutError after the monotonic time `until`.
+    bytes that are not those the index describes, OutOfTime after the monotonic time `until`.
     """
     digest = hashlib.sha256()
 

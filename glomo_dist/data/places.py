@@ -154,17 +154,19 @@ def attempts(attempt: Callable[[float], T], file: Place, retry_seconds: float) -
         number += 1
         try:
             return attempt(until)
-        except Exception as now:  # a file system driver may raise anything
-            e = fault = fault if fault is not None and isinstance(now, OutOfTime) else now
+        except Exception as e:  # a file system driver may raise anything
+            if fault is None or not isinstance(e, OutOfTime):
+                fault = e
             pause = min(wait, _LONGEST_WAIT) * random.uniform(0.5, 1.0)
-            if isinstance(file, Path) or _final(e) or time.monotonic() + pause > until:
+            if isinstance(file, Path) or _final(fault) or time.monotonic() + pause > until:
                 tried = "" if number == 1 else f" ({number} attempts in {retry_seconds:g} s)"
-                if isinstance(e, DataError):
-                    raise type(e)(f"{e}{tried}") from None
-                if isinstance(e, FileNotFoundError):
+                if isinstance(fault, DataError):
+                    raise type(fault)(f"{fault}{tried}") from None
+                if isinstance(fault, FileNotFoundError):
                     raise DataError(f"{file} does not exist.") from None
-                raise DataError(f"{file} cannot be read{tried}: {describe(e)}.") from e
-            say(f"WARNING: {file}: {describe(e)}; attempt {number}, again in {pause:.1f} s")
+                raise DataError(f"{file} cannot be read{tried}: {describe(fault)}.") from fault
+            say(f"WARNING: {file}: {describe(fault)}; attempt {number}, again in {pause:.1f} s")
+            fault.__traceback__ = None  # its frames hold what the attempt had opened and read
             time.sleep(pause)
             wait *= 2
 
