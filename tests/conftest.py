@@ -7,12 +7,19 @@ dependencies are missing.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
-import torch
-from road_samples import Raw, Road
+
+from glomo_dist.runtime import threads
+
+# Before torch is imported: the tests and the programs that they start share the cores.
+threads.wait_briefly(os.environ)
+
+import torch  # noqa: E402
+from road_samples import Raw, Road  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -371,6 +373,32 @@ def test_doctor_says_what_is_here(capfd: Capture) -> None:
                  "cores", "memory", "disk", "/dev/shm", "affinity_mix", "graph_mix"):  # fmt: skip
         assert name in text
     assert "cpp: usable" in text, "the compiled extension is part of the road"
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "3000"), ({"GOMP_SPINCOUNT": "17"}, "17"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
+)
+def test_threads_wait_briefly_unless_the_user_says_otherwise(given: dict[str, str], spins: str) -> None:
+    """As OpenMP itself says when torch is loaded."""
+    ours = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    command = [
+        sys.executable,
+        "-m",
+        "glomo_dist.cli",
+        "plan",
+        "--recipe",
+        "tiny",
+        "--model.vocab-size",
+        "100",
+    ]
+    environment = {**ours, **given, "OMP_DISPLAY_ENV": "verbose"}
+    environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    if "GOMP_" not in done.stderr:
+        pytest.skip("this torch has another OpenMP than GNU's")
+    assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr
 
 
 def test_plan_counts_the_real_parameters_and_epochs(road: Road, capfd: Capture) -> None:

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from glomo_dist.runtime import threads
 from glomo_dist.runtime.errors import ConfigError, GlomoError, suggest
 
 # name -> what it does, and an example that works on one's own files
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"glomo {code_version()}")
         return 0
     name = arguments[0]
+    threads.wait_briefly(os.environ)  # the command imports torch
     try:
         if name not in COMMANDS:
             raise ConfigError(f"unknown command {name!r}.{suggest(name, COMMANDS)} See `glomo --help`.")

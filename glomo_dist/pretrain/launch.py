@@ -22,7 +22,7 @@ from glomo_dist.pretrain.config import PretrainConfig
 from glomo_dist.pretrain.ranks import cores, started_by_torchrun
 from glomo_dist.pretrain.stopping import SIGNALS
 from glomo_dist.pretrain.worker import PID
-from glomo_dist.runtime import errors, files
+from glomo_dist.runtime import errors, files, threads
 from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.fingerprint import COMMAND_VARIABLE, command_line
@@ -108,6 +108,7 @@ class Torchrun:
             f"--max-restarts={restarts}", f"--log-dir={scratch}", *_FORWARD, "-m", "glomo_dist.pretrain", *arguments,
         ]  # fmt: skip
         environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores() // ranks))}
+        threads.wait_briefly(environment)
         environment[COMMAND_VARIABLE] = command_line()
         # this package and its neighbours must be found there as they were found here, installed or not
         environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)

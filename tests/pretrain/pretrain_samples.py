@@ -83,6 +83,7 @@ def start_program(
     (folder / "tmp").mkdir(exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     environment["TMPDIR"] = str(folder / "tmp")
+    environment.pop("GOMP_SPINCOUNT", None)  # a command that ran in this process may have set it
     command = [sys.executable, "-c", PROGRAM, str(folder / "config.json"), str(shards), str(folder / "run")]
     with open(folder / "stderr", "ab") as stderr:
         return subprocess.Popen([*command, str(restarts)], env=environment, stderr=stderr)

@@ -53,7 +53,9 @@ def killed(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
         assert run.poll() is None, (folder / "stderr").read_text()[-3000:]
         with pytest.raises(GlomoError, match=r"another run is writing to .* \(process \d+ on "):
             pretrain(CONFIG, tiny_shards, out, 2)
-        os.kill(rank_process(run.pid, 1), signal.SIGKILL)
+        rank = rank_process(run.pid, 1)
+        assert b"\0GOMP_SPINCOUNT=3000\0" in Path(f"/proc/{rank}/environ").read_bytes(), "ranks wait briefly"
+        os.kill(rank, signal.SIGKILL)
         assert run.wait(timeout=10) == RankDied.exit_code
     finally:
         run.kill()
