@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from road_samples import Raw, Road
 from glomo_dist import recipes
 from glomo_dist.cli import COMMANDS, main
 from glomo_dist.cli.plan import cost, state_bytes
+from glomo_dist.evaluate import executor
 from glomo_dist.model import Glomo
 from glomo_dist.pretrain import PretrainConfig
 from glomo_dist.runtime.errors import ConfigError
@@ -354,6 +356,29 @@ def test_tasks_on_the_command_line_narrow_a_plan_with_sources_of_others(tmp_path
     kept = json.loads((out / "plan.json").read_text())["plan"]
     assert (kept["sources"], kept["task_settings"]) == ({}, {"digits": {"batch_size": 10}})
     assert len(list((out / "results").glob("*/result.json"))) == 1
+
+
+def test_flags_change_a_plan_for_all_its_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what the plan sets for one task; a source on the command line leaves the others."""
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        "tasks: [digits, sst2, docstring]\narms: {none: none}\nseeds: [0]\nsources: {sst2: here, docstring: there}\n"
+        "settings: {epochs: 1}\ntask_settings: {sst2: {epochs: 9, hidden: 8, cpus: 4}, digits: {batch_size: 10}}\n"
+    )
+    jobs: list[Any] = []
+
+    def no_jobs(planned: Sequence[Any], *_: object, **__: object) -> executor.Summary:
+        jobs.extend(planned)
+        return executor.Summary(len(planned), 0, len(planned), (), 0.0)
+
+    monkeypatch.setattr("glomo_dist.cli.evaluate.evaluate", no_jobs)
+    flags = ["--epochs", "3", "--job-cpus=2", "--sources", "sst2=elsewhere"]
+    assert run(["evaluate", plan, *flags, "--out", tmp_path / "out", "--executor", "process"]) == 0
+    found = {job.work.task: job for job in jobs}
+    assert {job.work.epochs for job in jobs} == {3} and {job.cpus for job in jobs} == {2}
+    assert (found["sst2"].work.hidden, found["digits"].work.batch_size) == (8, 10)
+    sources = {task: Path(job.work.task_source or "none").name for task, job in found.items()}
+    assert sources == {"digits": "none", "sst2": "elsewhere", "docstring": "there"}
 
 
 def test_report_of_nothing(tmp_path: Path, capfd: Capture) -> None:

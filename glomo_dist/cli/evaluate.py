@@ -26,11 +26,12 @@ from glomo_dist.cli.arguments import explained, pairs, parse
 from glomo_dist.evaluate.executor import Executor, InProcess, evaluate
 from glomo_dist.evaluate.job import EvaluationPlan, plan_jobs, read_plan
 from glomo_dist.evaluate.ray_executor import RayExecutor
-from glomo_dist.runtime.config import to_dict
+from glomo_dist.runtime.config import from_dict, to_dict
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 from glomo_dist.runtime.progress import say
 from glomo_dist.transfer.finetune import run
 from glomo_dist.transfer.job import FinetuneJob, needs_graphs
+from glomo_dist.transfer.result import Result
 
 # What the plan decides for each job; all other fields of a job are settings with a flag of their own.
 PLANNED = ("task", "arm", "graphs", "features", "seed", "train_size", "task_source", "threads")
@@ -90,7 +91,11 @@ def main(argv: Sequence[str]) -> None:
     file = _plan_file(argv)
     given = read_plan(file) if file else None
     known = {f.name for f in dataclasses.fields(Settings)}
-    settings = Settings(**{k: v for k, v in given.settings.items() if k in known} if given else {})
+    settings = from_dict(
+        Settings,
+        {k: v for k, v in given.settings.items() if k in known} if given else {},
+        f"{file}: settings",
+    )
     default = Evaluate(
         settings,
         tyro.MISSING,
@@ -99,11 +104,11 @@ def main(argv: Sequence[str]) -> None:
         time_limit_seconds=given.time_limit_seconds if given else None,
     )
     command = parse(Evaluate, argv, name="evaluate", description=__doc__, default=default)
-    plan = _plan(command, given)
+    plan = _plan(command, given, _flags(argv))
     executor: Executor = InProcess()
     if command.executor == "ray":
         executor = RayExecutor(cpus=command.cores, address=command.address)
-    summary = evaluate(plan_jobs(plan), run, command.out, executor, plan=to_dict(plan))
+    summary = evaluate(plan_jobs(plan), run, command.out, executor, plan=to_dict(plan), read=Result.read)
     say(f"{command.out}: {summary}")
     if summary.failed:
         raise GlomoError(
@@ -120,7 +125,14 @@ def _plan_file(argv: Sequence[str]) -> str | None:
     return first if first.endswith((".yaml", ".yml", ".json")) else None
 
 
-def _plan(command: Evaluate, given: EvaluationPlan | None) -> EvaluationPlan:
+def _flags(argv: Sequence[str]) -> set[str]:
+    """Names of the settings that are given as flags, as a plan spells them."""
+    words = {word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+    return {word.removeprefix("no_").removeprefix("job_") for word in words}
+
+
+def _plan(command: Evaluate, given: EvaluationPlan | None, flags: set[str]) -> EvaluationPlan:
+    """flags: settings given on the command line; they hold for all tasks, also where the plan has others for one."""
     if command.plan is not None and given is None:
         raise ConfigError(
             f"evaluate: the plan {command.plan!r} must be a .yaml or .json file and come first."
@@ -139,9 +151,14 @@ def _plan(command: Evaluate, given: EvaluationPlan | None) -> EvaluationPlan:
     values["memory_gb"] = command.job_memory_gb
     values["time_limit_seconds"] = command.time_limit_seconds
     if given is not None:
-        for name in ("sources", "task_settings") if command.tasks else ():  # of the tasks that are left
-            of_tasks = {task: value for task, value in getattr(given, name).items() if task in command.tasks}
-            values.setdefault(name, of_tasks)
+        left = command.tasks or given.tasks
+        sources = {task: source for task, source in given.sources.items() if task in left}
+        values["sources"] = {**sources, **values.get("sources", {})}
+        values["task_settings"] = {
+            task: {name: value for name, value in own.items() if name not in flags}
+            for task, own in given.task_settings.items()
+            if task in left
+        }
         return dataclasses.replace(given, **values)
     for name in ("tasks", "arms"):
         if name not in values:

@@ -64,15 +64,19 @@ def job_folder(out: str | Path, id: str) -> Path:
     return Path(out) / "results" / id
 
 
-def is_finished(out: str | Path, id: str) -> bool:
-    """Whether the job has a whole result; a damaged one counts as none, so that the job runs again."""
+def is_finished(out: str | Path, id: str, read: Callable[[Path], object] = read_json) -> bool:
+    """Whether the job has a whole result; a damaged one counts as none, so that the job runs again.
+
+    read: raises GlomoError for a file that is none.
+    """
     path = job_folder(out, id) / "result.json"
     if not path.exists():
         return False
     try:
-        return isinstance(read_json(path), dict)
+        read(path)
     except GlomoError:
         return False
+    return True
 
 
 def attempt(run: Run, job: Job, out: str | Path, *, capture: bool = False) -> Outcome:

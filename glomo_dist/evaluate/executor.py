@@ -8,14 +8,14 @@ import signal
 import threading
 import time
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from glomo_dist.evaluate.attempt import Job, Outcome, Run, attempt, is_finished, write_error
+from glomo_dist.evaluate.attempt import Job, Outcome, Run, attempt, is_finished, job_folder, write_error
 from glomo_dist.runtime.errors import ConfigError, GlomoError
-from glomo_dist.runtime.files import write_json
+from glomo_dist.runtime.files import read_json, write_json
 from glomo_dist.runtime.fingerprint import command_line
 from glomo_dist.runtime.progress import bar, say
 
@@ -67,12 +67,19 @@ class Summary:
 
 
 def evaluate(
-    jobs: Sequence[Job], run: Run, out: str | Path, executor: Executor, *, plan: dict[str, Any] | None = None
+    jobs: Sequence[Job],
+    run: Run,
+    out: str | Path,
+    executor: Executor,
+    *,
+    plan: dict[str, Any] | None = None,
+    read: Callable[[Path], object] = read_json,
 ) -> Summary:
     """Run every job that has no result under `out` yet.
 
     run: the job function, `Job.work -> result` (for transfer: `glomo_dist.transfer.finetune.run`).
     plan: the resolved description of the evaluation, saved in `out`/plan.json beside the list of jobs.
+    read: of a job's result.json; where it raises GlomoError the file is damaged, is removed, and the job runs again.
     Failed jobs are in the summary and on disk; they do not stop the others, and the next call retries them.
     Raises GlomoError if `out` holds something else, or another process is evaluating into it.
     """
@@ -92,7 +99,9 @@ def evaluate(
                 "jobs": [{"id": job.id, "job": vars(job.work)} for job in jobs],
             },
         )
-        todo = [job for job in jobs if not is_finished(out, job.id)]
+        todo = [job for job in jobs if not is_finished(out, job.id, read)]
+        for job in todo:
+            (job_folder(out, job.id) / "result.json").unlink(missing_ok=True)
         before = len(jobs) - len(todo)
         if before:
             say(f"evaluate: {before} of {len(jobs)} jobs are finished already, {len(todo)} to do.")

@@ -98,6 +98,20 @@ class EvaluationPlan:
                     raise ConfigError(f"plan: unknown key {key!r} in {where}.{suggest(key, known)}")
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key that is given twice, where YAML silently takes the last: an arm would be gone."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    problem = f"the key {key.value!r} is there twice"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_plan(path: str | Path) -> EvaluationPlan:
     """A plan from a .yaml, .yml or .json file. ConfigError or DataError with the file and the key."""
     path = Path(path)
@@ -105,9 +119,11 @@ def read_plan(path: str | Path) -> EvaluationPlan:
         values = read_json(path)
     elif path.suffix in (".yaml", ".yml"):
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            values = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
         except FileNotFoundError:
             raise DataError(f"{path} does not exist.") from None
+        except OSError as e:
+            raise DataError(f"{path} cannot be read ({e.strerror}). A plan is a file.") from None
         except UnicodeDecodeError as e:
             raise DataError(f"{path} is not UTF-8 text (byte {e.start}).") from None
         except yaml.YAMLError as e:

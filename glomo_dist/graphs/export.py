@@ -107,8 +107,21 @@ def export_graphs(
         }
         for name, written in entries.items()
     }
-    files.write_json(out / INDEX, index)
+    if not _is_there(out / INDEX, index):
+        files.write_json(out / INDEX, index)
     return out
+
+
+def _is_there(path: Path, index: dict[str, Any]) -> bool:
+    """Whether the index is that of these very chunks, whichever code it was written by: it names the code that
+    made them, and is the identity of the store."""
+    if not path.is_file():
+        return False
+    try:
+        before = files.read_json(path)
+    except DataError:
+        return False
+    return isinstance(before, dict) and {**before, "code": ""} == {**index, "code": ""}
 
 
 def check_ids(model: Glomo, splits: dict[str, list[np.ndarray[Any, Any]]]) -> None:

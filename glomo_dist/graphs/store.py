@@ -126,9 +126,18 @@ class GraphStore:
             name: config.from_dict(SplitEntry, entry, f"{where}: splits.{name}")
             for name, entry in info.splits.items()
         }
-        for entry in splits.values():
+        for name, entry in splits.items():
+            at = 0
             for chunk in entry.chunks:
+                if chunk.first != at:
+                    break
                 check_chunk(folder / chunk.name, chunk.bytes, None)
+                at += chunk.examples
+            if at != entry.examples:
+                raise GraphStoreError(
+                    f"{where}: the chunks of split {name!r} hold the examples up to {at} of {entry.examples}. "
+                    f"The index is damaged. {EXPORT_AGAIN}"
+                )
         return cls(folder, info, splits)
 
     def check(self, task: str, task_version: int, data: str, max_units: dict[str, int | None]) -> None:

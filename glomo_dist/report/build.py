@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 from glomo_dist.report import drawings, provenance, runs, scores
-from glomo_dist.report.results import Results, read_results
+from glomo_dist.report.results import Results, read_results, several_models
 from glomo_dist.report.table import arm_name, cells, header, seeds_text, tables
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.files import write_bytes
@@ -59,6 +59,7 @@ def _render(results: Results, pretraining: list[runs.Run], stores: list[Path]) -
         failed=results.failed,
         missing=results.missing,
         strays=results.strays,
+        several_models=several_models(results),
         sections=_sections(results),
         runs=[(run.folder.name, runs.loss_figure(run), runs.empty_rows_figure(run)) for run in pretraining],
         drawings=drawn,

@@ -9,12 +9,11 @@ from pathlib import Path
 
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.model.io import model_folder
-from glomo_dist.report.results import Finished, Results
+from glomo_dist.report.results import Finished, Results, features_name
 from glomo_dist.report.runs import Run
 from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.fingerprint import fingerprint
-from glomo_dist.transfer.features import FeatureSpec
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def facts(results: Results, runs: Sequence[Run], stores: Sequence[Path]) -> list
             details = f"computed in the jobs by model {result.fingerprints['model']}"
             found[Fact("graphs", "/".join(Path(path).parts[-2:]), "", details)] = None
         if result.fingerprints.get("features"):
-            name = FeatureSpec.parse(result.job["features"]).short()
+            name = features_name(result.job["features"])
             found[Fact("features", name, result.fingerprints["features"] or "", f"for {result.task}")] = None
     by_code: dict[str, int] = defaultdict(int)
     by_machine: dict[str, int] = defaultdict(int)
@@ -63,7 +62,8 @@ def facts(results: Results, runs: Sequence[Run], stores: Sequence[Path]) -> list
         by_code[job.result.code] += 1
         m = job.machine
         if m:
-            by_machine[f"{m['cpu']}, {m['cores']} cores, Python {m['python']}, torch {m['torch']}"] += 1
+            cpu, cores, python, torch = (m.get(name, "?") for name in ("cpu", "cores", "python", "torch"))
+            by_machine[f"{cpu}, {cores} cores, Python {python}, torch {torch}"] += 1
     for code, count in by_code.items():
         found[Fact("code", f"glomo-dist {code}", "", f"{count} jobs")] = None
     for machine, count in by_machine.items():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,10 @@ _NOT_A_SETTING = (
 
 @dataclass(frozen=True)
 class Finished:
-    """machine: what it was computed on, empty if not recorded."""
+    """folder: of the evaluation.  machine: what it was computed on, empty if not recorded."""
 
     id: str
+    folder: Path
     path: Path
     result: Result
     machine: dict[str, Any]
@@ -93,26 +96,30 @@ class Results:
 def read_results(folders: Sequence[str | Path]) -> Results:
     """All results below the output folders of evaluations.
 
-    Raises DataError naming the file: a folder without an evaluation, no result at all, a damaged result.json.
+    Raises DataError naming the file: a folder without an evaluation, no result at all, a damaged file.
     """
     finished: list[Finished] = []
     failed: list[Failed] = []
     missing: list[str] = []
     strays: list[str] = []
-    planned: list[dict[str, Any]] = []
+    planned: dict[Path, list[dict[str, Any]]] = {}
     commands: list[str] = []
     for folder in map(Path, folders):
         plan = _plan(folder)
-        planned += plan["jobs"]
         commands += [plan["command"]] if plan.get("command") else []
-        ids = [entry["id"] for entry in plan["jobs"]]
+        with _whole(folder / "plan.json"):
+            ids = [entry["id"] for entry in plan["jobs"]]
+            planned[folder] = [entry["job"] for entry in plan["jobs"]]
+            for job in planned[folder]:
+                _place(job), job["arm"], job["seed"]
         for id in ids:
             here = folder / "results" / id
             if (here / "result.json").exists():
-                finished.append(_finished(id, here))
+                finished.append(_finished(id, folder, here))
             elif (here / "error.json").exists():
-                error = read_json(here / "error.json")
-                failed.append(Failed(id, error["job"], error["error"], error["traceback"]))
+                with _whole(here / "error.json"):
+                    error = read_json(here / "error.json")
+                    failed.append(Failed(id, error["job"], error["error"], error["traceback"]))
             else:
                 missing.append(id)
         strays += sorted({p.parent.name for p in folder.glob("results/*/result.json")} - set(ids))
@@ -143,15 +150,32 @@ def _plan(folder: Path) -> dict[str, Any]:
     return plan
 
 
-def _finished(id: str, folder: Path) -> Finished:
-    record = read_json(folder / "job.json") if (folder / "job.json").exists() else {}
-    return Finished(
-        id, folder / "result.json", Result.read(folder / "result.json"), record.get("machine", {})
-    )
+def _finished(id: str, folder: Path, here: Path) -> Finished:
+    path = here / "result.json"
+    result = Result.read(path)
+    with _whole(path):
+        _place(result.job)
+    machine: dict[str, Any] = {}
+    if (here / "job.json").exists():
+        with _whole(here / "job.json"):
+            machine = dict(read_json(here / "job.json").get("machine", {}))
+    return Finished(id, folder, path, result, machine)
 
 
-def _group(finished: list[Finished], planned: list[dict[str, Any]]) -> list[Group]:
-    arms_in_order = list(dict.fromkeys(entry["job"]["arm"] for entry in planned))
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """What is read of `path` in the block is there and of its type; DataError if not."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        raise DataError(
+            f"{path}: not as `glomo evaluate` writes it ({type(e).__name__}: {e}). The file is damaged; run "
+            "`glomo evaluate` again."
+        ) from None
+
+
+def _group(finished: list[Finished], planned: dict[Path, list[dict[str, Any]]]) -> list[Group]:
+    arms_in_order = list(dict.fromkeys(job["arm"] for jobs in planned.values() for job in jobs))
     tables: dict[tuple[str, str, int | None], dict[str, list[Finished]]] = {}
     for job in finished:
         variant = repr(sorted(_settings(job.result).items()))
@@ -166,7 +190,9 @@ def _group(finished: list[Finished], planned: list[dict[str, Any]]) -> list[Grou
             }
             arms = {arm: _by_seed(arm, jobs) for arm in arms_in_order}
             arms = {arm: seeds for arm, seeds in arms.items() if seeds}
-            counts = {arm: _seeds_planned(planned, place, arm, differing) for arm in arms}
+            # A folder without a result in this table has other data: its plan is not of this table.
+            own = [job for folder in {job.folder for job in jobs} for job in planned[folder]]
+            counts = {arm: _seeds_planned(own, place, arm, differing) for arm in arms}
             groups.append(Group(*place, ", ".join(f"{k} {v}" for k, v in differing.items()), arms, counts))
     return groups
 
@@ -186,16 +212,56 @@ def _by_seed(arm: str, jobs: list[Finished]) -> dict[int, Finished]:
 def _seeds_planned(
     planned: list[dict[str, Any]], place: tuple[str, str, int | None], arm: str, settings: dict[str, Any]
 ) -> int:
-    jobs = [entry["job"] for entry in planned if entry["job"]["arm"] == arm and _place(entry["job"]) == place]
+    jobs = [job for job in planned if job["arm"] == arm and _place(job) == place]
     return len({job["seed"] for job in jobs if all(job.get(k, v) == v for k, v in settings.items())})
 
 
 def _place(job: dict[str, Any]) -> tuple[str, str, int | None]:
-    return job["task"], FeatureSpec.parse(job["features"]).short(), job["train_size"]
+    return job["task"], features_name(job["features"]), job["train_size"]
+
+
+def features_name(text: str) -> str:
+    """The spec of features with the name of the file or folder alone, without its ending: glove.6B.100d."""
+    spec = FeatureSpec.parse(text)
+    name = spec.source.rstrip("/").rsplit("/", 1)[-1]
+    if spec.kind == "vectors":
+        name = re.sub(r"(\.(txt|vec|npz|tsv))?(\.(gz|xz|zst))?$", "", name) or name
+    return str(replace(spec, source=name))
 
 
 def _settings(result: Result) -> dict[str, Any]:
     """A setting that came after the result was made has its default there."""
     job = {**{f.name: f.default for f in fields(FinetuneJob)}, **result.job}
     settings = {key: value for key, value in job.items() if key not in _NOT_A_SETTING}
-    return {**settings, "task_version": result.task_version, "data": result.fingerprints.get("data")}
+    # Vectors of the same name are not always the same vectors.
+    features = {"features content": result.fingerprints.get("features")}
+    return {
+        **settings,
+        **features,
+        "task_version": result.task_version,
+        "data": result.fingerprints.get("data"),
+    }
+
+
+def several_models(results: Results) -> list[str]:
+    """A sentence for each arm whose row is a mean over graphs of different models, from different folders.
+
+    Within a folder the models of an arm may differ from seed to seed (a random predictor for each), by its plan.
+    """
+    found = []
+    for group in results.groups:
+        for arm, seeds in group.arms.items():
+            models: dict[Path, set[str | None]] = {}
+            for job in seeds.values():
+                models.setdefault(job.folder, set()).add(job.result.fingerprints.get("model"))
+            different = len({frozenset(of_folder) for of_folder in models.values()}) > 1
+            one_for_all = any(
+                len(of_folder) == 1 and sum(job.folder == folder for job in seeds.values()) > 1
+                for folder, of_folder in models.items()
+            )
+            if different and one_for_all:
+                folders = ", ".join(map(str, models))
+                found.append(
+                    f"{group.title}: the row of arm {arm!r} is a mean over graphs of different models ({folders})."
+                )
+    return found

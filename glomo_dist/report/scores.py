@@ -53,6 +53,7 @@ def curves_figure(group: Group) -> Markup:
     """Dev metric after each epoch: thin a seed, thick the mean of the seeds still training."""
     with style():
         figure, (axes,) = new(5.4, 2.8)
+        means = []
         for arm, seeds in group.arms.items():
             colour = colours(group)[arm]
             curves = [[epoch.dev for epoch in job.result.curve] for job in seeds.values()]
@@ -61,14 +62,14 @@ def curves_figure(group: Group) -> Markup:
             # An average over fewer seeds would jump where one of them stopped early.
             common = min(map(len, curves))
             mean = np.mean([curve[:common] for curve in curves], axis=0)
-            axes.plot(
-                range(1, common + 1), mean, "o-", markersize=3, color=colour, linewidth=2, label=arm_name(arm)
-            )
+            means += axes.plot(range(1, common + 1), mean, "o-", markersize=3, color=colour, linewidth=2)
         axes.set_xlabel("epoch")
         axes.set_ylabel(f"dev {group.any.result.metric}, %")
         axes.xaxis.get_major_locator().set_params(integer=True)
         percent(axes, "y")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=9)
+        # Names given here: as labels of the lines, those that begin with an underscore would be left out.
+        names = [literal(arm_name(arm)) for arm in group.arms]
+        axes.legend(means, names, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=9)
         return svg(figure, f"Learning curves: {group.title}")
 
 
@@ -78,6 +79,7 @@ def weights_figures(group: Group) -> list[Markup]:
         _weights_figure(arm, colours(group)[arm], [job.result for job in seeds.values()])
         for arm, seeds in group.arms.items()
         if all(job.result.mixtures for job in seeds.values())
+        and len({job.result.components for job in seeds.values()}) == 1  # no mean over models of other sizes
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from glomo_dist.report.results import Group, Results
+from glomo_dist.report.results import Group, Results, several_models
 from glomo_dist.report.statistics import Estimate, Paired, estimate, paired
 from glomo_dist.transfer.job import window_size
 
@@ -152,4 +152,9 @@ def _remarks(results: Results) -> list[str]:
         )
     if results.missing:
         lines.append(f"{len(results.missing)} planned jobs have no result yet.")
-    return lines
+    if results.strays:
+        lines.append(
+            f"{len(results.strays)} results belong to no job of the newest plan of their folder and are left out. "
+            "Run `glomo evaluate` with all seeds and arms that belong into the table."
+        )
+    return lines + several_models(results)

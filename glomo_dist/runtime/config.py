@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import types
 import typing
@@ -66,8 +67,23 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{where} must be a list, got {value!r}.")
         return tuple(_convert(arguments[0], item, where) for item in value)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where} must map names to values, got {value!r}.")
+        for key in value:
+            if type(key) is not str:
+                raise ConfigError(f"{where}: the name {key!r} is not text. Put it in quotes.")
+        return {key: _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint in (int, float, str, bool) and (type(value) is not hint):
-        raise ConfigError(f"{where} must be {hint.__name__}, got {value!r}.")
+        raise ConfigError(f"{where} must be {hint.__name__}, got {value!r}.{_spelling(hint, value)}")
     return value
+
+
+def _spelling(hint: type, value: Any) -> str:
+    """YAML takes 1e-3 for text."""
+    if hint is float and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return f" Write {float(value)!r}, without quotes, and an exponent as in 1.0e-3."
+    return ""

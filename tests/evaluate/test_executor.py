@@ -22,7 +22,8 @@ from evaluate_jobs import Work, starts
 from glomo_dist.evaluate.attempt import Job, is_finished, job_folder
 from glomo_dist.evaluate.executor import InProcess, evaluate
 from glomo_dist.evaluate.ray_executor import RayExecutor, running_ray
-from glomo_dist.runtime.errors import ConfigError, GlomoError
+from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError
+from glomo_dist.runtime.files import read_json
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,27 @@ def test_rerun_skips_finished_and_retries_failed_and_damaged(executor, tmp_path,
     assert (summary.finished_before, summary.finished, len(summary.failed)) == (1, 1, 1)
     assert [starts(marks, "double", 1), starts(marks, "double", 2), starts(marks, "raise")] == [1, 2, 2]
     assert read(out, "double-2")["double"] == 4
+
+
+def test_a_result_that_is_none_runs_again_and_does_not_stay(tmp_path, marks):
+    """Valid JSON, but not what the job function returns."""
+
+    def whole(path):
+        if "double" not in read_json(path):
+            raise DataError(f"{path}: no result")
+
+    out = tmp_path / "out"
+    evaluate([job("double", marks, 1)], evaluate_jobs.run, out, InProcess())
+    result = job_folder(out, "double-1") / "result.json"
+    result.write_text("{}")
+    failing = Job("double-1", Work("raise", str(marks)))
+    assert evaluate([failing], evaluate_jobs.run, out, InProcess(), read=whole).failed
+    assert not result.exists(), "the failure is what counts"
+    assert evaluate([job("double", marks, 1)], evaluate_jobs.run, out, InProcess(), read=whole).finished == 1
+    assert (
+        evaluate([job("double", marks, 1)], evaluate_jobs.run, out, InProcess(), read=whole).finished_before
+        == 1
+    )
 
 
 def test_success_removes_the_old_error(tmp_path, marks):

@@ -169,6 +169,24 @@ def test_file_and_back(tmp_path, suffix):
         ("tasks: [digits]\narms: {none: none}\nsources: {imdb: x}", r"sources names 'imdb'"),
         ("tasks: [digits\narms: {", r"plan.yaml, line 2: not valid YAML"),
         ("- digits", r"expected an object"),
+        ("tasks: [digits]\narms:\n  # none: none", r"plan.yaml: arms must map names to values, got None"),
+        ("tasks: [digits]\narms: 5", r"plan.yaml: arms must map names to values, got 5"),
+        ("tasks: [digits]\narms: none", r"plan.yaml: arms must map names to values, got 'none'"),
+        ("tasks: [digits]\narms: {no: graphs/x}", r"arms: the name False is not text. Put it in quotes"),
+        ("tasks: [digits]\narms: {2024: graphs/x}", r"arms: the name 2024 is not text"),
+        ("tasks: [digits]\narms: {mine: 5}", r"arms.mine must be str, got 5"),
+        ("tasks: [digits]\narms: {none: none}\ntask_settings: {digits: }", r"task_settings.digits must map"),
+        (
+            "tasks: [digits]\narms: {none: none}\ntask_settings: {digits: [epochs]}",
+            r"task_settings.digits must",
+        ),
+        ("tasks: [digits]\narms: {none: none}\nsources: {digits: 5}", r"sources.digits must be str, got 5"),
+        ("tasks: [digits]\narms: {none: none}\n1: 2", r"unknown key 1"),
+        ("tasks: [digits]\narms: {none: none}\nsettings: {1: 2}", r"settings: the name 1 is not text"),
+        (
+            "tasks: [digits]\narms:\n  none: none\n  mine: a\n  mine: b",
+            r"line 5: not valid YAML .*'mine' is there twice",
+        ),
     ],
 )
 def test_mistakes_are_named(tmp_path, text, message):
@@ -184,6 +202,9 @@ def test_unreadable_plans(tmp_path):
     (tmp_path / "latin.yaml").write_bytes("tasks: [\xe9]".encode("latin-1"))
     with pytest.raises(DataError, match=r"latin.yaml is not UTF-8"):
         read_plan(tmp_path / "latin.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(DataError, match=r"folder.yaml cannot be read"):
+        read_plan(tmp_path / "folder.yaml")
     with pytest.raises(ConfigError, match=r"a plan is a .yaml, .yml or .json file"):
         read_plan(tmp_path / "plan.toml")
 
@@ -192,6 +213,8 @@ def test_settings_of_the_wrong_kind_are_named(tmp_path):
     plan = EvaluationPlan(tasks=("digits",), arms={"none": "none"}, settings={"epochs": "three"})
     with pytest.raises(ConfigError, match="epochs must be int"):
         plan_jobs(plan)
+    with pytest.raises(ConfigError, match=r"lr must be float, got '1e-3'. Write 0.001, .* as in 1.0e-3"):
+        plan_jobs(dataclasses.replace(plan, settings={"lr": "1e-3"}))  # so YAML reads 1e-3
     with pytest.raises(ConfigError, match="epochs must be at least 1"):
         plan_jobs(dataclasses.replace(plan, settings={"epochs": 0}))
 

@@ -36,6 +36,18 @@ def test_interrupted_export_keeps_good_chunks_and_mends_bad_ones(tmp_path):
     GraphStore.open(store)
 
 
+def test_exporting_again_by_other_code_is_the_same_store(tmp_path, monkeypatch):
+    """Its identity is in the names of the jobs that used it; the code that is named made the chunks."""
+    export(tmp_path / "store")
+    before = (tmp_path / "store" / "index.json").read_bytes()
+    monkeypatch.setattr("glomo_dist.graphs.export.code_version", lambda: "0.9.0+later")
+    export(tmp_path / "store")
+    assert (tmp_path / "store" / "index.json").read_bytes() == before
+    (tmp_path / "store" / "index.json").write_text("{")
+    export(tmp_path / "store")
+    assert GraphStore.open(tmp_path / "store").info.code == "0.9.0+later"
+
+
 def test_other_settings_are_refused(tmp_path):
     export(tmp_path / "store")
     with pytest.raises(GraphStoreError, match="keep is 3 there and 4 now"):

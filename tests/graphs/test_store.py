@@ -7,7 +7,7 @@ from glomo_kernels import graph_mix
 from graph_samples import dense_of, export
 
 from glomo_dist.graphs.store import GraphStore, GraphStoreError
-from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.runtime.errors import ConfigError, GlomoError
 
 
 @pytest.mark.parametrize("keep", [3, None])
@@ -103,6 +103,27 @@ def test_other_format_version(tmp_path):
         GraphStore.open(tmp_path / "store")
     path.write_text(json.dumps({**index, "keeep": 3}))
     with pytest.raises(ConfigError, match="'keeep'"):
+        GraphStore.open(tmp_path / "store")
+
+
+@pytest.mark.parametrize("damage", ["no dictionary", "a chunk less", "first", "order", "examples"])
+def test_damaged_index(tmp_path, damage):
+    export(tmp_path / "store")
+    path = tmp_path / "store" / "index.json"
+    index = json.loads(path.read_text())
+    train = index["splits"]["train"]
+    if damage == "no dictionary":
+        index["splits"] = []
+    elif damage == "a chunk less":
+        train["chunks"].pop(1)
+    elif damage == "first":
+        train["chunks"][1]["first"] += 1
+    elif damage == "order":
+        train["chunks"].reverse()
+    else:
+        train["examples"] += 1
+    path.write_text(json.dumps(index))
+    with pytest.raises(GlomoError, match=r"index\.json: .*splits|index\.json: the chunks of split 'train'"):
         GraphStore.open(tmp_path / "store")
 
 

@@ -147,6 +147,21 @@ def test_a_real_evaluation_with_graphs_over_pixels_and_words(tmp_path):
     assert "4 steps, ranks: 2, 2.0 s" in page.text and "glomo pretrain shards --out run" in page.text
 
 
+@pytest.mark.filterwarnings("error")
+def test_names_of_arms_are_only_text_and_sizes_may_differ(tmp_path):
+    """Names that matplotlib takes for mathematics, or leaves out of a legend; seeds with graphs of other models."""
+    rows = [result(job(arm, seed), 0.5) for arm in ("none", "p$_{$", "_mine") for seed in range(2)]
+    three = tuple(replace(mixed, weights=(0.5, 0.25, 0.25)) for mixed in rows[-1].mixtures)
+    rows[-1] = replace(rows[-1], components=("G0.0", "G0.1", "G0.2"), mixtures=three)
+    build([write(tmp_path / "in", rows)], tmp_path / "report.html")
+    source = (tmp_path / "report.html").read_text()
+    # In the table's row, below the dots, in the legend of the curves; the weights of `_mine` have no common size.
+    assert source.count("Mixture weights per component: p$_{$") == 1
+    assert "Mixture weights per component: _mine" not in source
+    assert len(re.findall(r"<!-- _mine -->|>_mine<", source)) >= 3
+    assert "2 classes" in source
+
+
 def test_graphs_that_jobs_computed_and_kinds_of_features(tmp_path):
     """No store to draw; vectors and a network over the same vectors are different kinds of features."""
     torch.manual_seed(0)

@@ -10,7 +10,7 @@ from result_folders import id_of, job, result, write
 
 from glomo_dist.report import as_markdown, as_text, read_results
 from glomo_dist.report.table import tables
-from glomo_dist.runtime.errors import DataError
+from glomo_dist.runtime.errors import DataError, GlomoError
 
 NONE = {0: 0.70, 1: 0.72, 2: 0.74}
 PRETRAINED = {0: 0.71, 1: 0.74, 2: 0.77}  # differences 1, 2, 3 points
@@ -102,6 +102,83 @@ def test_results_of_no_plan_are_left_out(tmp_path):
     result(job("none", 9), 0.0).write(folder / "results" / "old" / "result.json")
     results = read_results([folder])
     assert results.strays == ["old"] and tables(results)[0].rows[0].score.n == 3
+    assert "1 results belong to no job of the newest plan" in as_text(results)
+
+
+def test_word_vectors_of_other_names_or_contents_are_not_compared(tmp_path):
+    names = [
+        "glove.6B.100d.txt",
+        "glove.6B.300d.txt",
+        "glove.840B.300d.txt.gz",
+        "sub/wiki.en.vec",
+    ]
+    rows = [row for name in names for row in scores("none", NONE, features=f"/data/{name}")]
+    titles = [group.title for group in read_results([write(tmp_path / "names", rows)]).groups]
+    assert titles == ["sst2, glove.6B.100d", "sst2, glove.6B.300d", "sst2, glove.840B.300d", "sst2, wiki.en"]
+
+    def of_content(arm, values, content):
+        rows = scores(arm, values, features="/data/wiki.npz")
+        return [dataclasses.replace(r, fingerprints={**r.fingerprints, "features": content}) for r in rows]
+
+    folders = [
+        write(tmp_path / "old", of_content("none", NONE, "aaaa")),
+        write(tmp_path / "new", of_content("pretrained", PRETRAINED, "bbbb")),
+    ]
+    groups = read_results(folders).groups
+    assert [list(group.arms) for group in groups] == [["none"], ["pretrained"]]
+    assert [group.settings for group in groups] == ["features content aaaa", "features content bbbb"]
+
+
+def test_seeds_are_counted_where_the_data_is_the_same(tmp_path):
+    def on(data, seeds):
+        rows = scores("none", dict.fromkeys(seeds, 0.5))
+        return [dataclasses.replace(r, fingerprints={**r.fingerprints, "data": data}) for r in rows]
+
+    folders = [write(tmp_path / "a", on("x", (0, 1))), write(tmp_path / "b", on("y", (0, 1, 2, 3)))]
+    assert [group.planned["none"] for group in read_results(folders).groups] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("models", "said"),
+    [
+        ((("m1", "m1"), ("m1", "m1")), False),
+        ((("m1", "m1"), ("m2", "m2")), True),
+        ((("r0", "r1"), ("r2", "r3")), False),  # a random predictor for each seed
+    ],
+)
+def test_a_mean_over_several_models_is_said(tmp_path, models, said):
+    folders = []
+    for number, of_folder in enumerate(models):
+        rows = [result(job("pretrained", 2 * number + i), 0.5) for i in range(2)]
+        rows = [
+            dataclasses.replace(r, fingerprints={**r.fingerprints, "model": model})
+            for r, model in zip(rows, of_folder, strict=True)
+        ]
+        folders.append(write(tmp_path / f"{number}", rows))
+    assert ("graphs of different models" in as_text(read_results(folders))) == said
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("result.json", {"job": {}}),
+        ("result.json", {"job": None}),
+        ("result.json", {"fingerprints": None}),
+        ("error.json", {"error": ...}),
+        ("plan.json", {"jobs": None}),
+        ("plan.json", {"jobs": [{"id": "x", "job": {}}]}),
+        ("job.json", {"machine": 5}),
+    ],
+)
+def test_json_that_is_none_of_ours_is_named(tmp_path, name, changes):
+    """Changes of ... leave the key out."""
+    folder = write(tmp_path / "out", scores("none", NONE), failed={job("none", 7): "ValueError"})
+    here = folder / "results" / id_of(job("none", 7 if name == "error.json" else 1))
+    path = folder / name if name == "plan.json" else here / name
+    content = {**(json.loads(path.read_text()) if path.exists() else {}), **changes}
+    path.write_text(json.dumps({k: v for k, v in content.items() if v is not ...}))
+    with pytest.raises(GlomoError, match=name.replace(".", r"\.")):
+        read_results([folder])
 
 
 @pytest.mark.parametrize(
