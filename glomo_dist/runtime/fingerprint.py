@@ -20,12 +20,17 @@ COMMAND_VARIABLE = "GLOMO_COMMAND"  # set for the ranks of a run
 def fingerprint(value: Any) -> str:
     """16 hexadecimal digits of the SHA-256 of `value` (JSON-able) in canonical form."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    return hashlib.sha256(_bytes(canonical)).hexdigest()[:16]
+
+
+def _bytes(text: str) -> bytes:
+    """UTF-8; half a surrogate pair, which is legal in JSON, gets three bytes of its own."""
+    return text.encode(errors="surrogatepass")
 
 
 def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed that is a pure function of `parts`, the same on every machine and Python."""
-    digest = hashlib.sha256("\0".join(str(p) for p in parts).encode()).digest()
+    digest = hashlib.sha256(_bytes("\0".join(str(p) for p in parts))).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-import zipfile
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import fsspec
 import numpy as np
 
 from glomo_dist.runtime.errors import ConfigError, DataError
-from glomo_dist.transfer.sources import lines
+from glomo_dist.transfer.sources import lines, npz_arrays, packed
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class FeatureSpec:
                 raise ConfigError(f"features {spec!r}: trnn: needs features of words after it.")
             return cls("pixels")
         if kind == "learned" and (colon or not rest):
-            if colon and (not rest.isdigit() or int(rest) < 1):
+            if colon and (not _WIDTH.fullmatch(rest) or int(rest) < 1):
                 raise ConfigError(
                     f"features {spec!r}: expected learned or learned:WIDTH with a width of at least 1."
                 )
@@ -91,6 +89,8 @@ class FeatureSpec:
 
 # A layer only counts as one at the end: an encoder's path may have an @ in it.
 _ENCODER = re.compile(r"(.*?)(?:@(-?\d+)(?:,(mean|first))?)?")
+_WIDTH = re.compile(r"[0-9]{1,9}")
+_HEADER = re.compile(r"([0-9]{1,18}) ([0-9]{1,9})")  # word2vec's: count and width
 
 
 @dataclass(frozen=True)
@@ -105,12 +105,12 @@ class WordVectors:
     def load(cls, source: str, only: Collection[str] | None = None, width: int | None = None) -> WordVectors:
         """Read `.npz` (arrays words [n], vectors [n, d]) or GloVe text ("word v1 … vd" a line), local or URL.
 
-        The text may be compressed (.gz .xz .zst), begin with word2vec's header line "count width", and have
-        spaces inside words. The first of several vectors of a word counts.
+        Both may be compressed (.gz .xz .zst). The text may begin with word2vec's header line "count width", which
+        must be true, and have spaces inside words. The first of several vectors of a word counts.
         only: keep just these words (a large file is then read in little memory).
         width: the d that must come, or DataError.
         """
-        loaded = _npz(source, only) if source.endswith(".npz") else _text(source, only, width)
+        loaded = _npz(source, only) if source.endswith(packed(".npz")) else _text(source, only, width)
         if width is not None and loaded.width != width:
             raise DataError(
                 f"{source}: vectors of width {loaded.width}, expected {width}. Use the matching file."
@@ -146,27 +146,26 @@ def table_fingerprint(table: np.ndarray[Any, Any]) -> str:
 
 
 def _npz(source: str, only: Collection[str] | None) -> WordVectors:
-    try:
-        with fsspec.open(source, "rb") as f, np.load(f, allow_pickle=False) as archive:
-            for key in ("words", "vectors"):
-                if key not in archive.files:
-                    raise DataError(f"{source}: array {key!r} is missing; it has {', '.join(archive.files)}.")
-            words, vectors = archive["words"], archive["vectors"]
-    except FileNotFoundError:
-        raise DataError(f"{source} does not exist. Check the path or URL.") from None
-    except (OSError, ValueError, zipfile.BadZipFile) as e:
-        raise DataError(f"{source}: not a readable .npz file ({e}).") from None
+    words, vectors = npz_arrays(source, ("words",), ("vectors",))
     if words.ndim != 1 or vectors.ndim != 2 or len(words) != len(vectors):
         raise DataError(
             f"{source}: expected words [n] and vectors [n, d], got {words.shape} and {vectors.shape}."
         )
-    bad = np.flatnonzero(~np.isfinite(vectors).all(1))
-    if bad.size:
-        raise DataError(f"{source}: the vector of word {words[bad[0]]!r} (row {bad[0]}) is not finite.")
+    if vectors.dtype.kind not in "fiu":
+        raise DataError(f"{source}: vectors must be numbers, got {vectors.dtype}. Save them as float32.")
+    if words.dtype.kind == "S":
+        try:
+            words = np.char.decode(words, "utf-8")
+        except UnicodeDecodeError as e:
+            raise DataError(f"{source}: a word is not UTF-8 ({e}). Save the words as str.") from None
     kept = _first_rows([str(w) for w in words.tolist()], only)
-    return WordVectors(
-        {word: i for i, word in enumerate(kept)}, vectors[list(kept.values())].astype(np.float32), source
-    )
+    with np.errstate(over="ignore"):  # what is too large for float32 is reported below
+        table = vectors[list(kept.values())].astype(np.float32)
+    bad = np.flatnonzero(~np.isfinite(table).all(1))
+    if bad.size:
+        word, row = list(kept.items())[bad[0]]
+        raise DataError(f"{source}: the vector of word {word!r} (row {row}) is not finite as float32.")
+    return WordVectors({word: i for i, word in enumerate(kept)}, table, source)
 
 
 def _first_rows(words: list[str], only: Collection[str] | None) -> dict[str, int]:
@@ -180,14 +179,17 @@ def _first_rows(words: list[str], only: Collection[str] | None) -> dict[str, int
 def _text(source: str, only: Collection[str] | None, width: int | None) -> WordVectors:
     words: dict[str, int] = {}
     vectors: list[np.ndarray[Any, Any]] = []
+    promised: int | None = None
+    count = 0
     for number, line in lines(source):
         line = line.rstrip()
         cells = line.split(" ")
-        if number == 1 and len(cells) == 2 and all(cell.isdigit() for cell in cells):
-            width = width or int(cells[1])  # word2vec's header
+        if number == 1 and (header := _HEADER.fullmatch(line)):
+            promised, width = int(header[1]), width or int(header[2])
             continue
         if not line:
             continue
+        count += 1
         if width is None:
             width = len(cells) - 1
         # With more cells than the width, the word itself has spaces (GloVe 840B), unless they are numbers
@@ -210,6 +212,10 @@ def _text(source: str, only: Collection[str] | None, width: int | None) -> WordV
             raise DataError(f"{source}, line {number}: the vector of {word!r} is not finite.")
         words[word] = len(words)
         vectors.append(vector)
+    if promised not in (None, count):
+        raise DataError(
+            f"{source}: line 1 promises {promised} vectors, the file has {count}. The copy may be cut: copy it again."
+        )
     if width is None:
         raise DataError(f"{source}: the file is empty. Expected a word and its numbers on each line.")
     stacked = np.stack(vectors) if vectors else np.zeros((0, width), np.float32)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import struct
-import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
 
-from glomo_dist.data.files import describe, find_files, open_seekable, open_stream
+from glomo_dist.data.files import describe, open_stream
 from glomo_dist.data.images import pictures
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
 from glomo_dist.transfer.dataset import TaskData, checked, draw, images_split
+from glomo_dist.transfer.sources import npz_arrays, one_file
 
 Labelled = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]  # uint8 [n, H, W] or [n, H, W, C], int64 [n]
 LABEL_KEYS = ("label", "labels")
@@ -66,7 +67,7 @@ def check_images(
 
 def read_idx(images: str, labels: str, classes: int) -> Labelled:
     """Images [n, H, W] and labels of a pair of idx files (yann.lecun.com/exdb/mnist), plain or packed."""
-    with open_stream(find_files([labels], ("-ubyte",))[0]) as stream:
+    with open_stream(one_file(labels, ("-ubyte",))) as stream:
         content = stream.read()
     if content[:4] != bytes((0, 0, 8, 1)):
         raise DataError(f"{labels} is not an idx file of labels (it begins with {content[:4]!r}).")
@@ -77,15 +78,7 @@ def read_idx(images: str, labels: str, classes: int) -> Labelled:
 
 def read_archive(path: str, classes: int, channels: int) -> Labelled:
     """Images and labels of an .npz: `images`, or `jpeg` with `offset`; and `label` or `labels`."""
-    with open_seekable(find_files([path], (".npz",))[0]) as stream:
-        try:
-            with np.load(stream, allow_pickle=False) as archive:
-                key = next((k for k in LABEL_KEYS if k in archive.files), None)
-                if key is None:
-                    raise DataError(f"{path}: array 'label' is missing; it has {', '.join(archive.files)}.")
-                labels = archive[key]
-        except (OSError, ValueError, zipfile.BadZipFile, EOFError) as e:
-            raise DataError(f"{path}: not a readable .npz file ({describe(e)}).") from None
+    (labels,) = npz_arrays(path, LABEL_KEYS)
     return check_images(_stacked(path, channels), labels, classes, path)
 
 
@@ -95,7 +88,7 @@ def read_cifar_batches(paths: list[str], classes: int) -> Labelled:
     size = 1 + 3 * 32 * 32
     found = []
     for path in paths:
-        with open_stream(find_files([path], (".bin",))[0]) as stream:
+        with open_stream(one_file(path, (".bin",))) as stream:
             content = np.frombuffer(stream.read(), np.uint8)
         if not content.size or content.size % size:
             raise DataError(
@@ -109,7 +102,10 @@ def read_cifar_batches(paths: list[str], classes: int) -> Labelled:
 
 
 def _stacked(path: str, channels: int = 1) -> np.ndarray[Any, Any]:
-    images = [picture.pixels for picture in pictures([path], channels=channels)]
+    try:
+        images = [picture.pixels for picture in pictures([path], channels=channels)]
+    except zlib.error as e:  # from the middle of a deflated archive, which is read as a stream
+        raise DataError(f"{path}: not a readable .npz file ({describe(e)}). Copy it again.") from e
     if not images:
         raise DataError(f"{path} has no image in it.")
     for number, image in enumerate(images):

@@ -8,8 +8,8 @@ from typing import Any
 
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
-from glomo_dist.transfer.dataset import SPLITS, Row
-from glomo_dist.transfer.sources import json_rows, lines, packed
+from glomo_dist.transfer.dataset import SPLITS, Row, TaskData, text_data
+from glomo_dist.transfer.sources import is_jsonl, json_rows, table
 
 THREE = ("entailment", "neutral", "contradiction")
 NO_GOLD = "-"  # SNLI and MNLI: the annotators did not agree
@@ -49,19 +49,18 @@ def read_pairs(path: str) -> Iterator[Pair]:
 
 
 def _table(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of a tab-separated file by the names in its first line; quotes are ordinary characters, as in GLUE."""
+    """Rows of a tab-separated file by the names in its first line that is not blank."""
     header: list[str] | None = None
-    for number, line in lines(path):
-        cells = line.split("\t")
+    for where, cells in table(path):
         if header is None:
             header = cells
-        elif line.strip():
-            if len(cells) > len(header):
-                raise DataError(
-                    f"{path}, line {number}: {len(cells)} cells, the header has {len(header)}. A text with a tab "
-                    "in it? Mend or delete the line."
-                )
-            yield f"{path}, line {number}", dict(zip(header, cells, strict=False))
+            continue
+        if len(cells) > len(header):
+            raise DataError(
+                f"{where}: {len(cells)} cells, the header has {len(header)}. A text with a tab in it? Mend or "
+                "delete the line."
+            )
+        yield where, dict(zip(header, cells, strict=False))
 
 
 class PairRows:
@@ -87,6 +86,17 @@ class PairRows:
         texts = {"premise": pair.premise, "hypothesis": pair.hypothesis}
         self.rows[split].append(Row(texts, self.classes.index(label), pair.where, group))
 
+    def data(self, task: str, max_examples: int | None) -> TaskData:
+        """The collected pairs, each with a word in both texts, and the counts of those without a gold label."""
+        return text_data(
+            task,
+            self.rows,
+            self.classes,
+            max_examples,
+            filled=("premise", "hypothesis"),
+            skipped=self.skipped,
+        )
+
     def add_by_part(self, path: str, group: str | None = None) -> None:
         """All pairs of a file whose column `part` names the split; `group`: the column with their subset."""
         for pair in read_pairs(path):
@@ -101,7 +111,3 @@ class PairRows:
         for pair in read_pairs(path):
             held_out = derive_seed(f"{task} dev", pair.premise) % dev_share == 0
             self.add("dev" if held_out else "train", pair)
-
-
-def is_jsonl(path: str) -> bool:
-    return path.endswith(packed(".jsonl"))

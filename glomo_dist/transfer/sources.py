@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import fsspec
+import numpy as np
 
-from glomo_dist.data.files import PACKED, describe, find_files
+from glomo_dist.data.files import PACKED, InputFile, describe, find_files, open_seekable
 from glomo_dist.data.lines import json_objects, numbered_lines
 from glomo_dist.runtime.errors import DataError
 
 SUFFIXES = (".tsv", ".jsonl", ".txt", ".vec")
+_WHOLE = re.compile(r"\s*-?[0-9]{1,18}\s*")  # isdigit() is also true of '²'; 18 digits fit into int64
+
+
+def one_file(source: str, suffixes: tuple[str, ...]) -> InputFile:
+    """The file `source`; raises DataError for a folder, or a pattern of several files: which one was meant?"""
+    files = find_files([source], suffixes)
+    pattern = any(mark in source for mark in "*?[")
+    if len(files) > 1 or (files[0].name != source and not pattern):
+        names = ", ".join(file.name for file in files[:5]) + (", …" if len(files) > 5 else "")
+        raise DataError(
+            f"{source}: expected one file, got a folder or pattern with {names}. Name one of them."
+        )
+    return files[0]
 
 
 def lines(source: str) -> Iterator[tuple[int, str]]:
@@ -19,12 +34,19 @@ def lines(source: str) -> Iterator[tuple[int, str]]:
 
     Raises DataError for a missing, unreadable or damaged file and for bytes that are not UTF-8.
     """
-    return numbered_lines(find_files([source], SUFFIXES)[0])
+    return numbered_lines(one_file(source, SUFFIXES))
+
+
+def table(source: str) -> Iterator[tuple[str, list[str]]]:
+    """("file, line n", cells) of a tab-separated file's lines that are not blank; quotes are ordinary characters."""
+    for number, line in lines(source):
+        if line.strip():
+            yield f"{source}, line {number}", line.split("\t")
 
 
 def json_rows(source: str, keys: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
     """("file, line n", row) of a .jsonl file; every row must be an object with `keys`."""
-    for number, row in json_objects(find_files([source], SUFFIXES)[0]):
+    for number, row in json_objects(one_file(source, SUFFIXES)):
         where = f"{source}, line {number}"
         for key in keys:
             if key not in row:
@@ -36,18 +58,60 @@ def json_rows(source: str, keys: tuple[str, ...]) -> Iterator[tuple[str, dict[st
         yield where, row
 
 
+def text_files(folder: str) -> Iterator[tuple[str, bytes]]:
+    """(path, content) of the .txt files right in `folder`, by name, but for hidden ones (macOS leaves `._1.txt`).
+
+    Raises DataError if there is none: its class or level would be missing without a word.
+    """
+    where = folder
+    try:
+        # Listed, not matched by a pattern: the path itself may have [ ] * ? in it.
+        filesystem, root = fsspec.core.url_to_fs(f"{folder}/")
+        names = {path: path.rsplit("/", 1)[-1] for path in filesystem.ls(root, detail=False)}
+        paths = sorted(p for p, name in names.items() if name.endswith(".txt") and not name.startswith("."))
+        for where in paths:
+            yield where, filesystem.cat_file(where)
+    except Exception as e:  # a file system driver may raise anything: credentials, network
+        raise DataError(f"{where} cannot be read: {describe(e)}. Check it, or unpack the set again.") from e
+    if not paths:
+        raise DataError(f"{folder} has no .txt file; unpack the set again.")
+
+
+def npz_arrays(source: str, *names: tuple[str, ...]) -> list[np.ndarray[Any, Any]]:
+    """Arrays of an .npz file, local or by URL, also packed; of each of `names` the first that is in it."""
+    arrays = []
+    with open_seekable(one_file(source, (".npz",))) as stream:
+        try:
+            with np.lib.npyio.NpzFile(stream, allow_pickle=False) as archive:
+                for either in names:
+                    key = next((name for name in either if name in archive.files), None)
+                    if key is None:
+                        known = ", ".join(archive.files)
+                        raise DataError(f"{source}: array {either[0]!r} is missing; it has {known}.")
+                    arrays.append(np.asarray(archive[key]))
+        except DataError:
+            raise
+        except Exception as e:  # numpy, zipfile and zlib each have their own for a damaged file
+            raise DataError(f"{source}: not a readable .npz file ({describe(e)}). Copy it again.") from e
+    return arrays
+
+
 def packed(*stems: str) -> tuple[str, ...]:
     """The file names with every ending that a packed copy may have."""
     return tuple(f"{stem}{ending}" for stem in stems for ending in ("", *PACKED))
+
+
+def is_jsonl(path: str) -> bool:
+    return path.endswith(packed(".jsonl"))
 
 
 def whole_number(value: Any, where: str) -> int:
     """An integer label, or DataError."""
     if type(value) is int:
         return value
-    if isinstance(value, str) and value.strip().lstrip("-").isdigit():
+    if isinstance(value, str) and _WHOLE.fullmatch(value):
         return int(value)
-    raise DataError(f"{where}: the label must be a whole number, got {value!r}.")
+    raise DataError(f"{where}: the label must be a whole number, got {value!r:.80}.")
 
 
 def find(source: str, candidates: tuple[str, ...]) -> str | None:

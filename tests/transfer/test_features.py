@@ -40,6 +40,8 @@ def test_glove_text(tmp_path, ending, header):
         ("the 1 2 3\nfilm 1 two 3\n", "line 2: could not convert string to float: .*'two'"),
         ("the 1 2 3\nfilm 1 nan 3\n", "line 2: the vector of 'film' is not finite"),
         ("2 4\nthe 1 2 3\n", "line 2: expected a word and 4 numbers"),
+        ("9 3\nthe 1 2 3\nfilm 1 2 3\n", "line 1 promises 9 vectors, the file has 2. The copy may be cut"),
+        ("² ³\nthe 1\n", "line 1: could not convert string to float: .*'³'"),
         ("", "the file is empty"),
     ],
 )
@@ -49,6 +51,18 @@ def test_glove_bad_lines(tmp_path, text, named):
     with pytest.raises(DataError, match=named) as caught:
         WordVectors.load(str(path))
     assert str(path) in str(caught.value)
+
+
+def test_vectors_are_one_file(tmp_path):
+    for width in (1, 2):
+        (tmp_path / f"glove.{width}d.txt").write_text("the" + width * " 1" + "\n")
+    for source in (tmp_path, tmp_path / "glove.*"):
+        with pytest.raises(DataError, match=r"expected one file, got .*glove\.1d\.txt, .*2d\.txt\. Name one"):
+            WordVectors.load(str(source))
+    assert WordVectors.load(str(tmp_path / "*.2d.txt")).width == 2
+    (tmp_path / "glove.2d.txt").unlink()
+    with pytest.raises(DataError, match=r"expected one file, got a folder"):
+        WordVectors.load(str(tmp_path))
 
 
 def test_glove_undecodable_line(tmp_path):
@@ -74,9 +88,39 @@ def test_npz(tmp_path):
     np.savez(path, words=np.array(["the"]))
     with pytest.raises(DataError, match="'vectors' is missing"):
         WordVectors.load(path)
-    Path(path).write_text("no archive")
-    with pytest.raises(DataError, match="not a readable"):
+
+
+@pytest.mark.parametrize(
+    ("arrays", "named"),
+    [
+        ({"vectors": np.array([["1", "2"], ["3", "4"]])}, "vectors must be numbers, got <U1"),
+        ({"vectors": np.full((2, 2), 1e300)}, r"word 'thé' \(row 0\) is not finite as float32"),
+        ({"words": np.array([b"th\xe9", b"film"])}, "a word is not UTF-8"),
+    ],
+)
+def test_npz_of_other_types(tmp_path, arrays, named):
+    path = str(tmp_path / "vectors.npz")
+    whole = {"words": np.array(["thé".encode(), b"film"]), "vectors": np.eye(2)}
+    np.savez(path, **whole)
+    assert list(WordVectors.load(path).words) == ["thé", "film"]  # words stored as bytes
+    np.savez(path, **{**whole, **arrays})
+    with pytest.raises(DataError, match=named):
         WordVectors.load(path)
+
+
+def test_npz_packed_or_damaged(tmp_path):
+    path = tmp_path / "vectors.npz"
+    np.savez_compressed(path, words=np.array(["the"]), vectors=np.random.default_rng(0).normal(size=(1, 300)))
+    whole = path.read_bytes()
+    (tmp_path / "vectors.npz.xz").write_bytes(lzma.compress(whole))
+    assert WordVectors.load(str(tmp_path / "vectors.npz.xz")).width == 300
+    first = whole.index(b"vectors.npy") + 60
+    np.save(tmp_path / "vectors.npy", np.eye(2))
+    array = (tmp_path / "vectors.npy").read_bytes()
+    for content in (b"no archive", b"", array, whole[:first] + b"\xff" * 30 + whole[first + 30 :]):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"vectors\.npz: not a readable"):
+            WordVectors.load(str(path))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +143,9 @@ def test_feature_specs(spec, parsed):
     assert FeatureSpec.parse(str(parsed)) == parsed
 
 
-@pytest.mark.parametrize("spec", ["", "trnn:", "trnn:pixels", "learned:", "learned:0", "learned:x", "hf:"])
+@pytest.mark.parametrize(
+    "spec", ["", "trnn:", "trnn:pixels", "learned:", "learned:0", "learned:x", "learned:²", "hf:"]
+)
 def test_specs_that_are_none(spec):
     with pytest.raises(ConfigError, match="features '"):
         FeatureSpec.parse(spec)

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import lzma
 import pickle
 from pathlib import Path
 
@@ -113,7 +114,13 @@ def test_cifar10_binary(tmp_path):
     for part, (x, y) in both.items():
         np.savez(tmp_path / f"cifar10_{part}.npz", images=x, labels=y)
     folder = tmp_path / "cifar-10-batches-bin"
-    folder.rename(tmp_path / "moved")
+    folder.rename(tmp_path / "binary.npz")  # a folder of this name is no archive
+    assert get_task("cifar10").load(str(tmp_path / "binary.npz"), None).fingerprint == data.fingerprint
+    assert get_task("cifar10").load(str(tmp_path), None).fingerprint == data.fingerprint
+    for part in both:
+        archive = tmp_path / f"cifar10_{part}.npz"
+        archive.with_suffix(".npz.xz").write_bytes(lzma.compress(archive.read_bytes()))
+        archive.unlink()
     assert get_task("cifar10").load(str(tmp_path), None).fingerprint == data.fingerprint
 
 
@@ -164,6 +171,20 @@ def test_cifar10_bad_files(tmp_path):
     np.savez(other / "cifar10_train.npz", images=np.zeros(1, np.uint8), label=np.array([Bomb()], object))
     with pytest.raises(DataError, match="not a readable"):
         get_task("cifar10").load(str(other), None)
+
+
+@pytest.mark.parametrize("array", ["images", "label"])
+def test_cifar10_damaged_archive(tmp_path, array):
+    """The deflated bytes of one array are no longer any."""
+    path = tmp_path / "cifar10_train.npz"
+    images, label = RANDOM.integers(0, 256, (40, 32, 32, 3)).astype(np.uint8), np.arange(40) % 10
+    np.savez_compressed(path, images=images, label=label)
+    content = bytearray(path.read_bytes())
+    first = content.index(f"{array}.npy".encode()) + 60
+    content[first : first + 30] = b"\xff" * 30
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"cifar10_train\.npz: not a readable \.npz file"):
+        get_task("cifar10").load(str(tmp_path), None)
 
 
 def test_resnet_is_the_usual_one():

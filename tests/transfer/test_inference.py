@@ -72,7 +72,9 @@ def test_snli_jsonl_and_table_are_the_same_task(tmp_path):
     header = ["gold_label", "sentence1_binary_parse", "sentence1", "sentence2", "label1"]
     for split in ("train", "dev", "test"):
         rows = [[label, "( x )", a, b, label] for a, b, label in PAIRS]
-        write_table(tmp_path / "table" / "snli_1.0" / f"snli_1.0_{split}.txt", header, rows)
+        path = tmp_path / "table" / "snli_1.0" / f"snli_1.0_{split}.txt"
+        write_table(path, header, rows)
+        path.write_text(f"\n{path.read_text()}")  # a blank line is no header
     assert get_task("snli").load(str(tmp_path / "table"), None).fingerprint == data.fingerprint
 
 
@@ -123,8 +125,9 @@ def test_rte_holds_out_whole_premises(tmp_path):
         for i in range(200)
     ]
     write_table(tmp_path / "train.tsv", header, rows)
-    write_table(tmp_path / "dev.tsv", header, rows[:5])
+    write_table(tmp_path / "dev.tsv", header, [*rows[:5], ["5", "A man sleeps.", "A man dreams.", "-"]])
     data = get_task("rte").load(str(tmp_path), None)
+    assert data.skipped == {"test: no gold label (-)": 1}
     sizes = {name: len(split.labels) for name, split in data.splits.items()}
     assert sizes["train"] + sizes["dev"] == 200
     assert 4 <= sizes["dev"] <= 50
@@ -155,8 +158,9 @@ def test_sick_table(tmp_path):
         [str(i), "A dog runs", "An animal runs", "ENTAILMENT", "4.5", name]
         for i, name in enumerate(("TRAIN", "TRIAL", "TEST", "TEST"))
     ]
-    write_table(tmp_path / "SICK.txt", header, rows)
+    write_table(tmp_path / "SICK.txt", header, [*rows, ["9", "A dog runs", "A cat", "-", "2", "TRIAL"]])
     data = get_task("sick").load(str(tmp_path), None)
+    assert data.skipped == {"dev: no gold label (-)": 1}
     assert {name: s.labels.tolist() for name, s in data.splits.items()} == {
         "train": [0],
         "dev": [0],

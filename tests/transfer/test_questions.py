@@ -51,6 +51,16 @@ def test_race_folder(tmp_path):
     assert found == {"accuracy": 0.75, "accuracy.middle": 1.0, "accuracy.high": 0.5}
 
 
+def test_race_folder_in_any_place(tmp_path):
+    plain = get_task("race").load(write_race(tmp_path / "plain"), None)
+    odd = Path(write_race(tmp_path / "sets.jsonl [v1] *?" / "RACE"))
+    (odd / "dev" / "high" / "._1.txt").write_bytes(b"\0\5\x16\7\0Mac OS X")
+    assert get_task("race").load(str(odd), None).fingerprint == plain.fingerprint
+    (odd / "test" / "middle" / "1.txt").unlink()
+    with pytest.raises(DataError, match=r"test/middle has no \.txt file; unpack the set again"):
+        get_task("race").load(str(odd), None)
+
+
 def test_race_jsonl(tmp_path):
     for part in ("train", "dev"):
         for level in ("middle", "high"):

@@ -1,17 +1,21 @@
 import gzip
 import json
 import lzma
+import re
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import zstandard
 
 from glomo_dist.runtime.errors import ConfigError, DataError
+from glomo_dist.runtime.fingerprint import derive_seed, fingerprint
 from glomo_dist.transfer.task import TASKS, get_task
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "sentiment"
 shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data are not at {SHARED}")
+PACK = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
 
 
 def write_sst2(folder, train="sentence\tlabel\na smile on your face \t1\ncontains no wit \t0\n", test=None):
@@ -46,17 +50,21 @@ def test_sst2_tsv(tmp_path):
     assert other.fingerprint != data.fingerprint
 
 
-@pytest.mark.parametrize("ending", ["", ".gz", ".xz", ".zst"])
-def test_sst2_jsonl_gives_the_same_task(tmp_path, ending):
-    pack = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}[ending]
+@pytest.mark.parametrize("ending", PACK)
+def test_sst2_jsonl_and_packed_tables_give_the_same_task(tmp_path, ending):
+    pack = PACK[ending]
     tsv = get_task("sst2").load(write_sst2(tmp_path / "tsv"), None)
     (tmp_path / "jsonl").mkdir()
+    (tmp_path / "table").mkdir()
     for split in ("train", "dev", "test"):
-        lines = (tmp_path / "tsv" / f"{split}.tsv").read_text().splitlines()[1:]
+        table = (tmp_path / "tsv" / f"{split}.tsv").read_text()
+        (tmp_path / "table" / f"{split}.tsv{ending}").write_bytes(pack(b"\n \n" + table.encode()))
+        lines = table.splitlines()[1:]
         rows = [{"text": line.split("\t")[0], "label": int(line.split("\t")[1])} for line in lines]
         content = "".join(json.dumps(row) + "\n" for row in rows).encode()
         (tmp_path / "jsonl" / f"sst2_{split}.jsonl{ending}").write_bytes(pack(content))
-    assert get_task("sst2").load(str(tmp_path / "jsonl"), None).fingerprint == tsv.fingerprint
+    for folder in ("jsonl", "table"):
+        assert get_task("sst2").load(str(tmp_path / folder), None).fingerprint == tsv.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -67,6 +75,13 @@ def test_sst2_jsonl_gives_the_same_task(tmp_path, ending):
         (
             "sentence\tlabel\nfine\tgood\n",
             r"train\.tsv, line 2: the label must be a whole number, got 'good'",
+        ),
+        *(
+            (
+                f"sentence\tlabel\nfine\t{label}\n",
+                r"train\.tsv, line 2: the label must be a whole number, got",
+            )
+            for label in ("²", "--1", "9" * 5000)
         ),
         ("sentence\tlabel\nfine 1\n", r"train\.tsv, line 2: expected sentence, tab, label; got 1 cells"),
         ("sentence\tlabel\n", "the train split has no example"),
@@ -87,7 +102,7 @@ def test_sst2_without_labels_missing_and_undecodable(tmp_path):
     with pytest.raises(DataError, match=r"train\.tsv, line 2, byte . of the line .*not UTF-8"):
         get_task("sst2").load(source, None)
     (tmp_path / "glue" / "train.tsv").unlink()
-    with pytest.raises(DataError, match=r"none of train\.tsv, sst2_train\.jsonl\.xz"):
+    with pytest.raises(DataError, match=r"none of train\.tsv, train\.tsv\.gz.*sst2_train\.jsonl\.xz"):
         get_task("sst2").load(source, None)
     with pytest.raises(DataError, match="needs a source"):
         get_task("sst2").load(None, None)
@@ -154,6 +169,38 @@ def test_imdb_without_one_class(tmp_path):
         get_task("imdb").load(str(folder), None)
 
 
+def test_imdb_in_any_place_and_after_macos(tmp_path):
+    plain = get_task("imdb").load(str(write_imdb(tmp_path / "plain")), None)
+    odd = write_imdb(tmp_path / "sets [v1] *?" / "aclImdb")
+    (odd / "train" / "neg" / "._0_3.txt").write_bytes(b"\0\5\x16\7\0Mac OS X")
+    assert get_task("imdb").load(str(odd), None).fingerprint == plain.fingerprint
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path / "plain"), "/test_imdb", recursive=True)
+    assert get_task("imdb").load("memory://test_imdb", None).fingerprint == plain.fingerprint
+    memory.rm("/test_imdb", recursive=True)
+
+
+def test_imdb_empty_class_and_unreadable_text(tmp_path):
+    folder = write_imdb(tmp_path / "aclImdb")
+    (folder / "test" / "neg" / "5.txt").mkdir()
+    with pytest.raises(DataError, match=r"test/neg/5\.txt cannot be read: Is a directory"):
+        get_task("imdb").load(str(folder), None)
+    for text in (folder / "train" / "neg").iterdir():
+        text.rename(text.with_suffix(".html"))
+    with pytest.raises(DataError, match=r"train/neg has no \.txt file; unpack the set again"):
+        get_task("imdb").load(str(folder), None)
+
+
+def test_half_a_surrogate_pair_is_hashed_and_all_else_as_before(tmp_path):
+    for split in ("train", "test"):
+        rows = [json.dumps({"text": f"film {i} \ud83d", "label": i % 2}) for i in range(30)]
+        (tmp_path / f"imdb_{split}.jsonl").write_text("\n".join(rows))
+    assert len(get_task("imdb").load(str(tmp_path), None).splits["test"].labels) == 30
+    assert fingerprint("\ud83d") != fingerprint("\ud83e")
+    assert fingerprint({"a": ["é", 1.5]}) == "ad0ce1acf2241111"
+    assert derive_seed("x", 3, "日本") == 3415145779795070159
+
+
 def test_max_examples_is_a_stable_draw(tmp_path):
     folder = str(write_imdb(tmp_path / "aclImdb"))
     one, other = (get_task("imdb").load(folder, 10) for _ in range(2))
@@ -175,12 +222,17 @@ def test_docstring(tmp_path):
     assert data.classes == ("itertools", "re")
     assert data.splits["dev"].labels.tolist() == [1]
     assert get_task("docstring").load(str(path), None).fingerprint == data.fingerprint
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "docstrings.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
+    for source in (tmp_path / "packed", tmp_path / "packed" / "docstrings.jsonl.gz"):
+        assert get_task("docstring").load(str(source), None).fingerprint == data.fingerprint
     path.write_text(path.read_text() + json.dumps({"text": "x", "label": "os", "split": "test"}) + "\n")
     with pytest.raises(DataError, match=r"docstrings\.jsonl, line 5: label 'os' does not occur in the train"):
         get_task("docstring").load(str(tmp_path), None)
-    path.write_text(json.dumps({"text": "x", "label": "os", "split": "validation"}) + "\n")
-    with pytest.raises(DataError, match="line 1: unknown split 'validation'"):
-        get_task("docstring").load(str(tmp_path), None)
+    for split in ("validation", ["train"]):
+        path.write_text(json.dumps({"text": "x", "label": "os", "split": split}) + "\n")
+        with pytest.raises(DataError, match=f"line 1: unknown split {re.escape(repr(split))}"):
+            get_task("docstring").load(str(tmp_path), None)
     path.write_text('{"text": "x", "label": \n')
     with pytest.raises(DataError, match="line 1: not valid JSON"):
         get_task("docstring").load(str(tmp_path), None)
@@ -207,6 +259,10 @@ def test_digits(tmp_path):
         labels.tolist()
     )
     assert get_task("digits").load(str(tmp_path / "digits.npz"), None).fingerprint == data.fingerprint
+    (tmp_path / "digits.npz.gz").write_bytes(gzip.compress((tmp_path / "digits.npz").read_bytes()))
+    (tmp_path / "digits.npz").unlink()
+    for source in (tmp_path, tmp_path / "digits.npz.gz"):
+        assert get_task("digits").load(str(source), None).fingerprint == data.fingerprint
 
 
 def test_digits_bad_input(tmp_path):
@@ -229,9 +285,11 @@ def test_digits_bad_input(tmp_path):
     )
     assert "labels [n]" in error(images=images, labels=labels[:-1])
     assert "'labels' is missing" in error(images=images)
-    path.write_bytes(b"not an archive")
-    with pytest.raises(DataError, match="not a readable"):
-        get_task("digits").load(str(path), None)
+    np.save(tmp_path / "images.npy", images)
+    for content in (b"not an archive", b"", (tmp_path / "images.npy").read_bytes()):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="not a readable"):
+            get_task("digits").load(str(path), None)
     with pytest.raises(DataError, match="does not exist"):
         get_task("digits").load(str(tmp_path / "other.npz"), None)
 

@@ -37,7 +37,7 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
 def _read(source: str | None, part: str) -> Labelled:
     first = "data_batch_1" if part == "train" else "test_batch"
     path = require(source, (*_batch(first), *_archives(part)), "cifar10")
-    if ".npz" in path:
+    if path.endswith(packed(".npz")):
         return read_archive(path, len(CLASSES), channels=3)
     if part == "test":
         return read_cifar_batches([path], len(CLASSES))
@@ -50,7 +50,7 @@ def _batch(name: str) -> tuple[str, ...]:
 
 
 def _archives(part: str) -> tuple[str, ...]:
-    return (f"cifar10_{part}.npz", f"cifar10_jpeg_{part}.npz")
+    return packed(f"cifar10_{part}.npz", f"cifar10_jpeg_{part}.npz")
 
 
 TASK = Task(

@@ -5,18 +5,15 @@ For `make demo`; splits 70 / 10 / 20 are ours, by index. No number published for
 
 from __future__ import annotations
 
-import zipfile
 from typing import Any
 
-import fsspec
 import numpy as np
 
-from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
 from glomo_dist.transfer.dataset import SPLITS, Task, TaskData, checked, draw, images_split
 from glomo_dist.transfer.image_sets import check_images
 from glomo_dist.transfer.models import PixelReader
-from glomo_dist.transfer.sources import require
+from glomo_dist.transfer.sources import npz_arrays, packed, require
 
 CLASSES = tuple("0123456789")
 SHARES = {"train": 0.7, "dev": 0.1, "test": 0.2}
@@ -27,8 +24,9 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
     if source is None:
         images, labels, where = *_bundled(), "sklearn.datasets.load_digits"
     else:
-        where = source if source.endswith(".npz") else require(source, ("digits.npz",), "digits")
-        images, labels = _read(where)
+        named = source.endswith(packed(".npz"))
+        where = source if named else require(source, packed("digits.npz"), "digits")
+        images, labels = npz_arrays(where, ("images",), ("labels",))
     images, labels = check_images(images, labels, len(CLASSES), where)
     order = np.random.default_rng(derive_seed("digits split")).permutation(len(labels))
     bounds = np.round(np.cumsum([SHARES[s] for s in SPLITS]) * len(labels)).astype(int)
@@ -44,19 +42,6 @@ def _bundled() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
 
     digits = load_digits()
     return np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target.astype(np.int64)
-
-
-def _read(path: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    try:
-        with fsspec.open(path, "rb") as f, np.load(f, allow_pickle=False) as archive:
-            for key in ("images", "labels"):
-                if key not in archive.files:
-                    raise DataError(f"{path}: array {key!r} is missing; it has {', '.join(archive.files)}.")
-            return archive["images"], archive["labels"]
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist. Check the path or URL.") from None
-    except (OSError, ValueError, zipfile.BadZipFile) as e:
-        raise DataError(f"{path}: not a readable .npz file ({e}).") from None
 
 
 TASK = Task(

@@ -8,18 +8,18 @@ from __future__ import annotations
 from glomo_dist.runtime.errors import DataError, suggest
 from glomo_dist.transfer.dataset import SPLITS, Row, Task, TaskData, text_data
 from glomo_dist.transfer.models import TextReader
-from glomo_dist.transfer.sources import json_rows, require
+from glomo_dist.transfer.sources import is_jsonl, json_rows, packed, require
 
 
 def load(source: str | None, max_examples: int | None = None) -> TaskData:
     """source: docstrings.jsonl or the folder with it; rows {text, label (module name), split}."""
-    if source is not None and source.endswith(".jsonl"):
+    if source is not None and is_jsonl(source):
         path = source
     else:
-        path = require(source, ("docstrings.jsonl",), "docstring")
+        path = require(source, packed("docstrings.jsonl"), "docstring")
     found: dict[str, list[tuple[str, str, str]]] = {split: [] for split in SPLITS}
     for where, row in json_rows(path, ("text", "label", "split")):
-        if row["split"] not in found:
+        if row["split"] not in SPLITS:
             raise DataError(f"{where}: unknown split {row['split']!r}.{suggest(str(row['split']), SPLITS)}")
         found[row["split"]].append((row["text"], str(row["label"]), where))
     classes = tuple(sorted({label for _, label, _ in found["train"]}))

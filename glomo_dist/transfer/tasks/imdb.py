@@ -6,13 +6,11 @@ stands in both.
 
 from __future__ import annotations
 
-import fsspec
-
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
 from glomo_dist.transfer.dataset import Published, Row, Task, TaskData, text_data
 from glomo_dist.transfer.models import TextReader
-from glomo_dist.transfer.sources import find, json_rows, require, whole_number
+from glomo_dist.transfer.sources import find, json_rows, packed, require, text_files, whole_number
 
 CLASSES = ("negative", "positive")
 DEV_SHARE = 10  # one in ten training reviews
@@ -29,8 +27,7 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
 
 
 def _read(source: str | None, split: str) -> list[Row]:
-    stem = f"imdb_{split}.jsonl"
-    names = (f"{split}/pos", f"aclImdb/{split}/pos", f"{stem}.xz", stem, f"{stem}.gz", f"{stem}.zst")
+    names = (f"{split}/pos", f"aclImdb/{split}/pos", *packed(f"imdb_{split}.jsonl"))
     path = require(source, names, "imdb")
     if path.endswith("/pos"):
         return _folder(path.removesuffix("/pos"))
@@ -48,15 +45,11 @@ def _folder(path: str) -> list[Row]:
             raise DataError(
                 f"{path}/{name} does not exist; the aclImdb layout has neg and pos. Unpack it again."
             )
-        for file in sorted(fsspec.open_files(f"{path}/{name}/*.txt", "rb"), key=lambda f: f.path):
-            with file as f:
-                raw = f.read()
+        for file, content in text_files(f"{path}/{name}"):
             try:
-                rows.append(Row({"text": _plain(raw.decode("utf-8"))}, label, file.path))
+                rows.append(Row({"text": _plain(content.decode("utf-8"))}, label, file))
             except UnicodeDecodeError as e:
-                raise DataError(
-                    f"{file.path}: not UTF-8 text (byte {e.start}). Unpack the set again."
-                ) from None
+                raise DataError(f"{file}: not UTF-8 text (byte {e.start}). Unpack the set again.") from None
     return rows
 
 

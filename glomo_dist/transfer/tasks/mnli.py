@@ -6,7 +6,7 @@ apart (accuracy.matched, accuracy.mismatched); dev, for choosing the epoch, is o
 
 from __future__ import annotations
 
-from glomo_dist.transfer.dataset import Published, Task, TaskData, text_data
+from glomo_dist.transfer.dataset import Published, Task, TaskData
 from glomo_dist.transfer.esim import PairReader
 from glomo_dist.transfer.pairs import THREE, PairRows, read_pairs
 from glomo_dist.transfer.sources import find, packed, require
@@ -34,14 +34,7 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
         for group in ("matched", "mismatched"):
             for pair in read_pairs(_file(source, f"dev_{group}")):
                 collected.add("test", pair, group)
-    return text_data(
-        "mnli",
-        collected.rows,
-        THREE,
-        max_examples,
-        filled=("premise", "hypothesis"),
-        skipped=collected.skipped,
-    )
+    return collected.data("mnli", max_examples)
 
 
 def _file(source: str | None, name: str) -> str:

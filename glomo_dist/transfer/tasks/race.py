@@ -9,12 +9,10 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import fsspec
-
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer.choice import ChoiceReader
 from glomo_dist.transfer.dataset import SPLITS, Published, Row, Task, TaskData, text_data
-from glomo_dist.transfer.sources import find, json_rows, packed, require
+from glomo_dist.transfer.sources import find, is_jsonl, json_rows, packed, require, text_files
 
 OPTIONS = ("A", "B", "C", "D")
 LEVELS = ("middle", "high")
@@ -28,7 +26,7 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
     jsonl = packed("race_train_middle.jsonl")
     start = require(source, (*names, *jsonl), "race")
     rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
-    if ".jsonl" in start:
+    if is_jsonl(start):
         for where, article, group in _lines(source or ""):
             rows[_split(article, where)] += _rows(article, where, group)
     else:
@@ -59,17 +57,15 @@ def _split(article: dict[str, Any], where: str) -> str:
 
 def _folder(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The articles of a folder, one JSON object per .txt file."""
-    for file in sorted(fsspec.open_files(f"{path}/*.txt", "rb"), key=lambda f: f.path):
-        with file as stream:
-            content = stream.read()
+    for file, content in text_files(path):
         try:
             article = json.loads(content)
         except (ValueError, RecursionError) as e:
-            raise DataError(f"{file.path}: not a JSON object ({e}). Unpack the set again.") from None
+            raise DataError(f"{file}: not a JSON object ({e}). Unpack the set again.") from None
         missing = [key for key in KEYS if key not in article] if isinstance(article, dict) else KEYS
         if missing:
-            raise DataError(f"{file.path}: key {missing[0]!r} is missing. Unpack the set again.")
-        yield file.path, article
+            raise DataError(f"{file}: key {missing[0]!r} is missing. Unpack the set again.")
+        yield file, article
 
 
 def _rows(article: dict[str, Any], where: str, group: str) -> Iterator[Row]:

@@ -5,7 +5,7 @@ GLUE's test.tsv has no labels, so test is the published dev set (277 pairs), and
 
 from __future__ import annotations
 
-from glomo_dist.transfer.dataset import Task, TaskData, text_data
+from glomo_dist.transfer.dataset import Task, TaskData
 from glomo_dist.transfer.esim import PairReader
 from glomo_dist.transfer.pairs import PairRows, read_pairs
 from glomo_dist.transfer.sources import packed, require
@@ -20,7 +20,7 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
     collected.add_train(require(source, packed("train.tsv", "rte_train.jsonl"), "rte"), "rte", DEV_SHARE)
     for pair in read_pairs(require(source, packed("dev.tsv", "rte_dev.jsonl"), "rte")):
         collected.add("test", pair)
-    return text_data("rte", collected.rows, CLASSES, max_examples, filled=("premise", "hypothesis"))
+    return collected.data("rte", max_examples)
 
 
 TASK = Task(

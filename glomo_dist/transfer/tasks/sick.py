@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from glomo_dist.runtime.errors import DataError
-from glomo_dist.transfer.dataset import Published, Task, TaskData, text_data
+from glomo_dist.transfer.dataset import Published, Task, TaskData
 from glomo_dist.transfer.esim import PairReader
-from glomo_dist.transfer.pairs import THREE, PairRows, is_jsonl, read_pairs
-from glomo_dist.transfer.sources import packed, require
+from glomo_dist.transfer.pairs import THREE, PairRows, read_pairs
+from glomo_dist.transfer.sources import is_jsonl, packed, require
 
 SETS = {"TRAIN": "train", "TRIAL": "dev", "TEST": "test"}
 
@@ -25,7 +25,7 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
                     f"{pair.fields.get('SemEval_set')!r}."
                 )
             collected.add(SETS[pair.fields["SemEval_set"]], pair)
-    return text_data("sick", collected.rows, THREE, max_examples, filled=("premise", "hypothesis"))
+    return collected.data("sick", max_examples)
 
 
 TASK = Task(

@@ -5,7 +5,7 @@ Splits as published. Pairs without a gold label ("-") are left out, as everyone 
 
 from __future__ import annotations
 
-from glomo_dist.transfer.dataset import SPLITS, Published, Task, TaskData, text_data
+from glomo_dist.transfer.dataset import SPLITS, Published, Task, TaskData
 from glomo_dist.transfer.esim import PairReader
 from glomo_dist.transfer.pairs import THREE, PairRows, read_pairs
 from glomo_dist.transfer.sources import find, packed, require
@@ -32,14 +32,7 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
             names = (*packed(*(file.format(split) for file in FILES)), *ONE_FILE)
             for pair in read_pairs(require(source, names, "snli")):
                 collected.add(split, pair)
-    return text_data(
-        "snli",
-        collected.rows,
-        THREE,
-        max_examples,
-        filled=("premise", "hypothesis"),
-        skipped=collected.skipped,
-    )
+    return collected.data("snli", max_examples)
 
 
 TASK = Task(

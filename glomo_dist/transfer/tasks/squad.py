@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from glomo_dist.data.files import find_files, open_stream
+from glomo_dist.data.files import open_stream
 from glomo_dist.data.text import word_spans
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
 from glomo_dist.transfer.dataset import SPLITS, Published, Row, Split, Task, TaskData, text_data
-from glomo_dist.transfer.sources import find, packed, require
+from glomo_dist.transfer.sources import find, one_file, packed, require
 from glomo_dist.transfer.spans import SpanReader
 from glomo_dist.transfer.squad_metric import exact_match, f1
 
@@ -73,7 +73,7 @@ def _rows(path: str, split: str, skipped: dict[str, int]) -> Iterator[tuple[str,
     A training question whose answer is not in its place is left out and counted; one of dev or test is counted and
     stays, as the official evaluation only compares texts.
     """
-    with open_stream(find_files([path], (".json",))[0]) as stream:
+    with open_stream(one_file(path, (".json",))) as stream:
         content = stream.read()
     try:
         articles = json.loads(content)["data"]

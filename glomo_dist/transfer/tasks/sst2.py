@@ -9,7 +9,7 @@ from __future__ import annotations
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer.dataset import SPLITS, Published, Row, Task, TaskData, text_data
 from glomo_dist.transfer.models import TextReader
-from glomo_dist.transfer.sources import json_rows, lines, require, whole_number
+from glomo_dist.transfer.sources import is_jsonl, json_rows, packed, require, table, whole_number
 
 CLASSES = ("negative", "positive")
 
@@ -18,25 +18,20 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
     """source: a folder with {train,dev,test}.tsv (sentence, label) or sst2_{…}.jsonl[.xz] (text, label)."""
     rows = {}
     for split in SPLITS:
-        stem = f"sst2_{split}.jsonl"
-        path = require(source, (f"{split}.tsv", f"{stem}.xz", stem, f"{stem}.gz", f"{stem}.zst"), "sst2")
-        rows[split] = _tsv(path) if path.endswith(".tsv") else _jsonl(path)
+        path = require(source, packed(f"{split}.tsv", f"sst2_{split}.jsonl"), "sst2")
+        rows[split] = _jsonl(path) if is_jsonl(path) else _tsv(path)
     return text_data("sst2", rows, CLASSES, max_examples)
 
 
 def _tsv(path: str) -> list[Row]:
     rows = []
-    for number, line in lines(path):
-        where = f"{path}, line {number}"
-        cells = line.split("\t")
-        if number == 1 and "sentence" in cells:
+    for position, (where, cells) in enumerate(table(path)):
+        if position == 0 and "sentence" in cells:
             if cells != ["sentence", "label"]:
                 raise DataError(
                     f"{where}: expected the columns sentence and label, got {', '.join(cells)}. GLUE "
                     "publishes test.tsv without labels: put a labelled copy in its place."
                 )
-            continue
-        if not line.strip():
             continue
         if len(cells) != 2:
             raise DataError(f"{where}: expected sentence, tab, label; got {len(cells)} cells.")
