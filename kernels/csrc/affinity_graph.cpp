@@ -100,9 +100,10 @@ class RowBlock {
   double sum_[ROWS] = {};
 };
 
-// Adds the edges of row r of the block to a run; returns their number.
+// Adds the edges of row r of the block to a run; returns their number. most: edges that the run may still get.
 template <class T>
-std::int64_t add_row(const Affinity<T>& problem, RowBlock<T>& block, std::int64_t r, EdgeRun<T>& run) {
+std::int64_t add_row(const Affinity<T>& problem, RowBlock<T>& block, std::int64_t r, std::int64_t most,
+                     EdgeRun<T>& run) {
   double total = block.sum_of_squares(r);
   if (problem.keep) block.keep_largest(r, problem.keep);
   if (problem.renormalise) total = block.sum_of_squares(r);
@@ -121,8 +122,10 @@ std::int64_t add_row(const Affinity<T>& problem, RowBlock<T>& block, std::int64_
       aside_columns[found] = static_cast<std::int32_t>(j);
       found += square > 0;
     }
-    if (run.pieces.empty() || run.pieces.back().used + found > PIECE) {
-      run.pieces.push_back({std::unique_ptr<std::int32_t[]>(new std::int32_t[PIECE]), std::unique_ptr<T[]>(new T[PIECE])});
+    if (run.pieces.empty() || run.pieces.back().used + found > run.pieces.back().room) {
+      const std::int64_t room = std::min(PIECE, most - edges);
+      run.pieces.push_back({std::unique_ptr<std::int32_t[]>(new std::int32_t[static_cast<std::size_t>(room)]),
+                            std::unique_ptr<T[]>(new T[static_cast<std::size_t>(room)]), room});
     }
     auto& piece = run.pieces.back();
     for (std::int64_t e = 0; e < found; ++e) piece.weights[piece.used + e] = aside[e] / scale;
@@ -150,8 +153,10 @@ std::vector<EdgeRun<T>> find_edges(const Affinity<T>& problem, std::int64_t* cou
       for (std::int64_t index = part * blocks / parts; index < (part + 1) * blocks / parts; ++index) {
         const std::int64_t first = index * ROWS, rows = std::min(ROWS, problem.units - first);
         block.compute(head, first, rows);
+        const std::int64_t end = std::min((part + 1) * blocks / parts * ROWS, problem.units);
         for (std::int64_t r = 0; r < rows; ++r) {
-          counts[head * problem.units + first + r] = add_row(problem, block, r, run);
+          const std::int64_t most = (end - first - r) * problem.units;
+          counts[head * problem.units + first + r] = add_row(problem, block, r, most, run);
         }
       }
     }

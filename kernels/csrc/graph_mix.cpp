@@ -165,6 +165,7 @@ template <class T>
 void apply_backward(const Graphs<T>& graphs, const T* grad, bool shared, std::int64_t width, T* dx,
                     int threads) {
   const std::int64_t groups = shared ? 1 : graphs.count, units = graphs.units;
+  if (groups == 0) return;  // no component: dx is empty
   gather_transposed(
       graphs, groups, [](std::int64_t, std::int64_t, std::int64_t) { return T(1); },
       [units](std::int64_t c, std::int64_t i) { return c * units + i; }, grad, graphs.count / groups * units,

@@ -35,7 +35,7 @@ struct EdgeRun {
   struct Piece {
     std::unique_ptr<std::int32_t[]> columns;
     std::unique_ptr<T[]> weights;
-    std::int64_t used = 0;
+    std::int64_t room = 0, used = 0;
   };
   std::int64_t first = 0;
   std::vector<Piece> pieces;

@@ -18,7 +18,19 @@ def shape(tensor: Tensor) -> tuple[int, ...]:
 
 def readable(tensor: Tensor) -> bool:
     """Whether looking at values costs nothing: a CPU tensor outside of tracing, with something in it."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and tensor.numel() > 0
+    plain = type(tensor) is Tensor  # others, such as those that only know their shape, may have no values
+    return plain and tensor.device.type == "cpu" and not torch.compiler.is_compiling() and tensor.numel() > 0
+
+
+def alike(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors as they are, or under autocast, where their dtypes differ, all in autocast's, as for torch's own
+    products: a projection gives bfloat16 there, and a parameter is float32."""
+    device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
+    if not torch.is_autocast_enabled(device) or len({getattr(x, "dtype", None) for x in tensors}) == 1:
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    low = (torch.float16, torch.bfloat16, torch.float32)
+    return tuple(x.to(dtype) if getattr(x, "dtype", None) in low else x for x in tensors)
 
 
 def check_integers(op: str, name: str, tensor: Tensor, shapes: tuple[tuple[int, ...], ...]) -> None:
@@ -29,10 +41,23 @@ def check_integers(op: str, name: str, tensor: Tensor, shapes: tuple[tuple[int, 
         raise ValueError(f"{op}: {name} must be {' or '.join(map(str, shapes))}, got {shape(tensor)}")
 
 
-def check_scores(op: str, q: Tensor, k: Tensor, theta: Tensor | None, kind: str) -> Tensor | None:
+def check_tensors(op: str, **tensors: object) -> None:
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
+
+
+def check_scores(op: str, q: Tensor, k: Tensor, theta: Tensor | float | None, kind: str) -> Tensor | None:
     """theta [B, H, Tq], one number for all spread out."""
     if kind not in KINDS:
         raise ValueError(f"{op}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    check_tensors(op, q=q, k=k)
+    if isinstance(theta, (int, float)):
+        theta = torch.tensor(
+            theta, dtype=torch.float64 if q.dtype == torch.float64 else torch.float32, device=q.device
+        )
+    if theta is not None:
+        check_tensors(op, theta=theta)
     if q.ndim != 4:
         raise ValueError(f"{op}: q must be [B, H, Tq, Dg], got {shape(q)}")
     if not q.is_floating_point():

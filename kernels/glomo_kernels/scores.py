@@ -61,14 +61,15 @@ def kept_size(q: Tensor, k: Tensor) -> int:
 def mark_live(live: Tensor, rows: slice, weight: Tensor) -> None:
     """Set live [B, H, .., ..] to 1 for the tiles in which weight [B, H, R, T], of query rows `rows`, is positive."""
     padded = torch.nn.functional.pad(weight > 0, (0, -weight.shape[-1] % LIVE))
-    positive = padded.view(*padded.shape[:-1], -1, LIVE).any(-1)
+    positive = padded.view(*padded.shape[:-1], padded.shape[-1] // LIVE, LIVE).any(-1)
     for tile in range(rows.start // LIVE, (rows.stop + LIVE - 1) // LIVE):
         first = max(tile * LIVE - rows.start, 0)
         live[:, :, tile] |= positive[:, :, first : (tile + 1) * LIVE - rows.start].any(2)
 
 
 def largest(values: Tensor, count: Tensor | int) -> Tensor:
-    """Boolean mask of the `count` largest of each row of values [B, H, R, T]; ties go to the lowest column.
+    """Boolean mask of the `count` largest of each row of values [B, H, R, T]; ties go to the lowest column. A NaN is
+    in it, too, so that its row does not pass for one without an edge.
 
     count  int, or int64 [B]; at least 1
     """
@@ -82,7 +83,7 @@ def largest(values: Tensor, count: Tensor | int) -> Tensor:
     smallest = best.gather(-1, count - 1)
     above, equal = values > smallest, values == smallest
     room = count - above.sum(-1, keepdim=True)
-    return above | (equal & (equal.cumsum(-1) <= room))
+    return above | (equal & (equal.cumsum(-1) <= room)) | values.isnan()
 
 
 def roots(

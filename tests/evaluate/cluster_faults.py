@@ -6,6 +6,7 @@ hangs. The last line printed has the failed jobs and why, as JSON.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -14,7 +15,9 @@ import threading
 import time
 from pathlib import Path
 
-from evaluate_jobs import Work, run
+import psutil
+from evaluate_jobs import HARM_DONE, Work, run
+from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
 from glomo_dist.evaluate.attempt import Job
@@ -25,7 +28,7 @@ GOOD = 5
 
 
 def good_jobs(marks: str) -> list[Job]:
-    return [Job(f"slow-{value}", Work("slow", marks, value)) for value in range(GOOD)]
+    return [Job(f"waits-{value}", Work("waits", marks, value)) for value in range(GOOD)]
 
 
 def main(out: str, marks: str) -> None:
@@ -37,7 +40,7 @@ def main(out: str, marks: str) -> None:
         Job("raise-0", Work("raise", marks)),
         Job("hang-0", Work("hang", marks), time_limit_seconds=1.0),
     ]
-    killer = threading.Thread(target=harm, args=(Path(out), lambda: cluster.remove_node(second, False)))
+    killer = threading.Thread(target=harm, args=(Path(out), Path(marks), cluster, second))
     killer.start()
     try:
         summary = evaluate(jobs, run, out, RayExecutor(address=cluster.address, max_retries=2))
@@ -47,14 +50,30 @@ def main(out: str, marks: str) -> None:
     print(json.dumps({failed.id: failed.error for failed in summary.failed}))
 
 
-def harm(out: Path, lose_a_node) -> None:
-    """When a job works on each node: kill the worker of one, then the second node."""
+def harm(out: Path, marks: Path, cluster: Cluster, second: Node) -> None:
+    """When a job works on each node: kill the worker of the first, then the second node."""
     deadline = time.monotonic() + 120
-    while len(working := [json.loads(p.read_text()) for p in out.glob("results/slow-*/running.json")]) < 2:
+    while len(working := at_work(out, marks)) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    os.kill(working[0]["pid"], signal.SIGKILL)
-    lose_a_node()
+    raylets = {process.process.pid for process in second.all_processes["raylet"]}
+    (on_the_first,) = (pid for pid in working if psutil.Process(pid).ppid() not in raylets)
+    os.kill(on_the_first, signal.SIGKILL)
+    cluster.remove_node(second, allow_graceful=False)
+    for pid in working:  # those of a node that is lost do not go on
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    (marks / HARM_DONE).touch()
+
+
+def at_work(out: Path, marks: Path) -> list[int]:
+    """Process ids of the jobs that have left their mark: one that is killed before that is not begun twice."""
+    found = []
+    for path in out.glob("results/waits-*/running.json"):
+        with contextlib.suppress(FileNotFoundError):  # it has ended meanwhile
+            pid = json.loads(path.read_text())["pid"]
+            found += [pid] if list(marks.glob(f"{path.parent.name}.*")) else []
+    return found
 
 
 if __name__ == "__main__":

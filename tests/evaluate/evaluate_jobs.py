@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+HARM_DONE = "harm-done"
+
 
 @dataclass(frozen=True)
 class Work:
@@ -33,6 +35,9 @@ def run(work: Work) -> dict[str, object]:
         os._exit(17)
     if work.kind == "slow":
         time.sleep(1.0)
+    if work.kind == "waits":  # so that both nodes are sure to be at work when the harm is done
+        while not (folder / HARM_DONE).exists():
+            time.sleep(0.05)
     if work.kind == "hang":
         while True:
             time.sleep(0.05)

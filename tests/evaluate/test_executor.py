@@ -247,7 +247,7 @@ def test_faults_on_a_cluster_of_two_nodes(tmp_path, marks):
     assert set(failed) == {"raise-0", "hang-0"}
     assert "a job with value 0" in failed["raise-0"] and "time limit" in failed["hang-0"]
     jobs = good_jobs(str(marks))
-    assert sum(starts(marks, "slow", value) for value in range(GOOD)) >= GOOD + 2  # two were begun again
+    assert sum(starts(marks, "waits", value) for value in range(GOOD)) >= GOOD + 2  # two were begun again
     evaluate(jobs, evaluate_jobs.run, clean, InProcess())
     for work in jobs:
         ours, theirs = read(out, work.id), read(clean, work.id)

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from glomo_kernels import affinity_graph, scores
@@ -166,6 +170,27 @@ def test_not_finite_scores_do_not_crash(backend, value):
         assert int(graph.columns.min()) >= 0 and int(graph.columns.max()) < 70
 
 
+def test_memory_follows_the_edges_not_the_number_of_heads():
+    """2,000 small graphs, in a process whose address space could not hold a piece of full size for each."""
+    code = """
+import resource, torch
+from glomo_kernels import affinity_graph
+q = torch.randn(2000, 1, 10, 4)
+affinity_graph(q[:1], q[:1])
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (500 << 20),) * 2)
+print(affinity_graph(q, q).columns.numel())
+"""
+    environment = {
+        **os.environ,
+        "GLOMO_KERNELS": "cpp",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 40_000 < int(done.stdout) < 50_000  # half of 2,000 x 45 pairs
+
+
 @pytest.mark.parametrize("keep,renormalise", KEEPS)
 def test_gradcheck(backend, keep, renormalise):
     inputs = leaves(*make(5), dtype=torch.float64)
@@ -212,7 +237,9 @@ class TestRegistration:
     [
         ({"k": torch.zeros(3, 2, 6, 5)}, r"k must be \(3, 2, 4, 5\) like q, got \(3, 2, 6, 5\)"),
         ({"q": torch.zeros(4, 5)}, r"q must be \[B, H, Tq, Dg\], got \(4, 5\)"),
-        ({"keep": 0}, "keep must be at least 1, or None for all edges, got 0"),
+        ({"keep": 0}, "keep must be a whole number from 1 on, or None for all edges, got 0"),
+        ({"keep": 2.5}, "keep must be a whole number from 1 on, or None for all edges, got 2.5"),
+        ({"theta": [1.0]}, "theta must be a tensor, got list"),
         ({"kind": "nearest"}, "kind must be one of"),
         ({"lengths": torch.tensor([1, 2, 5])}, r"lengths must lie in 0..T=4, got 1..5"),
         ({"theta": torch.zeros(3, 2, 5)}, r"theta must be \(3, 2, 4\)"),

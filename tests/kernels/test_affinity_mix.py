@@ -2,7 +2,7 @@ import importlib
 
 import pytest
 import torch
-from glomo_kernels import BackendUnavailable, affinity_mix, scores
+from glomo_kernels import BackendUnavailable, affinity_graph, affinity_mix, scores
 from glomo_kernels.affinity_mix import _forward
 from kernel_oracle import assert_no_worse, dense_weights, gradients, leaves
 
@@ -180,6 +180,47 @@ def test_nan_spoils_its_row_and_no_other(backend):
     assert out[1, 0, 4].isnan().all()
     out[1, 0, 4] = 0
     assert not out.isnan().any()
+
+
+@pytest.mark.parametrize("topk", [2, 100])
+def test_nan_among_the_largest_is_not_lost(backend, topk):
+    q, k, v = torch.randn(3, 1, 1, 8, 4)
+    bad_q, bad_k = q.clone(), k.clone()
+    bad_q[0, 0, 5] = float("nan")
+    bad_k[0, 0, 3] = float("nan")
+    rows = affinity_mix(bad_q, k, v, kind="topk", topk=topk).isnan().any(-1)[0, 0]
+    assert rows.tolist() == [i == 5 for i in range(8)]
+    rows = affinity_mix(q, bad_k, v, kind="topk", topk=topk).isnan().any(-1)[0, 0]
+    assert rows.tolist() == [i > 3 for i in range(8)]
+
+
+def test_a_number_is_one_theta_for_all(backend):
+    q, k, v = torch.randn(3, 2, 2, 9, 4, dtype=torch.float64)
+    assert torch.equal(
+        affinity_mix(q, k, v, 0.1), affinity_mix(q, k, v, torch.full((2, 2, 9), 0.1, dtype=torch.float64))
+    )
+
+
+@pytest.mark.parametrize("case", ["relu", "square", "topk", "softmax"])
+def test_stats_of_nothing(backend, case):
+    options = {"kind": case, "topk": 2 if case == "topk" else None, "return_stats": True}
+    q = torch.randn(2, 3, 0, 4)
+    k = torch.randn(2, 3, 5, 4)
+    mixed, stats = affinity_mix(q, k, k, positions=torch.zeros(0, dtype=torch.int64), **options)
+    assert mixed.shape == (2, 3, 0, 4) and stats.row_sum.shape == (2, 3, 0)
+    mixed, stats = affinity_mix(q, q, q, **options)
+    assert mixed.shape == (2, 3, 0, 4) and stats.live.numel() == 0
+
+
+def test_under_autocast_dtypes_may_differ(backend):
+    """As for torch's own attention: a projection gives bfloat16 there, and a parameter is float32."""
+    q, k, v = torch.randn(3, 2, 2, 9, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = affinity_mix(q.bfloat16(), k.bfloat16(), v)
+        assert affinity_graph(q, k.bfloat16()).weights.dtype == torch.float32
+    assert torch.equal(mixed, affinity_mix(q.bfloat16(), k.bfloat16(), v.bfloat16()))
+    with pytest.raises(ValueError, match=r"v must be torch\.bfloat16"):
+        affinity_mix(q.bfloat16(), k.bfloat16(), v)
 
 
 def test_rows_without_weight_are_exactly_zero_and_give_no_gradient(backend):

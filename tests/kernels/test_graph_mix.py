@@ -83,6 +83,13 @@ def test_graph_apply(backend):
         torch.testing.assert_close(gradients(out, [x]), gradients(expected, [x]), rtol=1e-12, atol=1e-12)
 
 
+def test_graph_apply_of_no_component(backend):
+    graph = sparse(make(5, components=2))
+    x = torch.randn(3, 0, 5, 4, dtype=torch.float64, requires_grad=True)
+    out = graph_apply(graph, x, first=1)
+    assert out.shape == (3, 0, 5, 4) and gradients(out, [x])[0].shape == x.shape
+
+
 def test_only_the_wanted_gradients(backend):
     graph = sparse(make(9))
     w, h = torch.randn(4, dtype=torch.float64), torch.randn(3, 9, 5, dtype=torch.float64)
@@ -128,6 +135,28 @@ def test_same_result_for_every_number_of_threads(backend, threads):
             torch.testing.assert_close(one, many, rtol=1e-4, atol=1e-4)
         else:
             assert torch.equal(one, many)
+
+
+@pytest.mark.parametrize(("units", "count"), [(70_001, 1), (4096, 1), (5000, 3)])
+def test_one_weight_for_all_has_the_same_gradient_for_every_number_of_threads(units, count):
+    """A long sum to one number, which torch divides among its threads."""
+    at = torch.arange(units * count + 1)
+    columns = torch.arange(units, dtype=torch.int32).repeat(count)
+    graph = SparseGraph(at, columns, torch.rand(units * count), (1, count, units))
+    h = torch.randn(1, units, 2)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            w = torch.ones(count, requires_grad=True)
+            results += torch.autograd.grad(graph_mix(graph, w, h).square().sum(), w)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+    parts = graph.weights.view(count, units, 1).double() * h[0].double()
+    exact = 2 * (parts.sum(0) * parts).sum((1, 2))
+    torch.testing.assert_close(results[0].double(), exact, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("heads", [None, 2])
@@ -183,6 +212,8 @@ class TestRegistration:
         ({"weights": torch.zeros(3)}, r"weights must be \(4,\) or \(3, 5, 4\).* got \(3,\)"),
         ({"weights": torch.zeros(4), "heads": 2}, r"weights must be \(6,\) or \(3, 5, 6\)"),
         ({"heads": 3}, "heads must divide the 4 components of the graph, got 3"),
+        ({"weights": [0.5] * 4}, "weights must be a tensor, got list"),
+        ({"graph": torch.zeros(3, 4, 5, 5)}, "graph must be a SparseGraph, got Tensor"),
     ],
 )
 def test_wrong_arguments_are_named(change, message):
@@ -216,6 +247,8 @@ def test_graph_apply_names_wrong_components():
     graph = sparse(make(5).float())
     with pytest.raises(ValueError, match=r"components 3\.\.4 are not all in 0\.\.3"):
         graph_apply(graph, torch.zeros(3, 2, 5, 2), first=3)
+    with pytest.raises(ValueError, match="graph_apply: features must be floating point"):
+        graph_apply(graph, torch.zeros(3, 1, 5, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"features must be \(3, 'K', 5, 'D'\)"):
         graph_apply(graph, torch.zeros(3, 5, 2))
 

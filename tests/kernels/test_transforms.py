@@ -48,6 +48,24 @@ def test_export_with_any_number_of_units():
         torch.testing.assert_close(exported.module()(*arguments), Mix()(*arguments))
 
 
+def test_forward_mode_is_refused():
+    """Where no input requires a gradient torch would answer with zeros."""
+    q, k, v, theta, _ = inputs(5, [5, 5])
+    graph = affinity_graph(q, k)
+    functions = [
+        lambda x: affinity_mix(x, k, v, theta),
+        lambda x: affinity_graph(x, k).weights,
+        lambda x: graph_mix(graph, torch.ones(2), x[:, 0]),
+        lambda x: decoder_loss(x[0, 0], torch.ones(7, x.shape[-1]), torch.arange(5)),
+    ]
+    q = q.detach()
+    for function in functions:
+        with pytest.raises(RuntimeError, match="forward-mode derivatives are not implemented"):
+            torch.func.jvp(function, (q,), (torch.ones_like(q),))
+        with torch.autograd.forward_ad.dual_level():
+            function(q)  # without a tangent
+
+
 def test_vmap_is_refused():
     samples = torch.randn(3, 2, 2, 5, 4)
     with pytest.raises(RuntimeError, match="affinity_mix: vmap is not implemented; the op takes a batch"):

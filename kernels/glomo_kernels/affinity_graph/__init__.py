@@ -18,7 +18,7 @@ OP = "affinity_graph"
 def affinity_graph(
     q: Tensor,
     k: Tensor,
-    theta: Tensor | None = None,
+    theta: Tensor | float | None = None,
     *,
     kind: str = "relu",
     lengths: Tensor | None = None,
@@ -38,14 +38,15 @@ def affinity_graph(
     ->     SparseGraph of shape (B, H, T): weights float32 (float64 for float64 input). Gradients flow to q, k
            and theta through the weights; the choice of edges itself has none. Never T x T in memory.
     """
+    q, k = checks.alike(q, k)
     theta = checks.check_scores(OP, q, k, theta, kind)
     if k.shape != q.shape:
         raise ValueError(f"{OP}: k must be {checks.shape(q)} like q, got {checks.shape(k)}")
     batch, heads, units, _ = q.shape
     if units >= 2**31:
         raise ValueError(f"{OP}: T must be below 2^31 (columns are int32), got {units}")
-    if keep is not None and keep < 1:
-        raise ValueError(f"{OP}: keep must be at least 1, or None for all edges, got {keep}")
+    if keep is not None and (not isinstance(keep, int) or not 1 <= keep < 2**63):
+        raise ValueError(f"{OP}: keep must be a whole number from 1 on, or None for all edges, got {keep}")
     checks.check_lengths(OP, lengths, batch, units)
     counts = checks.check_topk(OP, topk, kind, batch, q.device)
     segments = checks.check_segments(OP, segments, batch, units)

@@ -36,7 +36,7 @@ def affinity_mix(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    theta: Tensor | None = None,
+    theta: Tensor | float | None = None,
     *,
     kind: str = "relu",
     lengths: Tensor | None = None,
@@ -66,10 +66,14 @@ def affinity_mix(
     ->     [B, H, Tq, Dv] dtype of q; with return_stats (mixed, AffinityStats). A row without weight is zero
            and gives no gradient. Scores, a, its sum and the division are float32 (float64 for float64 input).
 
-    Padding must hold finite numbers: it is multiplied by zero. A NaN in q_i, theta_i or in what row i sees makes row
-    i NaN, and no other. Second derivatives and vmap are refused.
+    Padding must hold finite numbers: it is multiplied by zero. A NaN in q_i, theta_i or in a key that row i sees
+    makes row i NaN, and no other. A v_j that is not finite reaches the rows that give it weight and may reach others
+    of its sample and head: where many weights of neighbouring rows and keys are positive, the rest are multiplied by
+    zero. The same holds for gradients. Second derivatives, forward-mode derivatives and vmap are refused.
     """
+    q, k, v = checks.alike(q, k, v)
     theta = checks.check_scores(OP, q, k, theta, kind)
+    checks.check_tensors(OP, v=v)
     batch, _, rows, _ = q.shape
     columns = k.shape[2]
     if v.ndim != 4 or v.shape[:3] != k.shape[:3]:

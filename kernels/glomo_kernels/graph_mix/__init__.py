@@ -29,21 +29,22 @@ def graph_mix(graph: SparseGraph, weights: Tensor, features: Tensor, *, heads: i
     Features must be finite, those of padding too: with many edges the sum of the components is treated as dense,
     and places without an edge multiply by zero.
     """
-    _check_graph(graph)
+    _check_graph(OP, graph)
+    checks.check_tensors(OP, weights=weights, features=features)
     batch, components, units = graph.shape
     if features.ndim != 3 or checks.shape(features)[:2] != (batch, units):
         raise ValueError(
             f"{OP}: features must be {(batch, units, 'D')} to go with the graph {graph.shape}, "
             f"got {checks.shape(features)}"
         )
-    _check_floating("features", features, graph)
+    _check_floating(OP, "features", features, graph)
     terms = components if heads is None else _product_terms(components, heads)
     if checks.shape(weights) not in ((terms,), (batch, units, terms)):
         raise ValueError(
             f"{OP}: weights must be {(terms,)} or {(batch, units, terms)} for the graph {graph.shape} "
             f"with heads={heads}, got {checks.shape(weights)}"
         )
-    _check_floating("weights", weights, graph)
+    _check_floating(OP, "weights", weights, graph)
     edges = (graph.offsets, graph.columns, graph.weights)
     if heads is None or components == heads:
         mixed: Tensor = _mix(*edges, components, 0, weights, features)
@@ -68,14 +69,15 @@ def graph_apply(graph: SparseGraph, features: Tensor, *, first: int = 0) -> Tens
     features  [B, K, T, D] with first + K <= C, float dtype
     ->        [B, K, T, D] dtype of features; gradient for features
     """
-    _check_graph(graph)
+    _check_graph("graph_apply", graph)
+    checks.check_tensors("graph_apply", features=features)
     batch, components, units = graph.shape
     if features.ndim != 4 or (features.shape[0], features.shape[2]) != (batch, units):
         raise ValueError(
             f"graph_apply: features must be {(batch, 'K', units, 'D')} to go with the graph {graph.shape}, "
             f"got {checks.shape(features)}"
         )
-    _check_floating("features", features, graph)
+    _check_floating("graph_apply", "features", features, graph)
     count = features.shape[1]
     if not 0 <= first <= components - count:
         raise ValueError(
@@ -100,25 +102,27 @@ def _weighted(weights: Tensor, product: Tensor) -> Tensor:
     return torch.einsum("btk,bktd->btd", weights, product)
 
 
-def _check_floating(name: str, tensor: Tensor, graph: SparseGraph) -> None:
+def _check_floating(op: str, name: str, tensor: Tensor, graph: SparseGraph) -> None:
     if not tensor.is_floating_point() or tensor.device != graph.weights.device:
         raise ValueError(
-            f"{OP}: {name} must be floating point on {graph.weights.device} like the graph, "
+            f"{op}: {name} must be floating point on {graph.weights.device} like the graph, "
             f"got {tensor.dtype} on {tensor.device}"
         )
 
 
-def _check_graph(graph: SparseGraph) -> None:
+def _check_graph(op: str, graph: SparseGraph) -> None:
+    if not isinstance(graph, SparseGraph):
+        raise ValueError(f"{op}: graph must be a SparseGraph, got {type(graph).__name__}")
     batch, components, units = graph.shape
-    checks.check_integers(OP, "graph.offsets", graph.offsets, ((batch * components * units + 1,),))
+    checks.check_integers(op, "graph.offsets", graph.offsets, ((batch * components * units + 1,),))
     if graph.columns.dtype != torch.int32 or graph.columns.shape != graph.weights.shape:
         raise ValueError(
-            f"{OP}: graph.columns must be int32 of the shape of graph.weights {checks.shape(graph.weights)}, "
+            f"{op}: graph.columns must be int32 of the shape of graph.weights {checks.shape(graph.weights)}, "
             f"got {graph.columns.dtype} {checks.shape(graph.columns)}"
         )
     if graph.weights.requires_grad and torch.is_grad_enabled():
         raise ValueError(
-            f"{OP}: graph.weights requires a gradient, but graphs are constants here; pass graph.detach()"
+            f"{op}: graph.weights requires a gradient, but graphs are constants here; pass graph.detach()"
         )
 
 

@@ -89,7 +89,9 @@ def backward(
         compiled.cpu().mix_backward_weights(
             graphs.arguments, dy.data_ptr(), x.data_ptr(), width, d_per_unit.data_ptr(), threads()
         )
-        d_weights = (d_per_unit if weights.ndim == 3 else d_per_unit.sum((0, 1))).to(weights.dtype)
+        d_weights = (d_per_unit if weights.ndim == 3 else _sum_rows(d_per_unit.flatten(0, 1))).to(
+            weights.dtype
+        )
     if want_features:
         w = contiguous(weights, dtype)
         dx = torch.empty(batch, units, width, dtype=dtype)
@@ -98,6 +100,14 @@ def backward(
         )
         d_features = dx.to(features.dtype)
     return d_weights, d_features
+
+
+def _sum_rows(x: Tensor) -> Tensor:
+    """[n, C] -> [C] in sums of sums of 64 rows: torch divides one long sum among its threads, and the result would
+    depend on their number."""
+    while len(x) > 64:
+        x = torch.nn.functional.pad(x, (0, 0, 0, -len(x) % 64)).view(-1, 64, x.shape[1]).sum(1)
+    return x.sum(0)
 
 
 def apply_forward(
