@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -114,7 +115,7 @@ def _archive(file: InputFile) -> Iterator[Picture]:
                         f"{file.name} has the arrays {sorted(members)}; expected 'images' (uint8 [n, H, W] or "
                         "[n, H, W, C]), or 'jpeg' and 'offset'. Rename or convert them."
                     )
-        except (zipfile.BadZipFile, EOFError, OSError) as e:
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as e:
             raise DataError(f"{file.name} is not a whole .npz file: {describe(e)}. Copy it again.") from e
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import struct
-import zlib
 from typing import Any
 
 import numpy as np
 
-from glomo_dist.data.files import describe, open_stream
+from glomo_dist.data.files import open_stream
 from glomo_dist.data.images import pictures
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
@@ -102,10 +101,7 @@ def read_cifar_batches(paths: list[str], classes: int) -> Labelled:
 
 
 def _stacked(path: str, channels: int = 1) -> np.ndarray[Any, Any]:
-    try:
-        images = [picture.pixels for picture in pictures([path], channels=channels)]
-    except zlib.error as e:  # from the middle of a deflated archive, which is read as a stream
-        raise DataError(f"{path}: not a readable .npz file ({describe(e)}). Copy it again.") from e
+    images = [picture.pixels for picture in pictures([path], channels=channels)]
     if not images:
         raise DataError(f"{path} has no image in it.")
     for number, image in enumerate(images):

@@ -156,6 +156,13 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "b.npz").write_bytes((tmp_path / "b.npz").read_bytes()[:-40])
     with pytest.raises(DataError, match=r"b\.npz is not a whole \.npz file"):
         pixels(tmp_path / "b.npz")
+    np.savez_compressed(tmp_path / "b.npz", images=GREY)
+    deflated = bytearray((tmp_path / "b.npz").read_bytes())
+    first = deflated.index(b"images.npy") + 40
+    deflated[first : first + 30] = b"\xff" * 30
+    (tmp_path / "b.npz").write_bytes(deflated)
+    with pytest.raises(DataError, match=r"b\.npz is not a whole \.npz file"):
+        pixels(tmp_path / "b.npz")
     Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "c.png")
     with pytest.raises(DataError, match=r"c\.png: pixels of more than 8 bits"):
         pixels(tmp_path / "c.png")
