@@ -214,7 +214,8 @@ def _text(source: str, only: Collection[str] | None, width: int | None) -> WordV
         vectors.append(vector)
     if promised not in (None, count):
         raise DataError(
-            f"{source}: line 1 promises {promised} vectors, the file has {count}. The copy may be cut: copy it again."
+            f"{source}: line 1 promises {promised} vectors, the file has {count}. The copy may be cut: copy it again, "
+            "or correct line 1."
         )
     if width is None:
         raise DataError(f"{source}: the file is empty. Expected a word and its numbers on each line.")

@@ -17,14 +17,17 @@ def make(n, words=23, width=6):
     return hidden, weight, target
 
 
-def both(hidden, weight, target, dtype, **options):
+def both(hidden, weight, target, dtype, scale=1, **options):
+    """Ours, plain PyTorch in float64 and in `dtype` (logits of that type, their cross-entropy in float32)."""
     results = []
     for ours, used in ((True, dtype), (False, torch.float64), (False, dtype)):
         h, w = leaves(*leaves(hidden, weight, dtype=dtype), dtype=used)
         if ours:
             out = decoder_loss(h, w, target, **options)
         else:
-            out = F.cross_entropy(h @ w.t(), target, **options)
+            logits = h @ w.t()
+            out = F.cross_entropy(logits if used == torch.float64 else logits.float(), target, **options)
+        out = out * scale
         results.append([out, *gradients(out, [h, w])])
     return results
 
@@ -54,6 +57,54 @@ def test_huge_logits(backend):
     for name, got, exact, naive in zip(("loss", "dhidden", "dweight"), *results, strict=True):
         assert torch.isfinite(got).all()
         assert_no_worse(name, got, exact, naive)
+
+
+@pytest.mark.parametrize("gain", [1, 1.5, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_rows_whose_target_is_nearly_certain(backend, monkeypatch, dtype, gain):
+    """p - 1 and the loss are far smaller here than what they are the difference of; the blocks cut V unevenly."""
+    monkeypatch.setattr(reference, "CHUNK_ROWS", 100)
+    monkeypatch.setattr(reference, "BLOCK_WORDS", 300)
+    weight = torch.randn(1000, 128)
+    target = torch.randint(0, 1000, (256,))
+    hidden = gain * weight[target] / 128**0.5 + 0.1 * torch.randn(256, 128)
+    target[::5] = -100
+    results = both(hidden, weight, target, dtype)
+    for name, got, exact, naive in zip(("dhidden", "dweight"), *(x[1:] for x in results), strict=True):
+        assert_no_worse(name, got, exact, naive, terms=0)
+    # the loss row by row: in the sum over the rows, rounding errors cancel by luck
+    rows = [both(hidden[[n]], weight, target[[n]], dtype, reduction="sum") for n in range(40)]
+    losses = [torch.stack([result[0] for result in way]) for way in zip(*rows, strict=True)]
+    assert_no_worse("losses", *losses, terms=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_no_loss_of_one_row_is_negative(backend, dtype):
+    """Logits of about 400, 300 above all others: the loss is exactly 0."""
+    weight = torch.randn(50, 128).to(dtype)
+    for word in range(50):
+        assert decoder_loss(3 * weight[word : word + 1], weight, torch.tensor([word])).item() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_one_word_is_certain(backend, dtype):
+    hidden, weight = leaves(*make(9, words=1)[:2], dtype=dtype)
+    loss = decoder_loss(hidden, weight, torch.tensor([0, -100, 0, 0, 0, 0, 0, 0, 0]))
+    assert loss.item() == 0
+    assert all((gradient == 0).all() for gradient in gradients(loss, [hidden, weight]))
+
+
+@pytest.mark.parametrize("reduction,scale", [("mean", 1), ("sum", 1 / 20_000), ("mean", 2.0**14)])
+def test_float16_mean_of_many_targets(backend, reduction, scale):
+    """A sum's gradient can be too large for float16, a mean's before the scale of the loss too small."""
+    hidden = torch.randn(20_000, 4) / 64
+    if scale <= 1:
+        hidden += 8
+    weight = torch.randn(3, 4) / 64
+    target = torch.zeros(20_000, dtype=torch.int64)
+    results = both(hidden, weight, target, torch.float16, reduction=reduction, scale=scale)
+    for name, got, exact, naive in zip(("loss", "dhidden", "dweight"), *results, strict=True):
+        assert_no_worse(name, got, exact, naive, terms=0)
 
 
 def test_all_targets_ignored_and_none_at_all(backend):
@@ -183,3 +234,16 @@ def test_chunks_and_blocks_do_not_matter(monkeypatch, rows, block):
     results.append([loss.detach(), *torch.autograd.grad(loss, inputs)])
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=1e-11, atol=1e-11)
+
+
+def test_under_autocast_dtypes_may_differ():
+    """As for torch's linear map: what comes from a projection is bfloat16 there, the parameter float32."""
+    hidden, weight = torch.randn(6, 4), torch.randn(9, 4, requires_grad=True)
+    target = torch.arange(6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = decoder_loss(hidden.bfloat16(), weight, target)
+    loss.backward()
+    assert torch.equal(loss, decoder_loss(hidden.bfloat16(), weight.bfloat16(), target))
+    assert weight.grad.dtype == torch.float32
+    with pytest.raises(ValueError, match=r"weight must be torch\.bfloat16"):
+        decoder_loss(hidden.bfloat16(), weight, target)

@@ -25,10 +25,12 @@ def decoder_loss(
     ->      scalar, float32 (float64 for float64 input)
 
     The gradients are computed with the loss, chunk by chunk over n, so that at most one chunk of logits
-    exists. Second derivatives are refused.
+    exists, and kept in the dtype of the loss until the backward pass. Second derivatives are refused.
     """
     if reduction not in ("sum", "mean"):
         raise ValueError(f"{OP}: reduction must be 'sum' or 'mean', got {reduction!r}")
+    checks.check_tensors(OP, hidden=hidden, weight=weight)
+    hidden, weight = checks.alike(hidden, weight)
     if hidden.ndim != 2 or not hidden.is_floating_point():
         raise ValueError(
             f"{OP}: hidden must be [N, d] floating point, got {checks.shape(hidden)} {hidden.dtype}"
@@ -63,7 +65,11 @@ def decoder_loss(
 def _forward(
     hidden: Tensor, weight: Tensor, target: Tensor, ignore_index: int, grads: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(summed loss, its gradient for hidden, for weight); both gradients empty unless asked for."""
+    """(summed loss, its gradient for hidden, for weight); both gradients empty unless asked for.
+
+    The gradients stay in the loss's dtype until they are multiplied by the gradient of the loss: those of a sum that
+    is divided afterwards can be too large for float16, those of a mean that is scaled up too small.
+    """
     arguments = (hidden, weight, target, ignore_index, grads)
     result: tuple[Tensor, Tensor, Tensor] = run(OP, "forward", hidden.device, arguments, *arguments)
     return result
@@ -73,10 +79,11 @@ def _forward(
 def _(
     hidden: Tensor, weight: Tensor, target: Tensor, ignore_index: int, grads: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = compute_dtype(hidden)
     return (
-        hidden.new_empty((), dtype=compute_dtype(hidden)),
-        hidden.new_empty(hidden.shape if grads else (0,)),
-        weight.new_empty(weight.shape if grads else (0,)),
+        hidden.new_empty((), dtype=dtype),
+        hidden.new_empty(hidden.shape if grads else (0,), dtype=dtype),
+        weight.new_empty(weight.shape if grads else (0,), dtype=dtype),
     )
 
 
@@ -86,10 +93,10 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     """The two gradients of the forward pass times the gradient of the loss.
 
-    hidden and weight are arguments only so that a second derivative meets the refusal below.
+    hidden is an argument for its dtype; both are so that a second derivative meets the refusal below.
     """
     result: tuple[Tensor, Tensor] = run(
-        OP, "backward", hidden.device, (hidden, weight, None, 0, True), grad, dhidden, dweight
+        OP, "backward", hidden.device, (hidden, weight, None, 0, True), grad, dhidden, dweight, hidden.dtype
     )
     return result
 
@@ -98,7 +105,7 @@ def _backward(
 def _(
     grad: Tensor, hidden: Tensor, weight: Tensor, dhidden: Tensor, dweight: Tensor
 ) -> tuple[Tensor, Tensor]:
-    return dhidden.new_empty(dhidden.shape), dweight.new_empty(dweight.shape)
+    return hidden.new_empty(hidden.shape), weight.new_empty(weight.shape)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -107,9 +114,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if _used_once(grad):
-        # the gradient of the weight is the largest tensor of many a model: no second one beside it
-        _, _, dhidden, dweight = ctx.saved_tensors
-        return dhidden.mul_(grad), dweight.mul_(grad), None, None, None
+        # the gradient of the weight is the largest tensor of many a model: no second float32 one beside it
+        hidden, weight, dhidden, dweight = ctx.saved_tensors
+        return dhidden.mul_(grad).to(hidden.dtype), dweight.mul_(grad).to(weight.dtype), None, None, None
     dhidden, dweight = _backward(grad, *ctx.saved_tensors)
     return dhidden, dweight, None, None, None
 

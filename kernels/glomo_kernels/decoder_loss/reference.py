@@ -29,17 +29,21 @@ def _sizes(device: torch.device, words: int) -> tuple[int, int]:
 def forward(
     hidden: Tensor, weight: Tensor, target: Tensor, ignore_index: int, grads: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(summed loss, d loss / d hidden, d loss / d weight); the last two empty unless `grads`.
+    """(summed loss, d loss / d hidden, d loss / d weight) in the compute dtype; the last two empty unless `grads`.
 
     For the logits z of block b: e = exp(z - m_b) with m_b their largest, and p = softmax(z) = e f_b with
-    f_b = exp(m_b - max_b m_b) / total. d loss / d z = p - onehot(target). Neither f_b nor the one-hot needs a pass
-    over the logits: f_b multiplies the narrow side of the products, the one-hot is a row of weight and of hidden.
+    f_b = exp(m_b - max_b m_b) / total. d loss / d z = p - onehot(target).
+
+    Where the target is nearly certain, 1 - p(target) and the loss are small differences of large numbers, so they
+    come from the sum of the other words instead, and the target's logit from the same, rounded, logits as theirs.
+    p - onehot is rounded as a whole for the weight's gradient; for that of hidden the target's part is one row of
+    the weight, which needs no rounding.
     """
     dtype = compute_dtype(hidden)
     words = weight.shape[0]
     rows, block = _sizes(hidden.device, words)
     loss = torch.zeros((), dtype=dtype, device=hidden.device)
-    dhidden = hidden.new_empty(hidden.shape if grads else (0,))
+    dhidden = torch.empty(hidden.shape if grads else (0,), dtype=dtype, device=hidden.device)
     dweight = torch.zeros(weight.shape if grads else (0,), dtype=dtype, device=weight.device)
     memory = torch.empty(
         min(rows, hidden.shape[0]) * (words if grads else min(block, words)),
@@ -49,10 +53,11 @@ def forward(
 
     for start in range(0, hidden.shape[0], rows):
         chunk = hidden[start : start + rows]
-        wanted = target[start : start + rows]
+        wanted = target[start : start + rows, None]
         real = wanted != ignore_index
         wanted = torch.where(real, wanted, 0)
-        exponentials, peaks, sums = [], [], []
+        likelihood = torch.zeros(wanted.shape, dtype=dtype, device=hidden.device)
+        blocks, peaks, sums = [], [], []
         for first in range(0, words, block):
             part = weight[first : first + block]
             place = memory[first * len(chunk) if grads else 0 :][: len(chunk) * len(part)]
@@ -61,35 +66,41 @@ def forward(
                 torch.mm(chunk, part.t(), out=logits)
             else:
                 logits.copy_(chunk @ part.t())
+            at = (wanted - first).clamp(0, len(part) - 1)
+            here = at == wanted - first
+            likelihood = torch.where(here, logits.gather(1, at), likelihood)
             peak = logits.amax(-1, keepdim=True)
-            exponentials.append(logits.sub_(peak).exp_())
+            exponential = logits.sub_(peak).exp_()
+            exponential.scatter_(1, at, exponential.gather(1, at).masked_fill_(here, 0))
+            blocks.append((slice(first, first + len(part)), exponential, at, here))
             peaks.append(peak)
-            sums.append(exponentials[-1].sum(-1, keepdim=True))
-        peak = torch.cat(peaks, 1)
-        factor = (peak - peak.amax(-1, keepdim=True)).exp_()
-        total = (factor * torch.cat(sums, 1)).sum(-1, keepdim=True)
-        right = weight[wanted]
-        likelihood = (chunk.to(dtype) * right.to(dtype)).sum(-1)
-        normaliser = total.log().add_(peak.amax(-1, keepdim=True))[:, 0]
-        loss += torch.where(real, normaliser - likelihood, 0).sum()
+            sums.append(exponential.sum(-1, keepdim=True))
+        factor = torch.cat(peaks, 1)
+        peak = factor.amax(-1, keepdim=True)
+        factor.sub_(peak).exp_()
+        others = (factor * torch.cat(sums, 1)).sum(-1, keepdim=True)
+        own = (likelihood - peak).exp_()  # this or one of the others is exactly 1: no logarithm is below 0
+        loss += torch.where(real, (others + (own - 1)).log1p_() + (peak - likelihood), 0).sum()
         if not grads:
             continue
-        factor.mul_(real[:, None] / total)
-        slope = right.to(dtype).mul_(real[:, None]).neg_()
-        dweight.index_add_(0, wanted, (chunk * real[:, None]).to(dtype), alpha=-1)
-        for index, exponential in enumerate(exponentials):
-            words_of = slice(index * block, index * block + exponential.shape[1])
-            share = factor[:, index : index + 1]
-            exponential = exponential.to(hidden.dtype)
-            slope.addcmul_((exponential @ weight[words_of]).to(dtype), share)
-            scaled = (chunk * share).to(hidden.dtype)
+        scale = real / (others + own)
+        factor.mul_(scale)
+        slope = -others * scale  # p - 1 of the target
+        dchunk = weight[wanted[:, 0]].to(dtype).mul_(slope)
+        for index, (words_of, exponential, at, here) in enumerate(blocks):
+            dlogits = exponential.mul_(factor[:, index : index + 1]).to(hidden.dtype)  # 0 for the target
             if dtype == hidden.dtype:
-                dweight[words_of].addmm_(exponential.t(), scaled)
+                dchunk.addmm_(dlogits, weight[words_of])
             else:
-                dweight[words_of] += exponential.t() @ scaled
-        dhidden[start : start + rows] = slope
-    return loss, dhidden, dweight.to(weight.dtype)
+                dchunk += dlogits @ weight[words_of]
+            dlogits.scatter_(1, at, torch.where(here, slope.to(hidden.dtype), dlogits.gather(1, at)))
+            if dtype == hidden.dtype:
+                dweight[words_of].addmm_(dlogits.t(), chunk)
+            else:
+                dweight[words_of] += dlogits.t() @ chunk
+        dhidden[start : start + rows] = dchunk
+    return loss, dhidden, dweight
 
 
-def backward(grad: Tensor, dhidden: Tensor, dweight: Tensor) -> tuple[Tensor, Tensor]:
-    return (dhidden * grad).to(dhidden.dtype), (dweight * grad).to(dweight.dtype)
+def backward(grad: Tensor, dhidden: Tensor, dweight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return (dhidden * grad).to(dtype), (dweight * grad).to(dtype)
