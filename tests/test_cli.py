@@ -426,6 +426,49 @@ def test_threads_wait_briefly_unless_the_user_says_otherwise(given: dict[str, st
     assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (
+            ["plan", "--recipe", "tiny", "--model.vocab-size", "9", "--tokens-per-second", "-5"],
+            "tokens_per_second must be",
+        ),
+        (["plan", "--recipe", "tiny", "--model.vocab-size", "9", "--teraflops", "nan"], "teraflops must be"),
+        (
+            ["plan", "--recipe", "tiny", "--model.vocab-size", "9", "--seed", "-1"],
+            "seed must be in 0..2^64 - 1",
+        ),
+        (
+            ["plan", "--recipe", "tiny", "--model.vocab-size", "9", "--weight-decay", "nan"],
+            "weight_decay must not be",
+        ),
+        (["plan", "--recipe", "tiny", "--model.vocab-size", "9", "--lr", "inf"], "lr must be positive"),
+        (["bench", "--rounds", "0"], "rounds must be at least 1"),
+    ],
+)
+def test_numbers_that_are_none_are_refused(argv: list[str], words: str, capfd: Capture) -> None:
+    refused(argv, capfd, words)
+
+
+@pytest.mark.parametrize("flag", ["--max-units", "--batch-tokens", "--keep"])
+def test_export_of_less_than_one_is_refused(flag: str, road: Road, tmp_path: Path, capfd: Capture) -> None:
+    out = tmp_path / "graphs"
+    name = flag.strip("-").replace("-", "_")
+    command = ["export", road.text_run, "--task", "docstring", "--source", road.raw.docstrings, "--out", out]
+    for value in ("0", "-1"):
+        refused([*command, flag, value], capfd, f"{name} must be at least 1")
+    nothing_at(out)
+
+
+def test_export_of_a_run_that_is_not_finished_is_refused(road: Road, tmp_path: Path, capfd: Capture) -> None:
+    run_folder = tmp_path / "run"
+    shutil.copytree(road.digit_run, run_folder)
+    shutil.rmtree(run_folder / "model")
+    refused(
+        ["export", run_folder, "--task", "digits", "--out", tmp_path / "g"], capfd, "not finished", "step-N"
+    )
+
+
 def test_plan_counts_the_real_parameters_and_epochs(road: Road, capfd: Capture) -> None:
     assert run(["plan", "--recipe", "tiny", "--data", road.text_shards, "--ranks", "2"]) == 0
     text = capfd.readouterr().out

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 from glomo_dist.cli.arguments import parse, save_command
 from glomo_dist.model.io import model_folder
+from glomo_dist.runtime.errors import CheckpointError
 from glomo_dist.runtime.progress import say
 from glomo_dist.transfer.export import export_task
 from glomo_dist.transfer.task import TASKS
@@ -49,6 +51,11 @@ def main(argv: Sequence[str]) -> None:
         Export, argv, name="export", description=(__doc__ or "").replace("TASKS", ", ".join(TASKS))
     )
     model = model_folder(command.model)
+    if model is None and (Path(command.model) / "checkpoints").is_dir():
+        raise CheckpointError(
+            f"{command.model} is not finished: it has no model yet. Run `glomo pretrain` again to its end, or "
+            f"give one of its checkpoints, {command.model}/checkpoints/step-N."
+        )
     store = export_task(
         command.task, model or command.model, command.out, source=command.source, random_seed=command.random_seed,
         keep=command.keep, max_units=command.max_units, max_examples=command.max_examples,

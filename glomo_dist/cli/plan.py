@@ -11,6 +11,7 @@ a short run with --steps 20 gives the true tokens per second (log.jsonl).
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -170,6 +171,10 @@ def describe(command: Plan, config: PretrainConfig, estimate: Cost) -> list[str]
         f"  by stage      {', '.join(others)} MiB without activations",
         f"arithmetic      {estimate.flops_per_token / 1e6:,.2f} MFLOP per unit, {flops / 1e15:,.2f} PFLOP in all",
     ]
+    for name in ("tokens_per_second", "teraflops"):
+        value = getattr(command, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"{name} must be positive, got {value}.")
     if speed := command.tokens_per_second:
         lines.append(f"time            {tokens / speed / 3600:,.2f} h at {speed:,.0f} units/s")
     if speed := command.teraflops:

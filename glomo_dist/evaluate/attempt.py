@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
-from glomo_dist.runtime.errors import GlomoError
+from glomo_dist.runtime.errors import DataError, GlomoError
 from glomo_dist.runtime.files import read_json, write_json
 from glomo_dist.runtime.fingerprint import code_version
 
@@ -64,7 +64,14 @@ def job_folder(out: str | Path, id: str) -> Path:
     return Path(out) / "results" / id
 
 
-def is_finished(out: str | Path, id: str, read: Callable[[Path], object] = read_json) -> bool:
+def read_object(path: Path) -> object:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected an object, got {type(value).__name__}.")
+    return value
+
+
+def is_finished(out: str | Path, id: str, read: Callable[[Path], object] = read_object) -> bool:
     """Whether the job has a whole result; a damaged one counts as none, so that the job runs again.
 
     read: raises GlomoError for a file that is none.

@@ -13,9 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from glomo_dist.evaluate.attempt import Job, Outcome, Run, attempt, is_finished, job_folder, write_error
+from glomo_dist.evaluate.attempt import (
+    Job,
+    Outcome,
+    Run,
+    attempt,
+    is_finished,
+    job_folder,
+    read_object,
+    write_error,
+)
 from glomo_dist.runtime.errors import ConfigError, GlomoError
-from glomo_dist.runtime.files import read_json, write_json
+from glomo_dist.runtime.files import write_json
 from glomo_dist.runtime.fingerprint import command_line
 from glomo_dist.runtime.progress import bar, say
 
@@ -73,13 +82,14 @@ def evaluate(
     executor: Executor,
     *,
     plan: dict[str, Any] | None = None,
-    read: Callable[[Path], object] = read_json,
+    read: Callable[[Path], object] = read_object,
 ) -> Summary:
     """Run every job that has no result under `out` yet.
 
     run: the job function, `Job.work -> result` (for transfer: `glomo_dist.transfer.finetune.run`).
     plan: the resolved description of the evaluation, saved in `out`/plan.json beside the list of jobs.
-    read: of a job's result.json; where it raises GlomoError the file is damaged, is removed, and the job runs again.
+    read: of a job's result.json; where it raises GlomoError the file is damaged or of another version: it is
+        renamed, not to be taken for a result, and the job runs again.
     Failed jobs are in the summary and on disk; they do not stop the others, and the next call retries them.
     Raises GlomoError if `out` holds something else, or another process is evaluating into it.
     """
@@ -101,7 +111,7 @@ def evaluate(
         )
         todo = [job for job in jobs if not is_finished(out, job.id, read)]
         for job in todo:
-            (job_folder(out, job.id) / "result.json").unlink(missing_ok=True)
+            _set_aside(job_folder(out, job.id) / "result.json")
         before = len(jobs) - len(todo)
         if before:
             say(f"evaluate: {before} of {len(jobs)} jobs are finished already, {len(todo)} to do.")
@@ -140,6 +150,13 @@ def time_limit_error(job: Job, out: Path, seconds: float, last_words: str = "") 
 
 def _as_generator(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
     yield from outcomes
+
+
+def _set_aside(result: Path) -> None:
+    if result.exists():
+        aside = result.with_name("result.json.unreadable")
+        result.replace(aside)
+        say(f"evaluate: {result} cannot be read as a result; it is now {aside.name}, and the job runs again.")
 
 
 def _require_unique(jobs: Sequence[Job]) -> None:

@@ -53,7 +53,7 @@ class EvaluationPlan:
     features: tuple[str, ...] = ("learned",)
     seeds: tuple[int, ...] = (0, 1, 2)
     train_sizes: tuple[int | None, ...] = (None,)
-    sources: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, str | None] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     task_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     cpus: int = 1
@@ -101,15 +101,17 @@ class EvaluationPlan:
 class _StrictLoader(yaml.SafeLoader):
     """Refuses a key that is given twice, where YAML silently takes the last: an arm would be gone."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """Here, where what `<<` merges is not among the keys yet."""
+        node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if (key.tag, key.value) in seen:
                     problem = f"the key {key.value!r} is there twice"
-                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
+                    raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
+                seen.add((key.tag, key.value))
+        return node
 
 
 def read_plan(path: str | Path) -> EvaluationPlan:

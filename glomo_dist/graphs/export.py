@@ -64,6 +64,8 @@ def export_graphs(
     out = Path(out)
     if keep is not None and keep < 1:
         raise ConfigError(f"export: keep must be at least 1, or none to keep all edges; got {keep}.")
+    if batch_tokens < 1:
+        raise ConfigError(f"export: batch_tokens must be at least 1, got {batch_tokens}.")
     check_ids(model, splits)
     lengths = {name: np.array([len(e) for e in examples], np.int64) for name, examples in splits.items()}
     settings = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
@@ -106,7 +107,9 @@ class PretrainConfig:
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}.")
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ConfigError(f"micro_batch must be at least 1 (or none), got {self.micro_batch}.")
-        if not self.lr > 0:
+        if not 0 <= self.seed < 2**64:
+            raise ConfigError(f"seed must be in 0..2^64 - 1, got {self.seed}.")
+        if not 0 < self.lr < math.inf:
             raise ConfigError(f"lr must be positive, got {self.lr}.")
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise ConfigError(f"betas must be two numbers in [0, 1), got {self.betas}.")
@@ -115,7 +118,7 @@ class PretrainConfig:
         if not self.graph_lr_share > 0:
             raise ConfigError(f"graph_lr_share must be positive, got {self.graph_lr_share}.")
         for name in ("momentum", "weight_decay"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}.")
         if self.optimizer == "adamw" and self.momentum:
             raise ConfigError(

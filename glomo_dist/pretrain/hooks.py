@@ -45,7 +45,7 @@ class ProgressBar:
             flat = [share for layer in row["empty_rows"] for share in layer]
             self._empty = f"{100 * sum(flat) / len(flat):.0f}%"
         self._bar.set_postfix_str(
-            f"loss {_number(row['loss'])}, {_speed(row) / 1000:.1f}k units/s, "
+            f"loss {_number(row['loss'])}, {row['units_per_second'] / 1000:.1f}k units/s, "
             f"grad {_number(row['grad_norm'])}" + (f", empty rows {self._empty}" if self._empty else ""),
             refresh=False,
         )
@@ -81,7 +81,7 @@ class JsonLog:
 
 def scalars(row: dict[str, Any]) -> dict[str, float]:
     """The numbers of a row by name, for a tracker; graph statistics per layer and head."""
-    found = {"train/units_per_second": _speed(row)}
+    found = {}
     for name, value in row.items():
         if isinstance(value, list):
             for layer, heads in enumerate(value):
@@ -222,10 +222,11 @@ def _rows_until(content: bytes, step: int) -> list[bytes]:
     rows = []
     for line in content.splitlines(keepends=True):
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:  # the row that was being written when the run was killed
+            row = json.loads(line.decode())
+        except ValueError:  # the row that was being written when the run was killed, or the power went
             continue
-        if row["step"] <= step and line.endswith(b"\n"):
+        whole = isinstance(row, dict) and isinstance(row.get("step"), int) and line.endswith(b"\n")
+        if whole and row["step"] <= step:
             rows.append(line)
     return rows
 
@@ -236,11 +237,6 @@ def _finite(row: dict[str, Any]) -> dict[str, Any]:
         key: None if isinstance(value, float) and not abs(value) < float("inf") else value
         for key, value in row.items()
     }
-
-
-def _speed(row: dict[str, Any]) -> float:
-    """Units read per second over all ranks."""
-    return float(row["units"] / row["seconds"]) if row["seconds"] else 0.0
 
 
 def _number(value: float) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,7 @@ def _steps(
     config = job.config
     valid = _valid_batches(job, ranks)
     saved, trouble = state.step, None
+    since_logged: Counter[str] = Counter()
     clock.lap("other")
     clock.take()
     while state.step < config.steps and not exhausted(config, state.plateau):
@@ -115,17 +117,18 @@ def _steps(
         rate = learning_rate(config, state.step, state.plateau)
         set_learning_rate(engine, rate)
         last = state.step + 1 == config.steps
-        logged = last or (state.step + 1) % config.log_every == 0
+        validated = bool(valid) and (last or (state.step + 1) % config.valid_every == 0)
+        logged = last or validated or (state.step + 1) % config.log_every == 0
         result = train_step(engine, batch, config, ranks, clock, with_stats=logged)
         state.step += 1
         state.bad_steps = 0 if result.applied else state.bad_steps + 1
         row = _row(state, rate, result, logged or not result.applied)
         if not result.applied:
             row["samples"] = _suspects(stream, batch, result, ranks)
-        if valid and (last or state.step % config.valid_every == 0):
+        if validated:
             row["valid_loss"] = valid_loss(engine, valid, config, ranks, clock)
             state.plateau = state.plateau.after(row["valid_loss"], config.plateau_patience)
-        trouble = _tell(hooks, row, clock)
+        trouble = _tell(hooks, row, clock, since_logged)
         if state.bad_steps >= config.max_bad_steps:
             ranks.agree_on(_diverged(job, state))
         if last or state.step % config.checkpoint_every == 0 or exhausted(config, state.plateau):
@@ -136,16 +139,23 @@ def _steps(
     ranks.agree_on(trouble)
 
 
-def _tell(hooks: Sequence[Hook], row: dict[str, Any], clock: Clock) -> GlomoError | None:
+def _tell(
+    hooks: Sequence[Hook], row: dict[str, Any], clock: Clock, since_logged: Counter[str]
+) -> GlomoError | None:
     """Add times to the row and show it to the hooks. Returns an error for all ranks to agree on.
 
-    Seconds: wall clock since the previous row; its parts add up to it. A checkpoint and what the hooks took are
-    booked after the row of their step, so they are in the next one.
+    Seconds: wall clock since the previous logged row; its parts add up to it. A checkpoint and what the hooks took
+    are booked after the row of their step, so they are in the next one. Units per second: of this step alone.
+    since_logged: seconds by part of the steps since the last logged one, which this adds to.
     """
     parts = clock.take()
-    seconds = sum(parts.values())
-    row["seconds"] = seconds
-    row.update({f"{part}_seconds": parts.get(part, 0.0) for part in PARTS})
+    step_seconds = sum(parts.values())
+    row["units_per_second"] = row["units"] / step_seconds if step_seconds else 0.0
+    since_logged.update(parts)
+    row["seconds"] = sum(since_logged.values())
+    row.update({f"{part}_seconds": since_logged.get(part, 0.0) for part in PARTS})
+    if row["logged"]:
+        since_logged.clear()
     error = None
     for hook in hooks:
         try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from glomo_dist.runtime.errors import DataError
+from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.files import read_json
 from glomo_dist.transfer.features import FeatureSpec
 from glomo_dist.transfer.job import FinetuneJob
@@ -154,10 +154,10 @@ def _finished(id: str, folder: Path, here: Path) -> Finished:
     path = here / "result.json"
     result = Result.read(path)
     with _whole(path):
-        _place(result.job)
+        _place(result.job), result.job["graphs"]
     machine: dict[str, Any] = {}
     if (here / "job.json").exists():
-        with _whole(here / "job.json"):
+        with contextlib.suppress(DataError, AttributeError, TypeError, ValueError):  # a detail of provenance
             machine = dict(read_json(here / "job.json").get("machine", {}))
     return Finished(id, folder, path, result, machine)
 
@@ -167,10 +167,10 @@ def _whole(path: Path) -> Iterator[None]:
     """What is read of `path` in the block is there and of its type; DataError if not."""
     try:
         yield
-    except (AttributeError, KeyError, TypeError, ValueError) as e:
+    except (AttributeError, KeyError, TypeError, ValueError, ConfigError) as e:
         raise DataError(
-            f"{path}: not as `glomo evaluate` writes it ({type(e).__name__}: {e}). The file is damaged; run "
-            "`glomo evaluate` again."
+            f"{path}: not as `glomo evaluate` writes it ({type(e).__name__}: {e}). The file is damaged: delete it "
+            "and run `glomo evaluate` again."
         ) from None
 
 
@@ -190,8 +190,10 @@ def _group(finished: list[Finished], planned: dict[Path, list[dict[str, Any]]]) 
             }
             arms = {arm: _by_seed(arm, jobs) for arm in arms_in_order}
             arms = {arm: seeds for arm, seeds in arms.items() if seeds}
-            # A folder without a result in this table has other data: its plan is not of this table.
-            own = [job for folder in {job.folder for job in jobs} for job in planned[folder]]
+            # A folder with results in another table of this place alone has other data: its plan is not of this one.
+            here = {job.folder for job in jobs}
+            elsewhere = {job.folder for others in variants.values() for job in others} - here
+            own = [job for folder, of_plan in planned.items() if folder not in elsewhere for job in of_plan]
             counts = {arm: _seeds_planned(own, place, arm, differing) for arm in arms}
             groups.append(Group(*place, ", ".join(f"{k} {v}" for k, v in differing.items()), arms, counts))
     return groups
@@ -244,23 +246,18 @@ def _settings(result: Result) -> dict[str, Any]:
 
 
 def several_models(results: Results) -> list[str]:
-    """A sentence for each arm whose row is a mean over graphs of different models, from different folders.
-
-    Within a folder the models of an arm may differ from seed to seed (a random predictor for each), by its plan.
-    """
+    """A sentence for each arm whose row is a mean over graphs of different models, but for arms with a model, and a
+    path of it, for each seed: random predictors."""
     found = []
     for group in results.groups:
         for arm, seeds in group.arms.items():
-            models: dict[Path, set[str | None]] = {}
-            for job in seeds.values():
-                models.setdefault(job.folder, set()).add(job.result.fingerprints.get("model"))
-            different = len({frozenset(of_folder) for of_folder in models.values()}) > 1
-            one_for_all = any(
-                len(of_folder) == 1 and sum(job.folder == folder for job in seeds.values()) > 1
-                for folder, of_folder in models.items()
-            )
-            if different and one_for_all:
-                folders = ", ".join(map(str, models))
+            models = [job.result.fingerprints.get("model") for job in seeds.values()]
+            of_path: dict[str | None, set[str | None]] = {}
+            for job, model in zip(seeds.values(), models, strict=True):
+                of_path.setdefault(job.result.job["graphs"], set()).add(model)
+            mixed = 1 < len(set(models)) < len(models)
+            if mixed or any(len(of_one) > 1 for of_one in of_path.values()):
+                folders = ", ".join(sorted({str(job.folder) for job in seeds.values()}))
                 found.append(
                     f"{group.title}: the row of arm {arm!r} is a mean over graphs of different models ({folders})."
                 )

@@ -40,7 +40,7 @@ def read_run(folder: str | Path) -> Run:
             f"{path} does not exist. Give the folder of a pretraining run (glomo pretrain --out)."
         )
     steps: dict[int, dict[str, Any]] = {}
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)

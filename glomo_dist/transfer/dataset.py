@@ -109,6 +109,8 @@ class Task:
             return dict(self.columns)
         if self.unit == "pixels":
             raise ConfigError(f"max_units: task {self.name!r} has images, which cannot be cut; leave it out.")
+        if max_units < 1:
+            raise ConfigError(f"max_units must be at least 1, got {max_units}.")
         return dict.fromkeys(self.columns, max_units)
 
 

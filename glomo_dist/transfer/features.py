@@ -71,7 +71,8 @@ class FeatureSpec:
         return f"trnn:{text}" if self.recurrent else text
 
     def short(self) -> str:
-        """The spec with the name of the file or folder alone, without an ending."""
+        """The spec with the name of the file or folder alone, up to its first dot. Part of job ids: a change here
+        would run every finished job again. For people there is `features_name` of report/results.py."""
         name = self.source.rstrip("/").rsplit("/", 1)[-1]
         if self.kind == "vectors":
             name = name.split(".")[0] or name
@@ -214,8 +215,8 @@ def _text(source: str, only: Collection[str] | None, width: int | None) -> WordV
         vectors.append(vector)
     if promised not in (None, count):
         raise DataError(
-            f"{source}: line 1 promises {promised} vectors, the file has {count}. The copy may be cut: copy it again, "
-            "or correct line 1."
+            f"{source}: line 1 promises {promised} vectors, the file has {count}. The copy may be cut: copy it "
+            "again, or correct line 1."
         )
     if width is None:
         raise DataError(f"{source}: the file is empty. Expected a word and its numbers on each line.")

@@ -89,9 +89,14 @@ def npz_arrays(source: str, *names: tuple[str, ...]) -> list[np.ndarray[Any, Any
                         known = ", ".join(archive.files)
                         raise DataError(f"{source}: array {either[0]!r} is missing; it has {known}.")
                     arrays.append(np.asarray(archive[key]))
-        except DataError:
+        except (DataError, MemoryError):
             raise
         except Exception as e:  # numpy, zipfile and zlib each have their own for a damaged file
+            if "allow_pickle" in str(e):
+                raise DataError(
+                    f"{source}: an array of Python objects, which could execute code, so it is not read. Save it as "
+                    "numbers or str."
+                ) from None
             raise DataError(f"{source}: not a readable .npz file ({describe(e)}). Copy it again.") from e
     return arrays
 

@@ -25,12 +25,13 @@ def readable(tensor: Tensor) -> bool:
 def alike(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors as they are, or under autocast, where their dtypes differ, all in autocast's, as for torch's own
     products: a projection gives bfloat16 there, and a parameter is float32."""
-    device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
-    if not torch.is_autocast_enabled(device) or len({getattr(x, "dtype", None) for x in tensors}) == 1:
+    dtypes = {getattr(x, "dtype", None) for x in tensors}
+    if len(dtypes) == 1 or not dtypes <= {torch.float16, torch.bfloat16, torch.float32}:
         return tensors
-    dtype = torch.get_autocast_dtype(device)
-    low = (torch.float16, torch.bfloat16, torch.float32)
-    return tuple(x.to(dtype) if getattr(x, "dtype", None) in low else x for x in tensors)
+    device = tensors[0].device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return tensors
+    return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
 
 
 def check_integers(op: str, name: str, tensor: Tensor, shapes: tuple[tuple[int, ...], ...]) -> None:

@@ -53,17 +53,19 @@ def main(out: str, marks: str) -> None:
 def harm(out: Path, marks: Path, cluster: Cluster, second: Node) -> None:
     """When a job works on each node: kill the worker of the first, then the second node."""
     deadline = time.monotonic() + 120
-    while len(working := at_work(out, marks)) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    raylets = {process.process.pid for process in second.all_processes["raylet"]}
-    (on_the_first,) = (pid for pid in working if psutil.Process(pid).ppid() not in raylets)
-    os.kill(on_the_first, signal.SIGKILL)
-    cluster.remove_node(second, allow_graceful=False)
-    for pid in working:  # those of a node that is lost do not go on
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    (marks / HARM_DONE).touch()
+    try:
+        while len(working := at_work(out, marks)) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        raylets = {process.process.pid for process in second.all_processes["raylet"]}
+        (on_the_first,) = (pid for pid in working if psutil.Process(pid).ppid() not in raylets)
+        os.kill(on_the_first, signal.SIGKILL)
+        cluster.remove_node(second, allow_graceful=False)
+        for pid in working:  # those of a node that is lost do not go on
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    finally:
+        (marks / HARM_DONE).touch()
 
 
 def at_work(out: Path, marks: Path) -> list[int]:

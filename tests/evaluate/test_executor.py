@@ -98,6 +98,7 @@ def test_a_result_that_is_none_runs_again_and_does_not_stay(tmp_path, marks):
     failing = Job("double-1", Work("raise", str(marks)))
     assert evaluate([failing], evaluate_jobs.run, out, InProcess(), read=whole).failed
     assert not result.exists(), "the failure is what counts"
+    assert result.with_name("result.json.unreadable").read_text() == "{}"
     assert evaluate([job("double", marks, 1)], evaluate_jobs.run, out, InProcess(), read=whole).finished == 1
     assert (
         evaluate([job("double", marks, 1)], evaluate_jobs.run, out, InProcess(), read=whole).finished_before

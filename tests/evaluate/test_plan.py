@@ -196,6 +196,18 @@ def test_mistakes_are_named(tmp_path, text, message):
         read_plan(path)
 
 
+def test_what_yaml_merges_is_no_key_given_twice(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(
+        "task_settings:\n  digits: &small {<<: &tiny {epochs: 1, hidden: 2}, epochs: 3}\n"
+        "  docstring: {<<: *small, lr: 0.1}\n"
+        "tasks: [digits, docstring]\narms: {none: none}\nsources: {digits: null}\n"
+    )
+    plan = read_plan(path)
+    assert plan.task_settings["docstring"] == {"epochs": 3, "hidden": 2, "lr": 0.1}
+    assert plan.sources == {"digits": None}
+
+
 def test_unreadable_plans(tmp_path):
     with pytest.raises(DataError, match=r"absent.yaml does not exist"):
         read_plan(tmp_path / "absent.yaml")
@@ -219,6 +231,6 @@ def test_settings_of_the_wrong_kind_are_named(tmp_path):
         plan_jobs(dataclasses.replace(plan, settings={"epochs": 0}))
 
 
-@pytest.mark.parametrize("name", ["claim", "ablations"])
+@pytest.mark.parametrize("name", ["claim", "ablations", "images"])
 def test_the_plans_of_the_docs_can_be_read(name):
     assert read_plan(Path(__file__).parents[2] / f"docs/plans/{name}.yaml").tasks

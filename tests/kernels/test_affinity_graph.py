@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from glomo_kernels import affinity_graph, scores
@@ -184,11 +185,19 @@ print(affinity_graph(q, q).columns.numel())
     environment = {
         **os.environ,
         "GLOMO_KERNELS": "cpp",
+        "OMP_NUM_THREADS": "2",  # the stacks of many would not fit, either
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert 40_000 < int(done.stdout) < 50_000  # half of 2,000 x 45 pairs
+
+
+def test_keep_of_any_kind_of_whole_number(backend):
+    q, k, _ = make(9)
+    expected = affinity_graph(q, k, keep=3)
+    for keep in (np.int64(3), torch.tensor(3)):
+        assert torch.equal(affinity_graph(q, k, keep=keep).columns, expected.columns)
 
 
 @pytest.mark.parametrize("keep,renormalise", KEEPS)
@@ -238,6 +247,7 @@ class TestRegistration:
         ({"k": torch.zeros(3, 2, 6, 5)}, r"k must be \(3, 2, 4, 5\) like q, got \(3, 2, 6, 5\)"),
         ({"q": torch.zeros(4, 5)}, r"q must be \[B, H, Tq, Dg\], got \(4, 5\)"),
         ({"keep": 0}, "keep must be a whole number from 1 on, or None for all edges, got 0"),
+        ({"keep": 2**63}, "keep must be a whole number from 1 on"),
         ({"keep": 2.5}, "keep must be a whole number from 1 on, or None for all edges, got 2.5"),
         ({"theta": [1.0]}, "theta must be a tensor, got list"),
         ({"kind": "nearest"}, "kind must be one of"),

@@ -88,6 +88,11 @@ def test_graph_apply_of_no_component(backend):
     x = torch.randn(3, 0, 5, 4, dtype=torch.float64, requires_grad=True)
     out = graph_apply(graph, x, first=1)
     assert out.shape == (3, 0, 5, 4) and gradients(out, [x])[0].shape == x.shape
+    none = SparseGraph(
+        torch.zeros(1, dtype=torch.int64), torch.zeros(0, dtype=torch.int32), torch.zeros(0), (1, 0, 100)
+    )
+    w, h = torch.zeros(0, requires_grad=True), torch.ones(1, 100, 4, requires_grad=True)
+    assert [g.shape for g in gradients(graph_mix(none, w, h), [w, h])] == [w.shape, h.shape]
 
 
 def test_only_the_wanted_gradients(backend):

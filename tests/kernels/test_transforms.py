@@ -48,6 +48,13 @@ def test_export_with_any_number_of_units():
         torch.testing.assert_close(exported.module()(*arguments), Mix()(*arguments))
 
 
+def test_shapes_without_values():
+    """Tensors on the meta device."""
+    q, k, v, theta, _ = (x.to("meta") for x in inputs(5, [5, 5]))
+    assert affinity_mix(q, k, v, theta).shape == v.shape
+    assert decoder_loss(q[0, 0], q[1, 0], torch.zeros(5, dtype=torch.int64, device="meta")).shape == ()
+
+
 def test_forward_mode_is_refused():
     """Where no input requires a gradient torch would answer with zeros."""
     q, k, v, theta, _ = inputs(5, [5, 5])

@@ -83,7 +83,8 @@ def start_program(
     (folder / "tmp").mkdir(exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     environment["TMPDIR"] = str(folder / "tmp")
-    environment.pop("GOMP_SPINCOUNT", None)  # a command that ran in this process may have set it
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):  # a command that ran in this process may have set it
+        environment.pop(name, None)
     command = [sys.executable, "-c", PROGRAM, str(folder / "config.json"), str(shards), str(folder / "run")]
     with open(folder / "stderr", "ab") as stderr:
         return subprocess.Popen([*command, str(restarts)], env=environment, stderr=stderr)
@@ -139,7 +140,7 @@ def losses(run: Path) -> list[float]:
 
 
 def without_times(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if not key.endswith("seconds")}
+    return {key: value for key, value in row.items() if not key.endswith(("seconds", "per_second"))}
 
 
 def weights_hash(run: Path) -> str:

@@ -7,7 +7,9 @@ import dataclasses
 import os
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -25,7 +27,7 @@ from pretrain_samples import (
 )
 
 from glomo_dist.model import load_model
-from glomo_dist.pretrain import checkpoint, pretrain, run_folder
+from glomo_dist.pretrain import checkpoint, loop, pretrain, run_folder
 from glomo_dist.runtime import files
 from glomo_dist.runtime.errors import GlomoError, Interrupted, RankDied
 from glomo_dist.runtime.fingerprint import command_line
@@ -155,3 +157,39 @@ def test_restarted_after_the_death_of_a_reader_and_stopped_by_a_signal(
     pretrain(CONFIG, tiny_shards, out, 2)
     assert [without_times(r) for r in rows(out)] == [without_times(r) for r in rows(uninterrupted)]
     assert weights_hash(out) == weights_hash(uninterrupted)
+
+
+def test_every_validation_is_a_row_and_seconds_are_those_since_the_row_before(
+    tiny_shards: Path, tmp_path: Path
+) -> None:
+    often = dataclasses.replace(
+        TINY, steps=7, log_every=4, valid_every=3, valid_batches=1, checkpoint_every=2
+    )
+    out = pretrain(often, tiny_shards, tmp_path / "run", 1, valid=tiny_shards)
+    log = rows(out)
+    assert [row["step"] for row in log] == [3, 4, 6, 7]
+    assert ["valid_loss" in row for row in log] == [True, False, True, True]
+    # The checkpoint of step 2 was begun before step 3, that of 4 before 5, which has no row of its own, that of 6
+    # before 7.
+    assert [row["checkpoint_seconds"] > 0 for row in log] == [True, False, True, True]
+
+
+def test_seconds_of_steps_that_are_not_logged_are_in_the_next_row() -> None:
+    taken = iter([{"data": 1.0, "forward": 2.0}, {"forward": 4.0}, {"forward": 8.0, "other": 16.0}])
+    clock = SimpleNamespace(take=lambda: next(taken), lap=lambda part: None)
+    since_logged: Counter[str] = Counter()
+    found = []
+    for logged in (False, True, True):
+        row = {"units": 24, "logged": logged}
+        loop._tell([], row, clock, since_logged)
+        found.append((row["seconds"], row["data_seconds"], row["forward_seconds"], row["units_per_second"]))
+    assert found == [(3.0, 1.0, 2.0, 8.0), (7.0, 1.0, 6.0, 6.0), (24.0, 0.0, 8.0, 1.0)]
+
+
+def test_a_plateau_that_ends_the_run_leaves_its_last_row(tiny_shards: Path, tmp_path: Path) -> None:
+    ends = dataclasses.replace(
+        TINY, steps=9, log_every=9, schedule="plateau", valid_every=1, valid_batches=1, plateau_patience=1,
+        plateau_divisor=1e9, optimizer="sgd", lr=1e-12, weight_decay=0.0,
+    )  # fmt: skip
+    log = rows(pretrain(ends, tiny_shards, tmp_path / "run", 1, valid=tiny_shards))
+    assert 1 < len(log) < 9 and all("valid_loss" in row for row in log)

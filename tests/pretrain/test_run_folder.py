@@ -171,14 +171,15 @@ def test_image_model_must_fit_the_images(tiny_shards: Path, tmp_path: Path) -> N
         run_folder.resolve(turned, pixels, tmp_path / "run")
 
 
-def test_log_drops_rows_that_come_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cut", ["", "\0\0\0\0\0", '"}\n[]\n5\nnull\n{}\n', "\udcff\n"])
+def test_log_drops_rows_that_come_again(tmp_path: Path, cut: str) -> None:
     path = tmp_path / "log.jsonl"
     log = JsonLog(path, 0)
     for step in range(1, 6):
         log.step({"step": step, "loss": float("nan") if step == 2 else 0.1 + step, "logged": step != 3})
     log.close()
-    with open(path, "a") as f:
-        f.write('{"step": 6, "lo')  # killed while writing
+    with open(path, "a", errors="surrogateescape") as f:
+        f.write('{"step": 6, "lo' + cut)  # killed while writing, or the power went
     log = JsonLog(path, 4)
     log.step({"step": 5, "loss": 1e300, "logged": True})
     log.close()

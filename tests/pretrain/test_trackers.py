@@ -17,7 +17,7 @@ from glomo_dist.pretrain.hooks import Guest, MLflow, WandB, scalars
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 
 ROW: dict[str, Any] = {
-    "step": 3, "loss": 1.5, "units": 8, "seconds": 2.0, "applied": True, "logged": True,
+    "step": 3, "loss": 1.5, "units": 8, "seconds": 2.0, "units_per_second": 4.0, "applied": True, "logged": True,
     "empty_rows": [[0.1, 0.2]], "samples": ["a"],
 }  # fmt: skip
 NUMBERS = {

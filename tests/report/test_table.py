@@ -136,6 +136,9 @@ def test_seeds_are_counted_where_the_data_is_the_same(tmp_path):
 
     folders = [write(tmp_path / "a", on("x", (0, 1))), write(tmp_path / "b", on("y", (0, 1, 2, 3)))]
     assert [group.planned["none"] for group in read_results(folders).groups] == [2, 4]
+    failed = {job("none", seed): "MemoryError" for seed in (4, 5)}
+    (group,) = read_results([folders[0], write(tmp_path / "c", [], failed)]).groups
+    assert group.planned["none"] == 4, "a folder without any result has no other data"
 
 
 @pytest.mark.parametrize(
@@ -144,12 +147,15 @@ def test_seeds_are_counted_where_the_data_is_the_same(tmp_path):
         ((("m1", "m1"), ("m1", "m1")), False),
         ((("m1", "m1"), ("m2", "m2")), True),
         ((("r0", "r1"), ("r2", "r3")), False),  # a random predictor for each seed
+        ((("m0", "m1"), ("m2", "m3")), True),  # one path, of which another was made each time
+        ((("r0", "r0"), ("r0", "r1")), True),
     ],
 )
 def test_a_mean_over_several_models_is_said(tmp_path, models, said):
     folders = []
     for number, of_folder in enumerate(models):
-        rows = [result(job("pretrained", 2 * number + i), 0.5) for i in range(2)]
+        paths = [f"/gone/{model}" if model.startswith("r") else "/gone/store" for model in of_folder]
+        rows = [result(job("pretrained", 2 * number + i, graphs=paths[i]), 0.5) for i in range(2)]
         rows = [
             dataclasses.replace(r, fingerprints={**r.fingerprints, "model": model})
             for r, model in zip(rows, of_folder, strict=True)
@@ -167,7 +173,6 @@ def test_a_mean_over_several_models_is_said(tmp_path, models, said):
         ("error.json", {"error": ...}),
         ("plan.json", {"jobs": None}),
         ("plan.json", {"jobs": [{"id": "x", "job": {}}]}),
-        ("job.json", {"machine": 5}),
     ],
 )
 def test_json_that_is_none_of_ours_is_named(tmp_path, name, changes):
@@ -206,3 +211,10 @@ def test_folders_without_an_evaluation(tmp_path):
     (tmp_path / "plan.json").write_text('{"format": "glomo-evaluation", "version": 2}')
     with pytest.raises(DataError, match=r"plan.json: format version 2"):
         read_results([tmp_path])
+
+
+@pytest.mark.parametrize("content", ['{"machine": 5}', "[]", "{"])
+def test_a_damaged_record_of_the_machine_costs_nothing_else(tmp_path, content):
+    folder = write(tmp_path / "out", scores("none", NONE))
+    (folder / "results" / id_of(job("none", 1)) / "job.json").write_text(content)
+    assert [done.machine for done in read_results([folder]).finished] == [{}, {}, {}]

@@ -1,5 +1,6 @@
 """affinity_graph: the weights that affinity_mix mixes with, as a sparse graph."""
 
+from operator import index
 from typing import Any
 
 import torch
@@ -45,7 +46,8 @@ def affinity_graph(
     batch, heads, units, _ = q.shape
     if units >= 2**31:
         raise ValueError(f"{OP}: T must be below 2^31 (columns are int32), got {units}")
-    if keep is not None and (not isinstance(keep, int) or not 1 <= keep < 2**63):
+    most = 0 if keep is None else index(keep) if hasattr(keep, "__index__") else -1
+    if keep is not None and not 1 <= most < 2**63:
         raise ValueError(f"{OP}: keep must be a whole number from 1 on, or None for all edges, got {keep}")
     checks.check_lengths(OP, lengths, batch, units)
     counts = checks.check_topk(OP, topk, kind, batch, q.device)
@@ -53,7 +55,7 @@ def affinity_graph(
     spans = make_spans(
         batch, units, q.device, lengths=lengths, causal=causal, positions=None, segments=segments
     )
-    weights, offsets, columns = _forward(q, k, theta, spans, counts, kind, keep or 0, renormalise)
+    weights, offsets, columns = _forward(q, k, theta, spans, counts, kind, most, renormalise)
     return SparseGraph(offsets, columns, weights, (batch, heads, units))
 
 

@@ -106,7 +106,7 @@ def _sum_rows(x: Tensor) -> Tensor:
     """[n, C] -> [C] in sums of sums of 64 rows: torch divides one long sum among its threads, and the result would
     depend on their number."""
     while len(x) > 64:
-        x = torch.nn.functional.pad(x, (0, 0, 0, -len(x) % 64)).view(-1, 64, x.shape[1]).sum(1)
+        x = torch.nn.functional.pad(x, (0, 0, 0, -len(x) % 64)).view(-(-len(x) // 64), 64, x.shape[1]).sum(1)
     return x.sum(0)
 
 
