@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import lzma
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -49,10 +50,19 @@ def find_files(sources: Sequence[str], suffixes: Iterable[str]) -> list[InputFil
     found = [file for source in sources for file in _expand(str(source), known)]
     seen: dict[str, str] = {}
     for file in found:
-        if file.path in seen:
-            raise DataError(f"{file.name} is named twice in the inputs; its documents would count double.")
-        seen[file.path] = file.name
+        # A local file has many names: a/./b, a//b, links.
+        place = os.path.realpath(file.path) if _is_local(file.filesystem) else file.path
+        if place in seen:
+            raise DataError(
+                f"{file.name} is named twice in the inputs (it is the same file as {seen[place]}); its documents "
+                "would count double. Name it once."
+            )
+        seen[place] = file.name
     return found
+
+
+def _is_local(filesystem: Any) -> bool:
+    return filesystem.protocol in ("file", ("file", "local"))
 
 
 def _expand(source: str, suffixes: tuple[str, ...]) -> list[InputFile]:
@@ -64,7 +74,8 @@ def _expand(source: str, suffixes: tuple[str, ...]) -> list[InputFile]:
         if not remote and filesystem.isfile(path):
             return [_named(source, path, filesystem, suffixes)]
         if filesystem.isdir(path):
-            paths, base = sorted(filesystem.find(path)), path.rstrip("/") + "/"
+            below = _files_below(path) if _is_local(filesystem) else filesystem.find(path)
+            paths, base = sorted(below), path.rstrip("/") + "/"
         elif any(mark in source for mark in "*?["):
             paths = sorted(p for p in filesystem.glob(path) if filesystem.isfile(p))
             base = path[: path.rfind("/", 0, min(path.find(m) for m in "*?[" if m in path)) + 1]
@@ -89,6 +100,28 @@ def _expand(source: str, suffixes: tuple[str, ...]) -> list[InputFile]:
     return files
 
 
+def _files_below(root: str) -> list[str]:
+    """All files in a local folder but those in hidden folders; links to folders are followed, each folder once.
+
+    Folders come before links to them, so a link inside the tree changes no label, and a loop of links ends.
+    """
+    found: list[str] = []
+    seen: set[str] = set()
+    starts = [root]
+    for start in starts:  # grows by the links that are found
+        for folder, folders, names in os.walk(start):
+            place = os.path.realpath(folder)
+            if place in seen:
+                folders.clear()
+                continue
+            seen.add(place)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            found += [os.path.join(folder, name) for name in names]
+            inner = (os.path.join(folder, name) for name in folders)
+            starts += [path for path in inner if os.path.islink(path)]
+    return found
+
+
 def _named(source: str, path: str, filesystem: Any, suffixes: tuple[str, ...]) -> InputFile:
     bare = path.split("?", 1)[0] if source.split("://", 1)[0] in REMOTE else path
     file = _describe(source, bare.rsplit("/", 1)[-1], path, filesystem)
@@ -105,6 +138,8 @@ def _describe(name: str, label: str, path: str, filesystem: Any) -> InputFile:
     packing = next((p for p in PACKED if stem.endswith(p)), "")
     stem = stem.removesuffix(packing)
     suffix = "-ubyte" if stem.endswith("-ubyte") else stem[stem.rfind(".") :] if "." in stem else ""
+    # A name on disk need not be UTF-8; what stands for its other bytes could not be written into a shard.
+    label = label.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return InputFile(name, label, path, suffix, packing, filesystem)
 
 
@@ -115,7 +150,7 @@ def open_stream(file: InputFile) -> io.BufferedReader:
 
 def open_seekable(file: InputFile) -> IO[bytes]:
     """The unpacked bytes of `file` with random access; what is packed or remote goes to a temporary file."""
-    if not file.packing and file.filesystem.protocol in ("file", ("file", "local")):
+    if not file.packing and _is_local(file.filesystem):
         try:
             return open(file.path, "rb")
         except OSError as e:

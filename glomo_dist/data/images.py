@@ -105,18 +105,23 @@ def _archive(file: InputFile) -> Iterator[Picture]:
     with open_seekable(file) as stream:
         try:
             with zipfile.ZipFile(stream) as archive:
-                members = {name.removesuffix(".npy") for name in archive.namelist()}
-                if "images" in members:
+                members = set(archive.namelist())
+                if "images.npy" in members:
                     yield from _array(archive, file)
-                elif {"jpeg", "offset"} <= members:
+                elif {"jpeg.npy", "offset.npy"} <= members:
                     yield from _jpeg(archive, file)
                 else:
                     raise DataError(
-                        f"{file.name} has the arrays {sorted(members)}; expected 'images' (uint8 [n, H, W] or "
-                        "[n, H, W, C]), or 'jpeg' and 'offset'. Rename or convert them."
+                        f"{file.name} has the members {sorted(members)}; expected 'images.npy' (uint8 [n, H, W] or "
+                        "[n, H, W, C]), or 'jpeg.npy' and 'offset.npy'. Save the arrays with numpy.savez under "
+                        "the names images, or jpeg and offset."
                     )
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as e:
             raise DataError(f"{file.name} is not a whole .npz file: {describe(e)}. Copy it again.") from e
+        except RuntimeError as e:  # what zipfile raises for a password or a compression that it does not know
+            raise DataError(
+                f"{file.name} cannot be unpacked: {describe(e)}. Save it again with numpy.savez."
+            ) from e
 
 
 def _array(archive: zipfile.ZipFile, file: InputFile) -> Iterator[Picture]:
@@ -176,12 +181,14 @@ def _jpeg(archive: zipfile.ZipFile, file: InputFile) -> Iterator[Picture]:
         )
     if (
         len(offset) < 2
-        or offset[0] < 0
-        or offset[-1] > len(jpeg)
+        or offset[0] != 0
+        or offset[-1] != len(jpeg)
         or (np.diff(offset.astype(np.int64)) <= 0).any()
     ):
+        found = f"{offset[0]} to {offset[-1]}" if len(offset) else "nothing"
         raise DataError(
-            f"{file.name}: 'offset' must rise from 0 to at most {len(jpeg)}, the length of 'jpeg'."
+            f"{file.name}: 'offset' must rise from 0 to {len(jpeg)}, the length of 'jpeg', with n + 1 entries for n "
+            f"images; got {len(offset)} entries, {found}. Add what is missing, or copy the file again."
         )
     for index in range(len(offset) - 1):
         where = f"{file.name}, image {index}"
@@ -209,3 +216,8 @@ def _idx(file: InputFile, named_outright: bool) -> Iterator[Picture]:
             if len(content) != height * width:
                 raise DataError(f"{where}: the file ends early, {n} images were promised. Copy it again.")
             yield Picture(np.frombuffer(content, np.uint8).reshape(height, width), file.label, index, where)
+        if stream.read(1):
+            raise DataError(
+                f"{file.name} goes on after the {n} images of {height} x {width} that its header promises. "
+                "Copy it again."
+            )

@@ -15,7 +15,8 @@ def numbered_lines(file: InputFile) -> Iterator[tuple[int, str]]:
     with open_stream(file) as stream:
         for number, line in enumerate(stream, 1):
             try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                # A mark of byte order may begin any line: files are packed and joined with theirs.
+                text = line.decode().removeprefix("\ufeff")
             except UnicodeDecodeError as e:
                 raise DataError(
                     f"{file.name}, line {number}, byte {e.start + 1} of the line (0x{line[e.start]:02x}): not UTF-8 "

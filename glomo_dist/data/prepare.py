@@ -17,7 +17,7 @@ from glomo_dist.data.images import pictures
 from glomo_dist.data.index import ShardIndex
 from glomo_dist.data.parallel import ordered_map
 from glomo_dist.data.pixels import PixelTokenizer
-from glomo_dist.data.shards import ShardFolder
+from glomo_dist.data.shards import ShardFolder, check_shard_bytes
 from glomo_dist.data.sources import Split, documents
 from glomo_dist.data.spool import Numbering, Spool, chunks, number_words
 from glomo_dist.data.text import UNKNOWN, WordTokenizer
@@ -59,6 +59,7 @@ def prepare_text(
         raise ConfigError(f"max_documents must be at least 1, got {max_documents}.")
     if vocab_size < 2:
         raise ConfigError(f"vocab_size must be at least 2 ({UNKNOWN} and a word), got {vocab_size}.")
+    check_shard_bytes(shard_bytes)
     require_absent_or_empty(out)
     given = _word_tokenizer(tokenizer) if tokenizer is not None else None
     stream = itertools.islice(documents(sources, text_key=text_key, split=split), max_documents)
@@ -113,6 +114,7 @@ def prepare_images(
     """
     if max_images is not None and max_images < 1:
         raise ConfigError(f"max_images must be at least 1, got {max_images}.")
+    check_shard_bytes(shard_bytes)
     require_absent_or_empty(out)
     pixel_tokenizer: PixelTokenizer | None = None
     if tokenizer is not None:

@@ -18,6 +18,12 @@ from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.files import sha256_file, write_bytes, write_json
 
 
+def check_shard_bytes(shard_bytes: int) -> None:
+    """Raises ConfigError for what `ShardFolder` would refuse: to be called before hours of reading."""
+    if shard_bytes < 1024:
+        raise ConfigError(f"shard_bytes must be at least 1024 (--shard-mib at least 1), got {shard_bytes}.")
+
+
 class ShardFolder:
     """Writes samples into `folder`, shard after shard; `close` adds index and tokenizer.
 
@@ -26,8 +32,7 @@ class ShardFolder:
     """
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, shard_bytes: int) -> None:
-        if shard_bytes < 1024:
-            raise ConfigError(f"shard_bytes must be at least 1024, got {shard_bytes}.")
+        check_shard_bytes(shard_bytes)
         folder.mkdir(parents=True, exist_ok=True)
         self.samples = 0
         self.tokens = 0
@@ -99,5 +104,6 @@ class ShardFolder:
         with contextlib.suppress(OSError):  # the disk may be full; what failed first is the error to show
             if self._tar is not None:
                 self._tar.close()
-        if self._file is not None:
-            self._file.close()
+        with contextlib.suppress(OSError):
+            if self._file is not None:
+                self._file.close()

@@ -129,10 +129,16 @@ def _parquet(file: InputFile, text_key: str) -> Iterator[Document]:
                 )
             row = 0
             for batch in table.iter_batches(batch_size=1024, columns=[text_key]):
-                for value in batch.column(0).to_pylist():
-                    yield Document(
-                        _text(value, f"{file.name}, row {row}, column {text_key!r}"), file.label, row
-                    )
+                for value in batch.column(0):
+                    where = f"{file.name}, row {row}, column {text_key!r}"
+                    try:
+                        text = _text(value.as_py(), where)
+                    except UnicodeDecodeError as e:  # Parquet does not check what is called a string
+                        raise DataError(
+                            f"{where}: not UTF-8 text ({e.reason} at byte {e.start + 1}). Write the file again with "
+                            "UTF-8 strings."
+                        ) from None
+                    yield Document(text, file.label, row)
                     row += 1
         except (pa.ArrowException, OSError) as e:
             raise DataError(f"{file.name} is not a whole Parquet file: {describe(e)}. Copy it again.") from e

@@ -69,12 +69,16 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Parsed JSON; a missing or malformed file is a `DataError` that names it and the line."""
+    """Parsed JSON; a missing, unreadable or malformed file is a `DataError` that names it and the line."""
     path = Path(path)
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path} does not exist.") from None
+    except OSError as e:
+        raise DataError(
+            f"{path} cannot be read: {e.strerror or e}. Expected a JSON file that you may read."
+        ) from e
     return parse_json(content, str(path))
 
 
@@ -94,32 +98,52 @@ def parse_json(content: bytes, where: str) -> Any:
 def new_folder(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block ends well, and vanishes when it does not.
 
-    Raises `GlomoError` if `path` exists and is not an empty folder: nothing of the user's is overwritten.
+    Raises `GlomoError` if `path` exists and is not an empty folder: nothing of the user's is overwritten; and if the
+    folder cannot be made. What the block raises is left as it is.
     """
     path = Path(path)
     require_absent_or_empty(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
-    temporary.mkdir()
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
     try:
         yield temporary
-        sync_tree(temporary)
-        if path.exists():
-            path.rmdir()
-        os.replace(temporary, path)
-        sync(path.parent)
+        with _writing(path):
+            sync_tree(temporary)
+            if path.exists():
+                path.rmdir()
+            os.replace(temporary, path)
+            sync(path.parent)
     finally:
-        if temporary.exists():
-            shutil.rmtree(temporary)
+        with contextlib.suppress(OSError):  # what failed first is the error to show
+            if temporary.exists():
+                shutil.rmtree(temporary)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise cannot_write(path, e) from e
 
 
 def require_absent_or_empty(path: str | Path) -> None:
     path = Path(path)
-    if path.is_dir():
-        if any(path.iterdir()):
-            raise GlomoError(f"output folder {path} is not empty. Choose another one, or delete it first.")
-    elif path.exists():
-        raise GlomoError(f"output {path} exists and is a file; a folder was expected. Choose another name.")
+    with _writing(path):  # even looking may be forbidden
+        if path.is_dir():
+            if any(path.iterdir()):
+                raise GlomoError(
+                    f"output folder {path} is not empty. Choose another one, or delete it first."
+                )
+        elif path.exists():
+            raise GlomoError(
+                f"output {path} exists and is a file; a folder was expected. Choose another name."
+            )
+        for above in path.parents:
+            if above.is_file():
+                raise GlomoError(f"output {path} lies below {above}, which is a file. Choose another folder.")
 
 
 def user_cache(name: str) -> Path:

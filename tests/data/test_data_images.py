@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,14 @@ def test_npz_of_jpeg_streams(tmp_path: Path) -> None:
     np.savez(path, jpeg=np.frombuffer(b"".join(streams)[:-30], np.uint8), offset=offset)
     with pytest.raises(DataError, match="'offset' must rise"):
         pixels(path)
+    np.savez(path, jpeg=np.frombuffer(b"".join(streams), np.uint8), offset=offset[:-1])
+    with pytest.raises(
+        DataError, match=r"a\.npz: 'offset' must rise.* n \+ 1 entries for n images; got 5 entries"
+    ):
+        pixels(path)
+    np.savez(path, jpeg=np.frombuffer(b"".join(streams), np.uint8), offset=offset[1:])
+    with pytest.raises(DataError, match="'offset' must rise from 0"):
+        pixels(path)
     broken = bytearray(b"".join(streams))
     broken[offset[2] : offset[2] + 20] = b"x" * 20
     np.savez(path, jpeg=np.frombuffer(bytes(broken), np.uint8), offset=offset)
@@ -99,6 +108,9 @@ def test_idx_files_and_their_labels(tmp_path: Path) -> None:
     short = tmp_path / "short-ubyte"
     short.write_bytes(idx(GREY)[:-1])
     with pytest.raises(DataError, match="short-ubyte, image 4: the file ends early, 5 images"):
+        pixels(short)
+    short.write_bytes(idx(GREY) + b"x")
+    with pytest.raises(DataError, match="short-ubyte goes on after the 5 images of 4 x 6"):
         pixels(short)
     short.write_bytes(b"<html>")
     with pytest.raises(DataError, match=r"not an idx file.*<htm"):
@@ -125,7 +137,7 @@ def changed(index: tuple[int, ...], value: float) -> np.ndarray:
         ({"images": np.zeros((2, 3, 3, 2), np.uint8)}, r"got \[2, 3, 3, 2\]"),
         ({"images": np.asfortranarray(BAD)}, "Fortran order"),
         ({"images": np.zeros((0, 2, 2), np.uint8)}, "has no image in it"),
-        ({"pictures": BAD}, r"has the arrays \['pictures'\]; expected 'images'"),
+        ({"pictures": BAD}, r"has the members \['pictures\.npy'\]; expected 'images\.npy'"),
         ({"jpeg": BAD, "offset": BAD}, "expected 'jpeg' uint8"),
     ],
 )
@@ -134,6 +146,25 @@ def test_bad_arrays(tmp_path: Path, arrays: dict[str, np.ndarray], message: str)
     with pytest.raises(DataError, match=message) as error:
         pixels(tmp_path / "a.npz")
     assert "a.npz" in str(error.value)
+
+
+def test_archives_that_zipfile_cannot_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    array = io.BytesIO()
+    np.save(array, GREY)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images", array.getvalue())
+    with pytest.raises(DataError, match=r"a\.npz has the members \['images'\]; expected 'images\.npy'"):
+        pixels(path)
+    np.savez(path, images=GREY)
+    whole = path.read_bytes()
+    local, central = whole.index(b"PK\3\4"), whole.index(b"PK\1\2")
+    for at, value, message in ((6, 1, "encrypted"), (8, 99, "compression")):  # flags and method of a member
+        changed = bytearray(whole)
+        changed[local + at] = changed[central + at + 2] = value
+        path.write_bytes(changed)
+        with pytest.raises(DataError, match=rf"a\.npz cannot be unpacked: .*{message}.*numpy\.savez"):
+            pixels(path)
 
 
 def test_pickled_arrays_are_not_loaded(tmp_path: Path) -> None:

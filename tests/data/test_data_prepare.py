@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections import Counter
 from pathlib import Path
@@ -141,7 +142,7 @@ def test_documents_without_a_word_are_left_out_and_zero_documents_refused(tmp_pa
         ({"valid_share": 1.0}, "valid_share"),
         ({"max_documents": 0}, "max_documents"),
         ({"vocab_size": 1}, "vocab_size"),
-        ({"shard_bytes": 1}, "shard_bytes"),
+        ({"shard_bytes": 1}, "shard_bytes.*--shard-mib"),
         ({"workers": 0}, "workers"),
     ],
 )
@@ -149,6 +150,28 @@ def test_bad_settings(corpus: str, tmp_path: Path, options: dict, message: str) 
     with pytest.raises(ConfigError, match=message):
         prepare_text([corpus], tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_size_of_shards_is_checked_before_reading(tmp_path: Path) -> None:
+    for prepare in (prepare_text, prepare_images):
+        with pytest.raises(ConfigError, match="--shard-mib"):
+            prepare([str(tmp_path / "missing.txt")], tmp_path / "out", shard_bytes=0)
+
+
+def test_output_that_cannot_be_made(corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(GlomoError, match=r"out lies below .*corpus\.jsonl, which is a file"):
+        prepare_text([corpus], Path(corpus) / "sub" / "out")
+    with pytest.raises(GlomoError, match="cannot write /proc/glomo/out: No such file"):
+        prepare_text([corpus], "/proc/glomo/out")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr("glomo_dist.runtime.files.sync_tree", full)
+    with pytest.raises(GlomoError, match=r"cannot write .*out: No space left on device\. Free space"):
+        prepare_text([corpus], tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_tokenizers_of_the_wrong_kind(corpus: str, tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ import webdataset
 from shard_samples import MakeShards
 
 from glomo_dist.data.index import ShardIndex, read_metadata, read_sample
+from glomo_dist.data.shards import ShardFolder
 from glomo_dist.data.tarsamples import sample_key
 from glomo_dist.data.text import WordTokenizer
-from glomo_dist.runtime.errors import ShardError
-from glomo_dist.runtime.files import sha256_file
+from glomo_dist.runtime.errors import DataError, ShardError
+from glomo_dist.runtime.files import read_json, sha256_file
 
 LENGTHS = [3, 1, 0, 700, 5, 2000, 1, 9, 12, 40, 8, 8]
 
@@ -229,3 +230,22 @@ def test_index_hashes_are_those_of_the_files(make_shards: MakeShards) -> None:
     for shard in index.shards:
         assert shard.sha256 == sha256_file(index.folder / shard.name)
     assert re.fullmatch("[0-9a-f]{16}", index.fingerprint)
+
+
+def test_abandoning_does_not_hide_what_failed_first(tmp_path: Path) -> None:
+    writer = ShardFolder(tmp_path / "shards", WordTokenizer(("<unk>", "a")), 8192)
+    writer.add(np.zeros(3, np.int64), {})
+    whole = writer._file
+    assert whole is not None
+    writer._file = open("/dev/full", "wb")  # noqa: SIM115 - closing it is what fails
+    writer._file.write(b"x")
+    writer.abandon()
+    assert writer._file.closed
+    whole.close()
+
+
+def test_json_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "a.json").touch()
+    for path, reason in ((tmp_path, "Is a directory"), (tmp_path / "a.json" / "b.json", "Not a directory")):
+        with pytest.raises(DataError, match=f"{path} cannot be read: {reason}"):
+            read_json(path)

@@ -91,6 +91,30 @@ def test_folder_and_glob_are_searched_in_order_and_hidden_files_left_out(tmp_pat
     assert texts(f"{tmp_path}/s*/*.txt") == ["sub/a.txt"]
     with pytest.raises(DataError, match="named twice"):
         texts(tmp_path, tmp_path / "b.txt")
+    (tmp_path / "sub" / "link.txt").symlink_to(tmp_path / "b.txt")
+    for other in ("./b.txt", "/b.txt", "sub/../b.txt", "sub/link.txt"):
+        with pytest.raises(DataError, match=r"named twice .*same file as"):
+            texts(tmp_path / "b.txt", f"{tmp_path}/{other}")
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    for name in ("in/b/1.txt", "in/.store/2.txt", "else/where/3.txt"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(name)
+    folder = tmp_path / "in"
+    (folder / "a").symlink_to(folder / "b")  # the folder itself comes first, so this is left out
+    (folder / "b" / "loop").symlink_to(folder)
+    (folder / "c").symlink_to(folder / ".store")
+    (folder / "d").symlink_to(tmp_path / "else")
+    (tmp_path / "else" / "back").symlink_to(folder / "d")
+    found = [d.source for d in documents([str(folder)])]
+    assert found == ["b/1.txt", "c/2.txt", "d/where/3.txt"]
+
+
+def test_a_name_that_is_not_utf8_can_be_written(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/lat\xe9.txt")).write_text("x")
+    (document,) = documents([str(tmp_path)])
+    assert document.source == "lat\ufffd.txt"
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
@@ -184,6 +208,12 @@ def test_several_zstandard_frames_end_to_end(tmp_path: Path) -> None:
     assert texts(path) == ["one two"]
 
 
+def test_byte_order_marks_of_joined_files_are_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt.gz"
+    path.write_bytes(gzip.compress(b"\xef\xbb\xbfone\n") + gzip.compress(b"\xef\xbb\xbftwo\n"))
+    assert texts(path) == ["one\ntwo"]
+
+
 BAD_LINES = {
     "not JSON": (b'{"text": "a"}\n{"text": \n', r"line 2: not valid JSON"),
     "not an object": (b'{"text": "a"}\n[1]\n', r"line 2: expected a JSON object, got list"),
@@ -239,6 +269,10 @@ def test_bad_parquet(tmp_path: Path) -> None:
         texts(path, text_key="txt")
     with pytest.raises(DataError, match=r"row 0, column 'n': expected text, got int"):
         texts(path, text_key="n")
+    raw = pa.array([b"a", b"b \xff"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": raw}), path)
+    with pytest.raises(DataError, match=r"t\.parquet, row 1, column 'text': not UTF-8 text.*at byte 3"):
+        texts(path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
