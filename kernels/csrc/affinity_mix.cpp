@@ -6,6 +6,7 @@
 
 #include "affinity_mix.h"
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -119,7 +120,7 @@ void affinity_mix(const Mix<T>& problem, T* mixed, T* norm, std::uint8_t* live, 
   const std::int64_t per_head = blocks(problem.rows), tiles = blocks(problem.units);
   const std::int64_t width = problem.values, pitch = padded<T>(width);
   const bool choose = problem.kind == Kind::topk;
-  std::memset(live, 0, static_cast<std::size_t>(problem.batch * problem.heads * per_head * tiles));
+  std::fill_n(live, problem.batch * problem.heads * per_head * tiles, std::uint8_t{0});  // not memset: it may be null
   parallel(problem.batch * problem.heads * per_head, threads, [&](const auto& next) {
     QueryBlock<T> block(problem, threads);
     Choice<T> choice(problem);
