@@ -235,11 +235,10 @@ def _settings(result: Result) -> dict[str, Any]:
     """A setting that came after the result was made has its default there."""
     job = {**{f.name: f.default for f in fields(FinetuneJob)}, **result.job}
     settings = {key: value for key, value in job.items() if key not in _NOT_A_SETTING}
-    # Vectors of the same name are not always the same vectors.
-    features = {"features content": result.fingerprints.get("features")}
     return {
         **settings,
-        **features,
+        # vectors of the same name are not always the same vectors
+        "features content": result.fingerprints.get("features"),
         "task_version": result.task_version,
         "data": result.fingerprints.get("data"),
     }

@@ -46,8 +46,7 @@ def affinity_graph(
     batch, heads, units, _ = q.shape
     if units >= 2**31:
         raise ValueError(f"{OP}: T must be below 2^31 (columns are int32), got {units}")
-    most = 0 if keep is None else index(keep) if hasattr(keep, "__index__") else -1
-    if keep is not None and not 1 <= most < 2**63:
+    if keep is not None and not (hasattr(keep, "__index__") and 1 <= index(keep) < 2**63):
         raise ValueError(f"{OP}: keep must be a whole number from 1 on, or None for all edges, got {keep}")
     checks.check_lengths(OP, lengths, batch, units)
     counts = checks.check_topk(OP, topk, kind, batch, q.device)
@@ -55,7 +54,8 @@ def affinity_graph(
     spans = make_spans(
         batch, units, q.device, lengths=lengths, causal=causal, positions=None, segments=segments
     )
-    weights, offsets, columns = _forward(q, k, theta, spans, counts, kind, most, renormalise)
+    kept = 0 if keep is None else index(keep)
+    weights, offsets, columns = _forward(q, k, theta, spans, counts, kind, kept, renormalise)
     return SparseGraph(offsets, columns, weights, (batch, heads, units))
 
 
