@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +21,8 @@ class GlomoConfig:
     width: d, of the embeddings and features.  heads: K.  head_width: d_g of queries and keys (None: width // 2).
     layers: graph layers L.  key_layers, query_layers: convolutions in the two CNNs, of width kernel_size.
     sparsity: how scores become edge weights (DESIGN section 2): threshold (learned per query), bias (one learned
-        threshold per layer), relu, square (no ReLU), topk (k = floor(topk_rate * sqrt(T)), at least 1), softmax.
+        threshold per layer), relu, square (no ReLU), topk (k = floor(topk_rate * sqrt(T)), at least 1), softmax
+        (of the scores divided by sqrt(d_g), as in attention).
     coupled: an ablation of the paper: the graph of a layer comes from the features of the layer below, through the
         same CNNs (with key_layers and query_layers 0 through the linear maps alone, as in self-attention), instead of
         from a network of its own.
@@ -89,10 +91,17 @@ class GlomoConfig:
                     raise ConfigError(
                         f"model.{name} {value} is for sparsity threshold or bias, got {self.sparsity!r}."
                     )
-        if self.edge_floor < 0 or self.empty_row_penalty < 0:
+        if self.threshold_init is not None and not math.isfinite(self.threshold_init):
+            raise ConfigError(f"model.threshold_init must be a finite number, got {self.threshold_init}.")
+        if self.edge_floor < 0 or not 0 <= self.empty_row_penalty < math.inf:
             raise ConfigError(
-                f"model.edge_floor and model.empty_row_penalty must not be negative, got {self.edge_floor} and "
-                f"{self.empty_row_penalty}."
+                "model.edge_floor and model.empty_row_penalty must not be negative, and finite, got "
+                f"{self.edge_floor} and {self.empty_row_penalty}."
+            )
+        if self.sparsity == "softmax" and self.score != "dot":
+            raise ConfigError(
+                f"model.score {self.score!r}: with sparsity softmax scores are divided by sqrt(d_g) already; "
+                "expected 'dot'."
             )
         if self.empty_row_penalty and self.sparsity not in ("threshold", "bias", "relu"):
             raise ConfigError(
@@ -102,8 +111,8 @@ class GlomoConfig:
             raise ConfigError(
                 f"model.distance rotary turns features in pairs: model.head_width {self.graph_width} must be even."
             )
-        if self.topk_rate <= 0:
-            raise ConfigError(f"model.topk_rate must be positive, got {self.topk_rate}.")
+        if not 0 < self.topk_rate < math.inf:
+            raise ConfigError(f"model.topk_rate must be positive and finite, got {self.topk_rate}.")
         if self.image is not None:
             if len(self.image) != 2 or min(self.image) < 1:
                 raise ConfigError(f"model.image must be (height, width) in pixels, got {self.image}.")

@@ -87,7 +87,7 @@ class Glomo(nn.Module):
         if segments is not None and self.config.image is not None:
             raise ValueError("Glomo: images cannot be packed, each is a row; leave segments out")
         packed = None if segments is None else Packed.of(segments)
-        embeddings = self.embedding(tokens)
+        embeddings = self._embed(tokens, lengths)
         stats: list[list[AffinityStats]] | None = [] if self.collect_stats and self.training else None
         loss_sum, penalty, targets = (x.new_zeros(()) for x in (embeddings, embeddings, lengths))
         for direction, at in zip((self.forwards, self.backwards), positions, strict=True):
@@ -107,6 +107,16 @@ class Glomo(nn.Module):
         if stats is not None:
             self.last_stats = _summarise(stats, lengths, positions, packed)
         return LossTerms(loss_sum, targets, penalty * self.config.empty_row_penalty)
+
+    def _embed(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """[B, T, d]; padding is not looked up where that would count as a unit of the batch, it is zero there."""
+        if not self.config.scale_grad_by_freq:
+            return self.embedding(tokens)
+        real = unit_mask(lengths, tokens).bool()
+        looked_up = self.embedding(tokens[real])
+        return looked_up.new_zeros(*tokens.shape, self.config.width).masked_scatter(
+            real[..., None], looked_up
+        )
 
     def _features(
         self,

@@ -203,8 +203,9 @@ def floored(scores: Scores, spans: Tensor, floor: int) -> Scores:
     """The thresholds lowered to MARGIN below the score of each row's `floor` largest, or of all that it has.
 
     spans int64 [B, Tq, 2]: the units that a row may look at. A threshold that is lowered has no gradient.
+    The thresholds returned are float32 at least: in half precision MARGIN is less than a large score's last digit.
     """
-    if floor == 0 or scores.threshold is None:
+    if floor == 0 or scores.threshold is None or scores.threshold.numel() == 0:
         return scores
     queries, keys = scores.queries, scores.keys
     most = min(floor, keys.shape[2])
@@ -218,8 +219,8 @@ def floored(scores: Scores, spans: Tensor, floor: int) -> Scores:
             found = found.topk(most, dim=3).values
             limits.append(found.gather(3, place[part].expand(-1, found.shape[1], -1, -1)).squeeze(3))
         limit = torch.cat(limits)
-        limit = torch.where(limit == -torch.inf, torch.inf, limit - MARGIN).to(scores.threshold.dtype)
-    return Scores(queries, keys, torch.minimum(scores.threshold, limit))
+        limit = torch.where(limit == -torch.inf, torch.inf, limit - MARGIN)
+    return Scores(queries, keys, torch.minimum(scores.threshold.to(limit.dtype), limit))
 
 
 def empty_row_hinge(scores: Scores, spans: Tensor) -> Tensor:

@@ -95,6 +95,7 @@ void mix_dense(const Graphs<T>& graphs, const T* weights, bool per_unit, const T
 template <class T>
 void mix_dense_backward_features(const Graphs<T>& graphs, const T* weights, bool per_unit, const T* grad,
                                  std::int64_t width, T* d_features, int threads) {
+  if (width == 0) return;
   const std::int64_t units = graphs.units;
   const std::int64_t wanted = std::max<std::int64_t>(1, threads / std::max<std::int64_t>(1, graphs.batch));
   const std::int64_t piece = ((width + wanted - 1) / wanted + PADDING<T> - 1) / PADDING<T> * PADDING<T>;

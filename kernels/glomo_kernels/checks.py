@@ -6,6 +6,8 @@ under torch.compile: elsewhere they would stall the device.
 
 from __future__ import annotations
 
+import numbers
+
 import torch
 from torch import Tensor
 
@@ -38,7 +40,7 @@ def check_integers(op: str, name: str, tensor: Tensor, shapes: tuple[tuple[int, 
     if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64:
         came = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise ValueError(f"{op}: {name} must be an int64 tensor, got {came}")
-    if shape(tensor) not in shapes:
+    if not any(shape(tensor) == expected for expected in shapes):  # `in` is not traced for sizes that vary
         raise ValueError(f"{op}: {name} must be {' or '.join(map(str, shapes))}, got {shape(tensor)}")
 
 
@@ -53,9 +55,9 @@ def check_scores(op: str, q: Tensor, k: Tensor, theta: Tensor | float | None, ki
     if kind not in KINDS:
         raise ValueError(f"{op}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
     check_tensors(op, q=q, k=k)
-    if isinstance(theta, (int, float)):
+    if isinstance(theta, numbers.Real):
         theta = torch.tensor(
-            theta, dtype=torch.float64 if q.dtype == torch.float64 else torch.float32, device=q.device
+            float(theta), dtype=torch.float64 if q.dtype == torch.float64 else torch.float32, device=q.device
         )
     if theta is not None:
         check_tensors(op, theta=theta)
@@ -140,10 +142,10 @@ def check_topk(
         raise ValueError(f"{op}: topk goes with kind 'topk' and no other, got topk={topk!r}, kind {kind!r}")
     if topk is None:
         return None
-    if isinstance(topk, int):
-        if topk < 1:
-            raise ValueError(f"{op}: topk must be at least 1, got {topk}")
-        return torch.full((batch,), topk, dtype=torch.int64, device=device)
+    if isinstance(topk, numbers.Integral):
+        if not 1 <= topk < 2**63:
+            raise ValueError(f"{op}: topk must be at least 1 and below 2^63, got {topk}")
+        return torch.full((batch,), int(topk), dtype=torch.int64, device=device)
     check_integers(op, "topk", topk, ((batch,),))
     if readable(topk) and int(topk.min()) < 1:
         raise ValueError(f"{op}: topk must be at least 1 everywhere, got {int(topk.min())}")

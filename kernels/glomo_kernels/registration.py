@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._C import _functorch as functorch
 from torch.autograd import forward_ad
 
 _LIBRARY: Any = torch.library.Library("glomo", "DEF")  # type: ignore[no-untyped-call]
@@ -30,16 +31,28 @@ class Operator:
         torch.library.register_vmap(f"glomo::{name}", self._refuse_vmap, lib=_LIBRARY)
 
     def __call__(self, *arguments: Any) -> Any:
-        if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
-            self._refuse_tangents(arguments)
+        if not torch.compiler.is_compiling():
+            self._refuse_transforms()
+            if forward_ad._current_level >= 0:
+                self._refuse_tangents(arguments)
         return self.overload(*arguments)
+
+    def _refuse_transforms(self) -> None:
+        """torch would ask its user for a method of a class that he never saw."""
+        transform = functorch.peek_interpreter_stack()
+        if transform is not None and transform.key() == functorch.TransformType.Grad:
+            raise RuntimeError(
+                f"{self.name}: torch.func's grad, vjp and jacrev are not implemented; use backward or "
+                "torch.autograd.grad"
+            )
 
     def _refuse_tangents(self, arguments: tuple[Any, ...]) -> None:
         """Where no input requires a gradient, torch would answer with tangents of zero."""
         for x in arguments:
             if isinstance(x, torch.Tensor) and forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
                 raise RuntimeError(
-                    f"{self.name}: forward-mode derivatives are not implemented; use reverse mode (backward, vjp)"
+                    f"{self.name}: forward-mode derivatives are not implemented; use reverse mode "
+                    "(backward, torch.autograd.grad)"
                 )
 
     def _refuse_vmap(self, *arguments: Any) -> Any:

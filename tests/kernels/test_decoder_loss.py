@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -108,12 +110,11 @@ def test_float16_mean_of_many_targets(backend, reduction, scale):
 
 
 def test_all_targets_ignored_and_none_at_all(backend):
-    for n in (3, 0):
+    for n, reduction in itertools.product((3, 0), ("sum", "mean")):
         hidden, weight = leaves(torch.randn(n, 4), torch.randn(5, 4), dtype=torch.float32)
-        loss = decoder_loss(hidden, weight, torch.full((n,), -100), reduction="sum")
-        assert loss.item() == 0
+        loss = decoder_loss(hidden, weight, torch.full((n,), -100), reduction=reduction)
+        assert loss.isnan() if reduction == "mean" else loss == 0
         assert all((gradient == 0).all() for gradient in gradients(loss, [hidden, weight]))
-    assert decoder_loss(hidden, weight, torch.full((0,), -100)).isnan()
 
 
 def test_one_leaf_only(backend):
@@ -145,6 +146,17 @@ def test_gradients_can_be_taken_twice_from_one_graph(backend):
     loss = decoder_loss(*inputs, target)
     first = torch.autograd.grad(loss, inputs, retain_graph=True)
     torch.testing.assert_close(torch.autograd.grad(loss * 3, inputs), tuple(3 * g for g in first))
+
+
+def test_a_batch_of_gradients(backend):
+    hidden, weight, target = make(9)
+    hidden.requires_grad_()
+    (one,) = torch.autograd.grad(decoder_loss(hidden, weight, target), hidden)
+    loss = decoder_loss(hidden, weight, target)
+    (batch,) = torch.autograd.grad(
+        loss, hidden, torch.tensor([1.0, 2.0]).to(loss.dtype), is_grads_batched=True
+    )
+    torch.testing.assert_close(batch, torch.stack([one, 2 * one]))
 
 
 def test_second_derivative_is_refused(backend):

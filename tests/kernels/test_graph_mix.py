@@ -72,6 +72,37 @@ def test_products_agree_with_formed_products(backend, layers, heads, per_unit, d
     compare(both(dense, weights, torch.randn(3, 21, 9, dtype=torch.float64), dtype, heads=heads))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_terms_with_products_are_added_in_float32(backend, dtype):
+    """Of identity graphs every term is w_c h: in half precision 256 + 1 is 256, and 60,000 + 60,000 infinite."""
+    eye = sparse(torch.eye(5).expand(1, 3, 5, 5))
+    size = 60_000.0 if dtype == torch.float16 else 1.0
+    h = torch.full((1, 5, 2), size, dtype=dtype)
+    w = torch.tensor([1.0, 1, -1, 1, -1]) if dtype == torch.float16 else torch.tensor([256.0, 1, 1, 1, 1])
+    for weights in (w, w.expand(1, 5, 5)):
+        out = graph_mix(eye, weights, h, heads=1)
+        assert out.dtype == dtype and (out == w.sum() * size).all()
+
+
+@pytest.mark.parametrize("per_unit", [True, False])
+def test_products_under_autocast_are_what_they_are_without(backend, per_unit):
+    graph = sparse(make(21).float())
+    w, h = weights_of(per_unit, 3, 21, 6).float(), torch.randn(3, 21, 9)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = graph_mix(graph, w, h, heads=2)
+    assert torch.equal(mixed, graph_mix(graph, w, h, heads=2))
+
+
+@pytest.mark.parametrize("density", [0.05, 1.0])
+@pytest.mark.parametrize("heads", [None, 2])
+def test_features_without_width(backend, heads, density):
+    graph = sparse(make(9, density=density).float())
+    w, h = leaves(torch.randn(4 if heads is None else 6), torch.randn(3, 9, 0), dtype=torch.float32)
+    out = graph_mix(graph, w, h, heads=heads)
+    d_w, d_h = gradients(out, [w, h])
+    assert out.shape == d_h.shape == h.shape and (d_w == 0).all()
+
+
 def test_graph_apply(backend):
     dense = make(17, components=5)
     graph = sparse(dense)
@@ -125,14 +156,19 @@ def test_no_edges_at_all(backend):
 @pytest.mark.parametrize("threads", [2, 5])
 def test_same_result_for_every_number_of_threads(backend, threads):
     graph = sparse(make(70, components=4).float())
-    w, h = leaves(torch.randn(3, 70, 6), torch.randn(3, 70, 40), dtype=torch.float32)
+    w, w_one, h = leaves(
+        torch.randn(3, 70, 6), torch.randn(3, 70, 7), torch.randn(3, 70, 100), dtype=torch.float32
+    )
+    w_all = torch.randn(7, requires_grad=True)
     before = torch.get_num_threads()
     results = []
     try:
         for count in (1, threads):
             torch.set_num_threads(count)
-            out = graph_mix(graph, w, h, heads=2)
-            results.append([out, *gradients(out, [w, h])])
+            results.append([])
+            for heads, terms in ((2, w), (1, w_one), (1, w_all)):
+                out = graph_mix(graph, terms, h, heads=heads)
+                results[-1] += [out, *gradients(out, [terms, h])]
     finally:
         torch.set_num_threads(before)
     for one, many in zip(*results, strict=True):
@@ -216,6 +252,13 @@ class TestRegistration:
         ({"features": torch.zeros(3, 5, 2, dtype=torch.int64)}, "features must be floating point"),
         ({"weights": torch.zeros(3)}, r"weights must be \(4,\) or \(3, 5, 4\).* got \(3,\)"),
         ({"weights": torch.zeros(4), "heads": 2}, r"weights must be \(6,\) or \(3, 5, 6\)"),
+        (
+            {
+                "graph": SparseGraph(torch.zeros(1).long(), torch.zeros(0).int(), torch.zeros(0), (3, 0, 5)),
+                "heads": 2,
+            },
+            "heads must divide the 0 components of the graph, got 2",
+        ),
         ({"heads": 3}, "heads must divide the 4 components of the graph, got 3"),
         ({"weights": [0.5] * 4}, "weights must be a tensor, got list"),
         ({"graph": torch.zeros(3, 4, 5, 5)}, "graph must be a SparseGraph, got Tensor"),
@@ -234,6 +277,12 @@ def test_wrong_arguments_are_named(change, message):
         (lambda g: g._replace(offsets=g.offsets[1:]), r"graph.offsets must be \(61,\), got \(60,\)"),
         (lambda g: g._replace(offsets=g.offsets + 1), "graph.offsets must rise from 0"),
         (lambda g: g._replace(columns=g.columns.long()), "graph.columns must be int32"),
+        (lambda g: g._replace(columns=g.columns.numpy()), "graph.columns must be a tensor, got ndarray"),
+        (
+            lambda g: g._replace(weights=g.weights.int()),
+            "graph.weights must be floating point of one dimension",
+        ),
+        (lambda g: g._replace(shape=(3, 20)), r"graph.shape must be \(B, C, T\), got \(3, 20\)"),
         (lambda g: g._replace(columns=g.columns + 5), r"graph.columns must lie in 0..4"),
         (lambda g: g._replace(columns=g.columns - 5), r"graph.columns must lie in 0..4"),
         (

@@ -73,6 +73,31 @@ def test_forward_mode_is_refused():
             function(q)  # without a tangent
 
 
+def test_transforms_of_torch_func_are_refused():
+    graph = affinity_graph(*inputs(5, [5, 5])[:2]).detach()
+    h = torch.randn(2, 5, 6)
+    for transform in (torch.func.grad, torch.func.jacrev, lambda f: lambda x: torch.func.vjp(f, x)):
+        with pytest.raises(
+            RuntimeError, match=r"graph_mix: torch\.func's grad, vjp and jacrev are not implemented"
+        ):
+            transform(lambda x: graph_mix(graph, torch.ones(2), x).sum())(h)
+
+
+def test_sizes_that_vary_may_become_zero():
+    """graph_mix checks the graph that affinity_graph gave while both are traced."""
+
+    @torch.compile(dynamic=True, fullgraph=True, backend="aot_eager")
+    def both(q, w, h):
+        return graph_mix(affinity_graph(q, q).detach(), w, h)
+
+    for units in (5, 0):
+        assert both(torch.randn(1, 2, units, 4), torch.ones(2), torch.randn(1, units, 3)).shape == (
+            1,
+            units,
+            3,
+        )
+
+
 def test_vmap_is_refused():
     samples = torch.randn(3, 2, 2, 5, 4)
     with pytest.raises(RuntimeError, match="affinity_mix: vmap is not implemented; the op takes a batch"):

@@ -131,6 +131,20 @@ def test_padding_changes_neither_loss_nor_gradients(changes: dict[str, object]) 
         assert torch.allclose(together[name], p.grad, rtol=1e-9, atol=1e-12), name
 
 
+def test_padding_is_no_occurrence_of_the_word_whose_id_it_has() -> None:
+    model = build(scale_grad_by_freq=True)
+    lengths, positions = torch.tensor([9]), torch.tensor([[[0, 3, 5]], [[1, 2, 8]]])
+    grads = []
+    for row in (
+        torch.tensor([[0, 3, 0, 5, 1, 0, 3, 2, 7]]),
+        torch.tensor([[0, 3, 0, 5, 1, 0, 3, 2, 7, 0, 0, 0]]),
+    ):
+        model.zero_grad()
+        model(row, lengths, positions).loss_sum.backward()
+        grads.append(model.embedding.weight.grad.clone())
+    assert torch.allclose(*grads, rtol=1e-9, atol=1e-12)
+
+
 def test_every_parameter_is_trained() -> None:
     for sparsity, composition in itertools.product(KINDS, ("gru", "lstm", "residual")):
         model = build(sparsity=sparsity, composition=composition)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from glomo_kernels import affinity_mix
 from torch import Tensor
 
 from glomo_dist import recipes
@@ -116,6 +119,19 @@ def test_a_floor_of_equal_scores_and_its_gradient() -> None:
         assert moved is not None and (moved.abs().max() > 0) == bool(floor)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_floor_holds_for_large_scores_in_every_precision(dtype: torch.dtype) -> None:
+    """At a score of 400 the last digit of bfloat16 is 2, twenty times the margin."""
+    generator = torch.Generator().manual_seed(0)
+    q, k = (8 * torch.randn(2, 3, 20, 16, generator=generator).to(dtype) for _ in range(2))
+    at = torch.arange(20)
+    spans = torch.stack([torch.zeros_like(at), at], -1).expand(2, 20, 2)
+    floor = floored(Scores(q, k, torch.full((2, 3, 20), 1e4, dtype=dtype)), spans, 2)
+    _, stats = affinity_mix(q, k, k, floor.threshold, return_stats=True)
+    assert (stats.edges == at.clamp(max=2)).all()
+    assert floored(Scores(q[:0], k[:0], q[:0, ..., 0]), spans[:0], 2).threshold is not None
+
+
 def test_scores_are_scaled_or_cosines() -> None:
     plain, scaled, cosine = (
         build(score=score).forwards.graph_predictor for score in ("dot", "scaled", "cosine")
@@ -208,6 +224,10 @@ def test_a_row_that_sees_nothing_costs_nothing() -> None:
         ({"sparsity": "relu", "edge_floor": 1}, "edge_floor 1 is for sparsity threshold or bias, got 'relu'"),
         ({"sparsity": "softmax", "threshold_init": 1.0}, "threshold_init 1.0 is for sparsity"),
         ({"edge_floor": -1}, "must not be negative"),
+        ({"empty_row_penalty": math.nan}, "must not be negative, and finite, got 0 and nan"),
+        ({"threshold_init": math.nan}, "threshold_init must be a finite number, got nan"),
+        ({"sparsity": "topk", "topk_rate": math.nan}, "topk_rate must be positive and finite, got nan"),
+        ({"sparsity": "softmax", "score": "scaled"}, "score 'scaled': with sparsity softmax"),
         ({"sparsity": "topk", "empty_row_penalty": 1.0}, "no row is empty"),
     ],
 )

@@ -21,7 +21,8 @@ def decoder_loss(
     hidden  [N, d]  float16 | bfloat16 | float32 | float64
     weight  [V, d]  dtype of hidden (often the embedding, tied)
     target  int64 [N], in 0..V-1, or ignore_index: no loss and no gradient
-    reduction  "sum" or "mean" (over the targets that are not ignored; NaN if there are none, as in PyTorch)
+    reduction  "sum" or "mean" over the targets that are not ignored (of none: NaN with gradients of zero, as
+              PyTorch gives)
     ->      scalar, float32 (float64 for float64 input)
 
     The gradients are computed with the loss, chunk by chunk over n, so that at most one chunk of logits
@@ -58,7 +59,9 @@ def decoder_loss(
     loss: Tensor = _forward(hidden, weight, target, ignore_index, grads)[0]
     if reduction == "sum":
         return loss
-    return loss / (target != ignore_index).sum()
+    count = (target != ignore_index).sum()
+    # Without targets the value is NaN, but the gradients are zero, as PyTorch's are.
+    return torch.where(count > 0, loss / count.clamp(min=1), torch.nan)
 
 
 @operator("decoder_loss")
@@ -124,8 +127,9 @@ def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 def _used_once(grad: Tensor) -> bool:
     """Whether the backward pass that runs frees what it uses, so that saved tensors may be overwritten."""
     kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
-    traced = type(grad) is not Tensor
-    return not traced and not torch.is_grad_enabled() and kept is not None and not kept()
+    # Of a batch of gradients (is_grads_batched) each needs them.
+    plain = type(grad) is Tensor and "Batched" not in str(torch._C._dispatch_keys(grad))
+    return plain and not torch.is_grad_enabled() and kept is not None and not kept()
 
 
 _forward.register_autograd(_autograd, setup_context=_setup)

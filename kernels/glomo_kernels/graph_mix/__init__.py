@@ -9,6 +9,7 @@ from glomo_kernels import checks
 from glomo_kernels.dispatch import run
 from glomo_kernels.graph import SparseGraph
 from glomo_kernels.registration import operator
+from glomo_kernels.scores import compute_dtype
 
 OP = "graph_mix"
 
@@ -23,6 +24,7 @@ def graph_mix(graph: SparseGraph, weights: Tensor, features: Tensor, *, heads: i
               K: component l*K + k is head k of layer l, C = L*K, and the products down the layers take part,
               Lambda^(l,k) = G^(l,k) Lambda^(l-1,k) with Lambda^(0,k) = G^(0,k). C' = (2L-1)*K, in the order
               G^0, G^1, Lambda^1, G^2, Lambda^2, ... (K heads each). They are applied, never formed.
+              Features in half precision are copied to float32, as are the products.
     ->        [B, T, D] dtype of features; sums in float32 (float64 for float64 features).
               Gradients for weights and features. Second derivatives are refused.
 
@@ -49,17 +51,8 @@ def graph_mix(graph: SparseGraph, weights: Tensor, features: Tensor, *, heads: i
     if heads is None or components == heads:
         mixed: Tensor = _mix(*edges, components, 0, weights, features)
         return mixed
-
-    # Layer 0 serves both as components and as the start of the products.
-    product = _apply(*edges, components, 0, heads, features[:, None])
-    result = _weighted(weights[..., :heads], product)
-    for layer in range(1, components // heads):
-        first = (2 * layer - 1) * heads
-        plain, long = weights[..., first : first + heads], weights[..., first + heads : first + 2 * heads]
-        result = result + _mix(*edges, components, layer * heads, plain, features)
-        product = _apply(*edges, components, layer * heads, heads, product)
-        result = result + _weighted(long, product)
-    return result
+    with torch.autocast(features.device.type, enabled=False):  # the sums between the ops are float32 too
+        return _with_products(graph, weights, features, heads)
 
 
 def graph_apply(graph: SparseGraph, features: Tensor, *, first: int = 0) -> Tensor:
@@ -89,17 +82,37 @@ def graph_apply(graph: SparseGraph, features: Tensor, *, first: int = 0) -> Tens
 
 
 def _product_terms(components: int, heads: int) -> int:
-    if heads < 1 or components % heads:
+    if heads < 1 or not components or components % heads:
         raise ValueError(f"{OP}: heads must divide the {components} components of the graph, got {heads}")
     return (2 * (components // heads) - 1) * heads
 
 
-def _weighted(weights: Tensor, product: Tensor) -> Tensor:
-    """sum_k w_ik z_k: weights [K] or [B, T, K], product [B, K, T, D] -> [B, T, D]."""
-    weights = weights.to(product.dtype)
+def _with_products(graph: SparseGraph, weights: Tensor, features: Tensor, heads: int) -> Tensor:
+    edges, (batch, components, units) = (graph.offsets, graph.columns, graph.weights), graph.shape
+    x = features.to(compute_dtype(features))
+    weights = weights.to(x.dtype)
+    per_unit = weights
     if weights.ndim == 1:
-        return torch.einsum("k,bktd->btd", weights, product)
-    return torch.einsum("btk,bktd->btd", weights, product)
+        per_unit = _per_row(weights, batch * units).view(batch, units, -1)
+    # Layer 0 serves both as components and as the start of the products.
+    product = _apply(*edges, components, 0, heads, x[:, None])
+    result = torch.einsum("btk,bktd->btd", per_unit[..., :heads], product)
+    for layer in range(1, components // heads):
+        plain = slice((2 * layer - 1) * heads, 2 * layer * heads)
+        long = slice(plain.stop, plain.stop + heads)
+        result = result + _mix(*edges, components, layer * heads, weights[..., plain], x)
+        product = _apply(*edges, components, layer * heads, heads, product)
+        result = result + torch.einsum("btk,bktd->btd", per_unit[..., long], product)
+    return result.to(features.dtype)
+
+
+def _per_row(weights: Tensor, rows: int) -> Tensor:
+    """[K] -> [rows, K]. Its gradient is a sum of sums of 64: torch divides one long sum among its threads, and the
+    result would depend on their number."""
+    if rows <= 64:
+        return weights.expand(rows, -1)
+    blocks = _per_row(weights, -(-rows // 64))
+    return blocks[:, None].expand(-1, 64, -1).flatten(0, 1)[:rows]
 
 
 def _check_floating(op: str, name: str, tensor: Tensor, graph: SparseGraph) -> None:
@@ -113,8 +126,16 @@ def _check_floating(op: str, name: str, tensor: Tensor, graph: SparseGraph) -> N
 def _check_graph(op: str, graph: SparseGraph) -> None:
     if not isinstance(graph, SparseGraph):
         raise ValueError(f"{op}: graph must be a SparseGraph, got {type(graph).__name__}")
+    checks.check_tensors(op, **{f"graph.{name}": getattr(graph, name) for name in ("columns", "weights")})
+    if len(graph.shape) != 3:
+        raise ValueError(f"{op}: graph.shape must be (B, C, T), got {tuple(graph.shape)}")
     batch, components, units = graph.shape
     checks.check_integers(op, "graph.offsets", graph.offsets, ((batch * components * units + 1,),))
+    if not graph.weights.is_floating_point() or graph.weights.ndim != 1:
+        raise ValueError(
+            f"{op}: graph.weights must be floating point of one dimension, "
+            f"got {graph.weights.dtype} {checks.shape(graph.weights)}"
+        )
     if graph.columns.dtype != torch.int32 or graph.columns.shape != graph.weights.shape:
         raise ValueError(
             f"{op}: graph.columns must be int32 of the shape of graph.weights {checks.shape(graph.weights)}, "
