@@ -55,7 +55,7 @@ def check_scores(op: str, q: Tensor, k: Tensor, theta: Tensor | float | None, ki
     if kind not in KINDS:
         raise ValueError(f"{op}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
     check_tensors(op, q=q, k=k)
-    if isinstance(theta, numbers.Real):
+    if isinstance(theta, (int, float, numbers.Real)):
         theta = torch.tensor(
             float(theta), dtype=torch.float64 if q.dtype == torch.float64 else torch.float32, device=q.device
         )
@@ -142,7 +142,7 @@ def check_topk(
         raise ValueError(f"{op}: topk goes with kind 'topk' and no other, got topk={topk!r}, kind {kind!r}")
     if topk is None:
         return None
-    if isinstance(topk, numbers.Integral):
+    if isinstance(topk, (int, numbers.Integral)):
         if not 1 <= topk < 2**63:
             raise ValueError(f"{op}: topk must be at least 1 and below 2^63, got {topk}")
         return torch.full((batch,), int(topk), dtype=torch.int64, device=device)

@@ -88,27 +88,32 @@ def _product_terms(components: int, heads: int) -> int:
 
 
 def _with_products(graph: SparseGraph, weights: Tensor, features: Tensor, heads: int) -> Tensor:
-    edges, (batch, components, units) = (graph.offsets, graph.columns, graph.weights), graph.shape
+    edges, components = (graph.offsets, graph.columns, graph.weights), graph.shape[1]
     x = features.to(compute_dtype(features))
     weights = weights.to(x.dtype)
-    per_unit = weights
-    if weights.ndim == 1:
-        per_unit = _per_row(weights, batch * units).view(batch, units, -1)
     # Layer 0 serves both as components and as the start of the products.
     product = _apply(*edges, components, 0, heads, x[:, None])
-    result = torch.einsum("btk,bktd->btd", per_unit[..., :heads], product)
+    result = _weighted(weights[..., :heads], product)
     for layer in range(1, components // heads):
         plain = slice((2 * layer - 1) * heads, 2 * layer * heads)
         long = slice(plain.stop, plain.stop + heads)
         result = result + _mix(*edges, components, layer * heads, weights[..., plain], x)
         product = _apply(*edges, components, layer * heads, heads, product)
-        result = result + torch.einsum("btk,bktd->btd", per_unit[..., long], product)
+        result = result + _weighted(weights[..., long], product)
     return result.to(features.dtype)
 
 
+def _weighted(weights: Tensor, product: Tensor) -> Tensor:
+    """sum_k w_ik z_k: weights [K] or [B, T, K], product [B, K, T, D] -> [B, T, D]."""
+    batch, heads, units, _ = product.shape
+    if weights.ndim == heads == 1:
+        weights = _per_row(weights, batch * units).view(batch, units, 1)
+    return torch.einsum("k,bktd->btd" if weights.ndim == 1 else "btk,bktd->btd", weights, product)
+
+
 def _per_row(weights: Tensor, rows: int) -> Tensor:
-    """[K] -> [rows, K]. Its gradient is a sum of sums of 64: torch divides one long sum among its threads, and the
-    result would depend on their number."""
+    """[K] -> [rows, K]. Its gradient is a sum of sums of 64: torch divides one long sum to one number among its
+    threads, and the result would depend on how many there are."""
     if rows <= 64:
         return weights.expand(rows, -1)
     blocks = _per_row(weights, -(-rows // 64))
