@@ -22,7 +22,7 @@ class GlomoConfig:
     layers: graph layers L.  key_layers, query_layers: convolutions in the two CNNs, of width kernel_size.
     sparsity: how scores become edge weights (DESIGN section 2): threshold (learned per query), bias (one learned
         threshold per layer), relu, square (no ReLU), topk (k = floor(topk_rate * sqrt(T)), at least 1), softmax
-        (of the scores divided by sqrt(d_g), as in attention).
+        (of the scores divided by sqrt(d_g), as in attention; with score "scaled" that is twice).
     coupled: an ablation of the paper: the graph of a layer comes from the features of the layer below, through the
         same CNNs (with key_layers and query_layers 0 through the linear maps alone, as in self-attention), instead of
         from a network of its own.
@@ -97,11 +97,6 @@ class GlomoConfig:
             raise ConfigError(
                 "model.edge_floor and model.empty_row_penalty must not be negative, and finite, got "
                 f"{self.edge_floor} and {self.empty_row_penalty}."
-            )
-        if self.sparsity == "softmax" and self.score != "dot":
-            raise ConfigError(
-                f"model.score {self.score!r}: with sparsity softmax scores are divided by sqrt(d_g) already; "
-                "expected 'dot'."
             )
         if self.empty_row_penalty and self.sparsity not in ("threshold", "bias", "relu"):
             raise ConfigError(

@@ -36,12 +36,16 @@ def alike(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
 
 
-def check_integers(op: str, name: str, tensor: Tensor, shapes: tuple[tuple[int, ...], ...]) -> None:
+def check_integers(
+    op: str, name: str, tensor: Tensor, shapes: tuple[tuple[int, ...], ...], device: torch.device
+) -> None:
     if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64:
         came = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise ValueError(f"{op}: {name} must be an int64 tensor, got {came}")
     if not any(shape(tensor) == expected for expected in shapes):  # `in` is not traced for sizes that vary
         raise ValueError(f"{op}: {name} must be {' or '.join(map(str, shapes))}, got {shape(tensor)}")
+    if tensor.device != device:
+        raise ValueError(f"{op}: {name} must be on {device} like the other tensors, got {tensor.device}")
 
 
 def check_tensors(op: str, **tensors: object) -> None:
@@ -56,8 +60,12 @@ def check_scores(op: str, q: Tensor, k: Tensor, theta: Tensor | float | None, ki
         raise ValueError(f"{op}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
     check_tensors(op, q=q, k=k)
     if isinstance(theta, (int, float, numbers.Real)):
-        theta = torch.tensor(
-            float(theta), dtype=torch.float64 if q.dtype == torch.float64 else torch.float32, device=q.device
+        # not torch.tensor: that copies from the host, which waits for the device and no CUDA graph can capture
+        theta = torch.full(
+            (),
+            float(theta),
+            dtype=torch.float64 if q.dtype == torch.float64 else torch.float32,
+            device=q.device,
         )
     if theta is not None:
         check_tensors(op, theta=theta)
@@ -91,21 +99,23 @@ def same_kind(op: str, q: Tensor, name: str, other: Tensor) -> None:
         )
 
 
-def check_lengths(op: str, lengths: Tensor | None, batch: int, columns: int) -> None:
+def check_lengths(op: str, lengths: Tensor | None, batch: int, columns: int, device: torch.device) -> None:
     if lengths is None:
         return
-    check_integers(op, "lengths", lengths, ((batch,),))
+    check_integers(op, "lengths", lengths, ((batch,),), device)
     if readable(lengths) and not (int(lengths.min()) >= 0 and int(lengths.max()) <= columns):
         raise ValueError(
             f"{op}: lengths must lie in 0..T={columns}, got {int(lengths.min())}..{int(lengths.max())}"
         )
 
 
-def check_segments(op: str, segments: Tensor | None, batch: int, columns: int) -> Tensor | None:
+def check_segments(
+    op: str, segments: Tensor | None, batch: int, columns: int, device: torch.device
+) -> Tensor | None:
     """segments as they are; equal numbers must stand side by side."""
     if segments is None:
         return None
-    check_integers(op, "segments", segments, ((batch, columns),))
+    check_integers(op, "segments", segments, ((batch, columns),), device)
     if readable(segments):
         for sample, row in enumerate(segments):
             documents = row.unique_consecutive()
@@ -117,7 +127,9 @@ def check_segments(op: str, segments: Tensor | None, batch: int, columns: int) -
     return segments
 
 
-def check_positions(op: str, positions: Tensor | None, batch: int, rows: int, columns: int) -> Tensor | None:
+def check_positions(
+    op: str, positions: Tensor | None, batch: int, rows: int, columns: int, device: torch.device
+) -> Tensor | None:
     """positions as [B, Tq]; None (all units) needs as many query rows as keys."""
     if positions is None:
         if rows != columns:
@@ -125,7 +137,7 @@ def check_positions(op: str, positions: Tensor | None, batch: int, rows: int, co
                 f"{op}: q has {rows} rows and k {columns}; with Tq != T give positions (the unit of each row)"
             )
         return None
-    check_integers(op, "positions", positions, ((rows,), (batch, rows)))
+    check_integers(op, "positions", positions, ((rows,), (batch, rows)), device)
     if readable(positions) and not (int(positions.min()) >= 0 and int(positions.max()) < columns):
         raise ValueError(
             f"{op}: positions must lie in 0..{columns - 1} (T={columns}), "
@@ -146,7 +158,7 @@ def check_topk(
         if not 1 <= topk < 2**63:
             raise ValueError(f"{op}: topk must be at least 1 and below 2^63, got {topk}")
         return torch.full((batch,), int(topk), dtype=torch.int64, device=device)
-    check_integers(op, "topk", topk, ((batch,),))
+    check_integers(op, "topk", topk, ((batch,),), device)
     if readable(topk) and int(topk.min()) < 1:
         raise ValueError(f"{op}: topk must be at least 1 everywhere, got {int(topk.min())}")
     return topk

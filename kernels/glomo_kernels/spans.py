@@ -27,7 +27,8 @@ def make_spans(
     if lengths is None:
         real_end = torch.full_like(positions, columns)
     else:
-        real_end = lengths[:, None].expand_as(positions)
+        # On a device nobody looks at the values before; kernels do not look behind the last column.
+        real_end = lengths.clamp(max=columns)[:, None].expand_as(positions)
     begin = torch.zeros_like(positions)
     end = positions if causal else real_end
     if segments is not None:

@@ -227,7 +227,6 @@ def test_a_row_that_sees_nothing_costs_nothing() -> None:
         ({"empty_row_penalty": math.nan}, "must not be negative, and finite, got 0 and nan"),
         ({"threshold_init": math.nan}, "threshold_init must be a finite number, got nan"),
         ({"sparsity": "topk", "topk_rate": math.nan}, "topk_rate must be positive and finite, got nan"),
-        ({"sparsity": "softmax", "score": "scaled"}, "score 'scaled': with sparsity softmax"),
         ({"sparsity": "topk", "empty_row_penalty": 1.0}, "no row is empty"),
     ],
 )

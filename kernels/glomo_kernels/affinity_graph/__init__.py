@@ -48,9 +48,9 @@ def affinity_graph(
         raise ValueError(f"{OP}: T must be below 2^31 (columns are int32), got {units}")
     if keep is not None and not (hasattr(keep, "__index__") and 1 <= index(keep) < 2**63):
         raise ValueError(f"{OP}: keep must be a whole number from 1 on, or None for all edges, got {keep}")
-    checks.check_lengths(OP, lengths, batch, units)
+    checks.check_lengths(OP, lengths, batch, units, q.device)
     counts = checks.check_topk(OP, topk, kind, batch, q.device)
-    segments = checks.check_segments(OP, segments, batch, units)
+    segments = checks.check_segments(OP, segments, batch, units, q.device)
     spans = make_spans(
         batch, units, q.device, lengths=lengths, causal=causal, positions=None, segments=segments
     )

@@ -80,10 +80,10 @@ def affinity_mix(
         expected = (*checks.shape(k)[:3], "Dv")
         raise ValueError(f"{OP}: v must be {expected} to go with k {checks.shape(k)}, got {checks.shape(v)}")
     checks.same_kind(OP, q, "v", v)
-    checks.check_lengths(OP, lengths, batch, columns)
-    positions = checks.check_positions(OP, positions, batch, rows, columns)
+    checks.check_lengths(OP, lengths, batch, columns, q.device)
+    positions = checks.check_positions(OP, positions, batch, rows, columns, q.device)
     counts = checks.check_topk(OP, topk, kind, batch, q.device)
-    segments = checks.check_segments(OP, segments, batch, columns)
+    segments = checks.check_segments(OP, segments, batch, columns, q.device)
     spans = make_spans(
         batch, columns, q.device, lengths=lengths, causal=causal, positions=positions, segments=segments
     )

@@ -18,6 +18,7 @@ import triton.language as tl
 from glomo_kernels.affinity_mix.triton_common import (
     EPSILON,
     LIVE,
+    NOT_SPECIALIZED,
     dot,
     factor,
     load_cut,
@@ -25,7 +26,6 @@ from glomo_kernels.affinity_mix.triton_common import (
     load_spans,
     load_theta,
     products,
-    query_factor,
     roots,
     store_rows,
 )
@@ -92,7 +92,7 @@ def _query_tiles(
     return d_query, row_sum
 
 
-@triton.jit(do_not_specialize=["heads", "rows", "columns", "bucket"])
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def query_kernel(
     q, k, v, theta, spans, cut, last, grad, mixed, norm, lists, counts, dq, dtheta, means,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, theta_b, theta_h, theta_t, grad_b, grad_h, grad_t,
@@ -115,10 +115,7 @@ def query_kernel(
 
     row = block * BLOCK_M + tl.arange(0, BLOCK_M)
     begin, end = load_spans(spans, sample, row, rows)
-    seen = begin < end
-    row_theta = load_theta(
-        theta + wide_sample * theta_b + wide_head * theta_h, row, rows, theta_t, seen, THETA
-    )
+    row_theta = load_theta(theta + wide_sample * theta_b + wide_head * theta_h, row, rows, theta_t, THETA)
     row_cut, row_last = load_cut(cut, last, offset, row, rows, KIND)
     rows_of = (row_theta, begin, end, row_cut, row_last)
     row_norm = tl.load(norm + offset + row, mask=row < rows, other=0.0)
@@ -129,7 +126,7 @@ def query_kernel(
     queries = q + wide_sample * q_b + wide_head * q_h
     keys = k + wide_sample * k_b + wide_head * k_h
     values = v + wide_sample * v_b + wide_head * v_h
-    q_rows = query_factor(queries, first_row, q_t, rows, seen, BLOCK_M, DG, PADDED_DG, CHUNK)
+    q_rows = factor(queries, first_row, q_t, rows, BLOCK_M, DG, PADDED_DG, True, CHUNK)
     d_mixed = grad + wide_sample * grad_b + wide_head * grad_h
     grad_tile = load_rows(d_mixed, first_row, grad_t, rows, BLOCK_M, DV, PADDED_DV, True)
     grad_rows = (grad_tile, d_mixed, first_row, grad_t, rows)
@@ -172,11 +169,11 @@ def query_kernel(
         inners, 0, inner_steps, state, scale, mean, q_rows, grad_rows, keys, values, k_t, v_t, columns, rows_of,
         KIND, CHUNK > 0, SCALED, DG, DV, PADDED_DG, PADDED_DV, CHUNK, BLOCK_M, BLOCK_N,
     )  # fmt: skip
-    factor = 2.0 * scale if SCALED else 2.0 * inverse
-    store_rows(dq + offset * DG, first_row, DG, rows, d_query * factor[:, None], BLOCK_M, DG, PADDED_DG)
+    slope = 2.0 * scale if SCALED else 2.0 * inverse
+    store_rows(dq + offset * DG, first_row, DG, rows, d_query * slope[:, None], BLOCK_M, DG, PADDED_DG)
     tl.store(means + offset + row, mean, mask=row < rows)
     if THETA:
-        tl.store(dtheta + offset + row, (-row_sum * factor).to(dtheta.dtype.element_ty), mask=row < rows)
+        tl.store(dtheta + offset + row, (-row_sum * slope).to(dtheta.dtype.element_ty), mask=row < rows)
 
 
 @triton.jit
@@ -196,7 +193,7 @@ def _key_tiles(
             begin, end = load_spans(spans, sample, row, rows)
         else:
             begin, end = tl.zeros_like(row), tl.zeros_like(row)
-        row_theta = load_theta(theta, row, rows, theta_t, row >= 0, THETA)
+        row_theta = load_theta(theta, row, rows, theta_t, THETA)
         row_cut, row_last = load_cut(cut, last, offset, row, rows, KIND)
         row_norm = tl.load(norm + offset + row, mask=row < rows, other=0.0)
         mean = tl.load(means + offset + row, mask=row < rows, other=0.0)
@@ -223,7 +220,7 @@ def _key_tiles(
     return d_key, d_value
 
 
-@triton.jit(do_not_specialize=["heads", "rows", "columns", "bucket"])
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def key_kernel(
     q, k, v, theta, spans, cut, last, grad, norm, means, lists, counts, dk, dv,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, theta_b, theta_h, theta_t, grad_b, grad_h, grad_t,

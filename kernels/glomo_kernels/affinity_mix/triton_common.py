@@ -15,6 +15,9 @@ from glomo_kernels import scores
 
 EPSILON = tl.constexpr(scores.EPSILON)
 LIVE = tl.constexpr(scores.LIVE)
+# Numbers that differ from batch to batch. A kernel compiled for each class of them (odd, multiple of 16) would stall
+# a step for seconds whenever a new class comes.
+NOT_SPECIALIZED = ["heads", "rows", "columns", "bucket", "theta_b", "theta_h"]
 # Flags of this many tiles are collected in the bits of one integer per row.
 GROUP = tl.constexpr(32)
 
@@ -98,23 +101,6 @@ def products(a, b, A: tl.constexpr, B: tl.constexpr, WIDTH: tl.constexpr, CHUNK:
 
 
 @triton.jit
-def query_factor(
-    base, first, stride, limit, seen,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """The factor q, rows that see nothing made 0: tiles without a mask then give them no weight.
-
-    With CHUNK > 0 all tiles are masked; the rows are as they are.
-    """
-    if CHUNK > 0:
-        tile = base
-    else:
-        tile = load_rows(base, first, stride, limit, ROWS, WIDTH, PADDED, True)
-        tile = tl.where(seen[:, None], tile, 0.0).to(base.dtype.element_ty)
-    return tile, base, first, stride, limit
-
-
-@triton.jit
 def square_bits(root):
     """The square as an integer: for numbers that are not negative, bits are ordered as the numbers are."""
     return (root * root).to(tl.int32, bitcast=True)
@@ -127,7 +113,8 @@ def roots(score, theta, column, begin, end, cut, last, KIND: tl.constexpr, MASKE
     cut, last  for kind "topk", from topk_kernel
     """
     if KIND == "relu":
-        root = tl.maximum(score - theta, 0.0)
+        # A maximum of two numbers drops NaN on a GPU (not in the interpreter) unless told to keep it.
+        root = tl.maximum(score - theta, 0.0, propagate_nan=tl.PropagateNan.ALL)
     else:
         root = score
     if MASKED:
@@ -159,12 +146,10 @@ def span_limits(begin, end, columns):
 
 
 @triton.jit
-def load_theta(theta, row, rows, stride, seen, THETA: tl.constexpr):
-    """float32 thresholds of the rows; 0 without theta and for rows that see nothing (their q is 0 as well)."""
+def load_theta(theta, row, rows, stride, THETA: tl.constexpr):
+    """float32 thresholds of the rows; 0 without theta."""
     if THETA:
-        return tl.load(theta + tl.cast(row, tl.int64) * stride, mask=seen & (row < rows), other=0.0).to(
-            tl.float32
-        )
+        return tl.load(theta + tl.cast(row, tl.int64) * stride, mask=row < rows, other=0.0).to(tl.float32)
     return tl.zeros(row.shape, tl.float32)
 
 

@@ -10,6 +10,7 @@ from glomo_kernels.affinity_mix.triton_common import (
     EPSILON,
     GROUP,
     LIVE,
+    NOT_SPECIALIZED,
     dot,
     factor,
     load_cut,
@@ -17,7 +18,6 @@ from glomo_kernels.affinity_mix.triton_common import (
     load_spans,
     load_theta,
     products,
-    query_factor,
     roots,
     span_limits,
 )
@@ -57,10 +57,11 @@ def _tiles(
 ):
     """Add `count` tiles of keys to state: count_left from first_left on, the others from first_right on.
 
-    state    (sums of r^2 v [M, PADDED_DV], of r^2 [M], bits of live tiles [M], scale [M])
+    state    (sums of r^2 v [M, PADDED_DV], of r^2 [M], of r^2 as it is multiplied (rounded, scaled) [M],
+             bits of live tiles [M], scale [M])
     rows_of  (theta, begin, end, cut, last), [M] each
     """
-    total, norm, bits, scale = state
+    total, norm, divisor, bits, scale = state
     theta, begin, end, cut, last = rows_of
     for step in range(count):
         tile = tl.where(step < count_left, first_left + step, first_right + (step - count_left))
@@ -89,12 +90,15 @@ def _tiles(
             smaller = tl.minimum(scale, _largest_power(largest))
             change = smaller / scale
             total = total * (change * change)[:, None]
+            divisor = divisor * (change * change)
             scale = smaller
             root = root * scale[:, None]
             weight = root * root
         v = load_rows(values, start, v_t, columns, BLOCK_N, DV, PADDED_DV, MASKED)
-        total += dot(weight.to(v.dtype), v)
-    return total, norm, bits, scale
+        rounded = weight.to(v.dtype)
+        divisor += tl.sum(rounded.to(tl.float32), 1)
+        total += dot(rounded, v)
+    return total, norm, divisor, bits, scale
 
 
 @triton.jit
@@ -140,7 +144,7 @@ def _statistics(
     return edges, entropy
 
 
-@triton.jit(do_not_specialize=["heads", "rows", "columns", "bucket"])
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def forward_kernel(
     q,
     k,
@@ -197,30 +201,30 @@ def forward_kernel(
     row = block * BLOCK_M + tl.arange(0, BLOCK_M)
     begin, end = load_spans(spans, sample, row, rows)
     first, stop, inner_first, inner_stop = span_limits(begin, end, columns)
-    seen = begin < end
-    row_theta = load_theta(
-        theta + wide_sample * theta_b + wide_head * theta_h, row, rows, theta_t, seen, THETA
-    )
+    row_theta = load_theta(theta + wide_sample * theta_b + wide_head * theta_h, row, rows, theta_t, THETA)
     row_cut, row_last = load_cut(cut, last, offset, row, rows, KIND)
     rows_of = (row_theta, begin, end, row_cut, row_last)
 
     queries = q + wide_sample * q_b + wide_head * q_h
     keys = k + wide_sample * k_b + wide_head * k_h
     values = v + wide_sample * v_b + wide_head * v_h
-    q_rows = query_factor(queries, block * BLOCK_M, q_t, rows, seen, BLOCK_M, DG, PADDED_DG, CHUNK)
+    q_rows = factor(queries, block * BLOCK_M, q_t, rows, BLOCK_M, DG, PADDED_DG, True, CHUNK)
 
-    # Tiles left .. right are inside of every span (rows that see nothing aside); those at the edges are masked.
+    # Tiles left .. right are inside of every span; those at the edges are masked, all where a row sees nothing.
     last_tile = tl.cdiv(stop, BLOCK_N)
     first_tile = tl.minimum(first // BLOCK_N, last_tile)
     left = tl.minimum(tl.maximum(tl.cdiv(inner_first, BLOCK_N), first_tile), last_tile)
     right = tl.maximum(tl.minimum(inner_stop // BLOCK_N, last_tile), left)
+    blind = tl.max(((begin >= end) & (row < rows)).to(tl.int32), 0)
+    right = tl.where(blind > 0, left, right)
     if CHUNK > 0:
         left = last_tile
         right = last_tile
 
     total = tl.zeros([BLOCK_M, PADDED_DV], tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)
-    scale = tl.full([BLOCK_M], 2.0**127, tl.float32)
+    divisor = tl.zeros([BLOCK_M], tl.float32)
+    scale = tl.full([BLOCK_M], 2.0**63, tl.float32)  # its square is finite
     live_columns = tl.cdiv(columns, LIVE)
     live_rows = tl.cdiv(rows, LIVE)
     live_row = block * (BLOCK_M // LIVE) + tl.arange(0, BLOCK_M // LIVE)
@@ -230,7 +234,7 @@ def forward_kernel(
         low, high = group * PER_GROUP, group * PER_GROUP + PER_GROUP
         a, b = tl.minimum(tl.maximum(first_tile, low), high), tl.minimum(tl.maximum(left, low), high)
         c, d = tl.minimum(tl.maximum(right, low), high), tl.minimum(tl.maximum(last_tile, low), high)
-        state = (total, row_sum, tl.zeros([BLOCK_M], tl.int32), scale)
+        state = (total, row_sum, divisor, tl.zeros([BLOCK_M], tl.int32), scale)
         state = _tiles(
             a, b - a, c, (b - a) + (d - c), state, q_rows, keys, values, k_t, v_t, columns, rows_of,
             KIND, True, SCALED, DG, DV, PADDED_DG, PADDED_DV, CHUNK, BLOCK_M, BLOCK_N,
@@ -240,7 +244,7 @@ def forward_kernel(
                 b, c - b, c, c - b, state, q_rows, keys, values, k_t, v_t, columns, rows_of,
                 KIND, False, SCALED, DG, DV, PADDED_DG, PADDED_DV, CHUNK, BLOCK_M, BLOCK_N,
             )  # fmt: skip
-        total, row_sum, bits, scale = state
+        total, row_sum, divisor, bits, scale = state
         number = tl.arange(0, GROUP)
         flags = tl.reshape((bits[:, None] >> number[None, :]) & 1, (BLOCK_M // LIVE, LIVE, GROUP))
         live_column = group * GROUP + number
@@ -250,10 +254,10 @@ def forward_kernel(
             mask=(live_row < live_rows)[:, None] & (live_column < live_columns)[None, :],
         )
 
-    factor = 1.0 / (row_sum + EPSILON)
-    if SCALED:
-        factor = factor / scale / scale
-    total = total * factor[:, None]
+    # Divided by the sum of the weights as they were multiplied: by the exact sum, a row of one edge would be off by
+    # that edge's rounding, and dO . O in the backward pass with it.
+    epsilon = EPSILON * scale * scale if SCALED else EPSILON
+    total = total * (1.0 / (divisor + epsilon))[:, None]
     column = tl.arange(0, PADDED_DV)
     tl.store(
         mixed + (offset + row)[:, None] * DV + column[None, :],

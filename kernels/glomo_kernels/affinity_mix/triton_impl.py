@@ -94,7 +94,7 @@ def _shared_arguments(q: Tensor, k: Tensor, spans: Tensor, kind: str, topk: Tens
         "PADDED_DG": configs.padded(width),
         "CHUNK": configs.chunk(_case(q, q, kind)),
     }
-    if kind != "topk":
+    if topk is None:
         return {**arguments, "cut": spans, "last": spans, "KIND": kind}
     cut, last = (torch.empty(batch, heads, rows, dtype=torch.int32, device=q.device) for _ in range(2))
     launch(
@@ -102,7 +102,7 @@ def _shared_arguments(q: Tensor, k: Tensor, spans: Tensor, kind: str, topk: Tens
         lambda config: batch * heads * -(-rows // config.block_m),
         configs.topk(_case(q, q, kind)),
         q.device,
-        {**arguments, "topk": topk, "cut": cut, "last": last},
+        {**arguments, "topk": topk.contiguous(), "cut": cut, "last": last},
     )
     return {**arguments, "cut": cut, "last": last, "KIND": kind}
 

@@ -45,19 +45,30 @@ def launch(
     The choice by time may differ between machines and with it the last bits of the result, so deterministic mode
     takes the first.
     """
+    given = {name: arguments[name] for name in kernel.arg_names if name in arguments}
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         if len(candidates) == 1 or interpreted() or torch.are_deterministic_algorithms_enabled():
             config = candidates[0]
-            kernel[(programs(config),)](
-                **{name: arguments[name] for name in kernel.arg_names if name in arguments},
-                **config.blocks(kernel.arg_names),
-                num_warps=config.warps,
-                num_stages=config.stages,
-            )
-        else:
-            _tuned(kernel, tuple(candidates))[
-                lambda meta: (programs(Config(meta["BLOCK_M"], meta["BLOCK_N"], 0, 0)),)
-            ](**{name: arguments[name] for name in kernel.arg_names if name in arguments})
+            blocks = config.blocks(kernel.arg_names)
+            kernel[(programs(config),)](**given, **blocks, num_warps=config.warps, num_stages=config.stages)
+            return
+        case = (kernel, device, *candidates, *_case(given))
+        if best := _CHOSEN.get(case):
+            config = Config(best.kwargs["BLOCK_M"], best.kwargs["BLOCK_N"], best.num_warps, best.num_stages)
+            kernel[(programs(config),)](**given, **best.all_kwargs())
+            return
+        tuned = _tuned(kernel, tuple(candidates))
+        tuned[lambda meta: (programs(Config(meta["BLOCK_M"], meta["BLOCK_N"], 0, 0)),)](**given)
+        _CHOSEN[case] = tuned.best_config
+
+
+# What tuning chose: asking Triton's tuner at each launch costs a quarter of the launch.
+_CHOSEN: dict[tuple[Any, ...], Any] = {}
+
+
+def _case(given: dict[str, Any]) -> list[Any]:
+    """What the tuner looks at: the values of KEY and the dtypes."""
+    return [given.get(name) for name in KEY] + [x.dtype for x in given.values() if isinstance(x, Tensor)]
 
 
 def strides(name: str, tensor: Tensor) -> dict[str, int]:

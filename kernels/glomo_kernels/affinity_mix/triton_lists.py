@@ -18,12 +18,13 @@ import triton.language as tl
 from glomo_kernels.affinity_mix.triton_common import LIVE, load_spans, span_limits
 
 CHUNK = tl.constexpr(128)  # flags that a program looks at together
-LIMITS = tl.constexpr(8)  # int32 numbers per tile of rows, 5 of them used
+LIMITS = tl.constexpr(8)  # int32 numbers per tile of rows, 6 of them used
 
 
 @triton.jit(do_not_specialize=["rows", "columns"])
 def limits_kernel(spans, limits, rows, columns):
-    """limits [B, tiles of rows, LIMITS]: span_limits of each tile of rows, and whether every row sees something."""
+    """limits [B, tiles of rows, LIMITS]: span_limits of each tile of rows, whether every row sees something, and
+    whether every row does that is there."""
     tiles = tl.cdiv(rows, LIVE)
     sample, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     row = tile * LIVE + tl.arange(0, LIVE)
@@ -35,6 +36,7 @@ def limits_kernel(spans, limits, rows, columns):
     tl.store(at + 2, inner_first)
     tl.store(at + 3, inner_stop)
     tl.store(at + 4, tl.min((begin < end).to(tl.int32), 0))
+    tl.store(at + 5, tl.min(((begin < end) | (row >= rows)).to(tl.int32), 0))
 
 
 @triton.jit
@@ -49,7 +51,7 @@ def _append(list_, size, tile, here, inner, edges, inners):
 
 @triton.jit(do_not_specialize=["heads", "rows", "columns"])
 def row_lists_kernel(live, limits, lists, counts, heads, rows, columns, BLOCK_M: tl.constexpr):
-    """One program per block of query rows: its list of tiles of keys."""
+    """One program per block of query rows: its list of tiles of keys, all edges where a row sees nothing."""
     row_tiles, column_tiles = tl.cdiv(rows, LIVE), tl.cdiv(columns, LIVE)
     blocks = tl.cdiv(rows, BLOCK_M)
     pair, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
@@ -61,6 +63,7 @@ def row_lists_kernel(live, limits, lists, counts, heads, rows, columns, BLOCK_M:
     stop = tl.max(tl.load(at + 1, mask=present, other=0), 0)
     inner_first = tl.max(tl.load(at + 2, mask=present, other=0), 0)
     inner_stop = tl.min(tl.load(at + 3, mask=present, other=0x7FFFFFFF), 0)
+    full = tl.min(tl.load(at + 5, mask=present, other=1), 0)
     list_ = lists + tl.cast(tl.program_id(0), tl.int64) * column_tiles
     flags = live + (tl.cast(pair, tl.int64) * row_tiles + row_tile[:, None]) * column_tiles
     edges = tl.zeros([], tl.int32)
@@ -69,7 +72,7 @@ def row_lists_kernel(live, limits, lists, counts, heads, rows, columns, BLOCK_M:
         tile = start + tl.arange(0, CHUNK)
         flag = tl.load(flags + tile[None, :], mask=present[:, None] & (tile < column_tiles)[None, :], other=0)
         here = (tl.max(flag.to(tl.int32), 0) > 0) & (tile * LIVE < stop) & (tile * LIVE + LIVE > first)
-        inner = (tile * LIVE >= inner_first) & (tile * LIVE + LIVE <= inner_stop)
+        inner = (tile * LIVE >= inner_first) & (tile * LIVE + LIVE <= inner_stop) & (full > 0)
         edges, inners = _append(list_, column_tiles, tile, here, inner, edges, inners)
     tl.store(counts + tl.cast(tl.program_id(0), tl.int64) * 2, edges)
     tl.store(counts + tl.cast(tl.program_id(0), tl.int64) * 2 + 1, inners)

@@ -13,10 +13,10 @@ import triton
 import triton.language as tl
 
 from glomo_kernels.affinity_mix.triton_common import (
+    NOT_SPECIALIZED,
     factor,
     load_spans,
     products,
-    query_factor,
     span_limits,
     square_bits,
 )
@@ -36,7 +36,7 @@ def _bits(
     return tl.where(visible, bits, -1), column
 
 
-@triton.jit(do_not_specialize=["heads", "rows", "columns", "bucket"])
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def topk_kernel(
     q, k, spans, topk, cut, last,
     q_b, q_h, q_t, k_b, k_h, k_t, heads, rows, columns, bucket,
@@ -57,7 +57,7 @@ def topk_kernel(
     count = tl.minimum(tl.load(topk + sample), columns).to(tl.int32)
     keys = k + wide_sample * k_b + wide_head * k_h
     queries = q + wide_sample * q_b + wide_head * q_h
-    q_rows = query_factor(queries, block * BLOCK_M, q_t, rows, begin < end, BLOCK_M, DG, PADDED_DG, CHUNK)
+    q_rows = factor(queries, block * BLOCK_M, q_t, rows, BLOCK_M, DG, PADDED_DG, True, CHUNK)
 
     found = tl.zeros([BLOCK_M], tl.int32)
     for digit in range(16):

@@ -46,7 +46,7 @@ def decoder_loss(
             f"{OP}: weight must be {hidden.dtype} on {hidden.device} like hidden, "
             f"got {weight.dtype} on {weight.device}"
         )
-    checks.check_integers(OP, "target", target, ((hidden.shape[0],),))
+    checks.check_integers(OP, "target", target, ((hidden.shape[0],),), hidden.device)
     if checks.readable(target):
         wrong = (target != ignore_index) & ((target < 0) | (target >= weight.shape[0]))
         if wrong.any():

@@ -1,5 +1,6 @@
 """graph_mix: a weighted sum of many sparse graphs, applied to features without ever being formed."""
 
+import contextlib
 from typing import Any
 
 import torch
@@ -51,8 +52,10 @@ def graph_mix(graph: SparseGraph, weights: Tensor, features: Tensor, *, heads: i
     if heads is None or components == heads:
         mixed: Tensor = _mix(*edges, components, 0, weights, features)
         return mixed
-    with torch.autocast(features.device.type, enabled=False):  # the sums between the ops are float32 too
-        return _with_products(graph, weights, features, heads)
+    kind = features.device.type
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    with torch.autocast(kind, enabled=False) if autocast else contextlib.nullcontext():
+        return _with_products(graph, weights, features, heads)  # the sums between the ops are float32 too
 
 
 def graph_apply(graph: SparseGraph, features: Tensor, *, first: int = 0) -> Tensor:
@@ -135,7 +138,9 @@ def _check_graph(op: str, graph: SparseGraph) -> None:
     if len(graph.shape) != 3:
         raise ValueError(f"{op}: graph.shape must be (B, C, T), got {tuple(graph.shape)}")
     batch, components, units = graph.shape
-    checks.check_integers(op, "graph.offsets", graph.offsets, ((batch * components * units + 1,),))
+    checks.check_integers(
+        op, "graph.offsets", graph.offsets, ((batch * components * units + 1,),), graph.weights.device
+    )
     if not graph.weights.is_floating_point() or graph.weights.ndim != 1:
         raise ValueError(
             f"{op}: graph.weights must be floating point of one dimension, "
