@@ -15,10 +15,22 @@ need() {
   done
 }
 
-# split_address HOST:PORT: sets $host and $port.
+# whole NAME LEAST [MOST]: these variables are whole numbers in that range, if they are set.
+whole() {
+  local value=${!1:-} most=${3:-999999999}
+  [[ -z $value ]] && return
+  if [[ ! $value =~ ^(0|[1-9][0-9]{0,8})$ ]] || ((value < $2 || value > most)); then
+    fail 2 "$1 must be a whole number from $2 to $most, got \"$value\" (see the top of $0)"
+  fi
+}
+
+# split_address HOST:PORT: sets $host (an IPv6 address without its brackets) and $port.
 split_address() {
   host=${1%:*} port=${1##*:}
-  [[ $1 == *:* && -n $host && $port =~ ^[0-9]+$ ]] || fail 2 "expected HOST:PORT, got \"$1\""
+  host=${host#\[} host=${host%\]}
+  if [[ $1 != *:* || -z $host || ! $port =~ ^[1-9][0-9]{0,4}$ ]] || ((port > 65535)); then
+    fail 2 "expected HOST:PORT, got \"$1\" (PORT from 1 to 65535)"
+  fi
 }
 
 # wait_until_listening HOST:PORT SECONDS: until the first host has opened its port. Whatever is wrong (a name that does

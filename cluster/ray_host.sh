@@ -11,6 +11,8 @@ set -euo pipefail
 # shellcheck source=cluster/meet.sh
 . "$(dirname "${BASH_SOURCE[0]}")/meet.sh"
 need NODE_INDEX MEET
+whole NODE_INDEX 0
+whole JOIN_SECONDS 1
 split_address "$MEET"
 # Ray itself asks for a token where one is found when the first host starts, and then not when the others join
 export RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}

@@ -2,12 +2,13 @@
 
 The code of the rank that failed first: 75 when the run was asked to stop and has saved (start the same command
 again), otherwise see docs/reliability.md; 128 + n for a rank that signal n ended. 75 as well when torchrun itself was
-asked to stop: its ranks were told, and had TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds. 69 when the first host was lost or
-never met.
+asked to stop: its ranks were told, by SIGTERM or SIGUSR1, after which they save, and had
+TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds. 69 when the first host was lost or never met, 2 where there is no GPU for
+RANKS_PER_NODE=gpu.
 
-MEET, NODE_INDEX and LOST_SECONDS as in pretrain_host.sh: on all hosts but the first a thread looks whether the first
-one still answers. torchrun by itself goes on waiting when packets vanish and no RST comes: its first read of the
-shared store times out, the one after it does not (torch 2.13: still there after ten minutes).
+MEET, NODE_INDEX, RANKS_PER_NODE and LOST_SECONDS as in pretrain_host.sh. On all hosts but the first a thread looks
+whether the first one still answers: torchrun by itself goes on waiting when packets vanish and no RST comes; its
+first read of the shared store times out, the one after it does not (torch 2.13: still there after ten minutes).
 """
 
 import contextlib
@@ -17,25 +18,33 @@ import socket
 import sys
 import threading
 import time
+from types import FrameType
 
 import psutil
+import torch
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 
-STOPPED, NO_MEETING = 75, 69  # EX_TEMPFAIL, EX_UNAVAILABLE of sysexits.h
+STOPPED, NO_MEETING, WRONG = 75, 69, 2  # EX_TEMPFAIL, EX_UNAVAILABLE of sysexits.h
 
 
 def main() -> None:
+    if os.environ.get("RANKS_PER_NODE") == "gpu" and not torch.cuda.is_available():
+        say("no GPU that torch can use here: set RANKS_PER_NODE to a number to train on CPUs")
+        sys.exit(WRONG)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup, or a script's &
+            signal.signal(number, stop)
     if os.environ.get("NODE_INDEX", "0") != "0":
         host, _, port = os.environ["MEET"].rpartition(":")
-        words = (host, int(port), float(os.environ.get("LOST_SECONDS", "30")))
+        words = (host.strip("[]"), int(port), float(os.environ.get("LOST_SECONDS", "30")))
         threading.Thread(target=end_without_first_host, args=words, daemon=True).start()
     try:
         run.main()
     except SignalException as e:
-        say(f"{e.sigval.name} came, the ranks were told to stop")
+        say(f"asked to stop ({e}); the ranks were told")
         sys.exit(STOPPED)
     except ChildFailedError as e:
         rank, failure = e.get_first_failure()
@@ -45,6 +54,11 @@ def main() -> None:
     except RendezvousError as e:
         say(f"the meeting of the hosts failed: {e} ({e.__cause__})")
         sys.exit(NO_MEETING)
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    """As torchrun does, but the ranks get SIGTERM: they do not save after other signals."""
+    raise SignalException(f"Process {os.getpid()} got signal: {number}", signal.SIGTERM)
 
 
 def end_without_first_host(host: str, port: int, seconds: float) -> None:

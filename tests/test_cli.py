@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 from road_samples import Raw, Road
+from setuptools.config.pyprojecttoml import read_configuration
 
 from glomo_dist import recipes
-from glomo_dist.cli import COMMANDS, main
-from glomo_dist.cli.plan import cost, state_bytes
+from glomo_dist.cli import COMMANDS, doctor, main
+from glomo_dist.cli.plan import activation_bytes, cost, state_bytes
 from glomo_dist.evaluate import executor
 from glomo_dist.model import Glomo
 from glomo_dist.pretrain import PretrainConfig
@@ -400,6 +401,69 @@ def test_doctor_says_what_is_here(capfd: Capture) -> None:
     assert "cpp: usable" in text, "the compiled extension is part of the road"
 
 
+def test_doctor_names_every_dependency() -> None:
+    project = read_configuration(Path(__file__).parents[1] / "pyproject.toml")["project"]
+    needed = {requirement.split(">")[0].split("[")[0] for requirement in project["dependencies"]}
+    assert needed == {name for name, _, _ in doctor.PACKAGES}
+
+
+def test_doctor_speaks_where_packages_and_compilers_are_broken(tmp_path: Path) -> None:
+    for name in ("torch", "numpy", "tyro", "scipy"):
+        (tmp_path / f"{name}.py").write_text(f"raise ImportError('no {name} today')\n")
+    (tmp_path / "jinja2.py").write_text("raise AttributeError('of another version')\n")
+    (tmp_path / "nvcc").write_text("no program\n")
+    (tmp_path / "nvcc").chmod(0o755)
+    paths = [str(tmp_path), *(p for p in sys.path if p)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "CXX": "no-compiler g++"}
+    environment["PATH"] = f"{tmp_path}{os.pathsep}{environment['PATH']}"
+    command = [sys.executable, "-m", "glomo_dist.cli", "doctor"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    missing = done.stderr.splitlines()[-1].partition("missing: ")[2].partition(";")[0].split(", ")
+    assert {"torch", "numpy", "tyro", "scipy", "jinja2", "glomo_kernels"} <= set(missing)
+    assert all(f"no {name} today" in done.stdout for name in ("torch", "numpy", "tyro", "scipy"))
+    assert "AttributeError: of another version" in done.stdout
+    assert f"Exec format error: '{tmp_path / 'nvcc'}'" in done.stdout
+    assert "no-compiler is not on the PATH" in done.stdout
+
+
+@pytest.mark.parametrize("compiler", ["", "env g++"])
+def test_doctor_finds_the_compiler_as_the_build_does(compiler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No name, or that of a program that calls it."""
+    monkeypatch.setenv("CXX", compiler)
+    (found,) = (finding for finding in doctor._compilers() if finding.name == "C++ compiler")
+    assert found.here and found.what.startswith("g++"), found
+
+
+def test_kernels_that_cannot_be_forced_are_named_before_the_work(
+    road: Road, tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["pretrain", road.text_shards, "--out", tmp_path / "run", "--recipe", "tiny"]
+    for name, why in (("xyz", "no such backend"), ("cpp", "decoder_loss has no such backend")):
+        monkeypatch.setenv("GLOMO_KERNELS", name)
+        refused(["doctor"], capfd, "decoder_loss")
+        refused(command, capfd, f"GLOMO_KERNELS={name}", why)
+        nothing_at(tmp_path / "run")
+
+
+def test_doctor_counts_the_memory_of_a_container(tmp_path: Path) -> None:
+    """Its limit, less what is used; what was only read from files can be had again."""
+    group = tmp_path / "sys" / "fs" / "cgroup"
+    group.mkdir(parents=True)
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 64000 kB\nMemAvailable: 32000 kB\n")
+    assert doctor._memory(tmp_path) == (64000 << 10, 32000 << 10)
+    for name, text in (
+        ("max", "8192000\n"),
+        ("current", "5000000\n"),
+        ("stat", "anon 9\ninactive_file 1000000\n"),
+    ):
+        (group / f"memory.{name}").write_text(text)
+    assert doctor._memory(tmp_path) == (8192000, 4192000)
+    (group / "memory.max").write_text("max\n")
+    assert doctor._memory(tmp_path) == (64000 << 10, 32000 << 10)
+
+
 @pytest.mark.parametrize(
     ("given", "spins"),
     [({}, "3000"), ({"GOMP_SPINCOUNT": "17"}, "17"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
@@ -450,7 +514,7 @@ def test_numbers_that_are_none_are_refused(argv: list[str], words: str, capfd: C
     refused(argv, capfd, words)
 
 
-@pytest.mark.parametrize("flag", ["--max-units", "--batch-tokens", "--keep"])
+@pytest.mark.parametrize("flag", ["--max-units", "--max-examples", "--batch-tokens", "--keep"])
 def test_export_of_less_than_one_is_refused(flag: str, road: Road, tmp_path: Path, capfd: Capture) -> None:
     out = tmp_path / "graphs"
     name = flag.strip("-").replace("-", "_")
@@ -498,6 +562,30 @@ def test_plan_of_arithmetic_grows_with_the_pairs() -> None:
     added = 3 * 2 * m.layers * m.heads * (m.graph_width + m.width // m.heads) * pairs
     assert cost(long).flops_per_token - cost(short).flops_per_token == pytest.approx(added)
     assert cost(long).tokens_per_step == 2 * cost(short).tokens_per_step
+
+
+def test_plan_of_arithmetic_where_the_embedding_is_as_large_as_another_parameter() -> None:
+    """A vocabulary of three widths: the GRU's matrices have as many numbers. Each word costs the same."""
+    recipe = recipes.get("tiny")
+    near = [recipe.model.width * 3 + more for more in (-1, 0, 1)]
+    flops = [
+        cost(replace(recipe, model=replace(recipe.model, vocab_size=size))).flops_per_token for size in near
+    ]
+    assert flops[1] - flops[0] == pytest.approx(flops[2] - flops[1])
+
+
+def test_plan_of_memory_follows_activation_checkpointing() -> None:
+    """A layer more is then its scores and its input more, in both directions; the rest is computed again."""
+    config = replace(with_vocabulary(recipes.get("base")), global_batch=8, activation_checkpointing=True)
+    m, units = config.model, 8 * config.window
+    deeper = replace(config, model=replace(m, layers=m.layers + 1))
+    added = 2 * (2 * m.heads * m.graph_width + m.width) * units * 4
+    assert activation_bytes(deeper, 1) - activation_bytes(config, 1) == added
+    batch_norm = replace(config, model=replace(m, norm="batch"))  # its convolutions are not computed again
+    sizes = [
+        activation_bytes(c, 1) for c in (config, batch_norm, replace(config, activation_checkpointing=False))
+    ]
+    assert sizes == sorted(set(sizes))
 
 
 def test_every_recipe_is_a_valid_run() -> None:

@@ -3,10 +3,11 @@
 #
 #   cluster/hostfile/launch.sh HOSTFILE SHARDS --out RUN --recipe NAME [--flags]
 #
-# HOSTFILE: lines "host slots=N" (N ranks there; the format of DeepSpeed and Open MPI), # begins a comment. The
-# first host is the meeting point. "localhost" is started without ssh. This checkout must be at the same path
-# everywhere, SHARDS and RUN on shared storage. When a machine fails the others are stopped. SIGTERM, SIGUSR1 or Ctrl-C
-# to this script, or its end by whatever means, lets all ranks save and exit.
+# HOSTFILE: lines "host slots=N" (N ranks there; the format of DeepSpeed and Open MPI, whose max_slots=M is passed
+# over), # begins a comment. The first host is the meeting point. "localhost" is started without ssh. This checkout and
+# the folder that you call this from must be at the same path everywhere, SHARDS and RUN on shared storage. When a
+# machine fails the others are stopped. SIGTERM, SIGUSR1 or Ctrl-C to this script, or its end by whatever means, lets
+# all ranks save and exit.
 #
 # PORT: free on the first host (default 29500).  RESTARTS, JOIN_SECONDS, LOST_SECONDS, SAVE_SECONDS, PYTHON: see
 # pretrain_host.sh; they are handed on, and so are the variables that FORWARD names, e.g. FORWARD="NCCL_DEBUG HF_HOME".
@@ -20,9 +21,10 @@ fi
 hostfile=$1
 shift
 hosts=() slots=()
-while read -r host rest; do
+while IFS=$' \t\r' read -r host rest || [[ -n $host ]]; do # the last line may end without a newline
+  host=${host#$'\xef\xbb\xbf'} # UTF-8's mark, which some editors put in front
   [[ -z $host || $host == \#* ]] && continue
-  if [[ ! $rest =~ ^slots=([1-9][0-9]*)([[:space:]]*(#.*)?)$ ]]; then
+  if [[ ! $rest =~ ^slots=([1-9][0-9]*)([[:space:]]+max[-_]slots=[0-9]+)?[[:space:]]*(#.*)?$ ]]; then
     echo "$hostfile: expected \"$host slots=N\", got \"$host $rest\"" >&2
     exit 2
   fi
@@ -32,6 +34,14 @@ if ((${#hosts[@]} == 0)); then
   echo "$hostfile names no host: give lines \"host slots=N\"" >&2
   exit 2
 fi
+names=(RESTARTS JOIN_SECONDS LOST_SECONDS SAVE_SECONDS PYTHON)
+for name in ${FORWARD:-}; do
+  if [[ ! $name =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]]; then
+    echo "FORWARD: expected names of variables with spaces between them, got \"$name\"" >&2
+    exit 2
+  fi
+  names+=("$name")
+done
 
 # The other end of every host's standard input. When it is closed, here or because this script is gone, while_open.sh
 # there tells the ranks to save and exit.
@@ -39,13 +49,14 @@ scratch=$(mktemp -d)
 mkfifo "$scratch/open"
 exec {open}<> "$scratch/open"
 
+cluster=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 tasks=()
 for i in "${!hosts[@]}"; do
   variables=("NODES=${#hosts[@]}" "NODE_INDEX=$i" "MEET=${hosts[0]}:${PORT:-29500}" "RANKS_PER_NODE=${slots[i]}")
-  for name in RESTARTS JOIN_SECONDS LOST_SECONDS SAVE_SECONDS PYTHON ${FORWARD:-}; do
+  for name in "${names[@]}"; do
     [[ -n ${!name:-} ]] && variables+=("$name=${!name}")
   done
-  command=(env "${variables[@]}" cluster/hostfile/while_open.sh cluster/pretrain_host.sh "$@")
+  command=(env "${variables[@]}" "$cluster/hostfile/while_open.sh" "$cluster/pretrain_host.sh" "$@")
   if [[ ${hosts[i]} == localhost ]]; then
     "${command[@]}" < "$scratch/open" {open}>&- &
   else

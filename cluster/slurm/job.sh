@@ -1,10 +1,16 @@
 # Sourced by the batch scripts, on a job's first node: where its nodes meet, and how it ends or comes back.
 # shellcheck shell=bash
 
+# Since Slurm 22.05 srun does not take over what sbatch was told by --cpus-per-task: its tasks would get one core.
+if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
+  export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+fi
+
 # meet: sets $first (name of the first node) and $port (PORT, or one by the job's number, so that two jobs that share a
 # node do not meet each other; from 20000 to 29999, where neither Linux nor Ray's workers take ports by themselves).
 meet() {
-  first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+  first=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+  first=${first%%$'\n'*} # not `| head`: of hundreds of names scontrol would die of SIGPIPE
   port=${PORT:-$((20000 + SLURM_JOB_ID % 10000))}
   echo "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $SLURM_JOB_NODELIST meet at $first:$port"
 }

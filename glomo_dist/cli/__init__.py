@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from glomo_dist.cli import streams
 from glomo_dist.runtime import threads
 from glomo_dist.runtime.errors import ConfigError, GlomoError, suggest
 
@@ -34,12 +35,35 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 for an error the user can act on (70, 71 and 75 for some of a
-    pretraining run, see runtime/errors.py), 130 for Ctrl-C.
+    run, see runtime/errors.py), 130 for Ctrl-C, 141 if nobody reads what is printed any more.
 
     argv: without the program's name; None takes `sys.argv`. Raises SystemExit as argument parsers do (0 after
     `--help`, 2 for arguments that cannot be parsed); any other exception is a bug and keeps its traceback.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    streams.prepare()
+    code = 0
+    try:
+        try:
+            code = _run(list(sys.argv[1:] if argv is None else argv))
+        except SystemExit:
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()  # here, where it can fail in order
+    except BrokenPipeError:
+        if not streams.give_up_unread():
+            raise
+        return 141  # as a shell says of a program that SIGPIPE ended
+    except OSError as e:
+        if not streams.give_up_full(e):
+            raise
+        streams.complain(
+            f"glomo: cannot write the output: {e.strerror or e}. Free space or send it elsewhere."
+        )
+        return code or 2
+    return code
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
@@ -56,10 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         importlib.import_module(f"glomo_dist.cli.{name}").main(arguments[1:])
     except GlomoError as e:
         if os.environ.get("RANK", "0") == "0" or not e.everywhere:  # torchrun's ranks share most messages
-            print(f"glomo: {e}", file=sys.stderr)
+            streams.complain(f"glomo: {e}")
         return e.exit_code
     except KeyboardInterrupt:
-        print("glomo: stopped.", file=sys.stderr)
+        streams.complain("glomo: stopped.")
         return 130
     return 0
 

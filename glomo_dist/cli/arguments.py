@@ -35,15 +35,17 @@ def parse(cls: Any, argv: Sequence[str], *, name: str, description: str | None, 
 
 
 def recipe_of(argv: Sequence[str], default: str) -> str:
-    """The value of --recipe: it chooses the defaults of all other settings, so it is looked for first."""
+    """The value of --recipe, the last one as of any flag given twice: it chooses the defaults of all other settings,
+    so it is looked for first."""
+    found = default
     for i, word in enumerate(argv):
         if word == "--recipe":
             if i + 1 == len(argv):
                 raise ConfigError("--recipe: the name of a recipe is missing after it.")
-            return argv[i + 1]
-        if word.startswith("--recipe="):
-            return word.partition("=")[2]
-    return default
+            found = argv[i + 1]
+        elif word.startswith("--recipe="):
+            found = word.partition("=")[2]
+    return found
 
 
 def pairs(flag: str, values: Sequence[str]) -> dict[str, str]:

@@ -18,16 +18,41 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
-from glomo_kernels import dispatch
-
-from glomo_dist.cli.arguments import parse
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.fingerprint import code_version
 
 GIB = 1 << 30
 MARKS = {True: "ok", False: "--"}
+
+# name, the module that is imported ("": none, it would take seconds), for what. All are needed.
+PACKAGES = (
+    ("torch", "torch", "everything"),
+    ("numpy", "numpy", "everything"),
+    ("tyro", "tyro", "the command line"),
+    ("tqdm", "tqdm", "progress"),
+    ("safetensors", "safetensors", "pretrain, export, evaluate"),
+    ("deepspeed", "", "pretrain"),
+    ("ninja", "", "deepspeed"),
+    ("packaging", "packaging", "deepspeed"),
+    ("psutil", "psutil", "pretrain on several machines"),
+    ("tensorboard", "", "the curves of a run while it is going on"),
+    ("webdataset", "webdataset", "prepare, pretrain"),
+    ("pillow", "PIL", "prepare images"),
+    ("zstandard", "zstandard", "input of .zst files"),
+    ("pyarrow", "pyarrow", "Parquet input"),
+    ("fsspec", "fsspec", "input by address"),
+    ("aiohttp", "", "input from http://, https://"),
+    ("s3fs", "", "input from s3://"),
+    ("scikit-learn", "sklearn", "the digits of the demo"),
+    ("ray", "", "evaluate in parallel (without it: --executor process)"),
+    ("pyyaml", "yaml", "evaluation plans in a file"),
+    ("threadpoolctl", "threadpoolctl", "evaluate"),
+    ("scipy", "scipy", "report"),
+    ("matplotlib", "matplotlib", "report"),
+    ("jinja2", "jinja2", "report"),
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +74,10 @@ class Doctor:
 
 
 def main(argv: Sequence[str]) -> None:
-    parse(Doctor, argv, name="doctor", description=__doc__)
+    if not isinstance(_imported("tyro"), Exception):
+        from glomo_dist.cli.arguments import parse
+
+        parse(Doctor, argv, name="doctor", description=__doc__)
     missing = []
     print(f"glomo {code_version()}")
     for title, findings in examine():
@@ -60,7 +88,8 @@ def main(argv: Sequence[str]) -> None:
                 missing.append(finding.name)
     if missing:
         raise GlomoError(
-            f"needed and missing: {', '.join(missing)}. `make setup` installs all Python packages."
+            f"needed and missing: {', '.join(missing)}; what is marked -- above says why. `make setup` installs all "
+            "Python packages."
         )
 
 
@@ -78,9 +107,9 @@ def _machine() -> Iterator[Finding]:
     version = platform.python_version()
     yield Finding("python", sys.version_info >= (3, 10), f"{version} at {sys.executable}", needed=True)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield Finding(
-        "cores", True, f"{cores} usable by this process, torch uses {torch.get_num_threads()} threads"
-    )
+    torch = _imported("torch")
+    threads = "" if isinstance(torch, Exception) else f", torch uses {torch.get_num_threads()} threads"
+    yield Finding("cores", True, f"{cores} usable by this process{threads}")
     total, free = _memory()
     enough = free is None or free >= 2 * GIB
     yield Finding("memory", enough, _of(free, total) + ("" if enough else ": the demo needs about 2 GiB"))
@@ -96,38 +125,36 @@ def _machine() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    for name, module, what in (
-        ("torch", "torch", "everything"),
-        ("deepspeed", "", "pretrain"),  # not imported: it starts looking for compilers and takes seconds
-        ("webdataset", "webdataset", "prepare, pretrain"),
-        ("ray", "", "evaluate in parallel (without it: --executor process)"),
-        ("pyarrow", "pyarrow", "Parquet input"),
-        ("fsspec", "fsspec", "input by address"),
-        ("s3fs", "", "input from s3://"),
-        ("matplotlib", "", "report"),
-        ("tensorboard", "", "the curves of a run while it is going on"),
-    ):
+    for name, module, what in PACKAGES:
         try:
             version = importlib.metadata.version(name)
-            if module:
-                importlib.import_module(module)
-            yield Finding(name, True, f"{version}, for {what}", needed=True)
-        except ImportError as e:  # PackageNotFoundError is one
+        except importlib.metadata.PackageNotFoundError as e:
             yield Finding(name, False, f"needed for {what}: {e}", needed=True)
+            continue
+        failed = _imported(module) if module else None
+        if isinstance(failed, Exception):
+            yield Finding(
+                name,
+                False,
+                f"{version}, needed for {what}, cannot be imported: {_reason(failed)}",
+                needed=True,
+            )
+        else:
+            yield Finding(name, True, f"{version}, for {what}", needed=True)
 
 
 def _compilers() -> Iterator[Finding]:
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    yield Finding(
-        "C++ compiler", compiler is not None, _first_line(compiler) or "needed to build the CPU kernels"
-    )
-    nvcc = shutil.which("nvcc")
-    yield Finding("nvcc", nvcc is not None, _last_line(nvcc) or "needed to build the CUDA kernels")
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    found = ", ".join(torch.cuda.get_device_name(i) for i in range(gpus))
-    cuda = torch.version.cuda
-    built = f"this torch is built for CUDA {cuda}" if cuda else "this torch is a CPU build"
-    yield Finding("GPU", gpus > 0, found or f"none usable ({built}); all stages run on CPU")
+    compiler = os.environ.get("CXX", "").split() or ["g++"]  # it may be called by another: CXX="ccache g++"
+    for name, command, line, what in (("C++ compiler", compiler, 0, "CPU"), ("nvcc", ["nvcc"], -1, "CUDA")):
+        here, said = _version(command)
+        yield Finding(name, here, said[line] if here else f"{said[line]}; needed to build the {what} kernels")
+    torch = _imported("torch")
+    if not isinstance(torch, Exception):
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        found = ", ".join(torch.cuda.get_device_name(i) for i in range(gpus))
+        cuda = torch.version.cuda
+        built = f"this torch is built for CUDA {cuda}" if cuda else "this torch is a CPU build"
+        yield Finding("GPU", gpus > 0, found or f"none usable ({built}); all stages run on CPU")
     try:
         triton = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
@@ -138,23 +165,49 @@ def _compilers() -> Iterator[Finding]:
 
 
 def _kernels() -> Iterator[Finding]:
-    for op in dispatch.TABLE:
-        states = dispatch.backends(op)
+    ours = _imported("glomo_dist.runtime.kernels")
+    if isinstance(ours, Exception):
+        yield Finding("glomo_kernels", False, f"cannot be imported: {_reason(ours)}", needed=True)
+        return
+    for op in ours.dispatch.TABLE:
+        states = ours.dispatch.backends(op)
         what = "; ".join(f"{name}: {why or 'usable'}" for name, why in states.items())
-        yield Finding(op, any(why is None for why in states.values()), what, needed=True)
+        refused = ours.why_not_forced(op)
+        here = refused is None and any(why is None for why in states.values())
+        yield Finding(op, here, refused or what, needed=True)
 
 
-def _memory() -> tuple[int | None, int | None]:
+def _imported(module: str) -> Any:
+    """The module, or the exception that its import ended with."""
+    try:
+        return importlib.import_module(module)
+    except Exception as e:  # a package that does not fit its neighbours may raise anything
+        return e
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+
+
+def _memory(root: Path = Path("/")) -> tuple[int | None, int | None]:
     """(total, available) bytes, None where the system does not say; a container's limit counts."""
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
         return None, None
     values = {line.partition(":")[0]: int(line.split()[1]) << 10 for line in lines if line.endswith("kB")}
     total, free = values.get("MemTotal"), values.get("MemAvailable")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if total and free and limit.exists() and (text := limit.read_text().strip()).isdigit():
-        total, free = min(total, int(text)), min(free, int(text))
+    group = root / "sys/fs/cgroup"
+    try:
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used -= int(
+            stat["inactive_file"]
+        )  # what has been read from files and is dropped when memory is wanted
+    except (OSError, ValueError, KeyError):  # no limit ("max"), or no cgroup v2
+        return total, free
+    if total and free:
+        total, free = min(total, limit), max(0, min(free, limit - used))
     return total, free
 
 
@@ -164,16 +217,16 @@ def _of(free: int | None, total: int | None) -> str:
     return f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"
 
 
-def _first_line(program: str | None) -> str:
-    return _version(program)[0]
-
-
-def _last_line(program: str | None) -> str:
-    return _version(program)[-1]
-
-
-def _version(program: str | None) -> list[str]:
+def _version(command: list[str]) -> tuple[bool, list[str]]:
+    """Whether the program runs, and what it says of its version, or why it does not run."""
+    program = shutil.which(command[0])
     if program is None:
-        return [""]
-    done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
-    return done.stdout.strip().splitlines() or [f"{program} does not answer to --version"]
+        return False, [f"{command[0]} is not on the PATH"]
+    call = [program, *command[1:], "--version"]
+    try:
+        done = subprocess.run(call, capture_output=True, text=True, errors="replace", timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as e:
+        return False, [str(e)]
+    if done.returncode:
+        return False, [f"`{' '.join(call)}` ended with exit code {done.returncode}"]
+    return True, done.stdout.strip().splitlines() or [f"{program} does not answer to --version"]

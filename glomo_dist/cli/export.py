@@ -9,6 +9,7 @@ Tasks: TASKS.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,4 +63,15 @@ def main(argv: Sequence[str]) -> None:
         batch_tokens=command.batch_tokens,
     )  # fmt: skip
     save_command(store, "export", command)
-    say(f"next: glomo evaluate --tasks {command.task} --arms none uniform pretrained={store} --out results")
+    say(f"next: {shlex.join(_next(command, store))}")
+
+
+def _next(command: Export, store: Path) -> list[str]:
+    """The evaluation of the graphs, on the same data cut in the same way."""
+    arm = "pretrained" if command.random_seed is None else "random"
+    words = ["glomo", "evaluate", "--tasks", command.task, "--arms", "none", "uniform", f"{arm}={store}"]
+    words += ["--sources", f"{command.task}={command.source}"] if command.source else []
+    for name in ("max_examples", "max_units"):
+        value = getattr(command, name)
+        words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+    return [*words, "--out", "results"]

@@ -78,7 +78,7 @@ def cost(config: PretrainConfig) -> Cost:
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     total = sum(sizes.values())
     embedding = m.vocab_size * m.width
-    decoder = sum(n for name, n in sizes.items() if ".decoder." in name and n != embedding)
+    decoder = sum(n for name, n in sizes.items() if ".decoder." in name)
     # one cell for all layers; coupled, one graph predictor's convolutions too
     every_layer = (".cell.", "_cnn.") if m.coupled else (".cell.",)
     repeated = (m.layers - 1) * sum(
@@ -110,13 +110,18 @@ def state_bytes(config: PretrainConfig, parameters: int, ranks: int) -> dict[str
 def activation_bytes(config: PretrainConfig, ranks: int) -> float:
     """Bytes per rank of one backward pass, roughly: features of every layer and direction, and the sampled logits.
 
-    The graphs do not count: `affinity_mix` keeps none.
+    The graphs do not count: `affinity_mix` keeps none. With activation checkpointing (pretrain/activations.py) the
+    inputs and outputs of its parts are kept, among them every layer's scores, and one part's inside at a time.
     """
     m = config.model
     micro, _ = accumulation(config, ranks)
     width = 2 if config.precision == "bf16" else 4
-    layer = 2 * m.heads * m.graph_width + 10 * m.width
-    per_unit = 2 * (3 * (m.key_layers + m.query_layers) * m.width + m.layers * layer)
+    convolutions = 3 * (m.key_layers + m.query_layers) * m.width
+    scores, layer = 2 * m.heads * m.graph_width, 10 * m.width
+    per_unit = 2 * (convolutions + m.layers * (scores + layer))
+    if config.activation_checkpointing:
+        kept = convolutions if m.norm == "batch" else 3 * m.width
+        per_unit = 2 * (kept + m.layers * (scores + m.width)) + max(convolutions, layer)
     sampled = min(config.positions_per_sequence, config.window) * m.decoder_steps
     chunk = min(2 * sampled * micro, 4096) * m.vocab_size * 4  # decoder_loss never holds more logits
     return float(micro * config.window * per_unit * width + chunk)

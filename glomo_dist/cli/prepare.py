@@ -13,6 +13,7 @@ settings of one kind.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -22,6 +23,7 @@ from tyro.conf import Positional, arg, subcommand
 from glomo_dist.cli.arguments import parse, save_command
 from glomo_dist.data import prepare_images, prepare_text
 from glomo_dist.data.demo import write_demo_corpus
+from glomo_dist.data.prepare import BITS, VOCAB_SIZE
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.runtime.files import require_absent_or_empty
 from glomo_dist.runtime.progress import say
@@ -38,7 +40,7 @@ class Text:
     """Files, folders, patterns or URLs."""
     out: str
     """Folder to write; it must not exist, or be empty."""
-    vocab_size: int = 30_000
+    vocab_size: int = VOCAB_SIZE
     """Most frequent words kept, one of them <unk>."""
     min_count: int = 1
     """Words seen less often become <unk>."""
@@ -73,7 +75,7 @@ class Images:
     """Image files, folders of them, .npz, idx files, patterns or URLs."""
     out: str
     """Folder to write; it must not exist, or be empty."""
-    bits: int = 4
+    bits: int = BITS
     """Kept of each channel of a pixel; there are 2^(bits x channels) different units."""
     size: tuple[int, int] | None = None
     """Height and width to resize to; without it all images must have the size of the first."""
@@ -126,8 +128,7 @@ def main(argv: Sequence[str]) -> None:
     command.run()
     save_command(command.out, f"prepare {type(command).__name__.lower()}", command)
     if isinstance(command, Demo):
-        say(f"next: glomo prepare text {command.out}/text.jsonl --out shards/text")
+        say(f"next: glomo prepare text {shlex.quote(f'{command.out}/text.jsonl')} --out shards/text")
     else:
-        say(
-            f"next: glomo pretrain {command.out} --out run   (what it will cost: glomo plan --data {command.out})"
-        )
+        out = shlex.quote(command.out)
+        say(f"next: glomo pretrain {out} --out run   (what it will cost: glomo plan --data {out})")

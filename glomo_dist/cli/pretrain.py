@@ -15,6 +15,7 @@ saving: in these three cases the same command continues the run (docs/reliabilit
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -64,4 +65,4 @@ def main(argv: Sequence[str]) -> None:
         restarts=command.restarts,
     )
     if os.environ.get("RANK", "0") == "0":  # under torchrun all ranks come here
-        say(f"next: glomo export {run} --task NAME --source DATA --out graphs/NAME")
+        say(f"next: glomo export {shlex.quote(str(run))} --task NAME --source DATA --out graphs/NAME")

@@ -10,12 +10,14 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any, cast
 
 import fsspec
 import zstandard
 
 from glomo_dist.runtime.errors import DataError
+from glomo_dist.runtime.files import cannot_write
 
 PACKED = (".gz", ".xz", ".zst")
 REMOTE = ("http", "https")
@@ -155,10 +157,15 @@ def open_seekable(file: InputFile) -> IO[bytes]:
             return open(file.path, "rb")
         except OSError as e:
             raise DataError(f"{file.name} cannot be read: {describe(e)}.") from e
-    copy = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
     with open_stream(file) as stream:
-        shutil.copyfileobj(stream, copy, 1 << 20)
-    copy.seek(0)
+        try:
+            copy = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+            shutil.copyfileobj(stream, copy, 1 << 20)
+            copy.seek(0)
+        except OSError as e:  # those of reading are DataErrors by now
+            # not gettempdir(): it looks for one that can be written
+            folder = Path(tempfile.tempdir or os.environ.get("TMPDIR") or "/tmp")
+            raise cannot_write(folder, e, "Free space, or set TMPDIR to another folder.") from e
     return copy
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zipfile
 import zlib
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from glomo_dist.data.files import InputFile, describe, find_files, open_seekable, open_stream
 from glomo_dist.data.npy import read_header
@@ -19,6 +20,7 @@ from glomo_dist.runtime.errors import ConfigError, DataError
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 IMAGE_SUFFIXES = (*PICTURE_SUFFIXES, ".npz", "-ubyte")
 _IDX_UBYTE = 0x08  # third byte of an idx file: its element type; the fourth is the number of dimensions
+_TIFF_BITS = 258  # number of the tag BitsPerSample
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,27 @@ def _decode(content: bytes, where: str) -> np.ndarray:
     """uint8 [H, W] for grey, [H, W, 3] for all other kinds of pictures (transparency is dropped)."""
     try:
         with Image.open(io.BytesIO(content)) as image:
-            if image.mode in ("I", "F", "I;16", "I;16B"):
-                raise DataError(
-                    f"{where}: pixels of more than 8 bits ({image.mode}). Convert the image to 8 bits."
-                )
+            if kind := _deep(image):
+                raise DataError(f"{where}: pixels of more than 8 bits ({kind}). Convert the image to 8 bits.")
             return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         raise DataError(f"{where} is not a whole image: {describe(e)}. Replace or remove it.") from e
+
+
+def _deep(image: ImageFile.ImageFile) -> str:
+    """Kind of the pixels of a file that has more than 8 bits a channel, else "". Opened in colour, such a file has an
+    ordinary mode and would be cut to 8 bits: what is read of it says more."""
+    if image.mode.startswith(("I", "F")):
+        return image.mode
+    bits = max(getattr(image, "tag_v2", {}).get(_TIFF_BITS, (8,)))
+    if bits > 8:  # asked of the file: of one with a plane for each colour, every plane is read as if of 8
+        return f"{bits} a channel"
+    for decoder, _, _, arguments in image.tile:
+        if found := re.search(r"\w+;16[BLNRS]", str(arguments)):  # but "BGR;16" is 5, 6 and 5 bits
+            return found[0]
+        if decoder in ("ppm", "ppm_plain") and isinstance(arguments, tuple) and arguments[1] > 255:
+            return f"values to {arguments[1]}"
+    return ""
 
 
 def _converted(picture: Picture, size: tuple[int, int] | None, channels: int | None) -> Picture:

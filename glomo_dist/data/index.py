@@ -65,10 +65,11 @@ class ShardIndex:
     offsets: np.ndarray
 
     @classmethod
-    def read(cls, folder: str | Place, *, verify: bool = False) -> ShardIndex:
+    def read(cls, folder: str | Place, *, verify: bool = False, max_bad_shards: int = 0) -> ShardIndex:
         """The index of `folder`, which may be an address (https://..., s3://...).
 
         verify: also hash every shard (reads all bytes once); sizes of local ones are always checked.
+        max_bad_shards: local ones that may be missing or cut, for a reader that sets them aside when it meets them.
         Raises ShardError naming the shard if anything is missing, of another version or not as it was written.
         """
         folder = place(folder)
@@ -79,11 +80,21 @@ class ShardIndex:
             raise ShardError(f"{e} A shard folder is what `glomo prepare` writes.") from None
         index = cls(folder=folder, **_parse(value, str(path)))
         if isinstance(folder, Path):
-            for shard in index.shards:
-                index._check_size(shard)
+            index._check_sizes(max_bad_shards)
         if verify:
             index.verify()
         return index
+
+    def _check_sizes(self, allowed: int) -> None:
+        errors = []
+        for shard in self.shards:
+            try:
+                self._check_size(shard)
+            except ShardError as e:
+                errors.append(e)
+        if len(errors) > allowed:
+            more = f"{len(errors)} bad shards, max_bad_shards allows {allowed}. " if allowed else ""
+            raise ShardError(f"{more}{errors[0]}")
 
     def _check_size(self, shard: Shard) -> None:
         path = self._local(shard)

@@ -6,6 +6,8 @@ chosen and the numbers are translated while the shards are written. Memory holds
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,16 +26,19 @@ from glomo_dist.data.text import UNKNOWN, WordTokenizer
 from glomo_dist.data.tokenizer import Tokenizer, load_tokenizer
 from glomo_dist.runtime import progress
 from glomo_dist.runtime.errors import ConfigError, DataError
-from glomo_dist.runtime.files import new_folder, require_absent_or_empty
+from glomo_dist.runtime.files import cannot_write, new_folder, require_absent_or_empty
 
 SHARD_BYTES = 64 << 20
+VOCAB_SIZE = 30_000
+BITS = 4
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def prepare_text(
     sources: Sequence[str],
     out: str | Path,
     *,
-    vocab_size: int = 30_000,
+    vocab_size: int = VOCAB_SIZE,
     min_count: int = 1,
     tokenizer: str | Path | None = None,
     text_key: str = "text",
@@ -59,12 +64,18 @@ def prepare_text(
         raise ConfigError(f"max_documents must be at least 1, got {max_documents}.")
     if vocab_size < 2:
         raise ConfigError(f"vocab_size must be at least 2 ({UNKNOWN} and a word), got {vocab_size}.")
+    if min_count < 1:
+        raise ConfigError(f"min_count must be at least 1, got {min_count}.")
+    if tokenizer is not None and (vocab_size, min_count) != (VOCAB_SIZE, 1):
+        raise ConfigError(
+            "vocab_size and min_count choose words, but a tokenizer has its own. Leave them or it out."
+        )
     check_shard_bytes(shard_bytes)
     require_absent_or_empty(out)
     given = _word_tokenizer(tokenizer) if tokenizer is not None else None
     stream = itertools.islice(documents(sources, text_key=text_key, split=split), max_documents)
     parts = ("train", "valid") if valid_share else ("",)
-    with new_folder(out) as folder:
+    with _new_folder(out) as folder:
         spools = {part: Spool(folder / f"spool-{part}") for part in parts}
         words = Numbering()
         with progress.bar(desc="reading", unit=" words", unit_scale=True, total=None) as bar:
@@ -97,7 +108,7 @@ def prepare_images(
     sources: Sequence[str],
     out: str | Path,
     *,
-    bits: int = 4,
+    bits: int = BITS,
     size: tuple[int, int] | None = None,
     channels: int | None = None,
     tokenizer: str | Path | None = None,
@@ -114,6 +125,8 @@ def prepare_images(
     """
     if max_images is not None and max_images < 1:
         raise ConfigError(f"max_images must be at least 1, got {max_images}.")
+    if tokenizer is not None and (bits, size, channels) != (BITS, None, None):
+        raise ConfigError("bits, size and channels are those of the tokenizer. Leave them or it out.")
     check_shard_bytes(shard_bytes)
     require_absent_or_empty(out)
     pixel_tokenizer: PixelTokenizer | None = None
@@ -140,10 +153,22 @@ def prepare_images(
                 ) from None
             yield ids, {"source": picture.source, "row": picture.row}
 
-    with new_folder(out) as folder:
+    with _new_folder(out) as folder:
         _write(ShardFolder(folder, pixel_tokenizer, shard_bytes), samples(pixel_tokenizer))
     _report(Path(out), ("",), pixel_tokenizer, 0)
     return Path(out)
+
+
+@contextlib.contextmanager
+def _new_folder(out: str | Path) -> Iterator[Path]:
+    """`new_folder`, with an error that names it when the disk fills in the middle."""
+    with new_folder(out) as folder:
+        try:
+            yield folder
+        except OSError as e:
+            if e.errno in _NO_ROOM:
+                raise cannot_write(Path(out), e) from e
+            raise
 
 
 def _write(writer: ShardFolder, samples: Iterable[tuple[np.ndarray, dict[str, Any]]]) -> int:

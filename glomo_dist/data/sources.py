@@ -147,4 +147,6 @@ def _parquet(file: InputFile, text_key: str) -> Iterator[Document]:
 def _text(value: object, where: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{where}: expected text, got {type(value).__name__} ({str(value)[:40]!r}).")
+    if "\0" in value:
+        raise DataError(f"{where}: contains a zero byte, which is no text. Take it out, or the row.")
     return value

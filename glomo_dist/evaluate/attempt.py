@@ -23,11 +23,12 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
-from glomo_dist.runtime.errors import DataError, GlomoError
-from glomo_dist.runtime.files import read_json, write_json
+from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError
+from glomo_dist.runtime.files import json_bytes, read_json, write_bytes, write_json, writing
 from glomo_dist.runtime.fingerprint import code_version
 
 JOB_FORMAT, ERROR_FORMAT, VERSION = "glomo-job", "glomo-error", 1
+MOST = 1e9  # gigabytes or seconds (30 years) of a job; what counts them in smaller units takes no infinity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,16 @@ class Job:
     cpus: int = 1
     memory_gb: float | None = None
     time_limit_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.cpus < 1:
+            raise ConfigError(f"job {self.id}: cpus must be at least 1, got {self.cpus}.")
+        for name in ("memory_gb", "time_limit_seconds"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= MOST:
+                raise ConfigError(
+                    f"job {self.id}: {name} must be positive, {MOST:g} at most, or none, got {value}."
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +105,8 @@ def attempt(run: Run, job: Job, out: str | Path, *, capture: bool = False) -> Ou
     KeyboardInterrupt and the like pass through.
     """
     folder = job_folder(out, job.id)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     started = time.time()
     write_json(
         folder / "running.json", {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
@@ -102,11 +114,12 @@ def attempt(run: Run, job: Job, out: str | Path, *, capture: bool = False) -> Ou
     try:
         with _captured(folder / "log.txt") if capture else contextlib.nullcontext(), _threads(job.cpus):
             try:
-                result = _plain(run(job.work))
+                result = json_bytes(_plain(run(job.work)))
             except Exception as e:
+                trace = _printable(traceback.format_exc())
                 if capture:
-                    traceback.print_exc()
-                return write_error(job, out, time.time() - started, _last_line(e), traceback.format_exc())
+                    print(trace, file=sys.stderr)
+                return write_error(job, out, time.time() - started, _last_line(e), trace)
         seconds = time.time() - started
         write_json(
             folder / "job.json",
@@ -118,7 +131,7 @@ def attempt(run: Run, job: Job, out: str | Path, *, capture: bool = False) -> Ou
                 "seconds": seconds,
             },
         )
-        write_json(folder / "result.json", result)  # last: with it the job counts as finished
+        write_bytes(folder / "result.json", result)  # last: with it the job counts as finished
         (folder / "error.json").unlink(missing_ok=True)
         return Outcome(job.id, seconds)
     finally:
@@ -126,9 +139,16 @@ def attempt(run: Run, job: Job, out: str | Path, *, capture: bool = False) -> Ou
 
 
 def write_error(job: Job, out: str | Path, seconds: float, message: str, trace: str) -> Outcome:
-    """Write `error.json` of a job that raised, hung or died. message: one line for the table."""
+    """Write `error.json` of a job that raised, hung or died. message: one line for the table.
+
+    A job whose result is there had just finished when it was given up, and counts as finished.
+    """
+    folder = job_folder(out, job.id)
+    if (folder / "result.json").exists():
+        (folder / "error.json").unlink(missing_ok=True)
+        return Outcome(job.id, seconds)
     write_json(
-        job_folder(out, job.id) / "error.json",
+        folder / "error.json",
         {
             "format": ERROR_FORMAT,
             "version": VERSION,
@@ -184,7 +204,12 @@ def _plain(value: Any) -> Any:
 
 
 def _last_line(error: BaseException) -> str:
-    return traceback.format_exception_only(type(error), error)[-1].strip()
+    return _printable(traceback.format_exception_only(type(error), error)[-1].strip())
+
+
+def _printable(text: str) -> str:
+    """Without surrogates, as in the name of a file that is not UTF-8: a worker's streams refuse them."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 @contextlib.contextmanager

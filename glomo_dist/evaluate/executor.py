@@ -23,20 +23,21 @@ from glomo_dist.evaluate.attempt import (
     read_object,
     write_error,
 )
-from glomo_dist.runtime.errors import ConfigError, GlomoError
-from glomo_dist.runtime.files import write_json
+from glomo_dist.runtime.errors import ConfigError, GlomoError, Interrupted
+from glomo_dist.runtime.files import write_json, writing
 from glomo_dist.runtime.fingerprint import command_line
 from glomo_dist.runtime.progress import bar, say
 
 PLAN_FORMAT = "glomo-evaluation"
 PLAN_VERSION = 1
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # besides Ctrl-C
 
 
 class Executor(Protocol):
     """Runs jobs somewhere and yields each outcome as soon as it is known, in any order.
 
     Every job yields exactly one outcome, also when it raises, hangs or dies, and has its `result.json` or
-    `error.json` by then. Closing the iterator early (Ctrl-C) stops what is running.
+    `error.json` by then. Closing the iterator early (Ctrl-C, a signal) stops what is running.
     """
 
     def outcomes(self, run: Run, jobs: Sequence[Job], out: Path) -> Iterator[Outcome]: ...
@@ -91,13 +92,15 @@ def evaluate(
     read: of a job's result.json; where it raises GlomoError the file is damaged or of another version: it is
         renamed, not to be taken for a result, and the job runs again.
     Failed jobs are in the summary and on disk; they do not stop the others, and the next call retries them.
-    Raises GlomoError if `out` holds something else, or another process is evaluating into it.
+    Raises GlomoError if `out` holds something else, another process is evaluating into it, or it cannot be written;
+    Interrupted after SIGTERM, SIGUSR1 or SIGHUP, with the same left behind as by Ctrl-C.
     """
     out = Path(out).absolute()
     _require_unique(jobs)
-    _require_evaluation_folder(out)
-    out.mkdir(parents=True, exist_ok=True)
-    with _only_one(out):
+    with writing(out):
+        _require_evaluation_folder(out)
+        out.mkdir(parents=True, exist_ok=True)
+    with _only_one(out), _signals_stop():
         started = time.time()
         write_json(
             out / "plan.json",
@@ -109,9 +112,10 @@ def evaluate(
                 "jobs": [{"id": job.id, "job": vars(job.work)} for job in jobs],
             },
         )
-        todo = [job for job in jobs if not is_finished(out, job.id, read)]
-        for job in todo:
-            _set_aside(job_folder(out, job.id) / "result.json")
+        with writing(out):
+            todo = [job for job in jobs if not is_finished(out, job.id, read)]
+            for job in todo:
+                _set_aside(job_folder(out, job.id) / "result.json")
         before = len(jobs) - len(todo)
         if before:
             say(f"evaluate: {before} of {len(jobs)} jobs are finished already, {len(todo)} to do.")
@@ -132,10 +136,11 @@ def evaluate(
                     progress.set_postfix(failed=len(failed), refresh=False)
                     progress.update()
             except KeyboardInterrupt:
-                say(
-                    f"evaluate: stopped. {before + finished} of {len(jobs)} results are kept in {out}; "
-                    f"run the same command again to go on."
-                )
+                with contextlib.suppress(OSError):  # the terminal may be what is gone
+                    say(
+                        f"evaluate: stopped. {before + finished} of {len(jobs)} results are kept in {out}; "
+                        f"run the same command again to go on."
+                    )
                 raise
         return Summary(len(jobs), before, finished, tuple(failed), time.time() - started)
 
@@ -165,35 +170,70 @@ def _require_unique(jobs: Sequence[Job]) -> None:
         if job.id in seen:
             raise ConfigError(f"two jobs of the evaluation have the id {job.id!r}; each job may appear once.")
         seen.add(job.id)
-        if job.cpus < 1:
-            raise ConfigError(f"job {job.id}: cpus must be at least 1, got {job.cpus}.")
-        for name in ("memory_gb", "time_limit_seconds"):
-            value = getattr(job, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"job {job.id}: {name} must be positive or none, got {value}.")
 
 
 def _require_evaluation_folder(out: Path) -> None:
     if out.is_file():
         raise GlomoError(f"output {out} is a file; a folder was expected. Choose another name.")
-    if out.is_dir() and any(out.iterdir()) and not (out / "plan.json").exists():
+    if out.is_dir() and not (out / "plan.json").exists() and not all(map(_before_the_plan, out.iterdir())):
         raise GlomoError(
             f"output folder {out} is not empty and holds no evaluation (no plan.json). "
             f"Choose another one, or delete it first."
         )
 
 
+def _before_the_plan(path: Path) -> bool:
+    """Whether it may be all that there is of an evaluation that a kill or a full disk ended in its first moment."""
+    return path.name == ".lock" or (path.name.startswith(".plan.json.") and path.suffix == ".tmp")
+
+
 @contextlib.contextmanager
 def _only_one(out: Path) -> Iterator[None]:
     """Hold a lock on the folder while evaluating; the system drops it if the process dies."""
-    with open(out / ".lock", "w", encoding="utf-8") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise GlomoError(
-                f"another process is evaluating into {out}. Wait for it, or choose another folder."
-            ) from None
+    path = out / ".lock"
+    with writing(path):
+        f = open(path, "w", encoding="utf-8")  # noqa: SIM115 - closed below
+    with f:
+        with writing(path):
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise GlomoError(
+                    f"another process is evaluating into {out}. Wait for it, or choose another folder."
+                ) from None
         yield
+
+
+@contextlib.contextmanager
+def _signals_stop() -> Iterator[None]:
+    """Take STOP_SIGNALS in the block as Ctrl-C is taken; after the first, others change nothing.
+
+    A signal that is ignored (nohup) stays so. Only Python's main thread can be interrupted.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    found = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    before = {number: handler for number, handler in found.items() if handler is not signal.SIG_IGN}
+    came: list[str] = []
+
+    def stop(number: int, frame: types.FrameType | None) -> None:
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)
+        came.append(signal.Signals(number).name)
+        raise KeyboardInterrupt
+
+    try:
+        for number in before:
+            signal.signal(number, stop)
+        yield
+    except (KeyboardInterrupt, OSError):  # or what was to be said on a terminal that is gone
+        if not came:
+            raise
+        raise Interrupted(f"stopped by {came[0]}; run the same command again to go on.") from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 class _TimeLimitReached(BaseException):

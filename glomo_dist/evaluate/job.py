@@ -16,10 +16,10 @@ from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.io import model_folder, read_meta
 from glomo_dist.runtime.config import from_dict, to_dict
 from glomo_dist.runtime.errors import ConfigError, DataError, suggest
-from glomo_dist.runtime.files import read_json, sha256_file
+from glomo_dist.runtime.files import read_json
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.transfer.encoder import encoder_fingerprint
-from glomo_dist.transfer.features import FeatureSpec
+from glomo_dist.transfer.features import FeatureSpec, vectors_content
 from glomo_dist.transfer.job import FinetuneJob, needs_graphs
 from glomo_dist.transfer.task import get_task
 
@@ -170,6 +170,8 @@ def _job(
     source = plan.sources.get(task)
     own = dict(plan.task_settings.get(task, {}))
     resources = {name: own.pop(name, getattr(plan, name)) for name in _RESOURCES}
+    # first, under the names that the plan has for them: the threads of the work are its cpus
+    job = from_dict(Job, {"id": f"{task}-{arm}", "work": None, **resources}, "plan")
     work = from_dict(
         FinetuneJob,
         {
@@ -182,11 +184,11 @@ def _job(
             "features": FeatureSpec.parse(features).absolute(),
             "seed": seed,
             "train_size": size,
-            "threads": resources["cpus"],
+            "threads": job.cpus,
         },
         "plan",
     )
-    return from_dict(Job, {"id": job_id(work, contents), "work": work, **resources}, "plan")
+    return dataclasses.replace(job, id=job_id(work, contents), work=work)
 
 
 def job_id(work: FinetuneJob, contents: _Contents | None = None) -> str:
@@ -241,8 +243,8 @@ class _Contents:
         if text not in self._features:
             spec = FeatureSpec.parse(text)
             source = spec.source
-            if spec.kind == "vectors" and Path(source).is_file():
-                source = sha256_file(source)
+            if spec.kind == "vectors":
+                source = vectors_content(source)
             elif spec.kind == "states":
                 source = encoder_fingerprint(spec)
             self._features[text] = str(dataclasses.replace(spec, source=source))

@@ -23,6 +23,7 @@ from glomo_dist.model.graph_predictor import (
     floored,
     topk_per_sample,
 )
+from glomo_dist.model.graph_stats import row_means, row_sums
 from glomo_dist.model.packing import Apart, Packed
 from glomo_dist.runtime.errors import ConfigError
 
@@ -51,9 +52,8 @@ class Direction(nn.Module):
 class Glomo(nn.Module):
     """GLoMo for words (1-D) or pixels (2-D, `config.image`).
 
-    collect_stats: while True, each training forward fills `last_stats`.
-    last_stats: per layer and head [layers, heads] float32, of both directions together: `empty_rows` (share of
-        rows that could have edges and have none), `edges_per_row`, `entropy` (nats, of the rows with edges).
+    collect_stats: while True, each training forward fills `last_sums`, of both directions together
+        (`graph_stats.row_sums`); they can be added up over passes before `row_means`.
     """
 
     def __init__(self, config: GlomoConfig) -> None:
@@ -71,7 +71,12 @@ class Glomo(nn.Module):
         self.forwards = Direction(config)
         self.backwards = Direction(config)
         self.collect_stats = False
-        self.last_stats: dict[str, Tensor] = {}
+        self.last_sums: Tensor | None = None
+
+    @property
+    def last_stats(self) -> dict[str, Tensor]:
+        """The means of the last such forward, per layer and head: see `row_means`."""
+        return {} if self.last_sums is None else row_means(self.last_sums)
 
     def forward(
         self, tokens: Tensor, lengths: Tensor, positions: Tensor, segments: Tensor | None = None
@@ -105,7 +110,7 @@ class Glomo(nn.Module):
             if stats is not None and layer_stats is not None:
                 stats.append(layer_stats)
         if stats is not None:
-            self.last_stats = _summarise(stats, lengths, positions, packed)
+            self.last_sums = row_sums(stats, lengths, positions, packed)
         return LossTerms(loss_sum, targets, penalty * self.config.empty_row_penalty)
 
     def _embed(self, tokens: Tensor, lengths: Tensor) -> Tensor:
@@ -237,31 +242,3 @@ def reverse_graph(graph: SparseGraph, lengths: Tensor) -> SparseGraph:
     columns = lengths[run // C] - 1 - graph.columns[edge]
     new_offsets = torch.cat([offsets.new_zeros(1), counts.flatten().cumsum(0)])
     return SparseGraph(new_offsets, columns.to(graph.columns.dtype), graph.weights[edge], graph.shape)
-
-
-def _summarise(
-    stats: list[list[AffinityStats]], lengths: Tensor, positions: Tensor, packed: Packed | None
-) -> dict[str, Tensor]:
-    """Edge statistics per layer and head over the rows that have at least one unit to look at."""
-    layers = []
-    for per_layer in zip(*stats, strict=True):  # the two directions of one layer
-        empty = edges = entropy = rows = live = 0.0
-        for direction, s in enumerate(per_layer):
-            Tq = s.row_sum.shape[2]
-            at = positions[direction] if len(layers) == len(stats[0]) - 1 else torch.arange(Tq)
-            at = at.to(lengths.device).expand(len(lengths), Tq)
-            begin = 0 if packed is None else packed.begin.gather(1, at)
-            possible = ((at > begin) & (at < lengths[:, None]))[:, None]  # [B, 1, Tq]
-            has_edges = (s.edges > 0) & possible
-            rows = rows + possible.sum((0, 2))
-            live = live + has_edges.sum((0, 2))
-            empty = empty + (possible & ~has_edges).sum((0, 2))
-            edges = edges + (s.edges * possible).sum((0, 2))
-            entropy = entropy + (s.entropy * has_edges).sum((0, 2))
-        rows, live = torch.as_tensor(rows).clamp(min=1), torch.as_tensor(live).clamp(min=1)
-        layers.append((empty / rows, edges / rows, entropy / live))
-    names = ("empty_rows", "edges_per_row", "entropy")
-    return {
-        name: torch.stack(v).float().detach()
-        for name, v in zip(names, zip(*layers, strict=True), strict=True)
-    }

@@ -10,11 +10,15 @@ from glomo_dist.data import Reading, Windows
 from glomo_dist.model import GlomoConfig
 from glomo_dist.runtime.errors import ConfigError
 
-# Settings that change neither the weights nor the order of samples: a run may be continued with other values.
+LONGEST_WAIT = 1e6  # seconds, eleven days; torch has no endless timeouts
+# Settings that change neither the order of samples nor, but for rounding, the weights: a run may be continued with
+# other values. (micro_batch changes them with batch statistics, dropout and model.scale_grad_by_freq, which counts a
+# unit per micro-batch, as the number of ranks does.)
 FREE_TO_CHANGE = (
     "activation_checkpointing",
     "checkpoint_every",
     "keep_checkpoints",
+    "micro_batch",
     "log_every",
     "max_bad_steps",
     "hang_timeout",
@@ -35,7 +39,8 @@ class PretrainConfig:
         other; positions_per_sequence is then per row).
     reading: how shards are fetched, cached and read ahead.
     global_batch: sequences per optimizer step over all ranks.  micro_batch: sequences per rank and backward
-        pass (None: the rank's whole share); smaller ones are accumulated and give the same step.
+        pass (None: the rank's whole share); smaller ones are accumulated and give the same step, but for what sees
+        one micro-batch at a time: model.norm batch, model.scale_grad_by_freq and dropout.
     steps: optimizer steps.
     positions_per_sequence: units per sequence and direction whose context is predicted (paper code: 20).
     optimizer: adamw (with betas) or sgd (with momentum; the authors' run: lr 8, momentum 0.2, clip 0.25,
@@ -113,8 +118,10 @@ class PretrainConfig:
             raise ConfigError(f"lr must be positive, got {self.lr}.")
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise ConfigError(f"betas must be two numbers in [0, 1), got {self.betas}.")
-        if not self.hang_timeout > 0:
-            raise ConfigError(f"hang_timeout must be positive (seconds), got {self.hang_timeout}.")
+        if not 0 < self.hang_timeout <= LONGEST_WAIT:
+            raise ConfigError(
+                f"hang_timeout must be positive and at most {LONGEST_WAIT:,.0f} (seconds), got {self.hang_timeout}."
+            )
         if not self.graph_lr_share > 0:
             raise ConfigError(f"graph_lr_share must be positive, got {self.graph_lr_share}.")
         for name in ("momentum", "weight_decay"):

@@ -12,7 +12,7 @@ from torch import nn
 from glomo_dist.pretrain.config import PretrainConfig, accumulation
 from glomo_dist.pretrain.ranks import Ranks
 from glomo_dist.runtime import files
-from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.runtime.errors import ConfigError, GlomoError
 
 # DeepSpeed settings that follow from PretrainConfig: giving them twice could only contradict.
 OURS = {
@@ -61,7 +61,9 @@ def deepspeed_settings(config: PretrainConfig, ranks: int) -> dict[str, Any]:
         if config.precision == "bf16"
         else {"enabled": False},
         "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,  # torch's own: DeepSpeed's would compile for minutes
+        # torch's own, also with offloading: DeepSpeed's would compile for minutes
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
         **extra,
     }
@@ -88,16 +90,34 @@ def build_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Opt
 
 
 def build_engine(model: nn.Module, config: PretrainConfig, ranks: Ranks) -> Any:
-    """A DeepSpeedEngine that trains `model` (built with equal values on every rank)."""
+    """A DeepSpeedEngine that trains `model` (built with equal values on every rank).
+
+    Raises ConfigError, on all ranks, where DeepSpeed cannot do what the file `config.deepspeed` asks for.
+    """
     import deepspeed  # after ranks.join has chosen the accelerator
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # the loop itself reports skipped steps
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=build_optimizer(model, config),
-        config=deepspeed_settings(config, ranks.world),
-        dist_init_required=False,
-    )
+    optimizer, settings = build_optimizer(model, config), deepspeed_settings(config, ranks.world)
+    error: ConfigError | None = None
+    cause: Exception | None = None
+    try:
+        engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=settings, dist_init_required=False
+        )
+    except Exception as e:  # DeepSpeed has no one type for settings that it refuses; all ranks have the same
+        # memory, connections: of one rank, which dies. But "not implemented", a RuntimeError too, is of settings.
+        of_rank = isinstance(e, (GlomoError, OSError, MemoryError, RuntimeError))
+        if config.deepspeed is None or (of_rank and not isinstance(e, NotImplementedError)):
+            raise
+        cause = e
+        error = ConfigError(
+            f"DeepSpeed cannot begin with the settings in {config.deepspeed}: {type(e).__name__}: {e} Mend or remove "
+            "them."
+        )
+    try:
+        ranks.agree_on(error)
+    except GlomoError as agreed:
+        raise agreed from cause
     return engine
 
 

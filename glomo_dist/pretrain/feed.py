@@ -68,20 +68,24 @@ def _set_aside(
     entries: list[dict[str, Any]], stream: Stream, ranks: Ranks, step: int, trouble: GlomoError | None, path: Path,
     limit: int,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """`entries` and the shards that ranks could not read for `step`, on disk and in the stream of every rank."""
+    """`entries` and the shards that ranks could not read for `step`, on disk and in the stream of every rank.
+
+    A shard that has an entry is met again where a run is resumed from a step before that: the new one replaces it.
+    """
     errors = [error for error in ranks.gather(trouble) if error is not None]
     ranks.agree_on(next((error for error in errors if not isinstance(error, BadShard)), None))
     reasons = {error.shard: str(error) for error in reversed(errors)}
-    entries = [*entries, *(_entry(stream, shard, step, reasons[shard]) for shard in sorted(reasons))]
+    new = [_entry(stream, shard, step, reasons[shard]) for shard in sorted(reasons)]
+    entries = [*(entry for entry in entries if entry["shard"] not in reasons), *new]
     if len(entries) > limit:
         more = f"{len(entries)} bad shards, reading.max_bad_shards allows {limit}: " if limit else ""
-        ranks.agree_on(ShardError(more + " ".join(entry["reason"] for entry in entries[-len(reasons) :])))
+        ranks.agree_on(ShardError(more + " ".join(entry["reason"] for entry in new)))
     for shard in reasons:
         stream.set_aside(shard, step)
 
     def record() -> None:
         files.write_json(path, {"format": FORMAT, "version": VERSION, "shards": entries})
-        for entry in entries[-len(reasons) :]:
+        for entry in new:
             say(
                 f"WARNING: set aside from step {step + 1} on, {len(entries)} of at most {limit}: {entry['name']} "
                 f"with {entry['samples']:,} samples ({entry['units']:,} units). {entry['reason']}"

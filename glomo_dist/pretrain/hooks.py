@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -70,8 +71,10 @@ class JsonLog:
     def step(self, row: dict[str, Any]) -> None:
         if row["logged"]:
             public = {key: value for key, value in row.items() if key != "logged"}
+            line = (json.dumps(_finite(public)) + "\n").encode()
             try:
-                self._file.write((json.dumps(_finite(public)) + "\n").encode())
+                while line:  # where the disk becomes full a part is written, and only the next write says so
+                    line = line[self._file.write(line) :]
             except OSError as e:
                 raise files.cannot_write(self._path, e, run_folder.GO_ON) from None
 
@@ -122,10 +125,11 @@ class WandB:
 
     def __init__(self, out: Path, config: dict[str, Any]) -> None:
         wandb = _optional("wandb")
-        name = fingerprint([str(out.resolve()), config])
+        name = fingerprint([str(out.resolve()), run_folder.comparable({"config": config})])
         self._run = wandb.init(
-            project="glomo-dist", id=name, name=out.name, dir=str(out), config=config, resume="allow"
-        )
+            project="glomo-dist", id=name, name=out.name, dir=str(out), config=config, resume="allow",
+            allow_val_change=True,
+        )  # fmt: skip
 
     def step(self, row: dict[str, Any]) -> None:
         if row["logged"]:
@@ -231,12 +235,13 @@ def _rows_until(content: bytes, step: int) -> list[bytes]:
     return rows
 
 
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    """NaN and infinity as null: they are not JSON."""
-    return {
-        key: None if isinstance(value, float) and not abs(value) < float("inf") else value
-        for key, value in row.items()
-    }
+def _finite(value: Any) -> Any:
+    """`value` with null for NaN and infinity, also inside lists and dictionaries: they are not JSON."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _number(value: float) -> str:

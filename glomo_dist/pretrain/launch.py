@@ -22,11 +22,10 @@ from glomo_dist.pretrain.config import PretrainConfig
 from glomo_dist.pretrain.ranks import cores, started_by_torchrun
 from glomo_dist.pretrain.stopping import SIGNALS
 from glomo_dist.pretrain.worker import PID
-from glomo_dist.runtime import errors, files, threads
+from glomo_dist.runtime import errors, files, kernels, threads
 from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.fingerprint import COMMAND_VARIABLE, command_line
-from glomo_dist.runtime.progress import say
 
 # so that torchrun does not die of SIGUSR1 where a scheduler sends it to every process
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
@@ -56,13 +55,13 @@ def pretrain(
     this program or to a rank: saved), RankDied, RankHung (the watchdog ended the run).
     """
     job = run_folder.resolve(config, data, out, valid)
+    kernels.require("affinity_mix", "decoder_loss")
     if started_by_torchrun():
         return worker.run(job)
     if ranks < 1:
         raise errors.ConfigError(f"ranks must be at least 1, got {ranks}.")
     hooks.require(config.trackers)
-    if run_folder.check(job.out, run_folder.describe(job, ranks)) and run_folder.finished(job.out):
-        say(f"{job.out} is finished already; the model is in {job.out / run_folder.MODEL}")
+    if run_folder.finished_already(job.out, run_folder.describe(job, ranks)):
         return job.out
     with run_folder.locked(job.out):  # fails here, at once, if another run is at work
         pass  # rank 0 takes the lock for good
@@ -112,8 +111,9 @@ class Torchrun:
         environment[COMMAND_VARIABLE] = command_line()
         # this package and its neighbours must be found there as they were found here, installed or not
         environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
-        self._ranks, self._scratch = ranks, scratch
+        self._scratch = scratch
         self.asked = ""
+        self._told: set[int] = set()
         self._asked_at = math.inf
         self._handlers = {}
         if threading.current_thread() is threading.main_thread():
@@ -123,12 +123,11 @@ class Torchrun:
     def wait(self) -> int:
         """Its exit code; stderr of the ranks passes through."""
         try:
-            told = False
             while True:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     return self._process.wait(0.2)
-                if self.asked and not told:
-                    told = self._tell_ranks()
+                if self.asked:
+                    self._tell_ranks()
                 if time.monotonic() - self._asked_at > STOP_SECONDS:
                     self._asked_at = math.inf
                     self._process.send_signal(signal.SIGTERM)  # it kills what has not ended in 30 s
@@ -143,18 +142,18 @@ class Torchrun:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked, self._asked_at = signal.Signals(number).name, time.monotonic()
 
-    def _tell_ranks(self) -> bool:
+    def _tell_ranks(self) -> None:
         """Ask each rank by itself: torchrun would forward the signal, too, but as a failure with a traceback.
 
-        True when all were told; those that have only begun to start are not ready for it.
+        Those that have only begun to start, also again after one died, are not ready for it: they are told once
+        they have left their number, in the place of that of the rank before.
         """
-        ready = list(self._scratch.glob(f"*{PID}"))
-        if len(ready) < self._ranks:
-            return False
-        for file in ready:
-            with contextlib.suppress(ProcessLookupError, ValueError):
-                os.kill(int(file.read_text()), signal.SIGTERM)
-        return True
+        for file in self._scratch.glob(f"*{PID}"):
+            pid = int(file.read_text())
+            if pid not in self._told:
+                self._told.add(pid)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
 
 
 def _spelt(folder: str | Place) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import math
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -46,7 +47,16 @@ class State:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> State:
-        return cls(value["step"], value["bad_steps"], Plateau(**value["plateau"]))
+        plateau = dict(value["plateau"])
+        if plateau["best"] is None:
+            plateau["best"] = math.inf
+        return cls(value["step"], value["bad_steps"], Plateau(**plateau))
+
+    def to_json(self) -> dict[str, Any]:
+        value = dataclasses.asdict(self)
+        if math.isinf(self.plateau.best):  # before the first validation; infinity is not JSON
+            value["plateau"]["best"] = None
+        return value
 
 
 def train(job: Job, ranks: Ranks, claim: run_folder.Claim, clock: Clock, stopping: Stopping) -> None:
@@ -109,7 +119,7 @@ def _steps(
         batch = feed.take(bool(stopping.asked), trouble or saver.error)
         if batch is None:
             if saved != state.step:
-                saver.save(engine, state.step, dataclasses.asdict(state))
+                saver.save(engine, state.step, state.to_json())
             saver.wait()
             ranks.agree_on(_interrupted(job.out, state, stopping.asked))
         # Dropout is a function of the step as well, so that resuming needs no random state.
@@ -132,7 +142,7 @@ def _steps(
         if state.bad_steps >= config.max_bad_steps:
             ranks.agree_on(_diverged(job, state))
         if last or state.step % config.checkpoint_every == 0 or exhausted(config, state.plateau):
-            saver.save(engine, state.step, dataclasses.asdict(state))
+            saver.save(engine, state.step, state.to_json())
             saved = state.step
             clock.lap("checkpoint")
     saver.wait()
@@ -255,8 +265,6 @@ def _exporter(job: Job) -> Export:
 
 def _publish(out: Path) -> None:
     """Copy the last checkpoint's model to RUN/model: its presence says that the run is finished."""
-    if run_folder.finished(out):
-        return
     newest = checkpoint.existing(out / "checkpoints")[0]
     try:
         with files.new_folder(out / run_folder.MODEL) as temporary:

@@ -34,6 +34,13 @@ from glomo_dist.runtime.progress import say
 
 FORMAT, VERSION = "glomo-run", 1
 CONFIG, LOCK, MODEL, LAUNCH = "config.json", ".lock", "model", ".launch-"
+WRITTEN = (
+    CONFIG,
+    MODEL,
+    "quarantine.json",
+    "log.jsonl",
+    "mlflow.json",
+)  # at once, under a temporary name before
 GO_ON = "The checkpoints are untouched. Free space or mend the disk, then run the same command again."
 
 
@@ -54,11 +61,16 @@ def resolve(
 ) -> Job:
     """Read the shards' index and tokenizer, fill in what the configuration left to them, check the rest."""
     data, out = place(data), Path(out)
+    if valid is not None and not config.valid_every:
+        raise ConfigError(
+            f"valid {place(valid)} needs valid_every, which is 0. Set valid_every (steps between validations), "
+            "or leave valid out."
+        )
     if not exists(data / "index.json") and exists(data / "train" / "index.json"):
         # prepared with a validation share: one folder holds both parts
         valid = data / "valid" if valid is None and config.valid_every else valid
         data = data / "train"
-    index = ShardIndex.read(data)
+    index = ShardIndex.read(data, max_bad_shards=config.reading.max_bad_shards)
     tokenizer = index.load_tokenizer()
     asked = config.model.vocab_size
     if asked not in (0, tokenizer.vocab_size):
@@ -122,7 +134,9 @@ def check(out: Path, description: dict[str, Any]) -> bool:
     Raises CheckpointError when it holds another run, GlomoError when it holds something else.
     """
     if not (out / CONFIG).exists():
-        if out.is_dir() and all(p.name.startswith((LOCK, LAUNCH)) for p in out.iterdir()):
+        # all that a start can leave that was killed before there was a CONFIG
+        begun = (LOCK, LAUNCH, f".{CONFIG}.")
+        if out.is_dir() and all(p.name.startswith(begun) for p in out.iterdir()):
             return False
         files.require_absent_or_empty(out)
         return False
@@ -134,7 +148,7 @@ def check(out: Path, description: dict[str, Any]) -> bool:
             f"{out / CONFIG} has format version {before.get('version')}, this program reads {VERSION}. "
             "Continue the run with the version that began it, or choose another output folder."
         )
-    old, new = _comparable(before), _comparable(description)
+    old, new = comparable(before), comparable(description)
     differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     if not differing:
         return True
@@ -149,7 +163,7 @@ def check(out: Path, description: dict[str, Any]) -> bool:
     )
 
 
-def _comparable(description: dict[str, Any]) -> dict[str, Any]:
+def comparable(description: dict[str, Any]) -> dict[str, Any]:
     """Flat form of what must agree for a run to go on: paths and the code's version may change."""
     flat: dict[str, Any] = {}
 
@@ -232,6 +246,24 @@ def locked(out: Path) -> Iterator[Claim]:
 
 def finished(out: Path) -> bool:
     return (out / MODEL / CONFIG).exists()
+
+
+def finished_already(out: Path, description: dict[str, Any]) -> bool:
+    """Whether `out` holds this very run and it is finished, which is then said. Raises as `check` does."""
+    if not (check(out, description) and finished(out)):
+        return False
+    say(f"{out} is finished already; the model is in {out / MODEL}")
+    return True
+
+
+def remove_leftovers(out: Path) -> None:
+    """Delete what a run that was killed left under temporary names; those of other programs stay."""
+    for name in WRITTEN:
+        for leftover in out.glob(f".{name}.*.tmp"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
 
 
 @contextlib.contextmanager

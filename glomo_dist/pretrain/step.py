@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from glomo_dist.data import Batch
+from glomo_dist.model.graph_stats import row_means
 from glomo_dist.pretrain import loss as objective
 from glomo_dist.pretrain.config import PretrainConfig, accumulation
 from glomo_dist.pretrain.engine import optimizer_step
@@ -51,7 +52,7 @@ class StepResult:
     loss: mean nats per predicted unit, without the penalty.  targets: predicted units.  units: units read.
     grad_norm: global, before clipping.
     applied: False if loss or gradient was not finite and the weights stayed as they were.
-    stats: of the graphs, [layers][heads], averaged over ranks; empty unless asked for.
+    stats: of the graphs, [layers][heads], means over the rows of all passes and ranks; empty unless asked for.
     suspects: this rank's rows of the batch in backward passes whose loss was not finite; it differs between ranks.
     """
 
@@ -75,6 +76,7 @@ def train_step(
     sequences = _sequences(batch, positions, ranks.device)
     total = torch.zeros((), dtype=torch.float64, device=ranks.device)
     counted = torch.zeros((), dtype=torch.float64, device=ranks.device)
+    graph_sums: torch.Tensor | None = None
     engine.module.collect_stats = with_stats
     suspects: list[int] = []
     clock.lap("data")
@@ -83,6 +85,9 @@ def train_step(
         terms = engine(*(x[..., part, :] if x.ndim > 1 else x[part] for x in sequences))
         total += terms.loss_sum.detach()
         counted += terms.targets
+        if with_stats:
+            sums = engine.module.last_sums
+            graph_sums = sums if graph_sums is None else graph_sums + sums
         clock.lap("forward")
         scaled = (terms.loss_sum + terms.penalty) * scale
         if not torch.isfinite(scaled):
@@ -99,7 +104,7 @@ def train_step(
     )
     applied, grad_norm = optimizer_step(engine, config.clip)
     clock.lap("optimizer")
-    stats = _mean_stats(engine.module.last_stats, ranks) if with_stats else {}
+    stats = {} if graph_sums is None else _means(graph_sums, ranks)
     return StepResult(loss_sum / max(targets, 1), targets, units, grad_norm, applied, stats, suspects)
 
 
@@ -139,9 +144,7 @@ def _sequences(batch: Batch, positions: np.ndarray, device: torch.device) -> lis
     return [x.to(device) for x in given]
 
 
-def _mean_stats(stats: dict[str, torch.Tensor], ranks: Ranks) -> dict[str, list[list[float]]]:
-    means = {}
-    for name in sorted(stats):
-        flat = ranks.sum(stats[name].flatten().tolist())
-        means[name] = (np.array(flat).reshape(stats[name].shape) / ranks.world).tolist()
-    return means
+def _means(graph_sums: torch.Tensor, ranks: Ranks) -> dict[str, list[list[float]]]:
+    """The graph statistics of the whole step from this rank's sums, by one sum over ranks."""
+    summed = torch.tensor(ranks.sum(graph_sums.flatten().tolist()), dtype=torch.float64)
+    return {name: mean.tolist() for name, mean in row_means(summed.view(graph_sums.shape)).items()}

@@ -42,18 +42,22 @@ def run_in(job: Job, ranks: Ranks, notice: Path | None = None, *, ends: bool = F
         peers = [pid for machine, pid in ranks.gather(here) if machine == here[0] and pid != here[1]]
         watchdog = Watchdog(job.config.hang_timeout, ranks.rank, peers, notice)
 
-        def begin() -> run_folder.Claim:
+        def begin() -> run_folder.Claim | None:
+            """None when the run is finished: there is nothing to train."""
             if notice is not None:
                 notice.unlink(missing_ok=True)  # of an attempt that torchrun has restarted
             claim = stack.enter_context(run_folder.locked(job.out))
             description = run_folder.describe(job, ranks.world)
-            run_folder.check(job.out, description)
+            if run_folder.finished_already(job.out, description):
+                return None
+            run_folder.remove_leftovers(job.out)
             files.write_json(job.out / run_folder.CONFIG, description)
             return claim
 
         try:
             claim = ranks.from_first(begin)
-            train(job, ranks, claim, Clock(ranks.device, watchdog.beat), stopping)
+            if claim is not None:
+                train(job, ranks, claim, Clock(ranks.device, watchdog.beat), stopping)
         except GlomoError as e:
             if e.everywhere:
                 _part(ranks, watchdog)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,7 +14,7 @@ from glomo_dist.report import drawings, provenance, runs, scores
 from glomo_dist.report.results import Results, read_results, several_models
 from glomo_dist.report.table import arm_name, cells, header, seeds_text, tables
 from glomo_dist.runtime.errors import GlomoError
-from glomo_dist.runtime.files import write_bytes
+from glomo_dist.runtime.files import write_bytes, writing
 from glomo_dist.runtime.fingerprint import code_version
 from glomo_dist.runtime.progress import say
 from glomo_dist.transfer.task import TASKS
@@ -27,20 +28,38 @@ def build(
 ) -> Results:
     """Write the report to the file `out` and return the results it shows (for `as_text`, `as_markdown`).
 
+    out: replaced if it is there; a link leads to what is replaced, a pipe or a device (/dev/null) is written to.
     results: output folders of `glomo evaluate`.  run_folders: pretraining runs.  stores: graph stores to draw
     beside those of the results.
     Raises GlomoError naming the file for anything that cannot be read. A store that is gone, or whose task data
     are gone, is a sentence in the report.
     """
     out = Path(out)
-    if out.is_dir():
-        raise GlomoError(
-            f"output {out} is a folder; the name of a file was expected, e.g. {out / 'report.html'}."
-        )
+    _require_file(out)
     found = read_results(results)
     pretraining = [runs.read_run(folder) for folder in run_folders]
-    write_bytes(out, _render(found, pretraining, [Path(store) for store in stores]).encode())
+    _write(out, _render(found, pretraining, [Path(store) for store in stores]).encode())
     return found
+
+
+def _require_file(out: Path) -> None:
+    """Before anything is read: `out` can be a file."""
+    with writing(out):  # even looking may be forbidden
+        if out.is_dir():
+            raise GlomoError(
+                f"output {out} is a folder; the name of a file was expected, e.g. {out / 'report.html'}."
+            )
+        for above in out.parents:
+            if above.is_file():
+                raise GlomoError(f"output {out} lies below {above}, which is a file. Choose another folder.")
+
+
+def _write(out: Path, page: bytes) -> None:
+    if out.is_file() or not out.exists():
+        write_bytes(os.path.realpath(out), page)
+    else:
+        with writing(out):
+            out.write_bytes(page)
 
 
 def _render(results: Results, pretraining: list[runs.Run], stores: list[Path]) -> str:

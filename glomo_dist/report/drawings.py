@@ -16,6 +16,7 @@ from matplotlib.path import Path as Curve
 
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.report.figures import COLOURS, literal, new, style, svg
+from glomo_dist.report.table import text_width
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer.dataset import section
 from glomo_dist.transfer.task import get_task
@@ -108,7 +109,7 @@ def draw(source: Source) -> Drawing:
 def words_figure(words: Sequence[str], example: Example) -> Markup:
     """Words below one another; arcs on the left to words before, on the right to words after."""
     n = len(words)
-    half = CHARACTER * max(map(len, words)) / 2 + 0.1
+    half = CHARACTER * max(map(text_width, words)) / 2 + 0.1
     reach = 0.3 + 0.07 * n
     with style():
         # The axes fill the figure and count in inches across, so that arcs begin where the longest word ends.

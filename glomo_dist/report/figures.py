@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 
 import matplotlib
 
@@ -41,9 +43,13 @@ _SETTINGS = {
 }
 
 
-def style() -> matplotlib.RcParams:
+@contextlib.contextmanager
+def style() -> Iterator[None]:
     """Context manager with the settings of all figures: `with style(): figure, axes = new(...)`."""
-    return plt.rc_context(_SETTINGS)  # type: ignore[return-value]
+    with plt.rc_context(_SETTINGS), warnings.catch_warnings():  # type: ignore[arg-type]
+        # The browser draws the text, in fonts of its own.
+        warnings.filterwarnings("ignore", r"Glyph .* missing|Matplotlib currently does not support")
+        yield
 
 
 def new(

@@ -94,7 +94,7 @@ class Results:
 
 
 def read_results(folders: Sequence[str | Path]) -> Results:
-    """All results below the output folders of evaluations.
+    """All results below the output folders of evaluations; a folder that is named twice counts once.
 
     Raises DataError naming the file: a folder without an evaluation, no result at all, a damaged file.
     """
@@ -104,7 +104,7 @@ def read_results(folders: Sequence[str | Path]) -> Results:
     strays: list[str] = []
     planned: dict[Path, list[dict[str, Any]]] = {}
     commands: list[str] = []
-    for folder in map(Path, folders):
+    for folder in {Path(folder).resolve(): Path(folder) for folder in folders}.values():
         plan = _plan(folder)
         commands += [plan["command"]] if plan.get("command") else []
         with _whole(folder / "plan.json"):

@@ -25,7 +25,14 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        return float(sum(_seconds(row) for row in self.rows))
+        total = 0.0
+        before = 0
+        for row in self.rows:
+            # An older log has the seconds of its logged steps alone; those between them took about as long.
+            steps = 1 if "units_per_second" in row else row["step"] - before
+            total += steps * _seconds(row)
+            before = row["step"]
+        return total
 
 
 def read_run(folder: str | Path) -> Run:

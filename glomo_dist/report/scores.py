@@ -65,7 +65,7 @@ def curves_figure(group: Group) -> Markup:
             means += axes.plot(range(1, common + 1), mean, "o-", markersize=3, color=colour, linewidth=2)
         axes.set_xlabel("epoch")
         axes.set_ylabel(f"dev {group.any.result.metric}, %")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         percent(axes, "y")
         # Names given here: as labels of the lines, those that begin with an underscore would be left out.
         names = [literal(arm_name(arm)) for arm in group.arms]

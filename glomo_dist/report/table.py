@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -108,14 +109,27 @@ def cells(table: Table) -> list[list[str]]:
     return lines
 
 
+def text_width(text: str) -> int:
+    """Columns of a terminal, or letters of usual width, that `text` takes: two for a Chinese character."""
+    return sum(
+        0 if unicodedata.combining(sign) else 2 if unicodedata.east_asian_width(sign) in "WF" else 1
+        for sign in text
+    )
+
+
+def _padded(text: str, width: int) -> str:
+    return text + " " * (width - text_width(text))
+
+
 def as_text(results: Results) -> str:
     """For the terminal."""
     parts = []
     for table in tables(results):
         lines = [header(table), *cells(table)]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+        widths = [max(text_width(line[i]) for line in lines) for i in range(len(lines[0]))]
         drawn = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines
+            "  ".join(_padded(cell, width) for cell, width in zip(line, widths, strict=True))
+            for line in lines
         ]
         rule = "  ".join("─" * width for width in widths)
         parts.append(

@@ -37,7 +37,7 @@ class CheckpointError(GlomoError):
 
 
 class Interrupted(GlomoError):
-    """A signal asked a run to stop: it has saved, and the same command continues it."""
+    """A signal asked a run or an evaluation to stop: what was done is kept, and the same command continues."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h
 

@@ -41,6 +41,15 @@ def cannot_write(
     return GlomoError(f"cannot write {path}: {error.strerror or error}. {more}")
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """An OSError of the block is `cannot_write` of `path`."""
+    try:
+        yield
+    except OSError as e:
+        raise cannot_write(path, e) from e
+
+
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
@@ -65,7 +74,12 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """In UTF-8. A surrogate, as in the name of a file that is not UTF-8, is escaped, and is read back as it was."""
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 def read_json(path: str | Path) -> Any:
@@ -90,6 +104,8 @@ def parse_json(content: bytes, where: str) -> Any:
         raise DataError(f"{where} is not UTF-8 text (byte {e.start}).") from None
     except json.JSONDecodeError as e:
         raise DataError(f"{where}, line {e.lineno}: not valid JSON ({e.msg}).") from None
+    except ValueError as e:  # a number of thousands of digits
+        raise DataError(f"{where}: JSON that Python cannot read ({e}).") from None
     except RecursionError:
         raise DataError(f"{where}: JSON that is nested too deeply.") from None
 
@@ -104,12 +120,12 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     require_absent_or_empty(path)
     temporary = _temporary(path)
-    with _writing(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
     try:
         yield temporary
-        with _writing(path):
+        with writing(path):
             sync_tree(temporary)
             if path.exists():
                 path.rmdir()
@@ -121,17 +137,9 @@ def new_folder(path: str | Path) -> Iterator[Path]:
                 shutil.rmtree(temporary)
 
 
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as e:
-        raise cannot_write(path, e) from e
-
-
 def require_absent_or_empty(path: str | Path) -> None:
     path = Path(path)
-    with _writing(path):  # even looking may be forbidden
+    with writing(path):  # even looking may be forbidden
         if path.is_dir():
             if any(path.iterdir()):
                 raise GlomoError(

@@ -15,6 +15,11 @@ from typing import Any
 import glomo_dist
 
 COMMAND_VARIABLE = "GLOMO_COMMAND"  # set for the ranks of a run
+# Inside a hook these name the repository of the hook. (Other variables of git are its configuration.)
+_OF_A_HOOK = {
+    f"GIT_{name}"
+    for name in ("DIR", "WORK_TREE", "INDEX_FILE", "OBJECT_DIRECTORY", "COMMON_DIR", "NAMESPACE", "PREFIX")
+}
 
 
 def fingerprint(value: Any) -> str:
@@ -44,10 +49,14 @@ def code_version() -> str:
     """The package version, with the git commit when the code runs from a checkout ("+dirty" if it changed)."""
     root = Path(__file__).resolve().parents[2]
 
+    environment = {name: value for name, value in os.environ.items() if name not in _OF_A_HOOK}
+
     def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
-        )
+        command = ["git", "-C", str(root), *arguments]
+        try:
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        except OSError:  # no git here
+            return ""
         return done.stdout.strip() if done.returncode == 0 else ""
 
     if not (root / ".git").exists() or not (commit := git("rev-parse", "--short=12", "HEAD")):

@@ -37,6 +37,8 @@ def export_task(
         fresh parameters.
     source, max_units, max_examples: as in FinetuneJob; they must be the same there.
     """
+    if max_examples is not None and max_examples < 1:
+        raise ConfigError(f"export: max_examples must be at least 1 or none, got {max_examples}.")
     task = get_task(task_name)
     limits = task.limits(max_units)
     predictor = _Predictor(model_folder, task, random_seed)

@@ -17,7 +17,8 @@ from typing import Any, Literal
 import numpy as np
 
 from glomo_dist.runtime.errors import ConfigError, DataError
-from glomo_dist.transfer.sources import lines, npz_arrays, packed
+from glomo_dist.runtime.files import sha256_file
+from glomo_dist.transfer.sources import SUFFIXES, lines, npz_arrays, one_file
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class FeatureSpec:
 # A layer only counts as one at the end: an encoder's path may have an @ in it.
 _ENCODER = re.compile(r"(.*?)(?:@(-?\d+)(?:,(mean|first))?)?")
 _WIDTH = re.compile(r"[0-9]{1,9}")
+_VECTORS = (*SUFFIXES, ".npz")
 _HEADER = re.compile(r"([0-9]{1,18}) ([0-9]{1,9})")  # word2vec's: count and width
 
 
@@ -111,7 +113,8 @@ class WordVectors:
         only: keep just these words (a large file is then read in little memory).
         width: the d that must come, or DataError.
         """
-        loaded = _npz(source, only) if source.endswith(packed(".npz")) else _text(source, only, width)
+        archive = one_file(source, _VECTORS).suffix == ".npz"
+        loaded = _npz(source, only) if archive else _text(source, only, width)
         if width is not None and loaded.width != width:
             raise DataError(
                 f"{source}: vectors of width {loaded.width}, expected {width}. Use the matching file."
@@ -135,6 +138,17 @@ class WordVectors:
         return table
 
 
+def vectors_content(source: str) -> str:
+    """What a fingerprint says of word vectors: the SHA-256 of a local file, however it is named (a path, file://, a
+    pattern of one file), else the address."""
+    if "://" in source and not source.startswith(("file://", "local://")):
+        return source
+    try:
+        return sha256_file(one_file(source, _VECTORS).path)
+    except (DataError, OSError):  # those who read it say what is wrong
+        return source
+
+
 def pixel_positions(height: int, width: int) -> np.ndarray[Any, Any]:
     """Coordinates (y, x) of each pixel in raster order, each in [-1, 1]: float32 [H·W, 2]."""
     y = np.linspace(-1, 1, height, dtype=np.float32)
@@ -152,6 +166,8 @@ def _npz(source: str, only: Collection[str] | None) -> WordVectors:
         raise DataError(
             f"{source}: expected words [n] and vectors [n, d], got {words.shape} and {vectors.shape}."
         )
+    if not vectors.shape[1]:
+        raise DataError(f"{source}: vectors of width 0. Save them again.")
     if vectors.dtype.kind not in "fiu":
         raise DataError(f"{source}: vectors must be numbers, got {vectors.dtype}. Save them as float32.")
     if words.dtype.kind == "S":
@@ -198,13 +214,15 @@ def _text(source: str, only: Collection[str] | None, width: int | None) -> WordV
         word, values = " ".join(cells[:-width]), cells[-width:]
         if width < 1 or len(cells) <= width or (len(cells) > width + 1 and all(map(_number, cells[1:]))):
             raise DataError(
-                f"{source}, line {number}: expected a word and {width} numbers, got {len(cells)} cells. "
-                "All vectors of a file have one width; repair or remove the line."
+                f"{source}, line {number}: expected a word and {width or 'its'} numbers, got {len(cells)} cells. "
+                "Single spaces (no tabs) separate the cells, and all vectors of a file have one width; repair or "
+                "remove the line."
             )
         if word in words or (only is not None and word not in only):
             continue
         try:
-            vector = np.array(values, dtype=np.float32)
+            with np.errstate(over="ignore"):  # what is too large for float32 is reported below
+                vector = np.array(values, dtype=np.float32)
         except ValueError as e:
             raise DataError(
                 f"{source}, line {number}: {e}. Expected {width} numbers after the word."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -86,6 +87,10 @@ class FinetuneJob:
         for name in ("lr", "mixture_lr_factor", "clip"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"job: {name} must be positive, got {getattr(self, name)}.")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(f"job: weight_decay must be finite and at least 0, got {self.weight_decay}.")
+        if not math.isfinite(self.mixture_scale):
+            raise ConfigError(f"job: mixture_scale must be finite, got {self.mixture_scale}.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"job: dropout must be in [0, 1), got {self.dropout}.")
         if self.needs_graphs and self.graphs is None:

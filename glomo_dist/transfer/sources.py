@@ -11,8 +11,12 @@ import numpy as np
 
 from glomo_dist.data.files import PACKED, InputFile, describe, find_files, open_seekable
 from glomo_dist.data.lines import json_objects, numbered_lines
+from glomo_dist.data.places import Address, attempts, open_place
 from glomo_dist.runtime.errors import DataError
+from glomo_dist.runtime.progress import say
 
+RETRY_SECONDS = 20.0  # how long a server in trouble is asked again whether it has a file
+HTTP = ("http://", "https://")
 SUFFIXES = (".tsv", ".jsonl", ".txt", ".vec")
 _WHOLE = re.compile(r"\s*-?[0-9]{1,18}\s*")  # isdigit() is also true of '²'; 18 digits fit into int64
 
@@ -66,14 +70,15 @@ def text_files(folder: str) -> Iterator[tuple[str, bytes]]:
     where = folder
     try:
         # Listed, not matched by a pattern: the path itself may have [ ] * ? in it.
-        filesystem, root = fsspec.core.url_to_fs(f"{folder}/")
-        names = {path: path.rsplit("/", 1)[-1] for path in filesystem.ls(root, detail=False)}
-        paths = sorted(p for p, name in names.items() if name.endswith(".txt") and not name.startswith("."))
-        for where in paths:
-            yield where, filesystem.cat_file(where)
+        filesystem, root = fsspec.core.url_to_fs(joined(folder, ""))
+        names = {path.rsplit("/", 1)[-1] for path in filesystem.ls(root, detail=False)}
+        texts = sorted(name for name in names if name.endswith(".txt") and not name.startswith("."))
+        for name in texts:
+            where = joined(folder, name)
+            yield where, filesystem.cat_file(joined(root, name))
     except Exception as e:  # a file system driver may raise anything: credentials, network
         raise DataError(f"{where} cannot be read: {describe(e)}. Check it, or unpack the set again.") from e
-    if not paths:
+    if not texts:
         raise DataError(f"{folder} has no .txt file; unpack the set again.")
 
 
@@ -106,8 +111,34 @@ def packed(*stems: str) -> tuple[str, ...]:
     return tuple(f"{stem}{ending}" for stem in stems for ending in ("", *PACKED))
 
 
+def has_ending(path: str, *endings: str) -> bool:
+    """Whether the file name in `path` has one of `endings`, packed or not."""
+    return address_parts(path)[0].endswith(packed(*endings))
+
+
 def is_jsonl(path: str) -> bool:
-    return path.endswith(packed(".jsonl"))
+    return has_ending(path, ".jsonl")
+
+
+def address_parts(address: str) -> tuple[str, str]:
+    """The address up to the end of the path, and what follows: a query, the archive that the path is in.
+
+    "http://x/sst2?token=s" -> "http://x/sst2", "?token=s"; "zip://sst2::all.zip" -> "zip://sst2", "::all.zip".
+    """
+    links = address.split("::")
+    # Before the first one with a path there may be caches: "simplecache::http://x/sst2".
+    first = next((i for i, link in enumerate(links) if "://" in link), len(links) - 1)
+    query = links[first].find("?") if links[first].startswith(HTTP) else -1
+    follows = "".join(f"::{link}" for link in links[first + 1 :])
+    if query >= 0:
+        follows = links[first][query:] + follows
+    return address.removesuffix(follows), follows
+
+
+def joined(folder: str, name: str) -> str:
+    """The address of `name` in `folder`."""
+    path, follows = address_parts(folder)
+    return f"{path}{'/' if path and not path.endswith('/') else ''}{name}{follows}"
 
 
 def whole_number(value: Any, where: str) -> int:
@@ -120,15 +151,53 @@ def whole_number(value: Any, where: str) -> int:
 
 
 def find(source: str, candidates: tuple[str, ...]) -> str | None:
-    """The first of the relative paths `candidates` that exists below `source`, joined to it."""
+    """The first of the relative paths `candidates` that exists below `source`, joined to it.
+
+    Raises DataError where that cannot be found out, as what is there would be left out without a word.
+    """
+    refused = []
     try:
         fs, root = fsspec.core.url_to_fs(source)
         for name in candidates:
-            if fs.exists(f"{root.rstrip('/')}/{name}"):
-                return f"{source.rstrip('/')}/{name}"
+            there = _exists(fs, joined(root, name))
+            if there:
+                return joined(source, name)
+            if there is None:
+                refused.append(name)
+    except DataError:
+        raise
     except Exception as e:  # a file system driver may raise anything: bad scheme, credentials, network
         raise DataError(f"{source} cannot be opened: {describe(e)}.") from e
+    if refused:
+        say(f"WARNING: {Address(source)}: the server refuses (403) {', '.join(refused)}; taken as not there")
     return None
+
+
+def _exists(fs: Any, path: str) -> bool | None:
+    """Not by exists(), which for many drivers says no whatever went wrong.
+
+    None for HTTP's 403: a bucket that may not be listed answers so for what it does not have.
+    """
+    if not path.startswith(HTTP):
+        try:
+            fs.info(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+    address = Address(path)
+
+    def attempt(until: float) -> bool | None:
+        try:
+            open_place(address).close()
+        except FileNotFoundError:
+            return False
+        except Exception as e:
+            if getattr(e, "status", None) == 403:
+                return None
+            raise
+        return True
+
+    return attempts(attempt, address, RETRY_SECONDS)
 
 
 def require(source: str | None, candidates: tuple[str, ...], task: str) -> str:

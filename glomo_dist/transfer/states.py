@@ -63,7 +63,7 @@ def column_states(
     cache: None for glomo/states in the user's cache folder.
     """
     folder = (Path(cache) if cache is not None else files.user_cache("states")) / content
-    lazy = _Lazy(spec)
+    lazy = _Lazy(spec, columns)
     found = {}
     total = sum(len(text) for texts in columns.values() for text in texts)
     with bar(total=total, desc=f"states of {Path(spec.source).name}", unit="word", leave=False) as progress:
@@ -119,10 +119,12 @@ def _mapped(path: Path, words: int) -> np.ndarray[Any, Any] | None:
 class _Lazy:
     """The encoder, loaded when the first text needs it."""
 
-    def __init__(self, spec: FeatureSpec) -> None:
-        self.spec, self._encoder = spec, None
+    def __init__(self, spec: FeatureSpec, columns: dict[str, list[list[str]]]) -> None:
+        self.spec, self.columns, self._encoder = spec, columns, None
 
     def encoder(self) -> Encoder:
         if self._encoder is None:
-            self._encoder = Encoder(locate(self.spec.source), self.spec.layer, self.spec.pool)
+            encoder = Encoder(locate(self.spec.source), self.spec.layer, self.spec.pool)
+            encoder.require_known(word for texts in self.columns.values() for text in texts for word in text)
+            self._encoder = encoder
         return self._encoder

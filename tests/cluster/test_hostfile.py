@@ -38,10 +38,10 @@ def stand_in(folder: Path, do: str, port: str) -> dict[str, str]:
     )
 
 
-def launch(variables: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+def launch(variables: dict[str, str], *words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     command = [LAUNCH, *words]
     return subprocess.run(
-        command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False, timeout=120
+        command, cwd=cwd, env=variables, capture_output=True, text=True, check=False, timeout=120
     )
 
 
@@ -52,6 +52,34 @@ def test_bad_hostfile(tmp_path: Path, text: str, named: str) -> None:
     (tmp_path / "hosts").write_text(text)
     done = launch(environment(), str(tmp_path / "hosts"), "shards", "--out", str(tmp_path / "run"))
     assert done.returncode == 2 and named in done.stderr and str(tmp_path / "hosts") in done.stderr
+
+
+def test_bad_name_to_forward(here: Path) -> None:
+    done = launch(environment(FORWARD="HF_HOME a-b"), str(here), "shards")
+    assert (
+        done.returncode == 2
+        and "FORWARD: expected names of variables" in done.stderr
+        and '"a-b"' in done.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "localhost slots=1\nlocalhost slots=2",  # no newline at the end
+        "\ufefflocalhost slots=1\r\n\r\nlocalhost slots=2\r\n",
+        "localhost slots=1 max_slots=4\nlocalhost slots=2 max-slots=4 # of Open MPI\n",
+    ],
+)
+def test_every_line_of_a_hostfile_counts_from_any_folder(text: str, tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text(text, encoding="utf-8", newline="")
+    with socket.create_server(("", 0)) as meeting:
+        variables = stand_in(tmp_path, "finish", str(meeting.getsockname()[1]))
+        done = launch(variables, "hosts", "shards", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    calls = [(tmp_path / f"calls-{index}").read_text() for index in (0, 1)]
+    assert all("NODES=2 MEET=localhost:" in call for call in calls)
+    assert "<--nproc-per-node> <1>" in calls[0] and "<--nproc-per-node> <2>" in calls[1]
 
 
 def test_each_machine_gets_its_part(here: Path, tmp_path: Path) -> None:

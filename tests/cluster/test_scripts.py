@@ -59,6 +59,9 @@ def test_directives(name: str) -> None:
         assert option in SBATCH and re.fullmatch(SBATCH[option], value or ""), f"--{option}={value}"
 
 
+HOST = {"NODES": "2", "NODE_INDEX": "0", "MEET": "localhost:29500"}
+
+
 def host(script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [str(CLUSTER / script), *arguments]
     return subprocess.run(
@@ -73,11 +76,41 @@ def host(script: str, *arguments: str, **variables: str) -> subprocess.Completed
         ({"NODES": "2", "NODE_INDEX": "1"}, "set MEET"),
         ({"NODES": "2", "NODE_INDEX": "1", "MEET": "node-a"}, 'expected HOST:PORT, got "node-a"'),
         ({"PYTHON": "/none/python"}, "no interpreter at /none/python"),
+        ({**HOST, "MEET": "node-a:70000"}, 'got "node-a:70000" (PORT from 1 to 65535)'),
+        ({**HOST, "NODES": "abc"}, 'NODES must be a whole number from 1 on, or MIN:MAX, got "abc"'),
+        ({**HOST, "NODES": "3:2"}, "NODES must be"),
+        ({**HOST, "NODE_INDEX": "zero"}, 'NODE_INDEX must be a whole number from 0 to 1, got "zero"'),
+        ({**HOST, "NODE_INDEX": "2"}, "NODE_INDEX must be"),
+        ({**HOST, "NODES": "1:2", "NODE_INDEX": "2"}, "NODE_INDEX must be"),
+        ({**HOST, "RANKS_PER_NODE": "0"}, 'RANKS_PER_NODE must be gpu or a whole number from 1 on, got "0"'),
+        ({**HOST, "RESTARTS": "often"}, "RESTARTS must be"),
+        ({**HOST, "JOIN_SECONDS": "1e3"}, "JOIN_SECONDS must be"),
+        ({**HOST, "LOST_SECONDS": "08"}, "LOST_SECONDS must be"),
+        ({**HOST, "SAVE_SECONDS": "-1"}, "SAVE_SECONDS must be"),
+        ({**HOST, "RANKS_PER_NODE": "gpu"}, "no GPU that torch can use here: set RANKS_PER_NODE to a number"),
     ],
 )
 def test_wrong_variables(variables: dict[str, str], named: str) -> None:
     done = host("pretrain_host.sh", "shards", **variables)
     assert done.returncode == 2 and named in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("wrong", [{"NODE_INDEX": "zero"}, {"JOIN_SECONDS": "long"}, {"MEET": "node-a:0"}])
+def test_wrong_variables_of_ray(wrong: dict[str, str]) -> None:
+    done = host("ray_host.sh", **{**HOST, **wrong})
+    (value,) = wrong.values()
+    assert done.returncode == 2 and f'got "{value}"' in done.stderr, done.stderr
+
+
+def test_the_first_host_may_have_an_ipv6_address() -> None:
+    """Brackets are for us, not for who connects."""
+    script = 'meet=$1; . cluster/meet.sh; split_address "$meet"; echo "$host $port"'
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", "[::1]:29500"],
+        env=environment(), capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert done.stdout == "::1 29500\n", done.stderr
 
 
 @pytest.mark.parametrize("script", ["pretrain_host.sh", "ray_host.sh"])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 from cluster_samples import (
+    ROOT,
     STAND_INS,
     Slurm,
     kill_group,
@@ -45,6 +48,36 @@ def test_every_node_gets_its_part(tmp_path: Path, open_port: str) -> None:
         assert call.startswith(f"NODE_INDEX={node} NODES=2 MEET=localhost:{open_port} ")
         assert call.endswith("".join(f" <{word}>" for word in ("pretrain", *WORDS)))
     assert "<--nnodes> <2> <--nproc-per-node> <1>" in job.calls(0)[0] and "\n0: NODE_INDEX" in job.said
+
+
+def test_tasks_have_the_cores_of_the_job(tmp_path: Path, open_port: str) -> None:
+    job = slurm(tmp_path, "finish", PORT=open_port, SLURM_CPUS_PER_TASK="16")
+    assert job.run() == 0 and all(" CPUS=16 " in job.calls(node)[0] for node in (0, 1)), job.said
+
+
+def test_both_steps_of_an_evaluation_have_the_cores_of_the_job(tmp_path: Path) -> None:
+    job = slurm(tmp_path, "finish", "evaluate.sbatch", SLURM_CPUS_PER_TASK="16")
+    assert job.run() == 0, job.said
+    assert all(" CPUS=16 " in job.calls(node)[0] for node in (0, 1, "x"))
+
+
+def test_a_job_of_many_nodes(tmp_path: Path) -> None:
+    """Their names are more than a pipe holds."""
+    script = '. cluster/slurm/job.sh; meet; echo "$first"'
+    nodes = ",".join(f"node-{i}" for i in range(20000))
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\nexec tr , '\\n' < {tmp_path}/nodes\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    (tmp_path / "nodes").write_text(nodes)
+    variables = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "node-[0-19999]",
+    }
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        env=variables, capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "node-0", done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pytest
 from cluster_samples import CLUSTER, Network, environment, wait_until
 
 LOST_SECONDS = 3.0
@@ -17,6 +19,13 @@ import os, signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as one that hangs
 signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
 print(f"rank {os.environ['RANK']} waits", flush=True)
+time.sleep(300)
+"""
+
+SAVING = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path("saved").touch(), sys.exit(75)))
+pathlib.Path("waits").touch()
 time.sleep(300)
 """
 
@@ -35,6 +44,28 @@ def test_torchrun_ends_with_the_code_of_the_rank(tmp_path: Path) -> None:
     ]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 75 and "rank 0 ended first, with exit code 75" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_ranks_save_whatever_asks_them_to_stop(number: signal.Signals, tmp_path: Path) -> None:
+    """Code 75 says that they have; they do so after SIGTERM."""
+    program = tmp_path / "glomo_dist" / "cli.py"
+    program.parent.mkdir()
+    program.write_text(SAVING)
+    variables = environment(NODES="1", NODE_INDEX="0", PYTHONPATH="")
+    with socket.socket() as s:
+        s.bind(("", 0))
+        variables["MEET"] = f"localhost:{s.getsockname()[1]}"
+    process = subprocess.Popen(
+        [str(CLUSTER / "pretrain_host.sh"), "shards"],
+        cwd=tmp_path, env=variables, preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )  # fmt: skip
+    try:
+        wait_until((tmp_path / "waits").exists, 60, "a rank at work")
+        process.send_signal(number)
+        assert process.wait(30) == 75 and (tmp_path / "saved").exists()
+    finally:
+        process.kill()
 
 
 def test_silent_first_host(network: Network, tmp_path: Path) -> None:

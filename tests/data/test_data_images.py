@@ -6,6 +6,7 @@ import gzip
 import io
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -197,6 +198,72 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "c.png")
     with pytest.raises(DataError, match=r"c\.png: pixels of more than 8 bits"):
         pixels(tmp_path / "c.png")
+
+
+def png(kind: int, samples: np.ndarray) -> bytes:
+    """A PNG of 16 bits a channel; kind: 2 RGB, 4 LA, 6 RGBA."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        )
+
+    height, width = samples.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    head = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        chunk(*part) for part in ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    )
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(2, 3), (4, 2), (6, 4)])
+def test_colours_of_16_bits_are_not_cut(tmp_path: Path, kind: int, channels: int) -> None:
+    (tmp_path / "a.png").write_bytes(png(kind, RANDOM.integers(0, 1 << 16, (4, 6, channels))))
+    with pytest.raises(DataError, match=r"a\.png: pixels of more than 8 bits \(\w+;16B\)"):
+        pixels(tmp_path / "a.png")
+
+
+def tiff(bits: int, planar: int) -> bytes:
+    """4 x 2 black pixels; planar: 1 the colours of each pixel together, 2 one colour after the other."""
+    size, strips = bits // 8 * 4 * 2 * 3, {1: 1, 2: 3}[planar]
+    places = [8 + size // strips * strip for strip in range(strips)]
+    tags = {
+        256: [4], 257: [2], 258: [bits] * 3, 259: [1], 262: [2], 273: places, 277: [3], 278: [2],
+        279: [size // strips] * strips, 284: [planar],
+    }  # fmt: skip
+    head, more = struct.pack("<H", len(tags)), b""
+    for tag, values in tags.items():
+        packed = struct.pack(f"<{len(values)}I", *values)
+        head += struct.pack("<HHI", tag, 4, len(values))
+        head += (
+            packed if len(values) == 1 else struct.pack("<I", 8 + size + 2 + 12 * len(tags) + 4 + len(more))
+        )
+        more += packed if len(values) > 1 else b""
+    return b"II*\0" + struct.pack("<I", 8 + size) + bytes(size) + head + bytes(4) + more
+
+
+@pytest.mark.parametrize("planar", [1, 2])
+def test_bits_of_tiff(tmp_path: Path, planar: int) -> None:
+    (tmp_path / "a.tif").write_bytes(tiff(16, planar))
+    with pytest.raises(DataError, match=r"a\.tif: pixels of more than 8 bits \(16 a channel\)"):
+        pixels(tmp_path / "a.tif")
+    (tmp_path / "b.tif").write_bytes(tiff(8, planar))
+    assert [image.tolist() for image in pixels(tmp_path / "b.tif")] == [np.zeros((2, 4, 3)).tolist()]
+
+
+def test_bits_of_portable_pixmaps_and_of_bitmaps(tmp_path: Path) -> None:
+    for name, content in (("a.ppm", b"P6 1 1 65535\n" + bytes(6)), ("b.ppm", b"P3 1 1 1023\n1 2 3\n")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=rf"{name}: pixels of more than 8 bits \(values to"):
+            pixels(tmp_path / name)
+    (tmp_path / "c.ppm").write_bytes(b"P6 1 1 15\n\x0f\x00\x0f")
+    (tmp_path / "d.ppm").write_bytes(b"P1 1 1 0\n")
+    header = struct.pack("<IiiHHIIiiIIIII", 40, 1, 1, 1, 16, 3, 4, 0, 0, 0, 0, 0xF800, 0x7E0, 0x1F)
+    bitmap = b"BM" + struct.pack("<IHHI", 70, 0, 0, 66) + header + struct.pack("<HH", 0xFFFF, 0)
+    (tmp_path / "e.bmp").write_bytes(bitmap)  # 5, 6 and 5 bits
+    assert [image.ravel().tolist() for image in pixels(tmp_path / "c.ppm")] == [[255, 0, 255]]
+    assert [image.ravel().tolist() for image in pixels(tmp_path / "d.ppm")] == [[255]]
+    assert [image.ravel().tolist() for image in pixels(tmp_path / "e.bmp")] == [[255, 255, 255]]
 
 
 def test_shared_images(shared: Path) -> None:

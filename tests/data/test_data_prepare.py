@@ -174,6 +174,31 @@ def test_output_that_cannot_be_made(corpus: str, tmp_path: Path, monkeypatch: py
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize("name", ["spool.Spool.add", "shards.ShardFolder.add"])
+def test_full_disk_in_the_middle(
+    name: str, corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(f"glomo_dist.data.{name}", full)
+    with pytest.raises(GlomoError, match=r"cannot write .*out: No space left on device\. Free space"):
+        prepare_text([corpus], tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_settings_without_effect_are_refused(corpus: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="min_count must be at least 1, got 0"):
+        prepare_text([corpus], tmp_path / "out", min_count=0)
+    for setting in ({"vocab_size": 9}, {"min_count": 2}):
+        with pytest.raises(ConfigError, match="a tokenizer has its own"):
+            prepare_text([corpus], tmp_path / "out", tokenizer=tmp_path, **setting)
+    for setting in ({"bits": 2}, {"size": (2, 2)}, {"channels": 1}):
+        with pytest.raises(ConfigError, match="are those of the tokenizer"):
+            prepare_images([corpus], tmp_path / "out", tokenizer=tmp_path, **setting)
+
+
 def test_tokenizers_of_the_wrong_kind(corpus: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "images.npz", images=np.zeros((3, 4, 4), np.uint8))
     images = prepare_images([str(tmp_path / "images.npz")], tmp_path / "images")

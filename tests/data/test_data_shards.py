@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 import tarfile
@@ -20,7 +21,7 @@ from glomo_dist.data.shards import ShardFolder
 from glomo_dist.data.tarsamples import sample_key
 from glomo_dist.data.text import WordTokenizer
 from glomo_dist.runtime.errors import DataError, ShardError
-from glomo_dist.runtime.files import read_json, sha256_file
+from glomo_dist.runtime.files import read_json, sha256_file, write_json
 
 LENGTHS = [3, 1, 0, 700, 5, 2000, 1, 9, 12, 40, 8, 8]
 
@@ -249,3 +250,12 @@ def test_json_that_cannot_be_read(tmp_path: Path) -> None:
     for path, reason in ((tmp_path, "Is a directory"), (tmp_path / "a.json" / "b.json", "Not a directory")):
         with pytest.raises(DataError, match=f"{path} cannot be read: {reason}"):
             read_json(path)
+    (tmp_path / "a.json").write_text("9" * 5000)
+    with pytest.raises(DataError, match=r"a.json: JSON that Python cannot read .*digits"):
+        read_json(tmp_path / "a.json")
+
+
+def test_json_of_a_file_name_that_is_no_text(tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xe9.tar")
+    write_json(tmp_path / name, {name: "é"})
+    assert read_json(tmp_path / name) == {name: "é"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import gzip
 import http.server
@@ -21,7 +22,7 @@ import zstandard
 
 from glomo_dist.data.files import find_files, open_seekable
 from glomo_dist.data.sources import TEXT_SUFFIXES, documents
-from glomo_dist.runtime.errors import ConfigError, DataError
+from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError
 
 PACK: dict[str, Callable[[bytes], bytes]] = {
     "": lambda content: content,
@@ -222,6 +223,7 @@ BAD_LINES = {
     "null": (b'{"text": null}\n', r"line 1, key 'text': expected text, got NoneType"),
     "latin 1": ('{"text": "a"}\n{"text": "é"}\n'.encode("latin1"), r"line 2, byte 11 .*0xe9.*not UTF-8"),
     "utf 16": ('{"text": "a"}\n'.encode("utf-16-le"), r"line 1: contains a zero byte"),
+    "zero byte": (b'{"text": "a"}\n{"text": "b\\u0000"}\n', r"line 2, key 'text': contains a zero byte"),
     "deep": (b"[" * 100_000 + b"\n", r"line 1: .*Mend or delete"),
     "empty": (b"", r"has no text in it"),
     "only empty texts": (b'{"text": "  "}\n', r"has no text in it"),
@@ -269,9 +271,31 @@ def test_bad_parquet(tmp_path: Path) -> None:
         texts(path, text_key="txt")
     with pytest.raises(DataError, match=r"row 0, column 'n': expected text, got int"):
         texts(path, text_key="n")
+    pq.write_table(pa.table({"text": ["a", "b\0"]}), path)
+    with pytest.raises(DataError, match=r"t\.parquet, row 1, column 'text': contains a zero byte"):
+        texts(path)
     raw = pa.array([b"a", b"b \xff"], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"text": raw}), path)
     with pytest.raises(DataError, match=r"t\.parquet, row 1, column 'text': not UTF-8 text.*at byte 3"):
+        texts(path)
+
+
+@pytest.mark.parametrize("from_the_start", [False, True])
+def test_full_disk_for_what_is_unpacked(
+    from_the_start: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "t.parquet.gz"
+    path.write_bytes(gzip.compress(b"x" * 100))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("glomo_dist.data.files.shutil.copyfileobj", full)
+    if from_the_start:
+        monkeypatch.setattr("tempfile.tempdir", None)
+        monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: ["/proc/none"])
+    why = "No usable temporary directory" if from_the_start else "No space left on device"
+    with pytest.raises(GlomoError, match=rf"cannot write /.*: {why}.*\. .*TMPDIR"):
         texts(path)
 
 

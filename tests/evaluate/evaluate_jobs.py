@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from glomo_dist.evaluate.attempt import Job
+
 HARM_DONE = "harm-done"
 
 
@@ -22,12 +24,22 @@ class Work:
     value: int = 0
 
 
+def job(kind: str, folder: Path, value: int = 0, **options) -> Job:
+    return Job(f"{kind}-{value}", Work(kind, str(folder), value), **options)
+
+
 def run(work: Work) -> dict[str, object]:
     folder = Path(work.folder)
     starts = len(list(folder.glob(f"{work.kind}-{work.value}.*")))
     (folder / f"{work.kind}-{work.value}.{starts}").touch()
     if work.kind == "raise":
         raise ValueError(f"a job with value {work.value} cannot work")
+    if work.kind == "no_text":
+        raise ValueError("no text: \udce9")
+    if work.kind == "no_json":
+        return {"values": {1, 2}}
+    if work.kind == "stop":
+        os.kill(os.getpid(), work.value)
     if work.kind == "dies_once" and starts == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     if work.kind == "always_dies":

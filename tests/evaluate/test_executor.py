@@ -6,22 +6,23 @@ import dataclasses
 import fcntl
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
-import time
+import tempfile
 from pathlib import Path
 
 import evaluate_jobs
 import pytest
 import torch
 from cluster_faults import GOOD, good_jobs
-from evaluate_jobs import Work, starts
+from evaluate_jobs import Work, job, starts
 
+from glomo_dist.evaluate import ray_executor, ray_start
 from glomo_dist.evaluate.attempt import Job, is_finished, job_folder
-from glomo_dist.evaluate.executor import InProcess, evaluate
-from glomo_dist.evaluate.ray_executor import RayExecutor, running_ray
+from glomo_dist.evaluate.executor import InProcess, evaluate, time_limit_error
+from glomo_dist.evaluate.ray_executor import RayExecutor
+from glomo_dist.evaluate.ray_start import running_ray
 from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError
 from glomo_dist.runtime.files import read_json
 
@@ -35,16 +36,6 @@ def local_ray():
 @pytest.fixture(params=["in process", "ray"])
 def executor(request):
     return InProcess() if request.param == "in process" else request.getfixturevalue("local_ray")
-
-
-def job(kind: str, folder: Path, value: int = 0, **options) -> Job:
-    return Job(f"{kind}-{value}", Work(kind, str(folder), value), **options)
-
-
-@pytest.fixture
-def marks(tmp_path):
-    (tmp_path / "marks").mkdir()
-    return tmp_path / "marks"
 
 
 def read(out: Path, id: str, name: str = "result") -> dict:
@@ -70,6 +61,19 @@ def test_results_and_a_raising_job(executor, tmp_path, marks):
     plan = json.loads((out / "plan.json").read_text())
     assert plan["plan"] == {"seeds": [0, 1, 2]}
     assert [entry["id"] for entry in plan["jobs"]] == [j.id for j in jobs]
+
+
+def test_what_cannot_be_written_as_it_is_counts_too(executor, tmp_path):
+    """A result that is no JSON, an error and paths that are no text."""
+    folder = tmp_path / os.fsdecode(b"\xff")
+    out, marks = folder / "out", folder / "marks"
+    marks.mkdir(parents=True)
+    jobs = [job("no_json", marks), job("no_text", marks), job("double", marks, 1)]
+    summary = evaluate(jobs, evaluate_jobs.run, out, executor)
+    assert summary.finished == 1 and read(out, "double-1", "job")["job"]["folder"] == str(marks)
+    assert {failed.id for failed in summary.failed} == {"no_json-0", "no_text-0"}
+    assert "set is not JSON serializable" in read(out, "no_json-0", "error")["error"]
+    assert read(out, "no_text-0", "error")["error"] == r"ValueError: no text: \udce9"
 
 
 def test_rerun_skips_finished_and_retries_failed_and_damaged(executor, tmp_path, marks):
@@ -127,6 +131,22 @@ def test_time_limit_ends_a_hanging_job_and_the_rest_goes_on(executor, tmp_path, 
     assert not list(out.rglob("running.json"))
 
 
+def test_a_job_that_finished_just_before_it_was_given_up(tmp_path, marks):
+    late = job("double", marks, 1, time_limit_seconds=1.0)
+    evaluate([late], evaluate_jobs.run, tmp_path / "out", InProcess())
+    old = job_folder(tmp_path / "out", late.id) / "error.json"
+    old.write_text("{}")
+    assert time_limit_error(late, tmp_path / "out", 1.5).error is None
+    assert not old.exists() and is_finished(tmp_path / "out", late.id)
+
+
+@pytest.mark.parametrize("name", ["memory_gb", "time_limit_seconds"])
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf"), 1e12])
+def test_limits_are_numbers_that_a_machine_can_have(name, value):
+    with pytest.raises(ConfigError, match=f"job j: {name} must be positive, .* got {value}"):
+        Job("j", Work("double", ""), **{name: value})
+
+
 def test_threads_are_those_the_job_asked_for(executor, tmp_path, marks):
     before = torch.get_num_threads()
     evaluate(
@@ -158,9 +178,9 @@ def test_ray_works_in_other_processes(local_ray, tmp_path, marks):
 
 
 def test_ray_refuses_a_job_that_never_fits(local_ray, tmp_path, marks):
-    with pytest.raises(ConfigError, match="double-1 asks for 64 cores, Ray has 2"):
+    with pytest.raises(ConfigError, match=r"double-1 asks for 64 cores, more than any node .* 2 cores and"):
         evaluate([job("double", marks, 1, cpus=64)], evaluate_jobs.run, tmp_path / "out", local_ray)
-    with pytest.raises(ConfigError, match=r"double-1 asks for 1e\+06 GB of memory, Ray has"):
+    with pytest.raises(ConfigError, match=r"asks for 1 core and 1e\+06 GB of memory, more than any node"):
         evaluate([job("double", marks, 1, memory_gb=1e6)], evaluate_jobs.run, tmp_path / "out", local_ray)
     evaluate([job("double", marks, 1, memory_gb=0.1)], evaluate_jobs.run, tmp_path / "out", local_ray)
     assert read(tmp_path / "out", "double-1", "job")["memory_gb"] == 0.1
@@ -180,8 +200,60 @@ def test_ray_is_handed_a_bounded_number_of_jobs(local_ray, tmp_path, marks, monk
     assert max(handed) == handed[0] == at_once
 
 
-def test_no_cluster_at_the_address(tmp_path, marks):
-    program = "import sys; from test_executor import *; address_without_cluster(*map(Path, sys.argv[1:]))"
+def node(cores: float) -> dict:
+    return {"Alive": True, "NodeManagerHostname": "here", "Resources": {"CPU": cores, "memory": 3e9}}
+
+
+def test_nodes_that_join_get_work(local_ray, tmp_path, marks, monkeypatch):
+    import ray
+
+    nodes, handed, wait = [node(1)], [], ray.wait
+
+    def wait_and_join(refs, **more):
+        handed.append(len(refs))
+        if len(nodes) == 1:
+            nodes.append(node(4))
+        return wait(refs, **more)
+
+    monkeypatch.setattr(ray, "wait", wait_and_join)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray_executor, "LOOK_SECONDS", 0.0)
+    jobs = [job("double", marks, value) for value in range(9)]
+    assert evaluate(jobs, evaluate_jobs.run, tmp_path / "out", local_ray).finished == 9
+    assert (handed[0], max(handed)) == (3, 7)
+
+
+def test_a_job_that_waits_for_a_larger_node_is_named_once(local_ray, tmp_path, marks, monkeypatch, capsys):
+    """Also where all nodes together have what it asks for."""
+    import ray
+
+    monkeypatch.setattr(ray, "nodes", lambda: [node(1), node(1)])
+    monkeypatch.setattr(ray_executor, "LOOK_SECONDS", 0.0)
+    jobs = [job("slow", marks, value, cpus=2, memory_gb=0.1) for value in range(2)]
+    cluster = dataclasses.replace(local_ray, address="one that is there")
+    assert evaluate(jobs, evaluate_jobs.run, tmp_path / "out", cluster).finished == 2
+    said = capsys.readouterr().err
+    assert said.count("it waits for a larger one") == 1
+    assert (
+        "asks for 2 cores and 0.1 GB of memory, more than any node of Ray has (there are 2, with 1 cores"
+        in said
+    )
+
+
+def test_no_cores_for_ray():
+    with pytest.raises(ConfigError, match=r"--cores.* at least 1, got 0"):
+        RayExecutor(cpus=0)
+
+
+def test_the_folder_for_temporary_files_may_have_a_long_path(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with ray_start._folder() as folder:
+        assert Path(folder).is_dir() and len(folder) < 40
+    assert not Path(folder).exists()
+
+
+def test_ray_that_is_not_there(tmp_path, marks):
+    program = "import sys; from test_executor import *; without_ray(*map(Path, sys.argv[1:]))"
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]),
@@ -190,6 +262,29 @@ def test_no_cluster_at_the_address(tmp_path, marks):
     subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "out"), str(marks)], env=environment, check=True
     )
+
+
+def without_ray(out: Path, marks: Path) -> None:
+    address_without_cluster(out, marks)
+    import ray
+
+    started = []
+
+    def init(**options):
+        started.append(options.get("_temp_dir"))
+        try:
+            raise ray.exceptions.AuthenticationError("InvalidAuthToken")
+        except ray.exceptions.RayError as e:
+            raise ConnectionError("cannot connect") from e
+
+    ray.init = init
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(GlomoError, match=rf"cluster at '{address}' asks for a token.*~/.ray/auth_token"):
+            evaluate([job("double", marks)], evaluate_jobs.run, out, RayExecutor(address=address))
+    with pytest.raises(GlomoError, match=r"Ray did not start here: cannot connect. `--executor process`"):
+        evaluate([job("double", marks)], evaluate_jobs.run, out, RayExecutor())
+    assert not Path(started[-1]).exists()
 
 
 def address_without_cluster(out: Path, marks: Path) -> None:
@@ -206,7 +301,20 @@ def test_foreign_folder_and_file_are_refused(tmp_path, marks):
         evaluate([job("double", marks)], evaluate_jobs.run, tmp_path / "full", InProcess())
     with pytest.raises(GlomoError, match=r"thesis.tex is a file"):
         evaluate([job("double", marks)], evaluate_jobs.run, tmp_path / "full" / "thesis.tex", InProcess())
+    with pytest.raises(GlomoError, match=r"cannot write .*thesis.tex/below: Not a directory"):
+        evaluate(
+            [job("double", marks)], evaluate_jobs.run, tmp_path / "full" / "thesis.tex/below", InProcess()
+        )
     assert sorted(p.name for p in (tmp_path / "full").iterdir()) == ["thesis.tex"]
+
+
+def test_an_evaluation_that_ended_before_its_plan_was_written(tmp_path, marks):
+    for name in (".lock", ".plan.json.0123abcd.tmp"):
+        (tmp_path / name).touch()
+    with pytest.raises(GlomoError, match="holds no evaluation"):  # the folder of marks is not one's own
+        evaluate([job("double", marks)], evaluate_jobs.run, tmp_path, InProcess())
+    marks.rmdir()
+    assert evaluate([job("no_json", tmp_path)], evaluate_jobs.run, tmp_path, InProcess()).failed
 
 
 def test_two_programs_in_one_folder_are_refused(tmp_path, marks):
@@ -255,45 +363,3 @@ def test_faults_on_a_cluster_of_two_nodes(tmp_path, marks):
         assert ours.pop("pid") != theirs.pop("pid")
         assert ours == theirs
     assert not list(out.rglob("running.json"))
-
-
-PROGRAM = """
-import sys
-from pathlib import Path
-from evaluate_jobs import Work, run
-from glomo_dist.evaluate.attempt import Job
-from glomo_dist.evaluate.executor import evaluate
-from glomo_dist.evaluate.ray_executor import RayExecutor
-marks, out = sys.argv[1:]
-jobs = [Job("double-1", Work("double", marks, 1))]
-jobs += [Job(f"hang-{value}", Work("hang", marks, value)) for value in range(2)]
-evaluate(jobs, run, out, RayExecutor(cpus=2))
-"""
-
-
-def test_interrupt_keeps_results_and_leaves_nothing_running(tmp_path, marks):
-    """From another folder, with its own Ray: Ctrl-C ends the workers, and a rerun skips what was finished."""
-    out = tmp_path / "out"
-    roots = [str(Path(evaluate_jobs.__file__).parent), *filter(None, sys.path)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(roots)}
-    with open(tmp_path / "stderr", "w") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(marks), str(out)],
-            cwd=tmp_path,
-            env=environment,
-            stderr=stderr,
-        )
-        deadline = time.monotonic() + 300
-        while not (is_finished(out, "double-1") and len(list(out.rglob("running.json"))) == 2):
-            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "stderr").read_text()
-            time.sleep(0.1)
-        workers = [json.loads(path.read_text())["pid"] for path in out.rglob("running.json")]
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=120)
-    assert "1 of 3 results are kept" in (tmp_path / "stderr").read_text()
-    deadline = time.monotonic() + 60
-    while any(Path(f"/proc/{pid}").exists() for pid in workers):
-        assert time.monotonic() < deadline, f"workers {workers} still run"
-        time.sleep(0.1)
-    summary = evaluate([job("double", marks, 1)], evaluate_jobs.run, out, InProcess())
-    assert summary.finished_before == 1

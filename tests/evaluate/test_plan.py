@@ -227,6 +227,8 @@ def test_settings_of_the_wrong_kind_are_named(tmp_path):
         plan_jobs(plan)
     with pytest.raises(ConfigError, match=r"lr must be float, got '1e-3'. Write 0.001, .* as in 1.0e-3"):
         plan_jobs(dataclasses.replace(plan, settings={"lr": "1e-3"}))  # so YAML reads 1e-3
+    with pytest.raises(ConfigError, match="cpus must be at least 1, got 0"):
+        plan_jobs(dataclasses.replace(plan, settings={}, cpus=0))
     with pytest.raises(ConfigError, match="epochs must be at least 1"):
         plan_jobs(dataclasses.replace(plan, settings={"epochs": 0}))
 

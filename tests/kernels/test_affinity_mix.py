@@ -4,6 +4,7 @@ import pytest
 import torch
 from glomo_kernels import BackendUnavailable, affinity_graph, affinity_mix, scores
 from glomo_kernels.affinity_mix import _forward
+from glomo_kernels.spans import make_spans
 from kernel_oracle import assert_no_worse, dense_weights, gradients, leaves
 
 OP = "affinity_mix"
@@ -180,6 +181,15 @@ def test_nan_spoils_its_row_and_no_other(backend):
     assert out[1, 0, 4].isnan().all()
     out[1, 0, 4] = 0
     assert not out.isnan().any()
+
+
+def test_spans_end_with_the_columns():
+    """Lengths on a device are not looked at before."""
+    for causal in (True, False):
+        spans = make_spans(
+            1, 4, torch.device("cpu"), lengths=torch.tensor([9]), causal=causal, positions=None
+        )
+        assert spans[0, :, 1].tolist() == ([0, 1, 2, 3] if causal else [4] * 4)
 
 
 @pytest.mark.parametrize("topk", [2, 100])
@@ -400,11 +410,17 @@ class TestRegistration:
         ),
         ({"positions": torch.tensor([0, 1, 2, 4])}, r"positions must lie in 0..3 \(T=4\), got 0..4"),
         ({"positions": torch.tensor([0, 1])}, "positions must be"),
+        (
+            {"positions": torch.zeros(4, dtype=torch.int64, device="meta")},
+            "positions must be on cpu .* got meta",
+        ),
+        ({"lengths": torch.ones(3, dtype=torch.int64, device="meta")}, "lengths must be on cpu .* got meta"),
         ({"segments": torch.zeros(3, 5, dtype=torch.int64)}, r"segments must be \(3, 4\), got \(3, 5\)"),
         ({"segments": torch.tensor([[0, 0, 1, 0]] * 3)}, "segments of sample 0 return to an earlier number"),
         ({"topk": 2}, "topk goes with kind 'topk'"),
         ({"kind": "topk", "theta": None}, "topk goes with kind 'topk'"),
         ({"kind": "topk", "theta": None, "topk": 0}, "topk must be at least 1"),
+        ({"kind": "topk", "theta": None, "topk": 2**70}, r"topk must be at least 1 and below 2\^63"),
         ({"kind": "topk", "theta": None, "topk": torch.tensor([1, 0, 2])}, "topk must be at least 1"),
     ],
 )

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from pretrain_samples import TINY, job, losses, rows, run_ranks, weights_hash, without_times, write_text
 
-from glomo_dist.data import Reading, prepare_text
+from glomo_dist.data import Reading, Stream, prepare_text
 from glomo_dist.pretrain import PretrainConfig, run_folder
+from glomo_dist.pretrain.feed import Feed
+from glomo_dist.runtime import files
+from glomo_dist.runtime.errors import GlomoError
 
 pytestmark = pytest.mark.slow
 
@@ -69,20 +75,49 @@ def test_a_shard_set_aside_is_recorded_with_its_samples(runs: Path, shards: Path
     )
 
 
+def test_a_shard_that_is_met_again_before_its_step_counts_once(shards: Path, tmp_path: Path) -> None:
+    """As by a run that is resumed from a checkpoint before the shard became bad."""
+    index = run_folder.resolve(TINY, shards, tmp_path).index
+    reading = Reading(readers=0, cache=str(tmp_path / "cache"))
+    stream = Stream(index, window=24, seed=0, global_batch=8, reading=reading)
+    entry = {"name": "shard-00001.tar", "shard": 1, "from_step": 1000, "samples": 1, "units": 1, "reason": ""}
+    files.write_json(
+        tmp_path / "quarantine.json", {"format": "glomo-quarantine", "version": 1, "shards": [entry]}
+    )
+
+    def agree_on(error: GlomoError | None) -> None:
+        if error is not None:
+            raise error
+
+    ranks: Any = SimpleNamespace(
+        sum=list, gather=lambda value: [value], from_first=lambda function: function(), agree_on=agree_on
+    )
+    with contextlib.closing(Feed(stream, ranks, 0, tmp_path, limit=1)) as feed:
+        while (found := json.loads((tmp_path / "quarantine.json").read_text())["shards"]) == [entry]:
+            assert feed.take(False, None) is not None
+    assert [one["name"] for one in found] == ["shard-00001.tar"] and found[0]["from_step"] < 1000
+
+
 def test_resumed_with_a_shard_set_aside(runs: Path, shards: Path, tmp_path: Path) -> None:
-    """From the first checkpoint, with the record and without it: what was bad is bad again, at the same step."""
+    """From the first checkpoint, with the record and without it: what was bad is bad again, at the same step.
+
+    "gone": by now the shard is not there at all.
+    """
     jobs = []
-    for name in ("with", "without", "less"):
+    gone = shutil.copytree(shards, tmp_path / "shards")
+    (gone / "shard-00001.tar").unlink()
+    for name in ("with", "without", "gone", "less"):
         copy = tmp_path / name
         shutil.copytree(runs / "aside", copy)
         shutil.rmtree(copy / "model")
         newest = max((copy / "checkpoints").glob("step-*"))
         shutil.rmtree(newest)
-        if name == "without":
+        if name in ("without", "gone"):
             (copy / "quarantine.json").unlink()
-        jobs.append(job(config(tmp_path, 0 if name == "less" else 1), shards, copy))
+        data = gone if name == "gone" else shards
+        jobs.append(job(config(tmp_path, 0 if name == "less" else 1), data, copy))
     run_ranks(tmp_path, jobs, 2)
-    for name in ("with", "without"):
+    for name in ("with", "without", "gone"):
         assert losses(tmp_path / name) == losses(runs / "aside")
         assert [without_times(r) for r in rows(tmp_path / name)] == [
             without_times(r) for r in rows(runs / "aside")

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import signal
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -27,7 +28,7 @@ from pretrain_samples import (
 )
 
 from glomo_dist.model import load_model
-from glomo_dist.pretrain import checkpoint, loop, pretrain, run_folder
+from glomo_dist.pretrain import checkpoint, launch, loop, pretrain, run_folder, worker
 from glomo_dist.runtime import files
 from glomo_dist.runtime.errors import GlomoError, Interrupted, RankDied
 from glomo_dist.runtime.fingerprint import command_line
@@ -157,6 +158,25 @@ def test_restarted_after_the_death_of_a_reader_and_stopped_by_a_signal(
     pretrain(CONFIG, tiny_shards, out, 2)
     assert [without_times(r) for r in rows(out)] == [without_times(r) for r in rows(uninterrupted)]
     assert weights_hash(out) == weights_hash(uninterrupted)
+
+
+def test_ranks_that_were_started_again_are_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked to stop while torchrun starts the ranks again: those that are dead have left their files."""
+    numbers = iter(([101, 102], [101, 102], [201, 102], [201, 202]))
+    told: list[int] = []
+
+    def wait(seconds: float) -> int:
+        if (pids := next(numbers, None)) is None:
+            return 75
+        for rank, pid in enumerate(pids):
+            (tmp_path / f"rank-{rank}{worker.PID}").write_text(str(pid))
+        raise subprocess.TimeoutExpired("torchrun", seconds)
+
+    monkeypatch.setattr(launch.subprocess, "Popen", lambda *_, **__: SimpleNamespace(wait=wait))
+    monkeypatch.setattr(launch.os, "kill", lambda pid, number: told.append(pid))
+    torchrun = launch.Torchrun(2, 1, tmp_path, [])
+    torchrun._ask(signal.SIGTERM, None)
+    assert torchrun.wait() == 75 and told.count(102) == 1 and set(told) == {101, 102, 201, 202}
 
 
 def test_every_validation_is_a_row_and_seconds_are_those_since_the_row_before(

@@ -3,19 +3,22 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pretrain_samples import TINY
+from torch import nn
 
 from glomo_dist.model import GlomoConfig
-from glomo_dist.pretrain import PretrainConfig
+from glomo_dist.pretrain import PretrainConfig, engine
 from glomo_dist.pretrain.config import accumulation
-from glomo_dist.pretrain.engine import deepspeed_settings
+from glomo_dist.pretrain.engine import build_engine, deepspeed_settings
 from glomo_dist.pretrain.schedule import Plateau, exhausted, learning_rate
 from glomo_dist.runtime.config import from_dict, to_dict
-from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.runtime.errors import ConfigError, GlomoError
 
 
 @pytest.mark.parametrize(
@@ -30,6 +33,7 @@ from glomo_dist.runtime.errors import ConfigError
         ({"momentum": 0.5}, "momentum 0.5 is for optimizer sgd"),
         ({"warmup_steps": 2000}, "warmup_steps 2000 is more than steps 1000"),
         ({"schedule": "plateau"}, "set valid_every"),
+        ({"hang_timeout": float("inf")}, "hang_timeout must be positive and at most 1,000,000"),
         ({"zero_stage": 4}, "zero_stage must be 0, 1, 2 or 3"),
         ({"precision": "bf16", "zero_stage": 0}, "bf16 needs zero_stage 1"),
         ({"model": GlomoConfig(image=(28, 28))}, "pixels: set 784"),
@@ -71,6 +75,45 @@ def test_deepspeed_file_may_add_but_not_contradict(tmp_path: Path) -> None:
     path.write_text('{"gradient_clipping": 0}')
     with pytest.raises(ConfigError, match="gradient_clipping"):
         deepspeed_settings(config, 2)
+
+
+def test_settings_that_deepspeed_refuses_are_a_setting_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that all ranks agree on; a rank without memory dies, and so does a run without such a file: a bug."""
+    error: Exception = AssertionError("offload needs more")
+
+    def initialize(**given: Any) -> None:
+        assert given["config"]["zero_force_ds_cpu_optimizer"] is False
+        raise error
+
+    def agree_on(found: GlomoError | None) -> None:
+        if found is not None:
+            raise found
+
+    monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace(initialize=initialize))  # type: ignore[arg-type]
+    ranks: Any = SimpleNamespace(world=1, agree_on=agree_on)
+    path = tmp_path / "zero.json"
+    path.write_text('{"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}')
+    config = dataclasses.replace(TINY, deepspeed=str(path))
+    with pytest.raises(ConfigError) as raised:
+        build_engine(nn.Linear(2, 2), config, ranks)
+    assert f"settings in {path}: AssertionError: offload needs more" in str(raised.value)
+    assert raised.value.__cause__ is error
+    with pytest.raises(AssertionError, match="offload needs more"):
+        build_engine(nn.Linear(2, 2), TINY, ranks)
+    error = NotImplementedError("ZeRO 2 with this")  # a RuntimeError, as what befalls one rank
+    with pytest.raises(ConfigError, match=r"zero\.json: NotImplementedError: ZeRO 2 with this"):
+        build_engine(nn.Linear(2, 2), config, ranks)
+    error = MemoryError("no room")
+    with pytest.raises(MemoryError, match="no room"):
+        build_engine(nn.Linear(2, 2), config, ranks)
+    error = RuntimeError("out of memory")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        build_engine(nn.Linear(2, 2), config, ranks)
+    monkeypatch.setattr(engine, "build_optimizer", lambda *_: {}["a bug"])
+    with pytest.raises(KeyError, match="a bug"):
+        build_engine(nn.Linear(2, 2), config, ranks)
 
 
 def test_cosine_with_warmup() -> None:

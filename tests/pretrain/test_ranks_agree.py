@@ -12,6 +12,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import rank_jobs
 from pretrain_samples import TINY, job, losses, rows, run_ranks, weights_hash, without_times
@@ -145,6 +146,10 @@ def test_one_rank_equals_two(one_rank: Path, two_ranks: Path) -> None:
     ]
     norms = [[r["grad_norm"] for r in rows(folder / "zero2")] for folder in (one_rank, two_ranks)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+    # of all rows together, though the ranks have unequal numbers of them
+    first = [rows(folder / "zero2")[0] for folder in (one_rank, two_ranks)]
+    for name in ("empty_rows", "edges_per_row", "entropy"):
+        np.testing.assert_allclose(first[0][name], first[1][name], rtol=1e-5)
 
 
 def test_accumulated_equals_single_batch(two_ranks: Path) -> None:

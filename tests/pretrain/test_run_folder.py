@@ -2,17 +2,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pretrain_samples import TINY, write_text
 
 from glomo_dist.data import prepare_images, prepare_text
-from glomo_dist.pretrain import PretrainConfig, checkpoint, notice, pretrain, run_folder
-from glomo_dist.pretrain.hooks import JsonLog
+from glomo_dist.pretrain import PretrainConfig, checkpoint, notice, pretrain, run_folder, worker
 from glomo_dist.runtime import files
 from glomo_dist.runtime.errors import CheckpointError, ConfigError, GlomoError, ShardError
 
@@ -21,6 +22,20 @@ def begun(config: PretrainConfig, shards: Path, out: Path, ranks: int = 2) -> Pa
     """A run folder as it is just after the start."""
     files.write_json(out / "config.json", run_folder.describe(run_folder.resolve(config, shards, out), ranks))
     return out
+
+
+def run_alone(
+    config: PretrainConfig, shards: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[list[str]]:
+    """What a rank under one's own torchrun does, but for the training. Returns what is in `out` when that begins."""
+    found: list[list[str]] = []
+    monkeypatch.setattr(worker, "train", lambda *_: found.append(sorted(p.name for p in out.iterdir())))
+    ranks = SimpleNamespace(
+        rank=0, world=1, device="cpu", gather=lambda value: [value], from_first=lambda function: function(),
+        barrier=lambda: None,
+    )  # fmt: skip
+    worker.run_in(run_folder.resolve(config, shards, out), ranks)  # type: ignore[arg-type]
+    return found
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -66,6 +81,39 @@ def test_moved_shards_and_harmless_settings_are_the_same_run(tiny_shards: Path, 
     moved = shutil.copytree(tiny_shards, tmp_path / "moved")
     config = dataclasses.replace(TINY, keep_checkpoints=7, log_every=3)
     assert run_folder.check(run, run_folder.describe(run_folder.resolve(config, moved, run), 2))
+
+
+def test_a_run_goes_on_with_another_micro_batch(tiny_shards: Path, tmp_path: Path) -> None:
+    """On two ranks passes of 2 rows; on 8 that divides no share any more."""
+    run = begun(dataclasses.replace(TINY, micro_batch=2), tiny_shards, tmp_path / "run")
+    job = run_folder.resolve(dataclasses.replace(TINY, micro_batch=1), tiny_shards, run)
+    assert run_folder.check(run, run_folder.describe(job, 8))
+
+
+def test_a_finished_run_is_not_trained_again(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also where its checkpoints were deleted, and under one's own torchrun."""
+    run = begun(TINY, tiny_shards, tmp_path / "run", 1)
+    files.write_json(run / "model" / "config.json", {})
+    assert not run_alone(TINY, tiny_shards, run, monkeypatch)
+    assert "is finished already" in capfd.readouterr().err
+
+
+def test_what_a_kill_left_is_mended(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the very start, before there is a config.json; and while the model was published."""
+    out = tmp_path / "run"
+    (out / ".launch-0123").mkdir(parents=True)
+    (out / ".lock").write_text("")
+    (out / ".config.json.0123abcd.tmp").write_text("{")
+    assert run_alone(TINY, tiny_shards, out, monkeypatch) == [[".launch-0123", ".lock", "config.json"]]
+    (out / ".model.0123abcd.tmp").mkdir()
+    (out / ".model.0123abcd.tmp" / "config.json").write_text("{")
+    (out / ".graphs.0123abcd.tmp").mkdir()  # of an export in progress, into the same folder
+    left = [".graphs.0123abcd.tmp", ".launch-0123", ".lock", "config.json"]
+    assert run_alone(TINY, tiny_shards, out, monkeypatch) == [left]
 
 
 def test_folder_of_something_else(tiny_shards: Path, tmp_path: Path) -> None:
@@ -145,10 +193,29 @@ def test_shards_that_are_missing_or_of_another_version(tiny_shards: Path, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+def test_as_many_missing_or_cut_shards_as_may_be_set_aside(tmp_path: Path) -> None:
+    text = write_text(tmp_path / "text.jsonl")
+    shards = prepare_text([str(text)], tmp_path / "shards", vocab_size=50, shard_bytes=16_384)
+    (shards / "shard-00000.tar").unlink()
+    os.truncate(shards / "shard-00001.tar", 600)
+
+    def resolve(limit: int) -> None:
+        reading = dataclasses.replace(TINY.reading, max_bad_shards=limit)
+        run_folder.resolve(dataclasses.replace(TINY, reading=reading), shards, tmp_path / "run")
+
+    resolve(2)
+    with pytest.raises(ShardError, match=r"2 bad shards, max_bad_shards allows 1\..*00000\.tar is missing"):
+        resolve(1)
+    with pytest.raises(ShardError, match=r"^shard .*00000\.tar is missing"):
+        resolve(0)
+
+
 def test_validation_shards(tiny_shards: Path, split_shards: Path, tmp_path: Path) -> None:
     config = dataclasses.replace(TINY, valid_every=2)
     with pytest.raises(ConfigError, match="needs validation shards"):
         pretrain(config, tiny_shards, tmp_path / "run", 2)
+    with pytest.raises(ConfigError, match="valid nowhere needs valid_every"):
+        pretrain(TINY, tiny_shards, tmp_path / "run", 2, valid="nowhere")
     job = run_folder.resolve(config, split_shards, tmp_path / "run")
     assert job.data.name == "train" and job.valid_index is not None and job.valid_index.samples == 15
     other = prepare_text([str(write_text(tmp_path / "o.jsonl", seed=1))], tmp_path / "o", vocab_size=9)
@@ -169,27 +236,6 @@ def test_image_model_must_fit_the_images(tiny_shards: Path, tmp_path: Path) -> N
     turned = dataclasses.replace(config, model=dataclasses.replace(model, image=(6, 5)))
     with pytest.raises(ConfigError, match="does not fit the images"):
         run_folder.resolve(turned, pixels, tmp_path / "run")
-
-
-@pytest.mark.parametrize("cut", ["", "\0\0\0\0\0", '"}\n[]\n5\nnull\n{}\n', "\udcff\n"])
-def test_log_drops_rows_that_come_again(tmp_path: Path, cut: str) -> None:
-    path = tmp_path / "log.jsonl"
-    log = JsonLog(path, 0)
-    for step in range(1, 6):
-        log.step({"step": step, "loss": float("nan") if step == 2 else 0.1 + step, "logged": step != 3})
-    log.close()
-    with open(path, "a", errors="surrogateescape") as f:
-        f.write('{"step": 6, "lo' + cut)  # killed while writing, or the power went
-    log = JsonLog(path, 4)
-    log.step({"step": 5, "loss": 1e300, "logged": True})
-    log.close()
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert rows == [
-        {"step": 1, "loss": 1.1},
-        {"step": 2, "loss": None},
-        {"step": 4, "loss": 4.1},
-        {"step": 5, "loss": 1e300},
-    ]
 
 
 def write_checkpoint(folder: Path, step: int, ranks: int = 1) -> Path:

@@ -59,14 +59,16 @@ def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         log=lambda values, step: logged.append((values, step)), finish=lambda: logged.append("end")
     )
     calls = stand_in("wandb", monkeypatch, init=run)
-    for _ in range(2):  # begun, and resumed: under the same name
-        hook = WandB(tmp_path, {"lr": 1.0})
+    for micro_batch in (4, 2):  # begun, and resumed: under the same name, also with what is free to change
+        hook = WandB(tmp_path, {"lr": 1.0, "micro_batch": micro_batch})
         hook.step(ROW)
         hook.step({**ROW, "logged": False})
         hook.close()
     assert logged == [(NUMBERS, 3), "end"] * 2
-    first, second = (named for _, _, named in calls)
-    assert first == second and first["resume"] == "allow" and first["dir"] == str(tmp_path)
+    WandB(tmp_path, {"lr": 2.0, "micro_batch": 2})
+    first, second, other = (named for _, _, named in calls)
+    assert first["id"] == second["id"] != other["id"] and second["config"]["micro_batch"] == 2
+    assert first["resume"] == "allow" and first["dir"] == str(tmp_path)
 
 
 def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

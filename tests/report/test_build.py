@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
+import threading
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -15,11 +18,13 @@ from result_folders import job, result, write
 from glomo_dist.evaluate import EvaluationPlan, InProcess, evaluate, plan_jobs
 from glomo_dist.graphs.export import StoreMeta, export_graphs
 from glomo_dist.model import Glomo, GlomoConfig, save_model
-from glomo_dist.report import build
-from glomo_dist.report.drawings import strongest
+from glomo_dist.report import build, read_results
+from glomo_dist.report.drawings import Example, strongest, words_figure
+from glomo_dist.report.scores import curves_figure
 from glomo_dist.runtime.errors import DataError, GlomoError
 from glomo_dist.transfer.dataset import section
 from glomo_dist.transfer.finetune import run
+from glomo_dist.transfer.result import Epoch
 from glomo_dist.transfer.task import get_task
 
 HOSTILE = '<script>alert("x")</script> & $x_1$'
@@ -209,6 +214,53 @@ def test_unusable_runs_and_outputs_are_named(tmp_path):
     (damaged / "log.jsonl").write_text(text + '{"step": 3, "lo')  # killed while writing: the rest counts
     build([results], page, [damaged])
     assert "2 steps" in page.read_text()
+
+
+def test_outputs_that_are_no_plain_files_stay_what_they_are(tmp_path):
+    results = [write(tmp_path / "in", [result(job("none", 0), 0.5)])]
+    pipe, link = tmp_path / "pipe", tmp_path / "link.html"
+    os.mkfifo(pipe)
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
+    reader.start()
+    build(results, pipe)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    reader.join(10)
+    assert read[0].startswith("<!DOCTYPE html>")
+    link.symlink_to(tmp_path / "page.html")
+    for _ in range(2):  # of nothing yet, and of an older page
+        build(results, link)
+        assert link.is_symlink() and (tmp_path / "page.html").read_text().startswith("<!DOCTYPE html>")
+    with pytest.raises(GlomoError, match=r"x\.html lies below .*page\.html, which is a file"):
+        build(results, tmp_path / "page.html" / "x.html")
+
+
+def test_seconds_of_logs_from_before_they_added_up(tmp_path):
+    """They held the time of the logged steps alone."""
+    results = [write(tmp_path / "in", [result(job("none", 0), 0.5)])]
+    old = run_folder(tmp_path / "old", [log_row(step) for step in (10, 20, 30)])
+    new = run_folder(tmp_path / "new", [log_row(step, units_per_second=9.0) for step in (10, 20, 30)])
+    build(results, tmp_path / "report.html", [old, new])
+    page = (tmp_path / "report.html").read_text()
+    assert "30 steps, ranks: 2, 15 s" in page and "30 steps, ranks: 2, 1.5 s" in page
+
+
+def test_the_only_epoch_has_a_tick_and_no_others(tmp_path):
+    one = [replace(result(job("none", seed), 0.5), curve=(Epoch(1, 0.7, 0.5, 1.0),)) for seed in range(2)]
+    (group,) = read_results([write(tmp_path / "in", one)]).groups
+    ticks = re.findall(r'id="xtick_\d+">.*?<text[^>]*>([^<]+)</text>', curves_figure(group), re.DOTALL)
+    assert ticks == ["1"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_words_that_matplotlib_has_no_letters_for():
+    """The browser has them; an arc begins where such a wide word ends."""
+    graph = np.array([[[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]])
+    example = Example(0, "", None, graph, np.zeros_like(graph))
+    pictures = [words_figure(words, example) for words in (["\u8bed" * 8, "b", "c"], ["a" * 16, "b", "c"])]
+    assert "\u8bed" * 8 in pictures[0]
+    sizes = [re.search(r'viewBox="([^"]+)"', picture)[1] for picture in pictures]
+    assert sizes[0] == sizes[1]
 
 
 def test_strongest_edges():

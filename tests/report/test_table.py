@@ -55,6 +55,22 @@ def test_missing_seeds_and_failures_are_said(tmp_path):
     assert "1 planned jobs have no result yet" in text
 
 
+def test_a_folder_named_twice_counts_once(tmp_path, monkeypatch):
+    failed = {job("pretrained", 2): "MemoryError: 2 GB"}
+    folder = write(tmp_path / "out", scores("none", NONE), failed, missing=[job("uniform", 1)])
+    monkeypatch.chdir(tmp_path)
+    results = read_results([folder, "out", "./out/../out"])
+    assert (len(results.failed), len(results.missing), len(results.commands)) == (1, 1, 1)
+
+
+def test_columns_of_wide_letters_are_in_line(tmp_path):
+    rows = scores("none", NONE) + scores("\u8bed\u8a00\u8bed\u8a00\u8bed\u8a00", PRETRAINED)
+    lines = as_text(read_results([write(tmp_path / "out", rows)])).splitlines()
+    (none,) = (line for line in lines if line.startswith("no graph"))
+    (wide,) = (line for line in lines if line.startswith("\u8bed"))
+    assert none.index("72.00") == wide.index("74.00") + 6
+
+
 def test_sizes_features_and_settings_are_not_mixed(tmp_path):
     rows = scores("none", NONE) + scores("none", NONE, train_size=5) + scores("none", {0: 0.1}, lr=0.5)
     rows += scores("none", NONE, features="/data/wiki.npz")

@@ -11,20 +11,27 @@ PIECES = ("a", "film", "with", "good", "bad", "in", "##ten", "##tions", "tim", "
 
 def write_bert(folder: Path, layers: int = 2, positions: int = 64) -> str:
     """A BERT of width 16 with word pieces; an unknown word is [UNK]."""
+    return write_with_word_pieces(
+        folder, "Bert", hidden_size=16, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=positions,
+    )  # fmt: skip
+
+
+def write_with_word_pieces(folder: Path, kind: str, **config) -> str:
+    """An encoder of any kind with the tokenizer of `write_bert`."""
     import transformers
 
     vocabulary = {piece: i for i, piece in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *PIECES))}
-    config = transformers.BertConfig(
-        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=layers, num_attention_heads=2,
-        intermediate_size=32, max_position_embeddings=positions,
-    )  # fmt: skip
-    return _write(folder, transformers.BertTokenizer(vocab=vocabulary), transformers.BertModel(config))
+    model = getattr(transformers, f"{kind}Model")
+    configured = getattr(transformers, f"{kind}Config")(**{"vocab_size": len(vocabulary), **config})
+    return _write(folder, transformers.BertTokenizer(vocab=vocabulary), model(configured))
 
 
-def write_gpt2(folder: Path, generic: bool = False) -> str:
+def write_gpt2(folder: Path, generic: bool = False, eos: str | None = "<|endoftext|>") -> str:
     """A GPT-2 of width 16 whose byte-level tokenizer was trained on a few words: no padding token, no [CLS].
 
-    generic: saved without its class, so that nothing puts a space before words that are given apart.
+    generic: saved without its class, so that nothing puts a space before words that are given apart. eos: None for a
+    tokenizer without any special token (generic only).
     """
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -36,7 +43,7 @@ def write_gpt2(folder: Path, generic: bool = False) -> str:
     )
     bpe.train_from_iterator(["a film with good intentions and bad timing"] * 5, trainer)
     if generic:
-        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>")
+        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=eos)
     else:
         bpe.save(str(folder) + ".json")
         learned = json.loads(Path(str(folder) + ".json").read_text())["model"]

@@ -1,5 +1,7 @@
 import gzip
 import lzma
+import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +10,9 @@ import torch
 import zstandard
 
 from glomo_dist.runtime.errors import ConfigError, DataError
+from glomo_dist.runtime.files import sha256_file
 from glomo_dist.transfer.dataset import Column, Split, TaskData, images_split
-from glomo_dist.transfer.features import FeatureSpec, WordVectors, pixel_positions
+from glomo_dist.transfer.features import FeatureSpec, WordVectors, pixel_positions, vectors_content
 from glomo_dist.transfer.inputs import bucketed, by_length, encode
 
 GLOVE = "the 0.5 -1 2e-1\nfilm 1 2 3\n. . . 4 5 6\nthe 9 9 9\n"
@@ -38,6 +41,8 @@ def test_glove_text(tmp_path, ending, header):
         ("the 1 2 3\nfilm 1 2\n", "line 2: expected a word and 3 numbers, got 3 cells"),
         ("the 1 2 3\nfilm 1 2 3 4\n", "line 2: expected a word and 3 numbers, got 5 cells"),
         ("the 1 2 3\nfilm 1 two 3\n", "line 2: could not convert string to float: .*'two'"),
+        ("the 1 2 3\nfilm 1 1e39 3\n", "line 2: the vector of 'film' is not finite"),
+        ("the\t1\t2\nfilm\t1\t2\n", r"line 1: expected a word and its numbers, got 1 cells\. Single spaces"),
         ("the 1 2 3\nfilm 1 nan 3\n", "line 2: the vector of 'film' is not finite"),
         ("2 4\nthe 1 2 3\n", "line 2: expected a word and 4 numbers"),
         ("9 3\nthe 1 2 3\nfilm 1 2 3\n", "line 1 promises 9 vectors, the file has 2. The copy may be cut"),
@@ -48,7 +53,8 @@ def test_glove_text(tmp_path, ending, header):
 def test_glove_bad_lines(tmp_path, text, named):
     path = tmp_path / "glove.txt"
     path.write_text(text)
-    with pytest.raises(DataError, match=named) as caught:
+    with warnings.catch_warnings(), pytest.raises(DataError, match=named) as caught:
+        warnings.simplefilter("error")
         WordVectors.load(str(path))
     assert str(path) in str(caught.value)
 
@@ -95,6 +101,7 @@ def test_npz(tmp_path):
     [
         ({"vectors": np.array([["1", "2"], ["3", "4"]])}, "vectors must be numbers, got <U1"),
         ({"vectors": np.full((2, 2), 1e300)}, r"word 'thé' \(row 0\) is not finite as float32"),
+        ({"vectors": np.zeros((2, 0))}, "vectors of width 0"),
         ({"words": np.array([b"th\xe9", b"film"])}, "a word is not UTF-8"),
     ],
 )
@@ -121,6 +128,25 @@ def test_npz_packed_or_damaged(tmp_path):
         path.write_bytes(content)
         with pytest.raises(DataError, match=r"vectors\.npz: not a readable"):
             WordVectors.load(str(path))
+
+
+def test_npz_by_other_names(tmp_path):
+    """In capitals, in an archive; by URL with a query: tests/transfer/test_task_sources.py."""
+    np.savez(tmp_path / "v.npz", words=np.array(["the"]), vectors=np.eye(1, 5))
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.write(tmp_path / "v.npz", "v.npz")
+    (tmp_path / "v.npz").rename(tmp_path / "V.NPZ")
+    for source in (tmp_path / "V.NPZ", f"zip://v.npz::{tmp_path}/all.zip"):
+        assert WordVectors.load(str(source)).width == 5
+
+
+def test_vectors_are_known_by_their_content(tmp_path):
+    path = tmp_path / "glove.1d.txt"
+    path.write_text("the 1\n")
+    names = [str(path), f"file://{path}", str(tmp_path / "*.1d.txt")]
+    assert {vectors_content(name) for name in names} == {sha256_file(path)}
+    for name in ("https://x.y/glove.txt", str(tmp_path / "missing.txt")):
+        assert vectors_content(name) == name
 
 
 @pytest.mark.parametrize(

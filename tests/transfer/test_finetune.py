@@ -220,6 +220,10 @@ def test_a_diverging_run_is_an_error(sample):
         ({"lr": 0.0}, "lr"),
         ({"mixture_lr_factor": 0.0}, "mixture_lr_factor"),
         ({"dropout": 1.0}, "dropout"),
+        ({"mixture_scale": float("nan")}, "mixture_scale must be finite"),
+        ({"mixture_scale": float("inf")}, "mixture_scale must be finite"),
+        ({"weight_decay": float("nan")}, "weight_decay must be finite"),
+        ({"weight_decay": -0.1}, "weight_decay must be finite and at least 0"),
     ],
 )
 def test_bad_jobs(fields, named):

@@ -51,8 +51,10 @@ def test_race_folder(tmp_path):
     assert found == {"accuracy": 0.75, "accuracy.middle": 1.0, "accuracy.high": 0.5}
 
 
-def test_race_folder_in_any_place(tmp_path):
+def test_race_folder_in_any_place(tmp_path, monkeypatch):
     plain = get_task("race").load(write_race(tmp_path / "plain"), None)
+    monkeypatch.chdir(tmp_path / "plain")
+    assert get_task("race").load("", None).fingerprint == plain.fingerprint
     odd = Path(write_race(tmp_path / "sets.jsonl [v1] *?" / "RACE"))
     (odd / "dev" / "high" / "._1.txt").write_bytes(b"\0\5\x16\7\0Mac OS X")
     assert get_task("race").load(str(odd), None).fingerprint == plain.fingerprint

@@ -13,7 +13,7 @@ import torch
 from encoder_samples import write_bert, write_gpt2
 from transfer_samples import job, planted_store, write_sst2, write_vectors
 
-from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.transfer import encoder as encoders
 from glomo_dist.transfer import states
 from glomo_dist.transfer.encoder import Encoder, encoder_fingerprint, locate, windows
@@ -56,10 +56,10 @@ def test_words_are_joined_from_their_sub_words(bert, layer, pool):
     assert len([w for w in by_hand(bert, ["intentions"])[1] if w == 0]) == 3  # in ##ten ##tions
 
 
-@pytest.mark.parametrize("generic", [False, True])
-def test_byte_level_words_keep_their_space(tmp_path, generic):
+@pytest.mark.parametrize("kind", [{}, {"generic": True}, {"generic": True, "eos": None}])
+def test_byte_level_words_keep_their_space(tmp_path, kind):
     """A decoder without padding or special tokens; its words are those of running text."""
-    folder = write_gpt2(tmp_path / "gpt2", generic)
+    folder = write_gpt2(tmp_path / "gpt2", **kind)
     found = Encoder(locate(folder)).states([["film", "with", "good"], ["bad"]]).astype(np.float32)
     import transformers
 
@@ -130,6 +130,19 @@ def test_states_are_computed_once(bert, tmp_path, monkeypatch):
     assert files[1].read_bytes() == content_before
     monkeypatch.setattr(states, "Encoder", None)  # all is there: the encoder is not even loaded
     states.column_states(spec, content, columns, tmp_path)
+
+
+def test_words_that_the_encoder_does_not_know(bert, tmp_path, monkeypatch):
+    """A text of them, in a chunk of its own, may be; a whole data set is a mistake."""
+    monkeypatch.setattr(states, "CHUNK_WORDS", 4)
+    spec = FeatureSpec.parse(f"hf:{bert}")
+    unknown = [[f"x{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]]
+    found = states.column_states(spec, "key", {"a": unknown + TEXTS, "b": unknown}, tmp_path)
+    assert len(found["a"].chunks) > 1
+    with pytest.raises(
+        DataError, match=r"knows none of 26 words \(\['xa', 'xb', 'xc'\] …\)\. Wrong language"
+    ):
+        states.column_states(spec, "other", {"a": unknown, "b": unknown}, tmp_path)
 
 
 def test_two_processes_make_a_chunk_once(bert, tmp_path, monkeypatch):

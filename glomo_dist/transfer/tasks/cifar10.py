@@ -10,7 +10,7 @@ from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer.dataset import Published, Task, TaskData
 from glomo_dist.transfer.image_sets import Labelled, image_data, read_archive, read_cifar_batches
 from glomo_dist.transfer.resnet import ResNetReader
-from glomo_dist.transfer.sources import find, packed, require
+from glomo_dist.transfer.sources import find, has_ending, packed, require
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 DEV = 5000
@@ -37,7 +37,7 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
 def _read(source: str | None, part: str) -> Labelled:
     first = "data_batch_1" if part == "train" else "test_batch"
     path = require(source, (*_batch(first), *_archives(part)), "cifar10")
-    if path.endswith(packed(".npz")):
+    if has_ending(path, ".npz"):
         return read_archive(path, len(CLASSES), channels=3)
     if part == "test":
         return read_cifar_batches([path], len(CLASSES))

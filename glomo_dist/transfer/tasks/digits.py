@@ -13,7 +13,7 @@ from glomo_dist.runtime.fingerprint import derive_seed
 from glomo_dist.transfer.dataset import SPLITS, Task, TaskData, checked, draw, images_split
 from glomo_dist.transfer.image_sets import check_images
 from glomo_dist.transfer.models import PixelReader
-from glomo_dist.transfer.sources import npz_arrays, packed, require
+from glomo_dist.transfer.sources import has_ending, npz_arrays, packed, require
 
 CLASSES = tuple("0123456789")
 SHARES = {"train": 0.7, "dev": 0.1, "test": 0.2}
@@ -24,8 +24,7 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
     if source is None:
         images, labels, where = *_bundled(), "sklearn.datasets.load_digits"
     else:
-        named = source.endswith(packed(".npz"))
-        where = source if named else require(source, packed("digits.npz"), "digits")
+        where = source if has_ending(source, ".npz") else require(source, packed("digits.npz"), "digits")
         images, labels = npz_arrays(where, ("images",), ("labels",))
     images, labels = check_images(images, labels, len(CLASSES), where)
     order = np.random.default_rng(derive_seed("digits split")).permutation(len(labels))

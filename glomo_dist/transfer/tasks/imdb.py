@@ -10,7 +10,16 @@ from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
 from glomo_dist.transfer.dataset import Published, Row, Task, TaskData, text_data
 from glomo_dist.transfer.models import TextReader
-from glomo_dist.transfer.sources import find, json_rows, packed, require, text_files, whole_number
+from glomo_dist.transfer.sources import (
+    address_parts,
+    find,
+    joined,
+    json_rows,
+    packed,
+    require,
+    text_files,
+    whole_number,
+)
 
 CLASSES = ("negative", "positive")
 DEV_SHARE = 10  # one in ten training reviews
@@ -29,8 +38,9 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
 def _read(source: str | None, split: str) -> list[Row]:
     names = (f"{split}/pos", f"aclImdb/{split}/pos", *packed(f"imdb_{split}.jsonl"))
     path = require(source, names, "imdb")
-    if path.endswith("/pos"):
-        return _folder(path.removesuffix("/pos"))
+    folder, follows = address_parts(path)
+    if folder.endswith("/pos"):
+        return _folder(folder.removesuffix("pos") + follows)
     return [
         Row({"text": _plain(row["text"])}, whole_number(row["label"], where), where)
         for where, row in json_rows(path, ("text", "label"))
@@ -38,14 +48,14 @@ def _read(source: str | None, split: str) -> list[Row]:
 
 
 def _folder(path: str) -> list[Row]:
-    """Reviews of PATH/neg and PATH/pos in the order of their names."""
+    """Reviews of the folders neg and pos in `path` in the order of their names."""
     rows = []
     for label, name in enumerate(("neg", "pos")):
-        if find(path, (name,)) is None:
+        if (folder := find(path, (name,))) is None:
             raise DataError(
-                f"{path}/{name} does not exist; the aclImdb layout has neg and pos. Unpack it again."
+                f"{joined(path, name)} does not exist; the aclImdb layout has neg and pos. Unpack it again."
             )
-        for file, content in text_files(f"{path}/{name}"):
+        for file, content in text_files(folder):
             try:
                 rows.append(Row({"text": _plain(content.decode("utf-8"))}, label, file))
             except UnicodeDecodeError as e:

@@ -12,7 +12,7 @@ from typing import Any
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer.choice import ChoiceReader
 from glomo_dist.transfer.dataset import SPLITS, Published, Row, Task, TaskData, text_data
-from glomo_dist.transfer.sources import find, is_jsonl, json_rows, packed, require, text_files
+from glomo_dist.transfer.sources import address_parts, find, is_jsonl, json_rows, packed, require, text_files
 
 OPTIONS = ("A", "B", "C", "D")
 LEVELS = ("middle", "high")
@@ -30,7 +30,8 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
         for where, article, group in _lines(source or ""):
             rows[_split(article, where)] += _rows(article, where, group)
     else:
-        root = start.rsplit("/", 2)[0]
+        level_folder, follows = address_parts(start)
+        root = level_folder.removesuffix("/".join(level_folder.rsplit("/", 2)[-2:])) + follows
         for split in SPLITS:
             for level in LEVELS:
                 for where, article in _folder(require(root, (f"{split}/{level}",), "race")):

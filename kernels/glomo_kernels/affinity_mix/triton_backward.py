@@ -95,7 +95,7 @@ def _query_tiles(
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def query_kernel(
     q, k, v, theta, spans, cut, last, grad, mixed, norm, lists, counts, dq, dtheta, means,
-    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, theta_b, theta_h, theta_t, grad_b, grad_h, grad_t,
+    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, grad_b, grad_h, grad_t,
     heads, rows, columns, bucket,
     KIND: tl.constexpr, THETA: tl.constexpr, SCALED: tl.constexpr, EXACT: tl.constexpr,
     DG: tl.constexpr, DV: tl.constexpr, PADDED_DG: tl.constexpr, PADDED_DV: tl.constexpr, CHUNK: tl.constexpr,
@@ -115,7 +115,7 @@ def query_kernel(
 
     row = block * BLOCK_M + tl.arange(0, BLOCK_M)
     begin, end = load_spans(spans, sample, row, rows)
-    row_theta = load_theta(theta + wide_sample * theta_b + wide_head * theta_h, row, rows, theta_t, THETA)
+    row_theta = load_theta(theta, offset, row, rows, THETA)
     row_cut, row_last = load_cut(cut, last, offset, row, rows, KIND)
     rows_of = (row_theta, begin, end, row_cut, row_last)
     row_norm = tl.load(norm + offset + row, mask=row < rows, other=0.0)
@@ -178,7 +178,7 @@ def query_kernel(
 
 @triton.jit
 def _key_tiles(
-    list_, steps, state, k, v, column, queries, d_mixed, q_t, grad_t, theta, theta_t, spans, sample, cut, last, norm,
+    list_, steps, state, k, v, column, queries, d_mixed, q_t, grad_t, theta, spans, sample, cut, last, norm,
     means, offset, rows,
     KIND: tl.constexpr, THETA: tl.constexpr, SAME: tl.constexpr, MASKED: tl.constexpr, DG: tl.constexpr,
     DV: tl.constexpr, PADDED_DG: tl.constexpr, PADDED_DV: tl.constexpr, CHUNK: tl.constexpr,
@@ -193,7 +193,7 @@ def _key_tiles(
             begin, end = load_spans(spans, sample, row, rows)
         else:
             begin, end = tl.zeros_like(row), tl.zeros_like(row)
-        row_theta = load_theta(theta, row, rows, theta_t, THETA)
+        row_theta = load_theta(theta, offset, row, rows, THETA)
         row_cut, row_last = load_cut(cut, last, offset, row, rows, KIND)
         row_norm = tl.load(norm + offset + row, mask=row < rows, other=0.0)
         mean = tl.load(means + offset + row, mask=row < rows, other=0.0)
@@ -223,7 +223,7 @@ def _key_tiles(
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def key_kernel(
     q, k, v, theta, spans, cut, last, grad, norm, means, lists, counts, dk, dv,
-    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, theta_b, theta_h, theta_t, grad_b, grad_h, grad_t,
+    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, grad_b, grad_h, grad_t,
     heads, rows, columns, bucket,
     KIND: tl.constexpr, THETA: tl.constexpr, SAME: tl.constexpr, DG: tl.constexpr, DV: tl.constexpr,
     PADDED_DG: tl.constexpr, PADDED_DV: tl.constexpr, CHUNK: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -252,7 +252,6 @@ def key_kernel(
     v_rows = factor(values, first_key, v_t, columns, BLOCK_N, DV, PADDED_DV, True, CHUNK)
     queries = q + wide_sample * q_b + wide_head * q_h
     d_mixed = grad + wide_sample * grad_b + wide_head * grad_h
-    thresholds = theta + wide_sample * theta_b + wide_head * theta_h
 
     row_tiles = tl.cdiv(rows, LIVE)
     at = tl.cast(tl.program_id(0), tl.int64)
@@ -261,12 +260,12 @@ def key_kernel(
     state = (tl.zeros([BLOCK_N, PADDED_DG], tl.float32), tl.zeros([BLOCK_N, PADDED_DV], tl.float32))
     state = _key_tiles(
         edges, edge_tiles * (LIVE // BLOCK_M), state, k_rows, v_rows, column, queries, d_mixed, q_t, grad_t,
-        thresholds, theta_t, spans, sample, cut, last, norm, means, offset, rows,
+        theta, spans, sample, cut, last, norm, means, offset, rows,
         KIND, THETA, SAME, True, DG, DV, PADDED_DG, PADDED_DV, CHUNK, BLOCK_M, BLOCK_N,
     )  # fmt: skip
     d_key, d_value = _key_tiles(
         edges + row_tiles - inner_tiles, inner_tiles * (LIVE // BLOCK_M), state, k_rows, v_rows, column, queries,
-        d_mixed, q_t, grad_t, thresholds, theta_t, spans, sample, cut, last, norm, means, offset, rows,
+        d_mixed, q_t, grad_t, theta, spans, sample, cut, last, norm, means, offset, rows,
         KIND, THETA, SAME, CHUNK > 0, DG, DV, PADDED_DG, PADDED_DV, CHUNK, BLOCK_M, BLOCK_N,
     )  # fmt: skip
     store_rows(dk + out * DG, first_key, DG, columns, 2.0 * d_key, BLOCK_N, DG, PADDED_DG)

@@ -17,7 +17,7 @@ EPSILON = tl.constexpr(scores.EPSILON)
 LIVE = tl.constexpr(scores.LIVE)
 # Numbers that differ from batch to batch. A kernel compiled for each class of them (odd, multiple of 16) would stall
 # a step for seconds whenever a new class comes.
-NOT_SPECIALIZED = ["heads", "rows", "columns", "bucket", "theta_b", "theta_h"]
+NOT_SPECIALIZED = ["heads", "rows", "columns", "bucket"]
 # Flags of this many tiles are collected in the bits of one integer per row.
 GROUP = tl.constexpr(32)
 
@@ -146,10 +146,10 @@ def span_limits(begin, end, columns):
 
 
 @triton.jit
-def load_theta(theta, row, rows, stride, THETA: tl.constexpr):
-    """float32 thresholds of the rows; 0 without theta."""
+def load_theta(theta, offset, row, rows, THETA: tl.constexpr):
+    """float32 thresholds of the rows; 0 without theta. theta [B, H, Tq]"""
     if THETA:
-        return tl.load(theta + tl.cast(row, tl.int64) * stride, mask=row < rows, other=0.0).to(tl.float32)
+        return tl.load(theta + offset + row, mask=row < rows, other=0.0).to(tl.float32)
     return tl.zeros(row.shape, tl.float32)
 
 

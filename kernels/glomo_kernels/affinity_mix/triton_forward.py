@@ -167,9 +167,6 @@ def forward_kernel(
     v_b,
     v_h,
     v_t,
-    theta_b,
-    theta_h,
-    theta_t,
     heads,
     rows,
     columns,
@@ -201,7 +198,7 @@ def forward_kernel(
     row = block * BLOCK_M + tl.arange(0, BLOCK_M)
     begin, end = load_spans(spans, sample, row, rows)
     first, stop, inner_first, inner_stop = span_limits(begin, end, columns)
-    row_theta = load_theta(theta + wide_sample * theta_b + wide_head * theta_h, row, rows, theta_t, THETA)
+    row_theta = load_theta(theta, offset, row, rows, THETA)
     row_cut, row_last = load_cut(cut, last, offset, row, rows, KIND)
     rows_of = (row_theta, begin, end, row_cut, row_last)
 

@@ -112,9 +112,8 @@ def _more_arguments(v: Tensor, theta: Tensor | None, q: Tensor) -> dict[str, Any
 
     return {
         "v": v,
-        "theta": q if theta is None else theta,
+        "theta": q if theta is None else theta.contiguous(),
         **strides("v", v),
-        **(strides("theta", theta) if theta is not None else {"theta_b": 0, "theta_h": 0, "theta_t": 0}),
         "THETA": theta is not None,
         "DV": v.shape[3],
         "PADDED_DV": configs.padded(v.shape[3]),

@@ -1,0 +1,185 @@
+"""Ray for as long as an evaluation needs it: a local one, started and stopped here, or a cluster by its address."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from glomo_dist.runtime.errors import GlomoError
+
+OBJECT_STORE_BYTES = 100 << 20  # results are files; Ray's minimum is about 75 MB
+# Ray puts its sockets below its folder, at /session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store, and the
+# system takes paths of 103 (macOS) or 107 bytes. So the folder is not in the output folder.
+FOLDER_PREFIX = "glomo-ray-"
+LONGEST_PARENT = 20
+
+# Read by Ray when it is imported or started.
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+}
+
+# Ray counts workers that ran out of memory apart from others that died, and starts them again without end unless told
+# otherwise. It reads this each time it is started.
+OOM_RETRIES = "RAY_task_oom_retries"
+
+
+@contextlib.contextmanager
+def running_ray(cpus: int | None = None, address: str | None = None, max_retries: int = 2) -> Iterator[None]:
+    """Ray for the duration of the block, unless this process already has one.
+
+    cpus, address, max_retries: as in `RayExecutor`. Raises GlomoError where it does not start or no cluster answers.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if address is not None and _knows_a_token():
+        os.environ.setdefault(
+            "RAY_AUTH_MODE", "token"
+        )  # `ray start --head` does so by itself, `init` does not
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    with contextlib.ExitStack() as at_the_end:
+        if OOM_RETRIES not in os.environ:
+            at_the_end.enter_context(_environment(**{OOM_RETRIES: str(max_retries)}))
+        if address is not None:
+            at_the_end.callback(ray.shutdown)
+            _connect(address)
+        else:
+            folder = at_the_end.enter_context(_folder())
+            at_the_end.callback(ray.shutdown)
+            _start(folder, cpus)
+        yield
+
+
+def _connect(address: str) -> None:
+    import ray
+
+    try:
+        _require_listening(address)
+        with _signals_kept():
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except Exception as e:
+        if any("RAY_AUTH_TOKEN" in text for text in _chain(e)):  # Ray's advice, in all its words about tokens
+            raise GlomoError(
+                f"the Ray cluster at {address!r} asks for a token; there is none here, or it is a wrong one. It is "
+                "looked for in RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names and in ~/.ray/auth_token: "
+                "put the one there that the cluster was started with."
+            ) from e
+        raise GlomoError(
+            f"no Ray cluster at {address!r}: {e}. Start one (`ray start --head`) or leave the address out."
+        ) from e
+
+
+def _start(folder: str, cpus: int | None) -> None:
+    import ray
+
+    try:
+        with _environment(PYTHONPATH=os.pathsep.join(_import_paths())), _signals_kept():
+            ray.init(
+                address="local",  # never a cluster that happens to run on this machine
+                num_cpus=_own_cores() if cpus is None else cpus,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                configure_logging=True,
+                _temp_dir=folder,
+            )
+    except Exception as e:
+        raise _not_started(e) from e
+
+
+def _not_started(error: Exception) -> GlomoError:
+    why = str(error).rstrip(".\n") or type(error).__name__
+    return GlomoError(f"Ray did not start here: {why}. `--executor process` runs the jobs without it.")
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[str]:
+    """For what Ray writes, where its sockets' paths are short enough."""
+    try:
+        parent = tempfile.gettempdir()
+        if len(os.fsencode(parent)) > LONGEST_PARENT:
+            parent = "/tmp"
+        folder = tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX, dir=parent, ignore_cleanup_errors=True)
+    except OSError as e:
+        raise _not_started(e) from e
+    with folder as path:
+        yield path
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself when it starts: it prints its own stack and dies. Put back what was set here."""
+    before = signal.getsignal(signal.SIGTERM)
+    if before is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    try:
+        yield
+    except SystemExit:  # what Ray makes of the signal while it starts
+        if callable(before):
+            before(signal.SIGTERM, None)
+        raise
+    finally:
+        # After a signal ours ignores the next ones, so that nothing breaks into the shutdown: leave that.
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _chain(error: BaseException | None) -> Iterator[str]:
+    """What an exception says, and those it came from."""
+    while error is not None:
+        yield str(error)
+        error = error.__cause__ or error.__context__
+
+
+def _knows_a_token() -> bool:
+    """Whether there is a token to show to a cluster that asks for one, in one of the places where Ray looks."""
+    given = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    return given or Path.home().joinpath(".ray", "auth_token").exists()
+
+
+def _require_listening(address: str) -> None:
+    """Raise OSError at once where nothing listens: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+def _own_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _import_paths() -> list[str]:
+    """What this process can import beyond its Python's own folders, so that workers can, from any folder."""
+    own = tuple(prefix + os.sep for prefix in (sys.prefix, sys.base_prefix))
+    found = [os.path.abspath(path) for path in sys.path if os.path.isdir(path or ".")]
+    return list(dict.fromkeys(path for path in found if not path.startswith(own)))
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,79 @@
+"""What a run writes down of its steps: log.jsonl, and the state of the loop in a checkpoint."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from glomo_dist.pretrain.hooks import JsonLog
+from glomo_dist.pretrain.loop import State
+from glomo_dist.pretrain.schedule import Plateau
+from glomo_dist.runtime.errors import GlomoError
+
+
+@pytest.mark.parametrize("cut", ["", "\0\0\0\0\0", '"}\n[]\n5\nnull\n{}\n', "\udcff\n"])
+def test_log_drops_rows_that_come_again(tmp_path: Path, cut: str) -> None:
+    path = tmp_path / "log.jsonl"
+    log = JsonLog(path, 0)
+    for step in range(1, 6):
+        log.step({"step": step, "loss": float("nan") if step == 2 else 0.1 + step, "logged": step != 3})
+    log.close()
+    with open(path, "a", errors="surrogateescape") as f:
+        f.write('{"step": 6, "lo' + cut)  # killed while writing, or the power went
+    log = JsonLog(path, 4)
+    log.step({"step": 5, "loss": 1e300, "logged": True})
+    log.close()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert rows == [
+        {"step": 1, "loss": 1.1},
+        {"step": 2, "loss": None},
+        {"step": 4, "loss": 4.1},
+        {"step": 5, "loss": 1e300},
+    ]
+
+
+def strict(text: str) -> Any:
+    """Parsed as JSON says: Python also takes NaN and Infinity."""
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_what_is_not_finite_is_null(tmp_path: Path) -> None:
+    log = JsonLog(tmp_path / "log.jsonl", 0)
+    log.step({"step": 1, "entropy": [[math.nan, 0.5], [math.inf, 1.0]], "logged": True})
+    log.close()
+    row = strict((tmp_path / "log.jsonl").read_text())
+    assert row == {"step": 1, "entropy": [[None, 0.5], [None, 1.0]]}
+    for state in (State(3), State(4, 1, Plateau(2.5, 1, 1))):
+        value = state.to_json()
+        assert State.from_json(strict(json.dumps(value))) == state
+    value["plateau"]["best"] = math.inf  # as it was written before
+    assert State.from_json(json.loads(json.dumps(value))).plateau == Plateau(math.inf, 1, 1)
+
+
+def test_a_row_that_is_cut_by_a_full_disk_is_an_error(tmp_path: Path) -> None:
+    """The system writes what has room and calls that a success."""
+    log = JsonLog(tmp_path / "log.jsonl", 0)
+    room, file = 20, log._file
+
+    def write(line: bytes) -> int:
+        nonlocal room
+        if not room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written = file.write(line[:room])
+        room -= written
+        return written
+
+    log._file = SimpleNamespace(write=write, close=file.close)  # type: ignore[assignment]
+    log.step({"step": 1, "logged": True})
+    with pytest.raises(GlomoError, match=r"cannot write .*log\.jsonl: No space left"):
+        log.step({"step": 2, "logged": True})
+    log.close()
+    JsonLog(tmp_path / "log.jsonl", 1).close()
+    assert (tmp_path / "log.jsonl").read_text() == '{"step": 1}\n'

@@ -1,0 +1,136 @@
+"""Where task files lie: at an address of a server in trouble, with a query, in an archive."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import threading
+import zipfile
+
+import numpy as np
+import pytest
+from transfer_samples import write_sst2
+
+from glomo_dist.runtime.errors import DataError
+from glomo_dist.transfer import sources
+from glomo_dist.transfer.features import WordVectors
+from glomo_dist.transfer.sources import address_parts, joined
+from glomo_dist.transfer.task import get_task
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+    def do_GET(self):
+        path, _, query = self.path.partition("?")
+        codes = self.server.codes.get(path.rpartition("/")[2], [])
+        if codes or query != self.server.query:
+            return self.send_error(codes.pop(0) if codes else 403)
+        return super().do_GET()
+
+
+@pytest.fixture
+def web(tmp_path):
+    """A server of tmp_path. codes: by file name, what the next requests are answered; query: what each must have."""
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Handler, directory=str(tmp_path))
+    )
+    server.codes, server.query = {}, ""
+    server.address = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def write_race(folder):
+    folder.mkdir()
+    article = {"questions": ["what ?"], "options": [["a", "b", "c", "d"]], "answers": ["A"]}
+
+    def rows(name, parts):
+        made = [{"article": f"{name} {i}", "part": part, **article} for i, part in enumerate(parts)]
+        (folder / f"race_{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+
+    for level in ("middle", "high"):
+        rows(f"train_{level}", ["train"] * 2)
+        rows(f"dev_{level}", ["dev", "test"])
+    rows("train_extra", ["train"] * 5)
+    return folder
+
+
+def test_a_server_in_trouble_drops_no_optional_file(tmp_path, web, monkeypatch, capsys):
+    local = get_task("race").load(str(write_race(tmp_path / "race")), None)
+    assert len(local.splits["train"].labels) == 9
+    source = f"{web.address}/race"
+    web.codes = {"race_train_extra.jsonl": [503], "race_train_middle.jsonl": [500]}
+    assert get_task("race").load(source, None).fingerprint == local.fingerprint
+    monkeypatch.setattr(sources, "RETRY_SECONDS", 0.1)
+    web.codes = {"race_train_extra.jsonl": [503] * 9}
+    with pytest.raises(DataError, match=r"race_train_extra\.jsonl cannot be read: .*503"):
+        get_task("race").load(source, None)
+    # a bucket that may not be listed says 403 for what it does not have
+    capsys.readouterr()
+    web.codes = {"race_train_extra.jsonl": [403]}
+    assert len(get_task("race").load(source, None).splits["train"].labels) == 4
+    assert "refuses (403) race_train_extra.jsonl; taken as not there" in capsys.readouterr().err
+
+
+def test_a_server_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(sources, "RETRY_SECONDS", 0.1)
+    with pytest.raises(DataError, match=r"http://127\.0\.0\.1:9/x/train\.tsv cannot be read"):
+        get_task("sst2").load("http://127.0.0.1:9/x", None)
+
+
+def write_imdb(folder):
+    for split in ("train", "test"):
+        for name in ("neg", "pos"):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(20):
+                (folder / split / name / f"{i}.txt").write_text(f"{split} {name} film {i}")
+
+
+def test_tasks_and_vectors_with_a_query_and_in_archives(tmp_path, web):
+    write_sst2(tmp_path / "sst2")
+    write_imdb(tmp_path / "imdb")
+    write_race(tmp_path / "race")
+    np.savez(tmp_path / "v.npz", words=np.array(["the"]), vectors=np.eye(1, 5))
+    files = [path for path in tmp_path.rglob("*.*") if path.is_file()]
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for path in files:
+            archive.write(path, path.relative_to(tmp_path))
+    web.query = "token=s"
+    assert WordVectors.load(f"{web.address}/v.npz?token=s").width == 5
+    for task in ("sst2", "imdb", "race"):
+        local = get_task(task).load(str(tmp_path / task), None)
+        for source in (f"{web.address}/{task}?token=s", f"zip://{task}::{tmp_path}/all.zip"):
+            assert get_task(task).load(source, None).fingerprint == local.fingerprint
+
+
+def test_race_folders_at_the_top_of_an_archive(tmp_path):
+    article = {"article": "a b", "questions": ["what ?"], "options": [["a", "b", "c", "d"]], "answers": ["A"]}
+    with zipfile.ZipFile(tmp_path / "RACE.zip", "w") as archive:
+        for split in ("train", "dev", "test"):
+            for level in ("middle", "high"):
+                archive.writestr(f"{split}/{level}/1.txt", json.dumps(article))
+    data = get_task("race").load(f"zip://::{tmp_path}/RACE.zip", None)
+    assert {len(split.labels) for split in data.splits.values()} == {2}
+
+
+@pytest.mark.parametrize(
+    ("folder", "file", "follows"),
+    [
+        ("data/SST-2", "data/SST-2/x", ""),
+        ("data/SST-2/", "data/SST-2/x", ""),
+        ("data/what?", "data/what?/x", ""),
+        ("http://h/d?token=s", "http://h/d/x?token=s", "?token=s"),
+        ("zip://d::http://h/all.zip?t=s", "zip://d/x::http://h/all.zip?t=s", "::http://h/all.zip?t=s"),
+        ("zip://::all.zip", "zip://x::all.zip", "::all.zip"),
+        ("simplecache::http://h/d", "simplecache::http://h/d/x", ""),
+        ("", "x", ""),
+    ],
+)
+def test_joined_addresses(folder, file, follows):
+    assert joined(folder, "x") == file
+    assert address_parts(file) == (file.removesuffix(follows), follows)
