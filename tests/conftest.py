@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,6 +18,10 @@ from glomo_dist.runtime import threads
 
 # Before torch is imported: the tests and the programs that they start share the cores.
 threads.wait_briefly(os.environ)
+# A shell's script starts what it sends to the background (`pytest &`) with SIGINT ignored. The programs that tests
+# start and interrupt would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import torch  # noqa: E402
 from road_samples import Raw, Road  # noqa: E402

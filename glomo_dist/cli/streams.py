@@ -26,9 +26,8 @@ def prepare() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         codecs.register_error("glomo-plain", _plain)
         sys.stdout.reconfigure(errors="glomo-plain")
-    if (
-        os.environ.get("NO_COLOR") or not sys.stderr.isatty()
-    ):  # tyro asks stdout alone, and when it is imported
+    # tyro itself asks stdout alone, and when it is imported
+    if os.environ.get("NO_COLOR") or not sys.stderr.isatty():
         os.environ.setdefault("PYTHON_TYRO_ANSI_CODES", "False")
 
 

@@ -43,9 +43,8 @@ def running_ray(cpus: int | None = None, address: str | None = None, max_retries
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     if address is not None and _knows_a_token():
-        os.environ.setdefault(
-            "RAY_AUTH_MODE", "token"
-        )  # `ray start --head` does so by itself, `init` does not
+        # `ray start --head` does so by itself, `init` does not
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     if ray.is_initialized():
