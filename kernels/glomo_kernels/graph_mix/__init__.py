@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glomo_kernels import checks
+from glomo_kernels import checks, graph_checks
 from glomo_kernels.dispatch import run
 from glomo_kernels.graph import SparseGraph
 from glomo_kernels.registration import operator
@@ -32,7 +32,7 @@ def graph_mix(graph: SparseGraph, weights: Tensor, features: Tensor, *, heads: i
     Features must be finite, those of padding too: with many edges the sum of the components is treated as dense,
     and places without an edge multiply by zero.
     """
-    _check_graph(OP, graph)
+    graph_checks.check_graph(OP, graph)
     checks.check_tensors(OP, weights=weights, features=features)
     batch, components, units = graph.shape
     if features.ndim != 3 or checks.shape(features)[:2] != (batch, units):
@@ -40,14 +40,14 @@ def graph_mix(graph: SparseGraph, weights: Tensor, features: Tensor, *, heads: i
             f"{OP}: features must be {(batch, units, 'D')} to go with the graph {graph.shape}, "
             f"got {checks.shape(features)}"
         )
-    _check_floating(OP, "features", features, graph)
+    graph_checks.check_floating(OP, "features", features, graph)
     terms = components if heads is None else _product_terms(components, heads)
     if checks.shape(weights) not in ((terms,), (batch, units, terms)):
         raise ValueError(
             f"{OP}: weights must be {(terms,)} or {(batch, units, terms)} for the graph {graph.shape} "
             f"with heads={heads}, got {checks.shape(weights)}"
         )
-    _check_floating(OP, "weights", weights, graph)
+    graph_checks.check_floating(OP, "weights", weights, graph)
     edges = (graph.offsets, graph.columns, graph.weights)
     if heads is None or components == heads:
         mixed: Tensor = _mix(*edges, components, 0, weights, features)
@@ -65,7 +65,7 @@ def graph_apply(graph: SparseGraph, features: Tensor, *, first: int = 0) -> Tens
     features  [B, K, T, D] with first + K <= C, float dtype
     ->        [B, K, T, D] dtype of features; gradient for features
     """
-    _check_graph("graph_apply", graph)
+    graph_checks.check_graph("graph_apply", graph)
     checks.check_tensors("graph_apply", features=features)
     batch, components, units = graph.shape
     if features.ndim != 4 or (features.shape[0], features.shape[2]) != (batch, units):
@@ -73,7 +73,7 @@ def graph_apply(graph: SparseGraph, features: Tensor, *, first: int = 0) -> Tens
             f"graph_apply: features must be {(batch, 'K', units, 'D')} to go with the graph {graph.shape}, "
             f"got {checks.shape(features)}"
         )
-    _check_floating("graph_apply", "features", features, graph)
+    graph_checks.check_floating("graph_apply", "features", features, graph)
     count = features.shape[1]
     if not 0 <= first <= components - count:
         raise ValueError(
@@ -123,56 +123,6 @@ def _per_row(weights: Tensor, rows: int) -> Tensor:
     return blocks[:, None].expand(-1, 64, -1).flatten(0, 1)[:rows]
 
 
-def _check_floating(op: str, name: str, tensor: Tensor, graph: SparseGraph) -> None:
-    if not tensor.is_floating_point() or tensor.device != graph.weights.device:
-        raise ValueError(
-            f"{op}: {name} must be floating point on {graph.weights.device} like the graph, "
-            f"got {tensor.dtype} on {tensor.device}"
-        )
-
-
-def _check_graph(op: str, graph: SparseGraph) -> None:
-    if not isinstance(graph, SparseGraph):
-        raise ValueError(f"{op}: graph must be a SparseGraph, got {type(graph).__name__}")
-    checks.check_tensors(op, **{f"graph.{name}": getattr(graph, name) for name in ("columns", "weights")})
-    if len(graph.shape) != 3:
-        raise ValueError(f"{op}: graph.shape must be (B, C, T), got {tuple(graph.shape)}")
-    batch, components, units = graph.shape
-    checks.check_integers(
-        op, "graph.offsets", graph.offsets, ((batch * components * units + 1,),), graph.weights.device
-    )
-    if not graph.weights.is_floating_point() or graph.weights.ndim != 1:
-        raise ValueError(
-            f"{op}: graph.weights must be floating point of one dimension, "
-            f"got {graph.weights.dtype} {checks.shape(graph.weights)}"
-        )
-    if graph.columns.dtype != torch.int32 or graph.columns.shape != graph.weights.shape:
-        raise ValueError(
-            f"{op}: graph.columns must be int32 of the shape of graph.weights {checks.shape(graph.weights)}, "
-            f"got {graph.columns.dtype} {checks.shape(graph.columns)}"
-        )
-    if graph.weights.requires_grad and torch.is_grad_enabled():
-        raise ValueError(
-            f"{op}: graph.weights requires a gradient, but graphs are constants here; pass graph.detach()"
-        )
-
-
-def _check_edges(offsets: Tensor, columns: Tensor, units: int) -> None:
-    """Refuse edges that would read outside of memory; on CPU only, elsewhere it would stall the device."""
-    if offsets.device.type != "cpu":
-        return
-    edges = columns.numel()
-    if int(offsets[0]) != 0 or int(offsets[-1]) != edges or bool((offsets.diff() < 0).any()):
-        raise ValueError(
-            f"{OP}: graph.offsets must rise from 0 to the number of edges {edges}, "
-            f"got {int(offsets[0])}..{int(offsets[-1])}"
-        )
-    if edges:
-        low, high = (int(x) for x in columns.aminmax())
-        if low < 0 or high >= units:
-            raise ValueError(f"{OP}: graph.columns must lie in 0..{units - 1}, got {low}..{high}")
-
-
 # ---- y = sum_c w_c P_c H over the components first .. first + C' of a graph with `components` per sample
 
 
@@ -186,7 +136,7 @@ def _mix(
     weights: Tensor,
     features: Tensor,
 ) -> Tensor:
-    _check_edges(offsets, columns, features.shape[1])
+    graph_checks.check_edges(OP, offsets, columns, features.shape[1])
     arguments = (offsets, columns, values, components, first, weights, features)
     result: Tensor = run(OP, "forward", features.device, (features,), *arguments)
     return result
@@ -272,7 +222,7 @@ _mix_backward.refuse_derivative(OP)
 def _apply(
     offsets: Tensor, columns: Tensor, values: Tensor, components: int, first: int, count: int, x: Tensor
 ) -> Tensor:
-    _check_edges(offsets, columns, x.shape[2])
+    graph_checks.check_edges(OP, offsets, columns, x.shape[2])
     arguments = (offsets, columns, values, components, first, count, x)
     result: Tensor = run(OP, "apply_forward", x.device, (x,), *arguments)
     return result
