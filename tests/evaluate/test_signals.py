@@ -134,13 +134,14 @@ def test_interrupt_keeps_results_and_leaves_nothing_running(tmp_path, marks, num
     out = tmp_path / "out"
     roots = [str(Path(evaluate_jobs.__file__).parent), *filter(None, sys.path)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(roots)}
-    with open(tmp_path / "stderr", "w") as stderr:
+    with open(tmp_path / "stderr", "w") as stderr, contextlib.ExitStack() as at_the_end:
         process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(marks), str(out)],
             cwd=tmp_path,
             env=environment,
             stderr=stderr,
         )
+        at_the_end.callback(process.kill)
         deadline = time.monotonic() + 300
         while not (is_finished(out, "double-1") and len(list(out.rglob("running.json"))) == 2):
             assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "stderr").read_text()
