@@ -201,9 +201,8 @@ def _memory(root: Path = Path("/")) -> tuple[int | None, int | None]:
     try:
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        used -= int(
-            stat["inactive_file"]
-        )  # what has been read from files and is dropped when memory is wanted
+        # what has been read from files and is dropped when memory is wanted
+        used -= int(stat["inactive_file"])
     except (OSError, ValueError, KeyError):  # no limit ("max"), or no cgroup v2
         return total, free
     if total and free:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from glomo_dist.data.files import InputFile, describe, open_stream
 from glomo_dist.runtime.errors import DataError
+
+HALF_PAIR = re.compile(
+    "[\ud800-\udfff]"
+)  # half of a surrogate pair, which JSON can hold and which is no character
 
 
 def numbered_lines(file: InputFile) -> Iterator[tuple[int, str]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from glomo_dist.data.files import InputFile, describe, find_files, open_seekable
-from glomo_dist.data.lines import json_objects, numbered_lines
+from glomo_dist.data.lines import HALF_PAIR, json_objects, numbered_lines
 from glomo_dist.data.text import tokenize
 from glomo_dist.runtime.errors import ConfigError, DataError, suggest
 
@@ -33,7 +33,6 @@ class Document:
 
 
 _ESCAPED = re.compile(r"^@([-,.])@$")  # WikiText writes a hyphen, comma or point inside a word this way
-_HALF_PAIR = re.compile("[\ud800-\udfff]")
 _ARTICLE = re.compile(r"^= (?!= )(.*\S)(?<! =) =$")
 
 
@@ -109,9 +108,9 @@ def _json_lines(file: InputFile, text_key: str) -> Iterator[Document]:
         if text_key not in row:
             raise DataError(f"{where}: no key {text_key!r}; set text_key.{suggest(text_key, row)}")
         text = _text(row[text_key], f"{where}, key {text_key!r}")
-        if not text.isascii() and _HALF_PAIR.search(text):
+        if not text.isascii() and HALF_PAIR.search(text):
             # Half a surrogate pair is legal JSON, but no character and not writable: it becomes U+FFFD.
-            text = _HALF_PAIR.sub("\ufffd", text)
+            text = HALF_PAIR.sub("\ufffd", text)
         yield Document(text, file.label, number)
 
 

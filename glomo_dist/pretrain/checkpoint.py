@@ -107,11 +107,7 @@ def find_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     Damaged ones are set aside under another name, loudly. If there are checkpoints and none is good the run
     must not silently start again: CheckpointError. Leftovers of a save that was interrupted are deleted.
     """
-    for leftover in folder.glob(".*.tmp"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
-        else:
-            leftover.unlink()
+    files.remove_leftovers(folder)
     for candidate in existing(folder):
         try:
             return candidate, verify(candidate)

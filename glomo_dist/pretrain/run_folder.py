@@ -34,13 +34,8 @@ from glomo_dist.runtime.progress import say
 
 FORMAT, VERSION = "glomo-run", 1
 CONFIG, LOCK, MODEL, LAUNCH = "config.json", ".lock", "model", ".launch-"
-WRITTEN = (
-    CONFIG,
-    MODEL,
-    "quarantine.json",
-    "log.jsonl",
-    "mlflow.json",
-)  # at once, under a temporary name before
+# under a temporary name before, then at once
+WRITTEN = (CONFIG, MODEL, "quarantine.json", "log.jsonl", "mlflow.json")
 GO_ON = "The checkpoints are untouched. Free space or mend the disk, then run the same command again."
 
 
@@ -259,11 +254,7 @@ def finished_already(out: Path, description: dict[str, Any]) -> bool:
 def remove_leftovers(out: Path) -> None:
     """Delete what a run that was killed left under temporary names; those of other programs stay."""
     for name in WRITTEN:
-        for leftover in out.glob(f".{name}.*.tmp"):
-            if leftover.is_dir():
-                shutil.rmtree(leftover)
-            else:
-                leftover.unlink()
+        files.remove_leftovers(out, f"{name}.*")
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from glomo_dist.report import drawings, provenance, runs, scores
 from glomo_dist.report.results import Results, read_results, several_models
 from glomo_dist.report.table import arm_name, cells, header, seeds_text, tables
 from glomo_dist.runtime.errors import GlomoError
-from glomo_dist.runtime.files import write_bytes, writing
+from glomo_dist.runtime.files import require_folders_above, write_bytes, writing
 from glomo_dist.runtime.fingerprint import code_version
 from glomo_dist.runtime.progress import say
 from glomo_dist.transfer.task import TASKS
@@ -49,9 +49,7 @@ def _require_file(out: Path) -> None:
             raise GlomoError(
                 f"output {out} is a folder; the name of a file was expected, e.g. {out / 'report.html'}."
             )
-        for above in out.parents:
-            if above.is_file():
-                raise GlomoError(f"output {out} lies below {above}, which is a file. Choose another folder.")
+        require_folders_above(out)
 
 
 def _write(out: Path, page: bytes) -> None:

@@ -149,9 +149,22 @@ def require_absent_or_empty(path: str | Path) -> None:
             raise GlomoError(
                 f"output {path} exists and is a file; a folder was expected. Choose another name."
             )
-        for above in path.parents:
-            if above.is_file():
-                raise GlomoError(f"output {path} lies below {above}, which is a file. Choose another folder.")
+        require_folders_above(path)
+
+
+def require_folders_above(path: Path) -> None:
+    for above in path.parents:
+        if above.is_file():
+            raise GlomoError(f"output {path} lies below {above}, which is a file. Choose another folder.")
+
+
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Delete the temporary files and folders `.NAME.tmp` that a killed program left."""
+    for leftover in folder.glob(f".{name}.tmp"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
 
 
 def user_cache(name: str) -> Path:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 
 from glomo_dist.data.files import describe
+from glomo_dist.data.lines import HALF_PAIR
 from glomo_dist.runtime import files
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.fingerprint import fingerprint
@@ -28,7 +28,6 @@ FILES = ("*.safetensors", "*.json", "*.txt", "*.model")  # of an encoder: weight
 BATCH_TOKENS = 4096
 MOST_TOKENS = 512  # in one pass, if the encoder sets no smaller limit
 ALL_UNKNOWN = 20  # so many different words, none of them known, are no chance
-_HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 def locate(source: str) -> Path:
@@ -135,7 +134,7 @@ class Encoder:
 
     def _written(self, words: list[str]) -> list[str]:
         """The words as the tokenizer gets them; half a surrogate pair, which is no character, as U+FFFD."""
-        return [self.before + _HALF_PAIR.sub("\ufffd", word) for word in words]
+        return [self.before + HALF_PAIR.sub("\ufffd", word) for word in words]
 
     def _sizes(self, texts: Sequence[list[str]]) -> list[list[int]]:
         """Sub-words of every word."""
