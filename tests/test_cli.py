@@ -446,6 +446,44 @@ def test_kernels_that_cannot_be_forced_are_named_before_the_work(
         nothing_at(tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("name", "why"), [("xyz", "has no such backend"), ("triton", "has no such backend"), ("cuda", "cuda: ")]
+)
+def test_kernels_that_cannot_be_forced_on_graphs_are_named_before_the_work(
+    name: str, why: str, road: Road, tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = ["--source", road.raw.docstrings]
+    task = ["export", road.text_run, "--task", "docstring", "--max-examples", "4"]
+    assert run([*task, *source, "--out", tmp_path / "store"]) == 0
+    monkeypatch.setenv("GLOMO_KERNELS", name)
+    nowhere = tmp_path / "nowhere"  # the work would begin by reading it
+    asked = f"GLOMO_KERNELS={name}: affinity_graph"
+    refused([*task, "--source", nowhere, "--out", tmp_path / "graphs"], capfd, asked, why)
+    nothing_at(tmp_path / "graphs")
+    out = tmp_path / "results"
+    sources = ["--sources", f"docstring={nowhere}"]
+    evaluate = ["evaluate", "--tasks", "docstring", *sources, "--out", out, "--arms"]
+    refused([*evaluate, "none", f"p={tmp_path / 'store'}"], capfd, f"GLOMO_KERNELS={name}: graph_mix", why)
+    refused([*evaluate, "none", f"p={road.text_run}"], capfd, f"GLOMO_KERNELS={name}: graph_mix", why)
+    nothing_at(out)
+
+
+def test_kernels_on_a_cluster_are_asked_for_there(
+    road: Road, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+
+    def no_jobs(planned: Sequence[Any], *_: object, **__: object) -> executor.Summary:
+        begun.append(len(planned))
+        return executor.Summary(len(planned), 0, len(planned), (), 0.0)
+
+    monkeypatch.setattr("glomo_dist.cli.evaluate.evaluate", no_jobs)
+    monkeypatch.setenv("GLOMO_KERNELS", "xyz")
+    evaluate = ["evaluate", "--tasks", "docstring", "--arms", f"p={road.text_run}", "--out", tmp_path / "out"]
+    assert run([*evaluate, "--address", "host:6379"]) == 0 and begun == [3]
+    assert run([*evaluate, "--executor", "process", "--address", "host:6379"]) == 2 and begun == [3]
+
+
 def test_doctor_counts_the_memory_of_a_container(tmp_path: Path) -> None:
     """Its limit, less what is used; what was only read from files can be had again."""
     group = tmp_path / "sys" / "fs" / "cgroup"

@@ -29,7 +29,7 @@ from glomo_dist.evaluate.ray_executor import RayExecutor
 from glomo_dist.runtime.config import from_dict, to_dict
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 from glomo_dist.runtime.progress import say
-from glomo_dist.transfer.finetune import run
+from glomo_dist.transfer.finetune import require_kernels, run
 from glomo_dist.transfer.job import FinetuneJob, needs_graphs
 from glomo_dist.transfer.result import Result
 
@@ -105,10 +105,14 @@ def main(argv: Sequence[str]) -> None:
     )
     command = parse(Evaluate, argv, name="evaluate", description=__doc__, default=default)
     plan = _plan(command, given, _flags(argv))
+    jobs = plan_jobs(plan)
     executor: Executor = InProcess()
     if command.executor == "ray":
         executor = RayExecutor(cpus=command.cores, address=command.address)
-    summary = evaluate(plan_jobs(plan), run, command.out, executor, plan=to_dict(plan), read=Result.read)
+    if command.executor == "process" or command.address is None:  # a cluster's nodes are asked by each job
+        for job in jobs:
+            require_kernels(job.work)
+    summary = evaluate(jobs, run, command.out, executor, plan=to_dict(plan), read=Result.read)
     say(f"{command.out}: {summary}")
     if summary.failed:
         raise GlomoError(

@@ -18,8 +18,10 @@ from glomo_kernels import SparseGraph
 from safetensors.numpy import save
 
 from glomo_dist.graphs.store import DIRECTIONS, FORMAT, VERSION, ChunkEntry, GraphStoreError, check_chunk
+from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.glomo import Glomo
-from glomo_dist.runtime import config, files
+from glomo_dist.model.graph_predictor import affinity_kind
+from glomo_dist.runtime import config, files, kernels
 from glomo_dist.runtime.errors import CheckpointError, ConfigError, DataError
 from glomo_dist.runtime.fingerprint import code_version, fingerprint
 from glomo_dist.runtime.progress import bar
@@ -42,6 +44,14 @@ class StoreMeta:
     model: str
     tokenizer: str
     max_units: dict[str, int | None]
+
+
+def require_graph_kernels(model: GlomoConfig) -> None:
+    """ConfigError where GLOMO_KERNELS names a backend that cannot compute the graphs of such a model."""
+    x, kind = torch.empty(1, 1, 1, 1), affinity_kind(model)  # on the CPU, as the graphs are
+    kernels.require("affinity_graph", x, x, None, None, None, kind)
+    if model.coupled and model.layers > 1:  # the features of the layers below
+        kernels.require("affinity_mix", x, x, x, None, None, None, kind)
 
 
 def export_graphs(

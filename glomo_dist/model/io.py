@@ -72,6 +72,10 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
     return meta
 
 
+def read_config(folder: str | Path) -> GlomoConfig:
+    return from_dict(GlomoConfig, read_meta(folder)["model"], f"{Path(folder) / CONFIG}: model")
+
+
 def load_model(folder: str | Path) -> tuple[Glomo, dict[str, Any]]:
     """The model in eval mode and its config.json; raises CheckpointError for damaged or ill-fitting files."""
     folder = Path(folder)
@@ -101,9 +105,7 @@ def random_model(source: str | Path | GlomoConfig, seed: int) -> Glomo:
 
     source: a model folder or a configuration. The global random state is left as it was.
     """
-    config = source
-    if not isinstance(config, GlomoConfig):
-        config = from_dict(GlomoConfig, read_meta(config)["model"], f"{Path(config) / CONFIG}: model")
+    config = source if isinstance(source, GlomoConfig) else read_config(source)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Glomo(config).eval()

@@ -55,7 +55,8 @@ def pretrain(
     this program or to a rank: saved), RankDied, RankHung (the watchdog ended the run).
     """
     job = run_folder.resolve(config, data, out, valid)
-    kernels.require("affinity_mix", "decoder_loss")
+    for op in ("affinity_mix", "decoder_loss"):
+        kernels.require(op)
     if started_by_torchrun():
         return worker.run(job)
     if ranks < 1:

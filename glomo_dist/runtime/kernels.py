@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from glomo_kernels import BackendUnavailable, dispatch
 
 from glomo_dist.runtime.errors import ConfigError
 
 
-def why_not_forced(op: str) -> str | None:
-    """Why the backend that GLOMO_KERNELS names cannot run `op` here; None if it can, or none is named."""
+def why_not_forced(op: str, *arguments: Any) -> str | None:
+    """Why the backend that GLOMO_KERNELS names cannot run `op` here; None if it can, or none is named.
+
+    arguments: like those that its forward will get, where they are known.
+    """
     try:
-        name = dispatch.forced(op)
+        if dispatch.forced(op):
+            dispatch.pick(op, *arguments)
     except BackendUnavailable as e:
         return str(e)
-    reason = dispatch.backends(op)[name] if name else None
-    return reason and f"{dispatch.VARIABLE}={name}: {op} cannot run here: {reason}"
+    return None
 
 
-def require(*ops: str) -> None:
-    """ConfigError where GLOMO_KERNELS names a backend that cannot run one of these ops here."""
-    for op in ops:
-        if reason := why_not_forced(op):
-            raise ConfigError(
-                f"{reason}. Unset {dispatch.VARIABLE}, or see `glomo doctor` for what can be used."
-            )
+def require(op: str, *arguments: Any) -> None:
+    """ConfigError where GLOMO_KERNELS names a backend that cannot run `op` here, see `why_not_forced`."""
+    if reason := why_not_forced(op, *arguments):
+        raise ConfigError(f"{reason}. Unset {dispatch.VARIABLE}, or see `glomo doctor` for what can be used.")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from glomo_dist.data.tokenizer import load_tokenizer
-from glomo_dist.graphs.export import BATCH_TOKENS, StoreMeta, export_graphs
+from glomo_dist.graphs.export import BATCH_TOKENS, StoreMeta, export_graphs, require_graph_kernels
 from glomo_dist.graphs.live import LiveGraphs
 from glomo_dist.model.io import load_model, random_model
 from glomo_dist.runtime.errors import CheckpointError, ConfigError
@@ -42,6 +42,7 @@ def export_task(
     task = get_task(task_name)
     limits = task.limits(max_units)
     predictor = _Predictor(model_folder, task, random_seed)
+    require_graph_kernels(predictor.model.config)
     data = task.load(source, max_examples)
     return export_graphs(
         predictor.model,

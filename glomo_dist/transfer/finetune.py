@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from glomo_dist.graphs.export import require_graph_kernels
 from glomo_dist.graphs.store import GraphStore
-from glomo_dist.model.io import model_folder
-from glomo_dist.runtime import config
+from glomo_dist.model.io import model_folder, read_config
+from glomo_dist.runtime import config, kernels
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 from glomo_dist.runtime.fingerprint import code_version, derive_seed, fingerprint
 from glomo_dist.transfer.dataset import Task, TaskData, draw, section
@@ -29,6 +30,14 @@ from glomo_dist.transfer.task import get_task
 EVALUATION_BATCH = 128  # examples; memory stays small, and dropout-free passes need no more
 
 
+def require_kernels(job: FinetuneJob) -> None:
+    """ConfigError where GLOMO_KERNELS names a backend that cannot run here what the job needs."""
+    if job.needs_graphs and job.graphs is not None:
+        kernels.require("graph_mix", torch.empty(1, 1, 1))
+        if model := model_folder(job.graphs):
+            require_graph_kernels(read_config(model))
+
+
 def run(job: FinetuneJob) -> Result:
     """Train on the task, stop early on dev, report test at the best dev epoch.
 
@@ -37,6 +46,7 @@ def run(job: FinetuneJob) -> Result:
     wrong with the job or its files.
     """
     began = time.perf_counter()
+    require_kernels(job)
     task = get_task(job.task)
     limits = task.limits(job.max_units)
     data = task.load(job.task_source, job.max_examples)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from glomo_kernels import dispatch
 from transfer_samples import job, write_sst2
 
 from glomo_dist.data.pixels import PixelTokenizer
@@ -9,7 +10,7 @@ from glomo_dist.graphs.store import GraphStore
 from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.glomo import Glomo
 from glomo_dist.model.io import load_model, save_model
-from glomo_dist.runtime.errors import CheckpointError, ConfigError
+from glomo_dist.runtime.errors import CheckpointError, ConfigError, DataError
 from glomo_dist.transfer.export import export_task, live_graphs
 from glomo_dist.transfer.finetune import run
 from glomo_dist.transfer.job import FinetuneJob
@@ -103,6 +104,28 @@ def test_live_graphs_of_a_model_that_does_not_fit(tmp_path):
     folder = word_model(tmp_path / "model", vocab_size=9)
     with pytest.raises(CheckpointError, match=r"tokenizer\.json has 6 units, the model was trained with 9"):
         run(job(source, arm="pretrained", graphs=str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "why"),
+    [
+        ({"sparsity": "softmax"}, "affinity_graph cannot run here: cpp: kind 'softmax' is not implemented"),
+        ({"coupled": True}, "affinity_mix has no such backend; it has reference"),
+    ],
+)
+def test_kernels_that_cannot_compute_the_graphs_are_refused_before_the_data_is_read(
+    tmp_path, monkeypatch, sizes, why
+):
+    """The graphs of a coupled model need the mixed features of the layers below."""
+    folder, nowhere = word_model(tmp_path / "model", **sizes), str(tmp_path / "nowhere")
+    monkeypatch.setenv("GLOMO_KERNELS", "cpp")
+    monkeypatch.setitem(dispatch.TABLE, "affinity_mix", (dispatch.REFERENCE,))
+    with pytest.raises(ConfigError, match=f"GLOMO_KERNELS=cpp: {why}"):
+        export_task("sst2", folder, tmp_path / "store", source=nowhere)
+    with pytest.raises(ConfigError, match=f"GLOMO_KERNELS=cpp: {why}"):
+        run(job(nowhere, arm="pretrained", graphs=str(folder)))
+    with pytest.raises(DataError, match="nowhere"):  # needs none of these
+        run(job(nowhere, arm="none", graphs=str(folder)))
 
 
 def test_pixels(tmp_path):
