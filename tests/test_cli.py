@@ -142,6 +142,26 @@ def test_settings_that_contradict_are_refused(road: Road, tmp_path: Path, capfd:
     nothing_at(out)
 
 
+@pytest.mark.parametrize(
+    ("kind", "flag", "shown"),
+    [
+        ("text", "--vocab-size", "Most frequent words kept, one of them <unk>. (default: 30000)"),
+        ("text", "--min-count", "Words seen less often become <unk>. (default: 1)"),
+        ("images", "--bits", "(default: 4)"),
+    ],
+)
+def test_a_default_that_is_given_contradicts_too(
+    kind: str, flag: str, shown: str, tmp_path: Path, capfd: Capture
+) -> None:
+    assert run(["prepare", kind, "--help"]) == 0
+    assert shown in " ".join(capfd.readouterr().out.replace("│", "").split())
+    default = shown.partition("(default: ")[2].rstrip(")")
+    command = ["prepare", kind, tmp_path, "--out", tmp_path / "out", "--tokenizer", tmp_path]
+    for given in ([flag, default], [f"{flag}={default}"]):
+        refused([*command, *given], capfd, flag.strip("-").replace("-", "_"), "Leave them or it out")
+    nothing_at(tmp_path / "out")
+
+
 # --- bad files ------------------------------------------------------------------------------------------------
 
 

@@ -16,20 +16,25 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg, subcommand
 
 from glomo_dist.cli.arguments import parse, save_command
 from glomo_dist.data import prepare_images, prepare_text
 from glomo_dist.data.demo import write_demo_corpus
-from glomo_dist.data.prepare import BITS, VOCAB_SIZE
+from glomo_dist.data.prepare import BITS, MIN_COUNT, VOCAB_SIZE
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.runtime.files import require_absent_or_empty
 from glomo_dist.runtime.progress import say
 
 Sources = Positional[Annotated[tuple[str, ...], arg(metavar="SOURCE [SOURCE ...]")]]
 MIB = 1 << 20
+
+
+def _int(default: int) -> Any:
+    """A number that is None unless it is given, so that one which contradicts another flag is seen whatever it is."""
+    return arg(metavar="INT", help_behavior_hint=f"(default: {default})")
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,9 @@ class Text:
     """Files, folders, patterns or URLs."""
     out: str
     """Folder to write; it must not exist, or be empty."""
-    vocab_size: int = VOCAB_SIZE
+    vocab_size: Annotated[int | None, _int(VOCAB_SIZE)] = None
     """Most frequent words kept, one of them <unk>."""
-    min_count: int = 1
+    min_count: Annotated[int | None, _int(MIN_COUNT)] = None
     """Words seen less often become <unk>."""
     tokenizer: str | None = None
     """A tokenizer.json (or a folder with one) to use instead of counting words: for data a model shall read later."""
@@ -75,7 +80,7 @@ class Images:
     """Image files, folders of them, .npz, idx files, patterns or URLs."""
     out: str
     """Folder to write; it must not exist, or be empty."""
-    bits: int = BITS
+    bits: Annotated[int | None, _int(BITS)] = None
     """Kept of each channel of a pixel; there are 2^(bits x channels) different units."""
     size: tuple[int, int] | None = None
     """Height and width to resize to; without it all images must have the size of the first."""

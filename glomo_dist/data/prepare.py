@@ -29,8 +29,7 @@ from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.files import cannot_write, new_folder, require_absent_or_empty
 
 SHARD_BYTES = 64 << 20
-VOCAB_SIZE = 30_000
-BITS = 4
+VOCAB_SIZE, MIN_COUNT, BITS = 30_000, 1, 4
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -38,8 +37,8 @@ def prepare_text(
     sources: Sequence[str],
     out: str | Path,
     *,
-    vocab_size: int = VOCAB_SIZE,
-    min_count: int = 1,
+    vocab_size: int | None = None,
+    min_count: int | None = None,
     tokenizer: str | Path | None = None,
     text_key: str = "text",
     split: Split = "file",
@@ -50,7 +49,7 @@ def prepare_text(
 ) -> Path:
     """Write the documents of `sources` (see `sources.documents`) as shards of word ids into folder `out`.
 
-    vocab_size: with <unk>; the most frequent words seen at least `min_count` times.
+    vocab_size: with <unk>; the most frequent words seen at least `min_count` times. None: VOCAB_SIZE, MIN_COUNT.
     tokenizer: a `tokenizer.json` (or folder with one) to use instead of counting words.
     valid_share: this share of the documents, chosen by a hash of their text (so copies stay together), goes to
         `out`/valid, the rest to `out`/train; only the rest is counted. 0: all of it goes to `out` itself.
@@ -62,14 +61,16 @@ def prepare_text(
         raise ConfigError(f"valid_share must be from 0 to less than 1, got {valid_share}.")
     if max_documents is not None and max_documents < 1:
         raise ConfigError(f"max_documents must be at least 1, got {max_documents}.")
+    if tokenizer is not None and (vocab_size, min_count) != (None, None):
+        raise ConfigError(
+            "vocab_size and min_count choose words, but a tokenizer has its own. Leave them or it out."
+        )
+    vocab_size = VOCAB_SIZE if vocab_size is None else vocab_size
+    min_count = MIN_COUNT if min_count is None else min_count
     if vocab_size < 2:
         raise ConfigError(f"vocab_size must be at least 2 ({UNKNOWN} and a word), got {vocab_size}.")
     if min_count < 1:
         raise ConfigError(f"min_count must be at least 1, got {min_count}.")
-    if tokenizer is not None and (vocab_size, min_count) != (VOCAB_SIZE, 1):
-        raise ConfigError(
-            "vocab_size and min_count choose words, but a tokenizer has its own. Leave them or it out."
-        )
     check_shard_bytes(shard_bytes)
     require_absent_or_empty(out)
     given = _word_tokenizer(tokenizer) if tokenizer is not None else None
@@ -108,7 +109,7 @@ def prepare_images(
     sources: Sequence[str],
     out: str | Path,
     *,
-    bits: int = BITS,
+    bits: int | None = None,
     size: tuple[int, int] | None = None,
     channels: int | None = None,
     tokenizer: str | Path | None = None,
@@ -117,7 +118,8 @@ def prepare_images(
 ) -> Path:
     """Write the images of `sources` (see `images.pictures`) as shards of pixel ids into folder `out`.
 
-    bits: kept of each channel.  size: (height, width) to resize to; without it all must be as large as the first.
+    bits: kept of each channel; None: BITS.
+    size: (height, width) to resize to; without it all must be as large as the first.
     channels: 1 or 3 to convert to; without it all must have as many as the first.
     tokenizer: a `tokenizer.json` (or folder with one) whose size, channels and bits are used instead.
 
@@ -125,7 +127,7 @@ def prepare_images(
     """
     if max_images is not None and max_images < 1:
         raise ConfigError(f"max_images must be at least 1, got {max_images}.")
-    if tokenizer is not None and (bits, size, channels) != (BITS, None, None):
+    if tokenizer is not None and (bits, size, channels) != (None, None, None):
         raise ConfigError("bits, size and channels are those of the tokenizer. Leave them or it out.")
     check_shard_bytes(shard_bytes)
     require_absent_or_empty(out)
@@ -141,6 +143,7 @@ def prepare_images(
         )
     if pixel_tokenizer is None:
         height, width = first.pixels.shape[:2]
+        bits = BITS if bits is None else bits
         pixel_tokenizer = PixelTokenizer(height, width, 3 if first.pixels.ndim == 3 else 1, bits)
 
     def samples(chosen: PixelTokenizer) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:

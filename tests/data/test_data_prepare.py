@@ -19,6 +19,7 @@ from glomo_dist.data import (
     read_sample,
     tokenize,
 )
+from glomo_dist.data.prepare import BITS, MIN_COUNT, VOCAB_SIZE
 from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError
 
 TEXTS = [
@@ -191,10 +192,15 @@ def test_full_disk_in_the_middle(
 def test_settings_without_effect_are_refused(corpus: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="min_count must be at least 1, got 0"):
         prepare_text([corpus], tmp_path / "out", min_count=0)
-    for setting in ({"vocab_size": 9}, {"min_count": 2}):
+    for setting in (
+        {"vocab_size": 9},
+        {"min_count": 2},
+        {"vocab_size": VOCAB_SIZE},
+        {"min_count": MIN_COUNT},
+    ):
         with pytest.raises(ConfigError, match="a tokenizer has its own"):
             prepare_text([corpus], tmp_path / "out", tokenizer=tmp_path, **setting)
-    for setting in ({"bits": 2}, {"size": (2, 2)}, {"channels": 1}):
+    for setting in ({"bits": 2}, {"bits": BITS}, {"size": (2, 2)}, {"channels": 1}):
         with pytest.raises(ConfigError, match="are those of the tokenizer"):
             prepare_images([corpus], tmp_path / "out", tokenizer=tmp_path, **setting)
 
