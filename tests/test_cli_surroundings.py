@@ -31,7 +31,7 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("unbuffered", ["1", ""])
-@pytest.mark.parametrize("argv", [["--help"], ["bench", "--help"]])
+@pytest.mark.parametrize("argv", [["--help"], ["bench", "--help"], ["bench", "--rounds", "1"]])
 def test_output_that_nobody_reads(argv: list[str], unbuffered: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -52,7 +52,7 @@ def test_a_broken_pipe_inside_a_command_is_a_bug(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("unbuffered", ["1", ""])
-@pytest.mark.parametrize("argv", [["--help"], ["bench", "--help"]])
+@pytest.mark.parametrize("argv", [["--help"], ["bench", "--help"], ["bench", "--rounds", "1"]])
 def test_output_on_a_full_disk(argv: list[str], unbuffered: str) -> None:
     with open("/dev/full", "wb") as full:
         done = subprocess.run(

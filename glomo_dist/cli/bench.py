@@ -43,6 +43,19 @@ def main(argv: Sequence[str]) -> None:
     flags = ["--rounds", str(command.rounds)]
     flags += [] if command.full else ["--quick"]
     flags += ["--csv", command.csv] if command.csv else []
-    done = subprocess.run([sys.executable, str(PROGRAM), *flags], check=False)
-    if done.returncode:
-        raise GlomoError(f"the benchmark ended with exit code {done.returncode}; its message is above.")
+    code = _printed([sys.executable, str(PROGRAM), *flags])
+    if code:
+        raise GlomoError(f"the benchmark ended with exit code {code}; its message is above.")
+
+
+def _printed(command: Sequence[str]) -> int:
+    """The exit code of a program whose output is printed here, so that it ends where nobody reads that any more."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        try:
+            for line in program.stdout:
+                print(line, end="", flush=True)
+        except BaseException:
+            program.kill()
+            raise
+    return program.returncode
