@@ -6,8 +6,6 @@ chosen and the numbers are translated while the shards are written. Memory holds
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -26,11 +24,10 @@ from glomo_dist.data.text import UNKNOWN, WordTokenizer
 from glomo_dist.data.tokenizer import Tokenizer, load_tokenizer
 from glomo_dist.runtime import progress
 from glomo_dist.runtime.errors import ConfigError, DataError
-from glomo_dist.runtime.files import cannot_write, new_folder, require_absent_or_empty
+from glomo_dist.runtime.files import new_folder, require_absent_or_empty
 
 SHARD_BYTES = 64 << 20
 VOCAB_SIZE, MIN_COUNT, BITS = 30_000, 1, 4
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def prepare_text(
@@ -76,7 +73,7 @@ def prepare_text(
     given = _word_tokenizer(tokenizer) if tokenizer is not None else None
     stream = itertools.islice(documents(sources, text_key=text_key, split=split), max_documents)
     parts = ("train", "valid") if valid_share else ("",)
-    with _new_folder(out) as folder:
+    with new_folder(out) as folder:
         spools = {part: Spool(folder / f"spool-{part}") for part in parts}
         words = Numbering()
         with progress.bar(desc="reading", unit=" words", unit_scale=True, total=None) as bar:
@@ -156,22 +153,10 @@ def prepare_images(
                 ) from None
             yield ids, {"source": picture.source, "row": picture.row}
 
-    with _new_folder(out) as folder:
+    with new_folder(out) as folder:
         _write(ShardFolder(folder, pixel_tokenizer, shard_bytes), samples(pixel_tokenizer))
     _report(Path(out), ("",), pixel_tokenizer, 0)
     return Path(out)
-
-
-@contextlib.contextmanager
-def _new_folder(out: str | Path) -> Iterator[Path]:
-    """`new_folder`, with an error that names it when the disk fills in the middle."""
-    with new_folder(out) as folder:
-        try:
-            yield folder
-        except OSError as e:
-            if e.errno in _NO_ROOM:
-                raise cannot_write(Path(out), e) from e
-            raise
 
 
 def _write(writer: ShardFolder, samples: Iterable[tuple[np.ndarray, dict[str, Any]]]) -> int:

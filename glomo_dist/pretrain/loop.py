@@ -265,9 +265,6 @@ def _exporter(job: Job) -> Export:
 
 def _publish(out: Path) -> None:
     """Copy the last checkpoint's model to RUN/model: its presence says that the run is finished."""
-    newest = checkpoint.existing(out / "checkpoints")[0]
-    try:
-        with files.new_folder(out / run_folder.MODEL) as temporary:
-            shutil.copytree(newest / checkpoint.MODEL, temporary, dirs_exist_ok=True)
-    except OSError as e:
-        raise files.cannot_write(out / run_folder.MODEL, e, run_folder.GO_ON) from e
+    newest, model = checkpoint.existing(out / "checkpoints")[0], out / run_folder.MODEL
+    with files.new_folder(model, run_folder.GO_ON) as temporary, files.writing(model, run_folder.GO_ON):
+        shutil.copytree(newest / checkpoint.MODEL, temporary, dirs_exist_ok=True)

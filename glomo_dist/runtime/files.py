@@ -6,6 +6,7 @@ A reader never sees a half-written file or folder, whatever kills the writer.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -16,6 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from glomo_dist.runtime.errors import DataError, GlomoError
+
+# No room, or none for this user, or not allowed: what a folder may answer in the middle of writing, too.
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+_ADVICE = "Free space or choose another folder."
 
 
 def sync(path: Path) -> None:
@@ -34,20 +39,18 @@ def sync_tree(folder: Path) -> None:
     sync(folder)
 
 
-def cannot_write(
-    path: Path, error: OSError, more: str = "Free space or choose another folder."
-) -> GlomoError:
+def cannot_write(path: Path, error: OSError, more: str = _ADVICE) -> GlomoError:
     """What to raise when `path` could not be written. more: what to do."""
     return GlomoError(f"cannot write {path}: {error.strerror or error}. {more}")
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path, more: str = _ADVICE) -> Iterator[None]:
     """An OSError of the block is `cannot_write` of `path`."""
     try:
         yield
     except OSError as e:
-        raise cannot_write(path, e) from e
+        raise cannot_write(path, e, more) from e
 
 
 def _temporary(path: Path) -> Path:
@@ -111,21 +114,27 @@ def parse_json(content: bytes, where: str) -> Any:
 
 
 @contextlib.contextmanager
-def new_folder(path: str | Path) -> Iterator[Path]:
+def new_folder(path: str | Path, more: str = _ADVICE) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block ends well, and vanishes when it does not.
 
-    Raises `GlomoError` if `path` exists and is not an empty folder: nothing of the user's is overwritten; and if the
-    folder cannot be made. What the block raises is left as it is.
+    Raises `GlomoError` if `path` exists and is not an empty folder: nothing of the user's is overwritten; and
+    `cannot_write` if the folder cannot be made, or takes no more in the middle of the block (the disk is full). All
+    else that the block raises is left as it is.  more: what to do where it cannot be written.
     """
     path = Path(path)
     require_absent_or_empty(path)
     temporary = _temporary(path)
-    with writing(path):
+    with writing(path, more):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
     try:
-        yield temporary
-        with writing(path):
+        try:
+            yield temporary
+        except OSError as e:
+            if _refused(e, temporary):
+                raise cannot_write(path, e, more) from e
+            raise
+        with writing(path, more):
             sync_tree(temporary)
             if path.exists():
                 path.rmdir()
@@ -135,6 +144,13 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # what failed first is the error to show
             if temporary.exists():
                 shutil.rmtree(temporary)
+
+
+def _refused(error: OSError, folder: Path) -> bool:
+    """Whether it is `folder` that takes no more. Writing to a file that is open names none."""
+    named = [n for n in (error.filename, error.filename2) if isinstance(n, (str, bytes, os.PathLike))]
+    there = [Path(os.fsdecode(n)).absolute().is_relative_to(folder.absolute()) for n in named]
+    return error.errno in _REFUSALS and (any(there) or not named)
 
 
 def require_absent_or_empty(path: str | Path) -> None:
