@@ -34,7 +34,7 @@ COPY = r"\b(LDGSTS|UTMALDG|UBLKCP)\b"
 
 
 class Request(NamedTuple):
-    """One compilation. config: (BLOCK_M, BLOCK_N, warps, stages), or None for all candidates of the launcher."""
+    """One compilation. config: that of triton_configs.Config, or None for all candidates of the launcher."""
 
     kernel: str
     arch: int
@@ -44,7 +44,7 @@ class Request(NamedTuple):
     kind: str = "relu"
     theta: bool = True
     stats: bool = False
-    config: tuple[int, int, int, int] | None = None
+    config: tuple[int, int, int, int, bool] | None = None
 
 
 def _record(request: Request) -> list[tuple[Any, Any, dict[str, Any]]]:
@@ -83,9 +83,10 @@ def _launch(request: Request) -> tuple[Any, Any, dict[str, Any]]:
     return found[0]
 
 
-def _source(kernel: Any, arguments: dict[str, Any], blocks: dict[str, int]) -> Any:
+def _source(kernel: Any, arguments: dict[str, Any], meta: dict[str, int | bool]) -> Any:
     """What the just-in-time compiler would derive from the arguments: types, constants, divisibility by 16."""
     import torch
+    from glomo_kernels.affinity_mix.triton_launch import DESCRIBED
     from triton.compiler import ASTSource
 
     types = {
@@ -95,13 +96,16 @@ def _source(kernel: Any, arguments: dict[str, Any], blocks: dict[str, int]) -> A
     signature, constants, hints = {}, {}, {}
     for place, parameter in enumerate(kernel.params):
         name = parameter.name
-        value = blocks[name] if name in blocks else arguments[name]
+        value = meta[name] if name in meta else arguments[name]
         if (
             parameter.is_constexpr
             or value is None
             or (isinstance(value, int) and value == 1 and not parameter.do_not_specialize)
         ):
             signature[name], constants[name] = "constexpr", value
+        elif meta.get("TMA") and name in DESCRIBED:
+            block = (1, 1, meta["BLOCK_N"], arguments[DESCRIBED[name]])
+            signature[name] = f"tensordesc<{types[value.dtype]}{list(block)}>"
         elif isinstance(value, torch.Tensor):
             signature[name] = "*" + types[value.dtype]
             hints[(place,)] = [["tt.divisibility", 16]]
@@ -121,7 +125,7 @@ def compile_here(request: Request) -> dict[str, Any]:
     kernel, configs, arguments = _launch(request)
     config = Config(*request.config) if request.config else configs[0]
     compiled = triton.compile(
-        _source(kernel, arguments, config.blocks(kernel.arg_names)),
+        _source(kernel, arguments, config.meta(kernel.arg_names)),
         target=GPUTarget("cuda", request.arch, 32),
         options={"num_warps": config.warps, "num_stages": config.stages},
     )
@@ -265,13 +269,15 @@ def main() -> None:
     if options.serve:
         serve()
         return
+    from glomo_kernels.affinity_mix.triton_configs import Config
+
     compiler = Compiler(options.triton)
     requests = [r for arch in ARCHITECTURES for r in quick(arch)] if options.quick else full()
     requests = [r for r in requests if options.arch in (None, r.arch) and options.dtype in (None, r.dtype)]
     rows = []
     for request in (c for r in requests for c in compiler.candidates(r)):
         row = {"triton": compiler.version, **request._asdict(), **compiler.resources(request)}
-        row["config"] = " ".join(map(str, request.config or ()))
+        row["config"] = str(Config(*request.config)) if request.config else ""
         rows.append({name: str(value) for name, value in row.items()})
         print(*row.values(), flush=True)
         if not options.quick:

@@ -102,7 +102,7 @@ def test_several_tiles(case, causal, dtype):
 
 
 @kernels
-@pytest.mark.parametrize("width,values", [(1, 1), (33, 17), (16, 100), (256, 64)])
+@pytest.mark.parametrize("width,values", [(1, 1), (33, 17), (24, 40), (16, 100), (256, 64)])
 def test_widths(width, values, dtype):
     inputs = plain.make(40, heads=1, width=width, values=values)
     inputs[0].mul_(width**-0.5)
@@ -315,10 +315,58 @@ def test_products_in_the_gpus_order(monkeypatch):
 @pytest.mark.parametrize("case", ["threshold", "topk"])
 def test_products_in_chunks(monkeypatch, case):
     """As for float32 on a GPU: a few columns of the factors at a time, all tiles masked."""
-    monkeypatch.setattr(triton_configs, "chunk", lambda case: 16)
+    monkeypatch.setattr(triton_configs, "chunk", lambda dtype: 16)
     with_theta, options = plain.split(case)
     options |= {"lengths": torch.tensor([70, 66, 0]), "causal": case == "threshold"}
     check(plain.make(70, heads=1, width=33, values=17), torch.float32, with_theta, options)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="on a GPU they are among the candidates of every case")
+@pytest.mark.usefixtures("triton_backend")
+@pytest.mark.parametrize("tma", [False, True])
+@pytest.mark.parametrize("case,causal", [("threshold", True), ("square", False), ("topk", True)])
+def test_tensor_descriptors_and_wide_tiles(monkeypatch, case, causal, tma):
+    """Tiles of 128 keys, with two flags each; descriptors also of views, and of sizes that no tile divides."""
+    monkeypatch.setattr(triton_configs, "forward", lambda _: [triton_configs.Config(64, 128, 4, 1, tma)])
+    monkeypatch.setattr(triton_configs, "query", lambda _: [triton_configs.Config(64, 32, 4, 1, tma)])
+    with_theta, options = plain.split(case)
+    segments = torch.zeros(3, 140, dtype=torch.int64)
+    segments[1, 70:] = 7
+    options |= {"lengths": torch.tensor([140, 135, 0]), "segments": segments, "causal": causal}
+    q, k, v, theta = plain.make(140, heads=1, width=20, values=12)
+    theta += 2  # whole tiles without an edge
+    k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (k, v))
+    check((q, k, v, theta), torch.float32, with_theta, options)
+    outside = torch.full(
+        (3, 1, 150, 20), torch.nan
+    )  # a descriptor that read beyond its tensor would bring NaN
+    outside[:, :, :140] = k
+    tensors = [x.float() for x in (q, k, v)]
+    bias = theta.float() if with_theta else None
+    expected = affinity_mix(*tensors, bias, **options)
+    assert torch.equal(affinity_mix(tensors[0], outside[:, :, :140], tensors[2], bias, **options), expected)
+
+
+@anywhere
+@pytest.mark.parametrize(
+    "tensor,fits",
+    [
+        (torch.zeros(2, 3, 5, 8), True),
+        (torch.zeros(2, 5, 3, 8).transpose(1, 2), True),
+        (torch.zeros(2, 3, 5, 16)[..., :7], True),
+        (torch.zeros(1, 3, 5, 8).as_strided((1, 3, 5, 8), (0, 40, 8, 1)), False),
+        (torch.zeros(2, 3, 5, 7), False),
+        (torch.zeros(2, 3, 5, 16)[..., 3:11], False),
+        (torch.zeros(2, 3, 8, 5).transpose(2, 3), False),
+        (torch.zeros(2, 1, 5, 8).expand(2, 3, 5, 8), False),
+        (torch.zeros(2, 3, 0, 8), False),
+    ],
+)
+def test_what_a_tensor_descriptor_takes(tensor, fits):
+    from glomo_kernels.affinity_mix.triton_launch import describable
+
+    view = torch.zeros(tensor.untyped_storage().nbytes() // 4 + 64, dtype=torch.float16)
+    assert describable(view.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())) == fits
 
 
 @kernels
@@ -399,7 +447,8 @@ def test_candidates(capability, kilobytes):
         )
         assert forward and query and key
         assert len({c.block_m for c in query}) == 1 and len({c.block_n for c in key}) == 1
-        assert all(c.block_m % 64 == 0 and 64 % c.block_n == 0 for c in (*forward, *query))
+        assert all(c.block_m % 64 == 0 and 64 % c.block_n == 0 for c in query)
+        assert all(c.block_m % 64 == 0 and (64 % c.block_n == 0 or c.block_n == 128) for c in forward)
         assert all(c.block_n % 64 == 0 and 64 % c.block_m == 0 for c in key)
         if kind == "topk" and dtype == torch.float16:
             shapes = {c[:2] for c in (*forward, *query, *key, *triton_configs.topk(case))}
@@ -452,7 +501,7 @@ def test_every_configuration(widths, dtype, monkeypatch):
     inputs[0].mul_(widths[0] ** -0.5)
     for name in ("forward", "query", "key"):
         choices = getattr(triton_configs, name)
-        case = triton_impl._case(inputs[0].to(DEVICE, dtype), inputs[2].to(DEVICE, dtype), "relu")
+        case = triton_impl._case(*(x.to(DEVICE, dtype) for x in inputs[:3]), "relu")
         for config in choices(case):
             with monkeypatch.context() as patch:
                 patch.setattr(triton_configs, name, lambda _, config=config: [config])

@@ -31,13 +31,17 @@ REPEATS = 5
 
 
 def grid(kernel: str) -> Iterator[Config]:
-    """Blocks along which lists of live tiles are cut are multiples of 64, steps divide 64 (triton_common.LIVE)."""
-    for block, step, warps, stages in product((64, 128), (16, 32, 64), (4, 8), (2, 3, 4)):
-        yield (
-            Config(step, block, warps, stages)
-            if kernel == "key_kernel"
-            else Config(block, step, warps, stages)
-        )
+    """Blocks along which lists of live tiles are cut are multiples of 64, their steps divide 64 (LIVE).
+
+    The likeliest come first: compiling takes longer than measuring, and the time may end.
+    """
+    if kernel == "key_kernel":
+        for step, block, warps, stages in product((64, 32, 16), (64, 128), (8, 4), (2, 3)):
+            yield Config(step, block, warps, stages)
+        return
+    steps = (64, 128, 32) if kernel == "forward_kernel" else (64, 32)
+    for tma, step, block, warps, stages in product((True, False), steps, (128, 64), (8, 4), (2, 3)):
+        yield Config(block, step, warps, stages, tma)
 
 
 @contextmanager
@@ -103,12 +107,12 @@ def main(part: Part) -> None:
                 return torch.autograd.grad(mixed, inputs, mixed.detach())
 
             shape, best = f"B{b} H8 T{t} {width}/{values}", (float("inf"), "none")
-            first = getattr(triton_configs, CHOICES[kernel])(triton_impl._case(inputs[0], inputs[2], "relu"))
+            first = getattr(triton_configs, CHOICES[kernel])(triton_impl._case(*inputs[:3], "relu"))
             for config in dict.fromkeys([*first, *grid(kernel)]):
                 if part.left() < 10:
                     part.note("no time for the rest of the grid")
                     return
-                row: dict[str, Any] = {"kernel": kernel, "shape": shape, "config": " ".join(map(str, config))}
+                row: dict[str, Any] = {"kernel": kernel, "shape": shape, "config": str(config)}
                 try:
                     with forced(kernel, config):
                         row["ms"] = kernel_ms(run, kernel)

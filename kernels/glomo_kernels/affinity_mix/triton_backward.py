@@ -25,6 +25,7 @@ from glomo_kernels.affinity_mix.triton_common import (
     load_rows,
     load_spans,
     load_theta,
+    matrix,
     products,
     roots,
     store_rows,
@@ -99,18 +100,18 @@ def query_kernel(
     heads, rows, columns, bucket,
     KIND: tl.constexpr, THETA: tl.constexpr, SCALED: tl.constexpr, EXACT: tl.constexpr,
     DG: tl.constexpr, DV: tl.constexpr, PADDED_DG: tl.constexpr, PADDED_DV: tl.constexpr, CHUNK: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    TMA: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dq [B, H, Tq, DG], dtheta [B, H, Tq], and D [B, H, Tq] float32 in `means` for key_kernel.
 
     EXACT   sum up D over the products in every block
+    TMA     k and v came as tensor descriptors (triton_launch.py)
     SCALED  float16: bring slopes to at most |dO . v - D| before they are rounded
     """
     blocks = tl.cdiv(rows, BLOCK_M)
     pair = tl.program_id(0) // blocks
     block = blocks - 1 - tl.program_id(0) % blocks  # the longest rows first, as in the forward pass
     sample, head = pair // heads, pair % heads
-    wide_sample, wide_head = tl.cast(sample, tl.int64), tl.cast(head, tl.int64)
     offset = tl.cast(pair, tl.int64) * rows
 
     row = block * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -123,11 +124,11 @@ def query_kernel(
     scale = tl.sqrt(inverse)
 
     first_row = block * BLOCK_M
-    queries = q + wide_sample * q_b + wide_head * q_h
-    keys = k + wide_sample * k_b + wide_head * k_h
-    values = v + wide_sample * v_b + wide_head * v_h
+    queries = matrix(q, sample, head, q_b, q_h)
+    keys = matrix(k, sample, head, k_b, k_h)
+    values = matrix(v, sample, head, v_b, v_h)
     q_rows = factor(queries, first_row, q_t, rows, BLOCK_M, DG, PADDED_DG, True, CHUNK)
-    d_mixed = grad + wide_sample * grad_b + wide_head * grad_h
+    d_mixed = matrix(grad, sample, head, grad_b, grad_h)
     grad_tile = load_rows(d_mixed, first_row, grad_t, rows, BLOCK_M, DV, PADDED_DV, True)
     grad_rows = (grad_tile, d_mixed, first_row, grad_t, rows)
     mixed_tile = load_rows(mixed + offset * DV, first_row, DV, rows, BLOCK_M, DV, PADDED_DV, True)
@@ -240,18 +241,17 @@ def key_kernel(
     pair = tl.program_id(0) // blocks
     block = tl.program_id(0) % blocks  # in the causal triangle the first keys are seen by the most rows
     sample, head = pair // heads, pair % heads
-    wide_sample, wide_head = tl.cast(sample, tl.int64), tl.cast(head, tl.int64)
     offset = tl.cast(pair, tl.int64) * rows
     out = tl.cast(pair, tl.int64) * columns
 
     first_key = block * BLOCK_N
     column = first_key + tl.arange(0, BLOCK_N)
-    keys = k + wide_sample * k_b + wide_head * k_h
-    values = v + wide_sample * v_b + wide_head * v_h
+    keys = matrix(k, sample, head, k_b, k_h)
+    values = matrix(v, sample, head, v_b, v_h)
     k_rows = factor(keys, first_key, k_t, columns, BLOCK_N, DG, PADDED_DG, True, CHUNK)
     v_rows = factor(values, first_key, v_t, columns, BLOCK_N, DV, PADDED_DV, True, CHUNK)
-    queries = q + wide_sample * q_b + wide_head * q_h
-    d_mixed = grad + wide_sample * grad_b + wide_head * grad_h
+    queries = matrix(q, sample, head, q_b, q_h)
+    d_mixed = matrix(grad, sample, head, grad_b, grad_h)
 
     row_tiles = tl.cdiv(rows, LIVE)
     at = tl.cast(tl.program_id(0), tl.int64)

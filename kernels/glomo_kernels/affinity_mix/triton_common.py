@@ -23,23 +23,43 @@ GROUP = tl.constexpr(32)
 
 
 @triton.jit
+def matrix(x, sample, head, step_b, step_h):
+    """Where `load_rows` finds the rows of one sample and head: a pointer, or (descriptor, sample, head)."""
+    if isinstance(x, tl.tensor):
+        place = x + tl.cast(sample, tl.int64) * step_b + tl.cast(head, tl.int64) * step_h
+    else:
+        place = (x, sample, head)
+    return place
+
+
+@triton.jit
 def load_rows(
     base, first, stride, limit, ROWS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, BOUNDED
 ):
     """[ROWS, PADDED]: the rows from `first` on, zero behind WIDTH and, if BOUNDED, from row `limit` on.
 
-    Only the step to the first row may pass 2^31 elements; the launcher sees to it that a tile does not.
+    base is what `matrix` gave. With a descriptor the copy engine of an sm_90 (TMA) fetches the tile and puts the
+    zeros; stride and limit are its own. Else only the step to the first row may pass 2^31 elements; the launcher
+    sees to it that a tile does not.
     """
-    row = tl.arange(0, ROWS)
-    column = tl.arange(0, PADDED)
-    address = base + tl.cast(first, tl.int64) * stride + (row[:, None] * stride + column[None, :])
-    if BOUNDED:
-        if WIDTH == PADDED:
-            return tl.load(address, mask=(first + row < limit)[:, None], other=0.0)
-        return tl.load(address, mask=(first + row < limit)[:, None] & (column < WIDTH)[None, :], other=0.0)
-    if WIDTH == PADDED:
-        return tl.load(address)
-    return tl.load(address, mask=(column < WIDTH)[None, :], other=0.0)
+    if isinstance(base, tl.tensor):
+        row = tl.arange(0, ROWS)
+        column = tl.arange(0, PADDED)
+        address = base + tl.cast(first, tl.int64) * stride + (row[:, None] * stride + column[None, :])
+        if BOUNDED and WIDTH < PADDED:
+            tile = tl.load(
+                address, mask=(first + row < limit)[:, None] & (column < WIDTH)[None, :], other=0.0
+            )
+        elif BOUNDED:
+            tile = tl.load(address, mask=(first + row < limit)[:, None], other=0.0)
+        elif WIDTH < PADDED:
+            tile = tl.load(address, mask=(column < WIDTH)[None, :], other=0.0)
+        else:
+            tile = tl.load(address)
+    else:
+        descriptor, sample, head = base
+        tile = descriptor.load([sample, head, first, 0]).reshape(ROWS, PADDED)
+    return tile
 
 
 @triton.jit

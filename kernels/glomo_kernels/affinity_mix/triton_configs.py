@@ -24,18 +24,29 @@ def interpreted() -> bool:
 
 
 class Config(NamedTuple):
+    """tma: fetch the tiles that a loop goes over, of k and v, by tensor descriptors (Hopper's bulk copies)."""
+
     block_m: int
     block_n: int
     warps: int
     stages: int
+    tma: bool = False
 
-    def blocks(self, names: Sequence[str]) -> dict[str, int]:
-        """The block sizes among the arguments `names` of a kernel."""
-        return {k: v for k, v in (("BLOCK_M", self.block_m), ("BLOCK_N", self.block_n)) if k in names}
+    def __str__(self) -> str:
+        numbers = f"{self.block_m} {self.block_n} {self.warps} {self.stages}"
+        return f"{numbers} TMA" if self.tma else numbers
+
+    def meta(self, names: Sequence[str]) -> dict[str, int | bool]:
+        """What the kernel itself is told, of these the arguments `names`."""
+        told = {"BLOCK_M": self.block_m, "BLOCK_N": self.block_n, "TMA": self.tma}
+        return {name: value for name, value in told.items() if name in names}
 
 
 class Case(NamedTuple):
-    """What a choice depends on. Widths are padded; shared is what one program may take, in bytes."""
+    """What a choice depends on. Widths are padded; shared is what one program may take, in bytes.
+
+    descriptors: the copy engine can fetch tiles of k and v (triton_launch.describable).
+    """
 
     width: int
     values: int
@@ -43,6 +54,7 @@ class Case(NamedTuple):
     kind: str
     capability: tuple[int, int]
     shared: int
+    descriptors: bool = False
 
     @property
     def generation(self) -> int:
@@ -60,33 +72,41 @@ def same(case: Case) -> bool:
     return case.kind == "topk" or interpreted()
 
 
-def chunk(case: Case) -> int:
+def chunk(dtype: torch.dtype) -> int:
     """CHUNK of the kernels: 0, or for float32 the columns that are multiplied at a time."""
-    return 16 if case.dtype == torch.float32 and not interpreted() else 0
+    return 16 if dtype == torch.float32 and not interpreted() else 0
 
 
-# By generation and the wider of the two widths (64 stands for all below), half precision.
+def _tma(block_m: int, block_n: int, warps: int, stages: int) -> Config:
+    return Config(block_m, block_n, warps, stages, tma=True)
+
+
+# By generation and the wider of the two widths (64 stands for all below, 512 for two of 256), half precision. TMA
+# saves the registers of addresses, 15 to 80 a thread. Not in the kernel over keys: the rows' numbers, which come as
+# ordinary loads beside, then took more of them than it saved.
 _FORWARD = {
     (80, 64): [Config(128, 64, 8, 3), Config(128, 64, 8, 2)],
     (80, 128): [Config(128, 32, 8, 3), Config(64, 64, 4, 3)],
     (80, 256): [Config(128, 64, 8, 2), Config(64, 32, 8, 2)],
-    (90, 64): [Config(128, 64, 8, 3), Config(128, 64, 4, 3)],
-    (90, 128): [Config(128, 64, 8, 3), Config(128, 64, 8, 2)],
-    (90, 256): [Config(128, 64, 8, 3), Config(128, 64, 8, 2)],
-    (100, 64): [Config(128, 64, 8, 3), Config(128, 64, 8, 2)],
-    (100, 128): [Config(128, 64, 8, 3), Config(128, 64, 8, 2)],
-    (100, 256): [Config(128, 32, 8, 3), Config(128, 64, 8, 3)],
+    (90, 64): [_tma(128, 64, 8, 3), _tma(128, 128, 8, 3), Config(128, 64, 8, 3)],
+    (90, 128): [_tma(128, 64, 8, 3), _tma(128, 128, 8, 2), Config(128, 64, 8, 3)],
+    (90, 256): [_tma(128, 64, 8, 3), _tma(128, 128, 8, 2), Config(128, 64, 8, 3)],
+    (90, 512): [_tma(64, 64, 4, 2)],
+    (100, 64): [_tma(128, 64, 8, 3), Config(128, 64, 8, 3)],
+    (100, 128): [_tma(128, 64, 8, 3), Config(128, 64, 8, 3)],
+    (100, 256): [_tma(128, 64, 8, 3), Config(128, 32, 8, 3)],
 }
 _QUERY = {
     (80, 64): [Config(128, 64, 8, 3), Config(128, 64, 8, 2)],
     (80, 128): [Config(64, 32, 4, 3), Config(64, 64, 8, 2)],
     (80, 256): [Config(64, 64, 8, 2), Config(64, 32, 8, 2)],
-    (90, 64): [Config(128, 64, 8, 3), Config(128, 64, 8, 2)],
-    (90, 128): [Config(128, 64, 8, 3), Config(128, 64, 8, 2)],
-    (90, 256): [Config(64, 64, 8, 2), Config(64, 32, 8, 3)],
-    (100, 64): [Config(128, 64, 8, 3), Config(128, 64, 8, 2)],
-    (100, 128): [Config(128, 64, 8, 3), Config(128, 64, 8, 2)],
-    (100, 256): [Config(128, 64, 8, 2), Config(128, 32, 8, 2)],
+    (90, 64): [_tma(128, 64, 8, 3), Config(128, 64, 8, 3)],
+    (90, 128): [_tma(128, 64, 8, 3), _tma(128, 64, 8, 2), Config(128, 64, 8, 3)],
+    (90, 256): [_tma(64, 64, 8, 2), _tma(64, 64, 8, 3), Config(64, 64, 8, 2)],
+    (90, 512): [_tma(64, 32, 8, 2)],
+    (100, 64): [_tma(128, 64, 8, 3), Config(128, 64, 8, 3)],
+    (100, 128): [_tma(128, 64, 8, 3), Config(128, 64, 8, 3)],
+    (100, 256): [_tma(128, 64, 8, 2), Config(128, 64, 8, 2)],
 }
 _KEY = {
     (80, 64): [Config(64, 64, 4, 3), Config(64, 64, 8, 3)],
@@ -142,19 +162,20 @@ def _fitting(
     if case.kind == "topk":
         wanted = _TOPK[:1]
         small = _TOPK[1:] + small
-    elif min(case.width, case.values) > 128:
-        wanted = []
     else:
-        wanted = table[case.generation, max(64, case.width, case.values)]
+        widest = 512 if min(case.width, case.values) > 128 else max(64, case.width, case.values)
+        wanted = table.get((case.generation, widest), [])
 
     def fits(config: Config) -> bool:
-        # What stays, what is loaded per stage, the tile of scores on its way through shared memory.
+        # What stays, what is loaded per stage, and without TMA the tile of scores on its way through shared memory.
         stay, step = (config.block_n, config.block_m) if over_keys else (config.block_m, config.block_n)
         both = case.width + case.values
         stays = stay * (both if over_keys else case.width + extra)
         # Before sm_90 the tile in use is in registers already, one less waits.
         waiting = config.stages - 1 if case.generation == 80 else config.stages
-        return case.dtype.itemsize * (stays + waiting * step * both) + 4 * stay * step + 4096 <= case.shared
+        more = 1024 if config.tma else 4 * stay * step + 4096
+        return case.dtype.itemsize * (stays + waiting * step * both) + more <= case.shared
 
+    wanted = [config for config in wanted if case.descriptors or not config.tma]
     chosen = [config for config in wanted if fits(config)]
     return chosen or [next((config for config in small if fits(config)), small[-1])]

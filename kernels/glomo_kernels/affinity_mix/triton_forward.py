@@ -17,6 +17,7 @@ from glomo_kernels.affinity_mix.triton_common import (
     load_rows,
     load_spans,
     load_theta,
+    matrix,
     products,
     roots,
     span_limits,
@@ -81,9 +82,16 @@ def _tiles(
             MASKED,
         )
         weight = root * root
-        added = tl.sum(weight, 1)
+        if BLOCK_N > LIVE:
+            # The reshape costs nothing: the columns of a part are in one thread or its neighbours, as before.
+            parts = tl.sum(tl.reshape(weight, (BLOCK_M, BLOCK_N // LIVE, LIVE)), 2)
+            number = (start // LIVE) % GROUP + tl.arange(0, BLOCK_N // LIVE)
+            bits |= tl.sum(tl.where(parts == 0, 0, 1 << number[None, :]), 1)
+            added = tl.sum(parts, 1)
+        else:
+            added = tl.sum(weight, 1)
+            bits |= tl.where(added == 0, 0, 1 << ((start // LIVE) % GROUP))
         norm += added
-        bits |= tl.where(added == 0, 0, 1 << ((start // LIVE) % GROUP))
         if SCALED:
             # float16 holds neither r^2 above 65504 nor below 6e-8: scale each row by a power of two, which is exact.
             largest = tl.max(tl.abs(root), 1)
@@ -180,19 +188,21 @@ def forward_kernel(
     PADDED_DG: tl.constexpr,
     PADDED_DV: tl.constexpr,
     CHUNK: tl.constexpr,
+    TMA: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """mixed [B, H, Tq, DV], norm [B, H, Tq], live [B, H, .., ..] and with STATS edges, entropy [B, H, Tq].
 
     DESIGN.md section 4. Programs: B * H * blocks of BLOCK_M rows; no two write to the same place.
+
+    TMA  k and v came as tensor descriptors (triton_launch.py)
     """
     blocks = tl.cdiv(rows, BLOCK_M)
     pair = tl.program_id(0) // blocks
     # In the causal triangle the last rows have the most keys: longest first leaves the shortest tail.
     block = blocks - 1 - tl.program_id(0) % blocks
     sample, head = pair // heads, pair % heads
-    wide_sample, wide_head = tl.cast(sample, tl.int64), tl.cast(head, tl.int64)
     offset = tl.cast(pair, tl.int64) * rows
 
     row = block * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -202,9 +212,9 @@ def forward_kernel(
     row_cut, row_last = load_cut(cut, last, offset, row, rows, KIND)
     rows_of = (row_theta, begin, end, row_cut, row_last)
 
-    queries = q + wide_sample * q_b + wide_head * q_h
-    keys = k + wide_sample * k_b + wide_head * k_h
-    values = v + wide_sample * v_b + wide_head * v_h
+    queries = matrix(q, sample, head, q_b, q_h)
+    keys = matrix(k, sample, head, k_b, k_h)
+    values = matrix(v, sample, head, v_b, v_h)
     q_rows = factor(queries, block * BLOCK_M, q_t, rows, BLOCK_M, DG, PADDED_DG, True, CHUNK)
 
     # Tiles left .. right are inside of every span; those at the edges are masked, all where a row sees nothing.

@@ -67,10 +67,18 @@ def why_not(
     return None
 
 
-def _case(q: Tensor, v: Tensor, kind: str) -> configs.Case:
+def _case(q: Tensor, k: Tensor, v: Tensor, kind: str) -> configs.Case:
+    from glomo_kernels.affinity_mix.triton_launch import describable
+
     capability, shared = ((0, 0), 0) if configs.interpreted() else _device(q.device.index)
     return configs.Case(
-        configs.padded(q.shape[3]), configs.padded(v.shape[3]), q.dtype, kind, capability, shared
+        configs.padded(q.shape[3]),
+        configs.padded(v.shape[3]),
+        q.dtype,
+        kind,
+        capability,
+        shared,
+        capability >= (9, 0) and describable(k, v),
     )
 
 
@@ -92,7 +100,7 @@ def _shared_arguments(q: Tensor, k: Tensor, spans: Tensor, kind: str, topk: Tens
         "bucket": bucket(rows, k.shape[2]),
         "DG": width,
         "PADDED_DG": configs.padded(width),
-        "CHUNK": configs.chunk(_case(q, q, kind)),
+        "CHUNK": configs.chunk(q.dtype),
     }
     if topk is None:
         return {**arguments, "cut": spans, "last": spans, "KIND": kind}
@@ -100,7 +108,7 @@ def _shared_arguments(q: Tensor, k: Tensor, spans: Tensor, kind: str, topk: Tens
     launch(
         topk_kernel,
         lambda config: batch * heads * -(-rows // config.block_m),
-        configs.topk(_case(q, q, kind)),
+        configs.topk(_case(q, k, k, kind)),
         q.device,
         {**arguments, "topk": topk.contiguous(), "cut": cut, "last": last},
     )
@@ -150,7 +158,7 @@ def forward(
     launch(
         forward_kernel,
         lambda config: batch * heads * -(-rows // config.block_m),
-        configs.forward(_case(q, v, kind)),
+        configs.forward(_case(q, k, v, kind)),
         q.device,
         {
             **_shared_arguments(q, k, spans, kind, topk),
@@ -236,7 +244,7 @@ def backward(
         return dq, dk.zero_(), dv.zero_(), dtheta
     q, k, v, grad = unit_stride(q), unit_stride(k), unit_stride(v), unit_stride(grad)
     spans, mixed, norm, live = (x.contiguous() for x in (spans, mixed, norm, live))
-    case = _case(q, v, kind)
+    case = _case(q, k, v, kind)
     query_configs, key_configs = configs.query(case), configs.key(case)
     by_row, row_counts, by_column, column_counts = _lists(
         live, spans, rows, columns, query_configs[0].block_m, key_configs[0].block_n

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from glomo_kernels.affinity_mix.triton_configs import Config, interpreted
 
@@ -22,14 +23,41 @@ def bucket(rows: int, columns: int) -> int:
     return min(max((max(rows, columns) - 1).bit_length(), 8), 15)
 
 
+# Arguments that a kernel with TMA gets as descriptors, in tiles of BLOCK_N rows of a padded width.
+DESCRIBED = {"k": "PADDED_DG", "v": "PADDED_DV"}
+
+
+def _descriptor(name: str, arguments: dict[str, Any]) -> Any:
+    """What the kernel gets as argument `name`, which is in DESCRIBED."""
+    x = arguments[name]
+    if not arguments["TMA"]:
+        return x
+    return TensorDescriptor(
+        x, list(x.shape), list(x.stride()), [1, 1, arguments["BLOCK_N"], arguments[DESCRIBED[name]]]
+    )
+
+
+def describable(*tensors: Tensor) -> bool:
+    """Whether the copy engine takes [B, H, T, width] tensors as they lie: all steps multiples of 16 bytes, none 0."""
+    for x in tensors:
+        *steps, unit = x.stride()
+        batch, head, row = steps
+        if unit != 1 or min(steps) < 1 or (batch | head | row) * x.itemsize % 16 != 0:
+            return False
+        if x.data_ptr() % 16 != 0 or x.numel() == 0:
+            return False
+    return True
+
+
 @functools.cache
 def _tuned(kernel: Any, candidates: tuple[Config, ...]) -> Any:
     configs = [
-        triton.Config({"BLOCK_M": c.block_m, "BLOCK_N": c.block_n}, num_warps=c.warps, num_stages=c.stages)
-        for c in candidates
+        triton.Config(c.meta(kernel.arg_names), num_warps=c.warps, num_stages=c.stages) for c in candidates
     ]
     key = [name for name in KEY if name in kernel.arg_names]
     # cache_results: a later process takes the same choice from Triton's cache folder, and so computes the same bits
+    if "TMA" in kernel.arg_names:
+        kernel = triton.heuristics({name: functools.partial(_descriptor, name) for name in DESCRIBED})(kernel)
     return triton.autotune(configs, key=key, cache_results=True)(kernel)
 
 
@@ -47,28 +75,36 @@ def launch(
     """
     given = {name: arguments[name] for name in kernel.arg_names if name in arguments}
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        if len(candidates) == 1 or interpreted() or torch.are_deterministic_algorithms_enabled():
-            config = candidates[0]
-            blocks = config.blocks(kernel.arg_names)
-            kernel[(programs(config),)](**given, **blocks, num_warps=config.warps, num_stages=config.stages)
-            return
-        case = (kernel, device, *candidates, *_case(given))
-        if best := _CHOSEN.get(case):
-            config = Config(best.kwargs["BLOCK_M"], best.kwargs["BLOCK_N"], best.num_warps, best.num_stages)
-            kernel[(programs(config),)](**given, **best.all_kwargs())
-            return
-        tuned = _tuned(kernel, tuple(candidates))
-        tuned[lambda meta: (programs(Config(meta["BLOCK_M"], meta["BLOCK_N"], 0, 0)),)](**given)
-        _CHOSEN[case] = tuned.best_config
+        config = candidates[0]
+        if len(candidates) > 1 and not interpreted() and not torch.are_deterministic_algorithms_enabled():
+            config = _fastest(kernel, programs, tuple(candidates), device, given)
+        given |= config.meta(kernel.arg_names)
+        if config.tma:
+            given |= {name: _descriptor(name, given) for name in DESCRIBED}
+        kernel[(programs(config),)](**given, num_warps=config.warps, num_stages=config.stages)
 
 
 # What tuning chose: asking Triton's tuner at each launch costs a quarter of the launch.
-_CHOSEN: dict[tuple[Any, ...], Any] = {}
+_CHOSEN: dict[tuple[Any, ...], Config] = {}
 
 
-def _case(given: dict[str, Any]) -> list[Any]:
-    """What the tuner looks at: the values of KEY and the dtypes."""
-    return [given.get(name) for name in KEY] + [x.dtype for x in given.values() if isinstance(x, Tensor)]
+def _fastest(
+    kernel: Any,
+    programs: Callable[[Config], int],
+    candidates: tuple[Config, ...],
+    device: torch.device,
+    given: dict[str, Any],
+) -> Config:
+    # What the tuner looks at, the values of KEY and the dtypes, and what is offered.
+    dtypes = [x.dtype for x in given.values() if isinstance(x, Tensor)]
+    case = (kernel, device, candidates, *(given.get(name) for name in KEY), *dtypes)
+    if case not in _CHOSEN:
+        tuned = _tuned(kernel, candidates)
+        tuned[lambda meta: (programs(Config(meta["BLOCK_M"], meta["BLOCK_N"], 0, 0)),)](**given)
+        best = tuned.best_config
+        blocks = best.kwargs["BLOCK_M"], best.kwargs["BLOCK_N"]
+        _CHOSEN[case] = Config(*blocks, best.num_warps, best.num_stages, best.kwargs.get("TMA", False))
+    return _CHOSEN[case]
 
 
 def strides(name: str, tensor: Tensor) -> dict[str, int]:
