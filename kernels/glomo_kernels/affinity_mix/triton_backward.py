@@ -95,14 +95,14 @@ def _query_tiles(
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def query_kernel(
-    q, k, v, theta, spans, cut, last, grad, mixed, norm, lists, counts, dq, dtheta, means,
+    q, k, v, theta, spans, cut, last, grad, mixed, norm, lists, counts, dq, dtheta, means, inverses,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, grad_b, grad_h, grad_t,
     heads, rows, columns, bucket,
     KIND: tl.constexpr, THETA: tl.constexpr, SCALED: tl.constexpr, EXACT: tl.constexpr,
     DG: tl.constexpr, DV: tl.constexpr, PADDED_DG: tl.constexpr, PADDED_DV: tl.constexpr, CHUNK: tl.constexpr,
     TMA: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """dq [B, H, Tq, DG], dtheta [B, H, Tq], and D [B, H, Tq] float32 in `means` for key_kernel.
+    """dq [B, H, Tq, DG], dtheta [B, H, Tq]; for key_kernel D in `means` and 1 / l in `inverses`, float32 [B, H, Tq].
 
     EXACT   sum up D over the products in every block
     TMA     k and v came as tensor descriptors (triton_launch.py)
@@ -173,13 +173,14 @@ def query_kernel(
     slope = 2.0 * scale if SCALED else 2.0 * inverse
     store_rows(dq + offset * DG, first_row, DG, rows, d_query * slope[:, None], BLOCK_M, DG, PADDED_DG)
     tl.store(means + offset + row, mean, mask=row < rows)
+    tl.store(inverses + offset + row, inverse, mask=row < rows)
     if THETA:
         tl.store(dtheta + offset + row, (-row_sum * slope).to(dtheta.dtype.element_ty), mask=row < rows)
 
 
 @triton.jit
 def _key_tiles(
-    list_, steps, state, k, v, column, queries, d_mixed, q_t, grad_t, theta, spans, sample, cut, last, norm,
+    list_, steps, state, k, v, column, queries, d_mixed, q_t, grad_t, theta, spans, sample, cut, last, inverses,
     means, offset, rows,
     KIND: tl.constexpr, THETA: tl.constexpr, SAME: tl.constexpr, MASKED: tl.constexpr, DG: tl.constexpr,
     DV: tl.constexpr, PADDED_DG: tl.constexpr, PADDED_DV: tl.constexpr, CHUNK: tl.constexpr,
@@ -196,9 +197,8 @@ def _key_tiles(
             begin, end = tl.zeros_like(row), tl.zeros_like(row)
         row_theta = load_theta(theta, offset, row, rows, THETA)
         row_cut, row_last = load_cut(cut, last, offset, row, rows, KIND)
-        row_norm = tl.load(norm + offset + row, mask=row < rows, other=0.0)
+        inverse = tl.load(inverses + offset + row, mask=row < rows, other=0.0)
         mean = tl.load(means + offset + row, mask=row < rows, other=0.0)
-        inverse = tl.where(row_norm == 0, 0.0, 1.0 / (row_norm + EPSILON))
         q = load_rows(queries, start, q_t, rows, BLOCK_M, DG, PADDED_DG, MASKED)
         grad = load_rows(d_mixed, start, grad_t, rows, BLOCK_M, DV, PADDED_DV, MASKED)
         q_rows, grad_rows = (q, queries, start, q_t, rows), (grad, d_mixed, start, grad_t, rows)
@@ -223,7 +223,7 @@ def _key_tiles(
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def key_kernel(
-    q, k, v, theta, spans, cut, last, grad, norm, means, lists, counts, dk, dv,
+    q, k, v, theta, spans, cut, last, grad, inverses, means, lists, counts, dk, dv,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, grad_b, grad_h, grad_t,
     heads, rows, columns, bucket,
     KIND: tl.constexpr, THETA: tl.constexpr, SAME: tl.constexpr, DG: tl.constexpr, DV: tl.constexpr,
@@ -260,12 +260,12 @@ def key_kernel(
     state = (tl.zeros([BLOCK_N, PADDED_DG], tl.float32), tl.zeros([BLOCK_N, PADDED_DV], tl.float32))
     state = _key_tiles(
         edges, edge_tiles * (LIVE // BLOCK_M), state, k_rows, v_rows, column, queries, d_mixed, q_t, grad_t,
-        theta, spans, sample, cut, last, norm, means, offset, rows,
+        theta, spans, sample, cut, last, inverses, means, offset, rows,
         KIND, THETA, SAME, True, DG, DV, PADDED_DG, PADDED_DV, CHUNK, BLOCK_M, BLOCK_N,
     )  # fmt: skip
     d_key, d_value = _key_tiles(
         edges + row_tiles - inner_tiles, inner_tiles * (LIVE // BLOCK_M), state, k_rows, v_rows, column, queries,
-        d_mixed, q_t, grad_t, theta, spans, sample, cut, last, norm, means, offset, rows,
+        d_mixed, q_t, grad_t, theta, spans, sample, cut, last, inverses, means, offset, rows,
         KIND, THETA, SAME, CHUNK > 0, DG, DV, PADDED_DG, PADDED_DV, CHUNK, BLOCK_M, BLOCK_N,
     )  # fmt: skip
     store_rows(dk + out * DG, first_key, DG, columns, 2.0 * d_key, BLOCK_N, DG, PADDED_DG)

@@ -249,7 +249,7 @@ def backward(
     by_row, row_counts, by_column, column_counts = _lists(
         live, spans, rows, columns, query_configs[0].block_m, key_configs[0].block_n
     )
-    means = torch.empty_like(norm)
+    means, inverses = torch.empty_like(norm), torch.empty_like(norm)
     arguments = {
         **_shared_arguments(q, k, spans, kind, topk),
         **_more_arguments(v, theta, q),
@@ -257,6 +257,7 @@ def backward(
         **strides("grad", grad),
         "norm": norm,
         "means": means,
+        "inverses": inverses,
     }
     launch(
         query_kernel,

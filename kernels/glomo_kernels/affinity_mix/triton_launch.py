@@ -79,7 +79,7 @@ def launch(
         if len(candidates) > 1 and not interpreted() and not torch.are_deterministic_algorithms_enabled():
             config = _fastest(kernel, programs, tuple(candidates), device, given)
         given |= config.meta(kernel.arg_names)
-        if config.tma:
+        if given.get("TMA"):
             given |= {name: _descriptor(name, given) for name in DESCRIBED}
         kernel[(programs(config),)](**given, num_warps=config.warps, num_stages=config.stages)
 
