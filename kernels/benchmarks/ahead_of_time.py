@@ -31,6 +31,7 @@ SHARED = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 9
 TIMEOUT_S = 600  # of one compilation
 MATRIX = r"\b(HMMA|HGMMA|QGMMA|UTCHMMA|UTCQMMA|UTC\w*MMA)\b"
 COPY = r"\b(LDGSTS|UTMALDG|UBLKCP)\b"
+SLOW = r"\bF2F\b"  # a conversion of one number, at the rate of a square root; of two at a time it is F2FP
 
 
 class Request(NamedTuple):
@@ -145,6 +146,7 @@ def compile_here(request: Request) -> dict[str, Any]:
         "shared": compiled.metadata.shared,
         "matrix": "+".join(sorted(set(re.findall(MATRIX, sass)))),
         "copy": "+".join(sorted(set(re.findall(COPY, sass)))),
+        "slow": len(re.findall(SLOW, sass)),
         "instructions": len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", sass, re.M)),
     }
 
@@ -227,7 +229,7 @@ def _in_a_fork(task: Callable[[Request], Any], request: Request) -> Any:
 
 KERNELS = ("forward_kernel", "query_kernel", "key_kernel")
 ARCHITECTURES = (80, 90, 100)
-MEASURED = ("registers", "stack", "spills", "shared", "matrix", "copy", "instructions", "error")
+MEASURED = ("registers", "stack", "spills", "shared", "matrix", "copy", "slow", "instructions", "error")
 
 
 def quick(arch: int) -> list[Request]:

@@ -96,13 +96,16 @@ def _query_tiles(
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def query_kernel(
     q, k, v, theta, spans, cut, last, grad, mixed, norm, lists, counts, dq, dtheta, means, inverses,
+    thresholds,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, grad_b, grad_h, grad_t,
     heads, rows, columns, bucket,
     KIND: tl.constexpr, THETA: tl.constexpr, SCALED: tl.constexpr, EXACT: tl.constexpr,
     DG: tl.constexpr, DV: tl.constexpr, PADDED_DG: tl.constexpr, PADDED_DV: tl.constexpr, CHUNK: tl.constexpr,
     TMA: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """dq [B, H, Tq, DG], dtheta [B, H, Tq]; for key_kernel D in `means` and 1 / l in `inverses`, float32 [B, H, Tq].
+    """dq [B, H, Tq, DG], dtheta [B, H, Tq]; for key_kernel D (means), 1 / l (inverses), theta, float32 [B, H, Tq].
+
+    key_kernel goes over rows and loads these for every tile; ahead of time only if they are of four bytes.
 
     EXACT   sum up D over the products in every block
     TMA     k and v came as tensor descriptors (triton_launch.py)
@@ -175,12 +178,13 @@ def query_kernel(
     tl.store(means + offset + row, mean, mask=row < rows)
     tl.store(inverses + offset + row, inverse, mask=row < rows)
     if THETA:
+        tl.store(thresholds + offset + row, row_theta, mask=row < rows)
         tl.store(dtheta + offset + row, (-row_sum * slope).to(dtheta.dtype.element_ty), mask=row < rows)
 
 
 @triton.jit
 def _key_tiles(
-    list_, steps, state, k, v, column, queries, d_mixed, q_t, grad_t, theta, spans, sample, cut, last, inverses,
+    list_, steps, state, k, v, column, queries, d_mixed, q_t, grad_t, thresholds, spans, sample, cut, last, inverses,
     means, offset, rows,
     KIND: tl.constexpr, THETA: tl.constexpr, SAME: tl.constexpr, MASKED: tl.constexpr, DG: tl.constexpr,
     DV: tl.constexpr, PADDED_DG: tl.constexpr, PADDED_DV: tl.constexpr, CHUNK: tl.constexpr,
@@ -195,7 +199,7 @@ def _key_tiles(
             begin, end = load_spans(spans, sample, row, rows)
         else:
             begin, end = tl.zeros_like(row), tl.zeros_like(row)
-        row_theta = load_theta(theta, offset, row, rows, THETA)
+        row_theta = load_theta(thresholds, offset, row, rows, THETA)
         row_cut, row_last = load_cut(cut, last, offset, row, rows, KIND)
         inverse = tl.load(inverses + offset + row, mask=row < rows, other=0.0)
         mean = tl.load(means + offset + row, mask=row < rows, other=0.0)
@@ -223,7 +227,7 @@ def _key_tiles(
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def key_kernel(
-    q, k, v, theta, spans, cut, last, grad, inverses, means, lists, counts, dk, dv,
+    q, k, v, thresholds, spans, cut, last, grad, inverses, means, lists, counts, dk, dv,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, grad_b, grad_h, grad_t,
     heads, rows, columns, bucket,
     KIND: tl.constexpr, THETA: tl.constexpr, SAME: tl.constexpr, DG: tl.constexpr, DV: tl.constexpr,
@@ -260,12 +264,12 @@ def key_kernel(
     state = (tl.zeros([BLOCK_N, PADDED_DG], tl.float32), tl.zeros([BLOCK_N, PADDED_DV], tl.float32))
     state = _key_tiles(
         edges, edge_tiles * (LIVE // BLOCK_M), state, k_rows, v_rows, column, queries, d_mixed, q_t, grad_t,
-        theta, spans, sample, cut, last, inverses, means, offset, rows,
+        thresholds, spans, sample, cut, last, inverses, means, offset, rows,
         KIND, THETA, SAME, True, DG, DV, PADDED_DG, PADDED_DV, CHUNK, BLOCK_M, BLOCK_N,
     )  # fmt: skip
     d_key, d_value = _key_tiles(
         edges + row_tiles - inner_tiles, inner_tiles * (LIVE // BLOCK_M), state, k_rows, v_rows, column, queries,
-        d_mixed, q_t, grad_t, theta, spans, sample, cut, last, inverses, means, offset, rows,
+        d_mixed, q_t, grad_t, thresholds, spans, sample, cut, last, inverses, means, offset, rows,
         KIND, THETA, SAME, CHUNK > 0, DG, DV, PADDED_DG, PADDED_DV, CHUNK, BLOCK_M, BLOCK_N,
     )  # fmt: skip
     store_rows(dk + out * DG, first_key, DG, columns, 2.0 * d_key, BLOCK_N, DG, PADDED_DG)

@@ -82,7 +82,7 @@ def _tma(block_m: int, block_n: int, warps: int, stages: int) -> Config:
 
 
 # By generation and the wider of the two widths (64 stands for all below, 512 for two of 256), half precision. TMA
-# saves the registers of addresses, 15 to 80 a thread. Not in the kernel over keys: the rows' numbers, which come as
+# saves the registers of addresses, up to 80 a thread. Not in the kernel over keys: the rows' numbers, which come as
 # ordinary loads beside, then took more of them than it saved.
 _FORWARD = {
     (80, 64): [Config(128, 64, 8, 3), Config(128, 64, 8, 2)],
@@ -90,11 +90,11 @@ _FORWARD = {
     (80, 256): [Config(128, 64, 8, 2), Config(64, 32, 8, 2)],
     (90, 64): [_tma(128, 64, 8, 3), _tma(128, 128, 8, 3), Config(128, 64, 8, 3)],
     (90, 128): [_tma(128, 64, 8, 3), _tma(128, 128, 8, 2), _tma(64, 64, 4, 2), Config(128, 64, 8, 3)],
-    (90, 256): [_tma(128, 64, 8, 3), _tma(128, 128, 8, 2), _tma(64, 64, 4, 2), Config(128, 64, 8, 3)],
-    (90, 512): [_tma(64, 64, 4, 2)],
+    (90, 256): [_tma(128, 64, 8, 3), _tma(128, 64, 8, 2), Config(128, 64, 8, 3)],
+    (90, 512): [_tma(64, 64, 8, 2)],
     (100, 64): [_tma(128, 64, 8, 3), Config(128, 64, 8, 3)],
     (100, 128): [_tma(128, 64, 8, 3), Config(128, 64, 8, 3)],
-    (100, 256): [_tma(128, 64, 8, 3), Config(128, 32, 8, 3)],
+    (100, 256): [_tma(128, 32, 8, 3), Config(128, 32, 8, 3)],
 }
 _QUERY = {
     (80, 64): [Config(128, 64, 8, 3), Config(128, 64, 8, 2)],
@@ -173,7 +173,8 @@ def _fitting(
         stays = stay * (both if over_keys else case.width + extra)
         # Before sm_90 the tile in use is in registers already, one less waits.
         waiting = config.stages - 1 if case.generation == 80 else config.stages
-        more = 1024 if config.tma else 4 * stay * step + 4096
+        # And a column block of ones (forward).
+        more = 1024 + 32 * step if config.tma else 4 * stay * step + 4096
         return case.dtype.itemsize * (stays + waiting * step * both) + more <= case.shared
 
     wanted = [config for config in wanted if case.descriptors or not config.tma]

@@ -45,6 +45,7 @@ def _tiles(
     v_t,
     columns,
     rows_of,
+    ones,
     KIND: tl.constexpr,
     MASKED: tl.constexpr,
     SCALED: tl.constexpr,
@@ -58,7 +59,7 @@ def _tiles(
 ):
     """Add `count` tiles of keys to state: count_left from first_left on, the others from first_right on.
 
-    state    (sums of r^2 v [M, PADDED_DV], of r^2 [M], of r^2 as it is multiplied (rounded, scaled) [M],
+    state    (sums of r^2 v [M, PADDED_DV], of r^2 [M], of r^2 as it is multiplied (rounded, scaled) [M, SUMS],
              bits of live tiles [M], scale [M])
     rows_of  (theta, begin, end, cut, last), [M] each
     """
@@ -98,13 +99,17 @@ def _tiles(
             smaller = tl.minimum(scale, _largest_power(largest))
             change = smaller / scale
             total = total * (change * change)[:, None]
-            divisor = divisor * (change * change)
+            divisor = divisor * (change * change)[:, None]
             scale = smaller
             root = root * scale[:, None]
             weight = root * root
         v = load_rows(values, start, v_t, columns, BLOCK_N, DV, PADDED_DV, MASKED)
         rounded = weight.to(v.dtype)
-        divisor += tl.sum(rounded.to(tl.float32), 1)
+        if rounded.dtype == tl.float32:
+            divisor += tl.sum(rounded, 1)[:, None]
+        else:
+            # A sum of what was rounded, on the vector units, undoes each rounding by a slow instruction of its own.
+            divisor += dot(rounded, ones)
         total += dot(rounded, v)
     return total, norm, divisor, bits, scale
 
@@ -230,7 +235,10 @@ def forward_kernel(
 
     total = tl.zeros([BLOCK_M, PADDED_DV], tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)
-    divisor = tl.zeros([BLOCK_M], tl.float32)
+    # As a product with ones; tl.dot has 16 columns at least, all the same.
+    SUMS: tl.constexpr = 1 if mixed.dtype.element_ty == tl.float32 else 16
+    divisor = tl.zeros([BLOCK_M, SUMS], tl.float32)
+    ones = tl.full([BLOCK_N, SUMS], 1.0, mixed.dtype.element_ty)
     scale = tl.full([BLOCK_M], 2.0**63, tl.float32)  # its square is finite
     live_columns = tl.cdiv(columns, LIVE)
     live_rows = tl.cdiv(rows, LIVE)
@@ -243,12 +251,12 @@ def forward_kernel(
         c, d = tl.minimum(tl.maximum(right, low), high), tl.minimum(tl.maximum(last_tile, low), high)
         state = (total, row_sum, divisor, tl.zeros([BLOCK_M], tl.int32), scale)
         state = _tiles(
-            a, b - a, c, (b - a) + (d - c), state, q_rows, keys, values, k_t, v_t, columns, rows_of,
+            a, b - a, c, (b - a) + (d - c), state, q_rows, keys, values, k_t, v_t, columns, rows_of, ones,
             KIND, True, SCALED, DG, DV, PADDED_DG, PADDED_DV, CHUNK, BLOCK_M, BLOCK_N,
         )  # fmt: skip
         if CHUNK == 0:
             state = _tiles(
-                b, c - b, c, c - b, state, q_rows, keys, values, k_t, v_t, columns, rows_of,
+                b, c - b, c, c - b, state, q_rows, keys, values, k_t, v_t, columns, rows_of, ones,
                 KIND, False, SCALED, DG, DV, PADDED_DG, PADDED_DV, CHUNK, BLOCK_M, BLOCK_N,
             )  # fmt: skip
         total, row_sum, divisor, bits, scale = state
@@ -264,7 +272,7 @@ def forward_kernel(
     # Divided by the sum of the weights as they were multiplied: by the exact sum, a row of one edge would be off by
     # that edge's rounding, and dO . O in the backward pass with it.
     epsilon = EPSILON * scale * scale if SCALED else EPSILON
-    total = total * (1.0 / (divisor + epsilon))[:, None]
+    total = total * (1.0 / (tl.max(divisor, 1) + epsilon))[:, None]
     column = tl.arange(0, PADDED_DV)
     tl.store(
         mixed + (offset + row)[:, None] * DV + column[None, :],

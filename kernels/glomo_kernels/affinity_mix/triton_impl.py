@@ -249,7 +249,7 @@ def backward(
     by_row, row_counts, by_column, column_counts = _lists(
         live, spans, rows, columns, query_configs[0].block_m, key_configs[0].block_n
     )
-    means, inverses = torch.empty_like(norm), torch.empty_like(norm)
+    means, inverses, thresholds = (torch.empty_like(norm) for _ in range(3))
     arguments = {
         **_shared_arguments(q, k, spans, kind, topk),
         **_more_arguments(v, theta, q),
@@ -258,6 +258,7 @@ def backward(
         "norm": norm,
         "means": means,
         "inverses": inverses,
+        "thresholds": thresholds,
     }
     launch(
         query_kernel,
