@@ -146,9 +146,28 @@ def compile_here(request: Request) -> dict[str, Any]:
         "shared": compiled.metadata.shared,
         "matrix": "+".join(sorted(set(re.findall(MATRIX, sass)))),
         "copy": "+".join(sorted(set(re.findall(COPY, sass)))),
+        "work": work(compiled.asm["ttgir"]),
         "slow": len(re.findall(SLOW, sass)),
         "instructions": len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", sass, re.M)),
     }
+
+
+def work(ttgir: str) -> float | None:
+    """Products done over products asked for, of wgmma and mma: more than 1 where warps repeat what others do."""
+    layouts = {}
+    for name, *numbers in re.findall(
+        r"(#mma\d*) = #ttg\.nvidia_mma<.*?warpsPerCTA = \[(\d+), (\d+)\].*?instrShape = \[(\d+), (\d+)", ttgir
+    ):
+        layouts[name] = [int(number) for number in numbers]
+    done = asked = 0.0
+    dots = r"(?:warp_group_dot|tt\.dot) .*?: [^:]*?<\d+x(\d+)x.* -> tensor<(\d+)x(\d+)xf32, (#mma\d*)>"
+    for depth, rows, columns, layout in re.findall(dots, ttgir):
+        down, across, high, wide = layouts[layout]
+        products = int(depth) * int(rows) * int(columns)
+        # a warp of wgmma has 16 of its 64 rows
+        done += products * max(1, down * min(high, 16) / int(rows)) * max(1, across * wide / int(columns))
+        asked += products
+    return round(done / asked, 2) if asked else None
 
 
 class Compiler:
@@ -229,7 +248,18 @@ def _in_a_fork(task: Callable[[Request], Any], request: Request) -> Any:
 
 KERNELS = ("forward_kernel", "query_kernel", "key_kernel")
 ARCHITECTURES = (80, 90, 100)
-MEASURED = ("registers", "stack", "spills", "shared", "matrix", "copy", "slow", "instructions", "error")
+MEASURED = (
+    "registers",
+    "stack",
+    "spills",
+    "shared",
+    "matrix",
+    "copy",
+    "work",
+    "slow",
+    "instructions",
+    "error",
+)
 
 
 def quick(arch: int) -> list[Request]:

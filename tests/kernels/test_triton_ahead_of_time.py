@@ -28,12 +28,13 @@ def compiler():
 def test_first_choice_takes_no_more_than_there_is(compiler, request_):
     found = compiler.resources(request_)
     assert "error" not in found, found["error"]
-    # None at the paper's shape on Hopper; elsewhere two registers, set aside outside of the loop, are no loss.
+    # None at the paper's shape on Hopper; elsewhere a few registers, set aside outside of the loop, are no loss.
     paper = (request_.arch, request_.width, request_.values) == (90, 256, 64)
-    assert found["stack"] <= (0 if paper else 8) and found["spills"] <= found["stack"] // 4, found
+    assert found["stack"] <= (0 if paper else 16) and found["spills"] <= found["stack"] // 4, found
     assert found["registers"] <= 255
     assert found["shared"] <= ahead_of_time.SHARED[request_.arch]
     assert set(found["matrix"].split("+")) == MATRIX[request_.arch], found
+    assert (found["work"] or 1) <= (1.25 if request_.arch == 80 else 1), "warps repeat each other's products"
     assert found["slow"] == 0, "numbers are rounded one by one"
     assert found["copy"], "loads wait for each other: no asynchronous copies"
 

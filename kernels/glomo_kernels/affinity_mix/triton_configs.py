@@ -81,29 +81,31 @@ def _tma(block_m: int, block_n: int, warps: int, stages: int) -> Config:
     return Config(block_m, block_n, warps, stages, tma=True)
 
 
-# By generation and the wider of the two widths (64 stands for all below, 512 for two of 256), half precision. TMA
-# saves the registers of addresses, up to 80 a thread. Not in the kernel over keys: the rows' numbers, which come as
-# ordinary loads beside, then took more of them than it saved.
+# By generation and the wider of the two widths (64 stands for all below, 512 for two of 256), half precision.
+#
+# A matrix instruction of Hopper has 64 rows and four warps, and Triton lays all 8 warps along the rows where the result
+# feeds another product: a tile of 64 rows and 8 warps is then computed twice. TMA saves the registers of addresses, up to
+# 80 a thread. Not in the kernel over keys: the rows' numbers, loaded beside, then took more of them than it saved.
 _FORWARD = {
     (80, 64): [Config(128, 64, 8, 3), Config(128, 64, 8, 2)],
     (80, 128): [Config(128, 32, 8, 3), Config(64, 64, 4, 3)],
-    (80, 256): [Config(128, 64, 8, 2), Config(64, 32, 8, 2)],
+    (80, 256): [Config(128, 64, 8, 2), Config(64, 32, 4, 2)],
     (90, 64): [_tma(128, 64, 8, 3), _tma(128, 128, 8, 3), Config(128, 64, 8, 3)],
     (90, 128): [_tma(128, 64, 8, 3), _tma(128, 128, 8, 2), _tma(64, 64, 4, 2), Config(128, 64, 8, 3)],
     (90, 256): [_tma(128, 64, 8, 3), _tma(128, 64, 8, 2), Config(128, 64, 8, 3)],
-    (90, 512): [_tma(64, 64, 8, 2)],
+    (90, 512): [_tma(128, 32, 8, 3)],
     (100, 64): [_tma(128, 64, 8, 3), Config(128, 64, 8, 3)],
     (100, 128): [_tma(128, 64, 8, 3), Config(128, 64, 8, 3)],
     (100, 256): [_tma(128, 32, 8, 3), Config(128, 32, 8, 3)],
 }
 _QUERY = {
     (80, 64): [Config(128, 64, 8, 3), Config(128, 64, 8, 2)],
-    (80, 128): [Config(64, 32, 4, 3), Config(64, 64, 8, 2)],
-    (80, 256): [Config(64, 64, 8, 2), Config(64, 32, 8, 2)],
+    (80, 128): [Config(128, 32, 8, 3), Config(128, 32, 8, 2)],
+    (80, 256): [Config(64, 64, 8, 2), Config(64, 32, 4, 2)],
     (90, 64): [_tma(128, 64, 8, 3), Config(128, 64, 8, 3)],
     (90, 128): [_tma(128, 64, 8, 3), _tma(128, 64, 8, 2), Config(128, 64, 8, 3)],
-    (90, 256): [_tma(64, 64, 8, 2), _tma(64, 64, 8, 3), Config(64, 64, 8, 2)],
-    (90, 512): [_tma(64, 32, 8, 2)],
+    (90, 256): [Config(128, 64, 8, 2), _tma(128, 64, 8, 2)],
+    (90, 512): [_tma(128, 32, 8, 2)],
     (100, 64): [_tma(128, 64, 8, 3), Config(128, 64, 8, 3)],
     (100, 128): [_tma(128, 64, 8, 3), Config(128, 64, 8, 3)],
     (100, 256): [_tma(128, 64, 8, 2), Config(128, 64, 8, 2)],
@@ -111,16 +113,16 @@ _QUERY = {
 _KEY = {
     (80, 64): [Config(64, 64, 4, 3), Config(64, 64, 8, 3)],
     (80, 128): [Config(64, 64, 8, 2), Config(32, 64, 4, 2)],
-    (80, 256): [Config(32, 64, 8, 2), Config(32, 64, 8, 3)],
+    (80, 256): [Config(64, 64, 8, 2), Config(32, 64, 4, 2)],
     (90, 64): [Config(64, 128, 8, 3), Config(64, 128, 8, 2)],
-    (90, 128): [Config(64, 64, 8, 2), Config(32, 64, 8, 2)],
-    (90, 256): [Config(32, 64, 8, 2), Config(32, 64, 8, 3)],
+    (90, 128): [Config(32, 128, 8, 2), Config(64, 128, 8, 2)],
+    (90, 256): [Config(16, 128, 8, 2), Config(32, 128, 8, 2)],
     (100, 64): [Config(64, 128, 8, 3), Config(64, 128, 8, 2)],
     (100, 128): [Config(64, 128, 8, 2), Config(32, 128, 8, 2)],
-    (100, 256): [Config(32, 64, 8, 3), Config(32, 64, 8, 2)],
+    (100, 256): [Config(64, 128, 8, 2), Config(32, 128, 8, 2)],
 }
 # Where nothing of the above fits the shared memory (GPUs for desktops have 99 KB), or both widths are 256.
-_SMALL = [Config(64, 32, 8, 2), Config(64, 32, 4, 1), Config(64, 16, 4, 1)]
+_SMALL = [Config(64, 32, 4, 2), Config(64, 32, 4, 1), Config(64, 16, 4, 1)]
 _SMALL_KEY = [Config(32, 64, 8, 2), Config(16, 64, 8, 2), Config(16, 64, 4, 1)]
 # One shape of the tiles of scores in all four kernels (see triton_topk.py).
 _TOPK = [Config(64, 64, 8, 2), Config(64, 64, 8, 1)]
