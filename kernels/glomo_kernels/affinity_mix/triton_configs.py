@@ -83,9 +83,9 @@ def _tma(block_m: int, block_n: int, warps: int, stages: int) -> Config:
 
 # By generation and the wider of the two widths (64 stands for all below, 512 for two of 256), half precision.
 #
-# A matrix instruction of Hopper has 64 rows and four warps, and Triton lays all 8 warps along the rows where the result
-# feeds another product: a tile of 64 rows and 8 warps is then computed twice. TMA saves the registers of addresses, up to
-# 80 a thread. Not in the kernel over keys: the rows' numbers, loaded beside, then took more of them than it saved.
+# A matrix instruction of Hopper has 64 rows and four warps, and Triton lays all 8 warps along the rows where the
+# result feeds another product: a tile of 64 rows and 8 warps is then computed twice. TMA saves the registers of
+# addresses, up to 80 a thread; not in the kernel over keys: the rows' numbers, loaded beside, took more than it saved.
 _FORWARD = {
     (80, 64): [Config(128, 64, 8, 3), Config(128, 64, 8, 2)],
     (80, 128): [Config(128, 32, 8, 3), Config(64, 64, 4, 3)],
@@ -125,7 +125,8 @@ _KEY = {
 _SMALL = [Config(64, 32, 4, 2), Config(64, 32, 4, 1), Config(64, 16, 4, 1)]
 _SMALL_KEY = [Config(32, 64, 8, 2), Config(16, 64, 8, 2), Config(16, 64, 4, 1)]
 # One shape of the tiles of scores in all four kernels (see triton_topk.py).
-_TOPK = [Config(64, 64, 8, 2), Config(64, 64, 8, 1)]
+_TOPK = [_tma(64, 64, 4, 2), Config(64, 64, 4, 2), Config(64, 64, 4, 1)]
+_TOPK_KEY = [Config(64, 64, 8, 2), Config(64, 64, 8, 1)]
 # float32 has no matrix instructions that keep its precision; its factors come in chunks and take little memory.
 _SINGLE_FORWARD = [Config(64, 32, 8, 2)]
 _SINGLE_QUERY = [Config(64, 16, 8, 2)]
@@ -162,8 +163,8 @@ def _fitting(
     if case.dtype == torch.float32:
         return single
     if case.kind == "topk":
-        wanted = _TOPK[:1]
-        small = _TOPK[1:] + small
+        *wanted, last = _TOPK_KEY if over_keys else _TOPK
+        small = [last, *small]
     else:
         widest = 512 if min(case.width, case.values) > 128 else max(64, case.width, case.values)
         wanted = table.get((case.generation, widest), [])

@@ -78,7 +78,7 @@ def _case(q: Tensor, k: Tensor, v: Tensor, kind: str) -> configs.Case:
         kind,
         capability,
         shared,
-        capability >= (9, 0) and describable(k, v),
+        capability[0] in (9, 10) and describable(k, v),
     )
 
 
