@@ -33,14 +33,16 @@ REPEATS = 5
 def grid(kernel: str) -> Iterator[Config]:
     """Blocks along which lists of live tiles are cut are multiples of 64, their steps divide 64 (LIVE).
 
-    The likeliest come first: compiling takes longer than measuring, and the time may end.
+    A warpgroup for each 64 rows of a block: more would repeat products (triton_configs.py). The likeliest come first:
+    compiling takes longer than measuring, and the time may end.
     """
+    blocks = ((128, 8), (64, 4))
     if kernel == "key_kernel":
-        for step, block, warps, stages in product((64, 32, 16), (64, 128), (8, 4), (2, 3)):
+        for step, (block, warps), stages in product((32, 64, 16), blocks, (2, 3)):
             yield Config(step, block, warps, stages)
         return
     steps = (64, 128, 32) if kernel == "forward_kernel" else (64, 32)
-    for tma, step, block, warps, stages in product((True, False), steps, (128, 64), (8, 4), (2, 3)):
+    for tma, step, (block, warps), stages in product((True, False), steps, blocks, (2, 3)):
         yield Config(block, step, warps, stages, tma)
 
 

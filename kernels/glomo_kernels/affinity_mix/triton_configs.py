@@ -85,7 +85,7 @@ def _tma(block_m: int, block_n: int, warps: int, stages: int) -> Config:
 #
 # A matrix instruction of Hopper has 64 rows and four warps, and Triton lays all 8 warps along the rows where the
 # result feeds another product: a tile of 64 rows and 8 warps is then computed twice. TMA saves the registers of
-# addresses, up to 80 a thread; not in the kernel over keys: the rows' numbers, loaded beside, took more than it saved.
+# addresses, up to 80 a thread; in the kernel over keys the rows' numbers, loaded beside, took more than it saved.
 _FORWARD = {
     (80, 64): [Config(128, 64, 8, 3), Config(128, 64, 8, 2)],
     (80, 128): [Config(128, 32, 8, 3), Config(64, 64, 4, 3)],
