@@ -137,7 +137,9 @@ def evaluate(
                     progress.update()
             except KeyboardInterrupt:
                 with contextlib.suppress(OSError):  # the terminal may be what is gone
-                    kept = sum(is_finished(out, job.id, read) for job in jobs)  # also what nobody heard of yet
+                    kept = sum(
+                        is_finished(out, job.id, read) for job in jobs
+                    )  # also what nobody heard of yet
                     say(
                         f"evaluate: stopped. {kept} of {len(jobs)} results are kept in {out}; "
                         f"run the same command again to go on."

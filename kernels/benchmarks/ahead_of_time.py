@@ -1,4 +1,4 @@
-"""Compile the Triton kernels of affinity_mix for GPUs that are not here, and say what they take.
+"""Compile the Triton kernels for GPUs that are not here, and say what they take.
 
     python kernels/benchmarks/ahead_of_time.py            the full set, to results/triton_resources.csv
     python kernels/benchmarks/ahead_of_time.py --quick    the shapes that the tests look at, to the screen
@@ -51,6 +51,7 @@ class Request(NamedTuple):
 def _record(request: Request) -> list[tuple[Any, Any, dict[str, Any]]]:
     """(kernel, candidates, arguments) of all the launches of one forward and backward pass, T 2048."""
     import torch
+    from glomo_kernels import triton_device
     from glomo_kernels.affinity_mix import triton_impl, triton_launch
     from glomo_kernels.scores import live_shape
 
@@ -58,7 +59,7 @@ def _record(request: Request) -> list[tuple[Any, Any, dict[str, Any]]]:
     triton_launch.launch = lambda kernel, _, candidates, __, arguments: launches.append(
         (kernel, candidates, arguments)
     )
-    triton_impl._device = lambda _: (divmod(request.arch, 10), SHARED[request.arch])
+    triton_device.capability = lambda _: (divmod(request.arch, 10), SHARED[request.arch])
     dtype = getattr(torch, request.dtype)
     q, k = (torch.empty(2, 8, 2048, request.width, dtype=dtype, device="meta") for _ in range(2))
     v = torch.empty(2, 8, 2048, request.values, dtype=dtype, device="meta")
@@ -77,7 +78,22 @@ def candidates(request: Request) -> list[Any]:
     return list(_launch(request)[1])
 
 
+def _softmax(request: Request) -> tuple[Any, Any, dict[str, Any]]:
+    """The launch of decoder_loss, 100,000 words."""
+    import torch
+    from glomo_kernels.affinity_mix.triton_configs import Config
+    from glomo_kernels.decoder_loss.triton_softmax import BLOCK, WARPS, softmax_kernel
+
+    logits = torch.empty(2, 100_000, dtype=getattr(torch, request.dtype), device="meta")
+    target, number = torch.empty(2, dtype=torch.int64, device="meta"), torch.empty(2, device="meta")
+    arguments = {"logits": logits, "target": target, "peaks": number, "others": number, "likelihoods": number}
+    arguments |= {"ignore_index": -100, "words": 100_000, "GRADS": True}
+    return softmax_kernel, [Config(1, BLOCK, WARPS, 1)], arguments
+
+
 def _launch(request: Request) -> tuple[Any, Any, dict[str, Any]]:
+    if request.kernel == "softmax_kernel":
+        return _softmax(request)
     found = [launch for launch in _record(request) if launch[0].__name__ == request.kernel]
     if not found:
         raise ValueError(f"no kernel {request.kernel!r} is started for {request}")
@@ -284,6 +300,7 @@ def full() -> list[Request]:
         requests += [Request(kernel, *paper, "square", False) for kernel in KERNELS]
         requests += [Request(kernel, *paper, "topk", False) for kernel in ("topk_kernel", *KERNELS)]
         requests += [Request(f"{name}_kernel", *paper) for name in ("limits", "row_lists", "column_lists")]
+        requests += [Request("softmax_kernel", arch, dtype, 0, 0, "", False) for dtype in widths]
     return requests
 
 

@@ -12,12 +12,12 @@ import sys
 import pytest
 import test_affinity_mix as plain
 import torch
-from glomo_kernels import BackendUnavailable, affinity_mix, dispatch
+from glomo_kernels import BackendUnavailable, affinity_mix, dispatch, triton_device
 from glomo_kernels.affinity_mix import triton_configs, triton_impl
 from glomo_kernels.spans import make_spans
 from kernel_oracle import dense_weights, leaves
 
-INTERPRETED = triton_configs.interpreted()
+INTERPRETED = triton_device.interpreted()
 DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = [torch.float32] if INTERPRETED else [torch.float32, torch.bfloat16, torch.float16]
 
@@ -414,9 +414,9 @@ def test_no_rows_and_no_samples():
 @anywhere
 def test_reasons_against_triton(monkeypatch):
     q = torch.zeros(1, 1, 4, 5)
-    monkeypatch.setattr(triton_impl, "_installed", lambda: False)
+    monkeypatch.setattr(triton_device, "installed", lambda: False)
     assert triton_impl.why_not(q, q, q) == "triton is not installed"
-    monkeypatch.setattr(triton_impl, "_installed", lambda: True)
+    monkeypatch.setattr(triton_device, "installed", lambda: True)
     assert triton_impl.why_not(q, q, q) == "it takes CUDA tensors, these are on cpu"
     assert "'softmax' is not implemented" in triton_impl.why_not(q, q, q, kind="softmax")
     assert "float64 is not implemented" in triton_impl.why_not(*[q.double()] * 3)

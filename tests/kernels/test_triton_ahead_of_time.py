@@ -39,6 +39,14 @@ def test_first_choice_takes_no_more_than_there_is(compiler, request_):
     assert found["copy"], "loads wait for each other: no asynchronous copies"
 
 
+@pytest.mark.parametrize("arch", MATRIX)
+def test_softmax_of_the_decoder(compiler, arch):
+    request = ahead_of_time.Request("softmax_kernel", arch, "bfloat16", 0, 0, "", False)
+    found = compiler.resources(request)
+    assert "error" not in found, found["error"]
+    assert found["stack"] == found["slow"] == 0 and found["registers"] <= 128, found
+
+
 def test_a_compilation_that_fails_is_a_row_of_the_table(compiler):
     found = compiler.resources(ahead_of_time.Request("no_kernel", 90, "bfloat16", 64, 64))
     assert found["error"].startswith("exit 1: ValueError: no kernel 'no_kernel'")

@@ -6,7 +6,7 @@ import sys
 from itertools import product
 
 import torch
-from glomo_kernels import affinity_graph, affinity_mix, dispatch, graph_apply, graph_mix
+from glomo_kernels import affinity_graph, affinity_mix, decoder_loss, dispatch, graph_apply, graph_mix
 
 
 def mix(device: str, dtypes: list[torch.dtype]) -> None:
@@ -39,6 +39,17 @@ def graphs(device: str, dtypes: list[torch.dtype]) -> None:
             graph_apply(graph.detach(), x[:, None].expand(-1, 2, -1, -1))
 
 
+def loss(device: str, dtypes: list[torch.dtype]) -> None:
+    """Two blocks of words for a program, the second with a part of them missing."""
+    for dtype in dtypes:
+        hidden, weight = (
+            torch.randn(n, 8, device=device, dtype=dtype, requires_grad=True) for n in (5, 10_001)
+        )
+        target = torch.tensor([0, 10_000, -100, 8191, 8192], device=device)
+        torch.autograd.grad(decoder_loss(hidden, weight, target), (hidden, weight))
+        decoder_loss(hidden.detach(), weight.detach(), target)
+
+
 def main() -> None:
     dry = "--dry" in sys.argv
     device = "cpu" if dry else "cuda"
@@ -47,6 +58,7 @@ def main() -> None:
     half = [torch.bfloat16, torch.float16]
     mix(device, [torch.float32] if dry else [torch.float32, *half])
     graphs(device, [torch.float32, torch.float64, *half[: 1 if dry else 2]])
+    loss(device, [torch.float32, *half])
     if not dry:
         torch.cuda.synchronize()
     print(f"every kernel has run; {dispatch.VARIABLE} chose nothing, the table did")

@@ -11,16 +11,12 @@ same in all candidates of a case.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
-
-def interpreted() -> bool:
-    """Whether Triton's interpreter runs the kernels, which takes CPU tensors."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+from glomo_kernels.triton_device import interpreted
 
 
 class Config(NamedTuple):

@@ -7,29 +7,17 @@ first started.
 from __future__ import annotations
 
 import functools
-import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from glomo_kernels import triton_device
 from glomo_kernels.affinity_mix import triton_configs as configs
 from glomo_kernels.scores import kept_size, live_shape
 
 WIDEST = 256
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@functools.cache
-def _installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-@functools.cache
-def _device(index: int) -> tuple[tuple[int, int], int]:
-    """(compute capability, bytes of shared memory that one program may take)"""
-    properties: Any = torch.cuda.get_device_properties(index)
-    return (properties.major, properties.minor), properties.shared_memory_per_block_optin
 
 
 def why_not(
@@ -50,27 +38,16 @@ def why_not(
             return f"{q.dtype} is not implemented in Triton (float32, bfloat16, float16 are)"
         if max(q.shape[3], v.shape[3]) > WIDEST:
             return f"widths up to {WIDEST} are implemented, these are {q.shape[3]} and {v.shape[3]}"
-        if configs.interpreted() and q.dtype == torch.bfloat16:
+        if triton_device.interpreted() and q.dtype == torch.bfloat16:
             return "products in bfloat16 are wrong in Triton's interpreter (TRITON_INTERPRET=1)"
-    if not _installed():
-        return "triton is not installed"
-    if configs.interpreted():
-        return None
-    if q is not None and q.device.type != "cuda":
-        return f"it takes CUDA tensors, these are on {q.device}"
-    if not torch.cuda.is_available() or torch.version.hip is not None:
-        return "there is no CUDA device"
-    index = torch.cuda.current_device() if q is None or q.device.index is None else q.device.index
-    capability, _ = _device(index)
-    if capability < (8, 0):
-        return f"it needs compute capability 8.0, the device has {capability[0]}.{capability[1]}"
-    return None
+    return triton_device.why_not(q)
 
 
 def _case(q: Tensor, k: Tensor, v: Tensor, kind: str) -> configs.Case:
     from glomo_kernels.affinity_mix.triton_launch import describable
 
-    capability, shared = ((0, 0), 0) if configs.interpreted() else _device(q.device.index)
+    here = triton_device.interpreted()
+    capability, shared = ((0, 0), 0) if here else triton_device.capability(q.device.index)
     return configs.Case(
         configs.padded(q.shape[3]),
         configs.padded(v.shape[3]),

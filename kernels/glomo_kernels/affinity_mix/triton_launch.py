@@ -12,7 +12,8 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from glomo_kernels.affinity_mix.triton_configs import Config, interpreted
+from glomo_kernels.affinity_mix.triton_configs import Config
+from glomo_kernels.triton_device import interpreted
 
 # What the best configuration may depend on, beside the dtypes: names of arguments of the kernels.
 KEY = ("bucket", "KIND", "THETA", "STATS", "DG", "DV")

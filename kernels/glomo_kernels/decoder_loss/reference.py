@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -65,7 +67,7 @@ def forward(
             if dtype == hidden.dtype:
                 torch.mm(chunk, part.t(), out=logits)
             else:
-                logits.copy_(chunk @ part.t())
+                logits.copy_(_product(chunk, part.t(), dtype))
             at = (wanted - first).clamp(0, len(part) - 1)
             here = at == wanted - first
             likelihood = torch.where(here, logits.gather(1, at), likelihood)
@@ -79,27 +81,67 @@ def forward(
         peak = factor.amax(-1, keepdim=True)
         factor.sub_(peak).exp_()
         others = (factor * torch.cat(sums, 1)).sum(-1, keepdim=True)
-        own = (likelihood - peak).exp_()  # this or one of the others is exactly 1: no logarithm is below 0
-        loss += torch.where(real, (others + (own - 1)).log1p_() + (peak - likelihood), 0).sum()
-        if not grads:
-            continue
-        scale = real / (others + own)
-        factor.mul_(scale)
-        slope = -others * scale  # p - 1 of the target
-        dchunk = weight[wanted[:, 0]].to(dtype).mul_(slope)
-        for index, (words_of, exponential, at, here) in enumerate(blocks):
-            dlogits = exponential.mul_(factor[:, index : index + 1]).to(hidden.dtype)  # 0 for the target
-            if dtype == hidden.dtype:
-                dchunk.addmm_(dlogits, weight[words_of])
-            else:
-                dchunk += dlogits @ weight[words_of]
-            dlogits.scatter_(1, at, torch.where(here, slope.to(hidden.dtype), dlogits.gather(1, at)))
-            if dtype == hidden.dtype:
-                dweight[words_of].addmm_(dlogits.t(), chunk)
-            else:
-                dweight[words_of] += dlogits.t() @ chunk
-        dhidden[start : start + rows] = dchunk
+        own = (likelihood - peak).exp_()
+        loss += losses(real, others, own, peak - likelihood).sum()
+        if grads:
+            slope = slopes(real, others, own)
+            factor.mul_(real / (others + own))
+            shares = (
+                (words_of, exponential.mul_(factor[:, index : index + 1]).to(hidden.dtype), at, here)
+                for index, (words_of, exponential, at, here) in enumerate(blocks)
+            )
+            dhidden[start : start + rows] = add_gradients(chunk, weight, wanted, slope, shares, dweight)
     return loss, dhidden, dweight
+
+
+def losses(real: Tensor, others: Tensor, own: Tensor, gap: Tensor) -> Tensor:
+    """Of each row. others: sum of exp(z - largest) over all words but the target; own: the target's.
+
+    gap: the largest minus the target's z.  own or one of the others is exactly 1: no logarithm is below 0.
+    """
+    return torch.where(real, (others + (own - 1)).log1p_() + gap, 0)
+
+
+def slopes(real: Tensor, others: Tensor, own: Tensor) -> Tensor:
+    """p - 1 of the target, for each row; 0 where there is none."""
+    return -others * (real / (others + own))
+
+
+def add_gradients(
+    chunk: Tensor,
+    weight: Tensor,
+    wanted: Tensor,
+    slope: Tensor,
+    blocks: Iterable[tuple[slice, Tensor, Tensor, Tensor]],
+    dweight: Tensor,
+) -> Tensor:
+    """The gradient of a chunk of `hidden`; that of the weight is added to dweight.
+
+    wanted, slope  [rows, 1], of the target
+    blocks         (the words, their p with 0 for the target, the target's place or any, whether it is among them);
+                   the p are overwritten
+    """
+    dchunk = weight[wanted[:, 0]].to(dweight.dtype).mul_(slope)
+    for words, dlogits, at, here in blocks:
+        if dweight.dtype == chunk.dtype:
+            dchunk.addmm_(dlogits, weight[words])
+        else:
+            dchunk += _product(dlogits, weight[words], dchunk.dtype)
+        dlogits.scatter_(1, at, torch.where(here, slope.to(chunk.dtype), dlogits.gather(1, at)))
+        if dweight.dtype == chunk.dtype:
+            dweight[words].addmm_(dlogits.t(), chunk)
+        else:
+            dweight[words] += _product(dlogits.t(), chunk, dweight.dtype)
+    return dchunk
+
+
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a @ b of half precision in `dtype`, so that a sum over many rows has its range, and no rounding in between."""
+    if a.device.type == "cuda":
+        return torch.mm(a, b, out_dtype=dtype)
+    if a.dtype == torch.float16:  # PyTorch's on a CPU rounds to float16, and takes 16 times as long
+        return a.to(dtype) @ b.to(dtype)
+    return (a @ b).to(dtype)
 
 
 def backward(grad: Tensor, dhidden: Tensor, dweight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

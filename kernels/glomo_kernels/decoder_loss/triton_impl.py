@@ -1,0 +1,64 @@
+"""decoder_loss on a GPU: products by PyTorch, and one Triton kernel that goes over the logits between them.
+
+A chunk of logits, in the dtype of `hidden`, is written by a product, read and overwritten by its softmax, and read
+by the two products of the gradients. In plain PyTorch it is float32 and passed over some ten times more.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from glomo_kernels import triton_device
+from glomo_kernels.decoder_loss import reference
+from glomo_kernels.decoder_loss.reference import backward as backward  # the backend's own
+from glomo_kernels.scores import compute_dtype
+
+CHUNK_BYTES = 1 << 29  # of logits
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def why_not(hidden: Tensor | None = None, *others: object) -> str | None:
+    if hidden is not None and hidden.dtype not in DTYPES:
+        return f"{hidden.dtype} is not implemented in Triton (float32, bfloat16, float16 are)"
+    return triton_device.why_not(hidden)
+
+
+def forward(
+    hidden: Tensor, weight: Tensor, target: Tensor, ignore_index: int, grads: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As in reference.py."""
+    dtype = compute_dtype(hidden)
+    words = weight.shape[0]
+    rows = max(1, CHUNK_BYTES // (words * hidden.element_size()))
+    loss = torch.zeros((), dtype=dtype, device=hidden.device)
+    dhidden = torch.empty(hidden.shape if grads else (0,), dtype=dtype, device=hidden.device)
+    dweight = torch.zeros(weight.shape if grads else (0,), dtype=dtype, device=weight.device)
+    for start in range(0, hidden.shape[0], rows):
+        part = slice(start, start + rows)
+        chunk, wanted = hidden[part], target[part, None]
+        logits = chunk @ weight.t()
+        peak, others, likelihood = _softmax(logits, wanted, ignore_index, grads)
+        real = wanted != ignore_index
+        own = (likelihood - peak).exp_()
+        loss += reference.losses(real, others, own, peak - likelihood).sum()
+        if grads:
+            slope = reference.slopes(real, others, own)
+            word = torch.where(real, wanted, 0)
+            block = slice(0, words), logits, word, torch.ones_like(real)
+            dhidden[part] = reference.add_gradients(chunk, weight, word, slope, [block], dweight)
+    return loss, dhidden, dweight
+
+
+def _softmax(logits: Tensor, wanted: Tensor, ignore_index: int, grads: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """softmax_kernel; the three numbers of each row as float32 [rows, 1]."""
+    from glomo_kernels.decoder_loss.triton_softmax import BLOCK, WARPS, softmax_kernel
+
+    numbers = torch.empty(3, logits.shape[0], 1, dtype=torch.float32, device=logits.device)
+    with triton_device.guard(logits):
+        softmax_kernel[(logits.shape[0],)](
+            logits, wanted.contiguous(), *numbers, ignore_index, logits.shape[1],
+            GRADS=grads, BLOCK_N=BLOCK, num_warps=WARPS,
+        )  # fmt: skip
+    peak, others, likelihood = numbers
+    return peak, others, likelihood

@@ -1,0 +1,136 @@
+"""decoder_loss on Triton: in the interpreter on a CPU, in a process of its own, and on a GPU, the same tests."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import test_decoder_loss as plain
+import torch
+from glomo_kernels import decoder_loss, dispatch, triton_device
+from glomo_kernels.decoder_loss import reference, triton_impl
+from kernel_oracle import assert_no_worse, gradients, leaves
+
+pytest.importorskip("triton", reason="Triton is only made for Linux")
+INTERPRETED = triton_device.interpreted()
+DEVICE = "cpu" if INTERPRETED else "cuda"
+pytestmark = pytest.mark.usefixtures("nan_memory")
+kernels = pytest.mark.usefixtures("triton_backend") if INTERPRETED else pytest.mark.gpu
+HALVES = [torch.bfloat16, torch.float16]
+
+
+@pytest.fixture
+def triton_backend(monkeypatch, nan_memory):
+    """The backend; the cases of test_decoder_loss.py go to the device and back."""
+    monkeypatch.setenv(dispatch.VARIABLE, "triton")
+    monkeypatch.setattr(plain, "decoder_loss", on_device)
+
+
+@pytest.fixture(autouse=True)
+def on_the_gpu(request):
+    if request.node.get_closest_marker("gpu"):
+        request.getfixturevalue("triton_backend")
+
+
+def on_device(*tensors, **options):
+    return decoder_loss(*(x.to(DEVICE) for x in tensors), **options).cpu()
+
+
+@pytest.mark.skipif(INTERPRETED, reason="runs in the outer process")
+def test_in_the_interpreter():
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not gpu", "-p", "no:cacheprovider", __file__],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+
+
+@kernels
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
+@pytest.mark.parametrize("n,rows", [(2, 128), (37, 1), (37, 5)])
+def test_agrees_with_cross_entropy(monkeypatch, n, rows, dtype, reduction):
+    monkeypatch.setattr(triton_impl, "CHUNK_BYTES", rows * 23 * dtype.itemsize)
+    hidden, weight, target = plain.make(n)
+    results = plain.both(hidden, weight, target, dtype, reduction=reduction)
+    for name, got, exact, naive in zip(("loss", "dhidden", "dweight"), *results, strict=True):
+        assert_no_worse(name, got, exact, naive, terms=0 if dtype == torch.float16 else 1)
+
+
+@kernels
+@pytest.mark.parametrize("words", [1, 100, 8192, 8193, 20_000])
+def test_any_number_of_words(words):
+    hidden, weight, target = plain.make(7, words=words)
+    results = plain.both(hidden, weight, target.clamp(-100, words - 1), torch.float32)
+    for name, got, exact, naive in zip(("loss", "dhidden", "dweight"), *results, strict=True):
+        assert_no_worse(name, got, exact, naive)
+
+
+@kernels
+@pytest.mark.parametrize("gain", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
+def test_rows_whose_target_is_nearly_certain(monkeypatch, dtype, gain):
+    plain.test_rows_whose_target_is_nearly_certain(None, monkeypatch, dtype, gain)
+
+
+@kernels
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
+def test_no_loss_of_one_row_is_negative(dtype):
+    plain.test_no_loss_of_one_row_is_negative(None, dtype)
+
+
+@kernels
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
+def test_one_word_is_certain(dtype):
+    plain.test_one_word_is_certain(None, dtype)
+
+
+@kernels
+def test_float16_sum_of_many_targets():
+    """The sum's gradient is too large for float16, and divided afterwards it is not."""
+    hidden, weight = torch.randn(1000, 4) / 64 + 160, torch.randn(3, 4) / 640
+    results = plain.both(
+        hidden, weight, torch.zeros(1000, dtype=torch.int64), torch.float16, scale=1 / 1000, reduction="sum"
+    )
+    assert (results[1][2] * 1000).abs().max() > 65_504
+    for name, got, exact, naive in zip(("loss", "dhidden", "dweight"), *results, strict=True):
+        assert_no_worse(name, got, exact, naive, terms=0)
+
+
+@kernels
+def test_all_targets_ignored_huge_logits_one_leaf_a_tied_weight():
+    plain.test_all_targets_ignored_and_none_at_all(None)
+    plain.test_huge_logits(None)
+
+
+@kernels
+def test_without_gradients_and_with_nan():
+    hidden, weight, target = (x.to(DEVICE) for x in plain.make(9))
+    hidden, weight = hidden.float(), weight.float()
+    inputs = leaves(hidden, weight, dtype=torch.float32)
+    assert decoder_loss(hidden, weight, target) == decoder_loss(*inputs, target)
+    hidden[3] = torch.nan
+    inputs = leaves(hidden, weight, dtype=torch.float32)
+    loss = decoder_loss(*inputs, target)
+    assert loss.isnan()
+    d_hidden, _ = gradients(loss, inputs)
+    assert d_hidden[3].isnan().all() and not d_hidden[[0, 1, 2, 4]].isnan().any()
+
+
+@pytest.mark.skipif(INTERPRETED, reason="runs in the outer process")
+def test_what_it_takes():
+    x = torch.zeros(2, 3)
+    assert "float64 is not implemented" in triton_impl.why_not(x.double())
+    assert triton_impl.why_not(x) in ("it takes CUDA tensors, these are on cpu", "triton is not installed")
+
+
+@pytest.mark.skipif(INTERPRETED, reason="runs in the outer process")
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
+def test_products_have_the_range_of_the_sum(dtype):
+    rows = torch.full((3000, 2), 30.0, dtype=dtype)
+    product = reference._product(rows.t(), rows, torch.float32)
+    assert product.dtype == torch.float32
+    torch.testing.assert_close(product, torch.full((2, 2), 2.7e6), rtol=1e-2, atol=0)
