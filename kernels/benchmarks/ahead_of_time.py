@@ -162,6 +162,7 @@ def compile_here(request: Request) -> dict[str, Any]:
         "shared": compiled.metadata.shared,
         "matrix": "+".join(sorted(set(re.findall(MATRIX, sass)))),
         "copy": "+".join(sorted(set(re.findall(COPY, sass)))),
+        "loop": loop(sass),
         "work": work(compiled.asm["ttgir"]),
         "slow": len(re.findall(SLOW, sass)),
         "instructions": len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", sass, re.M)),
@@ -184,6 +185,19 @@ def work(ttgir: str) -> float | None:
         done += products * max(1, down * min(high, 16) / int(rows)) * max(1, across * wide / int(columns))
         asked += products
     return round(done / asked, 2) if asked else None
+
+
+def loop(sass: str) -> int | None:
+    """Instructions of the shortest loop with a matrix instruction: one step over a tile without masks."""
+    code = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", sass)
+    place = {int(at, 16): index for index, (at, _) in enumerate(code)}
+    lengths = []
+    for index, (_, text) in enumerate(code):
+        jump = re.search(r"\bBRA\b.*0x([0-9a-f]+)", text)
+        start = place.get(int(jump[1], 16), index) if jump else index
+        if start < index and any(re.search(MATRIX, step) for _, step in code[start:index]):
+            lengths.append(index - start + 1)
+    return min(lengths, default=None)
 
 
 class Compiler:
@@ -265,17 +279,8 @@ def _in_a_fork(task: Callable[[Request], Any], request: Request) -> Any:
 KERNELS = ("forward_kernel", "query_kernel", "key_kernel")
 ARCHITECTURES = (80, 90, 100)
 MEASURED = (
-    "registers",
-    "stack",
-    "spills",
-    "shared",
-    "matrix",
-    "copy",
-    "work",
-    "slow",
-    "instructions",
-    "error",
-)
+    "registers", "stack", "spills", "shared", "matrix", "copy", "loop", "work", "slow", "instructions", "error",
+)  # fmt: skip
 
 
 def quick(arch: int) -> list[Request]:
@@ -312,6 +317,7 @@ def main() -> None:
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--arch", type=int, choices=ARCHITECTURES, help="only this one")
     parser.add_argument("--dtype", help="only this one")
+    parser.add_argument("--kernel", help="only this one")
     parser.add_argument("--triton", type=Path, help="folder with another Triton's package in it")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -323,11 +329,12 @@ def main() -> None:
     compiler = Compiler(options.triton)
     requests = [r for arch in ARCHITECTURES for r in quick(arch)] if options.quick else full()
     requests = [r for r in requests if options.arch in (None, r.arch) and options.dtype in (None, r.dtype)]
+    requests = [r for r in requests if options.kernel in (None, r.kernel)]
     rows = []
     for request in (c for r in requests for c in compiler.candidates(r)):
         row = {"triton": compiler.version, **request._asdict(), **compiler.resources(request)}
         row["config"] = str(Config(*request.config)) if request.config else ""
-        rows.append({name: str(value) for name, value in row.items()})
+        rows.append({name: "" if value is None else str(value) for name, value in row.items()})
         print(*row.values(), flush=True)
         if not options.quick:
             save(rows, options.out)
