@@ -136,7 +136,7 @@ def _source(kernel: Any, arguments: dict[str, Any], meta: dict[str, int | bool])
 def compile_here(request: Request) -> dict[str, Any]:
     """Resources of one configuration. Takes seconds, and may end the process."""
     import triton
-    from glomo_kernels.affinity_mix.triton_configs import Config
+    from glomo_kernels.affinity_mix.triton_configs import TENSOR_MEMORY, Config
     from triton.backends.compiler import GPUTarget
 
     kernel, configs, arguments = _launch(request)
@@ -146,6 +146,8 @@ def compile_here(request: Request) -> dict[str, Any]:
         target=GPUTarget("cuda", request.arch, 32),
         options={"num_warps": config.warps, "num_stages": config.stages},
     )
+    if (columns := getattr(compiled.metadata, "tmem_size", 0)) > TENSOR_MEMORY:
+        raise MemoryError(f"{columns} columns of tensor memory, there are {TENSOR_MEMORY}")
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -292,7 +294,7 @@ def quick(arch: int) -> list[Request]:
 
 def full() -> list[Request]:
     widths = {
-        "bfloat16": ((256, 64), (128, 128), (64, 64), (256, 256)),
+        "bfloat16": ((256, 64), (128, 128), (64, 64), (128, 256), (256, 256)),
         "float16": ((256, 64), (128, 128)),
         "float32": ((256, 64), (64, 64)),
     }

@@ -73,6 +73,9 @@ def chunk(dtype: torch.dtype) -> int:
     return 16 if dtype == torch.float32 and not interpreted() else 0
 
 
+TENSOR_MEMORY = 512  # columns, of sm_100
+
+
 def _tma(block_m: int, block_n: int, warps: int, stages: int) -> Config:
     return Config(block_m, block_n, warps, stages, tma=True)
 
@@ -93,6 +96,7 @@ _FORWARD = {
     (100, 64): [_tma(128, 64, 8, 3), Config(128, 64, 8, 3)],
     (100, 128): [_tma(128, 64, 8, 3), Config(128, 64, 8, 3)],
     (100, 256): [_tma(128, 32, 8, 3), Config(128, 32, 8, 3)],
+    (100, 512): [_tma(64, 32, 8, 3)],
 }
 _QUERY = {
     (80, 64): [Config(128, 64, 8, 3), Config(128, 64, 8, 2)],
@@ -109,7 +113,7 @@ _QUERY = {
 _KEY = {
     (80, 64): [Config(64, 64, 4, 3), Config(64, 64, 4, 2)],
     (80, 128): [Config(64, 64, 8, 2), Config(32, 64, 4, 2)],
-    (80, 256): [Config(64, 64, 8, 2), Config(32, 64, 4, 2)],
+    (80, 256): [Config(64, 64, 8, 2), Config(32, 64, 8, 3)],
     (90, 64): [Config(64, 128, 8, 3), Config(64, 128, 8, 2)],
     (90, 128): [Config(32, 128, 8, 2), Config(16, 128, 8, 2)],
     (90, 256): [Config(16, 128, 8, 2), Config(32, 128, 8, 2)],
@@ -173,6 +177,11 @@ def _fitting(
         # Before sm_90 the tile in use is in registers already, one less waits.
         waiting = config.stages - 1 if case.generation == 80 else config.stages
         # And a column block of ones (forward).
+        if case.generation == 100 and stay == 128:
+            # Columns of tensor memory: sums, and scores on their way.
+            sums = both + 3 * step if over_keys else case.width + 3 * step if extra else 2 * case.values + 16
+            if sums > TENSOR_MEMORY:
+                return False
         more = 1024 + 32 * step if config.tma else 4 * stay * step + 4096
         return case.dtype.itemsize * (stays + waiting * step * both) + more <= case.shared
 
