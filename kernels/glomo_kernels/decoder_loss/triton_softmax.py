@@ -11,7 +11,11 @@ BLOCK = 8192
 WARPS = 8
 
 
-@triton.jit(do_not_specialize=["ignore_index"])
+# Numbers of rows differ, and with them where a chunk's numbers begin: no reason to compile again.
+ROW_NUMBERS = ["target", "peaks", "others", "likelihoods"]
+
+
+@triton.jit(do_not_specialize=["ignore_index"], do_not_specialize_on_alignment=ROW_NUMBERS)
 def softmax_kernel(
     logits, target, peaks, others, likelihoods, ignore_index, words, GRADS: tl.constexpr, BLOCK_N: tl.constexpr
 ):  # fmt: skip
