@@ -118,7 +118,7 @@ def test_work_of_the_ops():
     """Counted by hand: causal pairs are T^2 / 2, a multiply-add is 2."""
     forward, backward = work.affinity_mix(1, 1, 100, 30, 20)
     assert forward.flops == 2 * 5000 * 50 and backward.flops == 2 * 5000 * (90 + 40)
-    assert backward.done == 2 * 5000 * (120 + 60)
+    assert forward.done == 2 * 5000 * (50 + 16) and backward.done == 2 * 5000 * (120 + 60)
     assert forward.bytes == 100 * (30 + 30 + 20 + 20) * 2 + 800
     dead, _ = work.affinity_mix(1, 1, 100, 30, 20, live=0.0)
     assert dead.flops == 2 * 5000 * 30

@@ -46,12 +46,16 @@ def affinity_mix(
     """(forward, backward). size: bytes of an element.  live: share of the tiles that have an edge.
 
     Backward: q k^T, dO v^T, and the products that give dq, dk, dv. Two kernels without atomics do the first two
-    each. Forward has to look at every tile, so a dead one saves the backward pass alone.
+    each. Forward has to look at every tile, so a dead one saves the backward pass alone; in half precision it sums
+    the rounded weights by a product with 16 columns.
     """
     pairs = b * h * t * t * (0.5 if causal else 1.0)
     rows = b * h * t
     tensors = rows * (2 * width + 2 * values) * size
-    forward = Work(2 * pairs * (width + live * values), tensors + 8 * rows, 2 * pairs * (width + values))
+    sums = 16 if size == 2 else 0
+    forward = Work(
+        2 * pairs * (width + live * values), tensors + 8 * rows, 2 * pairs * (width + values + sums)
+    )
     backward = Work(
         2 * pairs * live * (3 * width + 2 * values),
         2 * tensors + 20 * rows,
