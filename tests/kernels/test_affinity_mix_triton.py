@@ -1,8 +1,4 @@
-"""affinity_mix on Triton: in the interpreter on a CPU (float32), and on a GPU in all dtypes, the same tests.
-
-The interpreter is chosen by a variable that Triton reads at import, so the tests run in a process of their own,
-which test_in_the_interpreter starts; in this process they are those of the GPU.
-"""
+"""affinity_mix on Triton: in the interpreter on a CPU (float32), and on a GPU in all dtypes, the same tests."""
 
 import itertools
 import os
@@ -16,15 +12,11 @@ from glomo_kernels import BackendUnavailable, affinity_mix, dispatch, triton_dev
 from glomo_kernels.affinity_mix import triton_configs, triton_impl
 from glomo_kernels.spans import make_spans
 from kernel_oracle import dense_weights, leaves
+from triton_here import DEVICE, INTERPRETED, anywhere, kernels, run_interpreted
 
-INTERPRETED = triton_device.interpreted()
-DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = [torch.float32] if INTERPRETED else [torch.float32, torch.bfloat16, torch.float16]
 
 pytest.importorskip("triton", reason="Triton is only made for Linux")
-# Tests of the kernels: in the interpreter's process, or on a GPU. The others run anywhere, without Triton's import.
-kernels = pytest.mark.usefixtures("triton_backend") if INTERPRETED else pytest.mark.gpu
-anywhere = pytest.mark.skipif(INTERPRETED, reason="runs in the outer process")
 
 
 def pytest_generate_tests(metafunc):
@@ -69,14 +61,7 @@ def check(inputs, dtype, with_theta, options):
 
 @anywhere
 def test_in_the_interpreter():
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not gpu", "-p", "no:cacheprovider", __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    run_interpreted(__file__)
 
 
 SMALL = [(1, [1, 0, 1]), (2, [2, 1, 0]), (63, [63, 0, 17])]

@@ -1,21 +1,15 @@
 """decoder_loss on Triton: in the interpreter on a CPU, in a process of its own, and on a GPU, the same tests."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import test_decoder_loss as plain
 import torch
-from glomo_kernels import decoder_loss, dispatch, triton_device
+from glomo_kernels import decoder_loss, dispatch
 from glomo_kernels.decoder_loss import reference, triton_impl
 from kernel_oracle import assert_no_worse, gradients, leaves
+from triton_here import DEVICE, anywhere, kernels, run_interpreted
 
 pytest.importorskip("triton", reason="Triton is only made for Linux")
-INTERPRETED = triton_device.interpreted()
-DEVICE = "cpu" if INTERPRETED else "cuda"
 pytestmark = pytest.mark.usefixtures("nan_memory")
-kernels = pytest.mark.usefixtures("triton_backend") if INTERPRETED else pytest.mark.gpu
 HALVES = [torch.bfloat16, torch.float16]
 
 
@@ -36,16 +30,9 @@ def on_device(*tensors, **options):
     return decoder_loss(*(x.to(DEVICE) for x in tensors), **options).cpu()
 
 
-@pytest.mark.skipif(INTERPRETED, reason="runs in the outer process")
+@anywhere
 def test_in_the_interpreter():
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not gpu", "-p", "no:cacheprovider", __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    run_interpreted(__file__)
 
 
 @kernels
@@ -120,14 +107,14 @@ def test_without_gradients_and_with_nan():
     assert d_hidden[3].isnan().all() and not d_hidden[[0, 1, 2, 4]].isnan().any()
 
 
-@pytest.mark.skipif(INTERPRETED, reason="runs in the outer process")
+@anywhere
 def test_what_it_takes():
     x = torch.zeros(2, 3)
     assert "float64 is not implemented" in triton_impl.why_not(x.double())
     assert triton_impl.why_not(x) in ("it takes CUDA tensors, these are on cpu", "triton is not installed")
 
 
-@pytest.mark.skipif(INTERPRETED, reason="runs in the outer process")
+@anywhere
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
 def test_products_have_the_range_of_the_sum(dtype):
     rows = torch.full((3000, 2), 30.0, dtype=dtype)

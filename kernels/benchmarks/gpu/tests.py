@@ -22,7 +22,9 @@ PROCESSES = 6
 COLUMNS = ("test", "outcome", "seconds", "alone", "message")
 FOLDER = ROOT / "tests" / "kernels"
 # Only the modules with such tests: others may import what is not there.
-GPU = ["-m", "gpu", *(str(f) for f in sorted(FOLDER.glob("test_*.py")) if "mark.gpu" in f.read_text())]
+MARKS = ("mark.gpu", "from triton_here")
+FILES = [file for file in sorted(FOLDER.glob("test_*.py")) if any(mark in file.read_text() for mark in MARKS)]
+GPU = ["-m", "gpu", *map(str, FILES)]
 DRY = [
     "-k", "test_widths or (test_graph_mix_in_float16 and emulator)", "-m", "not gpu",
     "tests/kernels/test_affinity_mix_triton.py", "tests/kernels/test_cuda.py",

@@ -1,0 +1,29 @@
+"""Where the tests of the Triton kernels run: in the interpreter, on CPU tensors, or on a GPU.
+
+The interpreter is chosen by a variable that Triton reads at import, so its tests run in a process of their own, which
+`run_interpreted` starts; in the outer process the same tests are those of the GPU.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from glomo_kernels import triton_device
+
+INTERPRETED = triton_device.interpreted()
+DEVICE = "cpu" if INTERPRETED else "cuda"
+# Tests of the kernels: in the interpreter's process, or on a GPU. The others run anywhere, without Triton's import.
+kernels = pytest.mark.usefixtures("triton_backend") if INTERPRETED else pytest.mark.gpu
+anywhere = pytest.mark.skipif(INTERPRETED, reason="runs in the outer process")
+
+
+def run_interpreted(file: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not gpu", "-p", "no:cacheprovider", file],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
