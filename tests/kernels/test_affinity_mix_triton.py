@@ -355,6 +355,19 @@ def test_what_a_tensor_descriptor_takes(tensor, fits):
 
 
 @kernels
+def test_float16_of_small_scores():
+    """r / l, and with it the slopes of dk, grow as the scores shrink: beyond float16, where dk itself is not."""
+    q, k, v, _ = (x.half() for x in plain.make(70, heads=1))
+    results = []
+    for dtype in (torch.float16, torch.float64):
+        queries, keys, values = leaves(q * 1e-5, k, v, dtype=dtype)
+        weights = dense_weights(queries, keys, None, kind="relu") if dtype == torch.float64 else None
+        out = on_device(queries, keys, values) if weights is None else weights @ values
+        results += torch.autograd.grad(out.sum(), keys)
+    torch.testing.assert_close(results[0].double(), results[1], rtol=2e-3, atol=2e-3 * results[1].abs().max())
+
+
+@kernels
 @pytest.mark.parametrize("topk", [torch.tensor([1, 9, 2, 9, 3, 9])[::2], torch.tensor([2]).expand(3)])
 def test_a_strided_topk(topk):
     q, k, v, _ = (x.float() for x in plain.make(9))
@@ -437,7 +450,8 @@ def test_candidates(capability, kilobytes):
         assert all(c.block_n % 64 == 0 and 64 % c.block_m == 0 for c in key)
         if kind == "topk" and dtype == torch.float16:
             shapes = {c[:2] for c in (*forward, *query, *key, *triton_configs.topk(case))}
-            assert len(shapes) == 1, f"{case}: ties need one shape of tiles, not {shapes}"
+            assert (len(shapes) == 1) == triton_configs.topk_fits(case)
+            assert len(shapes) == 1 or (kilobytes == 99 and max(width, values) == 256)
 
 
 @anywhere

@@ -17,10 +17,12 @@ import triton.language as tl
 
 from glomo_kernels.affinity_mix.triton_common import (
     EPSILON,
+    LARGEST_SCALE,
     LIVE,
     NOT_SPECIALIZED,
     dot,
     factor,
+    largest_power,
     load_cut,
     load_rows,
     load_spans,
@@ -186,12 +188,15 @@ def query_kernel(
 def _key_tiles(
     list_, steps, state, k, v, column, queries, d_mixed, q_t, grad_t, thresholds, spans, sample, cut, last, inverses,
     means, offset, rows,
-    KIND: tl.constexpr, THETA: tl.constexpr, SAME: tl.constexpr, MASKED: tl.constexpr, DG: tl.constexpr,
-    DV: tl.constexpr, PADDED_DG: tl.constexpr, PADDED_DV: tl.constexpr, CHUNK: tl.constexpr,
+    KIND: tl.constexpr, THETA: tl.constexpr, SAME: tl.constexpr, SCALED: tl.constexpr, MASKED: tl.constexpr,
+    DG: tl.constexpr, DV: tl.constexpr, PADDED_DG: tl.constexpr, PADDED_DV: tl.constexpr, CHUNK: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Add steps of the list to state: sum_i dS_ij q_i / 2 [N, PADDED_DG], sum_i (a_ij / l_i) dO_i [N, PADDED_DV]."""
-    d_key, d_value = state
+    """Add steps of the list to state.
+
+    state  (sum_i dS_ij q_i / 2, scaled [N, PADDED_DG], sum_i (a_ij / l_i) dO_i [N, PADDED_DV], scale [N])
+    """
+    d_key, d_value, scale = state
     for step in range(steps):
         start = _start(list_, step, BLOCK_M)
         row = start + tl.arange(0, BLOCK_M)
@@ -221,8 +226,14 @@ def _key_tiles(
         else:
             d_share = products(v, grad_rows, BLOCK_N, BLOCK_M, DV, CHUNK)
         slope = share * (d_share - mean[None, :])
+        if SCALED:
+            # r / l grows as the scores shrink: scale each key's slopes by a power of two, which is exact.
+            smaller = tl.minimum(scale, largest_power(tl.max(tl.abs(slope), 1)))
+            d_key = d_key * (smaller / scale)[:, None]
+            scale = smaller
+            slope = slope * scale[:, None]
         d_key += dot(slope.to(q.dtype), q)
-    return d_key, d_value
+    return d_key, d_value, scale
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
@@ -230,13 +241,14 @@ def key_kernel(
     q, k, v, thresholds, spans, cut, last, grad, inverses, means, lists, counts, dk, dv,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, grad_b, grad_h, grad_t,
     heads, rows, columns, bucket,
-    KIND: tl.constexpr, THETA: tl.constexpr, SAME: tl.constexpr, DG: tl.constexpr, DV: tl.constexpr,
-    PADDED_DG: tl.constexpr, PADDED_DV: tl.constexpr, CHUNK: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    KIND: tl.constexpr, THETA: tl.constexpr, SAME: tl.constexpr, SCALED: tl.constexpr, DG: tl.constexpr,
+    DV: tl.constexpr, PADDED_DG: tl.constexpr, PADDED_DV: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dk [B, H, T, DG] and dv [B, H, T, DV], of blocks of BLOCK_N keys in steps of BLOCK_M query rows.
 
-    SAME  multiply q @ k^T and dO @ v^T and transpose, as the other kernels do, instead of k @ q^T and v @ dO^T. In
+    SCALED  float16: slopes are scaled before they are rounded
+    SAME    multiply q @ k^T and dO @ v^T and transpose, as the other kernels do, instead of k @ q^T and v @ dO^T. In
           rows that one edge rules, the row's sum and D cancel with these products only if the bits are the same.
           On a GPU they are (the same instructions, in the same order along the width); in the interpreter, and in
           a tie of kind topk for tiles of another shape, they may differ.
@@ -261,16 +273,22 @@ def key_kernel(
     at = tl.cast(tl.program_id(0), tl.int64)
     edges = lists + at * row_tiles
     edge_tiles, inner_tiles = tl.load(counts + at * 2), tl.load(counts + at * 2 + 1)
-    state = (tl.zeros([BLOCK_N, PADDED_DG], tl.float32), tl.zeros([BLOCK_N, PADDED_DV], tl.float32))
+    state = (
+        tl.zeros([BLOCK_N, PADDED_DG], tl.float32),
+        tl.zeros([BLOCK_N, PADDED_DV], tl.float32),
+        tl.full([BLOCK_N], LARGEST_SCALE, tl.float32),
+    )
     state = _key_tiles(
         edges, edge_tiles * (LIVE // BLOCK_M), state, k_rows, v_rows, column, queries, d_mixed, q_t, grad_t,
         thresholds, spans, sample, cut, last, inverses, means, offset, rows,
-        KIND, THETA, SAME, True, DG, DV, PADDED_DG, PADDED_DV, CHUNK, BLOCK_M, BLOCK_N,
+        KIND, THETA, SAME, SCALED, True, DG, DV, PADDED_DG, PADDED_DV, CHUNK, BLOCK_M, BLOCK_N,
     )  # fmt: skip
-    d_key, d_value = _key_tiles(
+    d_key, d_value, scale = _key_tiles(
         edges + row_tiles - inner_tiles, inner_tiles * (LIVE // BLOCK_M), state, k_rows, v_rows, column, queries,
         d_mixed, q_t, grad_t, thresholds, spans, sample, cut, last, inverses, means, offset, rows,
-        KIND, THETA, SAME, CHUNK > 0, DG, DV, PADDED_DG, PADDED_DV, CHUNK, BLOCK_M, BLOCK_N,
+        KIND, THETA, SAME, SCALED, CHUNK > 0, DG, DV, PADDED_DG, PADDED_DV, CHUNK, BLOCK_M, BLOCK_N,
     )  # fmt: skip
+    if SCALED:
+        d_key = d_key / scale[:, None]
     store_rows(dk + out * DG, first_key, DG, columns, 2.0 * d_key, BLOCK_N, DG, PADDED_DG)
     store_rows(dv + out * DV, first_key, DV, columns, d_value, BLOCK_N, DV, PADDED_DV)

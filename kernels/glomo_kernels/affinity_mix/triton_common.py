@@ -20,6 +20,15 @@ LIVE = tl.constexpr(scores.LIVE)
 NOT_SPECIALIZED = ["heads", "rows", "columns", "bucket"]
 # Flags of this many tiles are collected in the bits of one integer per row.
 GROUP = tl.constexpr(32)
+# Of the powers of two by which rows are scaled in float16: its square is finite.
+LARGEST_SCALE = tl.constexpr(2.0**63)
+
+
+@triton.jit
+def largest_power(value):
+    """1 / (the largest power of two that is not above value); 2^127 for zero. value float32, not negative"""
+    exponent = value.to(tl.int32, bitcast=True) & 0x7F800000
+    return (0x7F000000 - exponent).to(tl.float32, bitcast=True)
 
 
 @triton.jit

@@ -149,6 +149,12 @@ def topk(case: Case) -> list[Config]:
     return forward(case)
 
 
+def topk_fits(case: Case) -> bool:
+    """Whether all kernels of kind topk can have the one shape of tiles that they need."""
+    chosen = [config for choose in (forward, query, key) for config in choose(case)]
+    return case.dtype == torch.float32 or len({config[:2] for config in chosen}) == 1
+
+
 def _fitting(
     case: Case,
     table: dict[tuple[int, int], list[Config]],
@@ -170,18 +176,20 @@ def _fitting(
         wanted = table.get((case.generation, widest), [])
 
     def fits(config: Config) -> bool:
-        # What stays, what is loaded per stage, and without TMA the tile of scores on its way through shared memory.
+        # What stays, what is loaded per stage, and the tile of scores on its way through shared memory.
         stay, step = (config.block_n, config.block_m) if over_keys else (config.block_m, config.block_n)
         both = case.width + case.values
         stays = stay * (both if over_keys else case.width + extra)
         # Before sm_90 the tile in use is in registers already, one less waits.
-        waiting = config.stages - 1 if case.generation == 80 else config.stages
-        # And a column block of ones (forward).
+        waiting = max(1, config.stages - 1) if case.generation == 80 else config.stages
+        if case.generation == 100 and case.kind == "topk" and over_keys:
+            waiting += 1  # a copy, transposed
         if case.generation == 100 and stay == 128:
             # Columns of tensor memory: sums, and scores on their way.
             sums = both + 3 * step if over_keys else case.width + 3 * step if extra else 2 * case.values + 16
             if sums > TENSOR_MEMORY:
                 return False
+        # With TMA also the ones of the sums (forward), no scores.
         more = 1024 + 32 * step if config.tma else 4 * stay * step + 4096
         return case.dtype.itemsize * (stays + waiting * step * both) + more <= case.shared
 

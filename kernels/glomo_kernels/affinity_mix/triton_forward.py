@@ -9,10 +9,12 @@ import triton.language as tl
 from glomo_kernels.affinity_mix.triton_common import (
     EPSILON,
     GROUP,
+    LARGEST_SCALE,
     LIVE,
     NOT_SPECIALIZED,
     dot,
     factor,
+    largest_power,
     load_cut,
     load_rows,
     load_spans,
@@ -22,13 +24,6 @@ from glomo_kernels.affinity_mix.triton_common import (
     roots,
     span_limits,
 )
-
-
-@triton.jit
-def _largest_power(value):
-    """1 / (the largest power of two that is not above value); 2^127 for zero. value float32, not negative"""
-    exponent = value.to(tl.int32, bitcast=True) & 0x7F800000
-    return (0x7F000000 - exponent).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -96,7 +91,7 @@ def _tiles(
         if SCALED:
             # float16 holds neither r^2 above 65504 nor below 6e-8: scale each row by a power of two, which is exact.
             largest = tl.max(tl.abs(root), 1)
-            smaller = tl.minimum(scale, _largest_power(largest))
+            smaller = tl.minimum(scale, largest_power(largest))
             change = smaller / scale
             total = total * (change * change)[:, None]
             divisor = divisor * (change * change)[:, None]
@@ -239,7 +234,7 @@ def forward_kernel(
     SUMS: tl.constexpr = 1 if mixed.dtype.element_ty == tl.float32 else 16
     divisor = tl.zeros([BLOCK_M, SUMS], tl.float32)
     ones = tl.full([BLOCK_N, SUMS], 1.0, mixed.dtype.element_ty)
-    scale = tl.full([BLOCK_M], 2.0**63, tl.float32)  # its square is finite
+    scale = tl.full([BLOCK_M], LARGEST_SCALE, tl.float32)
     live_columns = tl.cdiv(columns, LIVE)
     live_rows = tl.cdiv(rows, LIVE)
     live_row = block * (BLOCK_M // LIVE) + tl.arange(0, BLOCK_M // LIVE)

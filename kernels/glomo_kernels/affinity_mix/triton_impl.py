@@ -40,7 +40,12 @@ def why_not(
             return f"widths up to {WIDEST} are implemented, these are {q.shape[3]} and {v.shape[3]}"
         if triton_device.interpreted() and q.dtype == torch.bfloat16:
             return "products in bfloat16 are wrong in Triton's interpreter (TRITON_INTERPRET=1)"
-    return triton_device.why_not(q)
+    reason = triton_device.why_not(q)
+    if reason is not None or kind != "topk" or q is None or k is None or v is None:
+        return reason
+    if configs.topk_fits(_case(q, k, v, kind)):
+        return None
+    return f"kind 'topk' with widths {q.shape[3]} and {v.shape[3]} is too large for this GPU's shared memory"
 
 
 def _case(q: Tensor, k: Tensor, v: Tensor, kind: str) -> configs.Case:
@@ -265,6 +270,7 @@ def backward(
             "dk": dk,
             "dv": dv,
             "SAME": configs.same(case),
+            "SCALED": q.dtype == torch.float16,
         },
     )
     return dq, dk, dv, dtheta

@@ -26,7 +26,8 @@ def decoder_loss(
     ->      scalar, float32 (float64 for float64 input)
 
     The gradients are computed with the loss, chunk by chunk over n, so that at most one chunk of logits
-    exists, and kept in the dtype of the loss until the backward pass. Second derivatives are refused.
+    exists, and kept in the dtype of the loss until the backward pass. Second derivatives are refused. Logits have the
+    range of hidden's dtype on a GPU: in float16 one above 65,504 is infinite, and the loss NaN.
     """
     if reduction not in ("sum", "mean"):
         raise ValueError(f"{OP}: reduction must be 'sum' or 'mean', got {reduction!r}")

@@ -136,7 +136,7 @@ def add_gradients(
 
 
 def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """a @ b of half precision in `dtype`, so that a sum over many rows has its range, and no rounding in between."""
+    """a @ b of half precision in `dtype`, so that in float16 a sum over many rows has its range."""
     if a.device.type == "cuda":
         return torch.mm(a, b, out_dtype=dtype)
     if a.dtype == torch.float16:  # PyTorch's on a CPU rounds to float16, and takes 16 times as long

@@ -28,10 +28,10 @@ def softmax_kernel(
     wanted = tl.load(target + row)
     word = tl.where(wanted == ignore_index, 0, wanted)
     # Before the sums, which all threads wait for, so that no other has overwritten it yet.
-    likelihood = tl.load(line + word).to(tl.float32)
+    likelihood = tl.load(line + word, mask=(word >= 0) & (word < words), other=float("nan")).to(tl.float32)
 
     peak = likelihood
-    total = likelihood * 0  # NaN stays
+    total = tl.where(likelihood == likelihood, 0.0, likelihood)
     for start in range(0, words, BLOCK_N):
         column = start + tl.arange(0, BLOCK_N)
         score = tl.load(line + column, mask=column < words, other=float("-inf")).to(tl.float32)
