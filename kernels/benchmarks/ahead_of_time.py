@@ -306,7 +306,9 @@ def full() -> list[Request]:
         requests += [Request("forward_kernel", *paper, stats=True)]
         requests += [Request(kernel, *paper, "square", False) for kernel in KERNELS]
         requests += [Request(kernel, *paper, "topk", False) for kernel in ("topk_kernel", *KERNELS)]
-        requests += [Request("key_kernel", arch, "bfloat16", 256, 256, "topk", False)]  # the most shared memory
+        requests += [
+            Request("key_kernel", arch, "bfloat16", 256, 256, "topk", False)
+        ]  # the most shared memory
         requests += [Request(f"{name}_kernel", *paper) for name in ("limits", "row_lists", "column_lists")]
         requests += [Request("softmax_kernel", arch, dtype, 0, 0, "", False) for dtype in widths]
     return requests
