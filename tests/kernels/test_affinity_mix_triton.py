@@ -535,6 +535,23 @@ def test_offsets_beyond_two_to_the_31():
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
+def test_descriptors_of_views(half):
+    """Heads beside each other, and parts of one tensor: steps along T and H of which neither divides the other."""
+    q, k, v, theta = (x.detach() for x in gpu_inputs(300, half))
+    beside = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
+    parts = torch.cat([q, k, v], -1).split(64, -1)
+    assert not any(x.is_contiguous() for x in (*beside, *parts))
+    results = []
+    for tensors in ((q, k, v), beside, parts):
+        inputs = [x.detach().requires_grad_() for x in tensors]
+        out = affinity_mix(*inputs, theta)
+        results.append([out, *torch.autograd.grad(out, inputs, torch.ones_like(out))])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.gpu
 def test_autocast_does_not_reach_inside():
     inputs = gpu_inputs(dtype=torch.float32)
     expected = affinity_mix(*inputs)
