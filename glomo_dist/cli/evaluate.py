@@ -110,8 +110,8 @@ def main(argv: Sequence[str]) -> None:
     if command.executor == "ray":
         executor = RayExecutor(cpus=command.cores, address=command.address)
     if command.executor == "process" or command.address is None:  # a cluster's nodes are asked by each job
-        for job in jobs:
-            require_kernels(job.work)
+        for work in {job.work.graphs: job.work for job in jobs if job.work.needs_graphs}.values():
+            require_kernels(work)
     summary = evaluate(jobs, run, command.out, executor, plan=to_dict(plan), read=Result.read)
     say(f"{command.out}: {summary}")
     if summary.failed:

@@ -137,9 +137,8 @@ def evaluate(
                     progress.update()
             except KeyboardInterrupt:
                 with contextlib.suppress(OSError):  # the terminal may be what is gone
-                    kept = sum(
-                        is_finished(out, job.id, read) for job in jobs
-                    )  # also what nobody heard of yet
+                    # Those on disk: also what a worker finished and nobody heard of.
+                    kept = sum(is_finished(out, job.id, read) for job in jobs)
                     say(
                         f"evaluate: stopped. {kept} of {len(jobs)} results are kept in {out}; "
                         f"run the same command again to go on."

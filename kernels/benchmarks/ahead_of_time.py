@@ -16,7 +16,6 @@ import argparse
 import csv
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -25,13 +24,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from machine_code import counts, work
+
 RESULTS = Path(__file__).parent / "results" / "triton_resources.csv"
 # Bytes of shared memory that one program may take, from the CUDA programming guide.
 SHARED = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 TIMEOUT_S = 600  # of one compilation
-MATRIX = r"\b(HMMA|HGMMA|QGMMA|UTCHMMA|UTCQMMA|UTC\w*MMA)\b"
-COPY = r"\b(LDGSTS|UTMALDG|UBLKCP)\b"
-SLOW = r"\bF2F\b"  # a conversion of one number, at the rate of a square root; of two at a time it is F2FP
 
 
 class Request(NamedTuple):
@@ -148,58 +146,11 @@ def compile_here(request: Request) -> dict[str, Any]:
     )
     if (columns := getattr(compiled.metadata, "tmem_size", 0)) > TENSOR_MEMORY:
         raise MemoryError(f"{columns} columns of tensor memory, there are {TENSOR_MEMORY}")
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        usage, sass = (
-            subprocess.run([tool, option, file.name], check=True, capture_output=True, text=True).stdout
-            for option in ("--dump-resource-usage", "--dump-sass")
-        )
-    found = dict(re.findall(r"(REG|STACK):(\d+)", usage))
     return {
-        "registers": int(found["REG"]),
-        "stack": int(found["STACK"]),
-        "spills": len(re.findall(r"\bSTL(\.\w+)*\b", sass)),
         "shared": compiled.metadata.shared,
-        "matrix": "+".join(sorted(set(re.findall(MATRIX, sass)))),
-        "copy": "+".join(sorted(set(re.findall(COPY, sass)))),
-        "loop": loop(sass),
         "work": work(compiled.asm["ttgir"]),
-        "slow": len(re.findall(SLOW, sass)),
-        "instructions": len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", sass, re.M)),
+        **counts(compiled.asm["cubin"]),
     }
-
-
-def work(ttgir: str) -> float | None:
-    """Products done over products asked for, of wgmma and mma: more than 1 where warps repeat what others do."""
-    layouts = {}
-    for name, *numbers in re.findall(
-        r"(#mma\d*) = #ttg\.nvidia_mma<.*?warpsPerCTA = \[(\d+), (\d+)\].*?instrShape = \[(\d+), (\d+)", ttgir
-    ):
-        layouts[name] = [int(number) for number in numbers]
-    done = asked = 0.0
-    dots = r"(?:warp_group_dot|tt\.dot) .*?: [^:]*?<\d+x(\d+)x.* -> tensor<(\d+)x(\d+)xf32, (#mma\d*)>"
-    for depth, rows, columns, layout in re.findall(dots, ttgir):
-        down, across, high, wide = layouts[layout]
-        products = int(depth) * int(rows) * int(columns)
-        # a warp of wgmma has 16 of its 64 rows
-        done += products * max(1, down * min(high, 16) / int(rows)) * max(1, across * wide / int(columns))
-        asked += products
-    return round(done / asked, 2) if asked else None
-
-
-def loop(sass: str) -> int | None:
-    """Instructions of the shortest loop with a matrix instruction: one step over a tile without masks."""
-    code = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", sass)
-    place = {int(at, 16): index for index, (at, _) in enumerate(code)}
-    lengths = []
-    for index, (_, text) in enumerate(code):
-        jump = re.search(r"\bBRA\b.*0x([0-9a-f]+)", text)
-        start = place.get(int(jump[1], 16), index) if jump else index
-        if start < index and any(re.search(MATRIX, step) for _, step in code[start:index]):
-            lengths.append(index - start + 1)
-    return min(lengths, default=None)
 
 
 class Compiler:
@@ -306,9 +257,8 @@ def full() -> list[Request]:
         requests += [Request("forward_kernel", *paper, stats=True)]
         requests += [Request(kernel, *paper, "square", False) for kernel in KERNELS]
         requests += [Request(kernel, *paper, "topk", False) for kernel in ("topk_kernel", *KERNELS)]
-        requests += [
-            Request("key_kernel", arch, "bfloat16", 256, 256, "topk", False)
-        ]  # the most shared memory
+        largest = Request("key_kernel", arch, "bfloat16", 256, 256, "topk", False)  # in shared memory
+        requests += [largest]
         requests += [Request(f"{name}_kernel", *paper) for name in ("limits", "row_lists", "column_lists")]
         requests += [Request("softmax_kernel", arch, dtype, 0, 0, "", False) for dtype in widths]
     return requests

@@ -39,15 +39,13 @@ def why_not(tensor: Tensor | None = None) -> str | None:
         return f"it takes CUDA tensors, these are on {tensor.device}"
     if not torch.cuda.is_available() or torch.version.hip is not None:
         return "there is no CUDA device"
-    index = (
-        torch.cuda.current_device() if tensor is None or tensor.device.index is None else tensor.device.index
-    )
-    found, _ = capability(index)
-    return (
-        None if found >= (8, 0) else f"it needs compute capability 8.0, the device has {found[0]}.{found[1]}"
-    )
+    index = None if tensor is None else tensor.device.index
+    found, _ = capability(torch.cuda.current_device() if index is None else index)
+    if found < (8, 0):
+        return f"it needs compute capability 8.0, the device has {found[0]}.{found[1]}"
+    return None
 
 
-def guard(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
-    """The tensor's GPU as the current one, where Triton launches."""
-    return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else contextlib.nullcontext()
+def guard(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """A GPU as the current one, where Triton launches."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

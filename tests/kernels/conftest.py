@@ -45,6 +45,19 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture
+def triton_backend(request, monkeypatch, nan_memory):
+    """Triton, in fresh memory full of NaN; the cases of the module's `plain` go to the device and back."""
+    monkeypatch.setenv(dispatch.VARIABLE, "triton")
+    monkeypatch.setattr(request.module.plain, request.module.plain.OP, request.module.on_device)
+
+
+@pytest.fixture(autouse=True)
+def triton_on_a_gpu(request):
+    if request.node.get_closest_marker("gpu") and hasattr(request.module, "on_device"):
+        request.getfixturevalue("triton_backend")
+
+
+@pytest.fixture
 def backend(request, monkeypatch):
     """Forces the backend: one that cannot run here fails its tests instead of leaving them out."""
     monkeypatch.setenv(dispatch.VARIABLE, request.param)

@@ -24,19 +24,6 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("dtype", DTYPES, ids=str)
 
 
-@pytest.fixture
-def triton_backend(monkeypatch, nan_memory):
-    """The backend, in fresh memory full of NaN; the cases of test_affinity_mix.py go to the device and back."""
-    monkeypatch.setenv(dispatch.VARIABLE, "triton")
-    monkeypatch.setattr(plain, "affinity_mix", on_device)
-
-
-@pytest.fixture(autouse=True)
-def on_the_gpu(request):
-    if request.node.get_closest_marker("gpu"):
-        request.getfixturevalue("triton_backend")
-
-
 def on_device(*tensors, **options):
     """affinity_mix of CPU tensors, computed on DEVICE; gradients find their way back."""
     moved = [None if x is None else x.to(DEVICE) for x in tensors]

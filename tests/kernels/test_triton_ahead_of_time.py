@@ -1,17 +1,15 @@
 """The Triton kernels compile for GPUs that are not here, with matrix instructions and without spilled registers."""
 
-import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "kernels" / "benchmarks"))
+import ahead_of_time
+
 pytest.importorskip("triton", reason="Triton is only made for Linux")
 pytestmark = pytest.mark.slow
-
-_path = Path(__file__).parents[2] / "kernels" / "benchmarks" / "ahead_of_time.py"
-_spec = importlib.util.spec_from_file_location("ahead_of_time", _path)
-ahead_of_time = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(ahead_of_time)
 
 MATRIX = {80: {"HMMA"}, 90: {"HGMMA"}, 100: {"UTCHMMA"}}
 QUICK = [request for arch in MATRIX for request in ahead_of_time.quick(arch)]

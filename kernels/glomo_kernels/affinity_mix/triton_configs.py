@@ -11,6 +11,7 @@ same in all candidates of a case.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -149,6 +150,7 @@ def topk(case: Case) -> list[Config]:
     return forward(case)
 
 
+@functools.cache
 def topk_fits(case: Case) -> bool:
     """Whether all kernels of kind topk can have the one shape of tiles that they need."""
     chosen = [config for choose in (forward, query, key) for config in choose(case)]

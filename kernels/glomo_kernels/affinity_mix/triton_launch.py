@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from glomo_kernels.affinity_mix.triton_configs import Config
-from glomo_kernels.triton_device import interpreted
+from glomo_kernels.triton_device import guard, interpreted
 
 # What the best configuration may depend on, beside the dtypes: names of arguments of the kernels.
 KEY = ("bucket", "KIND", "THETA", "STATS", "DG", "DV")
@@ -75,7 +74,7 @@ def launch(
     takes the first.
     """
     given = {name: arguments[name] for name in kernel.arg_names if name in arguments}
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+    with guard(device):
         config = candidates[0]
         if len(candidates) > 1 and not interpreted() and not torch.are_deterministic_algorithms_enabled():
             config = _fastest(kernel, programs, tuple(candidates), device, given)

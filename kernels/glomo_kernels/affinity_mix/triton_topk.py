@@ -16,6 +16,7 @@ from glomo_kernels.affinity_mix.triton_common import (
     NOT_SPECIALIZED,
     factor,
     load_spans,
+    matrix,
     products,
     span_limits,
     square_bits,
@@ -47,7 +48,6 @@ def topk_kernel(
     pair = tl.program_id(0) // blocks
     block = blocks - 1 - tl.program_id(0) % blocks
     sample, head = pair // heads, pair % heads
-    wide_sample, wide_head = tl.cast(sample, tl.int64), tl.cast(head, tl.int64)
 
     row = block * BLOCK_M + tl.arange(0, BLOCK_M)
     begin, end = load_spans(spans, sample, row, rows)
@@ -55,8 +55,8 @@ def topk_kernel(
     first_tile, last_tile = first // BLOCK_N, tl.cdiv(stop, BLOCK_N)
     # More than there are columns is all of them; int32 is enough then.
     count = tl.minimum(tl.load(topk + sample), columns).to(tl.int32)
-    keys = k + wide_sample * k_b + wide_head * k_h
-    queries = q + wide_sample * q_b + wide_head * q_h
+    keys = matrix(k, sample, head, k_b, k_h)
+    queries = matrix(q, sample, head, q_b, q_h)
     q_rows = factor(queries, block * BLOCK_M, q_t, rows, BLOCK_M, DG, PADDED_DG, True, CHUNK)
 
     found = tl.zeros([BLOCK_M], tl.int32)

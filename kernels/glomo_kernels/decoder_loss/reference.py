@@ -44,9 +44,7 @@ def forward(
     dtype = compute_dtype(hidden)
     words = weight.shape[0]
     rows, block = _sizes(hidden.device, words)
-    loss = torch.zeros((), dtype=dtype, device=hidden.device)
-    dhidden = torch.empty(hidden.shape if grads else (0,), dtype=dtype, device=hidden.device)
-    dweight = torch.zeros(weight.shape if grads else (0,), dtype=dtype, device=weight.device)
+    loss, dhidden, dweight = results(hidden, weight, grads)
     memory = torch.empty(
         min(rows, hidden.shape[0]) * (words if grads else min(block, words)),
         dtype=dtype,
@@ -92,6 +90,16 @@ def forward(
             )
             dhidden[start : start + rows] = add_gradients(chunk, weight, wanted, slope, shares, dweight)
     return loss, dhidden, dweight
+
+
+def results(hidden: Tensor, weight: Tensor, grads: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """What `forward` returns, before the first chunk: the loss and the weight's gradient are added up from zero."""
+    dtype = compute_dtype(hidden)
+    return (
+        hidden.new_zeros((), dtype=dtype),
+        hidden.new_empty(hidden.shape if grads else (0,), dtype=dtype),
+        weight.new_zeros(weight.shape if grads else (0,), dtype=dtype),
+    )
 
 
 def losses(real: Tensor, others: Tensor, own: Tensor, gap: Tensor) -> Tensor:

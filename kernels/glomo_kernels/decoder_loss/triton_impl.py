@@ -12,7 +12,6 @@ from torch import Tensor
 from glomo_kernels import triton_device
 from glomo_kernels.decoder_loss import reference
 from glomo_kernels.decoder_loss.reference import backward as backward  # the backend's own
-from glomo_kernels.scores import compute_dtype
 
 CHUNK_BYTES = 1 << 29  # of logits
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -28,12 +27,9 @@ def forward(
     hidden: Tensor, weight: Tensor, target: Tensor, ignore_index: int, grads: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As in reference.py."""
-    dtype = compute_dtype(hidden)
     words = weight.shape[0]
     rows = max(1, CHUNK_BYTES // (words * hidden.element_size()))
-    loss = torch.zeros((), dtype=dtype, device=hidden.device)
-    dhidden = torch.empty(hidden.shape if grads else (0,), dtype=dtype, device=hidden.device)
-    dweight = torch.zeros(weight.shape if grads else (0,), dtype=dtype, device=weight.device)
+    loss, dhidden, dweight = reference.results(hidden, weight, grads)
     for start in range(0, hidden.shape[0], rows):
         part = slice(start, start + rows)
         chunk, wanted = hidden[part], target[part, None]
@@ -55,7 +51,7 @@ def _softmax(logits: Tensor, wanted: Tensor, ignore_index: int, grads: bool) -> 
     from glomo_kernels.decoder_loss.triton_softmax import BLOCK, WARPS, softmax_kernel
 
     numbers = torch.empty(3, logits.shape[0], 1, dtype=torch.float32, device=logits.device)
-    with triton_device.guard(logits):
+    with triton_device.guard(logits.device):
         softmax_kernel[(logits.shape[0],)](
             logits, wanted.contiguous(), *numbers, ignore_index, logits.shape[1],
             GRADS=grads, BLOCK_N=BLOCK, num_warps=WARPS,
