@@ -75,6 +75,11 @@ def _picture_file(file: InputFile) -> Iterator[Picture]:
     yield Picture(_decode(content, file.name), file.label, 0, file.name)
 
 
+def encoded_picture(content: bytes, where: str, channels: int) -> np.ndarray:
+    """uint8 [H, W] (channels 1) or [H, W, 3] of one encoded image; raises DataError naming `where`."""
+    return _converted(Picture(_decode(content, where), "", 0, where), None, channels).pixels
+
+
 def _decode(content: bytes, where: str) -> np.ndarray:
     """uint8 [H, W] for grey, [H, W, 3] for all other kinds of pictures (transparency is dropped)."""
     try:

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from glomo_dist.data.files import InputFile, describe, find_files, open_seekable
+from glomo_dist.data.files import InputFile, find_files
 from glomo_dist.data.lines import HALF_PAIR, json_objects, numbered_lines
+from glomo_dist.data.parquet import parquet_rows
 from glomo_dist.data.text import tokenize
 from glomo_dist.runtime.errors import ConfigError, DataError, suggest
 
@@ -115,32 +116,10 @@ def _json_lines(file: InputFile, text_key: str) -> Iterator[Document]:
 
 
 def _parquet(file: InputFile, text_key: str) -> Iterator[Document]:
-    import pyarrow as pa  # 45 MB, and of use for these files only
-    import pyarrow.parquet as pq
-
-    with open_seekable(file) as stream:
-        try:
-            table = pq.ParquetFile(stream)
-            columns = table.schema_arrow.names
-            if text_key not in columns:
-                raise DataError(
-                    f"{file.name}: no column {text_key!r}; set text_key.{suggest(text_key, columns)}"
-                )
-            row = 0
-            for batch in table.iter_batches(batch_size=1024, columns=[text_key]):
-                for value in batch.column(0):
-                    where = f"{file.name}, row {row}, column {text_key!r}"
-                    try:
-                        text = _text(value.as_py(), where)
-                    except UnicodeDecodeError as e:  # Parquet does not check what is called a string
-                        raise DataError(
-                            f"{where}: not UTF-8 text ({e.reason} at byte {e.start + 1}). Write the file again with "
-                            "UTF-8 strings."
-                        ) from None
-                    yield Document(text, file.label, row)
-                    row += 1
-        except (pa.ArrowException, OSError) as e:
-            raise DataError(f"{file.name} is not a whole Parquet file: {describe(e)}. Copy it again.") from e
+    for row, values in parquet_rows(file, (text_key,), advice="; set text_key"):
+        yield Document(
+            _text(values[text_key], f"{file.name}, row {row}, column {text_key!r}"), file.label, row
+        )
 
 
 def _text(value: object, where: str) -> str:

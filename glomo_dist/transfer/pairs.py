@@ -1,4 +1,4 @@
-"""Labelled pairs of texts as the inference sets publish them: JSON lines, or tables with a header line."""
+"""Labelled pairs of texts as the inference sets publish them: JSON lines, tables with a header line, Parquet."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
 from glomo_dist.transfer.dataset import SPLITS, Row, TaskData, text_data
-from glomo_dist.transfer.sources import is_jsonl, json_rows, table
+from glomo_dist.transfer.sources import has_records, records, table, text_of
 
 THREE = ("entailment", "neutral", "contradiction")
-NO_GOLD = "-"  # SNLI and MNLI: the annotators did not agree
+NO_GOLD = "-", -1  # SNLI and MNLI: the annotators did not agree; as published, and as on the hub
+UNLABELLED = " The test files of GLUE have no labels: a labelled copy is needed."
 NO_LABEL = "no gold label (-)"
 # What the sets call them: SNLI and GLUE, plain, SICK.
 PREMISE = ("sentence1", "premise", "sentence_A")
@@ -22,30 +23,26 @@ LABEL = ("gold_label", "label", "entailment_label")
 
 @dataclass(frozen=True)
 class Pair:
-    """One row. fields: all its columns by name; `where` is "file, line n" for errors."""
+    """One row. label: as the file has it, a name or a number; fields: all its columns by name; `where` is
+    "file, line n" for errors."""
 
     premise: str
     hypothesis: str
-    label: str
+    label: str | int
     where: str
     fields: Mapping[str, Any]
 
 
 def read_pairs(path: str) -> Iterator[Pair]:
-    """The pairs of a .jsonl, .tsv or .txt file, also packed. DataError for a missing column or no text."""
-    for where, fields in json_rows(path, ()) if is_jsonl(path) else _table(path):
-        values = []
-        for names in (PREMISE, HYPOTHESIS, LABEL):
-            name = next((n for n in names if n in fields), None)
-            if name is None:
-                raise DataError(
-                    f"{where}: none of the columns {', '.join(names)}; the row has {', '.join(fields)}. The test "
-                    "files of GLUE have no labels: a labelled copy is needed."
-                )
-            if not isinstance(fields[name], str):
-                raise DataError(f"{where}: {name!r} must be a text, got {fields[name]!r}.")
-            values.append(fields[name])
-        yield Pair(*values, where, fields)
+    """The pairs of a .jsonl, .tsv or .txt file, also packed, or of Parquet files.
+
+    Raises DataError for a missing column and for what is no text.
+    """
+    for where, fields in records(path) if has_records(path) else _table(path):
+        premise, hypothesis = (text_of(fields, names, where) for names in (PREMISE, HYPOTHESIS))
+        number = None if "gold_label" in fields else fields.get("label")
+        label = number if type(number) is int else text_of(fields, LABEL, where, UNLABELLED)
+        yield Pair(premise, hypothesis, label, where, fields)
 
 
 def _table(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -73,18 +70,21 @@ class PairRows:
 
     def add(self, split: str, pair: Pair, group: str = "") -> None:
         """Raises DataError for a label that is not of the set."""
-        if pair.label == NO_GOLD:
+        if pair.label in NO_GOLD:
             reason = f"{split}: {NO_LABEL}"
             self.skipped[reason] = self.skipped.get(reason, 0) + 1
             return
-        label = pair.label.lower()  # SICK shouts
-        if label not in self.classes:
+        number = pair.label  # as the hub numbers them, in the order of our classes
+        if isinstance(number, str):
+            name = number.lower()  # SICK shouts
+            number = self.classes.index(name) if name in self.classes else -1
+        if not 0 <= number < len(self.classes):
             raise DataError(
                 f"{pair.where}: label {pair.label!r} is not one of {', '.join(self.classes)}. Correct or remove "
                 "the row."
             )
         texts = {"premise": pair.premise, "hypothesis": pair.hypothesis}
-        self.rows[split].append(Row(texts, self.classes.index(label), pair.where, group))
+        self.rows[split].append(Row(texts, number, pair.where, group))
 
     def data(self, task: str, max_examples: int | None) -> TaskData:
         """The collected pairs, each with a word in both texts, and the counts of those without a gold label."""

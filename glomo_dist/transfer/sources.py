@@ -11,6 +11,7 @@ import numpy as np
 
 from glomo_dist.data.files import PACKED, InputFile, describe, find_files, open_seekable
 from glomo_dist.data.lines import json_objects, numbered_lines
+from glomo_dist.data.parquet import parquet_rows
 from glomo_dist.data.places import Address, attempts, open_place
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.progress import say
@@ -18,6 +19,7 @@ from glomo_dist.runtime.progress import say
 RETRY_SECONDS = 20.0  # how long a server in trouble is asked again whether it has a file
 HTTP = ("http://", "https://")
 SUFFIXES = (".tsv", ".jsonl", ".txt", ".vec")
+_FIRST_OF = re.compile(r"-00000-of-([0-9]{5})\.parquet$")
 _WHOLE = re.compile(r"\s*-?[0-9]{1,18}\s*")  # isdigit() is also true of '²'; 18 digits fit into int64
 
 
@@ -48,18 +50,34 @@ def table(source: str) -> Iterator[tuple[str, list[str]]]:
             yield f"{source}, line {number}", line.split("\t")
 
 
-def json_rows(source: str, keys: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("file, line n", row) of a .jsonl file; every row must be an object with `keys`."""
-    for number, row in json_objects(one_file(source, SUFFIXES)):
-        where = f"{source}, line {number}"
+def records(source: str, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("file, line n", row) of a .jsonl file, or ("file, row n", row) of a split's Parquet files.
+
+    source: of several files of a split the first.  keys: what every row must have, else a DataError.
+    """
+    for where, row in _parquet(source) if has_ending(source, ".parquet") else _json_lines(source):
         for key in keys:
             if key not in row:
                 raise DataError(
                     f"{where}: key {key!r} is missing; the row has {', '.join(row) or 'no keys'}."
                 )
-        if "text" in keys and not isinstance(row["text"], str):
-            raise DataError(f"{where}: 'text' must be a string, got {row['text']!r}.")
         yield where, row
+
+
+def _json_lines(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, row in json_objects(one_file(source, SUFFIXES)):
+        yield f"{source}, line {number}", row
+
+
+def _parquet(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    path, follows = address_parts(source)
+    names = [source]
+    if numbered := _FIRST_OF.search(path):
+        stem = path[: numbered.start()]
+        names = [f"{stem}-{i:05}-of-{numbered[1]}.parquet{follows}" for i in range(int(numbered[1]))]
+    for name in names:
+        for row, values in parquet_rows(one_file(name, (".parquet",))):
+            yield f"{name}, row {row}", values
 
 
 def text_files(folder: str) -> Iterator[tuple[str, bytes]]:
@@ -116,8 +134,16 @@ def has_ending(path: str, *endings: str) -> bool:
     return address_parts(path)[0].endswith(packed(*endings))
 
 
-def is_jsonl(path: str) -> bool:
-    return has_ending(path, ".jsonl")
+def has_records(path: str) -> bool:
+    """Whether `records` reads the file."""
+    return has_ending(path, ".jsonl", ".parquet")
+
+
+def parquet_names(split: str, *folders: str) -> tuple[str, ...]:
+    """Where a set as the Hugging Face hub has it keeps a split: in one or several Parquet files, in one of `folders`
+    or right in the set's own. The star stands for how many there are."""
+    names = f"{split}.parquet", f"{split}-00000-of-*.parquet"
+    return tuple(f"{folder}{name}" for folder in ("", *folders) for name in names)
 
 
 def address_parts(address: str) -> tuple[str, str]:
@@ -150,6 +176,24 @@ def whole_number(value: Any, where: str) -> int:
     raise DataError(f"{where}: the label must be a whole number, got {value!r:.80}.")
 
 
+def text_of(row: dict[str, Any], names: tuple[str, ...], where: str, advice: str = "") -> str:
+    """The text in the first of the columns `names` that the row has; DataError if there is none, with `advice`."""
+    name = next((n for n in names if n in row), None)
+    if name is None:
+        raise DataError(
+            f"{where}: none of the columns {', '.join(names)}; the row has {', '.join(row)}.{advice}"
+        )
+    text = row[name]
+    if not isinstance(text, str):
+        raise DataError(f"{where}: {name!r} must be a text, got {text!r:.80}.")
+    return text
+
+
+def class_number(value: Any, classes: tuple[str, ...], where: str) -> int:
+    """The number of the class that a label names or is itself, or DataError."""
+    return classes.index(value) if value in classes else whole_number(value, where)
+
+
 def find(source: str, candidates: tuple[str, ...]) -> str | None:
     """The first of the relative paths `candidates` that exists below `source`, joined to it.
 
@@ -158,7 +202,8 @@ def find(source: str, candidates: tuple[str, ...]) -> str | None:
     refused = []
     try:
         fs, root = fsspec.core.url_to_fs(source)
-        for name in candidates:
+        for candidate in candidates:
+            name = _spelled_out(fs, root, candidate)
             there = _exists(fs, joined(root, name))
             if there:
                 return joined(source, name)
@@ -171,6 +216,28 @@ def find(source: str, candidates: tuple[str, ...]) -> str | None:
     if refused:
         say(f"WARNING: {Address(source)}: the server refuses (403) {', '.join(refused)}; taken as not there")
     return None
+
+
+def _spelled_out(fs: Any, root: str, name: str) -> str:
+    """`name` with its star replaced by what a folder has there; 1, where it has none or cannot be listed (HTTP)."""
+    if "*" not in name:
+        return name
+    folder, _, file = name.rpartition("/")
+    pattern = re.compile(re.escape(file).replace(r"\*", "([0-9]{5})"))
+    place = joined(root, folder) if folder else root
+    found = []
+    if not place.startswith(HTTP):
+        try:
+            names = (path.rstrip("/").rsplit("/", 1)[-1] for path in fs.ls(place, detail=False))
+            found = sorted(match[1] for match in map(pattern.fullmatch, names) if match)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+    if len(found) > 1:
+        raise DataError(
+            f"{place} has the first of {' and of '.join(str(int(n)) for n in found)} files named {file}. Which are "
+            "meant? Remove those of the other copy."
+        )
+    return name.replace("*", found[0] if found else "00001")
 
 
 def _exists(fs: Any, path: str) -> bool | None:

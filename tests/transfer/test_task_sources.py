@@ -9,6 +9,8 @@ import threading
 import zipfile
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from transfer_samples import write_sst2
 
@@ -106,6 +108,18 @@ def test_tasks_and_vectors_with_a_query_and_in_archives(tmp_path, web):
         local = get_task(task).load(str(tmp_path / task), None)
         for source in (f"{web.address}/{task}?token=s", f"zip://{task}::{tmp_path}/all.zip"):
             assert get_task(task).load(source, None).fingerprint == local.fingerprint
+
+
+def test_a_set_of_the_hub_by_its_address(tmp_path, web):
+    """No folder can be listed there, so that a split is expected to be one file."""
+    (tmp_path / "sst2").mkdir()
+    for split in ("train", "validation", "test"):
+        table = pa.table({"sentence": [f"{split} is fine", "no"], "label": [1, 0]})
+        pq.write_table(table, tmp_path / f"sst2/{split}-00000-of-00001.parquet")
+    local = get_task("sst2").load(str(tmp_path / "sst2"), None)
+    web.query = "token=s"
+    for address in (f"{web.address}/sst2?token=s", f"{web.address}?token=s"):
+        assert get_task("sst2").load(address, None).fingerprint == local.fingerprint
 
 
 def test_race_folders_at_the_top_of_an_archive(tmp_path):

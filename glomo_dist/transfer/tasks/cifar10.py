@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer.dataset import Published, Task, TaskData
-from glomo_dist.transfer.image_sets import Labelled, image_data, read_archive, read_cifar_batches
+from glomo_dist.transfer.image_sets import Labelled, image_data, read_archive, read_cifar_batches, read_rows
 from glomo_dist.transfer.resnet import ResNetReader
-from glomo_dist.transfer.sources import find, has_ending, packed, require
+from glomo_dist.transfer.sources import find, has_ending, packed, parquet_names, require
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 DEV = 5000
@@ -19,12 +19,13 @@ PICKLED = ("data_batch_1", "cifar-10-batches-py/data_batch_1")
 
 
 def load(source: str | None, max_examples: int | None = None) -> TaskData:
-    """source: the folder with the binary batches, data_batch_{1..5}.bin and test_batch.bin, or with
-    cifar10_{train,test}.npz or cifar10_jpeg_{train,test}.npz (arrays images, or jpeg and offset; and label)."""
+    """source: the folder with the binary batches, data_batch_{1..5}.bin and test_batch.bin, with the hub's Parquet
+    files, or with cifar10_{train,test}.npz or cifar10_jpeg_{train,test}.npz (arrays images, or jpeg and offset; and
+    label)."""
     if (
         source is not None
         and find(source, PICKLED)
-        and not find(source, (*_batch("test_batch"), *_archives("test")))
+        and not find(source, (*_batch("test_batch"), *_archives("test"), *_hub("test")))
     ):
         raise DataError(
             f"task 'cifar10': {source} has the pickled Python batches, which can execute code and are not read. "
@@ -36,13 +37,19 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
 
 def _read(source: str | None, part: str) -> Labelled:
     first = "data_batch_1" if part == "train" else "test_batch"
-    path = require(source, (*_batch(first), *_archives(part)), "cifar10")
+    path = require(source, (*_batch(first), *_archives(part), *_hub(part)), "cifar10")
+    if has_ending(path, ".parquet"):
+        return read_rows(path, CLASSES, channels=3)
     if has_ending(path, ".npz"):
         return read_archive(path, len(CLASSES), channels=3)
     if part == "test":
         return read_cifar_batches([path], len(CLASSES))
     batches = [require(source, _batch(f"data_batch_{number}"), "cifar10") for number in range(1, 6)]
     return read_cifar_batches(batches, len(CLASSES))
+
+
+def _hub(part: str) -> tuple[str, ...]:
+    return parquet_names(part, "plain_text/")
 
 
 def _batch(name: str) -> tuple[str, ...]:

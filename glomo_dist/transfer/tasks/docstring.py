@@ -8,20 +8,20 @@ from __future__ import annotations
 from glomo_dist.runtime.errors import DataError, suggest
 from glomo_dist.transfer.dataset import SPLITS, Row, Task, TaskData, text_data
 from glomo_dist.transfer.models import TextReader
-from glomo_dist.transfer.sources import is_jsonl, json_rows, packed, require
+from glomo_dist.transfer.sources import has_ending, packed, records, require, text_of
 
 
 def load(source: str | None, max_examples: int | None = None) -> TaskData:
     """source: docstrings.jsonl or the folder with it; rows {text, label (module name), split}."""
-    if source is not None and is_jsonl(source):
+    if source is not None and has_ending(source, ".jsonl"):
         path = source
     else:
         path = require(source, packed("docstrings.jsonl"), "docstring")
     found: dict[str, list[tuple[str, str, str]]] = {split: [] for split in SPLITS}
-    for where, row in json_rows(path, ("text", "label", "split")):
+    for where, row in records(path, ("text", "label", "split")):
         if row["split"] not in SPLITS:
             raise DataError(f"{where}: unknown split {row['split']!r}.{suggest(str(row['split']), SPLITS)}")
-        found[row["split"]].append((row["text"], str(row["label"]), where))
+        found[row["split"]].append((text_of(row, ("text",), where), str(row["label"]), where))
     classes = tuple(sorted({label for _, label, _ in found["train"]}))
     number = {label: i for i, label in enumerate(classes)}
     rows: dict[str, list[Row]] = {}

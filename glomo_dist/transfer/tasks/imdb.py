@@ -12,21 +12,25 @@ from glomo_dist.transfer.dataset import Published, Row, Task, TaskData, text_dat
 from glomo_dist.transfer.models import TextReader
 from glomo_dist.transfer.sources import (
     address_parts,
+    class_number,
     find,
     joined,
-    json_rows,
     packed,
+    parquet_names,
+    records,
     require,
     text_files,
-    whole_number,
+    text_of,
 )
 
 CLASSES = ("negative", "positive")
+FOLDERS = ("neg", "pos")  # which the hub takes as the names of the classes
 DEV_SHARE = 10  # one in ten training reviews
 
 
 def load(source: str | None, max_examples: int | None = None) -> TaskData:
-    """source: the aclImdb folder ({train,test}/{neg,pos}/*.txt) or its parent, or imdb_{…}.jsonl[.xz]."""
+    """source: the aclImdb folder ({train,test}/{neg,pos}/*.txt) or its parent, imdb_{…}.jsonl[.xz], or the hub's
+    Parquet files."""
     rows: dict[str, list[Row]] = {"train": [], "dev": []}
     for row in _read(source, "train"):
         is_dev = derive_seed("imdb dev", row.texts["text"]) % DEV_SHARE == 0
@@ -36,21 +40,26 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
 
 
 def _read(source: str | None, split: str) -> list[Row]:
-    names = (f"{split}/pos", f"aclImdb/{split}/pos", *packed(f"imdb_{split}.jsonl"))
+    folders = f"{split}/pos", f"aclImdb/{split}/pos"
+    names = (*folders, *packed(f"imdb_{split}.jsonl"), *parquet_names(split, "plain_text/"))
     path = require(source, names, "imdb")
     folder, follows = address_parts(path)
     if folder.endswith("/pos"):
         return _folder(folder.removesuffix("pos") + follows)
     return [
-        Row({"text": _plain(row["text"])}, whole_number(row["label"], where), where)
-        for where, row in json_rows(path, ("text", "label"))
+        Row(
+            {"text": _plain(text_of(row, ("text",), where))},
+            class_number(row["label"], FOLDERS, where),
+            where,
+        )
+        for where, row in records(path, ("label",))
     ]
 
 
 def _folder(path: str) -> list[Row]:
     """Reviews of the folders neg and pos in `path` in the order of their names."""
     rows = []
-    for label, name in enumerate(("neg", "pos")):
+    for label, name in enumerate(FOLDERS):
         if (folder := find(path, (name,))) is None:
             raise DataError(
                 f"{joined(path, name)} does not exist; the aclImdb layout has neg and pos. Unpack it again."

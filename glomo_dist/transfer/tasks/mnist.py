@@ -6,21 +6,25 @@ Test as published; dev is 5,000 images drawn from train.
 from __future__ import annotations
 
 from glomo_dist.transfer.dataset import Published, Task, TaskData
-from glomo_dist.transfer.image_sets import Labelled, image_data, read_idx
+from glomo_dist.transfer.image_sets import Labelled, image_data, read_idx, read_rows
 from glomo_dist.transfer.resnet import ResNetReader
-from glomo_dist.transfer.sources import packed, require
+from glomo_dist.transfer.sources import has_ending, packed, parquet_names, require
 
 CLASSES = tuple("0123456789")
 DEV = 5000
 
 
 def load(source: str | None, max_examples: int | None = None) -> TaskData:
-    """source: the folder with {train,t10k}-{images-idx3,labels-idx1}-ubyte, plain or packed."""
+    """source: the folder with {train,t10k}-{images-idx3,labels-idx1}-ubyte, plain or packed, or with the hub's
+    Parquet files."""
     return image_data("mnist", _read(source, "train"), _read(source, "t10k"), CLASSES, DEV, max_examples)
 
 
 def _read(source: str | None, part: str) -> Labelled:
-    images = require(source, packed(f"{part}-images-idx3-ubyte"), "mnist")
+    hub = parquet_names("test" if part == "t10k" else part, "mnist/")
+    images = require(source, (*packed(f"{part}-images-idx3-ubyte"), *hub), "mnist")
+    if has_ending(images, ".parquet"):
+        return read_rows(images, CLASSES, channels=1)
     labels = require(source, packed(f"{part}-labels-idx1-ubyte"), "mnist")
     return read_idx(images, labels, len(CLASSES))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from glomo_dist.transfer.dataset import Published, Task, TaskData
 from glomo_dist.transfer.esim import PairReader
 from glomo_dist.transfer.pairs import THREE, PairRows, read_pairs
-from glomo_dist.transfer.sources import find, packed, require
+from glomo_dist.transfer.sources import find, packed, parquet_names, require
 
 FILES = (
     "multinli_1.0_{}.jsonl", "multinli_1.0_{}.txt", "multinli_1.0/multinli_1.0_{}.jsonl",
@@ -20,7 +20,8 @@ DEV_SHARE = 20  # one in twenty premises of train
 
 
 def load(source: str | None, max_examples: int | None = None) -> TaskData:
-    """source: the folder with multinli_1.0_{train,dev_matched,dev_mismatched}.jsonl or .txt, or GLUE's {…}.tsv.
+    """source: the folder with multinli_1.0_{train,dev_matched,dev_mismatched}.jsonl or .txt, GLUE's {…}.tsv, or the
+    hub's Parquet files.
 
     Or with mnli_devset_single_annotator.jsonl[.xz], where the column `part` names the split and `source` the group:
     its labels are one annotator's, so its numbers are not MNLI accuracies.
@@ -38,7 +39,9 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
 
 
 def _file(source: str | None, name: str) -> str:
-    return require(source, (*packed(*(file.format(name) for file in FILES)), *ONE_FILE), "mnli")
+    tables = packed(*(file.format(name) for file in FILES))
+    hub = parquet_names(name.replace("dev", "validation"), "data/", "mnli/")
+    return require(source, (*tables, *ONE_FILE, *hub), "mnli")
 
 
 TASK = Task(

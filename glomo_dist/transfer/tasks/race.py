@@ -12,48 +12,80 @@ from typing import Any
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer.choice import ChoiceReader
 from glomo_dist.transfer.dataset import SPLITS, Published, Row, Task, TaskData, text_data
-from glomo_dist.transfer.sources import address_parts, find, is_jsonl, json_rows, packed, require, text_files
+from glomo_dist.transfer.sources import (
+    address_parts,
+    find,
+    has_ending,
+    packed,
+    parquet_names,
+    records,
+    require,
+    text_files,
+)
 
 OPTIONS = ("A", "B", "C", "D")
 LEVELS = ("middle", "high")
 KEYS = ("article", "questions", "options", "answers")
+Placed = tuple[str, str, str, dict[str, Any]]  # split, level, "file, line n", article
 
 
 def load(source: str | None, max_examples: int | None = None) -> TaskData:
-    """source: the RACE folder, {train,dev,test}/{middle,high}/*.txt, or its parent; or one with
-    race_{train,dev}_{middle,high}.jsonl[.xz] and, if there, race_train_extra.jsonl (of unknown level)."""
-    names = [f"{root}{split}/{level}" for root in ("", "RACE/") for split in SPLITS for level in LEVELS]
-    jsonl = packed("race_train_middle.jsonl")
-    start = require(source, (*names, *jsonl), "race")
-    rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
-    if is_jsonl(start):
-        for where, article, group in _lines(source or ""):
-            rows[_split(article, where)] += _rows(article, where, group)
+    """source: the RACE folder, {train,dev,test}/{middle,high}/*.txt, or its parent; the hub's folders middle and high
+    with Parquet files; or race_{train,dev}_{middle,high}.jsonl[.xz] and, if there, race_train_extra.jsonl (of unknown
+    level)."""
+    folders = [f"{root}{split}/{level}" for root in ("", "RACE/") for split in SPLITS for level in LEVELS]
+    start = require(source, (*folders, *packed("race_train_middle.jsonl"), *_hub("train", "middle")), "race")
+    if has_ending(start, ".parquet"):
+        articles = _of_hub(source or "")
+    elif has_ending(start, ".jsonl"):
+        articles = _lines(source or "")
     else:
-        level_folder, follows = address_parts(start)
-        root = level_folder.removesuffix("/".join(level_folder.rsplit("/", 2)[-2:])) + follows
-        for split in SPLITS:
-            for level in LEVELS:
-                for where, article in _folder(require(root, (f"{split}/{level}",), "race")):
-                    rows[split] += _rows(article, where, level)
+        articles = _folders(start)
+    rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
+    for split, level, where, article in articles:
+        rows[split] += _rows(article, where, level)
     return text_data("race", rows, OPTIONS, max_examples, filled=("article",))
 
 
-def _lines(source: str) -> Iterator[tuple[str, dict[str, Any], str]]:
+def _lines(source: str) -> Iterator[Placed]:
     for part in ("train", "dev"):
         for level in LEVELS:
             path = require(source, packed(f"race_{part}_{level}.jsonl"), "race")
-            for where, article in json_rows(path, KEYS):
-                yield where, {"part": "train", **article} if part == "train" else article, level
+            for where, article in records(path, KEYS):
+                placed = {"part": "train", **article} if part == "train" else article
+                yield _split(placed, where), level, where, article
     extra = find(source, packed("race_train_extra.jsonl"))
-    for where, article in json_rows(extra, KEYS) if extra else ():
-        yield where, {**article, "part": "train"}, ""
+    for where, article in records(extra, KEYS) if extra else ():
+        yield "train", "", where, article
 
 
 def _split(article: dict[str, Any], where: str) -> str:
     if article.get("part") not in SPLITS:
         raise DataError(f"{where}: part must be one of {', '.join(SPLITS)}, got {article.get('part')!r}.")
     return str(article["part"])
+
+
+def _of_hub(source: str) -> Iterator[Placed]:
+    """There a row is a question with its article."""
+    for split in SPLITS:
+        for level in LEVELS:
+            path = require(source, _hub(split, level), "race")
+            for where, row in records(path, ("article", "question", "options", "answer")):
+                article = {f"{key}s": [row[key]] for key in ("question", "answer")}
+                yield split, level, where, {"article": row["article"], "options": [row["options"]], **article}
+
+
+def _hub(split: str, level: str) -> tuple[str, ...]:
+    return tuple(f"{level}/{name}" for name in parquet_names("validation" if split == "dev" else split))
+
+
+def _folders(start: str) -> Iterator[Placed]:
+    level_folder, follows = address_parts(start)
+    root = level_folder.removesuffix("/".join(level_folder.rsplit("/", 2)[-2:])) + follows
+    for split in SPLITS:
+        for level in LEVELS:
+            for where, article in _folder(require(root, (f"{split}/{level}",), "race")):
+                yield split, level, where, article
 
 
 def _folder(path: str) -> Iterator[tuple[str, dict[str, Any]]]:

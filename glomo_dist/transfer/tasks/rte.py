@@ -8,17 +8,19 @@ from __future__ import annotations
 from glomo_dist.transfer.dataset import Task, TaskData
 from glomo_dist.transfer.esim import PairReader
 from glomo_dist.transfer.pairs import PairRows, read_pairs
-from glomo_dist.transfer.sources import packed, require
+from glomo_dist.transfer.sources import packed, parquet_names, require
 
 CLASSES = ("entailment", "not_entailment")
 DEV_SHARE = 10  # one in ten premises of train
 
 
 def load(source: str | None, max_examples: int | None = None) -> TaskData:
-    """source: GLUE's folder with {train,dev}.tsv, or one with rte_{train,dev}.jsonl[.xz]."""
+    """source: GLUE's folder with {train,dev}.tsv, one with rte_{train,dev}.jsonl[.xz], or the hub's Parquet files."""
     collected = PairRows(CLASSES)
-    collected.add_train(require(source, packed("train.tsv", "rte_train.jsonl"), "rte"), "rte", DEV_SHARE)
-    for pair in read_pairs(require(source, packed("dev.tsv", "rte_dev.jsonl"), "rte")):
+    train = packed("train.tsv", "rte_train.jsonl") + parquet_names("train", "rte/")
+    dev = packed("dev.tsv", "rte_dev.jsonl") + parquet_names("validation", "rte/")
+    collected.add_train(require(source, train, "rte"), "rte", DEV_SHARE)
+    for pair in read_pairs(require(source, dev, "rte")):
         collected.add("test", pair)
     return collected.data("rte", max_examples)
 

@@ -6,7 +6,7 @@ from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer.dataset import Published, Task, TaskData
 from glomo_dist.transfer.esim import PairReader
 from glomo_dist.transfer.pairs import THREE, PairRows, read_pairs
-from glomo_dist.transfer.sources import is_jsonl, packed, require
+from glomo_dist.transfer.sources import has_ending, packed, require
 
 SETS = {"TRAIN": "train", "TRIAL": "dev", "TEST": "test"}
 
@@ -15,7 +15,7 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
     """source: the folder with SICK.txt (column SemEval_set), or sick.jsonl[.xz] (column part)."""
     collected = PairRows(THREE)
     path = require(source, packed("SICK.txt", "sick.jsonl"), "sick")
-    if is_jsonl(path):
+    if has_ending(path, ".jsonl"):
         collected.add_by_part(path)
     else:
         for pair in read_pairs(path):

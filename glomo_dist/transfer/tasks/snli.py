@@ -8,7 +8,7 @@ from __future__ import annotations
 from glomo_dist.transfer.dataset import SPLITS, Published, Task, TaskData
 from glomo_dist.transfer.esim import PairReader
 from glomo_dist.transfer.pairs import THREE, PairRows, read_pairs
-from glomo_dist.transfer.sources import find, packed, require
+from glomo_dist.transfer.sources import find, packed, parquet_names, require
 
 FILES = (
     "snli_1.0_{}.jsonl",
@@ -21,16 +21,17 @@ ONE_FILE = packed("snli_devset.jsonl")
 
 
 def load(source: str | None, max_examples: int | None = None) -> TaskData:
-    """source: the folder with snli_1.0_{train,dev,test}.jsonl or .txt, or GLUE's {…}.tsv; or snli_devset.jsonl[.xz]
-    alone, where the column `part` names the split."""
+    """source: the folder with snli_1.0_{train,dev,test}.jsonl or .txt, GLUE's {…}.tsv or the hub's Parquet files; or
+    snli_devset.jsonl[.xz] alone, where the column `part` names the split."""
     collected = PairRows(THREE)
     one = find(source, ONE_FILE) if source is not None else None
     if one is not None:
         collected.add_by_part(one)
     else:
         for split in SPLITS:
-            names = (*packed(*(file.format(split) for file in FILES)), *ONE_FILE)
-            for pair in read_pairs(require(source, names, "snli")):
+            tables = packed(*(file.format(split) for file in FILES))
+            hub = parquet_names("validation" if split == "dev" else split, "plain_text/")
+            for pair in read_pairs(require(source, (*tables, *ONE_FILE, *hub), "snli")):
                 collected.add(split, pair)
     return collected.data("snli", max_examples)
 

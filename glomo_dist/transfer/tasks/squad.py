@@ -19,11 +19,14 @@ from glomo_dist.data.text import word_spans
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
 from glomo_dist.transfer.dataset import SPLITS, Published, Row, Split, Task, TaskData, text_data
-from glomo_dist.transfer.sources import find, one_file, packed, require
+from glomo_dist.transfer.sources import find, has_ending, one_file, packed, parquet_names, records, require
 from glomo_dist.transfer.spans import SpanReader
 from glomo_dist.transfer.squad_metric import exact_match, f1
 
-PUBLISHED = packed("train-v1.1.json"), packed("dev-v1.1.json")
+PUBLISHED = (
+    (*packed("train-v1.1.json"), *parquet_names("train", "plain_text/")),
+    (*packed("dev-v1.1.json"), *parquet_names("validation", "plain_text/")),
+)
 PART = "squad_v1.1_devset_part_{}.json"
 SAMPLE = packed("squad_v1.1_train_sample.json")
 DEV_SHARE = 20  # one in twenty articles of train
@@ -44,7 +47,8 @@ class Answer:
 
 
 def load(source: str | None, max_examples: int | None = None) -> TaskData:
-    """source: the folder with {train,dev}-v1.1.json; or with squad_v1.1_devset_part_{train,dev,test}.json.
+    """source: the folder with {train,dev}-v1.1.json, or with the hub's Parquet files; or with
+    squad_v1.1_devset_part_{train,dev,test}.json.
 
     To the train part of these, squad_v1.1_train_sample.json is added if it is there.
     """
@@ -67,43 +71,84 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
     return text_data("squad", rows, (), max_examples, filled=("paragraph", "question"), skipped=skipped)
 
 
+@dataclass(frozen=True)
+class Question:
+    """A question as the files have it; golds: text and first character of each answer."""
+
+    number: str
+    title: str
+    paragraph: str
+    question: str
+    golds: list[tuple[str, int]]
+
+
 def _rows(path: str, split: str, skipped: dict[str, int]) -> Iterator[tuple[str, Row]]:
     """(title, row) of every question.
 
     A training question whose answer is not in its place is left out and counted; one of dev or test is counted and
     stays, as the official evaluation only compares texts.
     """
+    paragraph, spans = "", ()
+    for asked in _from_parquet(path) if has_ending(path, ".parquet") else _from_json(path):
+        where = f"{path}, question {asked.number}"
+        if not asked.golds:
+            raise DataError(f"{where}: has no answer. SQuAD v1.1 is expected, where each has one.")
+        if (
+            asked.paragraph is not paragraph and asked.paragraph != paragraph
+        ):  # cut once for all its questions
+            paragraph = asked.paragraph
+            spans = tuple(word_spans(paragraph))
+        label = _words(paragraph, spans, *asked.golds[0])
+        if label is None:
+            reason = f"{split}: {NOT_THERE}" + ("" if split == "train" else " (kept)")
+            skipped[reason] = skipped.get(reason, 0) + 1
+            if split == "train":
+                continue
+        texts = {"paragraph": paragraph, "question": asked.question}
+        answer = Answer(paragraph, spans, tuple(text for text, _ in asked.golds))
+        yield asked.title, Row(texts, label or (0, 0), where, reference=answer)
+
+
+def _from_json(path: str) -> Iterator[Question]:
     with open_stream(one_file(path, (".json",))) as stream:
         content = stream.read()
     try:
-        articles = json.loads(content)["data"]
-        for article in articles:
+        for article in json.loads(content)["data"]:
             for paragraph in article["paragraphs"]:
-                context = paragraph["context"]
-                spans = tuple(word_spans(context))
-                for question in paragraph["qas"]:
-                    where = f"{path}, question {question['id']}"
-                    golds = [(str(a["text"]), int(a["answer_start"])) for a in question["answers"]]
-                    if not golds:
-                        raise DataError(
-                            f"{where}: has no answer. SQuAD v1.1 is expected, where each has one."
-                        )
-                    label = _words(context, spans, *golds[0])
-                    if label is None:
-                        reason = f"{split}: {NOT_THERE}" + ("" if split == "train" else " (kept)")
-                        skipped[reason] = skipped.get(reason, 0) + 1
-                        if split == "train":
-                            continue
-                    texts = {"paragraph": context, "question": question["question"]}
-                    if not all(isinstance(text, str) for text in texts.values()):
-                        raise TypeError(f"question {question['id']} and its paragraph must be texts")
-                    answer = Answer(context, spans, tuple(text for text, _ in golds))
-                    yield article["title"], Row(texts, label or (0, 0), where, reference=answer)
+                for asked in paragraph["qas"]:
+                    golds = [(str(a["text"]), int(a["answer_start"])) for a in asked["answers"]]
+                    yield _question(
+                        asked["id"], article["title"], paragraph["context"], asked["question"], golds
+                    )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise DataError(
             f"{path}: not SQuAD's JSON, data -> paragraphs -> qas -> answers ({type(e).__name__}: {e}). Download it "
             "again."
         ) from None
+
+
+def _from_parquet(path: str) -> Iterator[Question]:
+    """The hub's form: a question a row, with its paragraph; of the answers a list of texts and one of places."""
+    for where, row in records(path, ("id", "title", "context", "question", "answers")):
+        try:
+            answers = row["answers"]
+            golds = [
+                (str(text), int(at))
+                for text, at in zip(answers["text"], answers["answer_start"], strict=True)
+            ]
+            yield _question(row["id"], row["title"], row["context"], row["question"], golds)
+        except (ValueError, KeyError, TypeError) as e:
+            raise DataError(
+                f"{where}: no question of SQuAD ({type(e).__name__}: {e}). Download the file again."
+            ) from None
+
+
+def _question(
+    number: Any, title: Any, paragraph: Any, question: Any, golds: list[tuple[str, int]]
+) -> Question:
+    if not all(isinstance(text, str) for text in (paragraph, question)):
+        raise TypeError(f"question {number} and its paragraph must be texts")
+    return Question(str(number), str(title), paragraph, question, golds)
 
 
 def _words(context: str, spans: tuple[tuple[int, int], ...], text: str, start: int) -> tuple[int, int] | None:

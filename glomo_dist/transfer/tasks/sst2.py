@@ -1,6 +1,6 @@
 """SST-2 (Socher et al. 2013, the GLUE form): sentiment of a sentence or phrase from a film review.
 
-Splits as published: train on train, tune on dev, report on test. GLUE's own test.tsv has no labels; a
+Splits as published: train on train, tune on dev, report on test. GLUE's own test split has no labels; a
 labelled copy is needed.
 """
 
@@ -9,17 +9,31 @@ from __future__ import annotations
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer.dataset import SPLITS, Published, Row, Task, TaskData, text_data
 from glomo_dist.transfer.models import TextReader
-from glomo_dist.transfer.sources import is_jsonl, json_rows, packed, require, table, whole_number
+from glomo_dist.transfer.sources import (
+    class_number,
+    has_records,
+    packed,
+    parquet_names,
+    records,
+    require,
+    table,
+    text_of,
+    whole_number,
+)
 
 CLASSES = ("negative", "positive")
+UNLABELLED = "GLUE publishes the test split without labels: put a labelled copy in its place."
 
 
 def load(source: str | None, max_examples: int | None = None) -> TaskData:
-    """source: a folder with {train,dev,test}.tsv (sentence, label) or sst2_{…}.jsonl[.xz] (text, label)."""
+    """source: a folder with {train,dev,test}.tsv (sentence, label), with sst2_{…}.jsonl[.xz] or {…}.jsonl (text,
+    label), or with the hub's Parquet files (its test has no labels: put a labelled one of another form beside)."""
     rows = {}
     for split in SPLITS:
-        path = require(source, packed(f"{split}.tsv", f"sst2_{split}.jsonl"), "sst2")
-        rows[split] = _jsonl(path) if is_jsonl(path) else _tsv(path)
+        tables = packed(f"{split}.tsv", f"sst2_{split}.jsonl", f"{split}.jsonl")
+        hub = parquet_names("validation" if split == "dev" else split, "data/", "sst2/")
+        path = require(source, (*tables, *hub), "sst2")
+        rows[split] = _records(path) if has_records(path) else _tsv(path)
     return text_data("sst2", rows, CLASSES, max_examples)
 
 
@@ -29,8 +43,7 @@ def _tsv(path: str) -> list[Row]:
         if position == 0 and "sentence" in cells:
             if cells != ["sentence", "label"]:
                 raise DataError(
-                    f"{where}: expected the columns sentence and label, got {', '.join(cells)}. GLUE "
-                    "publishes test.tsv without labels: put a labelled copy in its place."
+                    f"{where}: expected the columns sentence and label, got {', '.join(cells)}. {UNLABELLED}"
                 )
             continue
         if len(cells) != 2:
@@ -39,11 +52,14 @@ def _tsv(path: str) -> list[Row]:
     return rows
 
 
-def _jsonl(path: str) -> list[Row]:
-    return [
-        Row({"text": row["text"]}, whole_number(row["label"], where), where)
-        for where, row in json_rows(path, ("text", "label"))
-    ]
+def _records(path: str) -> list[Row]:
+    rows = []
+    for where, row in records(path, ("label",)):
+        label = class_number(row["label"], CLASSES, where)
+        if label == -1:
+            raise DataError(f"{where}: has no label (-1). {UNLABELLED}")
+        rows.append(Row({"text": text_of(row, ("text", "sentence"), where)}, label, where))
+    return rows
 
 
 TASK = Task(

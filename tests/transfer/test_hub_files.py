@@ -1,0 +1,252 @@
+"""Data sets in the Parquet files of the Hugging Face hub are the sets as their authors publish them."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from glomo_dist.runtime.errors import DataError
+from glomo_dist.transfer.task import get_task
+
+WORDS = ["a", "fine", "film", "with", "no", "wit", ",", "some", "say", "it", "bores", "on", "and", "on"]
+RANDOM = np.random.default_rng(5)
+
+
+def text(n=6):
+    return " ".join(RANDOM.choice(WORDS, n)) + f" {RANDOM.integers(1000)}"
+
+
+def write(path, rows, files=1, classes=None):
+    """rows, in `files` files; classes: names of the column label, in the metadata that `datasets` writes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number, part in enumerate(np.array_split(np.arange(len(rows)), files)):
+        table = pa.Table.from_pylist([rows[i] for i in part])
+        if classes is not None:
+            features = {"label": {"names": list(classes), "_type": "ClassLabel"}}
+            metadata = json.dumps({"info": {"features": features}})
+            table = table.replace_schema_metadata({b"huggingface": metadata.encode()})
+        name = path.name.format(number) if files > 1 else path.name
+        pq.write_table(table, path.with_name(name))
+
+
+def same(task, hub, published, **options):
+    """Both give the same task; returns it."""
+    data = get_task(task).load(str(hub), None)
+    assert data.fingerprint == get_task(task).load(str(published), None).fingerprint
+    return data
+
+
+def test_sst2(tmp_path):
+    rows = {split: [(text(), i % 2) for i in range(9)] for split in ("train", "dev", "test")}
+    for split, pairs in rows.items():
+        lines = ["sentence\tlabel", *(f"{sentence}\t{label}" for sentence, label in pairs)]
+        (tmp_path / f"{split}.tsv").write_text("\n".join(lines))
+        name = "validation" if split == "dev" else split
+        write(
+            tmp_path / f"hub/data/{name}-00000-of-00001.parquet",
+            [{"idx": i, "sentence": sentence, "label": label} for i, (sentence, label) in enumerate(pairs)],
+            classes=("negative", "positive"),
+        )
+        named = [{"text": s, "label": y, "label_text": "negative"} for s, y in pairs]
+        (tmp_path / "set").mkdir(exist_ok=True)
+        (tmp_path / f"set/{split}.jsonl").write_text("\n".join(map(json.dumps, named)))
+    same("sst2", tmp_path / "hub", tmp_path)
+    same("sst2", tmp_path / "set", tmp_path)
+    # GLUE's test has no labels; a labelled copy of another form beside it is taken
+    unlabelled = [{"sentence": sentence, "label": -1} for sentence, _ in rows["test"]]
+    test = tmp_path / "hub/data/test-00000-of-00001.parquet"
+    write(test, unlabelled, classes=("negative", "positive"))
+    with pytest.raises(DataError, match=r"test-00000-of-00001\.parquet, row 0: has no label.*labelled copy"):
+        get_task("sst2").load(str(tmp_path / "hub"), None)
+    (tmp_path / "hub/test.tsv").write_bytes((tmp_path / "test.tsv").read_bytes())
+    same("sst2", tmp_path / "hub", tmp_path)
+
+
+def imdb(folder, files=1, suffix="-00000-of-00001"):
+    """The reviews as the authors publish them in `folder`/a, as the hub does in `folder`/b/plain_text."""
+    for split in ("train", "test"):
+        rows = []
+        for label, name in enumerate(("neg", "pos")):
+            (folder / "a" / split / name).mkdir(parents=True)
+            for i in range(10, 40):
+                rows.append({"text": f"{text()}<br />{i}", "label": label})
+                (folder / "a" / split / name / f"{i}.txt").write_text(rows[-1]["text"])
+        write(folder / f"b/plain_text/{split}{suffix}.parquet", rows, files, ("neg", "pos"))
+
+
+@pytest.mark.parametrize("suffix", ["", "-00000-of-00001"])
+def test_imdb(tmp_path, suffix):
+    imdb(tmp_path, suffix=suffix)
+    data = same("imdb", tmp_path / "b", tmp_path / "a")
+    assert len(data.splits["test"].labels) == 60
+    same("imdb", tmp_path / "b/plain_text", tmp_path / "a")
+
+
+def test_several_files_of_a_split(tmp_path):
+    imdb(tmp_path, files=3, suffix="-{:05}-of-00003")
+    same("imdb", tmp_path / "b", tmp_path / "a")
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for path in (tmp_path / "b").rglob("*.parquet"):
+            archive.write(path, path.relative_to(tmp_path))
+    same("imdb", f"zip://b::{tmp_path}/all.zip", tmp_path / "a")
+    folder = tmp_path / "b/plain_text"
+    (folder / "test-00000-of-00001.parquet").write_bytes(
+        (folder / "test-00000-of-00003.parquet").read_bytes()
+    )
+    with pytest.raises(DataError, match=r"has the first of 1 and of 3 files named test-00000-of-\*\.parquet"):
+        get_task("imdb").load(str(tmp_path / "b"), None)
+    (folder / "test-00000-of-00001.parquet").unlink()
+    (folder / "train-00001-of-00003.parquet").unlink()
+    with pytest.raises(DataError, match=r"train-00001-of-00003\.parquet does not exist"):
+        get_task("imdb").load(str(tmp_path / "b"), None)
+
+
+NAMES = ("entailment", "neutral", "contradiction")
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_snli_and_mnli(tmp_path, named):
+    """Labels are numbers, in the order of their names if the file has these."""
+    order = (2, 0, 1) if named else (0, 1, 2)  # no set of the hub has this order: the names count
+    classes = tuple(NAMES[i] for i in order) if named else None
+    for task, stem, splits, folder in (
+        ("snli", "snli_1.0", ("train", "dev", "test"), "plain_text"),
+        ("mnli", "multinli_1.0", ("train", "dev_matched", "dev_mismatched"), "data"),
+    ):
+        for split in splits:
+            pairs = [(text(), text(4), label) for label in (0, 1, 2, -1) for _ in range(40)]
+            published = [
+                {"sentence1": p, "sentence2": h, "gold_label": NAMES[order[y]] if y >= 0 else "-"}
+                for p, h, y in pairs
+            ]
+            (tmp_path / f"{stem}_{split}.jsonl").write_text("\n".join(map(json.dumps, published)))
+            rows = [{"premise": p, "hypothesis": h, "label": y} for p, h, y in pairs]
+            name = split.replace("dev", "validation")
+            write(tmp_path / f"{task}/{folder}/{name}-00000-of-00001.parquet", rows, classes=classes)
+        data = same(task, tmp_path / task, tmp_path)
+        assert sum(data.skipped.values()) == 120
+    write(
+        tmp_path / "mnli/data/train-00000-of-00001.parquet", [{"premise": "a", "hypothesis": "b", "label": 3}]
+    )
+    with pytest.raises(DataError, match=r"row 0: label 3 is not one of entailment, neutral, contradiction"):
+        get_task("mnli").load(str(tmp_path / "mnli"), None)
+
+
+def test_rte(tmp_path):
+    classes = "entailment", "not_entailment"
+    for split, name in (("train", "train"), ("dev", "validation")):
+        pairs = [(text(), text(4), i % 2) for i in range(80)]
+        lines = ["index\tsentence1\tsentence2\tlabel"]
+        lines += [f"{i}\t{p}\t{h}\t{classes[y]}" for i, (p, h, y) in enumerate(pairs)]
+        (tmp_path / f"{split}.tsv").write_text("\n".join(lines))
+        rows = [{"sentence1": p, "sentence2": h, "label": y} for p, h, y in pairs]
+        write(tmp_path / f"glue/rte/{name}-00000-of-00001.parquet", rows, classes=classes)
+    same("rte", tmp_path / "glue", tmp_path)
+
+
+def squad(folder):
+    for part, name in (("train", "train"), ("dev", "validation")):
+        articles, rows = [], []
+        for number in range(40):
+            context = f"{text(9)} {number}"
+            asked = [(f"{part}{number}.{i}", text(5), word) for i, word in enumerate(context.split()[2:4])]
+            for_json = []
+            for key, question, answer in asked:
+                at = context.index(answer) + (key == "train3.1")  # one does not stand where the file says
+                for_json.append(
+                    {"id": key, "question": question, "answers": [{"text": answer, "answer_start": at}] * 2}
+                )
+                answers = {"text": [answer] * 2, "answer_start": [at] * 2}
+                title = f"article {number}"
+                rows.append(
+                    {"id": key, "title": title, "context": context, "question": question, "answers": answers}
+                )
+            articles.append(
+                {"title": f"article {number}", "paragraphs": [{"context": context, "qas": for_json}]}
+            )
+        (folder / f"{part}-v1.1.json").write_text(json.dumps({"data": articles}))
+        write(folder / f"hub/plain_text/{name}-00000-of-00001.parquet", rows)
+    return rows
+
+
+def test_squad(tmp_path):
+    rows = squad(tmp_path)
+    data = same("squad", tmp_path / "hub", tmp_path)
+    assert data.skipped == {"train: answer not at its place in the paragraph": 1}
+    path = tmp_path / "hub/plain_text/validation-00000-of-00001.parquet"
+    write(path, [{**rows[0], "answers": {"text": ["a", "b"], "answer_start": [0]}}])
+    with pytest.raises(DataError, match=r"row 0: no question of SQuAD \(ValueError"):
+        get_task("squad").load(str(tmp_path / "hub"), None)
+    write(path, [{**rows[0], "answers": {"text": [], "answer_start": []}}])  # as SQuAD 2.0 has them
+    with pytest.raises(DataError, match=r"has no answer\. SQuAD v1\.1 is expected"):
+        get_task("squad").load(str(tmp_path / "hub"), None)
+
+
+def test_race(tmp_path):
+    for split, name in (("train", "train"), ("dev", "validation"), ("test", "test")):
+        for level in ("middle", "high"):
+            (tmp_path / split / level).mkdir(parents=True)
+            rows = []
+            for number in range(10, 15):
+                options = [[text(2) for _ in range(4)] for _ in range(3)]
+                article = {"article": text(9), "questions": [text(4) for _ in range(3)], "options": options}
+                article["answers"] = list(RANDOM.choice(list("ABCD"), 3))
+                (tmp_path / split / level / f"{number}.txt").write_text(json.dumps(article))
+                for i in range(3):
+                    row = {"example_id": f"{level}{number}.txt", "article": article["article"]}
+                    row |= {"question": article["questions"][i], "options": options[i]}
+                    rows.append({**row, "answer": article["answers"][i]})
+            write(tmp_path / f"hub/{level}/{name}-00000-of-00001.parquet", rows)
+    data = same("race", tmp_path / "hub", tmp_path)
+    assert len(data.splits["test"].labels) == 30
+
+
+def png(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("task", "shape", "column", "folder"),
+    [("cifar10", (32, 32, 3), "img", "plain_text"), ("mnist", (28, 28), "image", "mnist")],
+)
+def test_images(tmp_path, task, shape, column, folder):
+    classes = get_task(task).load.__globals__["CLASSES"]
+    written = {}
+    for part, n in (("train", 50), ("test", 20)):
+        images = RANDOM.integers(0, 256, (n, *shape)).astype(np.uint8)
+        labels = RANDOM.integers(0, 10, n)
+        rows = [
+            {column: {"bytes": png(x), "path": None}, "label": int(y)}
+            for x, y in zip(images, labels, strict=True)
+        ]
+        write(tmp_path / f"hub/{folder}/{part}-00000-of-00001.parquet", rows, classes=classes)
+        written[part] = images, labels
+    data = get_task(task).load(str(tmp_path / "hub"), None)
+    np.testing.assert_array_equal(np.stack(data.splits["test"].columns["image"].values), written["test"][0])
+    assert data.splits["test"].labels.tolist() == written["test"][1].tolist()
+    assert len(data.splits["train"].labels) == 45
+    path = tmp_path / f"hub/{folder}/test-00000-of-00001.parquet"
+    for row, message in (
+        ({column: {"bytes": b"none", "path": None}, "label": 1}, r"row 0 is not a whole image"),
+        (
+            {column: {"bytes": None, "path": "a.png"}, "label": 1},
+            r"row 0: no encoded image in a column 'image'",
+        ),
+        ({"picture": b"", "label": 1}, r"row 0: no encoded image.*it has picture, label"),
+        (
+            {column: {"bytes": png(written["test"][0][0])}, "label": 10},
+            r"label 10 of image 0 is out of range",
+        ),
+    ):
+        write(path, [row])
+        with pytest.raises(DataError, match=message):
+            get_task(task).load(str(tmp_path / "hub"), None)
