@@ -60,13 +60,15 @@ def _outcomes(run: Run, jobs: Sequence[Job], out: Path, settings: RayExecutor) -
         if why := nodes.too_small(job):
             raise ConfigError(f"{why}. Lower what the job asks for, or give Ray more.")
     smallest = min((job.cpus for job in jobs), default=1)
-    remote = ray.remote(max_retries=settings.max_retries, retry_exceptions=False)(attempt)
+    kind_of_task = ray.remote(max_retries=settings.max_retries, retry_exceptions=False)
+    remote = kind_of_task(attempt)
     pending = deque(jobs)
     running: dict[Any, Job] = {}
     clocks: dict[str, _Clock] = {}
     expired: dict[str, float] = {}
     moves: Counter[str] = Counter()
     told: set[tuple[int, float | None]] = set()
+    dead = nodes.dead
     look_at = time.monotonic() + LOOK_SECONDS
     try:
         while pending or running:
@@ -90,13 +92,23 @@ def _outcomes(run: Run, jobs: Sequence[Job], out: Path, settings: RayExecutor) -
                     ray.cancel(reference, force=True)  # kills the worker; a cancelled task is not retried
             if time.monotonic() < look_at:
                 continue
-            look_at, nodes = time.monotonic() + LOOK_SECONDS, _Nodes()
+            # a loss counts when it was seen a look ago: by now all of Ray has heard of it and sends nothing there
+            look_at, before, nodes = time.monotonic() + LOOK_SECONDS, nodes, _Nodes()
             for job in running.values():
                 asked = job.cpus, job.memory_gb
                 if not clocks[job.id].host and asked not in told and (why := nodes.too_small(job)):
                     told.add(asked)
                     say(f"evaluate: {why}: it waits for a larger one, and so do jobs like it.")
-            for reference, job in [(r, j) for r, j in running.items() if clocks[j.id].host in nodes.lost]:
+            if not before.dead <= dead:
+                dead = before.dead
+                # What waits for a worker may wait for one of the lost node. Ray asks for workers for all tasks of a
+                # kind together, and for no more than tasks wait; made anew, the same function is another kind.
+                remote = kind_of_task(attempt)
+                for reference, job in [(r, j) for r, j in running.items() if not clocks[j.id].host]:
+                    ray.cancel(reference, force=True)
+                    del running[reference], clocks[job.id]
+                    pending.appendleft(job)
+            for reference, job in [(r, j) for r, j in running.items() if clocks[j.id].host in before.lost]:
                 # nobody is there to be asked; Ray shall not try it again by itself
                 ray.cancel(reference, force=True)
                 del running[reference]
@@ -139,20 +151,25 @@ class _Nodes:
     """The nodes of the cluster as Ray knows them now.
 
     cores: of all together.
-    lost: names of the hosts that Ray has given up; it does so after about a minute of silence. What waits for a job
-        there would wait on: Ray looks whether a connection still stands once in five minutes. (More often is not
-        allowed: the other side takes it for an attack and breaks the connection.)
+    dead: ids of the nodes that Ray has given up; it does so after about a minute of silence. What waits for a job or
+        a worker there would wait on, for two minutes if it was sent when nobody was there, otherwise for seven: Ray
+        looks whether a connection still stands once in five minutes. (More often is not allowed: the other side takes
+        it for an attack and breaks the connection.)
+    lost: names of the hosts with no other node.
     """
 
     def __init__(self) -> None:
         import ray
 
         hosts: dict[bool, set[str]] = {True: set(), False: set()}
+        self.dead: set[str] = set()
         self.sizes: list[tuple[float, float]] = []  # cores and bytes of each
         for node in ray.nodes():
             hosts[node["Alive"]].add(node["NodeManagerHostname"])
             if node["Alive"]:
                 self.sizes.append((node["Resources"].get("CPU", 0), node["Resources"].get("memory", 0)))
+            else:
+                self.dead.add(node["NodeID"])
         self.lost = hosts[False] - hosts[True]
         self.cores = sum(cores for cores, _ in self.sizes)
 
