@@ -12,13 +12,12 @@
 
 #include "edges.h"
 #include "largest.h"
+#include "live.h"
 #include "threads.h"
 #include "turns.h"
 
 namespace glomo {
 namespace {
-
-std::int64_t tile_of(std::int64_t key) { return key / LANES; }
 
 // Roots of all keys of a block under Kind::topk: those of the largest squares of each row stay.
 template <class T>
@@ -131,31 +130,30 @@ void affinity_mix(const Mix<T>& problem, T* mixed, T* norm, std::uint8_t* live, 
     Edges edges_of_tile;
     for (std::int64_t item = next(); item >= 0; item = next()) {
       block.load(item);
-      std::uint8_t* alive = live + (block.head * per_head + block.index) * tiles;
       double sum[LANES] = {}, log_sum[LANES] = {};
       std::int32_t count[LANES] = {};
-      out.clear();
+      std::fill_n(out.get(), block.rows * pitch, T(0));
       T* own = kept ? kept + (block.head * per_head + block.index) * problem.units * LANES : roots.get();
       const auto tile_at = [&](std::int64_t key) { return own + (kept || whole ? key * LANES : 0); };
       const auto add = [&](std::int64_t key, std::int64_t keys) {
         if (edges) add_stats(tile_at(key), keys, block.rows, count, log_sum);
         simd<T>().square(tile_at(key), keys, block.lanes, squares.get());
-        edges_of_tile.find(tile_at(key), keys, block.rows);
+        edges_of_tile.find(squares.get(), keys, block.rows);
+        mark_live(block, edges_of_tile, key, per_head, tiles, live);
         mix_keys(block, edges_of_tile, squares.get(), key, keys, problem.v.at(block.sample, block.within, key),
                  problem.v.row, values.get(), width, out.get(), pitch);
       };
       const std::int64_t begin = block.low / LANES * LANES;
       for (std::int64_t key = begin; key < block.high; key += LANES) {
-        const std::int64_t keys = std::min(LANES, problem.units - key);
-        alive[tile_of(key)] = block.score(key, keys, tile_at(key), sum);
-        if (alive[tile_of(key)] && !choose) add(key, keys);
+        const std::int64_t keys = block.keys_from(key);
+        const bool alive = block.score(key, keys, tile_at(key), sum);
+        if (alive && !choose) add(key, keys);
       }
       if (choose) {
         choice.apply(block, own, sum);
         for (std::int64_t key = begin; key < block.high; key += LANES) {
-          const std::int64_t keys = std::min(LANES, problem.units - key);
-          alive[tile_of(key)] = any(tile_at(key), keys, block.rows);
-          if (alive[tile_of(key)]) add(key, keys);
+          const std::int64_t keys = block.keys_from(key);
+          if (any(tile_at(key), keys, block.rows)) add(key, keys);
         }
       }
       for (std::int64_t i = 0; i < block.rows; ++i) {
@@ -179,7 +177,8 @@ void affinity_mix_backward(const Mix<T>& problem, const Rows<T>& grad, const T* 
   const std::int64_t per_head = blocks(problem.rows), tiles = blocks(problem.units);
   const std::int64_t width = problem.width, values = problem.values;
   const std::int64_t pitch = padded<T>(width), pitch_v = padded<T>(values);
-  Turns turns(heads, per_head, tiles, live);
+  const std::vector<std::uint8_t> live_of_blocks = live_blocks(problem, live);
+  Turns turns(heads, per_head, tiles, live_of_blocks.data());
   const auto clear = [&](std::int64_t unit, std::int64_t keys) {
     std::fill_n(dk + unit * width, keys * width, T(0));
     std::fill_n(dv + unit * values, keys * values, T(0));
@@ -199,7 +198,7 @@ void affinity_mix_backward(const Mix<T>& problem, const Rows<T>& grad, const T* 
     std::vector<Edges> edges(static_cast<std::size_t>(tiles));
     for (std::int64_t item = next(); item >= 0; item = next()) {
       block.load(item);
-      const std::uint8_t* alive = live + (block.head * per_head + block.index) * tiles;
+      const std::uint8_t* alive = live_of_blocks.data() + (block.head * per_head + block.index) * tiles;
       T row_norm[LANES], mean[LANES];
       double total[LANES] = {}, unused[LANES] = {}, sum[LANES] = {};
       const T* grad_rows = grad.at(block.sample, block.within, block.first);
@@ -211,12 +210,12 @@ void affinity_mix_backward(const Mix<T>& problem, const Rows<T>& grad, const T* 
       const auto q = lines(problem.q.at(block.sample, block.within, block.first), problem.q.row, block.rows, width,
                            queries.get());
       const auto d_mixed = lines(grad_rows, grad.row, block.rows, values, grads.get());
-      out.clear();
+      std::fill_n(out.get(), block.rows * pitch, T(0));
 
       const std::int64_t begin = block.low / LANES * LANES;
       const auto for_tiles = [&](bool dead_too, const auto& step) {
         for (std::int64_t key = begin; key < block.high; key += LANES) {
-          if (dead_too || alive[tile_of(key)]) step(key, std::min(LANES, problem.units - key));
+          if (dead_too || alive[tile_of(key)]) step(key, block.keys_from(key));
         }
       };
       const T* roots = kept ? kept + (block.head * per_head + block.index) * all : computed.get();
@@ -250,7 +249,7 @@ void affinity_mix_backward(const Mix<T>& problem, const Rows<T>& grad, const T* 
         mix_keys(block, found, slope, key, keys, problem.k.at(block.sample, block.within, key), problem.k.row,
                  key_rows.get(), width, out.get(), pitch);
         const std::int64_t unit = block.head * problem.units + key;
-        if (turns.wait(block.head, block.index, tile_of(key))) clear(unit, keys);
+        if (turns.wait(block.head, block.index, tile_of(key))) clear(unit, std::min(LANES, problem.units - key));
         mix_rows(block, found, share.get(), key, keys, d_mixed, values, dv + unit * values);
         mix_rows(block, found, slope, key, keys, q, width, dk + unit * width);
         turns.done(block.head, block.index, tile_of(key));

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <tuple>
 #include <utility>
 
 #include "kernels.h"
@@ -12,6 +13,27 @@
 namespace glomo {
 
 inline std::int64_t blocks(std::int64_t n) { return (n + LANES - 1) / LANES; }
+
+// First row and number of rows of a block of query rows. It is the first one that is not full: with causal spans it
+// sees the fewest keys.
+inline std::pair<std::int64_t, std::int64_t> rows_of_block(std::int64_t index, std::int64_t rows) {
+  const std::int64_t missing = blocks(rows) * LANES - rows;
+  return index == 0 ? std::pair{std::int64_t{0}, LANES - missing} : std::pair{index * LANES - missing, LANES};
+}
+
+// The range of keys that any of `rows` rows of a sample sees.
+template <class T>
+std::pair<std::int64_t, std::int64_t> keys_seen(const Mix<T>& problem, std::int64_t sample, std::int64_t first,
+                                                std::int64_t rows) {
+  std::int64_t low = problem.units, high = 0;
+  const std::int64_t* span = problem.spans + 2 * (sample * problem.rows + first);
+  for (std::int64_t i = 0; i < rows; ++i, span += 2) {
+    if (span[0] >= span[1]) continue;
+    low = std::min(low, span[0]);
+    high = std::max(high, span[1]);
+  }
+  return {low, high};
+}
 
 template <class T>
 class QueryBlock {
@@ -29,8 +51,7 @@ class QueryBlock {
     const std::int64_t place = item - team * team_ * per_head;
     head = team * team_ + place % members;
     index = per_head - 1 - place / members;
-    first = index * LANES;
-    rows = std::min(LANES, problem_.rows - first);
+    std::tie(first, rows) = rows_of_block(index, problem_.rows);
     lanes = (rows + group() - 1) / group() * group();
     sample = head / problem_.heads;
     within = head % problem_.heads;
@@ -78,6 +99,9 @@ class QueryBlock {
     }
   }
 
+  // Keys of the tile from `key` on that come before the last one that a row sees.
+  std::int64_t keys_from(std::int64_t key) const { return std::min(LANES, high - key); }
+
   // Whether some of the rows does not see all of the keys [key, key + count).
   bool crossed(std::int64_t key, std::int64_t count) const {
     return key < all_from_ || key + count > all_to_;
@@ -117,15 +141,14 @@ class QueryBlock {
 
  private:
   void load_spans() {
-    low = problem_.units, high = 0, all_from_ = 0, all_to_ = problem_.units;
+    std::tie(low, high) = keys_seen(problem_, sample, first, rows);
+    all_from_ = 0, all_to_ = problem_.units;
     for (std::int64_t i = 0; i < LANES; ++i) begin_.get()[i] = end_.get()[i] = 0;
     for (std::int64_t i = 0; i < rows; ++i) {
       const std::int64_t* span = problem_.spans + 2 * (sample * problem_.rows + first + i);
       if (span[0] < span[1]) {
         begin_.get()[i] = static_cast<T>(span[0]);
         end_.get()[i] = static_cast<T>(span[1]);
-        low = std::min(low, span[0]);
-        high = std::max(high, span[1]);
       }
       all_from_ = std::max(all_from_, begin(i));
       all_to_ = std::min(all_to_, end(i));

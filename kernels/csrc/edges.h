@@ -1,6 +1,7 @@
 // Where the edges of a tile of scores are, for products that go over them alone.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "simd.h"
@@ -13,19 +14,21 @@ class Edges {
   template <class T>
   void find(const T* roots, std::int64_t keys, std::int64_t rows) {
     static_assert(LANES == 64, "a word of 64 bits has a bit for each lane");
-    simd<T>().nonzero(roots, keys, LANES, keys_);
-    const std::uint64_t used = rows < LANES ? (std::uint64_t{1} << rows) - 1 : ~std::uint64_t{0};
-    std::int64_t count = 0;
-    for (std::int64_t j = 0; j < LANES; ++j) {
-      keys_[j] = j < keys ? keys_[j] & used : 0;
-      count += __builtin_popcountll(keys_[j]);
-    }
+    const std::int64_t count = simd<T>().nonzero(roots, keys, rows, keys_);
+    std::fill(keys_ + keys, keys_ + LANES, std::uint64_t{0});
     few_ = 5 * count <= 2 * keys * rows;  // measured: as dear as whole tiles at 45 to 50 % of the elements
     if (few_) turn();
   }
 
   // Whether products over the edges are faster than those of whole tiles.
   bool few() const { return few_; }
+
+  // The rows that have an edge.
+  std::uint64_t rows() const {
+    std::uint64_t found = 0;
+    for (const std::uint64_t of_key : keys_) found |= of_key;
+    return found;
+  }
 
   const std::uint64_t* of_keys() const { return keys_; }  // [key]: its rows
   const std::uint64_t* of_rows() const { return rows_; }  // [row]: its keys, only if few()

@@ -37,8 +37,8 @@ struct Simd {
   void (*transpose)(const T* x, std::int64_t stride, std::int64_t rows, std::int64_t width, T* out,
                     std::int64_t ld);
 
-  // Products over the elements of a tile that are not 0, see sparse.inl. masks[key]: their lanes.
-  void (*nonzero)(const T* tile, std::int64_t keys, std::int64_t lanes, std::uint64_t* masks);
+  // Products over the elements of a tile that are not 0, see sparse.inl. masks[key]: their lanes; returns their number.
+  std::int64_t (*nonzero)(const T* tile, std::int64_t keys, std::int64_t rows, std::uint64_t* masks);
   // c[r] += sum over the bits n of masks[r]: a[r * row + n * step] * x[n], rows of `width`.
   void (*gather)(const std::uint64_t* masks, std::int64_t rows, const T* a, std::int64_t row, std::int64_t step,
                  const T* x, std::int64_t pitch, std::int64_t width, T* c, std::int64_t ldc);

@@ -23,14 +23,18 @@ inline std::uint64_t nonzero_bits(const T* x) {
 #endif
 }
 
-// masks[key] has the lanes of the key's elements that are not 0.
+// masks[key] has the lanes, of the first `rows`, of the key's elements that are not 0. Returns their number.
 template <class T>
-void nonzero(const T* tile, std::int64_t keys, std::int64_t lanes, std::uint64_t* masks) {
+std::int64_t nonzero(const T* tile, std::int64_t keys, std::int64_t rows, std::uint64_t* masks) {
+  const std::uint64_t used = rows < LANES ? (std::uint64_t{1} << rows) - 1 : ~std::uint64_t{0};
+  std::int64_t count = 0;
   for (std::int64_t j = 0; j < keys; ++j) {
     std::uint64_t mask = 0;
-    for (std::int64_t i = 0; i < lanes; i += Lanes<T>::COUNT) mask |= nonzero_bits(tile + j * LANES + i) << i;
-    masks[j] = mask;
+    for (std::int64_t i = 0; i < rows; i += Lanes<T>::COUNT) mask |= nonzero_bits(tile + j * LANES + i) << i;
+    masks[j] = mask & used;
+    count += __builtin_popcountll(masks[j]);
   }
+  return count;
 }
 
 // c[0 .. BLOCK registers) += sum over the bits n of mask: a[n * step] * x[n * pitch + ...].

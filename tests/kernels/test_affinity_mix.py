@@ -269,10 +269,11 @@ def test_stats(backend, case):
     assert single.row_sum.dtype == torch.float32
 
 
-def test_live_tiles(backend):
+@pytest.mark.parametrize("dead", [slice(64, 128), slice(20, 130)], ids=["a tile of rows", "rows of three"])
+def test_live_tiles(backend, dead):
     q, k, v, theta = make(200, rows=150, heads=1)
     positions = torch.arange(150) + 50
-    theta[0, :, 64:128] = 1e6  # the second tile of rows
+    theta[0, :, dead] = 1e6
     k[1, :, 64:128] = 0
     options = {"positions": positions, "lengths": torch.tensor([200, 200, 120])}
     stats = affinity_mix(q, k, v, theta.abs() + 1, **options, return_stats=True)[1]
