@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -119,7 +120,7 @@ def read_results(folders: Sequence[str | Path]) -> Results:
             elif (here / "error.json").exists():
                 with _whole(here / "error.json"):
                     error = read_json(here / "error.json")
-                    failed.append(Failed(id, error["job"], error["error"], error["traceback"]))
+                    failed.append(Failed(id, error["job"], str(error["error"]), str(error["traceback"])))
             else:
                 missing.append(id)
         strays += sorted({p.parent.name for p in folder.glob("results/*/result.json")} - set(ids))
@@ -155,11 +156,30 @@ def _finished(id: str, folder: Path, here: Path) -> Finished:
     result = Result.read(path)
     with _whole(path):
         _place(result.job), result.job["graphs"]
+        _require_numbers(result)
     machine: dict[str, Any] = {}
     if (here / "job.json").exists():
         with contextlib.suppress(DataError, AttributeError, TypeError, ValueError):  # a detail of provenance
             machine = dict(read_json(here / "job.json").get("machine", {}))
     return Finished(id, folder, path, result, machine)
+
+
+def _require_numbers(result: Result) -> None:
+    """ValueError unless what is drawn and averaged of the result is as its type says."""
+    shares = {
+        "test": [result.test],
+        "dev": [epoch.dev for epoch in result.curve],
+        "a mixture's weight": [weight for mixed in result.mixtures for weight in mixed.weights],
+        "majority": [] if result.majority is None else [result.majority],
+    }
+    for name, values in shares.items():
+        for value in values:
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be a share in [0, 1], got {value}")
+    if any(len(mixed.weights) != len(result.components) for mixed in result.mixtures):
+        raise ValueError("a mixture has other components than the result")
+    if not math.isfinite(result.seconds):
+        raise ValueError(f"seconds must be finite, got {result.seconds}")
 
 
 @contextlib.contextmanager
@@ -200,6 +220,7 @@ def _group(finished: list[Finished], planned: dict[Path, list[dict[str, Any]]]) 
 
 
 def _by_seed(arm: str, jobs: list[Finished]) -> dict[int, Finished]:
+    """A job with the same result in two folders, one a copy of the other, counts once."""
     seeds: dict[int, Finished] = {}
     for job in sorted((job for job in jobs if job.result.arm == arm), key=lambda job: job.result.seed):
         before = seeds.setdefault(job.result.seed, job)
@@ -207,6 +228,12 @@ def _by_seed(arm: str, jobs: list[Finished]) -> dict[int, Finished]:
             raise DataError(
                 f"{before.path} and {job.path} are both arm {arm!r}, seed {job.result.seed} of task "
                 f"{job.result.task!r}. Report them separately, or give the arms different names."
+            )
+        a, b = ({"test": one.result.test, **one.result.fingerprints} for one in (before, job))
+        if differing := [f"{k} {a.get(k)} and {b.get(k)}" for k in a | b if a.get(k) != b.get(k)]:
+            raise DataError(
+                f"{before.path} and {job.path} are of the same job, but differ: {', '.join(differing)}. Report "
+                "them separately, or leave out the folder that should not count."
             )
     return seeds
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import pytest
 from result_folders import id_of, job, result, write
@@ -113,6 +114,23 @@ def test_the_same_seed_of_an_arm_twice_is_refused(tmp_path):
         read_results([first, second])
 
 
+def test_the_same_job_in_two_folders(tmp_path):
+    """A copy counts once, whatever the order; another result of the job is refused, whatever the order."""
+    first = write(tmp_path / "a", scores("none", NONE))
+    copy = write(tmp_path / "b", scores("none", NONE))
+    assert tables(read_results([first, copy]))[0].rows[0].score.n == 3
+    other = write(tmp_path / "c", scores("none", {0: 0.1}))
+    graphs = dataclasses.replace(
+        result(job("none", 0), NONE[0]), fingerprints={"data": "d" * 16, "graphs": "g"}
+    )
+    changed = write(tmp_path / "d", [graphs])
+    for folder, what in ((other, "test 0.[17] and 0.[17]"), (changed, "graphs (None|g) and (None|g)")):
+        for order in ([first, folder], [folder, first]):
+            with pytest.raises(DataError, match=what) as e:
+                read_results(order)
+            assert all(f"{one}/results/" in str(e.value) for one in order)
+
+
 def test_results_of_no_plan_are_left_out(tmp_path):
     folder = write(tmp_path / "out", scores("none", NONE))
     result(job("none", 9), 0.0).write(folder / "results" / "old" / "result.json")
@@ -186,6 +204,12 @@ def test_a_mean_over_several_models_is_said(tmp_path, models, said):
         ("result.json", {"job": {}}),
         ("result.json", {"job": None}),
         ("result.json", {"fingerprints": None}),
+        ("result.json", {"test": math.nan}),
+        ("result.json", {"test": 1e300}),
+        ("result.json", {"seconds": math.inf}),
+        ("result.json", {"curve": [{"epoch": 1, "train_loss": 0.5, "dev": math.nan, "seconds": 1.0}]}),
+        ("result.json", {"mixtures": [{"direction": "forward", "scale": 1.0, "weights": [math.inf]}]}),
+        ("result.json", {"mixtures": [{"direction": "forward", "scale": 1.0, "weights": [0.5]}]}),
         ("error.json", {"error": ...}),
         ("plan.json", {"jobs": None}),
         ("plan.json", {"jobs": [{"id": "x", "job": {}}]}),
