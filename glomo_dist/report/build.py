@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import jinja2
 
 from glomo_dist.report import drawings, provenance, runs, scores
+from glomo_dist.report.figures import with_own_ids
+from glomo_dist.report.names import counted, one_line, printable
 from glomo_dist.report.results import Results, read_results, several_models
 from glomo_dist.report.table import arm_name, cells, header, seeds_text, tables
 from glomo_dist.runtime.errors import GlomoError
@@ -38,7 +41,9 @@ def build(
     _require_file(out)
     found = read_results(results)
     pretraining = [runs.read_run(folder) for folder in run_folders]
-    _write(out, _render(found, pretraining, [Path(store) for store in stores]).encode())
+    # The name of a folder given as "." or ".." is in its full path alone.
+    page = _render(found, pretraining, [Path(os.path.abspath(store)) for store in stores])
+    _write(out, printable(with_own_ids(page)).encode())
     return found
 
 
@@ -72,6 +77,7 @@ def _render(results: Results, pretraining: list[runs.Run], stores: list[Path]) -
     return environment.get_template("report.html").render(
         made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         code=code_version(),
+        counted=counted,
         finished=len(results.finished),
         failed=results.failed,
         missing=results.missing,
@@ -93,7 +99,10 @@ def _sections(results: Results) -> list[dict[str, Any]]:
             {
                 "title": table.group.title,
                 "header": header(table),
-                "rows": list(zip(table.rows, cells(table), strict=True)),
+                "rows": [
+                    (row, [_unbroken(cell) for cell in line])
+                    for row, line in zip(table.rows, cells(table), strict=True)
+                ],
                 "main": table.main,
                 "majority": None if result.majority is None else f"{100 * result.majority:.2f}",
                 "classes": len(result.classes),
@@ -111,6 +120,11 @@ def _sections(results: Results) -> list[dict[str, Any]]:
     return sections
 
 
+def _unbroken(cell: str) -> str:
+    """With no-break spaces in "p = 0.51"."""
+    return re.sub(r"\bp ([=<]) ", "p\u00a0\\1\u00a0", cell)
+
+
 def _drawings(results: Results, stores: list[Path]) -> tuple[list[drawings.Drawing], list[str]]:
     """One drawing per task and arm with graphs (of its first seed), and per further store."""
     sources: dict[Path, drawings.Source] = {}
@@ -122,7 +136,7 @@ def _drawings(results: Results, stores: list[Path]) -> tuple[list[drawings.Drawi
             name = arm_name(job.result.arm)
             sources[path] = drawings.Source(name, path, given["task_source"], given["max_examples"])
     for path in stores:
-        if path.absolute() not in sources:
+        if path not in sources:
             sources[path] = drawings.Source("/".join(path.parts[-2:]), path)
     drawn, problems = [], []
     for source in sources.values():
@@ -130,5 +144,5 @@ def _drawings(results: Results, stores: list[Path]) -> tuple[list[drawings.Drawi
             drawn.append(drawings.draw(source))
         except GlomoError as e:
             problems.append(str(e))
-            say(f"report: not drawn: {e}")
+            say(one_line(f"report: not drawn: {e}"))
     return drawn, problems

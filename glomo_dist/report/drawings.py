@@ -16,7 +16,7 @@ from matplotlib.path import Path as Curve
 
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.report.figures import COLOURS, literal, new, style, svg
-from glomo_dist.report.table import text_width
+from glomo_dist.report.names import text_width
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer.dataset import section
 from glomo_dist.transfer.task import get_task

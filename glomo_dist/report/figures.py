@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,8 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from glomo_dist.report.names import printable
 
 # Okabe and Ito's colours that can be told apart by everyone and stand out on white and on near-black.
 COLOURS = ("#3b82c4", "#d9822b", "#2a9d78", "#b8609a", "#8a8f98", "#c9a227", "#56b4e9", "#c0504d")
@@ -82,9 +85,20 @@ def svg(figure: Figure, title: str) -> Markup:
     return Markup(head + bracket) + Markup("<title>{}</title>").format(title) + Markup(rest)
 
 
+def with_own_ids(page: str) -> str:
+    """The page with other ids in each <svg>: matplotlib's are the same in all figures."""
+    numbers = itertools.count(1)
+
+    def renamed(figure: re.Match[str]) -> str:
+        own = rf"\g<1>figure{next(numbers)}-"
+        return re.sub(r"<[^>]*>", lambda tag: re.sub(r'((?<= )id="|href="#|url\(#)', own, tag[0]), figure[0])
+
+    return re.sub(r"<svg .*?</svg>", renamed, page, flags=re.DOTALL)
+
+
 def literal(text: str) -> str:
     """`text` for matplotlib without its mathematics: a word with two dollar signs is a word."""
-    return text.replace("$", r"\$")
+    return printable(text).replace("$", r"\$")
 
 
 def percent(axes: Axes, axis: str = "x") -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.model.io import model_folder
+from glomo_dist.report.names import counted
 from glomo_dist.report.results import Finished, Results, features_name
 from glomo_dist.report.runs import Run
 from glomo_dist.runtime.config import to_dict
@@ -39,9 +40,7 @@ def facts(results: Results, runs: Sequence[Run], stores: Sequence[Path]) -> list
         details = (
             f"{run.rows[-1]['step']:,} steps, ranks: {run.config.get('ranks', '?')}, {duration(run.seconds)}"
         )
-        found[Fact("pretraining", run.folder.name, "", f"{details}, code {run.config.get('code', '?')}")] = (
-            None
-        )
+        found[Fact("pretraining", run.folder.name, "", f"{details}, code {run.config.get('code', '?')}")] = None
     for path in dict.fromkeys([*stores, *store_paths(jobs)]):
         found[_store_fact(path)] = None
     for job in jobs:
@@ -65,9 +64,9 @@ def facts(results: Results, runs: Sequence[Run], stores: Sequence[Path]) -> list
             cpu, cores, python, torch = (m.get(name, "?") for name in ("cpu", "cores", "python", "torch"))
             by_machine[f"{cpu}, {cores} cores, Python {python}, torch {torch}"] += 1
     for code, count in by_code.items():
-        found[Fact("code", f"glomo-dist {code}", "", f"{count} jobs")] = None
+        found[Fact("code", f"glomo-dist {code}", "", counted(count, "job", "jobs"))] = None
     for machine, count in by_machine.items():
-        found[Fact("machine", machine, "", f"{count} jobs")] = None
+        found[Fact("machine", machine, "", counted(count, "job", "jobs"))] = None
     if jobs:
         seconds = sum(job.result.seconds for job in jobs)
         found[Fact("time", f"{duration(seconds)} of jobs", "", f"{duration(seconds / len(jobs))} a job")] = (

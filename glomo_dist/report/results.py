@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from glomo_dist.report.names import one_line
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.files import read_json
 from glomo_dist.transfer.features import FeatureSpec
@@ -62,7 +63,7 @@ class Group:
     def title(self) -> str:
         features = "learned vectors" if self.features == "learned" else self.features
         size = "" if self.train_size is None else f"{self.train_size:,} training examples"
-        return ", ".join(filter(None, [self.task, features, size, self.settings]))
+        return one_line(", ".join(filter(None, [self.task, features, size, self.settings])))
 
     @property
     def any(self) -> Finished:

@@ -6,6 +6,7 @@ import numpy as np
 from markupsafe import Markup
 
 from glomo_dist.report.figures import COLOURS, literal, new, percent, style, svg
+from glomo_dist.report.names import labels, one_line
 from glomo_dist.report.results import Group
 from glomo_dist.report.statistics import estimate
 from glomo_dist.report.table import arm_name
@@ -15,6 +16,15 @@ from glomo_dist.transfer.result import Result
 def colours(group: Group) -> dict[str, str]:
     """The same colour for the same arm in all plots of a group."""
     return {arm: COLOURS[i % len(COLOURS)] for i, arm in enumerate(group.arms)}
+
+
+def arm_names(group: Group) -> str:
+    return ", ".join(map(arm_name, group.arms))
+
+
+def arm_labels(group: Group) -> list[str]:
+    """As there is room for in a figure; the arms' whole names are in its title and in the table."""
+    return [literal(label) for label in labels([arm_name(arm) for arm in group.arms])]
 
 
 def dots_figure(group: Group) -> Markup:
@@ -39,14 +49,14 @@ def dots_figure(group: Group) -> Markup:
             axes.plot(
                 values, [y] * len(values), "o", color=colour, markersize=5, alpha=0.8, markeredgewidth=0
             )
-        axes.set_yticks(range(len(arms)), [literal(arm_name(arm)) for arm in arms])
+        axes.set_yticks(range(len(arms)), arm_labels(group))
         axes.set_ylim(len(arms) - 0.45, -0.55)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.grid(axis="x", linewidth=0.4, alpha=0.25)
-        axes.set_xlabel(f"test {group.any.result.metric}, %")
+        axes.set_xlabel(literal(f"test {one_line(group.any.result.metric)}, %"))
         percent(axes)
-        return svg(figure, f"Test scores of every seed and arm: {group.title}")
+        return svg(figure, f"Test scores of every seed and arm: {group.title} ({arm_names(group)})")
 
 
 def curves_figure(group: Group) -> Markup:
@@ -64,19 +74,21 @@ def curves_figure(group: Group) -> Markup:
             mean = np.mean([curve[:common] for curve in curves], axis=0)
             means += axes.plot(range(1, common + 1), mean, "o-", markersize=3, color=colour, linewidth=2)
         axes.set_xlabel("epoch")
-        axes.set_ylabel(f"dev {group.any.result.metric}, %")
+        axes.set_ylabel(literal(f"dev {one_line(group.any.result.metric)}, %"))
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         percent(axes, "y")
         # Names given here: as labels of the lines, those that begin with an underscore would be left out.
-        names = [literal(arm_name(arm)) for arm in group.arms]
-        axes.legend(means, names, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=9)
-        return svg(figure, f"Learning curves: {group.title}")
+        axes.legend(
+            means, arm_labels(group), loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=9
+        )
+        return svg(figure, f"Learning curves: {group.title} ({arm_names(group)})")
 
 
-def weights_figures(group: Group) -> list[Markup]:
-    """Per arm with graphs: weight of each component, mean over seeds and mixed graphs; dots are the single ones."""
+def weights_figures(group: Group) -> list[tuple[str, Markup]]:
+    """Name of each arm with graphs, and the weight of each component, mean over seeds and mixed graphs; dots are the
+    single ones."""
     return [
-        _weights_figure(arm, colours(group)[arm], [job.result for job in seeds.values()])
+        (arm_name(arm), _weights_figure(arm, colours(group)[arm], [job.result for job in seeds.values()]))
         for arm, seeds in group.arms.items()
         if all(job.result.mixtures for job in seeds.values())
         and len({job.result.components for job in seeds.values()}) == 1  # no mean over models of other sizes
@@ -84,7 +96,7 @@ def weights_figures(group: Group) -> list[Markup]:
 
 
 def _weights_figure(arm: str, colour: str, results: list[Result]) -> Markup:
-    names = results[0].components
+    names = [literal(one_line(name)) for name in results[0].components]
     at = np.arange(len(names))
     every = -(-len(names) // 16)  # more labels than that cannot be read
     with style():
@@ -95,7 +107,7 @@ def _weights_figure(arm: str, colour: str, results: list[Result]) -> Markup:
             ax.plot(np.tile(at, len(mixed)), np.ravel(mixed), ".", color=colour, markersize=4)
             ax.axhline(1 / len(names), color="#8a8f98", linewidth=0.8, linestyle="--")
             ax.set_xticks(at[::every], names[::every], rotation=90, fontsize=8)
-            ax.set_title(literal(f"{arm_name(arm)}, {direction}"), fontsize=10)
+            ax.set_title(direction, fontsize=10)
             percent(ax, "y")
         axes[0].set_ylabel("weight, %")
         figure.tight_layout()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from glomo_dist.report.names import counted, one_line, printable, short, text_width
 from glomo_dist.report.results import Group, Results, several_models
 from glomo_dist.report.statistics import Estimate, Paired, estimate, paired
 from glomo_dist.transfer.job import window_size
@@ -59,7 +59,7 @@ def _table(group: Group) -> Table:
 
 def arm_name(arm: str) -> str:
     window = window_size(arm)
-    return f"window of {window}" if window else NAMES.get(arm, arm)
+    return f"window of {window}" if window else NAMES.get(arm, one_line(arm))
 
 
 def score_text(score: Estimate) -> str:
@@ -74,7 +74,7 @@ def seeds_text(row: Row) -> str:
 
 
 def difference_text(pair: Paired | None) -> str:
-    """Points: "+1.20 [+0.40, +2.00], p = 0.012"; says so where too few seeds allow no more."""
+    """Points: "+1.20 [+0.40, +2.00], p = 0.012"; says so where too few seeds, or equal differences, allow no more."""
     if pair is None:
         return "–"
     d = pair.difference
@@ -83,7 +83,7 @@ def difference_text(pair: Paired | None) -> str:
     if d.low is None or d.high is None:
         return f"{_points(d.mean)} (1 seed: no interval)"
     text = f"{_points(d.mean)} [{_points(d.low)}, {_points(d.high)}]"
-    text += f", {p_text(pair.p)}" if pair.p is not None else ""
+    text += " (no spread)" if pair.p is None else f", {p_text(pair.p)}"
     return text + (f" ({d.n} common seeds)" if pair.missing else "")
 
 
@@ -96,9 +96,9 @@ def p_text(p: float) -> str:
 
 
 def header(table: Table) -> list[str]:
-    metric = table.group.any.result.metric
+    metric = one_line(table.group.any.result.metric)
     columns = ["arm", f"test {metric}, %", "seeds", "difference to no graph"]
-    return columns + ([f"{arm_name(table.main)} minus this"] if table.main else [])
+    return columns + ([f"{short(arm_name(table.main))} minus this"] if table.main else [])
 
 
 def cells(table: Table) -> list[list[str]]:
@@ -107,14 +107,6 @@ def cells(table: Table) -> list[list[str]]:
         line = [arm_name(row.arm), score_text(row.score), seeds_text(row), difference_text(row.to_none)]
         lines.append(line + ([difference_text(row.main_minus)] if table.main else []))
     return lines
-
-
-def text_width(text: str) -> int:
-    """Columns of a terminal, or letters of usual width, that `text` takes: two for a Chinese character."""
-    return sum(
-        0 if unicodedata.combining(sign) else 2 if unicodedata.east_asian_width(sign) in "WF" else 1
-        for sign in text
-    )
 
 
 def _padded(text: str, width: int) -> str:
@@ -135,7 +127,7 @@ def as_text(results: Results) -> str:
         parts.append(
             "\n".join([table.group.title, "", drawn[0].rstrip(), rule, *(d.rstrip() for d in drawn[1:])])
         )
-    return "\n\n".join(parts + _remarks(results)) + "\n"
+    return printable("\n\n".join(parts + _remarks(results)) + "\n")
 
 
 def as_markdown(results: Results) -> str:
@@ -144,7 +136,7 @@ def as_markdown(results: Results) -> str:
     for table in tables(results):
         rows = [header(table), ["---"] * len(header(table)), *cells(table)]
         parts.append(f"**{_plain(table.group.title)}**\n\n" + "\n".join(_line(row) for row in rows))
-    return "\n\n".join(parts + _remarks(results)) + "\n"
+    return printable("\n\n".join(parts + _remarks(results)) + "\n")
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -152,7 +144,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def _remarks(results: Results) -> list[str]:
@@ -162,13 +154,16 @@ def _remarks(results: Results) -> list[str]:
     ]
     if results.failed:
         lines.append(
-            f"{len(results.failed)} jobs failed: " + "; ".join(f"{f.id}: {f.error}" for f in results.failed)
+            f"{counted(len(results.failed), 'job', 'jobs')} failed: "
+            + "; ".join(one_line(f"{f.id}: {f.error}") for f in results.failed)
         )
     if results.missing:
-        lines.append(f"{len(results.missing)} planned jobs have no result yet.")
+        lines.append(
+            f"{counted(len(results.missing), 'planned job has', 'planned jobs have')} no result yet."
+        )
     if results.strays:
         lines.append(
-            f"{len(results.strays)} results belong to no job of the newest plan of their folder and are left out. "
-            "Run `glomo evaluate` with all seeds and arms that belong into the table."
+            f"{counted(len(results.strays), 'result belongs', 'results belong')} to no job of the newest plan of the "
+            "folder: left out. Run `glomo evaluate` with all seeds and arms that belong into the table."
         )
     return lines + several_models(results)

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 from result_folders import job, result, write
+from run_folders import log_row, run_folder
 
 from glomo_dist.evaluate import EvaluationPlan, InProcess, evaluate, plan_jobs
 from glomo_dist.graphs.export import StoreMeta, export_graphs
 from glomo_dist.model import Glomo, GlomoConfig, save_model
 from glomo_dist.report import build, read_results
 from glomo_dist.report.drawings import Example, strongest, words_figure
+from glomo_dist.report.names import labels, text_width
 from glomo_dist.report.scores import curves_figure
 from glomo_dist.runtime.errors import DataError, GlomoError
 from glomo_dist.transfer.dataset import section
@@ -68,31 +70,61 @@ def test_hostile_strings_are_only_text(tmp_path):
     assert "store is" not in page.text and "no longer there" in page.text
 
 
-def run_folder(folder, rows):
-    folder.mkdir()
-    (folder / "config.json").write_text(
-        json.dumps(
-            {
-                "config": {},
-                "ranks": 2,
-                "code": "0.1.0",
-                "command": "glomo pretrain shards --out run",
-                "data": {"folder": "/x/shards", "fingerprint": "f00d"},
-            }
-        )
-    )
-    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+def test_names_that_are_not_utf_8_are_shown(tmp_path):
+    """Python has half a surrogate pair for each byte that it cannot read in a file's name."""
+    bad = "caf\udce9"
+    rows = [
+        result(job(arm, seed, features=f"/data/{bad}.npz"), 0.5) for arm in ("none", bad) for seed in (0, 1)
+    ]
+    folder = write(tmp_path / "in", rows, {job("uniform", 0): f"FileNotFoundError: {bad}"})
+    plan = json.loads((folder / "plan.json").read_text())
+    (folder / "plan.json").write_text(json.dumps({**plan, "command": f"glomo evaluate {bad}.yaml"}))
+    pretraining = run_folder(tmp_path / bad, [log_row(1), log_row(2)])
+    build([folder], tmp_path / "report.html", [pretraining], [f"/gone/{bad}"])
+    page = Tags((tmp_path / "report.html").read_text(encoding="utf-8"))
+    for text in (
+        "sst2, caf\ufffd",
+        "glomo evaluate caf\ufffd.yaml",
+        "/gone/caf\ufffd",
+        "FileNotFoundError: caf\ufffd",
+    ):
+        assert text in page.text
 
 
-def log_row(step, **fields):
-    return {
-        "step": step,
-        "loss": 5.0 - 0.1 * step,
-        "seconds": 0.5,
-        "empty_rows": [[0.1, 0.2], [0.3, 0.4]],
-        **fields,
-    }
+def test_long_names_leave_room_for_the_numbers(tmp_path):
+    """Short, and still different, in figures and headings; whole in the table's row and above and behind figures."""
+    long = ["x" * 100 + letter + "x" * 100 for letter in "ab"]
+    rows = [result(job(arm, seed), 0.5 + 0.1 * seed) for arm in ("none", *long) for seed in (0, 1)]
+    build([write(tmp_path / "in", rows)], tmp_path / "report.html")
+    page = Tags(source := (tmp_path / "report.html").read_text())
+    drawn = re.findall(r"<text[^>]*>([^<]*)</text>", source)
+    assert max(map(len, drawn)) < 40 and {"forward", "backward"} <= set(drawn)
+    cut = "x" * 12 + "…" + "x" * 11
+    assert drawn.count(f"{cut} (2)") == drawn.count(f"{cut} (3)") == 2  # dots and curves
+    assert f'data-label="{cut} minus this"' in source
+    assert f"<figcaption>{long[0]}</figcaption>" in source and page.text.count(long[0]) >= 4
+
+
+def test_no_id_is_there_twice_and_all_references_are_kept(tmp_path):
+    rows = [result(job(arm, seed), 0.5) for arm in ("none", 'id="a" url(#b)') for seed in (0, 1)]
+    pretraining = [run_folder(tmp_path / name, [log_row(1), log_row(2)]) for name in ("a", "b")]
+    build([write(tmp_path / "in", rows)], tmp_path / "report.html", pretraining)
+    page = Tags(source := (tmp_path / "report.html").read_text())
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids)) > 50
+    referred = set(re.findall(r'(?:href="#|="url\(#)([^")]*)', source))
+    assert len(referred) > 10 and referred <= set(ids)
+    assert page.text.count('id="a" url(#b)') >= 4
+
+
+def test_a_p_value_is_not_broken_between_lines(tmp_path):
+    rows = [
+        result(job(arm, s), v)
+        for arm, v2 in (("none", 0.5), ("uniform", 0.6))
+        for s, v in enumerate((v2, 0.7))
+    ]
+    build([write(tmp_path / "in", rows)], tmp_path / "report.html")
+    assert "p\u00a0=\u00a00.50" in (tmp_path / "report.html").read_text()
 
 
 def test_a_real_evaluation_with_graphs_over_pixels_and_words(tmp_path):
@@ -261,6 +293,12 @@ def test_words_that_matplotlib_has_no_letters_for():
     assert "\u8bed" * 8 in pictures[0]
     sizes = [re.search(r'viewBox="([^"]+)"', picture)[1] for picture in pictures]
     assert sizes[0] == sizes[1]
+
+
+def test_labels_fit_and_differ():
+    assert labels(["a" * 24, "b" * 25]) == ["a" * 24, "b" * 12 + "…" + "b" * 11]
+    assert labels(["c" * 30, "c" * 31]) == ["c" * 12 + "…" + "c" * 11 + end for end in (" (1)", " (2)")]
+    assert text_width(labels(["\u8bed" * 20])[0]) in (23, 24)
 
 
 def test_strongest_edges():

@@ -52,8 +52,8 @@ def test_missing_seeds_and_failures_are_said(tmp_path):
     assert "2 of 3" in line["pretrained graph"] and "(2 common seeds)" in line["pretrained graph"]
     assert "1 of 2" in line["uniform graph"] and "(1 seed: no interval)" in line["uniform graph"]
     assert "60.00  " in line["uniform graph"] and "±" not in line["uniform graph"].split("1 of 2")[0]
-    assert "1 jobs failed" in text and "MemoryError: 2 GB" in text
-    assert "1 planned jobs have no result yet" in text
+    assert "1 job failed: " in text and "MemoryError: 2 GB" in text
+    assert "1 planned job has no result yet" in text
 
 
 def test_a_folder_named_twice_counts_once(tmp_path, monkeypatch):
@@ -131,12 +131,31 @@ def test_the_same_job_in_two_folders(tmp_path):
             assert all(f"{one}/results/" in str(e.value) for one in order)
 
 
+def test_equal_differences_are_said_to_have_no_spread(tmp_path):
+    rows = scores("none", NONE) + scores("pretrained", {0: 0.71, 1: 0.73})
+    text = as_text(read_results([write(tmp_path / "out", rows)]))
+    assert "+1.00 [+1.00, +1.00] (no spread) (2 common seeds)" in text
+
+
+def test_names_change_nothing_around_them(tmp_path):
+    """No new line, no command to the terminal, no turned direction, and no letter that cannot be written."""
+    name = "a\nb\x1b[31m\u202ec\udcff"
+    rows = scores("none", NONE) + scores(name, PRETRAINED, features="/data/w\x1b.npz")
+    rows += scores(name, PRETRAINED)
+    failed = {job("none", 7): "ValueError: a\nb\x1b"}
+    results = read_results([write(tmp_path / "out", rows, failed)])
+    for text in (as_text(results), as_markdown(results)):
+        assert "a b\ufffd[31m\ufffdc\ufffd" in text and "ValueError: a b\ufffd" in text
+        assert "sst2, w\ufffd" in text
+        assert not set(text) & set("\x1b\u202e\udcff")
+
+
 def test_results_of_no_plan_are_left_out(tmp_path):
     folder = write(tmp_path / "out", scores("none", NONE))
     result(job("none", 9), 0.0).write(folder / "results" / "old" / "result.json")
     results = read_results([folder])
     assert results.strays == ["old"] and tables(results)[0].rows[0].score.n == 3
-    assert "1 results belong to no job of the newest plan" in as_text(results)
+    assert "1 result belongs to no job of the newest plan" in as_text(results)
 
 
 def test_word_vectors_of_other_names_or_contents_are_not_compared(tmp_path):

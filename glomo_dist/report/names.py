@@ -1,0 +1,48 @@
+"""Names and texts from elsewhere, so that they can be shown on a page, in a figure and in a terminal."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+# What a terminal obeys, what turns the text after it around, and halves of surrogate pairs: what Python makes of a
+# file's name that is not UTF-8, and what no encoding takes.
+_UNFIT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """`text` with a replacement character for each that cannot be shown or changes how others are."""
+    return _UNFIT.sub("\ufffd", text)
+
+
+def one_line(text: str) -> str:
+    return printable(re.sub(r"\s", " ", text))
+
+
+def text_width(text: str) -> int:
+    """Columns of a terminal, or letters of usual width, that `text` takes: two for a Chinese character."""
+    return sum(
+        0 if unicodedata.combining(sign) else 2 if unicodedata.east_asian_width(sign) in "WF" else 1
+        for sign in text
+    )
+
+
+def short(text: str, width: int = 24) -> str:
+    """`text` in `width` columns: where it is longer, an ellipsis stands for its middle."""
+    cut, kept = text, width - 1
+    while text_width(cut) > width:
+        cut = f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
+        kept -= 1
+    return cut
+
+
+def labels(names: Sequence[str]) -> list[str]:
+    """The names in short; where that is the same for several, with their number among all."""
+    cut = [short(name) for name in names]
+    return [name if cut.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(cut, 1)]
+
+
+def counted(count: int, one: str, more: str) -> str:
+    """ "1 job failed", "2 jobs failed"."""
+    return f"{count} {one if count == 1 else more}"
