@@ -40,7 +40,7 @@ def build(
     out = Path(out)
     _require_file(out)
     found = read_results(results)
-    pretraining = [runs.read_run(folder) for folder in run_folders]
+    pretraining = runs.read_runs(run_folders)
     # The name of a folder given as "." or ".." is in its full path alone.
     page = _render(found, pretraining, [Path(os.path.abspath(store)) for store in stores])
     _write(out, printable(with_own_ids(page)).encode())
@@ -84,7 +84,7 @@ def _render(results: Results, pretraining: list[runs.Run], stores: list[Path]) -
         strays=results.strays,
         several_models=several_models(results),
         sections=_sections(results),
-        runs=[(run.folder.name, runs.loss_figure(run), runs.empty_rows_figure(run)) for run in pretraining],
+        runs=[(run.name, runs.loss_figure(run), runs.empty_rows_figure(run)) for run in pretraining],
         drawings=drawn,
         not_drawn=not_drawn,
         facts=provenance.facts(results, pretraining, stores),

@@ -108,6 +108,11 @@ def percent(axes: Axes, axis: str = "x") -> None:
 
 
 def smooth(values: Sequence[float], width: int) -> list[float]:
-    """Running mean over `width` neighbours, fewer at the ends; centred, so that it does not lag behind."""
-    half = width // 2
-    return [float(np.mean(values[max(0, i - half) : i + half + 1])) for i in range(len(values))]
+    """Running mean over `width` neighbours, fewer at the ends; centred, so that it does not lag behind.
+
+    values: finite.
+    """
+    at, half = np.arange(len(values)), width // 2
+    first, end = np.maximum(at - half, 0), np.minimum(at + half + 1, len(values))
+    sums = np.concatenate([[0.0], np.cumsum(values, dtype=float)])
+    return ((sums[end] - sums[first]) / (end - first)).tolist()  # type: ignore[no-any-return]

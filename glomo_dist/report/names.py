@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 
 # What a terminal obeys, what turns the text after it around, and halves of surrogate pairs: what Python makes of a
 # file's name that is not UTF-8, and what no encoding takes.
@@ -41,6 +42,18 @@ def labels(names: Sequence[str]) -> list[str]:
     """The names in short; where that is the same for several, with their number among all."""
     cut = [short(name) for name in names]
     return [name if cut.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(cut, 1)]
+
+
+def folder_names(folders: Sequence[Path]) -> list[str]:
+    """As many last parts of each path as tell it from the others.  folders: resolved, each there once."""
+    names = []
+    for folder in folders:
+        others = [other.parts for other in folders if other != folder]
+        last = 1
+        while any(other[-last:] == folder.parts[-last:] for other in others):
+            last += 1
+        names.append(str(Path(*folder.parts[-last:])))
+    return names
 
 
 def counted(count: int, one: str, more: str) -> str:

@@ -38,9 +38,9 @@ def facts(results: Results, runs: Sequence[Run], stores: Sequence[Path]) -> list
             )
         ] = None
         details = (
-            f"{run.rows[-1]['step']:,} steps, ranks: {run.config.get('ranks', '?')}, {duration(run.seconds)}"
+            f"{run.rows[-1].step:,} steps, ranks: {run.config.get('ranks', '?')}, {duration(run.seconds)}"
         )
-        found[Fact("pretraining", run.folder.name, "", f"{details}, code {run.config.get('code', '?')}")] = None
+        found[Fact("pretraining", run.name, "", f"{details}, code {run.config.get('code', '?')}")] = None
     for path in dict.fromkeys([*stores, *store_paths(jobs)]):
         found[_store_fact(path)] = None
     for job in jobs:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,64 +13,177 @@ import numpy as np
 from markupsafe import Markup
 
 from glomo_dist.report.figures import COLOURS, new, percent, smooth, style, svg
+from glomo_dist.report.names import folder_names
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.files import read_json
+
+_LARGEST = float(np.finfo(np.float32).max)  # of what a run logs; above it a number is not finite
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of log.jsonl.
+
+    valid_loss: NaN where there is none.
+    seconds: since the row before; of this step alone (`of_step`) in logs from before they added up.
+    empty_rows: share per layer and head, [L, K].
+    """
+
+    step: int
+    loss: float
+    valid_loss: float
+    seconds: float
+    of_step: bool
+    empty_rows: np.ndarray[Any, Any] | None
 
 
 @dataclass(frozen=True)
 class Run:
-    """rows: those of log.jsonl with a loss, one per logged step, ascending."""
+    """name: tells it from the other runs of the report.  rows: of log.jsonl, those with a loss, ascending."""
 
-    folder: Path
+    name: str
     config: dict[str, Any]
-    rows: list[dict[str, Any]]
+    rows: list[Row]
 
     @property
     def seconds(self) -> float:
         total = 0.0
         before = 0
         for row in self.rows:
-            # An older log has the seconds of its logged steps alone; those between them took about as long.
-            steps = 1 if "units_per_second" in row else row["step"] - before
-            total += steps * _seconds(row)
-            before = row["step"]
+            # The steps between the logged ones took about as long.
+            total += (row.step - before if row.of_step else 1) * row.seconds
+            before = row.step
         return total
 
 
-def read_run(folder: str | Path) -> Run:
-    """A run folder of `glomo pretrain`; DataError naming the file, and the line, if it cannot be read."""
-    folder = Path(folder)
+def read_runs(folders: Sequence[str | Path]) -> list[Run]:
+    """Run folders of `glomo pretrain`; one that is named twice counts once.
+
+    Raises DataError naming the file, and the line, if it cannot be read.
+    """
+    given = {Path(folder).resolve(): Path(folder) for folder in folders}
+    return [
+        _read_run(folder, name)
+        for folder, name in zip(given.values(), folder_names(list(given)), strict=True)
+    ]
+
+
+def _read_run(folder: Path, name: str) -> Run:
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist or is no folder. Give the folder of a pretraining run.")
-    config = read_json(folder / "config.json")
-    path = folder / "log.jsonl"
+    config = _config(folder / "config.json")
+    return Run(name, config, _rows(folder / "log.jsonl"))
+
+
+def _rows(path: Path) -> list[Row]:
     if not path.exists():
         raise DataError(
             f"{path} does not exist. Give the folder of a pretraining run (glomo pretrain --out)."
         )
-    steps: dict[int, dict[str, Any]] = {}
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as e:
+        raise DataError(f"{path} cannot be read: {e.strerror or e}. Expected the log of a run.") from e
+    steps: dict[int, Row] = {}
+    shape: tuple[int, ...] | None = None
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
+            row = _row(json.loads(line))
+            if row is not None and row.empty_rows is not None:
+                shape = shape or row.empty_rows.shape
+                if row.empty_rows.shape != shape:
+                    raise ValueError(f"empty_rows of shape {row.empty_rows.shape}, before of shape {shape}")
         except json.JSONDecodeError as e:
             if number == len(lines):
                 break  # a run that is still writing, or was killed while it did
-            raise DataError(f"{path}, line {number}: not valid JSON ({e.msg}).") from None
-        if isinstance(row, dict) and "step" in row and row.get("loss") is not None:  # null: it was not finite
-            steps[int(row["step"])] = row  # steps after the last checkpoint are logged again on resume
+            raise _damaged(path, number, f"not valid JSON ({e.msg})") from None
+        except (ValueError, RecursionError) as e:
+            raise _damaged(path, number, str(e)) from None
+        if row is not None:
+            steps[row.step] = row  # steps after the last checkpoint are logged again on resume
     if not steps:
         raise DataError(
             f"{path}: no row with a step and a loss. The run has not begun, or this is another file."
         )
-    return Run(folder, config, [steps[step] for step in sorted(steps)])
+    return [steps[step] for step in sorted(steps)]
+
+
+def _damaged(path: Path, number: int, what: str) -> DataError:
+    return DataError(
+        f"{path}, line {number}: {what}. The file is damaged: delete the line, or leave the run out."
+    )
+
+
+def _config(path: Path) -> dict[str, Any]:
+    config = read_json(path)
+    data = config.get("data", {}) if isinstance(config, dict) else None
+    if isinstance(data, dict):
+        texts = [data.get("folder", ""), data.get("fingerprint", ""), config.get("command", "")]
+        if all(isinstance(text, str) for text in texts):
+            return config  # type: ignore[no-any-return]
+    raise DataError(
+        f"{path}: not the configuration of a pretraining run (an object in which data.folder, data.fingerprint and "
+        "command are text). The file is damaged: leave the run out."
+    )
+
+
+def _row(row: Any) -> Row | None:
+    """A row of the log, None if it has no loss. ValueError if a value is not of its type."""
+    if not isinstance(row, dict) or "step" not in row:
+        return None
+    loss = _number("loss", row.get("loss"))
+    if math.isnan(loss):
+        return None
+    step = row["step"]
+    if type(step) is not int or not 0 <= step < 2**53:
+        raise ValueError(f"step must be a whole number, got {str(step)!r:.60}")
+    return Row(
+        step,
+        loss,
+        _number("valid_loss", row.get("valid_loss")),
+        _seconds(row.get("seconds")),
+        "units_per_second" not in row,
+        _empty_rows(row),
+    )
+
+
+def _number(name: str, value: Any) -> float:
+    """NaN for null: it was not finite."""
+    if value is None:
+        return math.nan
+    if type(value) not in (int, float):
+        raise ValueError(f"{name} must be a number, got {str(value)!r:.60}")
+    return float(value) if abs(value) <= _LARGEST else math.nan
+
+
+def _seconds(value: Any) -> float:
+    """Older logs have them by part of the step."""
+    parts = value.values() if isinstance(value, dict) else [value or 0.0]
+    total = math.fsum(_number("seconds", part) for part in parts)
+    if not math.isfinite(total):
+        raise ValueError(f"seconds must be finite, got {str(value)!r:.60}")
+    return total
+
+
+def _empty_rows(row: dict[str, Any]) -> np.ndarray[Any, Any] | None:
+    stats = row.get("stats", {})
+    values = row.get("empty_rows", stats.get("empty_rows") if isinstance(stats, dict) else None)
+    if values is None:
+        return None
+    try:
+        shares = np.asarray(values, float)
+    except (TypeError, ValueError):
+        shares = np.empty(0)
+    if shares.ndim < 2 or not shares.size:
+        raise ValueError(f"empty_rows must be numbers per layer and head, got {str(values)!r:.60}")
+    return shares.reshape(-1, *shares.shape[-2:]).mean(0)  # type: ignore[no-any-return]
 
 
 def loss_figure(run: Run) -> Markup:
     """Training loss: thin as logged, thick smoothed; validation as dots."""
     with style():
         figure, (axes,) = new(5.4, 2.8)
-        steps, losses = [r["step"] for r in run.rows], [r["loss"] for r in run.rows]
+        steps, losses = [row.step for row in run.rows], [row.loss for row in run.rows]
         axes.plot(steps, losses, color=COLOURS[0], linewidth=0.6, alpha=0.4)
         axes.plot(
             steps,
@@ -77,26 +192,21 @@ def loss_figure(run: Run) -> Markup:
             linewidth=1.8,
             label="training",
         )
-        valid = [(r["step"], r["valid_loss"]) for r in run.rows if r.get("valid_loss") is not None]
+        valid = [(row.step, row.valid_loss) for row in run.rows if not math.isnan(row.valid_loss)]
         if valid:
             axes.plot(*zip(*valid, strict=True), "o", color=COLOURS[1], markersize=4, label="validation")
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=9)
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("nats per predicted unit")
-        return svg(figure, f"Pretraining loss of {run.folder.name} against the optimizer step")
+        return svg(figure, f"Pretraining loss of {run.name} against the optimizer step")
 
 
 def empty_rows_figure(run: Run) -> Markup | None:
     """Share of units with no edge at all (they carry no gradient), one line per layer and head."""
-    rows = [
-        (row["step"], np.asarray(values, float))
-        for row in run.rows
-        if (values := _empty_rows(row)) is not None
-    ]
-    if not rows:
+    steps = [row.step for row in run.rows if row.empty_rows is not None]
+    if not steps:
         return None
-    steps = [step for step, _ in rows]
-    shares = np.stack([values.reshape(-1, *values.shape[-2:]).mean(0) for _, values in rows])  # [steps, L, K]
+    shares = np.stack([row.empty_rows for row in run.rows if row.empty_rows is not None])  # [steps, L, K]
     with style():
         figure, (axes,) = new(5.4, 2.8)
         for layer in range(shares.shape[1]):
@@ -115,13 +225,7 @@ def empty_rows_figure(run: Run) -> Markup | None:
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("units without edges, %")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=9)
-        return svg(figure, "Share of units without edges against the optimizer step, per layer and head")
-
-
-def _empty_rows(row: dict[str, Any]) -> Any:
-    return row.get("empty_rows", row.get("stats", {}).get("empty_rows"))
-
-
-def _seconds(row: dict[str, Any]) -> float:
-    seconds = row.get("seconds", 0.0)
-    return float(sum(seconds.values()) if isinstance(seconds, dict) else seconds or 0.0)
+        return svg(
+            figure,
+            f"Share of units without edges of {run.name} against the optimizer step, per layer and head",
+        )
