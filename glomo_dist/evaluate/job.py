@@ -70,8 +70,13 @@ class EvaluationPlan:
         for name in ("arms", "sources", "settings", "task_settings"):
             if not isinstance(getattr(self, name), dict):
                 raise ConfigError(f"plan: {name} must map names to values, got {getattr(self, name)!r}.")
+        pixels = [text for text in self.features if FeatureSpec.parse(text).kind == "pixels"]
         for task in self.tasks:
-            get_task(task)
+            if get_task(task).unit == "words" and pixels:
+                raise ConfigError(
+                    f"plan: features {pixels[0]!r} do not fit task {task!r}, whose units are words. Leave them out: "
+                    "tasks of pixels see pixels without being told."
+                )
         for name in ("sources", "task_settings"):
             for task in getattr(self, name):
                 if task not in self.tasks:
@@ -140,7 +145,8 @@ def read_plan(path: str | Path) -> EvaluationPlan:
 def plan_jobs(plan: EvaluationPlan) -> tuple[Job, ...]:
     """All jobs, seeds outermost, so that an early look at the results compares all arms.
 
-    Raises ConfigError if a store belongs to another task, and the errors of `GraphStore.open` and `FinetuneJob`.
+    Raises ConfigError if a store belongs to another task or images are to be cut, and the errors of `GraphStore.open`
+    and `FinetuneJob`.
     """
     contents = _Contents()
     return tuple(
@@ -188,6 +194,7 @@ def _job(
         },
         "plan",
     )
+    get_task(task).limits(work.max_units)  # refused here once, where each job would
     return dataclasses.replace(job, id=job_id(work, contents), work=work)
 
 

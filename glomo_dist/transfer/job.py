@@ -84,9 +84,11 @@ class FinetuneJob:
         for name in ("train_size", "max_examples", "max_units", "keep"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"job: {name} must be at least 1 or none, got {getattr(self, name)}.")
-        for name in ("lr", "mixture_lr_factor", "clip"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"job: {name} must be positive, got {getattr(self, name)}.")
+        for name in ("lr", "mixture_lr_factor"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"job: {name} must be positive and finite, got {getattr(self, name)}.")
+        if not self.clip > 0:  # infinity: gradients stay as they are
+            raise ConfigError(f"job: clip must be positive, got {self.clip}.")
         if not 0 <= self.weight_decay < math.inf:
             raise ConfigError(f"job: weight_decay must be finite and at least 0, got {self.weight_decay}.")
         if not math.isfinite(self.mixture_scale):

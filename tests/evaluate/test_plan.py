@@ -168,6 +168,10 @@ def test_file_and_back(tmp_path, suffix):
         ("tasks: [digits]\narms: {none: none}\nsettings: {seed: 3}", r"'seed' cannot be in settings"),
         ("tasks: [digits]\narms: {none: none}\nsources: {imdb: x}", r"sources names 'imdb'"),
         ("tasks: [digits\narms: {", r"plan.yaml, line 2: not valid YAML"),
+        (
+            "tasks: [digits, sst2]\narms: {none: none}\nfeatures: [learned, pixels]",
+            r"features 'pixels' do not fit task 'sst2', whose units are words",
+        ),
         ("- digits", r"expected an object"),
         ("tasks: [digits]\narms:\n  # none: none", r"plan.yaml: arms must map names to values, got None"),
         ("tasks: [digits]\narms: 5", r"plan.yaml: arms must map names to values, got 5"),
@@ -231,6 +235,10 @@ def test_settings_of_the_wrong_kind_are_named(tmp_path):
         plan_jobs(dataclasses.replace(plan, settings={}, cpus=0))
     with pytest.raises(ConfigError, match="epochs must be at least 1"):
         plan_jobs(dataclasses.replace(plan, settings={"epochs": 0}))
+    with pytest.raises(ConfigError, match="lr must be positive and finite, got inf"):
+        plan_jobs(dataclasses.replace(plan, settings={"lr": float("inf")}))
+    with pytest.raises(ConfigError, match="task 'digits' has images, which cannot be cut"):
+        plan_jobs(dataclasses.replace(plan, settings={"max_units": 9}))
 
 
 @pytest.mark.parametrize("name", ["claim", "ablations", "images", "recurrent"])
