@@ -115,10 +115,12 @@ def main(argv: Sequence[str]) -> None:
     summary = evaluate(jobs, run, command.out, executor, plan=to_dict(plan), read=Result.read)
     say(f"{command.out}: {summary}")
     if summary.failed:
+        first, alike = summary.main_reason()
+        share = "" if alike == len(summary.failed) else f"{alike} of them "
         raise GlomoError(
-            f"{len(summary.failed)} of {summary.jobs} jobs failed, the first because: {summary.failed[0].error} "
-            f"(traceback: {command.out}/results/{summary.failed[0].id}/error.json). The results of the others are "
-            "kept; run the same command again to try the failed ones again."
+            f"{len(summary.failed)} of {summary.jobs} jobs failed, {share}because: {first.error} "
+            f"(traceback: {command.out}/results/{first.id}/error.json). The results of the others are kept; run the "
+            "same command again to try the failed ones again."
         )
     say(f"next: glomo report {command.out} --out report.html")
 

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 import types
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,11 @@ class Summary:
     finished: int
     failed: tuple[Outcome, ...]
     seconds: float
+
+    def main_reason(self) -> tuple[Outcome, int]:
+        """The first outcome with the most frequent error, and how many jobs have it; there must be a failed one."""
+        (error, count), *_ = Counter(outcome.error for outcome in self.failed).most_common(1)
+        return next(outcome for outcome in self.failed if outcome.error == error), count
 
     def __str__(self) -> str:
         parts = [f"{self.finished} of {self.jobs} jobs finished in {self.seconds:.0f} s"]
@@ -131,8 +137,9 @@ def evaluate(
                     if outcome.error is None:
                         finished += 1
                     else:
+                        if all(outcome.error != other.error for other in failed):
+                            say(f"evaluate: {outcome.id} failed: {outcome.error}")
                         failed.append(outcome)
-                        say(f"evaluate: {outcome.id} failed: {outcome.error}")
                     progress.set_postfix(failed=len(failed), refresh=False)
                     progress.update()
             except KeyboardInterrupt:

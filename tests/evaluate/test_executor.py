@@ -76,6 +76,18 @@ def test_what_cannot_be_written_as_it_is_counts_too(executor, tmp_path):
     assert read(out, "no_text-0", "error")["error"] == r"ValueError: no text: \udce9"
 
 
+def test_an_error_of_many_jobs_is_said_once(executor, tmp_path, marks, capfd):
+    jobs = [Job(f"same-{i}", Work("raise", str(marks), 7)) for i in range(3)]
+    jobs += [job("raise", marks, 5), job("double", marks, 1)]
+    summary = evaluate(jobs, evaluate_jobs.run, tmp_path / "out", executor)
+    assert (summary.finished, len(summary.failed)) == (1, 4)
+    first, alike = summary.main_reason()
+    assert (first.error, alike) == ("ValueError: a job with value 7 cannot work", 3)
+    assert first == next(outcome for outcome in summary.failed if outcome.error == first.error)
+    said = capfd.readouterr().err
+    assert said.count("a job with value 7 cannot work") == said.count("a job with value 5 cannot work") == 1
+
+
 def test_rerun_skips_finished_and_retries_failed_and_damaged(executor, tmp_path, marks):
     out = tmp_path / "out"
     jobs = [job("double", marks, 1), job("double", marks, 2), job("raise", marks)]
