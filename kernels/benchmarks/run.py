@@ -3,7 +3,8 @@
 First every run of a case is compared with the first one; a case that disagrees is reported and not timed. Then
 all runs of a case take turns, so that a busy moment hits them alike. Times are milliseconds: the 20th, 50th and
 80th percentile; the factor is the median of the first run's time by this one's in the same round; MB is the peak of
-memory beyond what is there before. With --csv a row per run is added to FILE, with the machine, versions and date.
+memory beyond what is there before. With --csv a row per run is added to FILE after each case, with the machine,
+versions and date.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import math
 import platform
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -86,6 +89,34 @@ def processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """An OSError of the block ends the program with a sentence that names the file."""
+    try:
+        yield
+    except OSError as e:
+        sys.exit(f"--csv {path}: cannot be written ({e.strerror or e}). Name another file.")
+
+
+def begin_table(path: Path) -> None:
+    """Make the file ready for rows: a new or empty one gets its header. SystemExit if it is something else's."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        old = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        if old and old.splitlines()[0] != ",".join(COLUMNS):
+            sys.exit(f"--csv {path}: does not begin with the line {','.join(COLUMNS)}. Name another file.")
+        with path.open("a", newline="") as file:
+            if not old:
+                csv.writer(file).writerow(COLUMNS)
+            elif not old.endswith("\n"):
+                file.write("\r\n")
+
+
+def add_row(path: Path, row: Sequence[object]) -> None:
+    with writing(path), path.open("a", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerow(row)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -95,10 +126,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", metavar="OP", help="only the cases of this op")
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args(arguments)
+    if options.csv:
+        begin_table(options.csv)
     torch.manual_seed(0)
 
     simd = compiled.missing() or compiled.cpu().instruction_set()
-    rows, failed = [], False
+    failed = False
     for case in cases(options.quick):
         if options.only not in (None, case.op):
             continue
@@ -123,13 +156,9 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"  {name:24} {middle:9.2f} ms  {spread:22} {ratio:6.2f}x  {memory[name]:8.1f} MB")
             numbers = [f"{x:.3f}" for x in (low, middle, high, memory[name])]
             where = [torch.get_num_threads(), processor(), simd, torch.__version__]
-            rows.append([case.op, case.shape, name, *numbers, *where, datetime.date.today().isoformat()])
-    if options.csv:
-        new = not options.csv.exists()
-        options.csv.parent.mkdir(parents=True, exist_ok=True)
-        with options.csv.open("a", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerows([COLUMNS, *rows] if new else rows)
+            if options.csv:
+                today = datetime.date.today().isoformat()
+                add_row(options.csv, [case.op, case.shape, name, *numbers, *where, today])
     return int(failed)
 
 
