@@ -375,6 +375,20 @@ def test_a_train_size_beyond_the_set_is_said_once_with_its_jobs(tmp_path: Path, 
     assert said.count("train_size 9999, but") == 2  # when it came, and in the end
 
 
+def test_an_evaluation_of_data_that_have_changed_is_refused(
+    road: Road, tmp_path: Path, capfd: Capture
+) -> None:
+    source, out = tmp_path / "docstrings.jsonl", tmp_path / "results"
+    lines = road.raw.docstrings.read_text(encoding="utf-8").splitlines(keepends=True)
+    source.write_text("".join(lines), encoding="utf-8")
+    command = ["evaluate", "--tasks", "docstring", "--sources", f"docstring={source}", "--arms", "none"]
+    command += ["--seeds", "0", "--train-sizes", "20", "--epochs", "1", "--hidden", "2"]
+    command += ["--executor", "process", "--out", str(out)]
+    assert run(command) == 0
+    source.write_text("".join(lines[:-1]), encoding="utf-8")
+    refused(command, capfd, out, source, "have changed", "another --out")
+
+
 def test_tasks_on_the_command_line_narrow_a_plan_with_sources_of_others(tmp_path: Path) -> None:
     plan, out = tmp_path / "plan.yaml", tmp_path / "results"
     plan.write_text(

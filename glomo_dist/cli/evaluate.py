@@ -26,6 +26,7 @@ from glomo_dist.cli.arguments import explained, pairs, parse
 from glomo_dist.evaluate.executor import Executor, InProcess, evaluate
 from glomo_dist.evaluate.job import EvaluationPlan, plan_jobs, read_plan
 from glomo_dist.evaluate.ray_executor import RayExecutor
+from glomo_dist.evaluate.task_data import require_same_data
 from glomo_dist.runtime.config import from_dict, to_dict
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 from glomo_dist.runtime.progress import say
@@ -112,7 +113,9 @@ def main(argv: Sequence[str]) -> None:
     if command.executor == "process" or command.address is None:  # a cluster's nodes are asked by each job
         for work in {job.work.graphs: job.work for job in jobs if job.work.needs_graphs}.values():
             require_kernels(work)
-    summary = evaluate(jobs, run, command.out, executor, plan=to_dict(plan), read=Result.read)
+    summary = evaluate(
+        jobs, run, command.out, executor, plan=to_dict(plan), read=Result.read, check=require_same_data
+    )
     say(f"{command.out}: {summary}")
     if summary.failed:
         first, alike = summary.main_reason()

@@ -31,6 +31,7 @@ from glomo_dist.runtime.progress import bar, say
 
 PLAN_FORMAT = "glomo-evaluation"
 PLAN_VERSION = 1
+Check = Callable[[Path, Sequence[Job], Sequence[Job]], None]  # output folder, finished jobs, jobs to do
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # besides Ctrl-C
 
 
@@ -90,6 +91,7 @@ def evaluate(
     *,
     plan: dict[str, Any] | None = None,
     read: Callable[[Path], object] = read_object,
+    check: Check | None = None,
 ) -> Summary:
     """Run every job that has no result under `out` yet.
 
@@ -97,6 +99,8 @@ def evaluate(
     plan: the resolved description of the evaluation, saved in `out`/plan.json beside the list of jobs.
     read: of a job's result.json; where it raises GlomoError the file is damaged or of another version: it is
         renamed, not to be taken for a result, and the job runs again.
+    check: called with `out`, the jobs that are to be skipped as finished (at least one) and those to do, before
+        anything is written there; raises GlomoError where that would be wrong.
     Failed jobs are in the summary and on disk; they do not stop the others, and the next call retries them.
     Raises GlomoError if `out` holds something else, another process is evaluating into it, or it cannot be written;
     Interrupted after SIGTERM, SIGUSR1 or SIGHUP, with the same left behind as by Ctrl-C.
@@ -108,6 +112,12 @@ def evaluate(
         out.mkdir(parents=True, exist_ok=True)
     with _only_one(out), _signals_stop():
         started = time.time()
+        with writing(out):
+            todo = [job for job in jobs if not is_finished(out, job.id, read)]
+        before = len(jobs) - len(todo)
+        if check and before:
+            waiting = {job.id for job in todo}
+            check(out, [job for job in jobs if job.id not in waiting], todo)
         write_json(
             out / "plan.json",
             {
@@ -119,10 +129,8 @@ def evaluate(
             },
         )
         with writing(out):
-            todo = [job for job in jobs if not is_finished(out, job.id, read)]
             for job in todo:
                 _set_aside(job_folder(out, job.id) / "result.json")
-        before = len(jobs) - len(todo)
         if before:
             say(f"evaluate: {before} of {len(jobs)} jobs are finished already, {len(todo)} to do.")
         failed: list[Outcome] = []

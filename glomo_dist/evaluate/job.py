@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -203,11 +204,13 @@ def job_id(work: FinetuneJob, contents: _Contents | None = None) -> str:
 
     A store counts by its content (its index), not by its path: moving a folder changes no id, and exporting
     again from another model makes another job. The same for a model, word vectors and encoders. Task data counts by
-    its path, the cache of states not at all.
+    its path, however spelled (`require_same_data` looks at its content), the cache of states not at all.
     """
     contents = contents or _Contents()
     identity = to_dict(work)
     del identity["state_cache"]
+    if work.task_source is not None and "://" not in work.task_source:
+        identity["task_source"] = os.path.normpath(work.task_source)
     if work.graphs is not None:
         info = contents.graphs(work.graphs)
         identity["graphs"] = fingerprint(to_dict(info)) if work.needs_graphs else [info.layers, info.heads]

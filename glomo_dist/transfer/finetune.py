@@ -16,7 +16,7 @@ from glomo_dist.graphs.export import require_graph_kernels
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.model.io import model_folder, read_config
 from glomo_dist.runtime import config, kernels
-from glomo_dist.runtime.errors import ConfigError, GlomoError
+from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.fingerprint import code_version, derive_seed, fingerprint
 from glomo_dist.transfer.dataset import Task, TaskData, draw, section
 from glomo_dist.transfer.export import live_graphs
@@ -123,10 +123,7 @@ class _Training:
         self.job, self.task, self.data, self.model, self.store = job, task, data, model, store
         self.splits, self.features = inputs.splits, inputs.features
         available = len(self.splits["train"].labels)
-        if job.train_size is not None and job.train_size > available:
-            raise ConfigError(
-                f"job: train_size {job.train_size}, but task {job.task!r} has {available} examples."
-            )
+        job.require_examples(available)
         self.train = np.array(draw(available, job.train_size, "train subset", job.seed), np.int64)
         self.modules = nn.ModuleList([self.features, model])
         self.parameters = list(self.modules.parameters())

@@ -104,3 +104,10 @@ class FinetuneJob:
     @property
     def needs_graphs(self) -> bool:
         return needs_graphs(self.arm)
+
+    def require_examples(self, available: int) -> None:
+        """ConfigError if the train split has less examples than `train_size`."""
+        if self.train_size is not None and self.train_size > available:
+            raise ConfigError(
+                f"job: train_size {self.train_size}, but task {self.task!r} has {available} examples."
+            )

@@ -1,0 +1,111 @@
+"""Results that are skipped as finished are of the task data as they are now, or the evaluation is refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from transfer_samples import write_sst2
+
+from glomo_dist.evaluate import InProcess, evaluate, plan_jobs, require_same_data
+from glomo_dist.evaluate.attempt import job_folder
+from glomo_dist.evaluate.job import EvaluationPlan
+from glomo_dist.runtime.errors import ConfigError, DataError
+from glomo_dist.runtime.files import read_json, write_json
+from glomo_dist.transfer.finetune import run
+from glomo_dist.transfer.result import Result
+
+
+def begin(out: Path, source: Path | str, arms=("none",), sizes=(8,), work=run):
+    plan = EvaluationPlan(
+        tasks=("sst2",),
+        arms={arm: arm for arm in arms},
+        seeds=(0,),
+        train_sizes=sizes,
+        sources={"sst2": str(source)},
+        settings={"epochs": 1, "hidden": 2},
+    )
+    jobs = plan_jobs(plan)
+    return jobs, evaluate(jobs, work, out, InProcess(), read=Result.read, check=require_same_data)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def data(tmp_path):
+    write_sst2(tmp_path / "data", sizes=(16, 8, 8))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def out(tmp_path, data):
+    """An evaluation that has finished its only job."""
+    assert begin(tmp_path / "out", data)[1].finished == 1
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize("arms", [("none",), ("none", "uniform")])  # nothing to do, and one job
+def test_changed_data_are_refused_and_nothing_is_written(out, data, arms):
+    old = read_json(next(out.glob("results/*/result.json")))["fingerprints"]["data"]
+    before = content(out)
+    shutil.copytree(data, data.with_name("kept"))
+    write_sst2(data, sizes=(16, 8, 8), seed=2)
+    with pytest.raises(DataError, match=r"data have changed .* Choose another --out") as caught:
+        begin(out, data, arms)
+    new = "".join(str(caught.value).split("now it is ")[1]).split()[1]
+    assert all(word in str(caught.value) for word in (str(out), "'sst2'", str(data), old, new)) and new != old
+    assert content(out) == before
+    shutil.rmtree(data)
+    shutil.move(data.with_name("kept"), data)
+    assert begin(out, data, arms)[1].finished_before == 1
+
+
+def test_a_result_of_another_version_of_the_task_is_refused(out, data):
+    (path,) = out.glob("results/*/result.json")
+    write_json(path, {**read_json(path), "task_version": 0})
+    with pytest.raises(DataError, match=r"\(version 0 of the task\), now it is"):
+        begin(out, data)
+
+
+def test_a_set_is_read_once_and_only_where_something_is_skipped(out, data, capfd):
+    sizes = (8, 9, 10)
+    assert begin(out, data, sizes=sizes)[1].finished_before == 1
+    assert begin(out, data, sizes=sizes)[1].finished_before == 3
+    assert capfd.readouterr().err.count("reading the data of task 'sst2'") == 2  # once each time
+    begin(out.with_name("fresh"), data)
+    assert "reading" not in capfd.readouterr().err
+
+
+def test_results_outlive_their_data(out, data, capfd):
+    shutil.rmtree(data)
+    assert begin(out, data)[1].finished_before == 1
+    said = capfd.readouterr().err
+    assert "WARNING" in said and f"{data} has none of" in said
+    with pytest.raises(DataError, match="has none of"):  # a job to do needs them
+        begin(out, data, ("none", "uniform"))
+
+
+def test_a_result_that_does_not_say_its_data_is_taken(out, data):
+    (path,) = out.glob("results/*/result.json")
+    write_json(path, {**read_json(path), "fingerprints": {}})
+    write_sst2(data, sizes=(16, 8, 8), seed=2)
+    assert begin(out, data)[1].finished_before == 1
+
+
+def test_a_train_size_beyond_the_set_is_refused_once_where_it_is_read(out, data):
+    with pytest.raises(ConfigError, match="train_size 17, but task 'sst2' has 16"):
+        begin(out, data, ("none", "uniform"), sizes=(8, 17))
+    assert len(list((out / "results").iterdir())) == 1
+
+
+def test_one_set_by_two_paths_is_one_job(out, data, monkeypatch):
+    (data / "below").mkdir()
+    monkeypatch.chdir(data)
+    for same in (data / "below" / "..", ".", f"{data}/", "below/.."):
+        assert begin(out, same)[1].finished_before == 1, same
+    (data.with_name("link")).symlink_to(data)  # not followed: what it names may change
+    (job,), summary = begin(out, data.with_name("link"))
+    assert summary.finished == 1 and job_folder(out, job.id).is_dir()
