@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
 import shutil
+import socket
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from glomo_dist.runtime.errors import DataError, GlomoError
+from glomo_dist.runtime.progress import say
 
 # No room, or none for this user, or not allowed: what a folder may answer in the middle of writing, too.
 _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 _ADVICE = "Free space or choose another folder."
+_MARK = ".writing"  # in a temporary folder, locked by who writes it
+_LAST = ("config.json", "index.json")  # by these readers know a folder that is whole
 
 
 def sync(path: Path) -> None:
@@ -117,33 +123,82 @@ def parse_json(content: bytes, where: str) -> Any:
 def new_folder(path: str | Path, more: str = _ADVICE) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block ends well, and vanishes when it does not.
 
+    Where `path` is an empty folder (perhaps a mount point, or behind a link) it stays, and what was written moves into
+    it: not in one step as a new folder gets its name, but with `_LAST` last. What a killed process left under a
+    temporary name of `path` is deleted first.
+
     Raises `GlomoError` if `path` exists and is not an empty folder: nothing of the user's is overwritten; and
     `cannot_write` if the folder cannot be made, or takes no more in the middle of the block (the disk is full). All
     else that the block raises is left as it is.  more: what to do where it cannot be written.
     """
     path = Path(path)
     require_absent_or_empty(path)
-    temporary = _temporary(path)
+    target = Path(os.path.realpath(path))
     with writing(path, more):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        there = target.is_dir()
+        above = target if there else target.parent
+        _remove_abandoned(above, target.name)
+        temporary = _temporary(above / target.name)
         temporary.mkdir()
     try:
         try:
-            yield temporary
+            with _marked(temporary):
+                yield temporary
         except OSError as e:
             if _refused(e, temporary):
                 raise cannot_write(path, e, more) from e
             raise
+        require_absent_or_empty(path)
         with writing(path, more):
+            (temporary / _MARK).unlink(missing_ok=True)
             sync_tree(temporary)
-            if path.exists():
-                path.rmdir()
-            os.replace(temporary, path)
-            sync(path.parent)
+            if there:
+                for entry in sorted(temporary.iterdir(), key=lambda entry: entry.name in _LAST):
+                    os.replace(entry, target / entry.name)
+            else:
+                os.replace(temporary, target)
+            sync(above)
     finally:
         with contextlib.suppress(OSError):  # what failed first is the error to show
             if temporary.exists():
                 shutil.rmtree(temporary)
+
+
+@contextlib.contextmanager
+def _marked(folder: Path) -> Iterator[None]:
+    """Locked until the block ends, or the process does, however that ends; the mark names the host once it is.
+
+    Where a file system has no locks, or not between hosts, the mark therefore stays empty or names another host.
+    """
+    with open(folder / _MARK, "wb", buffering=0) as mark:
+        with contextlib.suppress(OSError):
+            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mark.write(socket.gethostname().encode())
+        yield
+
+
+def _abandoned(folder: Path) -> bool:
+    """Whether it is certain that nobody writes the folder any more."""
+    try:
+        with open(folder / _MARK, "r+b") as mark:
+            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return mark.read() == socket.gethostname().encode()
+    except OSError:
+        return False
+
+
+def _temporary_folders(above: Path, name: str) -> list[Path]:
+    pattern = f".{glob.escape(name)}.{'[0-9a-f]' * 8}.tmp"
+    return [path for path in sorted(above.glob(pattern)) if path.is_dir()]
+
+
+def _remove_abandoned(above: Path, name: str) -> None:
+    for folder in _temporary_folders(above, name):
+        if _abandoned(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            say(f"{folder} is left as it is: another command may be writing it. If none is, delete it.")
 
 
 def _refused(error: OSError, folder: Path) -> bool:
@@ -154,14 +209,16 @@ def _refused(error: OSError, folder: Path) -> bool:
 
 
 def require_absent_or_empty(path: str | Path) -> None:
+    """GlomoError if there is anything at `path` but an empty folder, or one with what killed writers left."""
     path = Path(path)
+    target = Path(os.path.realpath(path))
     with writing(path):  # even looking may be forbidden
-        if path.is_dir():
-            if any(path.iterdir()):
+        if target.is_dir():
+            if {*target.iterdir()} - {*_temporary_folders(target, target.name)}:
                 raise GlomoError(
                     f"output folder {path} is not empty. Choose another one, or delete it first."
                 )
-        elif path.exists():
+        elif os.path.lexists(target):
             raise GlomoError(
                 f"output {path} exists and is a file; a folder was expected. Choose another name."
             )

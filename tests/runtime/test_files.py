@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from glomo_dist.model import Glomo, GlomoConfig, save_model
 from glomo_dist.pretrain import checkpoint, loop
+from glomo_dist.runtime import files
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.files import new_folder
 
@@ -78,6 +80,111 @@ def test_other_errors_are_left_as_they_are(error: Exception, tmp_path: Path) -> 
         raise error
     assert caught.value is error
     assert not list(tmp_path.iterdir())
+
+
+def write_something(out: str | Path) -> None:
+    with new_folder(out) as folder:
+        (folder / "index.json").write_text("all of it")
+        (folder / "shards").mkdir()
+
+
+WRITTEN = ["index.json", "shards"]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_mount_point_is_filled(small_disk: Path) -> None:
+    inode = small_disk.stat().st_ino
+    write_something(small_disk)
+    assert names(small_disk) == WRITTEN and small_disk.stat().st_ino == inode
+    assert names(small_disk.parent) == [small_disk.name], "nothing was written beside it, on another disk"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_behind_a_link(there: bool, tmp_path: Path) -> None:
+    target, link = tmp_path / "deep" / "target", tmp_path / "link"
+    if there:
+        target.mkdir(parents=True)
+    link.symlink_to("deep/target")
+    write_something(link)
+    assert link.is_symlink() and names(target) == WRITTEN
+    assert names(tmp_path) == ["deep", "link"] and names(tmp_path / "deep") == ["target"]
+    link.unlink()
+    link.symlink_to("link")
+    with pytest.raises(GlomoError, match="exists and is a file"):
+        write_something(link)
+
+
+def test_the_folder_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_something(".")
+    assert names(Path(".")) == names(tmp_path) == WRITTEN
+    with pytest.raises(GlomoError, match="not empty"):
+        write_something(".")
+
+
+def test_what_tells_that_a_folder_is_whole_moves_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = []
+    monkeypatch.setattr(files.os, "replace", lambda source, target: moved.append(Path(source).name))
+    with new_folder(tmp_path) as folder:
+        for name in ("config.json", "index.json", "shards", "tokenizer.json"):
+            (folder / name).touch()
+    assert set(moved[:2]) == {"shards", "tokenizer.json"} and set(moved[2:]) == {"config.json", "index.json"}
+
+
+def test_what_somebody_else_wrote_meanwhile_stays(tmp_path: Path) -> None:
+    with pytest.raises(GlomoError, match="not empty"), new_folder(tmp_path) as folder:
+        (folder / "index.json").write_text("ours")
+        (tmp_path / "index.json").write_text("theirs")
+    assert names(tmp_path) == ["index.json"] and (tmp_path / "index.json").read_text() == "theirs"
+
+
+WRITER = """
+import sys
+from glomo_dist.runtime.files import new_folder
+with new_folder(sys.argv[1]) as folder:
+    (folder / "half").touch()
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_a_killed_writer_left_goes_and_what_is_in_use_stays(
+    there: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "o[u]t"
+    if there:
+        out.mkdir()
+    command = [sys.executable, "-c", WRITER, str(out)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None and writer.stdout.readline() == "writing\n"
+        (left,) = (out if there else tmp_path).glob(".o*.tmp")
+        with pytest.raises(KeyboardInterrupt), new_folder(out):
+            raise KeyboardInterrupt
+        assert f"{left} is left as it is" in capfd.readouterr().err and (left / "half").exists()
+        writer.kill()
+    write_something(out)
+    assert names(out) == WRITTEN and names(tmp_path) == ["o[u]t"]
+
+
+@pytest.mark.parametrize("mark", [None, "", "another-host"])
+def test_what_may_be_in_use_elsewhere_is_left_and_named(
+    mark: str | None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    left = tmp_path / ".out.0123abcd.tmp"
+    left.mkdir()
+    if mark is not None:
+        (left / files._MARK).write_text(mark)
+    (tmp_path / ".out.other.0123abcd.tmp").mkdir()  # of another folder
+    write_something(tmp_path / "out")
+    assert names(tmp_path) == [".out.0123abcd.tmp", ".out.other.0123abcd.tmp", "out"]
+    said = capfd.readouterr().err
+    assert f"{left} is left as it is" in said and "other" not in said.replace("another", "")
 
 
 @pytest.mark.parametrize("where", ["shutil.copytree", "glomo_dist.runtime.files.sync_tree"])
