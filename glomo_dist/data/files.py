@@ -8,28 +8,30 @@ import lzma
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-import fsspec
 import zstandard
+from fsspec.implementations.local import LocalFileSystem, make_path_posix
 
+from glomo_dist.data.remote import HTTP, file_system, open_in_order, shown
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.files import cannot_write
 
 PACKED = (".gz", ".xz", ".zst")
-REMOTE = ("http", "https")
 
 
 @dataclass(frozen=True)
 class InputFile:
     """One input file.
 
-    name: as the user would write it; used in errors.
+    name: as the user would write it, but for what may be secret in an address; used in errors.
     label: its name below the given source; kept with every sample, so it does not depend on the machine.
     suffix: without packing, e.g. ".jsonl" for "a.jsonl.xz".  packing: ".gz", ".xz", ".zst" or "".
+    outright: whether the source named this very file.
     """
 
     name: str
@@ -38,18 +40,23 @@ class InputFile:
     suffix: str
     packing: str
     filesystem: Any
+    outright: bool
 
 
-def find_files(sources: Sequence[str], suffixes: Iterable[str]) -> list[InputFile]:
+def find_files(
+    sources: Sequence[str], suffixes: Iterable[str], left_out: Counter[str] | None = None
+) -> list[InputFile]:
     """The files meant by `sources`: files, folders (searched recursively) and globs, in a stable order.
 
     A folder or glob gives its files with one of `suffixes`; a file named outright must have one.
+    left_out: here the other files are counted, "... files" of each ending.
     Raises DataError for a source that does not exist, has an unknown suffix or contains nothing readable.
     """
     if not sources:
         raise DataError("no input was named. Give at least one file, folder, glob or URL.")
     known = tuple(suffixes)
-    found = [file for source in sources for file in _expand(str(source), known)]
+    left_out = Counter() if left_out is None else left_out
+    found = [file for source in sources for file in _expand(str(source), known, left_out)]
     seen: dict[str, str] = {}
     for file in found:
         # A local file has many names: a/./b, a//b, links.
@@ -67,11 +74,15 @@ def _is_local(filesystem: Any) -> bool:
     return filesystem.protocol in ("file", ("file", "local"))
 
 
-def _expand(source: str, suffixes: tuple[str, ...]) -> list[InputFile]:
-    remote = source.split("://", 1)[0] in REMOTE
+def _expand(source: str, suffixes: tuple[str, ...], left_out: Counter[str]) -> list[InputFile]:
+    remote = source.split("://", 1)[0] in HTTP
+    name = shown(source)
     try:
-        filesystem, path = fsspec.core.url_to_fs(source)
-        if remote and "*" not in path:  # folders and "?" mean nothing over http
+        if os.path.exists(source):  # also where the name looks like something else: "a::b.txt"
+            filesystem, path = LocalFileSystem(), make_path_posix(source).rstrip("/") or "/"
+        else:
+            filesystem, path = file_system(source)
+        if remote and "*" not in path.partition("?")[0]:  # folders and other patterns mean nothing over http
             return [_named(source, path, filesystem, suffixes)]
         if not remote and filesystem.isfile(path):
             return [_named(source, path, filesystem, suffixes)]
@@ -82,24 +93,29 @@ def _expand(source: str, suffixes: tuple[str, ...]) -> list[InputFile]:
             paths = sorted(p for p in filesystem.glob(path) if filesystem.isfile(p))
             base = path[: path.rfind("/", 0, min(path.find(m) for m in "*?[" if m in path)) + 1]
         else:
-            raise DataError(f"{source} does not exist. Check the name.")
+            raise DataError(f"{name} does not exist. Check the name.")
     except (DataError, KeyboardInterrupt):
         raise
     except Exception as e:  # a file system driver may raise anything: bad scheme, credentials, network
-        raise DataError(f"cannot look into {source}: {describe(e)}.") from e
+        raise DataError(f"cannot look into {name}: {describe(e)}.") from e
     protocol = source.split("://", 1)[0] + "://" if "://" in source and not remote else ""
     files = [
         _describe(protocol + p, p.removeprefix(base), p, filesystem)
         for p in paths
         if not any(part.startswith(".") for part in p.removeprefix(base).split("/"))
     ]
-    files = [file for file in files if file.suffix in suffixes]
-    if not files:
+    known = [file for file in files if file.suffix in suffixes]
+    left_out.update(_kind(file) for file in files if file.suffix not in suffixes)
+    if not known:
         raise DataError(
-            f"{source} has no file with a known ending ({', '.join(suffixes)}; each also with "
+            f"{name} has no file with a known ending ({', '.join(suffixes)}; each also with "
             f"{', '.join(PACKED)}). Check the name, or convert the files."
         )
-    return files
+    return known
+
+
+def _kind(file: InputFile) -> str:
+    return f"{file.suffix}{file.packing} files" if file.suffix or file.packing else "files without an ending"
 
 
 def _files_below(root: str) -> list[str]:
@@ -125,24 +141,24 @@ def _files_below(root: str) -> list[str]:
 
 
 def _named(source: str, path: str, filesystem: Any, suffixes: tuple[str, ...]) -> InputFile:
-    bare = path.split("?", 1)[0] if source.split("://", 1)[0] in REMOTE else path
-    file = _describe(source, bare.rsplit("/", 1)[-1], path, filesystem)
+    bare = path.split("?", 1)[0] if source.split("://", 1)[0] in HTTP else path
+    file = _describe(source, bare.rsplit("/", 1)[-1], path, filesystem, outright=True)
     if file.suffix not in suffixes:
         raise DataError(
-            f"{source}: unknown ending {file.suffix or file.label!r}. Expected one of {', '.join(suffixes)}, "
+            f"{file.name}: unknown ending {file.suffix or file.label!r}. Expected one of {', '.join(suffixes)}, "
             f"each also with {', '.join(PACKED)}."
         )
     return file
 
 
-def _describe(name: str, label: str, path: str, filesystem: Any) -> InputFile:
+def _describe(name: str, label: str, path: str, filesystem: Any, outright: bool = False) -> InputFile:
     stem = label.rsplit("/", 1)[-1].lower()
     packing = next((p for p in PACKED if stem.endswith(p)), "")
     stem = stem.removesuffix(packing)
     suffix = "-ubyte" if stem.endswith("-ubyte") else stem[stem.rfind(".") :] if "." in stem else ""
     # A name on disk need not be UTF-8; what stands for its other bytes could not be written into a shard.
     label = label.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return InputFile(name, label, path, suffix, packing, filesystem)
+    return InputFile(shown(name), label, path, suffix, packing, filesystem, outright)
 
 
 def open_stream(file: InputFile) -> io.BufferedReader:
@@ -175,7 +191,7 @@ class _Guarded(io.RawIOBase):
     def __init__(self, file: InputFile) -> None:
         self._file = file
         try:
-            self._raw = file.filesystem.open(file.path, "rb")
+            self._raw = open_in_order(file.filesystem, file.path)
             self._stream = _unpack(self._raw, file.packing)
         except Exception as e:
             raise self._error(e) from e
@@ -242,5 +258,5 @@ def describe(e: BaseException) -> str:
     """One line for a foreign exception."""
     if isinstance(e, OSError) and e.strerror:
         return e.strerror
-    text = " ".join(str(e).split())
+    text = shown(" ".join(str(e).split()))
     return f"{type(e).__name__}: {text}" if text else type(e).__name__

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,11 +16,12 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from glomo_dist.data.files import InputFile, describe, find_files, open_seekable, open_stream
-from glomo_dist.data.npy import read_header
+from glomo_dist.data.npy import read_header, read_up_to
 from glomo_dist.runtime.errors import ConfigError, DataError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 IMAGE_SUFFIXES = (*PICTURE_SUFFIXES, ".npz", "-ubyte")
+MOST_PIXELS = 1 << 26  # of a resized image; what is read, Pillow limits
 _IDX_UBYTE = 0x08  # third byte of an idx file: its element type; the fourth is the number of dimensions
 _TIFF_BITS = 258  # number of the tag BitsPerSample
 
@@ -34,38 +37,45 @@ class Picture:
 
 
 def pictures(
-    sources: Sequence[str], *, size: tuple[int, int] | None = None, channels: int | None = None
+    sources: Sequence[str],
+    *,
+    size: tuple[int, int] | None = None,
+    channels: int | None = None,
+    left_out: Counter[str] | None = None,
 ) -> Iterator[Picture]:
     """All images of `sources`, in a stable order, read as a stream.
 
     sources: image files, `.npz`, idx files (`*-ubyte`, label files in a folder are skipped); each also packed.
     size: (height, width) to resize to, bicubic; None keeps the size.
     channels: 1 or 3 to convert to; None keeps what each image has.
+    left_out: counts the files that are none of these (see `find_files`).
 
     Raises DataError naming file and image for what cannot be decoded, is not uint8 or in 0..1, or not finite.
     """
     if channels not in (None, 1, 3):
         raise ConfigError(f"channels must be 1 (grey) or 3 (colour), got {channels}.")
-    if size is not None and min(size) < 1:
-        raise ConfigError(f"size must be positive, got {size[0]} x {size[1]}.")
-    return _pictures(find_files(sources, IMAGE_SUFFIXES), [str(s) for s in sources], size, channels)
+    if size is not None and (min(size) < 1 or size[0] * size[1] > MOST_PIXELS):
+        raise ConfigError(
+            f"size must be positive, and of {MOST_PIXELS:,} pixels at most, got {size[0]} x {size[1]}."
+        )
+    return _pictures(find_files(sources, IMAGE_SUFFIXES, left_out), size, channels)
 
 
 def _pictures(
-    files: list[InputFile], named: list[str], size: tuple[int, int] | None, channels: int | None
+    files: list[InputFile], size: tuple[int, int] | None, channels: int | None
 ) -> Iterator[Picture]:
     for file in files:
         count = 0
-        for picture in _of_file(file, named_outright=file.name in named):
+        for picture in _of_file(file):
             count += 1
             yield _converted(picture, size, channels)
         if not count and file.suffix != "-ubyte":
             raise DataError(f"{file.name} has no image in it. Remove it from the inputs.")
 
 
-def _of_file(file: InputFile, named_outright: bool) -> Iterator[Picture]:
+def _of_file(file: InputFile) -> Iterator[Picture]:
     if file.suffix == "-ubyte":
-        return _idx(file, named_outright)
+        return _idx(file)
     return _archive(file) if file.suffix == ".npz" else _picture_file(file)
 
 
@@ -161,10 +171,10 @@ def _array(archive: zipfile.ZipFile, file: InputFile) -> Iterator[Picture]:
             raise DataError(
                 f"{file.name}, array 'images': expected uint8, or floats from 0 to 1, got {dtype}. Convert it."
             )
-        item = int(np.prod(shape[1:])) * dtype.itemsize
+        item = math.prod(shape[1:]) * dtype.itemsize
         for index in range(shape[0]):
             where = f"{file.name}, image {index}"
-            content = stream.read(item)
+            content = read_up_to(stream, item)
             if len(content) != item:
                 raise DataError(f"{where}: the array ends early. Copy the file again.")
             image = np.frombuffer(content, dtype).reshape(shape[1:])
@@ -185,16 +195,7 @@ def _from_unit_range(image: np.ndarray, where: str) -> np.ndarray:
 
 def _jpeg(archive: zipfile.ZipFile, file: InputFile) -> Iterator[Picture]:
     """Image i is jpeg[offset[i] : offset[i + 1]]: image streams end to end, with n + 1 offsets."""
-    arrays = {}
-    for name in ("jpeg", "offset"):
-        try:
-            with archive.open(f"{name}.npy") as stream:
-                arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
-        except ValueError as e:
-            raise DataError(
-                f"{file.name}, array {name!r}: {describe(e)}. Save it again with numpy.savez."
-            ) from e
-    jpeg, offset = arrays["jpeg"], arrays["offset"]
+    jpeg, offset = (_whole_array(archive, name, file) for name in ("jpeg", "offset"))
     if jpeg.dtype != np.uint8 or jpeg.ndim != 1 or offset.ndim != 1 or offset.dtype.kind not in "iu":
         raise DataError(
             f"{file.name}: expected 'jpeg' uint8 [bytes] and 'offset' integer [n + 1], got "
@@ -217,13 +218,31 @@ def _jpeg(archive: zipfile.ZipFile, file: InputFile) -> Iterator[Picture]:
         yield Picture(_decode(content, where), file.label, index, where)
 
 
-def _idx(file: InputFile, named_outright: bool) -> Iterator[Picture]:
+def _whole_array(archive: zipfile.ZipFile, name: str, file: InputFile) -> np.ndarray:
+    with archive.open(f"{name}.npy") as stream:
+        try:
+            shape, dtype = read_header(stream)
+            size = math.prod(shape) * dtype.itemsize
+            content = read_up_to(stream, size)
+            if len(content) < size:
+                raise DataError(
+                    f"{file.name}, array {name!r}: {size:,} bytes were promised, {len(content):,} are there. "
+                    "Copy it again."
+                )
+            return np.frombuffer(content, dtype).reshape(shape)
+        except ValueError as e:
+            raise DataError(
+                f"{file.name}, array {name!r}: {describe(e)}. Save it again with numpy.savez."
+            ) from e
+
+
+def _idx(file: InputFile) -> Iterator[Picture]:
     """Images of an idx file: bytes 0 0 type dimensions, big-endian sizes, then the pixels (MNIST's format)."""
     with open_stream(file) as stream:
         head = stream.read(4)
         if len(head) < 4 or head[:3] != bytes((0, 0, _IDX_UBYTE)):
             raise DataError(f"{file.name} is not an idx file of bytes (it begins with {head!r}). Remove it.")
-        if head[3] == 1 and not named_outright:
+        if head[3] == 1 and not file.outright:
             return  # the labels beside the images
         if head[3] != 3:
             raise DataError(f"{file.name}: expected images (3 dimensions), got {head[3]} (1 means labels).")
@@ -231,9 +250,11 @@ def _idx(file: InputFile, named_outright: bool) -> Iterator[Picture]:
         if len(sizes) < 12:
             raise DataError(f"{file.name} ends in its header. Copy it again.")
         n, height, width = struct.unpack(">III", sizes)
+        if not height or not width:
+            raise DataError(f"{file.name}: its header promises images of {height} x {width}. Copy it again.")
         for index in range(n):
             where = f"{file.name}, image {index}"
-            content = stream.read(height * width)
+            content = read_up_to(stream, height * width)
             if len(content) != height * width:
                 raise DataError(f"{where}: the file ends early, {n} images were promised. Copy it again.")
             yield Picture(np.frombuffer(content, np.uint8).reshape(height, width), file.label, index, where)

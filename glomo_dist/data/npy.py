@@ -1,10 +1,13 @@
-"""The head of a `.npy` stream, so that its array can be checked before memory is taken, and never unpickled."""
+"""The head of a `.npy` stream, so that its array can be checked before memory is taken, and never unpickled; and
+reading no more than is there, whatever a head promises."""
 
 from __future__ import annotations
 
 from typing import IO
 
 import numpy as np
+
+_STEP = 1 << 20  # bytes read at a time
 
 
 def read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
@@ -20,8 +23,19 @@ def read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
         shape, fortran, dtype = read(stream)
     except Exception as e:  # numpy parses it as Python, and lets through whatever that raises
         raise ValueError(" ".join(str(e).split()) or type(e).__name__) from e
+    if min(shape, default=0) < 0:
+        raise ValueError(f"the shape {shape} has a negative size")
     if dtype.hasobject:
         raise ValueError("an array of Python objects would have to be unpickled")
     if fortran and len(shape) > 1:
         raise ValueError("the array is in Fortran order; save numpy.ascontiguousarray of it")
     return shape, dtype
+
+
+def read_up_to(stream: IO[bytes], size: int) -> bytes:
+    """`size` bytes, or fewer if the stream ends; takes memory as they come, not as they are promised."""
+    parts = []
+    while size > 0 and (part := stream.read(min(size, _STEP))):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)

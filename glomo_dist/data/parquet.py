@@ -32,6 +32,11 @@ def parquet_rows(
             for name in columns or ():
                 if name not in known:
                     raise DataError(f"{file.name}: no column {name!r}{advice}.{suggest(name, known)}")
+            for name in columns or known:
+                if known.count(name) > 1:
+                    raise DataError(
+                        f"{file.name}: {known.count(name)} columns have the name {name!r}. Give each its own."
+                    )
             labels = _label_names(table.schema_arrow.metadata)
             row = 0
             for batch in table.iter_batches(batch_size=ROWS, columns=columns and list(columns)):

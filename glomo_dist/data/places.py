@@ -8,18 +8,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Protocol, TypeAlias, TypeVar, cast
 
 from glomo_dist.data.files import describe
+from glomo_dist.data.remote import file_system, open_in_order, shown
 from glomo_dist.runtime.errors import ConfigError, DataError, ShardError
 from glomo_dist.runtime.progress import say
 
 T = TypeVar("T")
 
 SCHEMES = ("http", "https", "s3", "gs", "gcs", "abfs", "az", "memory")
-_BLOCK = 16 << 20  # bytes asked for in one request, where the protocol has requests for parts
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 30.0  # seconds
-_STALL = 30.0  # seconds without a byte after which a connection is given up
 _PASSING = {408, 425, 429}  # of the HTTP codes 4xx, those worth another attempt
 
 
@@ -37,7 +36,7 @@ class Address:
         return Address(f"{base.rstrip('/')}/{name}{mark}{query}")
 
     def __str__(self) -> str:
-        return re.sub(r"(://)[^/@]*@", r"\1", self.url.partition("?")[0])
+        return shown(self.url.partition("?")[0])
 
     def resolve(self) -> Address:
         return self
@@ -75,28 +74,8 @@ def open_place(file: Place, size: int | None = None) -> Source:
     """The bytes of `file`. size: that it should have, which spares asking for it. May raise anything."""
     if isinstance(file, Path):
         return open(file, "rb")
-    import fsspec  # with what it needs for a protocol, slow to import
-
-    protocol = file.url.partition("://")[0]
-    if protocol in ("http", "https"):
-        import aiohttp
-
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_STALL, sock_read=_STALL)
-        options: dict[str, Any] = {"client_kwargs": {"timeout": timeout}}
-    elif protocol == "s3":
-        options = {
-            "config_kwargs": {
-                "connect_timeout": _STALL,
-                "read_timeout": _STALL,
-                "retries": {"max_attempts": 1},
-            }
-        }
-    else:
-        options = {}
-    filesystem, path = fsspec.core.url_to_fs(file.url, **options)
-    if protocol in ("http", "https"):
-        return filesystem.open(path, block_size=0, size=size or 1)  # one request, read as it comes
-    return filesystem.open(path, "rb", block_size=_BLOCK, cache_type="readahead")
+    filesystem, path = file_system(file.url, tried_again=True)
+    return cast(Source, open_in_order(filesystem, path, size))
 
 
 def read_place(file: Place, retry_seconds: float) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -56,14 +57,13 @@ def number_words(job: tuple[list[Document], float]) -> Numbered:
     chunk, valid_share = job
     numbers: defaultdict[str, int] = defaultdict()
     numbers.default_factory = numbers.__len__  # a new word gets the next number
-    ids: list[int] = []
-    lengths = []
+    ids = array("i")
+    ends = [0]
     for document in chunk:
-        words = document.words()
-        ids.extend(map(numbers.__getitem__, words))
-        lengths.append(len(words))
+        ids.extend(map(numbers.__getitem__, document.words()))
+        ends.append(len(ids))
     origins = [Origin(d.source, d.row, _part(d.text, valid_share)) for d in chunk]
-    return Numbered(list(numbers), np.array(ids, np.int32), np.array(lengths, np.int64), origins)
+    return Numbered(list(numbers), np.array(ids, np.int32), np.diff(ends), origins)
 
 
 def _part(text: str, valid_share: float) -> str:

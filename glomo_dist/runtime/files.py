@@ -123,9 +123,9 @@ def parse_json(content: bytes, where: str) -> Any:
 def new_folder(path: str | Path, more: str = _ADVICE) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block ends well, and vanishes when it does not.
 
-    Where `path` is an empty folder (perhaps a mount point, or behind a link) it stays, and what was written moves into
-    it: not in one step as a new folder gets its name, but with `_LAST` last. What a killed process left under a
-    temporary name of `path` is deleted first.
+    An empty folder at `path` (perhaps a mount point, or behind a link) stays, and what was written moves into it: not
+    in one step as a new folder gets its name, but with `_LAST` last. What a killed process left under a temporary
+    name of `path` is deleted first.
 
     Raises `GlomoError` if `path` exists and is not an empty folder: nothing of the user's is overwritten; and
     `cannot_write` if the folder cannot be made, or takes no more in the middle of the block (the disk is full). All

@@ -27,7 +27,7 @@ def one_file(source: str, suffixes: tuple[str, ...]) -> InputFile:
     """The file `source`; raises DataError for a folder, or a pattern of several files: which one was meant?"""
     files = find_files([source], suffixes)
     pattern = any(mark in source for mark in "*?[")
-    if len(files) > 1 or (files[0].name != source and not pattern):
+    if len(files) > 1 or not (files[0].outright or pattern):
         names = ", ".join(file.name for file in files[:5]) + (", …" if len(files) > 5 else "")
         raise DataError(
             f"{source}: expected one file, got a folder or pattern with {names}. Name one of them."

@@ -55,6 +55,9 @@ def test_resizing_and_converting(tmp_path: Path) -> None:
     assert (image == np.asarray(Image.fromarray(COLOUR[0]).convert("L"))).all()
     with pytest.raises(ConfigError, match="channels must be 1"):
         pixels(tmp_path / "a.png", channels=2)
+    for size in ((0, 4), (10**11, 1), (10**4, 10**4)):
+        with pytest.raises(ConfigError, match="size must be positive, and of 67,108,864 pixels at most"):
+            pixels(tmp_path / "a.png", size=size)
 
 
 def test_transparent_and_palette_images_are_colour(tmp_path: Path) -> None:
@@ -166,6 +169,41 @@ def test_archives_that_zipfile_cannot_read(tmp_path: Path) -> None:
         path.write_bytes(changed)
         with pytest.raises(DataError, match=rf"a\.npz cannot be unpacked: .*{message}.*numpy\.savez"):
             pixels(path)
+
+
+@pytest.mark.parametrize(
+    "height, width, message",
+    [
+        (0xFFFFFFFF, 0xFFFFFFFF, "image 0: the file ends early, 1 images were promised"),
+        (0x7FFFFFFF, 0x7FFFFFFF, "image 0: the file ends early"),
+        (0, 5, "promises images of 0 x 5"),
+    ],
+)
+def test_idx_files_that_promise_too_much(tmp_path: Path, height: int, width: int, message: str) -> None:
+    (tmp_path / "a-ubyte").write_bytes(struct.pack(">HBBIII", 0, 8, 3, 1, height, width) + bytes(100))
+    with pytest.raises(DataError, match=f"a-ubyte.*{message}"):
+        pixels(tmp_path / "a-ubyte")
+
+
+@pytest.mark.parametrize(
+    "name, shape, message",
+    [
+        ("jpeg", (10**15,), "array 'jpeg': 1,000,000,000,000,000 bytes were promised, 100 are there"),
+        ("jpeg", (-3,), "array 'jpeg': .*the shape .* negative"),
+        ("images", (1, 2**40, 2**40), "image 0: the array ends early"),
+        ("images", (1, -3, 4), "array 'images': .*the shape .* negative"),
+    ],
+)
+def test_arrays_that_promise_too_much(
+    tmp_path: Path, name: str, shape: tuple[int, ...], message: str
+) -> None:
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr(f"{name}.npy", head.getvalue() + bytes(100))
+        archive.writestr("offset.npy", head.getvalue() + bytes(100))
+    with pytest.raises(DataError, match=rf"a\.npz, {message}"):
+        pixels(tmp_path / "a.npz")
 
 
 def test_pickled_arrays_are_not_loaded(tmp_path: Path) -> None:

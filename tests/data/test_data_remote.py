@@ -13,7 +13,7 @@ import web_faults as faults
 from shard_samples import MakeShards
 from web_faults import Fault, Server, serving
 
-from glomo_dist.data import BadShard, Reading, ShardIndex, Stream, places
+from glomo_dist.data import BadShard, Reading, ShardIndex, Stream, places, remote
 from glomo_dist.runtime.errors import ShardError
 
 LENGTHS = [30, 4, 90, 2, 61, 7] * 6
@@ -33,7 +33,7 @@ def web(local: ShardIndex) -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "_STALL", 0.5)
+    monkeypatch.setattr(remote, "STALL", 0.5)
     monkeypatch.setattr(places, "_FIRST_WAIT", 0.02)
 
 

@@ -10,6 +10,8 @@ import json
 import lzma
 import os
 import threading
+import tracemalloc
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,9 @@ import pytest
 import zstandard
 
 from glomo_dist.data.files import find_files, open_seekable
-from glomo_dist.data.sources import TEXT_SUFFIXES, documents
+from glomo_dist.data.sources import TEXT_SUFFIXES, WORDLESS, Document, documents
+from glomo_dist.data.spool import number_words
+from glomo_dist.data.text import tokenize
 from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError
 
 PACK: dict[str, Callable[[bytes], bytes]] = {
@@ -55,7 +59,7 @@ def test_parquet_in_every_packing(tmp_path: Path, packing: str) -> None:
     path.write_bytes(PACK[packing]((tmp_path / "t").read_bytes()))
     found = list(documents([str(path)], text_key="body"))
     assert [(d.text, d.row) for d in found] == [("a b", 0), ("c", 2)]
-    assert [d.words() for d in found] == [["a", "b"], ["c"]]
+    assert [list(d.words()) for d in found] == [["a", "b"], ["c"]]
 
 
 @pytest.mark.parametrize(
@@ -76,10 +80,67 @@ def test_tokenised_text_is_cut_at_articles_and_not_tokenised_again(tmp_path: Pat
     path = tmp_path / "wiki.tokens"
     path.write_text(" \n = A b = \n \n Well @-@ known <unk> \n = = Part = = \n x \n \n = C = \n \n do n't \n")
     found = list(documents([str(path)]))
-    assert [d.words() for d in found] == [
+    assert [list(d.words()) for d in found] == [
         ["=", "a", "b", "=", "well", "-", "known", "<unk>", "=", "=", "part", "=", "=", "x"],
         ["=", "c", "=", "do", "n't"],
     ]
+
+
+def test_words_do_not_depend_on_where_a_long_text_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "Don't ΟΔΟΣ\u2028ΟΔΟΣ.\x85 ΑΣ Σ\n’tis @-@ “x”–y\tÜber İ  1.5\r\nend" * 3
+    whole = [Document(text, "", 0, tokenised) for tokenised in (False, True)]
+    expected = [list(document.words()) for document in whole]
+    assert expected[0] == tokenize(text)
+    for size in range(1, 30):
+        monkeypatch.setattr("glomo_dist.data.sources._PIECE", size)
+        assert [list(document.words()) for document in whole] == expected
+
+
+def test_memory_of_a_long_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("glomo_dist.data.sources._PIECE", 1 << 16)
+    text = "some words of it\n" * 200_000
+    (tmp_path / "a.txt").write_text(text)
+    tracemalloc.start()
+    numbered = number_words((list(documents([str(tmp_path)])), 0.0))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert numbered.lengths.tolist() == [800_000] and peak < 5 * len(text)
+
+
+@pytest.mark.parametrize("split, rows", [("file", [1]), ("paragraph", [1, 5]), ("line", [1, 2, 5, 6])])
+def test_lines_end_as_they_did_on_any_machine(tmp_path: Path, split: str, rows: list[int]) -> None:
+    lines = ["a", "b", "", "", "c", "d"]
+    for end in ("\n", "\r", "\r\n"):
+        (tmp_path / "a.txt").write_bytes(end.join(lines).encode())
+        found = list(documents([str(tmp_path)], split=split))
+        assert [d.row for d in found] == rows
+        assert "\n".join(d.text for d in found).split() == ["a", "b", "c", "d"]
+    (tmp_path / "a.txt").write_bytes(b"a\rb\nc\r\nd")
+    assert texts(tmp_path, split="line") == ["a", "b", "c", "d"]
+
+
+def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+    for name in ("a.json", "sub/b.json", "c.txt.bz2", "README", ".hidden", "d.json.gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "good.txt").write_text("a\n\n\nb\n")
+    (tmp_path / "good.jsonl").write_text('{"text": "a"}\n{"text": " "}\n\n{"text": ""}\n')
+    left_out: Counter[str] = Counter()
+    found = list(documents([str(tmp_path)], split="line", left_out=left_out))
+    assert [d.text for d in found] == ["a", "a", "b"]
+    assert left_out == {
+        ".json files": 2, ".bz2 files": 1, ".json.gz files": 1, "files without an ending": 1, WORDLESS: 2,
+    }  # fmt: skip
+
+
+def test_a_name_that_looks_like_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["a::b.txt", "zip://c::d.txt", "e[1]*.txt", "f?g=h.txt"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "zip:").mkdir()
+    for name in names:
+        Path(name).write_text(name)
+        assert texts(name) == texts(tmp_path / name) == [name]
+    assert sorted(texts(".")) == sorted(names)
 
 
 def test_folder_and_glob_are_searched_in_order_and_hidden_files_left_out(tmp_path: Path) -> None:
@@ -145,6 +206,34 @@ def test_http_with_the_packing_decided_by_the_ending(web: tuple[Path, str]) -> N
     assert texts(f"{address}/t.parquet") == ["from a table"]
     with pytest.raises(DataError, match=r"missing\.jsonl"):
         texts(f"{address}/missing.jsonl")
+
+
+def test_http_without_parts_of_a_file(web: tuple[Path, str], tmp_path: Path) -> None:
+    folder, address = web
+    text = "a line of text\n" * 1_500_000  # more than one block of fsspec
+    (folder / "a.txt").write_text(text)
+    (folder / "a.txt.gz").write_bytes(gzip.compress(text.encode(), 1))
+    assert texts(f"{address}/a.txt") == texts(f"{address}/a.txt.gz") == [text[:-1]]
+
+
+def test_a_star_in_a_query_is_no_pattern(web: tuple[Path, str]) -> None:
+    folder, address = web
+    (folder / "a.txt").write_text("x")
+    (folder / "b.txt").write_text("y")
+    assert texts(f"{address}/a.txt?sig=a*b") == ["x"]
+    assert texts(f"{address}/*.txt") == ["x", "y"]
+
+
+SECRETS = ["http://me:SECRET@127.0.0.1:9/a.txt", "http://127.0.0.1:9/a.txt?token=SECRET"]
+
+
+@pytest.mark.parametrize(
+    "source", [*SECRETS, *(s.replace("a.txt", "*.txt") for s in SECRETS), "{web}?key=SECRET"]
+)
+def test_no_error_repeats_a_secret(web: tuple[Path, str], source: str) -> None:
+    with pytest.raises(DataError) as error:
+        texts(source.format(web=f"{web[1]}/missing.txt"))
+    assert "SECRET" not in str(error.value) and ".txt" in str(error.value)
 
 
 def test_s3_files_folders_and_patterns(bucket: Any) -> None:
@@ -265,12 +354,19 @@ def test_bad_parquet(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"t\.parquet is not a whole Parquet file"):
         texts(path)
     pq.write_table(pa.table({"text": pa.array(["a", None]), "n": [1, 2]}), path)
-    with pytest.raises(DataError, match=r"row 1, column 'text': expected text, got NoneType"):
+    with pytest.raises(
+        DataError, match=r"row 1, column 'text': expected text, got NoneType .*take the row out"
+    ):
         texts(path)
     with pytest.raises(DataError, match=r"no column 'txt'.*Did you mean 'text'"):
         texts(path, text_key="txt")
     with pytest.raises(DataError, match=r"row 0, column 'n': expected text, got int"):
         texts(path, text_key="n")
+    pq.write_table(pa.table([["a"], ["b"], [1], [2]], ["text", "text", "n", "n"]), path)
+    with pytest.raises(DataError, match=r"t\.parquet: 2 columns have the name 'text'"):
+        texts(path)
+    pq.write_table(pa.table([["a"], [1], [2]], ["text", "n", "n"]), path)
+    assert texts(path) == ["a"]
     pq.write_table(pa.table({"text": ["a", "b\0"]}), path)
     with pytest.raises(DataError, match=r"t\.parquet, row 1, column 'text': contains a zero byte"):
         texts(path)
