@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import tyro
 
+from glomo_dist.data.remote import shown
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.runtime.files import write_json
 from glomo_dist.runtime.fingerprint import code_version
@@ -84,8 +85,17 @@ def explained(cls: type[T]) -> type[T]:
 
 
 def save_command(folder: str | Path, name: str, arguments: Any) -> None:
-    """Write `folder`/command.json: the resolved arguments of the command that made the folder."""
+    """Write `folder`/command.json: the resolved arguments of the command that made the folder, secrets left out."""
     write_json(
         Path(folder) / COMMAND_FILE,
-        {"command": name, "arguments": dataclasses.asdict(arguments), "code": code_version()},
+        {"command": name, "arguments": _shown(dataclasses.asdict(arguments)), "code": code_version()},
     )
+
+
+def _shown(value: Any) -> Any:
+    """`value`, of what JSON knows, with every text as `shown`."""
+    if isinstance(value, dict):
+        return {key: _shown(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_shown(item) for item in value]
+    return shown(value) if isinstance(value, str) else value

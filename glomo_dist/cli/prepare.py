@@ -13,8 +13,10 @@ settings of one kind.
 
 from __future__ import annotations
 
+import contextlib
 import shlex
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -30,6 +32,7 @@ from glomo_dist.runtime.progress import say
 
 Sources = Positional[Annotated[tuple[str, ...], arg(metavar="SOURCE [SOURCE ...]")]]
 MIB = 1 << 20
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # besides Ctrl-C
 
 
 def _int(default: int) -> Any:
@@ -128,9 +131,30 @@ def _required(sources: Sequence[str]) -> list[str]:
     return list(sources)
 
 
+@contextlib.contextmanager
+def _signals_stop() -> Iterator[None]:
+    """What asks a program to end does what Ctrl-C does, so that nothing half-written stays; once, as removing takes a
+    moment. A signal that is ignored (nohup) stays so."""
+
+    def stop(*_: object) -> None:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {n: signal.getsignal(n) for n in STOP_SIGNALS if signal.getsignal(n) is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def main(argv: Sequence[str]) -> None:
     command = parse(Kind, argv, name="prepare", description=__doc__)
-    command.run()
+    with _signals_stop():
+        command.run()
     save_command(command.out, f"prepare {type(command).__name__.lower()}", command)
     if isinstance(command, Demo):
         say(f"next: glomo prepare text {shlex.quote(f'{command.out}/text.jsonl')} --out shards/text")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.runtime.errors import ConfigError, GlomoError
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -24,7 +28,7 @@ def ordered_map(function: Callable[[A], B], items: Iterable[A], workers: int) ->
         yield from map(function, items)
         return
     # Spawned, not forked: the parent may have threads (network, progress), whose locks a fork would copy.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _follow) as pool:
         pending: deque[Future[B]] = deque()
         try:
             for item in items:
@@ -33,6 +37,24 @@ def ordered_map(function: Callable[[A], B], items: Iterable[A], workers: int) ->
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
+        except BrokenProcessPool as e:
+            raise GlomoError(
+                "a worker process died (killed, or out of memory?). Run the command again with fewer --workers."
+            ) from e
         finally:
             for future in pending:
                 future.cancel()
+
+
+def _follow() -> None:
+    """In a worker: the parent decides when to end, and once it has ended, however, so do we (not by ourselves)."""
+    for number in (signal.SIGINT, signal.SIGHUP):  # sent to the whole group
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

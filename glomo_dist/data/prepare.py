@@ -1,12 +1,14 @@
 """From raw input to shards: `prepare_text` and `prepare_images`.
 
 Text is read once. Its words go to a temporary file as provisional numbers; when all are counted, the vocabulary is
-chosen and the numbers are translated while the shards are written. Memory holds the distinct words, no text.
+chosen and the numbers are translated while the shards are written. Memory holds the distinct words, and of the text
+a document or a million characters at a time.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,9 @@ from glomo_dist.data.images import pictures
 from glomo_dist.data.index import ShardIndex
 from glomo_dist.data.parallel import ordered_map
 from glomo_dist.data.pixels import PixelTokenizer
+from glomo_dist.data.remote import shown
 from glomo_dist.data.shards import ShardFolder, check_shard_bytes
-from glomo_dist.data.sources import Split, documents
+from glomo_dist.data.sources import WORDLESS, Split, documents
 from glomo_dist.data.spool import Numbering, Spool, chunks, number_words
 from glomo_dist.data.text import UNKNOWN, WordTokenizer
 from glomo_dist.data.tokenizer import Tokenizer, load_tokenizer
@@ -28,6 +31,8 @@ from glomo_dist.runtime.files import new_folder, require_absent_or_empty
 
 SHARD_BYTES = 64 << 20
 VOCAB_SIZE, MIN_COUNT, BITS = 30_000, 1, 4
+MOST_WORDS = 1 << 31  # ids are int32 until they are written
+MOST = 10**15  # of anything else; itertools counts in 64 bits
 
 
 def prepare_text(
@@ -56,22 +61,24 @@ def prepare_text(
     """
     if not 0 <= valid_share < 1:
         raise ConfigError(f"valid_share must be from 0 to less than 1, got {valid_share}.")
-    if max_documents is not None and max_documents < 1:
-        raise ConfigError(f"max_documents must be at least 1, got {max_documents}.")
+    _check_count("max_documents", max_documents)
     if tokenizer is not None and (vocab_size, min_count) != (None, None):
         raise ConfigError(
             "vocab_size and min_count choose words, but a tokenizer has its own. Leave them or it out."
         )
     vocab_size = VOCAB_SIZE if vocab_size is None else vocab_size
     min_count = MIN_COUNT if min_count is None else min_count
-    if vocab_size < 2:
-        raise ConfigError(f"vocab_size must be at least 2 ({UNKNOWN} and a word), got {vocab_size}.")
-    if min_count < 1:
-        raise ConfigError(f"min_count must be at least 1, got {min_count}.")
+    if not 2 <= vocab_size <= MOST_WORDS:
+        raise ConfigError(
+            f"vocab_size must be from 2 ({UNKNOWN} and a word) to {MOST_WORDS:,}, got {vocab_size}."
+        )
+    _check_count("min_count", min_count)
     check_shard_bytes(shard_bytes)
     require_absent_or_empty(out)
     given = _word_tokenizer(tokenizer) if tokenizer is not None else None
-    stream = itertools.islice(documents(sources, text_key=text_key, split=split), max_documents)
+    left_out: Counter[str] = Counter()
+    found = documents(sources, text_key=text_key, split=split, left_out=left_out)
+    stream = itertools.islice(found, max_documents)
     parts = ("train", "valid") if valid_share else ("",)
     with new_folder(out) as folder:
         spools = {part: Spool(folder / f"spool-{part}") for part in parts}
@@ -83,6 +90,8 @@ def prepare_text(
                 for document, end, length in zip(numbered.documents, ends, numbered.lengths, strict=True):
                     if length:
                         spools[document.part].add(ids[end - length : end], document)
+                    else:
+                        left_out[WORDLESS] += 1
                 bar.update(len(ids))
         for part, spool in spools.items():
             spool.finish()
@@ -98,7 +107,7 @@ def prepare_text(
             ) as bar:
                 unknown += _write(writer, ((provisional_to_id[ids], meta) for ids, meta in bar))
             spool.delete()
-    _report(Path(out), parts, vocabulary, unknown)
+    _report(Path(out), parts, vocabulary, unknown, left_out)
     return Path(out)
 
 
@@ -122,8 +131,7 @@ def prepare_images(
 
     Returns `out`. Raises DataError or ConfigError and leaves nothing behind if the input is not usable.
     """
-    if max_images is not None and max_images < 1:
-        raise ConfigError(f"max_images must be at least 1, got {max_images}.")
+    _check_count("max_images", max_images)
     if tokenizer is not None and (bits, size, channels) != (None, None, None):
         raise ConfigError("bits, size and channels are those of the tokenizer. Leave them or it out.")
     check_shard_bytes(shard_bytes)
@@ -132,12 +140,12 @@ def prepare_images(
     if tokenizer is not None:
         pixel_tokenizer = _pixel_tokenizer(tokenizer)
         size, channels = pixel_tokenizer.shape, pixel_tokenizer.channels
-    stream = itertools.islice(pictures(sources, size=size, channels=channels), max_images)
+    left_out: Counter[str] = Counter()
+    found = pictures(sources, size=size, channels=channels, left_out=left_out)
+    stream = itertools.islice(found, max_images)
     first = next(stream, None)
     if first is None:
-        raise DataError(
-            f"no image in {', '.join(map(str, sources))}. Name image files, .npz or *-images-idx3-ubyte."
-        )
+        raise DataError(f"no image in {_named(sources)}. Name image files, .npz or *-images-idx3-ubyte.")
     if pixel_tokenizer is None:
         height, width = first.pixels.shape[:2]
         bits = BITS if bits is None else bits
@@ -155,8 +163,13 @@ def prepare_images(
 
     with new_folder(out) as folder:
         _write(ShardFolder(folder, pixel_tokenizer, shard_bytes), samples(pixel_tokenizer))
-    _report(Path(out), ("",), pixel_tokenizer, 0)
+    _report(Path(out), ("",), pixel_tokenizer, 0, left_out)
     return Path(out)
+
+
+def _check_count(name: str, value: int | None) -> None:
+    if value is not None and not 1 <= value <= MOST:
+        raise ConfigError(f"{name} must be from 1 to {MOST:,}, got {value}.")
 
 
 def _write(writer: ShardFolder, samples: Iterable[tuple[np.ndarray, dict[str, Any]]]) -> int:
@@ -172,7 +185,9 @@ def _write(writer: ShardFolder, samples: Iterable[tuple[np.ndarray, dict[str, An
     return zeros
 
 
-def _report(out: Path, parts: Sequence[str], tokenizer: Tokenizer, unknown: int) -> None:
+def _report(
+    out: Path, parts: Sequence[str], tokenizer: Tokenizer, unknown: int, left_out: Counter[str]
+) -> None:
     total = 0
     for part in parts:
         index = ShardIndex.read(out / part)
@@ -187,16 +202,21 @@ def _report(out: Path, parts: Sequence[str], tokenizer: Tokenizer, unknown: int)
         )
     else:
         progress.say(f"{tokenizer.vocab_size:,} pixel ids")
+    if left_out:
+        progress.say("left out: " + ", ".join(f"{count:,} {kind}" for kind, count in left_out.items()))
 
 
 def _nothing_usable(sources: Sequence[str], part: str, valid_share: float) -> str:
-    named = ", ".join(map(str, sources))
     if part:
         return (
-            f"no document of {named} fell into the part {part!r} with valid_share {valid_share}. "
+            f"no document of {_named(sources)} fell into the part {part!r} with valid_share {valid_share}. "
             "Give more documents, or set valid_share to 0."
         )
-    return f"zero usable documents in {named}: none contains a word. Check the files, text_key and split."
+    return f"zero usable documents in {_named(sources)}: none contains a word. Check the files, text_key and split."
+
+
+def _named(sources: Sequence[str]) -> str:
+    return ", ".join(shown(str(source)) for source in sources)
 
 
 def _word_tokenizer(path: str | Path) -> WordTokenizer:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
+from web_faults import serving, stall
 
+from glomo_dist.cli import main
 from glomo_dist.data import (
     ShardIndex,
     load_tokenizer,
@@ -19,6 +27,7 @@ from glomo_dist.data import (
     read_sample,
     tokenize,
 )
+from glomo_dist.data.parallel import ordered_map
 from glomo_dist.data.prepare import BITS, MIN_COUNT, VOCAB_SIZE
 from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError
 
@@ -143,6 +152,8 @@ def test_documents_without_a_word_are_left_out_and_zero_documents_refused(tmp_pa
         ({"valid_share": 1.0}, "valid_share"),
         ({"max_documents": 0}, "max_documents"),
         ({"vocab_size": 1}, "vocab_size"),
+        ({"vocab_size": 10**23}, "vocab_size must be from 2 .* to 2,147,483,648"),
+        ({"max_documents": 10**23}, "max_documents must be from 1 to"),
         ({"shard_bytes": 1}, "shard_bytes.*--shard-mib"),
         ({"workers": 0}, "workers"),
     ],
@@ -151,6 +162,90 @@ def test_bad_settings(corpus: str, tmp_path: Path, options: dict, message: str) 
     with pytest.raises(ConfigError, match=message):
         prepare_text([corpus], tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_more_images_than_can_be_counted(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="max_images must be from 1 to"):
+        prepare_images([str(tmp_path / "missing.npz")], tmp_path / "out", max_images=10**23)
+
+
+def test_the_report_names_what_was_left_out(
+    corpus: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.json").touch()
+    with open(corpus, "a") as f:
+        f.write('{"text": "_"}\n{"text": ""}\n')
+    prepare_text([str(tmp_path)], tmp_path / "out", workers=2)
+    assert "left out: 1 .json files, 2 documents without a word\n" in capfd.readouterr().err
+    np.savez(tmp_path / "images.npz", images=np.zeros((3, 4, 4), np.uint8))
+    prepare_images([str(tmp_path / "*.*")], tmp_path / "images")
+    assert "left out: 1 .json files, 1 .jsonl files\n" in capfd.readouterr().err
+
+
+def _killed(_: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_is_an_error() -> None:
+    with pytest.raises(GlomoError, match=r"a worker process died .* fewer --workers"):
+        list(ordered_map(_killed, range(20), 2))
+
+
+MAPPER = """
+import time
+from glomo_dist.data.parallel import ordered_map
+if __name__ == "__main__":
+    for _ in ordered_map(time.sleep, [0.0] * 1000 + [3600.0], 2):
+        print("x", flush=True)
+"""
+
+
+def test_workers_end_with_a_killed_command(tmp_path: Path) -> None:
+    (tmp_path / "mapper.py").write_text(MAPPER)
+    command = [sys.executable, str(tmp_path / "mapper.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "x\n"
+        children = psutil.Process(process.pid).children()
+        process.kill()
+    assert len(children) >= 2
+    assert not psutil.wait_procs(children, timeout=30)[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_a_stopped_command_leaves_nothing_or_what_the_next_removes(
+    number: signal.Signals, corpus: str, tmp_path: Path
+) -> None:
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "a.txt").write_text("begun\n" * 500)
+    with serving(tmp_path / "web") as server:
+        server.always["a.txt"] = stall
+        sources = [corpus, f"{server.address}/a.txt"]
+        command = [sys.executable, "-m", "glomo_dist.cli", "prepare", "text", *sources, "--out"]
+        with subprocess.Popen(
+            [*command, str(tmp_path / "out")], stderr=subprocess.PIPE, text=True
+        ) as process:
+            while not server.asked["a.txt"]:
+                time.sleep(0.05)
+            process.send_signal(number)
+            said = process.communicate(timeout=60)[1]
+    left = list(tmp_path.glob(".*"))
+    if number == signal.SIGKILL:
+        assert len(left) == 1
+        prepare_text([corpus], tmp_path / "out")
+    else:
+        assert process.returncode == 130 and "glomo: stopped." in said and not left
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_record_of_the_command_has_no_secret(tmp_path: Path) -> None:
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "a.txt").write_text("some words")
+    with serving(tmp_path / "web") as server:
+        address = f"{server.address.replace('//', '//me:SECRET@')}/a.txt?token=SECRET"
+        assert main(["prepare", "text", address, "--out", str(tmp_path / "out")]) == 0
+    record = (tmp_path / "out" / "command.json").read_text()
+    assert "SECRET" not in record and f'"{server.address}/a.txt"' in record
+    assert read_metadata(ShardIndex.read(tmp_path / "out"), 0)["source"] == "a.txt"
 
 
 def test_the_size_of_shards_is_checked_before_reading(tmp_path: Path) -> None:
@@ -190,7 +285,7 @@ def test_full_disk_in_the_middle(
 
 
 def test_settings_without_effect_are_refused(corpus: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="min_count must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match=r"min_count must be from 1 .* got 0"):
         prepare_text([corpus], tmp_path / "out", min_count=0)
     for setting in (
         {"vocab_size": 9},
