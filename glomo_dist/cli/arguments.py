@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 import tyro
 
-from glomo_dist.data.remote import shown
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.runtime.files import write_json
 from glomo_dist.runtime.fingerprint import code_version
+from glomo_dist.runtime.secrets import shown
 
 T = TypeVar("T")
 COMMAND_FILE = "command.json"

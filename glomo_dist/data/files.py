@@ -17,9 +17,10 @@ from typing import IO, Any, cast
 import zstandard
 from fsspec.implementations.local import LocalFileSystem, make_path_posix
 
-from glomo_dist.data.remote import HTTP, file_system, open_in_order, shown
+from glomo_dist.data.remote import HTTP, file_system, open_in_order
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.files import cannot_write
+from glomo_dist.runtime.secrets import shown
 
 PACKED = (".gz", ".xz", ".zst")
 

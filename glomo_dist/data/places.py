@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Protocol, TypeAlias, TypeVar, cast
 
 from glomo_dist.data.files import describe
-from glomo_dist.data.remote import file_system, open_in_order, shown
+from glomo_dist.data.remote import file_system, open_in_order
 from glomo_dist.runtime.errors import ConfigError, DataError, ShardError
 from glomo_dist.runtime.progress import say
+from glomo_dist.runtime.secrets import shown
 
 T = TypeVar("T")
 

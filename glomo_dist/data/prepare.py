@@ -19,7 +19,6 @@ from glomo_dist.data.images import pictures
 from glomo_dist.data.index import ShardIndex
 from glomo_dist.data.parallel import ordered_map
 from glomo_dist.data.pixels import PixelTokenizer
-from glomo_dist.data.remote import shown
 from glomo_dist.data.shards import ShardFolder, check_shard_bytes
 from glomo_dist.data.sources import WORDLESS, Split, documents
 from glomo_dist.data.spool import Numbering, Spool, chunks, number_words
@@ -216,7 +215,7 @@ def _nothing_usable(sources: Sequence[str], part: str, valid_share: float) -> st
 
 
 def _named(sources: Sequence[str]) -> str:
-    return ", ".join(shown(str(source)) for source in sources)
+    return ", ".join(str(source) for source in sources)
 
 
 def _word_tokenizer(path: str | Path) -> WordTokenizer:

@@ -1,8 +1,7 @@
-"""Addresses: how they are shown, and how what is there is opened (by fsspec) without waiting for ever."""
+"""How what is at an address is opened (by fsspec) without waiting for ever."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import fsspec
@@ -10,13 +9,6 @@ import fsspec
 HTTP = ("http", "https")
 STALL = 30.0  # seconds without a byte after which a connection is given up
 _BLOCK = 16 << 20  # bytes asked for in one request, where the protocol has requests for parts
-_USER = re.compile(r"(://)[^/\s@]*@")
-_QUERY = re.compile(r"(https?://[^\s?]*|://[^\s?]*(?=\?\S*=))\?[^\s'\"]*")  # else a ? may be of a pattern
-
-
-def shown(text: str) -> str:
-    """`text`, its addresses without query, user and password, so that it can be shown and stored."""
-    return _QUERY.sub(r"\1", _USER.sub(r"\1", text))
 
 
 def file_system(address: str, *, tried_again: bool = False) -> tuple[Any, str]:

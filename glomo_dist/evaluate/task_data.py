@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from glomo_dist.data.places import Address
 from glomo_dist.evaluate.attempt import Job, job_folder
 from glomo_dist.runtime.errors import DataError, GlomoError
 from glomo_dist.runtime.progress import say
+from glomo_dist.runtime.secrets import shown
 from glomo_dist.transfer.result import Result
 from glomo_dist.transfer.task import get_task
 
@@ -33,7 +33,7 @@ def require_same_data(out: Path, finished: Sequence[Job], todo: Sequence[Job]) -
             continue
         name, source, max_examples = key
         task = get_task(name)
-        what = f"the data of task {name!r}" + (f" in {_shown(source)}" if source is not None else "")
+        what = f"the data of task {name!r}" + (f" in {shown(source)}" if source is not None else "")
         say(f"evaluate: reading {what}: are they those of the finished jobs ({len(jobs)})?")
         try:
             data = task.load(source, max_examples)
@@ -65,7 +65,3 @@ def _by_set(jobs: Sequence[Job]) -> dict[Set, list[Job]]:
 def _content(version: int, fingerprint: str | None) -> str:
     """Both count: a new version may measure the same data in another way."""
     return f"fingerprint {fingerprint} (version {version} of the task)"
-
-
-def _shown(source: str) -> str:
-    return str(Address(source)) if "://" in source else source  # without a query or a password

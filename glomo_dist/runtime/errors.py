@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from glomo_dist.runtime.secrets import shown
+
 
 class GlomoError(Exception):
     """Base of every error caused by input, configuration or surroundings rather than by a bug.
@@ -18,6 +20,9 @@ class GlomoError(Exception):
 
     exit_code = 2
     everywhere = False
+
+    def __str__(self) -> str:
+        return shown(super().__str__())  # messages name inputs as they were given, and end up in logs
 
 
 class ConfigError(GlomoError):

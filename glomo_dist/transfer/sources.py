@@ -15,6 +15,7 @@ from glomo_dist.data.parquet import parquet_rows
 from glomo_dist.data.places import Address, attempts, open_place
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.progress import say
+from glomo_dist.runtime.secrets import shown
 
 RETRY_SECONDS = 20.0  # how long a server in trouble is asked again whether it has a file
 HTTP = ("http://", "https://")
@@ -214,7 +215,7 @@ def find(source: str, candidates: tuple[str, ...]) -> str | None:
     except Exception as e:  # a file system driver may raise anything: bad scheme, credentials, network
         raise DataError(f"{source} cannot be opened: {describe(e)}.") from e
     if refused:
-        say(f"WARNING: {Address(source)}: the server refuses (403) {', '.join(refused)}; taken as not there")
+        say(f"WARNING: {shown(source)}: the server refuses (403) {', '.join(refused)}; taken as not there")
     return None
 
 

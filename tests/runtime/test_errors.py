@@ -1,0 +1,19 @@
+"""What errors say."""
+
+import pytest
+
+from glomo_dist.runtime.errors import DataError, GlomoError
+from glomo_dist.runtime.secrets import shown
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("https://me:pass@host/a.txt?token=x, line 3: bad?", "https://host/a.txt, line 3: bad?"),
+        ("zip://sst2::https://host/all.zip?sig=a*b", "zip://sst2::https://host/all.zip"),
+        ("s3://bucket/part-?.txt does not exist", "s3://bucket/part-?.txt does not exist"),
+        ("who? me@home", "who? me@home"),
+    ],
+)
+def test_an_error_does_not_tell_what_is_secret_in_an_address(text, seen):
+    assert str(DataError(text)) == str(GlomoError(text)) == shown(text) == seen
