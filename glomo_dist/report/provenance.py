@@ -15,6 +15,7 @@ from glomo_dist.report.runs import Run
 from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.fingerprint import fingerprint
+from glomo_dist.runtime.secrets import shown
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def facts(results: Results, runs: Sequence[Run], stores: Sequence[Path]) -> list
         )
     commands = [run.config["command"] for run in runs if run.config.get("command")]
     for command in dict.fromkeys([*commands, *results.commands]):
-        found[Fact("command", command, "", "")] = None
+        found[Fact("command", shown(command), "", "")] = None
     return list(found)
 
 

@@ -12,7 +12,8 @@ from glomo_dist.data.images import encoded_picture, pictures
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
 from glomo_dist.transfer.dataset import TaskData, checked, draw, images_split
-from glomo_dist.transfer.sources import class_number, npz_arrays, one_file, records
+from glomo_dist.transfer.sources import npz_arrays, one_file, records
+from glomo_dist.transfer.values import class_number
 
 Labelled = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]  # uint8 [n, H, W] or [n, H, W, C], int64 [n]
 LABEL_KEYS = ("label", "labels")
@@ -84,17 +85,24 @@ def read_archive(path: str, classes: int, channels: int) -> Labelled:
 def read_rows(path: str, classes: tuple[str, ...], channels: int) -> Labelled:
     """Images and labels of a split's Parquet files as the Hugging Face hub has them: an encoded image and a label a
     row."""
-    images, labels = [], []
-    for where, row in records(path, ("label",)):
+    images: list[np.ndarray[Any, Any]] = []
+    labels = []
+    for where, row in records(path, ("label",), ("image", "img")):
         image = row.get("image", row.get("img"))
         content = image.get("bytes") if isinstance(image, dict) else image
         if not isinstance(content, bytes):
+            raise DataError(f"{where}: no encoded image in a column 'image' or 'img'.")
+        pixels = encoded_picture(content, where, channels)
+        if images and pixels.shape != images[0].shape:
             raise DataError(
-                f"{where}: no encoded image in a column 'image' or 'img'; it has {', '.join(row)}."
+                f"{where}: the image has shape {pixels.shape}, the first one {images[0].shape}. Resize them to one "
+                "size."
             )
-        images.append(encoded_picture(content, where, channels))
-        labels.append(class_number(row["label"], classes, where))
-    return check_images(_one_size(images, path), np.array(labels, np.int64), len(classes), path)
+        images.append(pixels)
+        labels.append(class_number(row["label"], where, classes))
+    if not images:
+        raise DataError(f"{path} has no image in it.")
+    return np.stack(images), np.array(labels, np.int64)
 
 
 def read_cifar_batches(paths: list[str], classes: int) -> Labelled:
@@ -117,10 +125,7 @@ def read_cifar_batches(paths: list[str], classes: int) -> Labelled:
 
 
 def _stacked(path: str, channels: int = 1) -> np.ndarray[Any, Any]:
-    return _one_size([picture.pixels for picture in pictures([path], channels=channels)], path)
-
-
-def _one_size(images: list[np.ndarray[Any, Any]], path: str) -> np.ndarray[Any, Any]:
+    images = [picture.pixels for picture in pictures([path], channels=channels)]
     if not images:
         raise DataError(f"{path} has no image in it.")
     for number, image in enumerate(images):

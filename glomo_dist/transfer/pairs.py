@@ -9,12 +9,12 @@ from typing import Any
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
 from glomo_dist.transfer.dataset import SPLITS, Row, TaskData, text_data
-from glomo_dist.transfer.sources import has_records, records, table, text_of
+from glomo_dist.transfer.sources import has_records, records, table
+from glomo_dist.transfer.values import class_number, no_label, text_of
 
 THREE = ("entailment", "neutral", "contradiction")
-NO_GOLD = "-", -1  # SNLI and MNLI: the annotators did not agree; as published, and as on the hub
 UNLABELLED = " The test files of GLUE have no labels: a labelled copy is needed."
-NO_LABEL = "no gold label (-)"
+NO_LABEL = "no gold label (-)"  # SNLI and MNLI: the annotators did not agree
 # What the sets call them: SNLI and GLUE, plain, SICK.
 PREMISE = ("sentence1", "premise", "sentence_A")
 HYPOTHESIS = ("sentence2", "hypothesis", "sentence_B")
@@ -28,7 +28,7 @@ class Pair:
 
     premise: str
     hypothesis: str
-    label: str | int
+    label: Any
     where: str
     fields: Mapping[str, Any]
 
@@ -38,10 +38,12 @@ def read_pairs(path: str) -> Iterator[Pair]:
 
     Raises DataError for a missing column and for what is no text.
     """
-    for where, fields in records(path) if has_records(path) else _table(path):
+    columns = (*PREMISE, *HYPOTHESIS, *LABEL)
+    for where, fields in records(path, optional=columns) if has_records(path) else _table(path):
         premise, hypothesis = (text_of(fields, names, where) for names in (PREMISE, HYPOTHESIS))
-        number = None if "gold_label" in fields else fields.get("label")
-        label = number if type(number) is int else text_of(fields, LABEL, where, UNLABELLED)
+        # Numbers under the hub's name alone: what SNLI calls its gold label is a word.
+        numbered = "label" in fields and "gold_label" not in fields and not isinstance(fields["label"], str)
+        label = fields["label"] if numbered else text_of(fields, LABEL, where, UNLABELLED)
         yield Pair(premise, hypothesis, label, where, fields)
 
 
@@ -70,19 +72,11 @@ class PairRows:
 
     def add(self, split: str, pair: Pair, group: str = "") -> None:
         """Raises DataError for a label that is not of the set."""
-        if pair.label in NO_GOLD:
+        if no_label(pair.label):
             reason = f"{split}: {NO_LABEL}"
             self.skipped[reason] = self.skipped.get(reason, 0) + 1
             return
-        number = pair.label  # as the hub numbers them, in the order of our classes
-        if isinstance(number, str):
-            name = number.lower()  # SICK shouts
-            number = self.classes.index(name) if name in self.classes else -1
-        if not 0 <= number < len(self.classes):
-            raise DataError(
-                f"{pair.where}: label {pair.label!r} is not one of {', '.join(self.classes)}. Correct or remove "
-                "the row."
-            )
+        number = class_number(pair.label, pair.where, self.classes)  # the hub numbers them in our order
         texts = {"premise": pair.premise, "hypothesis": pair.hypothesis}
         self.rows[split].append(Row(texts, number, pair.where, group))
 

@@ -20,8 +20,9 @@ from glomo_dist.runtime.secrets import shown
 RETRY_SECONDS = 20.0  # how long a server in trouble is asked again whether it has a file
 HTTP = ("http://", "https://")
 SUFFIXES = (".tsv", ".jsonl", ".txt", ".vec")
-_FIRST_OF = re.compile(r"-00000-of-([0-9]{5})\.parquet$")
-_WHOLE = re.compile(r"\s*-?[0-9]{1,18}\s*")  # isdigit() is also true of '²'; 18 digits fit into int64
+STAR = "*"
+_STARS = "[0-9]{5}(?:-[0-9a-f]{16})?|-[0-9a-f]{16}|"  # what a star in a name may be
+_FIRST_OF = re.compile(r"-00000-of-([0-9]{5})(?:-[0-9a-f]{16})?\.parquet$")
 
 
 def one_file(source: str, suffixes: tuple[str, ...]) -> InputFile:
@@ -51,12 +52,16 @@ def table(source: str) -> Iterator[tuple[str, list[str]]]:
             yield f"{source}, line {number}", line.split("\t")
 
 
-def records(source: str, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
+def records(
+    source: str, keys: tuple[str, ...] = (), optional: tuple[str, ...] = ()
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """("file, line n", row) of a .jsonl file, or ("file, row n", row) of a split's Parquet files.
 
     source: of several files of a split the first.  keys: what every row must have, else a DataError.
+    optional: what else is read of Parquet; a row of JSON has all its keys.
     """
-    for where, row in _parquet(source) if has_ending(source, ".parquet") else _json_lines(source):
+    rows = _parquet(source, keys, optional) if has_ending(source, ".parquet") else _json_lines(source)
+    for where, row in rows:
         for key in keys:
             if key not in row:
                 raise DataError(
@@ -70,15 +75,22 @@ def _json_lines(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{source}, line {number}", row
 
 
-def _parquet(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    path, follows = address_parts(source)
-    names = [source]
-    if numbered := _FIRST_OF.search(path):
-        stem = path[: numbered.start()]
-        names = [f"{stem}-{i:05}-of-{numbered[1]}.parquet{follows}" for i in range(int(numbered[1]))]
-    for name in names:
-        for row, values in parquet_rows(one_file(name, (".parquet",))):
+def _parquet(
+    source: str, keys: tuple[str, ...], optional: tuple[str, ...]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name in [source, *_following(source)]:
+        for row, values in parquet_rows(one_file(name, (".parquet",)), keys, optional):
             yield f"{name}, row {row}", values
+
+
+def _following(first: str) -> Iterator[str]:
+    """The other files of a split whose first one is "train-00000-of-00003.parquet"."""
+    folder, _, file = address_parts(first)[0].rpartition("/")
+    numbered = _FIRST_OF.search(file)
+    for number in range(1, int(numbered[1]) if numbered else 1):
+        name = f"{file[: numbered.start()]}-{number:05}-of-{numbered[1]}{STAR}.parquet"
+        place = f"{folder}{address_parts(first)[1]}"
+        yield find(place, (name,)) or joined(place, name.replace(STAR, ""))
 
 
 def text_files(folder: str) -> Iterator[tuple[str, bytes]]:
@@ -142,8 +154,8 @@ def has_records(path: str) -> bool:
 
 def parquet_names(split: str, *folders: str) -> tuple[str, ...]:
     """Where a set as the Hugging Face hub has it keeps a split: in one or several Parquet files, in one of `folders`
-    or right in the set's own. The star stands for how many there are."""
-    names = f"{split}.parquet", f"{split}-00000-of-*.parquet"
+    or right in the set's own. The star stands for how many there are, and in older sets a hash."""
+    names = f"{split}.parquet", f"{split}-00000-of-{STAR}.parquet"
     return tuple(f"{folder}{name}" for folder in ("", *folders) for name in names)
 
 
@@ -166,33 +178,6 @@ def joined(folder: str, name: str) -> str:
     """The address of `name` in `folder`."""
     path, follows = address_parts(folder)
     return f"{path}{'/' if path and not path.endswith('/') else ''}{name}{follows}"
-
-
-def whole_number(value: Any, where: str) -> int:
-    """An integer label, or DataError."""
-    if type(value) is int:
-        return value
-    if isinstance(value, str) and _WHOLE.fullmatch(value):
-        return int(value)
-    raise DataError(f"{where}: the label must be a whole number, got {value!r:.80}.")
-
-
-def text_of(row: dict[str, Any], names: tuple[str, ...], where: str, advice: str = "") -> str:
-    """The text in the first of the columns `names` that the row has; DataError if there is none, with `advice`."""
-    name = next((n for n in names if n in row), None)
-    if name is None:
-        raise DataError(
-            f"{where}: none of the columns {', '.join(names)}; the row has {', '.join(row)}.{advice}"
-        )
-    text = row[name]
-    if not isinstance(text, str):
-        raise DataError(f"{where}: {name!r} must be a text, got {text!r:.80}.")
-    return text
-
-
-def class_number(value: Any, classes: tuple[str, ...], where: str) -> int:
-    """The number of the class that a label names or is itself, or DataError."""
-    return classes.index(value) if value in classes else whole_number(value, where)
 
 
 def find(source: str, candidates: tuple[str, ...]) -> str | None:
@@ -220,11 +205,11 @@ def find(source: str, candidates: tuple[str, ...]) -> str | None:
 
 
 def _spelled_out(fs: Any, root: str, name: str) -> str:
-    """`name` with its star replaced by what a folder has there; 1, where it has none or cannot be listed (HTTP)."""
-    if "*" not in name:
+    """`name` with its star replaced by what a folder has there; by 1, if it has none or cannot be listed (HTTP)."""
+    if STAR not in name:
         return name
     folder, _, file = name.rpartition("/")
-    pattern = re.compile(re.escape(file).replace(r"\*", "([0-9]{5})"))
+    pattern = re.compile(re.escape(file).replace(re.escape(STAR), f"({_STARS})"))
     place = joined(root, folder) if folder else root
     found = []
     if not place.startswith(HTTP):
@@ -235,10 +220,10 @@ def _spelled_out(fs: Any, root: str, name: str) -> str:
             pass
     if len(found) > 1:
         raise DataError(
-            f"{place} has the first of {' and of '.join(str(int(n)) for n in found)} files named {file}. Which are "
-            "meant? Remove those of the other copy."
+            f"{place} has {' and '.join(file.replace(STAR, part) for part in found)}: files of two copies. Which are "
+            "meant? Remove those of the other one."
         )
-    return name.replace("*", found[0] if found else "00001")
+    return name.replace(STAR, found[0] if found else "00001")
 
 
 def _exists(fs: Any, path: str) -> bool | None:
@@ -274,5 +259,7 @@ def require(source: str | None, candidates: tuple[str, ...], task: str) -> str:
         raise DataError(f"task {task!r} needs a source: the folder or URL with {' or '.join(candidates)}.")
     found = find(source, candidates)
     if found is None:
-        raise DataError(f"task {task!r}: {source} has none of {', '.join(candidates)}.")
+        one = " (Over http a split must be one file: how many there are cannot be asked.)"
+        alone = one if source.startswith(HTTP) and any(STAR in name for name in candidates) else ""
+        raise DataError(f"task {task!r}: {source} has none of {', '.join(candidates)}.{alone}")
     return found

@@ -23,13 +23,14 @@ def text(n=6):
     return " ".join(RANDOM.choice(WORDS, n)) + f" {RANDOM.integers(1000)}"
 
 
-def write(path, rows, files=1, classes=None):
-    """rows, in `files` files; classes: names of the column label, in the metadata that `datasets` writes."""
+def write(path, rows, files=1, classes=None, more=None):
+    """rows, in `files` files; classes: names of the column label, in metadata as `datasets` writes it, with `more`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for number, part in enumerate(np.array_split(np.arange(len(rows)), files)):
         table = pa.Table.from_pylist([rows[i] for i in part])
         if classes is not None:
-            features = {"label": {"names": list(classes), "_type": "ClassLabel"}}
+            names = classes if isinstance(classes, dict) else list(classes)
+            features = {"label": {"names": names, "_type": "ClassLabel"}, **(more or {})}
             metadata = json.dumps({"info": {"features": features}})
             table = table.replace_schema_metadata({b"huggingface": metadata.encode()})
         name = path.name.format(number) if files > 1 else path.name
@@ -65,8 +66,64 @@ def test_sst2(tmp_path):
     write(test, unlabelled, classes=("negative", "positive"))
     with pytest.raises(DataError, match=r"test-00000-of-00001\.parquet, row 0: has no label.*labelled copy"):
         get_task("sst2").load(str(tmp_path / "hub"), None)
-    (tmp_path / "hub/test.tsv").write_bytes((tmp_path / "test.tsv").read_bytes())
-    same("sst2", tmp_path / "hub", tmp_path)
+    for place in ("hub/test.tsv", "hub/test.jsonl", "hub/data/test.jsonl"):
+        form = tmp_path / ("test.tsv" if place.endswith("tsv") else "set/test.jsonl")
+        (tmp_path / place).write_bytes(form.read_bytes())
+        same("sst2", tmp_path / "hub", tmp_path)
+        (tmp_path / place).unlink()
+    # GLUE's own form, without labels, beside it
+    (tmp_path / "set/test.tsv").write_text("index\tsentence\n0\ta b\n")
+    same("sst2", tmp_path / "set", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("classes", "more"),
+    [
+        (("positive", "negative"), {"other": {"names": None, "_type": "ClassLabel"}}),
+        ({"0": "positive", "1": "negative"}, None),
+        (("Positive", "NEGATIVE"), None),
+    ],
+    ids=["beside one without names", "numbered", "in capitals"],
+)
+def test_names_of_classes_count(tmp_path, classes, more):
+    for split in ("train", "validation", "test"):
+        write(
+            tmp_path / f"{split}.parquet",
+            [{"sentence": f"{text()} {i}", "label": i % 2} for i in range(4)],
+            classes=classes,
+            more=more,
+        )
+    assert get_task("sst2").load(str(tmp_path), None).splits["test"].labels.tolist() == [1, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("task", "labels"),
+    [
+        ("sst2", ["0", "1", "negative", "Positive", 1.0]),
+        ("imdb", ["0", "1", "neg", "negative", 1.0]),
+        ("snli", ["0", "1", "neutral", "Contradiction", 2.0, "-1", None, -1.0]),
+    ],
+)
+def test_what_a_label_may_be(tmp_path, task, labels):
+    columns = {"premise": "a b", "hypothesis": "c"} if task == "snli" else {"text": "a b"}
+    column = "sentence" if task == "sst2" else "text"
+    for split in ("train", "validation", "test"):
+        lines = []
+        for i, label in enumerate(labels * 9):
+            row = {name if name != "text" else column: f"{value} {i}" for name, value in columns.items()}
+            lines.append({**row, "label": label})
+        for name in (split, {"validation": "dev"}.get(split, split)):
+            path = tmp_path / (f"imdb_{name}.jsonl" if task == "imdb" else f"{name}.jsonl")
+            path.write_text("\n".join(map(json.dumps, lines)))
+    if task == "snli":
+        for name in ("train", "dev", "test"):
+            (tmp_path / f"{name}.jsonl").rename(tmp_path / f"snli_1.0_{name}.jsonl")
+    found = get_task(task).load(str(tmp_path), None).splits["test"].labels.tolist()
+    assert found == {"sst2": [0, 1, 0, 1, 1], "imdb": [0, 1, 0, 0, 1], "snli": [0, 1, 1, 2, 2]}[task] * 9
+    path = next(path for path in tmp_path.iterdir() if "test" in path.name)
+    path.write_text(json.dumps({**lines[0], "label": "good"}))
+    with pytest.raises(DataError, match=r"line 1: label 'good' is not one of .*, nor a number from 0 to"):
+        get_task(task).load(str(tmp_path), None)
 
 
 def imdb(folder, files=1, suffix="-00000-of-00001"):
@@ -100,11 +157,30 @@ def test_several_files_of_a_split(tmp_path):
     (folder / "test-00000-of-00001.parquet").write_bytes(
         (folder / "test-00000-of-00003.parquet").read_bytes()
     )
-    with pytest.raises(DataError, match=r"has the first of 1 and of 3 files named test-00000-of-\*\.parquet"):
+    with pytest.raises(DataError, match=r"has test-00000-of-00001\.parquet and test-00000-of-00003\.parquet"):
         get_task("imdb").load(str(tmp_path / "b"), None)
     (folder / "test-00000-of-00001.parquet").unlink()
     (folder / "train-00001-of-00003.parquet").unlink()
     with pytest.raises(DataError, match=r"train-00001-of-00003\.parquet does not exist"):
+        get_task("imdb").load(str(tmp_path / "b"), None)
+
+
+def test_hashes_in_the_names_of_files(tmp_path):
+    imdb(tmp_path, files=2, suffix="-{:05}-of-00002")
+    for number, path in enumerate(sorted((tmp_path / "b/plain_text").iterdir())):
+        path.rename(path.with_stem(f"{path.stem}-{number:016x}"))
+    same("imdb", tmp_path / "b", tmp_path / "a")
+
+
+def test_columns_that_nobody_reads_do_no_harm(tmp_path):
+    imdb(tmp_path)
+    for path in (tmp_path / "b/plain_text").iterdir():
+        table = pq.read_table(path)
+        times = pa.array([1700000000123456789] * len(table), pa.timestamp("ns"))  # no time of Python's
+        pq.write_table(table.append_column("scraped_at", times), path)
+    same("imdb", tmp_path / "b", tmp_path / "a")
+    pq.write_table(pa.table({"text": ["a"], "label": times[:1]}), path)
+    with pytest.raises(DataError, match=r"row 0, column 'label': cannot be read \(ValueError"):
         get_task("imdb").load(str(tmp_path / "b"), None)
 
 
@@ -187,6 +263,18 @@ def test_squad(tmp_path):
     write(path, [{**rows[0], "answers": {"text": [], "answer_start": []}}])  # as SQuAD 2.0 has them
     with pytest.raises(DataError, match=r"has no answer\. SQuAD v1\.1 is expected"):
         get_task("squad").load(str(tmp_path / "hub"), None)
+    for answer in ({"text": None, "answer_start": 3}, {"text": "a", "answer_start": 3.5}):
+        write(path, [{**rows[0], "answers": {key: [value] for key, value in answer.items()}}])
+        with pytest.raises(DataError, match="an answer must be a text and its place"):
+            get_task("squad").load(str(tmp_path / "hub"), None)
+        train = tmp_path / "train-v1.1.json"
+        data = json.loads(train.read_text())
+        data["data"][0]["paragraphs"][0]["qas"][0]["answers"][0] = answer
+        (tmp_path / "bad").mkdir(exist_ok=True)
+        for part in ("train", "dev"):
+            (tmp_path / f"bad/{part}-v1.1.json").write_text(json.dumps(data))
+        with pytest.raises(DataError, match="an answer must be a text and its place"):
+            get_task("squad").load(str(tmp_path / "bad"), None)
 
 
 def test_race(tmp_path):
@@ -241,10 +329,10 @@ def test_images(tmp_path, task, shape, column, folder):
             {column: {"bytes": None, "path": "a.png"}, "label": 1},
             r"row 0: no encoded image in a column 'image'",
         ),
-        ({"picture": b"", "label": 1}, r"row 0: no encoded image.*it has picture, label"),
+        ({"picture": b"", "label": 1}, r"row 0: no encoded image in a column 'image' or 'img'"),
         (
             {column: {"bytes": png(written["test"][0][0])}, "label": 10},
-            r"label 10 of image 0 is out of range",
+            r"row 0: label 10 is not one of",
         ),
     ):
         write(path, [row])

@@ -8,7 +8,8 @@ from __future__ import annotations
 from glomo_dist.runtime.errors import DataError, suggest
 from glomo_dist.transfer.dataset import SPLITS, Row, Task, TaskData, text_data
 from glomo_dist.transfer.models import TextReader
-from glomo_dist.transfer.sources import has_ending, packed, records, require, text_of
+from glomo_dist.transfer.sources import has_ending, packed, records, require
+from glomo_dist.transfer.values import text_of
 
 
 def load(source: str | None, max_examples: int | None = None) -> TaskData:

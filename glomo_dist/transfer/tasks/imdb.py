@@ -12,7 +12,6 @@ from glomo_dist.transfer.dataset import Published, Row, Task, TaskData, text_dat
 from glomo_dist.transfer.models import TextReader
 from glomo_dist.transfer.sources import (
     address_parts,
-    class_number,
     find,
     joined,
     packed,
@@ -20,8 +19,8 @@ from glomo_dist.transfer.sources import (
     records,
     require,
     text_files,
-    text_of,
 )
+from glomo_dist.transfer.values import class_number, text_of
 
 CLASSES = ("negative", "positive")
 FOLDERS = ("neg", "pos")  # which the hub takes as the names of the classes
@@ -49,10 +48,10 @@ def _read(source: str | None, split: str) -> list[Row]:
     return [
         Row(
             {"text": _plain(text_of(row, ("text",), where))},
-            class_number(row["label"], FOLDERS, where),
+            class_number(row["label"], where, CLASSES, FOLDERS),
             where,
         )
-        for where, row in records(path, ("label",))
+        for where, row in records(path, ("text", "label"))
     ]
 
 

@@ -73,9 +73,12 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
 
 @dataclass(frozen=True)
 class Question:
-    """A question as the files have it; golds: text and first character of each answer."""
+    """A question as the files have it.
 
-    number: str
+    where: "file, question id" for errors.  golds: text and first character of each answer.
+    """
+
+    where: str
     title: str
     paragraph: str
     question: str
@@ -90,9 +93,8 @@ def _rows(path: str, split: str, skipped: dict[str, int]) -> Iterator[tuple[str,
     """
     paragraph, spans = "", ()
     for asked in _from_parquet(path) if has_ending(path, ".parquet") else _from_json(path):
-        where = f"{path}, question {asked.number}"
         if not asked.golds:
-            raise DataError(f"{where}: has no answer. SQuAD v1.1 is expected, where each has one.")
+            raise DataError(f"{asked.where}: has no answer. SQuAD v1.1 is expected, where each has one.")
         if (
             asked.paragraph is not paragraph and asked.paragraph != paragraph
         ):  # cut once for all its questions
@@ -106,7 +108,7 @@ def _rows(path: str, split: str, skipped: dict[str, int]) -> Iterator[tuple[str,
                 continue
         texts = {"paragraph": paragraph, "question": asked.question}
         answer = Answer(paragraph, spans, tuple(text for text, _ in asked.golds))
-        yield asked.title, Row(texts, label or (0, 0), where, reference=answer)
+        yield asked.title, Row(texts, label or (0, 0), asked.where, reference=answer)
 
 
 def _from_json(path: str) -> Iterator[Question]:
@@ -116,10 +118,9 @@ def _from_json(path: str) -> Iterator[Question]:
         for article in json.loads(content)["data"]:
             for paragraph in article["paragraphs"]:
                 for asked in paragraph["qas"]:
-                    golds = [(str(a["text"]), int(a["answer_start"])) for a in asked["answers"]]
-                    yield _question(
-                        asked["id"], article["title"], paragraph["context"], asked["question"], golds
-                    )
+                    golds = [(a["text"], a["answer_start"]) for a in asked["answers"]]
+                    title, context = article["title"], paragraph["context"]
+                    yield _question(path, asked["id"], title, context, asked["question"], golds)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise DataError(
             f"{path}: not SQuAD's JSON, data -> paragraphs -> qas -> answers ({type(e).__name__}: {e}). Download it "
@@ -132,11 +133,8 @@ def _from_parquet(path: str) -> Iterator[Question]:
     for where, row in records(path, ("id", "title", "context", "question", "answers")):
         try:
             answers = row["answers"]
-            golds = [
-                (str(text), int(at))
-                for text, at in zip(answers["text"], answers["answer_start"], strict=True)
-            ]
-            yield _question(row["id"], row["title"], row["context"], row["question"], golds)
+            golds = list(zip(answers["text"], answers["answer_start"], strict=True))
+            yield _question(where, row["id"], row["title"], row["context"], row["question"], golds)
         except (ValueError, KeyError, TypeError) as e:
             raise DataError(
                 f"{where}: no question of SQuAD ({type(e).__name__}: {e}). Download the file again."
@@ -144,11 +142,16 @@ def _from_parquet(path: str) -> Iterator[Question]:
 
 
 def _question(
-    number: Any, title: Any, paragraph: Any, question: Any, golds: list[tuple[str, int]]
+    place: str, number: Any, title: Any, paragraph: Any, question: Any, golds: list[tuple[Any, Any]]
 ) -> Question:
     if not all(isinstance(text, str) for text in (paragraph, question)):
         raise TypeError(f"question {number} and its paragraph must be texts")
-    return Question(str(number), str(title), paragraph, question, golds)
+    for text, at in golds:
+        if not isinstance(text, str) or type(at) is not int:
+            raise TypeError(
+                f"question {number}: an answer must be a text and its place, got {text!r} and {at!r}"
+            )
+    return Question(f"{place}, question {number}", str(title), paragraph, question, golds)
 
 
 def _words(context: str, spans: tuple[tuple[int, int], ...], text: str, start: int) -> tuple[int, int] | None:

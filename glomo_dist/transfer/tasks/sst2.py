@@ -6,23 +6,25 @@ labelled copy is needed.
 
 from __future__ import annotations
 
+import contextlib
+
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer.dataset import SPLITS, Published, Row, Task, TaskData, text_data
 from glomo_dist.transfer.models import TextReader
-from glomo_dist.transfer.sources import (
-    class_number,
-    has_records,
-    packed,
-    parquet_names,
-    records,
-    require,
-    table,
-    text_of,
-    whole_number,
-)
+from glomo_dist.transfer.sources import find, has_records, packed, parquet_names, records, require, table
+from glomo_dist.transfer.values import class_number, no_label, text_of, whole_number
 
 CLASSES = ("negative", "positive")
-UNLABELLED = "GLUE publishes the test split without labels: put a labelled copy in its place."
+TEXT = ("text", "sentence")
+FOLDERS = ("data/", "sst2/")  # of the hub's two sets with it
+
+
+class _UnlabelledError(DataError):
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what} GLUE publishes the test split without labels: put a labelled copy beside it, as test.jsonl "
+            "(text, label), or in its place."
+        )
 
 
 def load(source: str | None, max_examples: int | None = None) -> TaskData:
@@ -30,11 +32,27 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
     label), or with the hub's Parquet files (its test has no labels: put a labelled one of another form beside)."""
     rows = {}
     for split in SPLITS:
-        tables = packed(f"{split}.tsv", f"sst2_{split}.jsonl", f"{split}.jsonl")
-        hub = parquet_names("validation" if split == "dev" else split, "data/", "sst2/")
-        path = require(source, (*tables, *hub), "sst2")
-        rows[split] = _records(path) if has_records(path) else _tsv(path)
+        lines = (f"{folder}{split}.jsonl" for folder in ("", *FOLDERS))
+        tables = packed(f"{split}.tsv", f"sst2_{split}.jsonl", *lines)
+        hub = parquet_names("validation" if split == "dev" else split, *FOLDERS)
+        rows[split] = _labelled(source, (*tables, *hub))
     return text_data("sst2", rows, CLASSES, max_examples)
+
+
+def _labelled(source: str | None, names: tuple[str, ...]) -> list[Row]:
+    """The first of the files that are there; if it has no labels, the first one that has."""
+    first = require(source, names, "sst2")
+    try:
+        return _rows(first)
+    except _UnlabelledError:
+        for path in filter(None, (find(source or "", (name,)) for name in names)):
+            with contextlib.suppress(_UnlabelledError):
+                return _rows(path)
+        raise
+
+
+def _rows(path: str) -> list[Row]:
+    return _records(path) if has_records(path) else _tsv(path)
 
 
 def _tsv(path: str) -> list[Row]:
@@ -42,8 +60,8 @@ def _tsv(path: str) -> list[Row]:
     for position, (where, cells) in enumerate(table(path)):
         if position == 0 and "sentence" in cells:
             if cells != ["sentence", "label"]:
-                raise DataError(
-                    f"{where}: expected the columns sentence and label, got {', '.join(cells)}. {UNLABELLED}"
+                raise _UnlabelledError(
+                    f"{where}: expected the columns sentence and label, got {', '.join(cells)}."
                 )
             continue
         if len(cells) != 2:
@@ -54,11 +72,11 @@ def _tsv(path: str) -> list[Row]:
 
 def _records(path: str) -> list[Row]:
     rows = []
-    for where, row in records(path, ("label",)):
-        label = class_number(row["label"], CLASSES, where)
-        if label == -1:
-            raise DataError(f"{where}: has no label (-1). {UNLABELLED}")
-        rows.append(Row({"text": text_of(row, ("text", "sentence"), where)}, label, where))
+    for where, row in records(path, ("label",), TEXT):
+        if no_label(row["label"]):
+            raise _UnlabelledError(f"{where}: has no label ({row['label']}).")
+        label = class_number(row["label"], where, CLASSES)
+        rows.append(Row({"text": text_of(row, TEXT, where)}, label, where))
     return rows
 
 
