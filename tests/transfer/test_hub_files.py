@@ -24,7 +24,7 @@ def text(n=6):
 
 
 def write(path, rows, files=1, classes=None, more=None):
-    """rows, in `files` files; classes: names of the column label, in metadata as `datasets` writes it, with `more`."""
+    """rows, in `files` files; classes: names of the labels, in metadata as `datasets` writes it, with `more`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for number, part in enumerate(np.array_split(np.arange(len(rows)), files)):
         table = pa.Table.from_pylist([rows[i] for i in part])
