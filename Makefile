@@ -37,7 +37,15 @@ help:
 
 setup: $(VENV)/.stamp
 
-$(VENV)/.dependencies: constraints.txt pyproject.toml
+# A .venv is of one folder, as its scripts have the path in them, and of the interpreter that the command line names.
+WHICH := -c 'import sys; print(sys.base_prefix, sys.version)'
+OF_PYTHON := test "$$($(BIN)/python $(WHICH))" = "$$($(PYTHON) $(WHICH))"
+FITS := test "$$(cat $(VENV)/.made-in)" = "$(CURDIR)" $(if $(findstring command line,$(origin PYTHON)),&& $(OF_PYTHON))
+OTHER := $(if $(wildcard $(VENV)/.dependencies),$(shell { $(FITS); } 2> /dev/null || echo other))
+.PHONY: other
+
+$(VENV)/.dependencies: constraints.txt pyproject.toml $(OTHER)
+	@test -w . || { echo 'setup: this folder cannot be written. Clone it elsewhere.' >&2; exit 1; }
 	@test -n '$(PYTHON)' && $(PYTHON) $(NEW_ENOUGH) || { \
 	  echo 'setup: CPython 3.10 or newer is needed. Name one: make setup PYTHON=/path/to/python3' >&2; exit 1; }
 	@command -v $${CXX:-g++} > /dev/null || { \
@@ -45,7 +53,8 @@ $(VENV)/.dependencies: constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import os, sys, sysconfig as s; sys.exit(not os.path.exists(s.get_path("include") + "/Python.h"))' || { \
 	  echo 'setup: $(PYTHON) has no Python.h. Install its headers (Debian: apt-get install python3-dev).' >&2; exit 1; }
 	@echo '==> 1/4  $(VENV) and torch (the largest package)'
-	@$(BIN)/python -c '' 2> /dev/null || $(PYTHON) -m venv --clear $(VENV)
+	@test -z '$(OTHER)' && $(BIN)/python -m pip --version &> /dev/null || $(PYTHON) -m venv --clear $(VENV)
+	@echo "$(CURDIR)" > $(VENV)/.made-in
 	@# torch alone and pinned: left to the others, the resolver may fetch gigabytes of a second one
 	@$(INSTALL) torch numpy $(SIFT)
 	@echo '==> 2/4  build tools'
@@ -54,7 +63,12 @@ $(VENV)/.dependencies: constraints.txt pyproject.toml
 	@DS_BUILD_OPS=0 $(INSTALL) --no-build-isolation deepspeed $(SIFT)
 	@touch $@
 
-$(VENV)/.stamp: $(VENV)/.dependencies setup.py kernels/build_cuda.py $(wildcard kernels/csrc/* kernels/csrc/cuda/*)
+# Where the extension is not there any more, it is made again.
+EXTENSION := $(or $(wildcard kernels/glomo_kernels/_cpu*.so),missing)
+.PHONY: missing
+
+$(VENV)/.stamp: $(VENV)/.dependencies setup.py kernels/build_cuda.py $(wildcard kernels/csrc/* kernels/csrc/cuda/*) \
+    $(filter missing,$(EXTENSION))
 	@echo '==> 4/4  glomo-dist, its compiled extension, and all other packages'
 	@$(INSTALL) --no-build-isolation -e '.[dev]' $(SIFT)
 	@$(BIN)/python kernels/build_cuda.py --check
@@ -80,10 +94,10 @@ sanitize: setup
 
 # With the machine's own Python where .venv is not: PARTS="tests bench" BUDGET=570 OUT=folder DRY=1
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
-GPU_PATH := PYTHONPATH=$(CURDIR):$(CURDIR)/kernels:$(CURDIR)/kernels/benchmarks
+GPU_PATH := PYTHONPATH="$(CURDIR):$(CURDIR)/kernels:$(CURDIR)/kernels/benchmarks"
 gpu:
 	@$(GPU_PATH) $(GPU_PYTHON) -m gpu $(PARTS) $(if $(DRY),--dry) $(if $(BUDGET),--seconds $(BUDGET)) \
-	  $(if $(OUT),--out $(OUT))
+	  $(if $(OUT),--out "$(OUT)")
 
 # What `make gpu` needs where no package index is: wheels for its Python, to be taken along in wheels/.
 gpu-wheels: setup

@@ -103,10 +103,12 @@ def build(target: Path) -> None:
 
 
 def build_or_warn(target: Path) -> None:
-    """For setup.py: the CPU part is of use without this one."""
+    """For setup.py: the CPU part is of use without this one, unless GLOMO_CUDA_ARCH asks for it."""
     try:
         build(target)
     except (BuildError, OSError) as error:
+        if os.environ.get("GLOMO_CUDA_ARCH"):  # asked for: pip would not show a warning
+            raise
         line = "!" * 100
         print(
             f"{line}\nThe CUDA kernels were NOT built; the CPU part is. GLOMO_CUDA=0 leaves them out in silence.\n"

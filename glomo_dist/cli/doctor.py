@@ -8,6 +8,7 @@ Exit code 0 if the whole road can be run here, 2 if something that it needs is m
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import os
@@ -170,11 +171,18 @@ def _kernels() -> Iterator[Finding]:
         yield Finding("glomo_kernels", False, f"cannot be imported: {_reason(ours)}", needed=True)
         return
     for op in ours.dispatch.TABLE:
-        states = ours.dispatch.backends(op)
+        try:
+            states = ours.dispatch.backends(op)
+        except ValueError as e:
+            yield Finding(op, False, str(e), needed=True)
+            continue
         what = "; ".join(f"{name}: {why or 'usable'}" for name, why in states.items())
         refused = ours.why_not_forced(op)
         here = refused is None and any(why is None for why in states.values())
         yield Finding(op, here, refused or what, needed=True)
+    compiled = _imported("glomo_kernels.compiled")
+    with contextlib.suppress(ImportError, ValueError):  # said above
+        yield Finding("C++ loops", True, f"{compiled.cpu().instruction_set()} (GLOMO_SIMD chooses less)")
 
 
 def _imported(module: str) -> Any:

@@ -51,7 +51,7 @@ namespace {
 // The environment may name a lesser instruction set than the best, to try the loops for other machines.
 bool allowed(const char* name) {
   const char* most = std::getenv("GLOMO_SIMD");
-  if (most == nullptr) return true;
+  if (most == nullptr || *most == '\0') return true;
   const std::string wanted(most);
   return wanted == name || (wanted == "avx512" && std::string(name) == "avx2");
 }

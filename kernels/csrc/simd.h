@@ -3,6 +3,10 @@
 
 #include <cstdint>
 
+#ifdef __FAST_MATH__
+#error "glomo_kernels keep NaN and denormal numbers: take -ffast-math and -Ofast out of CXXFLAGS and CFLAGS"
+#endif
+
 namespace glomo {
 
 // Query rows that affinity_mix computes side by side; a tile of scores has as many keys.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from types import ModuleType
 
 import torch
@@ -16,17 +17,26 @@ KINDS = {"relu": 0, "square": 1, "topk": 2}
 INTERFACE = 1
 
 
+# Values of GLOMO_SIMD: the most that the loops may use of what the machine has.
+INSTRUCTION_SETS = ("portable", "avx2", "avx512")
+
+
 @functools.cache
 def _load() -> ModuleType | str:
+    if (most := os.environ.get("GLOMO_SIMD")) and most not in INSTRUCTION_SETS:
+        raise ValueError(f"GLOMO_SIMD must be one of {', '.join(INSTRUCTION_SETS)}, got {most!r}.")
     try:
         extension = importlib.import_module("glomo_kernels._cpu")
     except ImportError as error:
-        return f"the extension glomo_kernels._cpu cannot be loaded ({error}); build it with `make setup`"
+        return (
+            f"the extension glomo_kernels._cpu cannot be loaded ({error}); build it with `make setup` or "
+            "`pip install .`"
+        )
     found = getattr(extension, "interface", 0)
     if found != INTERFACE:
         return (
             f"the extension glomo_kernels._cpu was built from other sources (interface {found}, these are "
-            f"{INTERFACE}); build it again with `make setup`"
+            f"{INTERFACE}); build it again with `make setup` or `pip install .`"
         )
     return extension
 

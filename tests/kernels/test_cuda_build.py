@@ -61,5 +61,9 @@ def test_it_can_be_turned_off(monkeypatch):
 
 def test_a_failure_is_loud_and_no_exception(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(build_cuda, "nvcc", lambda: None)
+    monkeypatch.delenv("GLOMO_CUDA_ARCH", raising=False)
     build_cuda.build_or_warn(tmp_path / "_cuda.so")
     assert "CUDA kernels were NOT built; the CPU part is" in capsys.readouterr().err
+    monkeypatch.setenv("GLOMO_CUDA_ARCH", "90")  # then it was asked for, and pip shows no warning
+    with pytest.raises(build_cuda.BuildError, match="nvcc was not found"):
+        build_cuda.build_or_warn(tmp_path / "_cuda.so")

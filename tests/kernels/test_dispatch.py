@@ -61,6 +61,17 @@ torch.save([compiled.cpu().instruction_set(), [out, y, *gradients]], {str(tmp_pa
     torch.testing.assert_close(ours, reference, rtol=1e-9, atol=1e-9)
 
 
+def test_unknown_loops_are_refused_and_an_empty_name_is_none():
+    code = "from glomo_kernels import compiled; print(compiled.cpu().instruction_set())"
+
+    def run(name):
+        environment = {**os.environ, "GLOMO_SIMD": name}
+        return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+
+    assert "GLOMO_SIMD must be one of portable, avx2, avx512, got 'AVX2'." in run("AVX2").stderr
+    assert run("").stdout == run("avx512").stdout != ""
+
+
 @pytest.mark.parametrize("op", dispatch.TABLE)
 def test_reference_can_be_forced(op, monkeypatch):
     monkeypatch.setenv("GLOMO_KERNELS", "reference")
