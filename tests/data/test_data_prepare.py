@@ -222,8 +222,11 @@ def test_a_stopped_command_leaves_nothing_or_what_the_next_removes(
         sources = [corpus, f"{server.address}/a.txt"]
         command = [sys.executable, "-m", "glomo_dist.cli", "prepare", "text", *sources, "--out"]
         with subprocess.Popen(
-            [*command, str(tmp_path / "out")], stderr=subprocess.PIPE, text=True
-        ) as process:
+            [*command, str(tmp_path / "out")],
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(number, signal.SIG_DFL) if number == signal.SIGHUP else None,
+        ) as process:  # under nohup SIGHUP would be ignored
             while not server.asked["a.txt"]:
                 time.sleep(0.05)
             process.send_signal(number)
