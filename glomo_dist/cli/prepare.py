@@ -13,10 +13,9 @@ settings of one kind.
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -29,6 +28,7 @@ from glomo_dist.data.prepare import BITS, MIN_COUNT, VOCAB_SIZE
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.runtime.files import require_absent_or_empty
 from glomo_dist.runtime.progress import say
+from glomo_dist.runtime.signals import as_interrupt
 
 Sources = Positional[Annotated[tuple[str, ...], arg(metavar="SOURCE [SOURCE ...]")]]
 MIB = 1 << 20
@@ -131,29 +131,9 @@ def _required(sources: Sequence[str]) -> list[str]:
     return list(sources)
 
 
-@contextlib.contextmanager
-def _signals_stop() -> Iterator[None]:
-    """What asks a program to end does what Ctrl-C does, so that nothing half-written stays; once, as removing takes a
-    moment. A signal that is ignored (nohup) stays so."""
-
-    def stop(*_: object) -> None:
-        for number in before:
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    before = {n: signal.getsignal(n) for n in STOP_SIGNALS if signal.getsignal(n) is not signal.SIG_IGN}
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def main(argv: Sequence[str]) -> None:
     command = parse(Kind, argv, name="prepare", description=__doc__)
-    with _signals_stop():
+    with as_interrupt(STOP_SIGNALS):  # so that nothing half-written stays
         command.run()
     save_command(command.out, f"prepare {type(command).__name__.lower()}", command)
     if isinstance(command, Demo):

@@ -20,7 +20,6 @@ from fsspec.implementations.local import LocalFileSystem, make_path_posix
 from glomo_dist.data.remote import HTTP, file_system, open_in_order
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.files import cannot_write
-from glomo_dist.runtime.secrets import shown
 
 PACKED = (".gz", ".xz", ".zst")
 
@@ -29,7 +28,7 @@ PACKED = (".gz", ".xz", ".zst")
 class InputFile:
     """One input file.
 
-    name: as the user would write it, but for what may be secret in an address; used in errors.
+    name: as the user would write it; used in errors.
     label: its name below the given source; kept with every sample, so it does not depend on the machine.
     suffix: without packing, e.g. ".jsonl" for "a.jsonl.xz".  packing: ".gz", ".xz", ".zst" or "".
     outright: whether the source named this very file.
@@ -77,7 +76,6 @@ def _is_local(filesystem: Any) -> bool:
 
 def _expand(source: str, suffixes: tuple[str, ...], left_out: Counter[str]) -> list[InputFile]:
     remote = source.split("://", 1)[0] in HTTP
-    name = shown(source)
     try:
         if os.path.exists(source):  # also where the name looks like something else: "a::b.txt"
             filesystem, path = LocalFileSystem(), make_path_posix(source).rstrip("/") or "/"
@@ -94,11 +92,11 @@ def _expand(source: str, suffixes: tuple[str, ...], left_out: Counter[str]) -> l
             paths = sorted(p for p in filesystem.glob(path) if filesystem.isfile(p))
             base = path[: path.rfind("/", 0, min(path.find(m) for m in "*?[" if m in path)) + 1]
         else:
-            raise DataError(f"{name} does not exist. Check the name.")
+            raise DataError(f"{source} does not exist. Check the name.")
     except (DataError, KeyboardInterrupt):
         raise
     except Exception as e:  # a file system driver may raise anything: bad scheme, credentials, network
-        raise DataError(f"cannot look into {name}: {describe(e)}.") from e
+        raise DataError(f"cannot look into {source}: {describe(e)}.") from e
     protocol = source.split("://", 1)[0] + "://" if "://" in source and not remote else ""
     files = [
         _describe(protocol + p, p.removeprefix(base), p, filesystem)
@@ -109,7 +107,7 @@ def _expand(source: str, suffixes: tuple[str, ...], left_out: Counter[str]) -> l
     left_out.update(_kind(file) for file in files if file.suffix not in suffixes)
     if not known:
         raise DataError(
-            f"{name} has no file with a known ending ({', '.join(suffixes)}; each also with "
+            f"{source} has no file with a known ending ({', '.join(suffixes)}; each also with "
             f"{', '.join(PACKED)}). Check the name, or convert the files."
         )
     return known
@@ -159,7 +157,7 @@ def _describe(name: str, label: str, path: str, filesystem: Any, outright: bool 
     suffix = "-ubyte" if stem.endswith("-ubyte") else stem[stem.rfind(".") :] if "." in stem else ""
     # A name on disk need not be UTF-8; what stands for its other bytes could not be written into a shard.
     label = label.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return InputFile(shown(name), label, path, suffix, packing, filesystem, outright)
+    return InputFile(name, label, path, suffix, packing, filesystem, outright)
 
 
 def open_stream(file: InputFile) -> io.BufferedReader:
@@ -259,5 +257,5 @@ def describe(e: BaseException) -> str:
     """One line for a foreign exception."""
     if isinstance(e, OSError) and e.strerror:
         return e.strerror
-    text = shown(" ".join(str(e).split()))
+    text = " ".join(str(e).split())
     return f"{type(e).__name__}: {text}" if text else type(e).__name__

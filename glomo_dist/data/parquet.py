@@ -55,11 +55,12 @@ def _values(batch: Any, name: str, row: int, file: InputFile, labels: Sequence[s
             value = scalar.as_py()
         except Exception as e:
             # Parquet does not check what is called a string; not every time and structure is one of Python's.
-            at = f"{e.reason} at byte {e.start + 1}" if isinstance(e, UnicodeDecodeError) else describe(e)
-            what = "not UTF-8 text" if isinstance(e, UnicodeDecodeError) else "cannot be read"
+            what = f"cannot be read ({describe(e)})"
+            if isinstance(e, UnicodeDecodeError):
+                what = f"not UTF-8 text ({e.reason} at byte {e.start + 1})"
             raise DataError(
-                f"{file.name}, row {number}, column {name!r}: {what} ({at}). Write the file again with UTF-8 strings "
-                "and plain numbers."
+                f"{file.name}, row {number}, column {name!r}: {what}. Write the file again with UTF-8 strings and "
+                "plain numbers."
             ) from None
         yield labels[value] if type(value) is int and 0 <= value < len(labels) else value
 

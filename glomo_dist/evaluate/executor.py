@@ -28,6 +28,7 @@ from glomo_dist.runtime.errors import ConfigError, GlomoError, Interrupted
 from glomo_dist.runtime.files import write_json, writing
 from glomo_dist.runtime.fingerprint import command_line
 from glomo_dist.runtime.progress import bar, say
+from glomo_dist.runtime.signals import as_interrupt
 
 PLAN_FORMAT = "glomo-evaluation"
 PLAN_VERSION = 1
@@ -223,34 +224,14 @@ def _only_one(out: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals_stop() -> Iterator[None]:
-    """Take STOP_SIGNALS in the block as Ctrl-C is taken; after the first, others change nothing.
-
-    A signal that is ignored (nohup) stays so. Only Python's main thread can be interrupted.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    found = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    before = {number: handler for number, handler in found.items() if handler is not signal.SIG_IGN}
-    came: list[str] = []
-
-    def stop(number: int, frame: types.FrameType | None) -> None:
-        for other in before:
-            signal.signal(other, signal.SIG_IGN)
-        came.append(signal.Signals(number).name)
-        raise KeyboardInterrupt
-
-    try:
-        for number in before:
-            signal.signal(number, stop)
-        yield
-    except (KeyboardInterrupt, OSError):  # or what was to be said on a terminal that is gone
-        if not came:
-            raise
-        raise Interrupted(f"stopped by {came[0]}; run the same command again to go on.") from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
+    """Take STOP_SIGNALS in the block as Ctrl-C is taken, and say which one came."""
+    with as_interrupt(STOP_SIGNALS) as came:
+        try:
+            yield
+        except (KeyboardInterrupt, OSError):  # or what was to be said on a terminal that is gone
+            if not came:
+                raise
+            raise Interrupted(f"stopped by {came[0]}; run the same command again to go on.") from None
 
 
 class _TimeLimitReached(BaseException):

@@ -9,7 +9,6 @@ from pathlib import Path
 from glomo_dist.evaluate.attempt import Job, job_folder
 from glomo_dist.runtime.errors import DataError, GlomoError
 from glomo_dist.runtime.progress import say
-from glomo_dist.runtime.secrets import shown
 from glomo_dist.transfer.result import Result
 from glomo_dist.transfer.task import get_task
 
@@ -33,7 +32,7 @@ def require_same_data(out: Path, finished: Sequence[Job], todo: Sequence[Job]) -
             continue
         name, source, max_examples = key
         task = get_task(name)
-        what = f"the data of task {name!r}" + (f" in {shown(source)}" if source is not None else "")
+        what = f"the data of task {name!r}" + (f" in {source}" if source is not None else "")
         say(f"evaluate: reading {what}: are they those of the finished jobs ({len(jobs)})?")
         try:
             data = task.load(source, max_examples)

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from glomo_dist.runtime.secrets import shown
+
 T = TypeVar("T")
 
 
@@ -24,6 +26,6 @@ def bar(iterable: Iterable[T] | None = None, **options: Any) -> tqdm[T]:
 
 
 def say(message: str) -> None:
-    """One line to the person watching, without breaking a bar."""
-    tqdm.write(message, file=sys.stderr)
+    """One line to the person watching, without breaking a bar, and without what is secret in an address."""
+    tqdm.write(shown(message), file=sys.stderr)
     sys.stderr.flush()

@@ -6,16 +6,15 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import fsspec
 import numpy as np
 
 from glomo_dist.data.files import PACKED, InputFile, describe, find_files, open_seekable
 from glomo_dist.data.lines import json_objects, numbered_lines
 from glomo_dist.data.parquet import parquet_rows
 from glomo_dist.data.places import Address, attempts, open_place
+from glomo_dist.data.remote import file_system
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.progress import say
-from glomo_dist.runtime.secrets import shown
 
 RETRY_SECONDS = 20.0  # how long a server in trouble is asked again whether it has a file
 HTTP = ("http://", "https://")
@@ -101,7 +100,7 @@ def text_files(folder: str) -> Iterator[tuple[str, bytes]]:
     where = folder
     try:
         # Listed, not matched by a pattern: the path itself may have [ ] * ? in it.
-        filesystem, root = fsspec.core.url_to_fs(joined(folder, ""))
+        filesystem, root = file_system(joined(folder, ""))
         names = {path.rsplit("/", 1)[-1] for path in filesystem.ls(root, detail=False)}
         texts = sorted(name for name in names if name.endswith(".txt") and not name.startswith("."))
         for name in texts:
@@ -187,7 +186,7 @@ def find(source: str, candidates: tuple[str, ...]) -> str | None:
     """
     refused = []
     try:
-        fs, root = fsspec.core.url_to_fs(source)
+        fs, root = file_system(source)
         for candidate in candidates:
             name = _spelled_out(fs, root, candidate)
             there = _exists(fs, joined(root, name))
@@ -200,7 +199,7 @@ def find(source: str, candidates: tuple[str, ...]) -> str | None:
     except Exception as e:  # a file system driver may raise anything: bad scheme, credentials, network
         raise DataError(f"{source} cannot be opened: {describe(e)}.") from e
     if refused:
-        say(f"WARNING: {shown(source)}: the server refuses (403) {', '.join(refused)}; taken as not there")
+        say(f"WARNING: {source}: the server refuses (403) {', '.join(refused)}; taken as not there")
     return None
 
 
