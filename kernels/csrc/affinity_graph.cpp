@@ -15,7 +15,7 @@
 namespace glomo {
 namespace {
 
-constexpr std::int64_t ROWS = 48;      // a multiple of the rows that `multiply` holds in registers
+constexpr std::int64_t ROWS = 48;      // that are computed together
 constexpr std::int64_t STRETCH = 256;  // keys whose edges are collected aside
 constexpr std::int64_t PIECE = 1 << 16;  // edges for which memory is taken at once
 

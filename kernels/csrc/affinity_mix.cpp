@@ -71,8 +71,8 @@ void mix_keys(const QueryBlock<T>& block, const Edges& edges, const T* tile, std
     simd<T>().multiply(block.rows, columns, count, tile, LANES, true, data, pitch, c, ldc, true);
     return;
   }
-  for (std::int64_t row = 0; row < block.rows; row += block.group()) {
-    const std::int64_t rows = std::min(block.group(), block.rows - row);
+  for (std::int64_t row = 0; row < block.rows; row += LINE<T>) {
+    const std::int64_t rows = std::min(LINE<T>, block.rows - row);
     const auto [from, to] = block.seen(row, rows, key, count);
     if (from >= to) continue;
     simd<T>().multiply(rows, columns, to - from, tile + from * LANES + row, LANES, true, data + from * pitch, pitch,
@@ -88,7 +88,7 @@ void mix_rows(const QueryBlock<T>& block, const Edges& edges, const T* tile, std
     simd<T>().gather(edges.of_keys(), count, tile, LANES, 1, x.data, x.pitch, columns, c, columns);
     return;
   }
-  const std::int64_t step = block.crossed(key, count) ? block.group() : count;
+  const std::int64_t step = block.crossed(key, count) ? LINE<T> : count;
   for (std::int64_t j = 0; j < count; j += step) {
     const std::int64_t keys = std::min(step, count - j);
     const auto [from, to] = block.seeing(key + j, keys);

@@ -52,7 +52,7 @@ class QueryBlock {
     head = team * team_ + place % members;
     index = per_head - 1 - place / members;
     std::tie(first, rows) = rows_of_block(index, problem_.rows);
-    lanes = (rows + group() - 1) / group() * group();
+    lanes = (rows + LINE<T> - 1) / LINE<T> * LINE<T>;
     sample = head / problem_.heads;
     within = head % problem_.heads;
     load_spans();
@@ -74,12 +74,12 @@ class QueryBlock {
                            problem_.kind == Kind::relu, begin_.get(), end_.get(), cut, sum);
   }
 
-  // out[g / group()][d][lane of g] = x[row][d] for the rows of the block: as `multiply` takes its b, one group of
-  // lanes after the other, since lines at a distance of LANES would compete for the same places in the cache.
+  // out[lane / panel()][d][lane % panel()] = x[row][d] for the rows of the block: as `multiply` takes its b, one panel
+  // of lanes after the other, since lines at a distance of LANES would compete for the same places in the cache.
   void lay_across(const T* x, std::int64_t stride, std::int64_t width, Buffer<T>& out) const {
     if (rows < lanes) out.clear();
-    for (std::int64_t g = 0; g < rows; g += group()) {
-      simd<T>().transpose(x + g * stride, stride, std::min(group(), rows - g), width, out.get() + g * width, group());
+    for (std::int64_t p = 0; p < rows; p += panel()) {
+      simd<T>().transpose(x + p * stride, stride, std::min(panel(), rows - p), width, out.get() + p * width, panel());
     }
   }
 
@@ -88,14 +88,17 @@ class QueryBlock {
   void products(const T* x, std::int64_t stride, std::int64_t key, std::int64_t count, std::int64_t width,
                 const Buffer<T>& y, T* tile) const {
     const bool cut = crossed(key, count);
-    for (std::int64_t g = 0; g < lanes; g += group()) {
-      const auto [from, to] = cut ? seen(g, group(), key, count) : std::pair<std::int64_t, std::int64_t>{0, count};
+    const std::int64_t step = cut ? LINE<T> : panel();
+    for (std::int64_t lane = 0; lane < lanes; lane += step) {
+      const std::int64_t some = std::min(step, lanes - lane);
+      const auto [from, to] = cut ? seen(lane, some, key, count) : std::pair<std::int64_t, std::int64_t>{0, count};
       for (std::int64_t j = 0; j < count; ++j) {
-        if (j < from || j >= to) std::fill_n(tile + j * LANES + g, group(), T(0));
+        if (j < from || j >= to) std::fill_n(tile + j * LANES + lane, some, T(0));
       }
       if (from >= to) continue;
-      simd<T>().multiply(to - from, group(), width, x + from * stride, stride, false, y.get() + g * width, group(),
-                         tile + from * LANES + g, LANES, false);
+      const T* across = y.get() + lane / panel() * panel() * width + lane % panel();
+      simd<T>().multiply(to - from, some, width, x + from * stride, stride, false, across, panel(),
+                         tile + from * LANES + lane, LANES, false);
     }
   }
 
@@ -133,13 +136,12 @@ class QueryBlock {
   std::int64_t begin(std::int64_t i) const { return static_cast<std::int64_t>(begin_.get()[i]); }
   std::int64_t end(std::int64_t i) const { return static_cast<std::int64_t>(end_.get()[i]); }
 
-  // Rows that are computed together, as many as `multiply` holds in registers.
-  static std::int64_t group() { return simd<T>().columns; }
-
   std::int64_t head = 0, index = 0, first = 0, rows = 0, lanes = 0, sample = 0, within = 0;
   std::int64_t low = 0, high = 0;  // the keys that any row sees
 
  private:
+  static std::int64_t panel() { return simd<T>().columns; }  // lanes that are laid side by side
+
   void load_spans() {
     std::tie(low, high) = keys_seen(problem_, sample, first, rows);
     all_from_ = 0, all_to_ = problem_.units;

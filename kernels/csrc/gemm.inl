@@ -6,13 +6,16 @@ namespace SIMD_NAMESPACE {
 // long sum grow with its length, those of sums of sums with the lengths of the parts.
 constexpr std::int64_t DEPTH = 64;
 
-// c[r][0 .. COLUMNS) = (or +=) sum_k a(r, k) * b[k][0 .. COLUMNS), with a(r, k) at a[r * lda + k], or, if
+// Columns of a block that is held in registers.
+template <class T>
+constexpr std::int64_t WIDE = SIMD_VECTORS * Lanes<T>::COUNT;
+
+// c[r][n] = (or +=) sum_k a(r, k) * b[k][n] for the n of VECTORS registers, with a(r, k) at a[r * lda + k], or, if
 // ACROSS, at a[k * lda + r].
-template <class T, int ROWS, bool ACROSS>
+template <class T, int ROWS, int VECTORS, bool ACROSS>
 inline void product_block(std::int64_t depth, const T* a, std::int64_t lda, const T* b, std::int64_t ldb, T* c,
                           std::int64_t ldc, bool accumulate) {
   using Vec = typename Lanes<T>::Vec;
-  constexpr int VECTORS = SIMD_COLUMN_BYTES / SIMD_BYTES;
   constexpr std::int64_t COUNT = Lanes<T>::COUNT;
   const std::int64_t parts = depth > 0 ? (depth + DEPTH - 1) / DEPTH : 1;
   for (std::int64_t part = 0; part < parts; ++part) {
@@ -38,25 +41,27 @@ inline void product_block(std::int64_t depth, const T* a, std::int64_t lda, cons
 }
 
 // The block for `rows` <= ROWS.
-template <class T, int ROWS, bool ACROSS>
+template <class T, int ROWS, int VECTORS, bool ACROSS>
 inline void product_strip(std::int64_t rows, std::int64_t depth, const T* a, std::int64_t lda, const T* b,
                           std::int64_t ldb, T* c, std::int64_t ldc, bool accumulate) {
   if constexpr (ROWS > 1) {
-    if (rows < ROWS) return product_strip<T, ROWS - 1, ACROSS>(rows, depth, a, lda, b, ldb, c, ldc, accumulate);
+    if (rows < ROWS) {
+      return product_strip<T, ROWS - 1, VECTORS, ACROSS>(rows, depth, a, lda, b, ldb, c, ldc, accumulate);
+    }
   }
-  product_block<T, ROWS, ACROSS>(depth, a, lda, b, ldb, c, ldc, accumulate);
+  product_block<T, ROWS, VECTORS, ACROSS>(depth, a, lda, b, ldb, c, ldc, accumulate);
 }
 
 // Rows are cut into strips of nearly the same height: a low one would leave the arithmetic waiting for itself.
-template <class T, bool ACROSS>
+template <class T, int VECTORS, bool ACROSS>
 void product_panel(std::int64_t rows, std::int64_t depth, const T* a, std::int64_t lda, const T* b,
                    std::int64_t ldb, T* c, std::int64_t ldc, bool accumulate) {
   const std::int64_t strips = (rows + SIMD_ROWS - 1) / SIMD_ROWS;
   std::int64_t r = 0;
   for (std::int64_t strip = 0; strip < strips; ++strip) {
     const std::int64_t height = rows / strips + (strip < rows % strips);
-    product_strip<T, SIMD_ROWS, ACROSS>(height, depth, ACROSS ? a + r : a + r * lda, lda, b, ldb, c + r * ldc, ldc,
-                                        accumulate);
+    product_strip<T, SIMD_ROWS, VECTORS, ACROSS>(height, depth, ACROSS ? a + r : a + r * lda, lda, b, ldb,
+                                                 c + r * ldc, ldc, accumulate);
     r += height;
   }
 }
@@ -64,21 +69,24 @@ void product_panel(std::int64_t rows, std::int64_t depth, const T* a, std::int64
 template <class T, bool ACROSS>
 void product(std::int64_t rows, std::int64_t columns, std::int64_t depth, const T* a, std::int64_t lda,
              const T* b, std::int64_t ldb, T* c, std::int64_t ldc, bool accumulate) {
-  constexpr std::int64_t COLUMNS = SIMD_COLUMN_BYTES / static_cast<std::int64_t>(sizeof(T));
+  constexpr int FEW = static_cast<int>(LINE<T> / Lanes<T>::COUNT);
   std::int64_t n = 0;
-  for (; n + COLUMNS <= columns; n += COLUMNS) {
-    product_panel<T, ACROSS>(rows, depth, a, lda, b + n, ldb, c + n, ldc, accumulate);
+  for (; n + WIDE<T> <= columns; n += WIDE<T>) {
+    product_panel<T, SIMD_VECTORS, ACROSS>(rows, depth, a, lda, b + n, ldb, c + n, ldc, accumulate);
+  }
+  for (; n + LINE<T> <= columns; n += LINE<T>) {
+    product_panel<T, FEW, ACROSS>(rows, depth, a, lda, b + n, ldb, c + n, ldc, accumulate);
   }
   if (n == columns) return;
   constexpr std::int64_t STRIP = 16;  // rows of the last, partial panel that are computed aside at once
-  T aside[STRIP * COLUMNS];
+  T aside[STRIP * LINE<T>];
   for (std::int64_t r = 0; r < rows; r += STRIP) {
     const std::int64_t count = rows - r < STRIP ? rows - r : STRIP;
-    product_panel<T, ACROSS>(count, depth, ACROSS ? a + r : a + r * lda, lda, b + n, ldb, aside, COLUMNS, false);
+    product_panel<T, FEW, ACROSS>(count, depth, ACROSS ? a + r : a + r * lda, lda, b + n, ldb, aside, LINE<T>, false);
     for (std::int64_t i = 0; i < count; ++i) {
       T* out = c + (r + i) * ldc + n;
       for (std::int64_t j = 0; j < columns - n; ++j) {
-        out[j] = accumulate ? out[j] + aside[i * COLUMNS + j] : aside[i * COLUMNS + j];
+        out[j] = accumulate ? out[j] + aside[i * LINE<T> + j] : aside[i * LINE<T> + j];
       }
     }
   }

@@ -35,7 +35,7 @@ class Buffer {
 // such distances compete for the same lines of the cache.
 template <class T>
 std::int64_t padded(std::int64_t width) {
-  return (width + PADDING<T> - 1) / PADDING<T> * PADDING<T> + 16;
+  return (width + LINE<T> - 1) / LINE<T> * LINE<T> + 16;
 }
 
 // Rows as `multiply` takes its b, and the distance between them.
@@ -48,7 +48,7 @@ struct Lines {
 // Rows of x as `multiply` takes its b: in scratch memory, unless they can be read where they are.
 template <class T>
 Lines<T> lines(const T* x, std::int64_t stride, std::int64_t rows, std::int64_t width, T* scratch) {
-  const bool complete = width % simd<T>().columns == 0, close = stride * static_cast<std::int64_t>(sizeof(T)) <= 256;
+  const bool complete = width % LINE<T> == 0, close = stride * static_cast<std::int64_t>(sizeof(T)) <= 256;
   if (complete && close) return {x, stride};
   const std::int64_t pitch = padded<T>(width);
   for (std::int64_t i = 0; i < rows; ++i) std::copy_n(x + i * stride, width, scratch + i * pitch);

@@ -13,7 +13,7 @@ namespace {
 #define SIMD_NAMESPACE portable
 #define SIMD_BYTES 16
 #define SIMD_ROWS 3
-#define SIMD_COLUMN_BYTES 64
+#define SIMD_VECTORS 4
 #include "simd.inl"
 
 #if defined(__x86_64__)
@@ -27,7 +27,7 @@ namespace {
 #define SIMD_NAMESPACE avx2
 #define SIMD_BYTES 32
 #define SIMD_ROWS 6
-#define SIMD_COLUMN_BYTES 64
+#define SIMD_VECTORS 2
 #include "simd.inl"
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -40,7 +40,7 @@ namespace {
 #define SIMD_NAMESPACE avx512
 #define SIMD_BYTES 64
 #define SIMD_ROWS 13
-#define SIMD_COLUMN_BYTES 64
+#define SIMD_VECTORS 2
 #include "simd.inl"
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -12,14 +12,14 @@ namespace glomo {
 // Query rows that affinity_mix computes side by side; a tile of scores has as many keys.
 constexpr std::int64_t LANES = 64;
 
-// Columns of b that `multiply` may read beyond the last, less one.
+// Values in a line of the cache: the fewest columns that `multiply` computes at once.
 template <class T>
-constexpr std::int64_t PADDING = 128 / static_cast<std::int64_t>(sizeof(T));
+constexpr std::int64_t LINE = 64 / static_cast<std::int64_t>(sizeof(T));
 
 template <class T>
 struct Simd {
   const char* name;
-  std::int64_t columns;  // of a block that `multiply` holds in registers
+  std::int64_t columns;  // that `multiply` computes at once where there are enough: a multiple of LINE<T>
 
   // y = sum_{e < n} coefficient[e] * x[index[e]], rows of `width`; y is overwritten.
   void (*combine)(const T* coefficient, const std::int32_t* index, std::int64_t n, const T* x,
@@ -33,7 +33,7 @@ struct Simd {
                      std::int64_t width, const T* y);
 
   // c[rows][columns] = (or +=) a b with a(r, k) at a[r * lda + k], or if `across` at a[k * lda + r], and
-  // b[k][n] at b[k * ldb + n], readable up to the next multiple of PADDING<T> columns.
+  // b[k][n] at b[k * ldb + n], readable up to the next multiple of LINE<T> columns.
   void (*multiply)(std::int64_t rows, std::int64_t columns, std::int64_t depth, const T* a, std::int64_t lda,
                    bool across, const T* b, std::int64_t ldb, T* c, std::int64_t ldc, bool accumulate);
 

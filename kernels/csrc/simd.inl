@@ -1,5 +1,5 @@
 // The loops of simd.h. Included once per instruction set by simd.cpp, which defines SIMD_NAMESPACE,
-// SIMD_BYTES (of a register), SIMD_ROWS and SIMD_COLUMN_BYTES (the block of a product held in registers at once).
+// SIMD_BYTES (of a register), SIMD_ROWS and SIMD_VECTORS (rows, and registers of each, of a product that are held at once).
 
 namespace SIMD_NAMESPACE {
 
@@ -96,8 +96,7 @@ namespace SIMD_NAMESPACE {
 
 template <class T>
 constexpr Simd<T> table(const char* name) {
-  constexpr std::int64_t COLUMNS = SIMD_COLUMN_BYTES / static_cast<std::int64_t>(sizeof(T));
-  return {name,         COLUMNS,  combine<T>, add_scaled<T>,   weighted_dots<T>, multiply<T>,
+  return {name,         WIDE<T>,  combine<T>, add_scaled<T>,   weighted_dots<T>, multiply<T>,
           transpose<T>, nonzero<T>, gather<T>, dots<T>, roots<T>, square<T>,  weighted_sum<T>, slopes<T>,        edges<T>};
 }
 
@@ -106,4 +105,4 @@ constexpr Simd<T> table(const char* name) {
 #undef SIMD_NAMESPACE
 #undef SIMD_BYTES
 #undef SIMD_ROWS
-#undef SIMD_COLUMN_BYTES
+#undef SIMD_VECTORS
