@@ -88,7 +88,7 @@ class QueryBlock {
   void products(const T* x, std::int64_t stride, std::int64_t key, std::int64_t count, std::int64_t width,
                 const Buffer<T>& y, T* tile) const {
     const bool cut = crossed(key, count);
-    const std::int64_t step = cut ? LINE<T> : panel();
+    const std::int64_t step = panel();
     for (std::int64_t lane = 0; lane < lanes; lane += step) {
       const std::int64_t some = std::min(step, lanes - lane);
       const auto [from, to] = cut ? seen(lane, some, key, count) : std::pair<std::int64_t, std::int64_t>{0, count};
