@@ -20,12 +20,13 @@ SOURCES = [
     "simd.cpp",
     "affinity_graph.cpp",
     "affinity_mix.cpp",
+    "decoder_loss.cpp",
     "graph_mix.cpp",
     "graph_stripes.cpp",
 ]
 HEADERS = [
     "affinity_mix.h", "edges.h", "graph_stripes.h", "kernels.h", "largest.h", "live.h", "scratch.h", "simd.h",
-    "threads.h", "turns.h", "simd.inl", "gemm.inl", "sparse.inl", "tile.inl",
+    "threads.h", "turns.h", "simd.inl", "gemm.inl", "softmax.inl", "sparse.inl", "tile.inl",
 ]  # fmt: skip
 
 extensions = [

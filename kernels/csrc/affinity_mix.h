@@ -52,7 +52,7 @@ class QueryBlock {
     head = team * team_ + place % members;
     index = per_head - 1 - place / members;
     std::tie(first, rows) = rows_of_block(index, problem_.rows);
-    lanes = (rows + LINE<T> - 1) / LINE<T> * LINE<T>;
+    lanes = lanes_of<T>(rows);
     sample = head / problem_.heads;
     within = head % problem_.heads;
     load_spans();

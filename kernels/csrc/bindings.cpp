@@ -88,6 +88,17 @@ struct GraphArguments {
   }
 };
 
+struct DecoderArguments {
+  bool is_double;
+  Address hidden, weight, target;
+  Size rows, words, width;
+
+  template <class T>
+  glomo::Decoder<T> as() const {
+    return {at<const T>(hidden), at<const T>(weight), at<const Size>(target), rows, words, width};
+  }
+};
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -199,6 +210,28 @@ PYBIND11_MODULE(_cpu, m) {
     with_type(g.is_double, [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
       glomo::apply_backward<T>(g.as<T>(), at<const T>(grad), shared, width, at<T>(dx), threads);
+    });
+  });
+
+  py::class_<DecoderArguments>(m, "Decoder")
+      .def(py::init([](bool is_double, Address hidden, Address weight, Address target, Size rows, Size words,
+                       Size width) { return DecoderArguments{is_double, hidden, weight, target, rows, words, width}; }),
+           py::kw_only(), py::arg("is_double"), py::arg("hidden"), py::arg("weight"), py::arg("target"),
+           py::arg("rows"), py::arg("words"), py::arg("width"));
+  m.attr("decoder_block") = glomo::DECODER_BLOCK;
+  m.def("decoder_exponentials", [](const DecoderArguments& d, Address kept, Address peak, Address sum,
+                                   Address likelihood, int threads) {
+    with_type(d.is_double, [&](auto* type) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      glomo::decoder_exponentials<T>(d.as<T>(), at<T>(kept), at<T>(peak), at<T>(sum), at<T>(likelihood), threads);
+    });
+  });
+  m.def("decoder_gradients", [](const DecoderArguments& d, Address kept, Address factor, Address slope,
+                                Address d_hidden, Address d_weight, bool accumulate, int threads) {
+    with_type(d.is_double, [&](auto* type) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      glomo::decoder_gradients<T>(d.as<T>(), at<T>(kept), at<const T>(factor), at<const T>(slope), at<T>(d_hidden),
+                                  at<T>(d_weight), accumulate, threads);
     });
   });
 }

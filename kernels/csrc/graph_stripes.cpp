@@ -98,7 +98,7 @@ void mix_dense_backward_features(const Graphs<T>& graphs, const T* weights, bool
   if (width == 0) return;
   const std::int64_t units = graphs.units;
   const std::int64_t wanted = std::max<std::int64_t>(1, threads / std::max<std::int64_t>(1, graphs.batch));
-  const std::int64_t piece = ((width + wanted - 1) / wanted + LINE<T> - 1) / LINE<T> * LINE<T>;
+  const std::int64_t piece = lanes_of<T>((width + wanted - 1) / wanted);
   const std::int64_t pieces = (width + piece - 1) / piece;
   parallel(graphs.batch * pieces, threads, [&](const auto& next) {
     Buffer<T> stripe(LANES * units), copy(LANES * padded<T>(piece));

@@ -8,7 +8,7 @@
 namespace glomo {
 
 // glomo_kernels/compiled.py says when to raise it.
-constexpr int INTERFACE = 1;
+constexpr int INTERFACE = 2;
 
 enum class Kind : int { relu = 0, square = 1, topk = 2 };
 
@@ -120,5 +120,28 @@ void apply(const Graphs<T>& graphs, const T* x, bool shared, std::int64_t width,
 template <class T>
 void apply_backward(const Graphs<T>& graphs, const T* grad, bool shared, std::int64_t width, T* dx,
                     int threads);
+
+// Words of a block of decoder_loss: each has its own largest logit.
+constexpr std::int64_t DECODER_BLOCK = 256;
+
+// A chunk of rows of decoder_loss.
+template <class T>
+struct Decoder {
+  const T* hidden;             // [rows, width]
+  const T* weight;             // [words, width]
+  const std::int64_t* target;  // [rows]
+  std::int64_t rows, words, width;
+};
+
+// kept [words, rows rounded up to 64 bytes] or null: exp(logit - peak of its block), 0 for the target; peak, sum
+// [blocks, rows]: the largest logit of each block, the sum of the exponentials; likelihood [rows]: the target's logit.
+template <class T>
+void decoder_exponentials(const Decoder<T>& problem, T* kept, T* peak, T* sum, T* likelihood, int threads);
+
+// factor [blocks, rows] turns `kept`, which is overwritten, into softmax; slope [rows] is that of the target, less 1.
+// d_weight is added to if `accumulate`.
+template <class T>
+void decoder_gradients(const Decoder<T>& problem, T* kept, const T* factor, const T* slope, T* d_hidden, T* d_weight,
+                       bool accumulate, int threads);
 
 }  // namespace glomo

@@ -31,11 +31,17 @@ class Buffer {
   T* data_;
 };
 
+// n values side by side, up to whole lines of the cache.
+template <class T>
+std::int64_t lanes_of(std::int64_t n) {
+  return (n + LINE<T> - 1) / LINE<T> * LINE<T>;
+}
+
 // Width of rows in scratch memory: room for what `multiply` reads too much, and not a power of two, since rows at
 // such distances compete for the same lines of the cache.
 template <class T>
 std::int64_t padded(std::int64_t width) {
-  return (width + LINE<T> - 1) / LINE<T> * LINE<T> + 16;
+  return lanes_of<T>(width) + 16;
 }
 
 // Rows as `multiply` takes its b, and the distance between them.

@@ -61,6 +61,11 @@ struct Simd {
 
   // The same for one row of scores: their roots, the number of edges, and the sum of their squares.
   std::int64_t (*edges)(T* row, std::int64_t keys, T theta, bool relu, double* sum);
+
+  // Softmax of blocks of logits, [words][pitch] with `lanes` in use, a multiple of LINE<T>: see softmax.inl.
+  void (*peaks)(const T* logits, std::int64_t words, std::int64_t pitch, std::int64_t lanes, T* peak);
+  void (*exponentials)(T* logits, std::int64_t words, std::int64_t pitch, std::int64_t lanes, const T* peak, T* sum);
+  void (*scale_lanes)(T* x, std::int64_t words, std::int64_t pitch, std::int64_t lanes, const T* factor);
 };
 
 // The best version that this machine runs.

@@ -89,6 +89,7 @@ T weighted_dots(const T* coefficient, const std::int32_t* index, std::int64_t n,
 }  // namespace SIMD_NAMESPACE
 
 #include "gemm.inl"
+#include "softmax.inl"
 #include "sparse.inl"
 #include "tile.inl"
 
@@ -97,7 +98,8 @@ namespace SIMD_NAMESPACE {
 template <class T>
 constexpr Simd<T> table(const char* name) {
   return {name,         WIDE<T>,  combine<T>, add_scaled<T>,   weighted_dots<T>, multiply<T>,
-          transpose<T>, nonzero<T>, gather<T>, dots<T>, roots<T>, square<T>,  weighted_sum<T>, slopes<T>,        edges<T>};
+          transpose<T>, nonzero<T>, gather<T>, dots<T>, roots<T>, square<T>,  weighted_sum<T>, slopes<T>, edges<T>,
+          peaks<T>, exponentials<T>, scale_lanes<T>};
 }
 
 }  // namespace SIMD_NAMESPACE

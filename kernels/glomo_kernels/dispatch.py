@@ -34,7 +34,7 @@ TABLE: dict[str, tuple[Backend, ...]] = {
     "affinity_mix": (TRITON, CPP, REFERENCE),
     "affinity_graph": (CUDA, CPP, REFERENCE),
     "graph_mix": (CUDA, CPP, REFERENCE),
-    "decoder_loss": (TRITON, REFERENCE),
+    "decoder_loss": (TRITON, CPP, REFERENCE),
 }
 VARIABLE = "GLOMO_KERNELS"
 

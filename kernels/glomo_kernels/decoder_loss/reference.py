@@ -75,15 +75,9 @@ def forward(
             blocks.append((slice(first, first + len(part)), exponential, at, here))
             peaks.append(peak)
             sums.append(exponential.sum(-1, keepdim=True))
-        factor = torch.cat(peaks, 1)
-        peak = factor.amax(-1, keepdim=True)
-        factor.sub_(peak).exp_()
-        others = (factor * torch.cat(sums, 1)).sum(-1, keepdim=True)
-        own = (likelihood - peak).exp_()
-        loss += losses(real, others, own, peak - likelihood).sum()
+        chunk_loss, slope, factor = join(real, likelihood, torch.cat(peaks, 1), torch.cat(sums, 1))
+        loss += chunk_loss
         if grads:
-            slope = slopes(real, others, own)
-            factor.mul_(real / (others + own))
             shares = (
                 (words_of, exponential.mul_(factor[:, index : index + 1]).to(hidden.dtype), at, here)
                 for index, (words_of, exponential, at, here) in enumerate(blocks)
@@ -100,6 +94,19 @@ def results(hidden: Tensor, weight: Tensor, grads: bool) -> tuple[Tensor, Tensor
         hidden.new_empty(hidden.shape if grads else (0,), dtype=dtype),
         weight.new_zeros(weight.shape if grads else (0,), dtype=dtype),
     )
+
+
+def join(real: Tensor, likelihood: Tensor, peaks: Tensor, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(summed loss, p - 1 of the targets, f_b / total of `forward`), from the numbers of the blocks.
+
+    real, likelihood [rows, 1]: whether there is a target, its logit; peaks (overwritten), sums [rows, blocks]
+    """
+    peak = peaks.amax(-1, keepdim=True)
+    factor = peaks.sub_(peak).exp_()
+    others = (factor * sums).sum(-1, keepdim=True)
+    own = (likelihood - peak).exp_()
+    loss = losses(real, others, own, peak - likelihood).sum()
+    return loss, slopes(real, others, own), factor.mul_(real / (others + own))
 
 
 def losses(real: Tensor, others: Tensor, own: Tensor, gap: Tensor) -> Tensor:
