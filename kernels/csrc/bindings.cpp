@@ -91,11 +91,13 @@ struct GraphArguments {
 struct DecoderArguments {
   bool is_double;
   Address hidden, weight, target;
+  int stored;
   Size rows, words, width;
 
   template <class T>
   glomo::Decoder<T> as() const {
-    return {at<const T>(hidden), at<const T>(weight), at<const Size>(target), rows, words, width};
+    return {at<const T>(hidden), at<const void>(weight), static_cast<glomo::Stored>(stored), at<const Size>(target),
+            rows, words, width};
   }
 };
 
@@ -214,10 +216,12 @@ PYBIND11_MODULE(_cpu, m) {
   });
 
   py::class_<DecoderArguments>(m, "Decoder")
-      .def(py::init([](bool is_double, Address hidden, Address weight, Address target, Size rows, Size words,
-                       Size width) { return DecoderArguments{is_double, hidden, weight, target, rows, words, width}; }),
+      .def(py::init([](bool is_double, Address hidden, Address weight, Address target, int stored, Size rows, Size words,
+                       Size width) {
+             return DecoderArguments{is_double, hidden, weight, target, stored, rows, words, width};
+           }),
            py::kw_only(), py::arg("is_double"), py::arg("hidden"), py::arg("weight"), py::arg("target"),
-           py::arg("rows"), py::arg("words"), py::arg("width"));
+           py::arg("stored"), py::arg("rows"), py::arg("words"), py::arg("width"));
   m.attr("decoder_block") = glomo::DECODER_BLOCK;
   m.def("decoder_exponentials", [](const DecoderArguments& d, Address kept, Address peak, Address sum,
                                    Address likelihood, int threads) {

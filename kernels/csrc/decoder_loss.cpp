@@ -43,6 +43,21 @@ void multiply_panels(std::int64_t rows, std::int64_t columns, std::int64_t depth
   }
 }
 
+// Rows of the weight from word `first` on: where they are, or widened into scratch memory.
+template <class T>
+const T* weight_rows(const Decoder<T>& problem, std::int64_t first, std::int64_t count, T* scratch) {
+  const std::int64_t start = first * problem.width;
+  if (problem.stored == Stored::same) return static_cast<const T*>(problem.weight) + start;
+  simd<T>().widen(static_cast<const std::uint16_t*>(problem.weight) + start, count * problem.width,
+                  problem.stored == Stored::bfloat16, scratch);
+  return scratch;
+}
+
+template <class T>
+std::int64_t scratch_of(const Decoder<T>& problem) {
+  return problem.stored == Stored::same ? 0 : DECODER_BLOCK * problem.width;
+}
+
 template <class T>
 std::int64_t in_panels(std::int64_t n) {
   const std::int64_t panel = simd<T>().columns;
@@ -79,12 +94,12 @@ void decoder_exponentials(const Decoder<T>& problem, T* kept, T* peak, T* sum, T
                         panel);
   }
   parallel((words + share - 1) / share, threads, [&](const auto& next) {
-    Buffer<T> own(kept ? 0 : DECODER_BLOCK * lanes), largest(lanes), total(lanes);
+    Buffer<T> own(kept ? 0 : DECODER_BLOCK * lanes), largest(lanes), total(lanes), wide(scratch_of(problem));
     for (std::int64_t item = next(); item >= 0; item = next()) {
       for_blocks(words, item, [&](std::int64_t block, std::int64_t first, std::int64_t count) {
         T* logits = kept ? kept + first * lanes : own.get();
-        multiply_panels(count, lanes, width, problem.weight + first * width, width, false, across.get(), logits, lanes,
-                        false);
+        multiply_panels(count, lanes, width, weight_rows(problem, first, count, wide.get()), width, false,
+                        across.get(), logits, lanes, false);
         simd<T>().peaks(logits, count, lanes, lanes, largest.get());
         for_targets(problem, first, count, [&](std::int64_t i, std::int64_t word) {
           likelihood[i] = logits[word * lanes + i];
@@ -103,13 +118,13 @@ void decoder_gradients(const Decoder<T>& problem, T* kept, const T* factor, cons
                        bool accumulate, int threads) {
   const std::int64_t rows = problem.rows, words = problem.words, width = problem.width;
   const std::int64_t lanes = lanes_of<T>(rows), share = share_of(words), items = (words + share - 1) / share;
-  const std::int64_t wide = in_panels<T>(width), pitch = padded<T>(width);
-  Buffer<T> hidden(wide * rows);
+  const std::int64_t columns = in_panels<T>(width), pitch = padded<T>(width);
+  Buffer<T> hidden(columns * rows);
   lay_panels(problem.hidden, width, rows, width, hidden.get());
   const std::vector<std::uint8_t> all(static_cast<std::size_t>(items), 1);
   Turns turns(1, items, 1, all.data());
   parallel(items, threads, [&](const auto& next) {
-    Buffer<T> weight(wide * DECODER_BLOCK), part(rows * pitch), factors(lanes);
+    Buffer<T> weight(columns * DECODER_BLOCK), part(rows * pitch), factors(lanes), wide(scratch_of(problem));
     for (std::int64_t item = next(); item >= 0; item = next()) {
       for_blocks(words, item, [&](std::int64_t block, std::int64_t first, std::int64_t count) {
         T* shares = kept + first * lanes;
@@ -119,7 +134,7 @@ void decoder_gradients(const Decoder<T>& problem, T* kept, const T* factor, cons
                     [&](std::int64_t i, std::int64_t word) { shares[word * lanes + i] = slope[i]; });
         multiply_panels(count, width, rows, shares, lanes, false, hidden.get(), d_weight + first * width, width,
                         accumulate);
-        lay_panels(problem.weight + first * width, width, count, width, weight.get());
+        lay_panels(weight_rows(problem, first, count, wide.get()), width, count, width, weight.get());
         multiply_panels(rows, width, count, shares, lanes, true, weight.get(), part.get(), pitch,
                         first != item * share);
       });

@@ -124,11 +124,15 @@ void apply_backward(const Graphs<T>& graphs, const T* grad, bool shared, std::in
 // Words of a block of decoder_loss: each has its own largest logit.
 constexpr std::int64_t DECODER_BLOCK = 256;
 
+// How numbers lie in memory: as the type that is computed in, or in half of a float.
+enum class Stored : int { same = 0, bfloat16 = 1, float16 = 2 };
+
 // A chunk of rows of decoder_loss.
 template <class T>
 struct Decoder {
   const T* hidden;             // [rows, width]
-  const T* weight;             // [words, width]
+  const void* weight;          // [words, width], `stored` so
+  Stored stored;
   const std::int64_t* target;  // [rows]
   std::int64_t rows, words, width;
 };

@@ -62,6 +62,9 @@ struct Simd {
   // The same for one row of scores: their roots, the number of edges, and the sum of their squares.
   std::int64_t (*edges)(T* row, std::int64_t keys, T theta, bool relu, double* sum);
 
+  // out[i] = x[i] of bfloat16 or, if not `bfloat`, of IEEE's float16.
+  void (*widen)(const std::uint16_t* x, std::int64_t n, bool bfloat, T* out);
+
   // Softmax of blocks of logits, [words][pitch] with `lanes` in use, a multiple of LINE<T>: see softmax.inl.
   void (*peaks)(const T* logits, std::int64_t words, std::int64_t pitch, std::int64_t lanes, T* peak);
   void (*exponentials)(T* logits, std::int64_t words, std::int64_t pitch, std::int64_t lanes, const T* peak, T* sum);

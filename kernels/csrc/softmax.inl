@@ -50,6 +50,27 @@ template <class T>
   return series * a * b;
 }
 
+inline float as_float(std::uint32_t bits) {
+  float x;
+  __builtin_memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+
+// float16 has 5 bits of exponent: as float32's lowest they are 112 too small, and those of infinity and NaN are not all.
+template <class T>
+void widen(const std::uint16_t* x, std::int64_t n, bool bfloat, T* out) {
+  if (bfloat) {
+    for (std::int64_t i = 0; i < n; ++i) out[i] = as_float(static_cast<std::uint32_t>(x[i]) << 16);
+    return;
+  }
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::uint32_t bits = x[i], rest = (bits & 0x7fff) << 13, sign = (bits & 0x8000) << 16;
+    const float size = as_float(rest) * 0x1p112f;
+    const float value = rest >= 0x0f800000 ? as_float(rest | 0x7f800000) : size;
+    out[i] = sign ? -value : value;
+  }
+}
+
 // peak[lane] = the largest logit of the lane.
 template <class T>
 void peaks(const T* logits, std::int64_t words, std::int64_t pitch, std::int64_t lanes, T* peak) {

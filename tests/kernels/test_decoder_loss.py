@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from glomo_kernels import decoder_loss
-from glomo_kernels.decoder_loss import _forward, reference
+from glomo_kernels.decoder_loss import _forward, cpp, reference
 from kernel_oracle import assert_no_worse, gradients, leaves
 
 OP = "decoder_loss"
@@ -17,6 +17,12 @@ def make(n, words=23, width=6):
     target = torch.randint(0, words, (n,))
     target[::5] = -100
     return hidden, weight, target
+
+
+def chunks_of(monkeypatch, rows):
+    monkeypatch.setattr(cpp, "CHUNK_ROWS", rows)
+    monkeypatch.setattr(reference, "CHUNK_ROWS", rows)
+    monkeypatch.setattr(reference, "CHUNK_ELEMENTS", rows)
 
 
 def both(hidden, weight, target, dtype, scale=1, **options):
@@ -38,12 +44,99 @@ def both(hidden, weight, target, dtype, scale=1, **options):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("n,rows", [(2, 128), (130, 128), (37, 1), (37, 5)])
 def test_agrees_with_cross_entropy(backend, monkeypatch, n, rows, dtype, reduction):
-    monkeypatch.setattr(reference, "CHUNK_ROWS", rows)
-    monkeypatch.setattr(reference, "CHUNK_ELEMENTS", rows)
+    chunks_of(monkeypatch, rows)
     results = both(*make(n), dtype, reduction=reduction)
     assert results[0][0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     for name, got, exact, naive in zip(("loss", "dhidden", "dweight"), *results, strict=True):
         assert_no_worse(name, got, exact, naive)
+
+
+# On both sides of what the loops compute at once: registers, lines of the cache, blocks and shares of words, chunks.
+@pytest.mark.parametrize(
+    "n,words,width", [(1, 255, 1), (15, 256, 15), (16, 257, 16), (17, 600, 33), (70, 70, 70), (33, 9000, 5)]
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_sizes(backend, monkeypatch, n, words, width, dtype):
+    chunks_of(monkeypatch, 48)
+    results = both(*make(n + 1, words, width), dtype, reduction="sum")
+    for name, got, exact, naive in zip(("loss", "dhidden", "dweight"), *results, strict=True):
+        assert_no_worse(name, got, exact, naive)
+
+
+def test_the_number_of_threads_does_not_matter(backend, monkeypatch):
+    chunks_of(monkeypatch, 48)
+    inputs = leaves(*make(100, 2000, 20)[:2], dtype=torch.float32)
+    target = torch.randint(0, 2000, (100,))
+    results, before = [], torch.get_num_threads()
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        try:
+            loss = decoder_loss(*inputs, target)
+            results.append([loss, *gradients(loss, inputs)])
+        finally:
+            torch.set_num_threads(before)
+    if backend == "cpp":  # PyTorch's products cut their sums by the number of threads
+        assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(other, results[0], strict=True))
+    torch.testing.assert_close(results[1:], [results[0]] * 2)
+
+
+def test_any_layout(backend):
+    hidden, weight, target = make(9)
+    plain = leaves(hidden, weight, dtype=torch.float64)
+    expected = gradients(decoder_loss(*plain, target), plain)
+    across = [x.t().contiguous().t() for x in (hidden, weight)]
+    wide = [torch.stack([x, x], -1)[..., 0] for x in (hidden, weight)]
+    for inputs in (across, wide):
+        inputs = leaves(*inputs, dtype=torch.float64)
+        targets = torch.stack([target, target], -1)[:, 0]
+        torch.testing.assert_close(gradients(decoder_loss(*inputs, targets), inputs), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_likelihoods_down_to_the_smallest_normal_number(backend, dtype):
+    """With one row of one 1, the gradient of the weight is softmax itself: up to rounded logits, some units of its
+    last place."""
+    least = -104 if dtype == torch.float32 else -746
+    weight = torch.linspace(least, 0, 5000, dtype=torch.float64).to(dtype)[:, None].requires_grad_()
+    loss = decoder_loss(weight.new_ones(1, 1), weight, torch.tensor([0]), reduction="sum")
+    (slope,) = torch.autograd.grad(loss, [weight])
+    exact = weight.detach().double().softmax(0)
+    info = torch.finfo(dtype)
+    error = (slope.double() - exact)[1:].abs()
+    bound = (8 + weight.detach()[1:].double().abs() / 2) * info.eps * exact[1:]
+    assert (error <= bound + info.smallest_normal).all()
+    assert slope[0] == -1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_every_number_of_half_precision(backend, dtype):
+    """As logits, one at a time beside 0: also the denormal ones, infinity and NaN."""
+    every = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(dtype)
+    value = every[every.isfinite() & (every.abs() < 100)].double()
+    weight = torch.stack([value, torch.zeros_like(value)], 1).to(dtype)
+    hidden = torch.eye(2, dtype=dtype).requires_grad_()
+    loss = decoder_loss(hidden, weight, torch.tensor([0, 0]), reduction="sum")
+    (slope,) = torch.autograd.grad(loss, hidden)
+    exact = (value.softmax(0) * value).sum() - value[0]
+    torch.testing.assert_close(slope[0, 0].double(), exact, rtol=2 * torch.finfo(dtype).eps, atol=0)
+    for wrong in every[~every.isfinite()][::37]:
+        column = torch.stack([wrong, torch.zeros((), dtype=dtype)])[:, None]
+        expected = F.cross_entropy(column.t().float(), torch.tensor([1]), reduction="sum")
+        got = decoder_loss(torch.ones(1, 1, dtype=dtype), column, torch.tensor([1]), reduction="sum")
+        torch.testing.assert_close(got, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_wrong_numbers_are_not_hidden(backend, value):
+    """A row with a logit that is NaN or infinite has a loss of NaN, as in PyTorch; the gradients of the others stay."""
+    hidden, weight = torch.randn(40, 8), torch.randn(600, 8)
+    hidden[3, 2] = value
+    inputs = leaves(hidden, weight, dtype=torch.float32)
+    target = torch.randint(0, 600, (40,))
+    loss = decoder_loss(*inputs, target)
+    dhidden, _ = gradients(loss, inputs)
+    assert loss.isnan() and dhidden[3].isnan().all()
+    assert dhidden[:3].isfinite().all() and dhidden[4:].isfinite().all()
 
 
 def test_other_ignore_index(backend):
@@ -65,7 +158,7 @@ def test_huge_logits(backend):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_rows_whose_target_is_nearly_certain(backend, monkeypatch, dtype, gain):
     """p - 1 and the loss are far smaller here than what they are the difference of; the blocks cut V unevenly."""
-    monkeypatch.setattr(reference, "CHUNK_ROWS", 100)
+    chunks_of(monkeypatch, 100)
     monkeypatch.setattr(reference, "BLOCK_WORDS", 300)
     weight = torch.randn(1000, 128)
     target = torch.randint(0, 1000, (256,))
@@ -169,8 +262,7 @@ def test_second_derivative_is_refused(backend):
 
 def test_no_more_than_a_chunk_of_logits(backend, monkeypatch):
     """The largest tensor that forward and backward create has the size of a gradient or of one chunk."""
-    monkeypatch.setattr(reference, "CHUNK_ROWS", 4)
-    monkeypatch.setattr(reference, "CHUNK_ELEMENTS", 1)
+    chunks_of(monkeypatch, 16)
     n, words, width = 64, 500, 3
     hidden, weight = leaves(torch.randn(n, width), torch.randn(words, width), dtype=torch.float32)
     target = torch.randint(0, words, (n,))
@@ -179,7 +271,7 @@ def test_no_more_than_a_chunk_of_logits(backend, monkeypatch):
     ) as profile:
         decoder_loss(hidden, weight, target).backward()
     largest = max(event.self_cpu_memory_usage for event in profile.events())
-    assert 0 < largest <= 4 * max(4 * words, words * width)
+    assert 0 < largest <= 4 * 16 * words
 
 
 class TestRegistration:

@@ -42,15 +42,16 @@ def test_loops_for_other_machines(name, tmp_path):
     """In processes of their own; asked for more than this machine has, they take what it has."""
     code = f"""
 import torch
-from glomo_kernels import affinity_mix, affinity_graph, compiled, graph_mix
+from glomo_kernels import affinity_mix, affinity_graph, compiled, decoder_loss, graph_mix
 torch.manual_seed(0)
 q, k, v = (torch.randn(2, 2, 150, n).double().requires_grad_() for n in (80, 80, 133))
 theta = (torch.randn(2, 2, 150).double() * 20).requires_grad_()  # tiles with few edges and with many
 out = affinity_mix(q, k, v, theta)
 graph = affinity_graph(q, k, theta, keep=5)
 y = graph_mix(graph.detach(), torch.ones(2).double(), v[:, 0]) + graph.weights.sum()
-gradients = torch.autograd.grad(out.sin().sum() + y.sin().sum(), [q, k, v, theta])
-torch.save([compiled.cpu().instruction_set(), [out, y, *gradients]], {str(tmp_path / "result")!r})
+loss = decoder_loss(q.flatten(0, 2), k.flatten(0, 2), torch.arange(600), reduction="sum")
+gradients = torch.autograd.grad(out.sin().sum() + y.sin().sum() + loss, [q, k, v, theta])
+torch.save([compiled.cpu().instruction_set(), [out, y, loss, *gradients]], {str(tmp_path / "result")!r})
 """
     results = []
     for variables in ({"GLOMO_SIMD": name, "GLOMO_KERNELS": "cpp"}, {"GLOMO_KERNELS": "reference"}):

@@ -1,34 +1,37 @@
-"""decoder_loss in C++ (kernels/csrc/decoder_loss.cpp), float32 and float64."""
+"""decoder_loss in C++ (kernels/csrc/decoder_loss.cpp); half precision is computed in float32."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from glomo_kernels import compiled
+from glomo_kernels import compiled, dispatch
 from glomo_kernels.compiled import contiguous, threads
 from glomo_kernels.decoder_loss import reference
 from glomo_kernels.decoder_loss.reference import backward as backward  # the backend's own
+from glomo_kernels.scores import compute_dtype
 
 CHUNK_ROWS = 384  # whose logits exist at once
-DTYPES = (torch.float32, torch.float64)
+STORED = {torch.bfloat16: 1, torch.float16: 2}  # enum Stored in csrc/kernels.h
 
 
 def why_not(hidden: Tensor | None = None, *others: object) -> str | None:
-    if hidden is not None and hidden.dtype not in DTYPES:
-        return f"PyTorch multiplies {hidden.dtype} by instructions of its own (C++ takes float32 and float64)"
-    return compiled.why_not(hidden)
+    if missing := compiled.why_not(hidden):
+        return missing
+    if compiled.cpu().instruction_set() == "portable" and dispatch.forced("decoder_loss") != "cpp":
+        return "PyTorch's products are faster than its portable loops"
+    return None
 
 
 def forward(
     hidden: Tensor, weight: Tensor, target: Tensor, ignore_index: int, grads: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As in reference.py; the logits of a chunk lie across, one word per row."""
-    dtype, words, width = hidden.dtype, *weight.shape
-    hidden, weight = contiguous(hidden), contiguous(weight)
+    dtype, (words, width) = compute_dtype(hidden), weight.shape
+    hidden, weight = contiguous(hidden, dtype), contiguous(weight)
     loss = hidden.new_zeros(())
-    dhidden = torch.empty_like(hidden) if grads else hidden.new_empty(0)
-    dweight = torch.empty_like(weight) if grads else weight.new_empty(0)
+    dhidden = hidden.new_empty(hidden.shape if grads else (0,))
+    dweight = hidden.new_empty(weight.shape if grads else (0,))
     if not len(hidden):
         return loss, dhidden, dweight.zero_()
     cpu = compiled.cpu()
@@ -46,6 +49,7 @@ def forward(
             hidden=chunk.data_ptr(),
             weight=weight.data_ptr(),
             target=wanted.data_ptr(),
+            stored=STORED.get(weight.dtype, 0),
             rows=len(chunk),
             words=words,
             width=width,
