@@ -482,7 +482,7 @@ def test_kernels_that_cannot_be_forced_are_named_before_the_work(
     road: Road, tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["pretrain", road.text_shards, "--out", tmp_path / "run", "--recipe", "tiny"]
-    for name, why in (("xyz", "no such backend"), ("cuda", "decoder_loss has no such backend")):
+    for name, why in (("xyz", "no such backend"), ("cuda", "affinity_mix has no such backend")):
         monkeypatch.setenv("GLOMO_KERNELS", name)
         refused(["doctor"], capfd, "decoder_loss")
         refused(command, capfd, f"GLOMO_KERNELS={name}", why)

@@ -128,7 +128,7 @@ def test_every_number_of_half_precision(backend, dtype):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_wrong_numbers_are_not_hidden(backend, value):
-    """A row with a logit that is NaN or infinite has a loss of NaN, as in PyTorch; the gradients of the others stay."""
+    """A row with a logit that is NaN or infinite has a loss of NaN, as in PyTorch; others keep their gradients."""
     hidden, weight = torch.randn(40, 8), torch.randn(600, 8)
     hidden[3, 2] = value
     inputs = leaves(hidden, weight, dtype=torch.float32)
