@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from pretrain_samples import TINY
 from torch import nn
 
@@ -92,7 +93,7 @@ def test_settings_that_deepspeed_refuses_are_a_setting_error(
             raise found
 
     monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace(initialize=initialize))  # type: ignore[arg-type]
-    ranks: Any = SimpleNamespace(world=1, agree_on=agree_on)
+    ranks: Any = SimpleNamespace(world=1, device=torch.device("cpu"), agree_on=agree_on)
     path = tmp_path / "zero.json"
     path.write_text('{"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}')
     config = dataclasses.replace(TINY, deepspeed=str(path))
