@@ -14,7 +14,7 @@ import tyro
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.runtime.files import write_json
 from glomo_dist.runtime.fingerprint import code_version
-from glomo_dist.runtime.secrets import shown
+from glomo_dist.runtime.secrets import shown_in
 
 T = TypeVar("T")
 COMMAND_FILE = "command.json"
@@ -88,14 +88,5 @@ def save_command(folder: str | Path, name: str, arguments: Any) -> None:
     """Write `folder`/command.json: the resolved arguments of the command that made the folder, secrets left out."""
     write_json(
         Path(folder) / COMMAND_FILE,
-        {"command": name, "arguments": _shown(dataclasses.asdict(arguments)), "code": code_version()},
+        {"command": name, "arguments": shown_in(dataclasses.asdict(arguments)), "code": code_version()},
     )
-
-
-def _shown(value: Any) -> Any:
-    """`value`, of what JSON knows, with every text as `shown`."""
-    if isinstance(value, dict):
-        return {key: _shown(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_shown(item) for item in value]
-    return shown(value) if isinstance(value, str) else value

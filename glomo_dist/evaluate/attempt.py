@@ -26,6 +26,7 @@ from threadpoolctl import threadpool_limits
 from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError
 from glomo_dist.runtime.files import json_bytes, read_json, write_bytes, write_json, writing
 from glomo_dist.runtime.fingerprint import code_version
+from glomo_dist.runtime.secrets import shown, shown_in
 
 JOB_FORMAT, ERROR_FORMAT, VERSION = "glomo-job", "glomo-error", 1
 MOST = 1e9  # gigabytes or seconds (30 years) of a job; what counts them in smaller units takes no infinity
@@ -116,7 +117,7 @@ def attempt(run: Run, job: Job, out: str | Path, *, capture: bool = False) -> Ou
             try:
                 result = json_bytes(_plain(run(job.work)))
             except Exception as e:
-                trace = _printable(traceback.format_exc())
+                trace = shown(_printable(traceback.format_exc()))
                 if capture:
                     print(trace, file=sys.stderr)
                 return write_error(job, out, time.time() - started, _last_line(e), trace)
@@ -191,7 +192,7 @@ def _cpu_name() -> str:
 def _record(job: Job) -> dict[str, Any]:
     return {
         "id": job.id,
-        "job": _plain(job.work),
+        "job": shown_in(_plain(job.work)),
         "cpus": job.cpus,
         "memory_gb": job.memory_gb,
         "code": code_version(),
@@ -204,7 +205,7 @@ def _plain(value: Any) -> Any:
 
 
 def _last_line(error: BaseException) -> str:
-    return _printable(traceback.format_exception_only(type(error), error)[-1].strip())
+    return shown(_printable(traceback.format_exception_only(type(error), error)[-1].strip()))
 
 
 def _printable(text: str) -> str:

@@ -28,6 +28,7 @@ from glomo_dist.runtime.errors import ConfigError, GlomoError, Interrupted
 from glomo_dist.runtime.files import write_json, writing
 from glomo_dist.runtime.fingerprint import command_line
 from glomo_dist.runtime.progress import bar, say
+from glomo_dist.runtime.secrets import shown_in
 from glomo_dist.runtime.signals import as_interrupt
 
 PLAN_FORMAT = "glomo-evaluation"
@@ -124,9 +125,9 @@ def evaluate(
             {
                 "format": PLAN_FORMAT,
                 "version": PLAN_VERSION,
-                "plan": plan or {},
+                "plan": shown_in(plan or {}),
                 "command": command_line(),
-                "jobs": [{"id": job.id, "job": vars(job.work)} for job in jobs],
+                "jobs": [{"id": job.id, "job": shown_in(vars(job.work))} for job in jobs],
             },
         )
         with writing(out):

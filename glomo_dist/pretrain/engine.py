@@ -101,7 +101,8 @@ def build_engine(model: nn.Module, config: PretrainConfig, ranks: Ranks) -> Any:
     import deepspeed  # after ranks.join has chosen the accelerator
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # the loop itself reports skipped steps
-    optimizer, settings = build_optimizer(model, config, ranks.device), deepspeed_settings(config, ranks.world)
+    optimizer = build_optimizer(model, config, ranks.device)
+    settings = deepspeed_settings(config, ranks.world)
     error: ConfigError | None = None
     cause: Exception | None = None
     try:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import glomo_dist
+from glomo_dist.runtime.secrets import shown
 
 COMMAND_VARIABLE = "GLOMO_COMMAND"  # set for the ranks of a run
 # Inside a hook these name the repository of the hook. (Other variables of git are its configuration.)
@@ -40,8 +41,11 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def command_line() -> str:
-    """The command this work was started with; a process started on its behalf names the first one."""
-    return os.environ.get(COMMAND_VARIABLE) or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The command this work was started with; a process started on its behalf names the first one.
+
+    Without what is secret in its addresses.
+    """
+    return shown(os.environ.get(COMMAND_VARIABLE) or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
 
 
 @lru_cache(maxsize=1)

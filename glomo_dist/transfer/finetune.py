@@ -18,6 +18,7 @@ from glomo_dist.model.io import model_folder, read_config
 from glomo_dist.runtime import config, kernels
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.fingerprint import code_version, derive_seed, fingerprint
+from glomo_dist.runtime.secrets import shown_in
 from glomo_dist.transfer.dataset import Task, TaskData, draw, section
 from glomo_dist.transfer.export import live_graphs
 from glomo_dist.transfer.head import DIRECTIONS, Fusion, GraphMixture
@@ -67,7 +68,7 @@ def run(job: FinetuneJob) -> Result:
     return Result(
         format=FORMAT,
         version=VERSION,
-        job=config.to_dict(job),
+        job=shown_in(config.to_dict(job)),
         task=task.name,
         task_version=task.version,
         arm=job.arm,

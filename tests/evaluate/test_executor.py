@@ -63,6 +63,23 @@ def test_results_and_a_raising_job(executor, tmp_path, marks):
     assert [entry["id"] for entry in plan["jobs"]] == [j.id for j in jobs]
 
 
+def test_nothing_that_is_stored_tells_what_is_secret_in_an_address(tmp_path, monkeypatch):
+    address = "https://me:sesame@host/data.txt?token=sesame"
+    monkeypatch.setattr(sys, "argv", ["glomo", "evaluate", "--source", address])
+
+    def run(work):
+        assert work.folder == address  # the job itself has all of it
+        if work.kind == "raise":
+            raise ValueError(f"{address} cannot be read")
+        return {"kind": work.kind}
+
+    jobs = [Job(kind, Work(kind, address, 0)) for kind in ("double", "raise")]
+    evaluate(jobs, run, tmp_path / "out", InProcess(), plan={"sources": {"sst2": address}})
+    stored = {path.name: path.read_text() for path in (tmp_path / "out").rglob("*.json")}
+    assert not any("sesame" in text for text in stored.values())
+    assert all("host/data.txt" in stored[name] for name in ("plan.json", "job.json", "error.json"))
+
+
 def test_what_cannot_be_written_as_it_is_counts_too(executor, tmp_path):
     """A result that is no JSON, an error and paths that are no text."""
     folder = tmp_path / os.fsdecode(b"\xff")
