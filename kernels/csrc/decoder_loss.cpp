@@ -77,8 +77,8 @@ void for_blocks(std::int64_t words, std::int64_t item, const F& f) {
 template <class T, class F>
 void for_targets(const Decoder<T>& problem, std::int64_t first, std::int64_t count, const F& f) {
   for (std::int64_t i = 0; i < problem.rows; ++i) {
-    const std::int64_t word = problem.target[i] - first;
-    if (word >= 0 && word < count) f(i, word);
+    const std::int64_t word = problem.target[i];
+    if (word >= first && word < first + count) f(i, word - first);
   }
 }
 

@@ -1,6 +1,7 @@
 #include "simd.h"
 
 #include <cstdlib>
+#include <limits>
 #include <string>
 
 #if defined(__x86_64__)

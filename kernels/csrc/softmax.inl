@@ -1,5 +1,6 @@
-// What decoder_loss does to a block of logits between the products. Words are rows, `pitch` apart, and rows of
-// `hidden` are lanes side by side, so that a lane's largest and sum need no shuffles. Included by simd.inl.
+// What decoder_loss does to a block of logits between the products, and to weights in half precision before them.
+// Words are rows, `pitch` apart, and rows of `hidden` are lanes side by side, so that a lane's largest and sum need
+// no shuffles. Included by simd.inl.
 
 namespace SIMD_NAMESPACE {
 
@@ -56,7 +57,8 @@ inline float as_float(std::uint32_t bits) {
   return x;
 }
 
-// float16 has 5 bits of exponent: as float32's lowest they are 112 too small, and those of infinity and NaN are not all.
+// float16 has 5 bits of exponent: as float32's lowest they are 112 too small, and those of infinity and NaN are not
+// all. Its denormal numbers are no denormal ones of float32, which the processor may have been told to take for 0.
 template <class T>
 void widen(const std::uint16_t* x, std::int64_t n, bool bfloat, T* out) {
   if (bfloat) {
@@ -65,7 +67,8 @@ void widen(const std::uint16_t* x, std::int64_t n, bool bfloat, T* out) {
   }
   for (std::int64_t i = 0; i < n; ++i) {
     const std::uint32_t bits = x[i], rest = (bits & 0x7fff) << 13, sign = (bits & 0x8000) << 16;
-    const float size = as_float(rest) * 0x1p112f;
+    const float small = as_float(rest + 0x38800000) - 0x1p-14f;
+    const float size = rest < 0x00800000 ? small : as_float(rest + 0x38000000);
     const float value = rest >= 0x0f800000 ? as_float(rest | 0x7f800000) : size;
     out[i] = sign ? -value : value;
   }
@@ -84,11 +87,13 @@ void peaks(const T* logits, std::int64_t words, std::int64_t pitch, std::int64_t
   }
 }
 
-// Logits become exp(logit - peak[lane]); sum[lane] their sum.
+// Logits become exp(logit - peak[lane]), 0 where all are -infinity; sum[lane] their sum.
 template <class T>
 void exponentials(T* logits, std::int64_t words, std::int64_t pitch, std::int64_t lanes, const T* peak, T* sum) {
   for (std::int64_t lane = 0; lane < lanes; lane += Lanes<T>::COUNT) {
-    const auto largest = load(peak + lane);
+    const typename Lanes<T>::Vec none = {}, lowest = none + std::numeric_limits<T>::lowest();
+    auto largest = load(peak + lane);
+    largest = largest < lowest ? lowest : largest;  // NaN stays
     typename Lanes<T>::Vec total = {};
     for (std::int64_t w = 0; w < words;) {
       typename Lanes<T>::Vec part = {};

@@ -126,6 +126,43 @@ def test_every_number_of_half_precision(backend, dtype):
         torch.testing.assert_close(got, expected, equal_nan=True)
 
 
+@pytest.mark.parametrize("where", ["first", "last", "block", "target", "all"])
+def test_words_that_cannot_be(backend, monkeypatch, where):
+    """Logits of -inf, in part or all of a block of words: of a mask, or because a product overflows."""
+    monkeypatch.setattr(reference, "BLOCK_WORDS", 256)
+    words = {"first": slice(1), "last": slice(512, None), "block": slice(256, 512), "target": slice(300, 301)}
+    hidden, weight = torch.rand(3, 2) + 0.5, torch.randn(513, 2)
+    weight[words.get(where, slice(None)), 0] = -1e38
+    inputs = leaves(hidden * torch.tensor([100, 1]), weight, dtype=torch.float32)
+    target = torch.tensor([300, -100, 300])
+    loss, plain = decoder_loss(*inputs, target), F.cross_entropy(F.linear(*inputs), target)
+    torch.testing.assert_close(loss, plain, equal_nan=True)
+    results = [torch.autograd.grad(x, inputs) for x in (loss, plain)]
+    torch.testing.assert_close(*results, equal_nan=True)
+
+
+def test_half_precision_where_denormal_numbers_are_taken_for_zero(backend):
+    weight = torch.full((4, 64), 3e-5, dtype=torch.float16)
+    weight[1:] *= -1
+    hidden = torch.full((2, 64), 100.0, dtype=torch.float16)
+    expected = decoder_loss(hidden, weight, torch.tensor([0, 1]))
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot")
+    try:
+        torch.testing.assert_close(decoder_loss(hidden, weight, torch.tensor([0, 1])), expected)
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize("target", [600, -1, -(2**63)])
+def test_a_wrong_target_that_nobody_could_look_at(target):
+    """In a compiled graph targets are not read: the loss is NaN, and not what memory holds."""
+    hidden, weight = torch.randn(40, 8), torch.randn(600, 8)
+    targets = torch.zeros(40, dtype=torch.int64)
+    targets[3] = target
+    assert _forward(hidden, weight, targets, -100, False)[0].isnan()
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_wrong_numbers_are_not_hidden(backend, value):
     """A row with a logit that is NaN or infinite has a loss of NaN, as in PyTorch; others keep their gradients."""

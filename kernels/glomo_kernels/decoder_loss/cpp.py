@@ -43,7 +43,7 @@ def forward(
         real = wanted != ignore_index
         wanted = contiguous(torch.where(real, wanted, 0))
         peaks, sums = hidden.new_empty(2, blocks, len(chunk))
-        likelihood = hidden.new_empty(len(chunk), 1)
+        likelihood = hidden.new_full((len(chunk), 1), torch.nan)  # of a target out of range, where none looks
         problem = cpu.Decoder(
             is_double=dtype == torch.float64,
             hidden=chunk.data_ptr(),

@@ -45,6 +45,7 @@ def forward(
     words = weight.shape[0]
     rows, block = _sizes(hidden.device, words)
     loss, dhidden, dweight = results(hidden, weight, grads)
+    lowest = torch.finfo(dtype).min  # subtracted in the place of -inf, from which nothing can be
     memory = torch.empty(
         min(rows, hidden.shape[0]) * (words if grads else min(block, words)),
         dtype=dtype,
@@ -70,7 +71,7 @@ def forward(
             here = at == wanted - first
             likelihood = torch.where(here, logits.gather(1, at), likelihood)
             peak = logits.amax(-1, keepdim=True)
-            exponential = logits.sub_(peak).exp_()
+            exponential = logits.sub_(peak.clamp(min=lowest)).exp_()
             exponential.scatter_(1, at, exponential.gather(1, at).masked_fill_(here, 0))
             blocks.append((slice(first, first + len(part)), exponential, at, here))
             peaks.append(peak)
