@@ -11,14 +11,16 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
 import zstandard
 from fsspec.implementations.local import LocalFileSystem, make_path_posix
 
-from glomo_dist.data.remote import HTTP, file_system, open_in_order
-from glomo_dist.runtime.errors import DataError
+from glomo_dist.data.patience import insist
+from glomo_dist.data.remote import HTTP, Unbroken, file_system, open_in_order
+from glomo_dist.runtime.errors import DataError, describe
 from glomo_dist.runtime.files import cannot_write
 
 PACKED = (".gz", ".xz", ".zst")
@@ -89,7 +91,9 @@ def _expand(source: str, suffixes: tuple[str, ...], left_out: Counter[str]) -> l
             below = _files_below(path) if _is_local(filesystem) else filesystem.find(path)
             paths, base = sorted(below), path.rstrip("/") + "/"
         elif any(mark in source for mark in "*?["):
-            paths = sorted(p for p in filesystem.glob(path) if filesystem.isfile(p))
+            # Not by isfile(), which over http says no whatever went wrong.
+            found = insist(partial(filesystem.glob, path, detail=True), source)
+            paths = sorted(p for p, info in found.items() if info["type"] == "file")
             base = path[: path.rfind("/", 0, min(path.find(m) for m in "*?[" if m in path)) + 1]
         else:
             raise DataError(f"{source} does not exist. Check the name.")
@@ -190,8 +194,10 @@ class _Guarded(io.RawIOBase):
     def __init__(self, file: InputFile) -> None:
         self._file = file
         try:
-            self._raw = open_in_order(file.filesystem, file.path)
+            self._raw = _open(file)
             self._stream = _unpack(self._raw, file.packing)
+        except DataError:
+            raise
         except Exception as e:
             raise self._error(e) from e
 
@@ -205,6 +211,8 @@ class _Guarded(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         try:
             block = self._stream.read(len(buffer))
+        except DataError:  # after many tries: it names the file
+            raise
         except (
             Exception
         ) as e:  # whatever the driver or unpacker raises, the person needs the name of the file
@@ -216,6 +224,12 @@ class _Guarded(io.RawIOBase):
         if not self.closed and hasattr(self, "_raw"):
             self._raw.close()
         super().close()
+
+
+def _open(file: InputFile) -> Any:
+    if _is_local(file.filesystem):
+        return open_in_order(file.filesystem, file.path)
+    return Unbroken(file.filesystem, file.path, file.name)
 
 
 def _unpack(raw: Any, packing: str) -> Any:
@@ -251,11 +265,3 @@ class _Zstd:
 
 
 _DAMAGE = (EOFError, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile)
-
-
-def describe(e: BaseException) -> str:
-    """One line for a foreign exception."""
-    if isinstance(e, OSError) and e.strerror:
-        return e.strerror
-    text = " ".join(str(e).split())
-    return f"{type(e).__name__}: {text}" if text else type(e).__name__

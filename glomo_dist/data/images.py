@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFile
 
-from glomo_dist.data.files import InputFile, describe, find_files, open_seekable, open_stream
+from glomo_dist.data.files import InputFile, find_files, open_seekable, open_stream
 from glomo_dist.data.npy import read_header, read_up_to
-from glomo_dist.runtime.errors import ConfigError, DataError
+from glomo_dist.runtime.errors import ConfigError, DataError, describe
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 IMAGE_SUFFIXES = (*PICTURE_SUFFIXES, ".npz", "-ubyte")

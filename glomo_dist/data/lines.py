@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from glomo_dist.data.files import InputFile, describe, open_stream
-from glomo_dist.runtime.errors import DataError
+from glomo_dist.data.files import InputFile, open_stream
+from glomo_dist.runtime.errors import DataError, describe
 
 HALF_PAIR = re.compile(
     "[\ud800-\udfff]"

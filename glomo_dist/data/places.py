@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias, TypeVar, cast
 
-from glomo_dist.data.files import describe
+from glomo_dist.data.patience import status_passes
 from glomo_dist.data.remote import file_system, open_in_order
-from glomo_dist.runtime.errors import ConfigError, DataError, ShardError
+from glomo_dist.runtime.errors import ConfigError, DataError, ShardError, describe
 from glomo_dist.runtime.progress import say
 from glomo_dist.runtime.secrets import shown
 
@@ -20,7 +20,6 @@ T = TypeVar("T")
 
 SCHEMES = ("http", "https", "s3", "gs", "gcs", "abfs", "az", "memory")
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 30.0  # seconds
-_PASSING = {408, 425, 429}  # of the HTTP codes 4xx, those worth another attempt
 
 
 @dataclass(frozen=True)
@@ -157,4 +156,4 @@ def _final(e: Exception) -> bool:
     if isinstance(e, (FileNotFoundError, PermissionError, IsADirectoryError, DataError, ImportError)):
         return True
     status = getattr(e, "status", None)
-    return isinstance(status, int) and 400 <= status < 500 and status not in _PASSING
+    return isinstance(status, int) and status >= 400 and not status_passes(status)

@@ -65,3 +65,11 @@ def suggest(name: object, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), options, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     return f"{hint} Known: {', '.join(options)}."
+
+
+def describe(e: BaseException) -> str:
+    """One line for a foreign exception."""
+    if isinstance(e, OSError) and e.strerror:
+        return e.strerror
+    text = " ".join(str(e).split())
+    return f"{type(e).__name__}: {text}" if text else type(e).__name__

@@ -16,10 +16,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from glomo_dist.data.files import describe
 from glomo_dist.data.lines import HALF_PAIR
 from glomo_dist.runtime import files
-from glomo_dist.runtime.errors import ConfigError, DataError
+from glomo_dist.runtime.errors import ConfigError, DataError, describe
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.transfer.features import FeatureSpec
 from glomo_dist.transfer.text_windows import Window, windows

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from glomo_dist.data.files import PACKED, InputFile, describe, find_files, open_seekable
+from glomo_dist.data.files import PACKED, InputFile, find_files, open_seekable
 from glomo_dist.data.lines import json_objects, numbered_lines
 from glomo_dist.data.parquet import parquet_rows
+from glomo_dist.data.patience import insist
 from glomo_dist.data.places import Address, attempts, open_place
 from glomo_dist.data.remote import file_system
-from glomo_dist.runtime.errors import DataError
+from glomo_dist.runtime.errors import DataError, describe
 from glomo_dist.runtime.progress import say
 
 RETRY_SECONDS = 20.0  # how long a server in trouble is asked again whether it has a file
@@ -101,11 +103,14 @@ def text_files(folder: str) -> Iterator[tuple[str, bytes]]:
     try:
         # Listed, not matched by a pattern: the path itself may have [ ] * ? in it.
         filesystem, root = file_system(joined(folder, ""))
-        names = {path.rsplit("/", 1)[-1] for path in filesystem.ls(root, detail=False)}
+        paths = insist(partial(filesystem.ls, root, detail=False), where)
+        names = {path.rsplit("/", 1)[-1] for path in paths}
         texts = sorted(name for name in names if name.endswith(".txt") and not name.startswith("."))
         for name in texts:
             where = joined(folder, name)
-            yield where, filesystem.cat_file(joined(root, name))
+            yield where, insist(partial(filesystem.cat_file, joined(root, name)), where)
+    except DataError:
+        raise
     except Exception as e:  # a file system driver may raise anything: credentials, network
         raise DataError(f"{where} cannot be read: {describe(e)}. Check it, or unpack the set again.") from e
     if not texts:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
+import hashlib
 import http.server
+import re
+import socket
+import struct
 import threading
 import time
 from collections import Counter
@@ -14,7 +19,10 @@ Fault = Callable[["Handler", bytes], None]
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """By file name: `faults` of the next requests, one each; `always` for every one; how often it was `asked` for."""
+    """By file name: `faults` of the next requests, one each; `always` for every one; how often it was `asked` for.
+
+    parts: whether it has parts of a file; `ranges`: which were asked for.  signs: whether it sends an ETag.
+    """
 
     daemon_threads = True
 
@@ -24,6 +32,8 @@ class Server(http.server.ThreadingHTTPServer):
         self.faults: dict[str, list[Fault]] = {}
         self.always: dict[str, Fault] = {}
         self.asked: Counter[str] = Counter()
+        self.parts = self.signs = False
+        self.ranges: list[str] = []
 
     @property
     def address(self) -> str:
@@ -39,6 +49,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         name = self.path.partition("?")[0].lstrip("/")
         self.server.asked[name] += 1
+        if "Range" in self.headers:
+            self.server.ranges.append(self.headers["Range"])
         path = self.server.folder / name.removeprefix("moved/")
         waiting = self.server.faults.get(name, [])
         fault = waiting.pop(0) if waiting else self.server.always.get(name)
@@ -48,7 +60,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             content = path.read_bytes()
             if fault is not None:
                 return fault(self, content)
-            answer(self, content)
+            send(self, content)
         return None
 
 
@@ -57,6 +69,85 @@ def answer(handler: Handler, content: bytes, *, claim: int | None = None, code: 
     handler.send_header("Content-Length", str(len(content) if claim is None else claim))
     handler.end_headers()
     handler.wfile.write(content)
+
+
+def send(
+    handler: Handler, content: bytes, stop: int | None = None, most: int | None = None, packing: str = ""
+) -> None:
+    """What was asked for: the file, or a part.
+
+    stop: bytes after which the connection ends.  most: bytes of a part that are given, whatever was asked for.
+    """
+    asked = (
+        re.fullmatch(r"bytes=(\d+)-(\d*)", handler.headers.get("Range", "")) if handler.server.parts else None
+    )
+    body = content
+    if asked:
+        start = int(asked[1])
+        body = content[start : int(asked[2]) + 1 if asked[2] else None][:most]
+        handler.send_response(206)
+        handler.send_header("Content-Range", f"bytes {start}-{start + len(body) - 1}/{len(content)}")
+    else:
+        handler.send_response(200)
+    if handler.server.signs:
+        handler.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+    if packing:
+        handler.send_header("Content-Encoding", packing)
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body[:stop])
+    if stop is not None:
+        handler.wfile.flush()
+        time.sleep(0.1)  # else the reader may lose what it has not yet taken
+        handler.close_connection = True
+
+
+def cut_after(size: int) -> Fault:
+    return lambda handler, content: send(handler, content, size)
+
+
+def reset_after(size: int) -> Fault:
+    def reset(handler: Handler, content: bytes) -> None:
+        send(handler, content, size)
+        handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        handler.connection.close()
+
+    return reset
+
+
+def stall_after(size: int) -> Fault:
+    def stalled(handler: Handler, content: bytes) -> None:
+        send(handler, content, size)
+        time.sleep(1)
+
+    return stalled
+
+
+def small_part(handler: Handler, content: bytes) -> None:
+    send(handler, content, most=30_000)
+
+
+def replaced(by: bytes) -> Fault:
+    """From now on the file is another one."""
+
+    def replace(handler: Handler, content: bytes) -> None:
+        (handler.server.folder / handler.path.partition("?")[0].lstrip("/")).write_bytes(by)
+        send(handler, by)
+
+    return replace
+
+
+def packed(stop: int | None = None) -> Fault:
+    """Packed on the way, parts too, though nobody asked for it."""
+
+    def pack(handler: Handler, content: bytes) -> None:
+        send(handler, gzip.compress(content, mtime=0), stop, packing="gzip")
+
+    return pack
+
+
+def code(number: int) -> Fault:
+    return lambda handler, content: answer(handler, b"no", code=number)
 
 
 def server_error(handler: Handler, content: bytes) -> None:
@@ -126,7 +217,7 @@ def no_permission(handler: Handler, content: bytes) -> None:
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[Server]:
     server = Server(folder)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield server

@@ -12,8 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import web_faults as faults
 from transfer_samples import write_sst2
+from web_faults import serving
 
+from glomo_dist.data import patience
+from glomo_dist.data.sources import documents
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer import sources
 from glomo_dist.transfer.features import WordVectors
@@ -77,6 +81,46 @@ def test_a_server_in_trouble_drops_no_optional_file(tmp_path, web, monkeypatch, 
     web.codes = {"race_train_extra.jsonl": [403]}
     assert len(get_task("race").load(source, None).splits["train"].labels) == 4
     assert "refuses (403) race_train_extra.jsonl; taken as not there" in capsys.readouterr().err
+
+
+def test_a_connection_that_breaks(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(patience, "WAITS", (0.01,) * 5)
+    local = get_task("sst2").load(write_sst2(tmp_path / "sst2", (2000, 80, 80)), None)
+    with serving(tmp_path) as web:
+        for web.parts in (True, False):
+            ordinary = [lambda handler, content: faults.send(handler, content)] * 1  # whether it is there
+            web.faults = {"sst2/train.tsv": [*ordinary, faults.cut_after(30_000), faults.code(503)]}
+            assert get_task("sst2").load(f"{web.address}/sst2", None).fingerprint == local.fingerprint
+            assert not web.faults["sst2/train.tsv"]
+            assert "train.tsv: connection lost after 30,000 bytes, trying again" in capsys.readouterr().err
+        assert web.ranges == ["bytes=30000-"] * 4
+        web.faults["sst2/train.tsv"] = [*ordinary, faults.cut_after(30_000)]
+        web.always["sst2/train.tsv"] = faults.server_error
+        with pytest.raises(
+            DataError, match=r"train\.tsv cannot be read: .*503.*\(6 tries after 30,000 bytes\)"
+        ):
+            get_task("sst2").load(f"{web.address}/sst2", None)
+
+
+def test_a_folder_of_texts_at_a_server_in_trouble(tmp_path, web, monkeypatch):
+    monkeypatch.setattr(patience, "WAITS", (0.01,) * 5)
+    write_imdb(tmp_path / "imdb")
+    local = get_task("imdb").load(str(tmp_path / "imdb"), None)
+    web.codes = {"3.txt": [503, 500], "17.txt": [429], "": [503]}
+    assert get_task("imdb").load(f"{web.address}/imdb", None).fingerprint == local.fingerprint
+    assert not any(web.codes.values())
+    web.codes = {"3.txt": [503] * 9}
+    with pytest.raises(DataError, match=r"3\.txt cannot be read: .*503.*\(6 tries\)"):
+        get_task("imdb").load(f"{web.address}/imdb", None)
+
+
+def test_no_file_of_a_pattern_is_left_out_by_a_server_in_trouble(tmp_path, web, monkeypatch):
+    monkeypatch.setattr(patience, "WAITS", (0.01,) * 5)
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    web.codes = {"b.txt": [503], "": [503]}  # the last for the folder
+    assert [d.text for d in documents([f"{web.address}/*.txt"])] == ["a", "b", "c"]
+    assert not any(web.codes.values())
 
 
 def test_a_server_that_is_not_there(monkeypatch):
