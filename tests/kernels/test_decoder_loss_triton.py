@@ -3,6 +3,7 @@
 import pytest
 import test_decoder_loss as plain
 import torch
+import torch.nn.functional as F
 from glomo_kernels import decoder_loss
 from glomo_kernels.decoder_loss import reference, triton_impl
 from kernel_oracle import assert_no_worse, gradients, leaves
@@ -78,6 +79,19 @@ def test_float16_sum_of_many_targets():
 def test_all_targets_ignored_and_huge_logits():
     plain.test_all_targets_ignored_and_none_at_all(None)
     plain.test_huge_logits(None)
+
+
+@kernels
+@pytest.mark.parametrize("target", [3, 8195])
+def test_a_block_of_words_that_cannot_be(target):
+    """The first block's logits are -inf; the target is among them, or comes after them."""
+    hidden, weight = torch.full((2, 2), 100.0), torch.randn(8200, 2)
+    weight[:8192, 0] = -1e38
+    inputs = leaves(hidden, weight, dtype=torch.float32)
+    targets = torch.tensor([target, -100])
+    ours, theirs = plain.decoder_loss(*inputs, targets), F.cross_entropy(F.linear(*inputs), targets)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, inputs) for loss in (ours, theirs)))
 
 
 @kernels

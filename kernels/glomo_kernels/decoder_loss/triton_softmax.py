@@ -30,7 +30,7 @@ def softmax_kernel(
     # Before the sums, which all threads wait for, so that no other has overwritten it yet.
     likelihood = tl.load(line + word, mask=(word >= 0) & (word < words), other=float("nan")).to(tl.float32)
 
-    peak = likelihood
+    peak = tl.maximum(likelihood, -3.4028234663852886e38)  # float32's least number: -inf cannot be subtracted
     total = tl.where(likelihood == likelihood, 0.0, likelihood)
     for start in range(0, words, BLOCK_N):
         column = start + tl.arange(0, BLOCK_N)
