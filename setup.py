@@ -25,8 +25,8 @@ SOURCES = [
     "graph_stripes.cpp",
 ]
 HEADERS = [
-    "affinity_mix.h", "edges.h", "graph_stripes.h", "kernels.h", "largest.h", "live.h", "scratch.h", "simd.h",
-    "threads.h", "turns.h", "simd.inl", "gemm.inl", "softmax.inl", "sparse.inl", "tile.inl",
+    "affinity_mix.h", "edges.h", "graph_stripes.h", "kernels.h", "largest.h", "live.h", "panels.h", "scratch.h",
+    "simd.h", "threads.h", "turns.h", "simd.inl", "gemm.inl", "softmax.inl", "sparse.inl", "tile.inl",
 ]  # fmt: skip
 
 extensions = [

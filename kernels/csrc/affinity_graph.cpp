@@ -8,6 +8,7 @@
 
 #include "kernels.h"
 #include "largest.h"
+#include "panels.h"
 #include "scratch.h"
 #include "simd.h"
 #include "threads.h"
@@ -25,7 +26,7 @@ class RowBlock {
  public:
   explicit RowBlock(const Affinity<T>& problem)
       : problem_(problem),
-        padded_((problem.units + panel() - 1) / panel() * panel()),
+        padded_(in_panels<T>(problem.units)),
         panels_(padded_ * problem.width),
         scores_(ROWS * padded_) {}
 
@@ -43,10 +44,9 @@ class RowBlock {
     }
     if (low >= high) return;
     const T* q = problem_.q + (head * problem_.units + first) * problem_.width;
-    for (std::int64_t column = low / panel() * panel(); column < high; column += panel()) {
-      simd<T>().multiply(rows, panel(), problem_.width, q, problem_.width, false,
-                         panels_.get() + column * problem_.width, panel(), scores_.get() + column, padded_, false);
-    }
+    const std::int64_t start = low / simd<T>().columns * simd<T>().columns;
+    multiply_panels(rows, in_panels<T>(high) - start, problem_.width, q, problem_.width, false,
+                    panels_.get() + start * problem_.width, scores_.get() + start, padded_, false);
     for (std::int64_t r = 0; r < rows; ++r) finish(r);
   }
 
@@ -64,19 +64,13 @@ class RowBlock {
   }
 
  private:
-  static std::int64_t panel() { return simd<T>().columns; }  // keys that are computed side by side
-
   const std::int64_t* span(std::int64_t r) const {
     return problem_.spans + 2 * (head_ / problem_.heads * problem_.units + first_ + r);
   }
 
-  // Panels of keys, one line per feature, as `multiply` takes its b.
   void pack(std::int64_t head) {
     const T* k = problem_.k + head * problem_.units * problem_.width;
-    for (std::int64_t column = 0; column < problem_.units; column += panel()) {
-      simd<T>().transpose(k + column * problem_.width, problem_.width, std::min(panel(), problem_.units - column),
-                          problem_.width, panels_.get() + column * problem_.width, panel());
-    }
+    lay_across(k, problem_.width, problem_.units, problem_.width, panels_.get());
     packed_head_ = head;
   }
 

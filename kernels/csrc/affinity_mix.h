@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "kernels.h"
+#include "panels.h"
 #include "scratch.h"
 #include "simd.h"
 
@@ -74,30 +75,26 @@ class QueryBlock {
                            problem_.kind == Kind::relu, begin_.get(), end_.get(), cut, sum);
   }
 
-  // out[lane / panel()][d][lane % panel()] = x[row][d] for the rows of the block: as `multiply` takes its b, one panel
-  // of lanes after the other, since lines at a distance of LANES would compete for the same places in the cache.
+  // x [rows][width] of the block in panels of lanes.
   void lay_across(const T* x, std::int64_t stride, std::int64_t width, Buffer<T>& out) const {
     if (rows < lanes) out.clear();
-    for (std::int64_t p = 0; p < rows; p += panel()) {
-      simd<T>().transpose(x + p * stride, stride, std::min(panel(), rows - p), width, out.get() + p * width, panel());
-    }
+    glomo::lay_across(x, stride, rows, width, out.get());
   }
 
   // tile[j][lane] = x_j . y_lane for the keys j of [key, key + count), x from the first of them on and y laid
-  // across; 0 for keys that no lane of a group sees.
+  // across; 0 for keys that no lane of a panel sees.
   void products(const T* x, std::int64_t stride, std::int64_t key, std::int64_t count, std::int64_t width,
                 const Buffer<T>& y, T* tile) const {
     const bool cut = crossed(key, count);
-    const std::int64_t step = panel();
-    for (std::int64_t lane = 0; lane < lanes; lane += step) {
-      const std::int64_t some = std::min(step, lanes - lane);
+    const std::int64_t panel = simd<T>().columns;
+    for (std::int64_t lane = 0; lane < lanes; lane += panel) {
+      const std::int64_t some = std::min(panel, lanes - lane);
       const auto [from, to] = cut ? seen(lane, some, key, count) : std::pair<std::int64_t, std::int64_t>{0, count};
       for (std::int64_t j = 0; j < count; ++j) {
         if (j < from || j >= to) std::fill_n(tile + j * LANES + lane, some, T(0));
       }
       if (from >= to) continue;
-      const T* across = y.get() + lane / panel() * panel() * width + lane % panel();
-      simd<T>().multiply(to - from, some, width, x + from * stride, stride, false, across, panel(),
+      simd<T>().multiply(to - from, some, width, x + from * stride, stride, false, y.get() + lane * width, panel,
                          tile + from * LANES + lane, LANES, false);
     }
   }
@@ -140,8 +137,6 @@ class QueryBlock {
   std::int64_t low = 0, high = 0;  // the keys that any row sees
 
  private:
-  static std::int64_t panel() { return simd<T>().columns; }  // lanes that are laid side by side
-
   void load_spans() {
     std::tie(low, high) = keys_seen(problem_, sample, first, rows);
     all_from_ = 0, all_to_ = problem_.units;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "panels.h"
 #include "scratch.h"
 #include "simd.h"
 #include "threads.h"
@@ -20,27 +21,6 @@ namespace {
 std::int64_t share_of(std::int64_t words) {
   const std::int64_t part = (words / 32 + DECODER_BLOCK - 1) / DECODER_BLOCK * DECODER_BLOCK;
   return std::clamp<std::int64_t>(part, DECODER_BLOCK, 8 * DECODER_BLOCK);
-}
-
-// x [rows][width], `stride` apart, as panels of columns one after the other: [width / panel][rows][panel].
-template <class T>
-void lay_panels(const T* x, std::int64_t stride, std::int64_t rows, std::int64_t width, T* out) {
-  const std::int64_t panel = simd<T>().columns;
-  for (std::int64_t p = 0; p < width; p += panel) {
-    const std::int64_t columns = std::min(panel, width - p);
-    for (std::int64_t i = 0; i < rows; ++i) std::copy_n(x + i * stride + p, columns, out + p * rows + i * panel);
-  }
-}
-
-// `multiply` with b in panels.
-template <class T>
-void multiply_panels(std::int64_t rows, std::int64_t columns, std::int64_t depth, const T* a, std::int64_t lda,
-                     bool across, const T* b, T* c, std::int64_t ldc, bool accumulate) {
-  const std::int64_t panel = simd<T>().columns;
-  for (std::int64_t p = 0; p < columns; p += panel) {
-    simd<T>().multiply(rows, std::min(panel, columns - p), depth, a, lda, across, b + p * depth, panel, c + p, ldc,
-                       accumulate);
-  }
 }
 
 // Rows of the weight from word `first` on: where they are, or widened into scratch memory.
@@ -56,12 +36,6 @@ const T* weight_rows(const Decoder<T>& problem, std::int64_t first, std::int64_t
 template <class T>
 std::int64_t scratch_of(const Decoder<T>& problem) {
   return problem.stored == Stored::same ? 0 : DECODER_BLOCK * problem.width;
-}
-
-template <class T>
-std::int64_t in_panels(std::int64_t n) {
-  const std::int64_t panel = simd<T>().columns;
-  return (n + panel - 1) / panel * panel;
 }
 
 // Calls f(block, first word, number of words) for the blocks of a share.
@@ -87,12 +61,9 @@ void for_targets(const Decoder<T>& problem, std::int64_t first, std::int64_t cou
 template <class T>
 void decoder_exponentials(const Decoder<T>& problem, T* kept, T* peak, T* sum, T* likelihood, int threads) {
   const std::int64_t rows = problem.rows, words = problem.words, width = problem.width;
-  const std::int64_t panel = simd<T>().columns, lanes = lanes_of<T>(rows), share = share_of(words);
-  Buffer<T> across(in_panels<T>(rows) * width);  // [rows / panel][width][panel]
-  for (std::int64_t p = 0; p < rows; p += panel) {
-    simd<T>().transpose(problem.hidden + p * width, width, std::min(panel, rows - p), width, across.get() + p * width,
-                        panel);
-  }
+  const std::int64_t lanes = lanes_of<T>(rows), share = share_of(words);
+  Buffer<T> across(in_panels<T>(rows) * width);
+  lay_across(problem.hidden, width, rows, width, across.get());
   parallel((words + share - 1) / share, threads, [&](const auto& next) {
     Buffer<T> own(kept ? 0 : DECODER_BLOCK * lanes), largest(lanes), total(lanes), wide(scratch_of(problem));
     for (std::int64_t item = next(); item >= 0; item = next()) {

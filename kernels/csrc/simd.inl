@@ -1,5 +1,5 @@
-// The loops of simd.h. Included once per instruction set by simd.cpp, which defines SIMD_NAMESPACE,
-// SIMD_BYTES (of a register), SIMD_ROWS and SIMD_VECTORS (rows, and registers of each, of a product that are held at once).
+// The loops of simd.h. Included once per instruction set by simd.cpp, which defines SIMD_NAMESPACE, SIMD_BYTES (of a
+// register), SIMD_ROWS and SIMD_VECTORS (of a product: the rows, and the registers of each, that are held at once).
 
 namespace SIMD_NAMESPACE {
 
