@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 from glomo_dist.runtime.errors import DataError, describe
@@ -17,6 +18,7 @@ from glomo_dist.runtime.progress import say
 T = TypeVar("T")
 
 WAITS = (2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before each further try
+LONGEST_ASKED = 300.0  # seconds that a server may ask for
 _PASSING = {408, 425, 429}  # of the HTTP codes 4xx, those worth another try
 _PASSING_ERRORS = {errno.ENETUNREACH, errno.EHOSTUNREACH}
 _PASSING_ERRORS |= {errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EBUSY)}  # so s3fs names 503 and 500
@@ -64,7 +66,7 @@ class Patience:
             raise DataError(
                 f"{self._name} cannot be read: {describe(e)} ({self._failed + 1} tries{after}). Try again later."
             ) from e
-        pause = self._waits[self._failed]
+        pause = max(self._waits[self._failed], asked_to_wait(e))
         self._failed += 1
         again = f"trying again in {pause:g} s ({self._failed} of {len(self._waits)})"
         say(f"{self._name}: {_what(e)}{after}, {again}")
@@ -83,6 +85,20 @@ def insist(attempt: Callable[[], T], name: str) -> T:
 def status_passes(status: int) -> bool:
     """Whether an error of this HTTP status may be gone at the next try."""
     return status >= 500 or status in _PASSING
+
+
+def asked_to_wait(e: Exception) -> float:
+    """Seconds until a server that refused wants to be asked again (`Retry-After`, RFC 9110, section 10.2.3); 0 where
+    it did not say, at most LONGEST_ASKED."""
+    asked = (getattr(e, "headers", None) or {}).get("Retry-After", "")
+    if re.fullmatch(r"\s*\d{1,9}\s*", asked):
+        seconds = float(asked)
+    else:
+        try:
+            seconds = parsedate_to_datetime(asked).timestamp() - time.time()
+        except ValueError:  # neither seconds nor a date
+            return 0.0
+    return min(max(seconds, 0.0), LONGEST_ASKED)
 
 
 def _passes(e: Exception, reached: bool) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias, TypeVar, cast
 
-from glomo_dist.data.patience import status_passes
+from glomo_dist.data.patience import asked_to_wait, status_passes
 from glomo_dist.data.remote import file_system, open_in_order
 from glomo_dist.runtime.errors import ConfigError, DataError, ShardError, describe
 from glomo_dist.runtime.progress import say
@@ -122,9 +122,10 @@ def attempts(attempt: Callable[[float], T], file: Place, retry_seconds: float) -
     """`attempt(until)` until it succeeds; `until`, in monotonic seconds, is `retry_seconds` from now.
 
     What may pass (no connection, a server in trouble, cut or wrong bytes) is tried again at an address, after a
-    wait that doubles, times a random number so that many readers do not come back together. What is final (no
-    such file, no permission), or local, is not. Raises ShardError (as `attempt` did) or DataError, naming `file` and
-    what was wrong: where the time ended in the middle of an attempt, what was wrong with the attempt before it.
+    wait that doubles, times a random number so that many readers do not come back together; a server that asks for
+    more gets it. What is final (no such file, no permission), or local, is not. Raises ShardError (as `attempt` did)
+    or DataError, naming `file` and what was wrong: where the time ended in the middle of an attempt, what was wrong
+    with the attempt before it.
     """
     until = time.monotonic() + retry_seconds
     wait, number = _FIRST_WAIT, 0
@@ -136,7 +137,7 @@ def attempts(attempt: Callable[[float], T], file: Place, retry_seconds: float) -
         except Exception as e:  # a file system driver may raise anything
             if fault is None or not isinstance(e, OutOfTime):
                 fault = e
-            pause = min(wait, _LONGEST_WAIT) * random.uniform(0.5, 1.0)
+            pause = max(min(wait, _LONGEST_WAIT) * random.uniform(0.5, 1.0), asked_to_wait(e))
             if isinstance(file, Path) or _final(fault) or time.monotonic() + pause > until:
                 tried = "" if number == 1 else f" ({number} attempts in {retry_seconds:g} s)"
                 if isinstance(fault, DataError):

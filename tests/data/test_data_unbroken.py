@@ -6,8 +6,10 @@ import json
 import random
 import re
 import ssl
+import time
 import zipfile
 from collections.abc import Iterator
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import web_faults as faults
+from multidict import CIMultiDict
 from web_faults import Fault, Server, serving
 
 from glomo_dist.data import ShardIndex, patience, prepare_text, remote
 from glomo_dist.data.patience import insist
+from glomo_dist.data.places import Address, read_place
 from glomo_dist.data.remote import Unbroken
 from glomo_dist.data.sources import documents
 from glomo_dist.runtime.errors import DataError
@@ -209,6 +213,34 @@ def test_a_bad_certificate_is_final() -> None:
     with pytest.raises(aiohttp.ClientConnectorCertificateError):
         insist(attempt, "https://host/a")
     assert len(tried) == 1
+
+
+def test_a_server_that_asks_for_time_gets_it(web: Server, capfd: pytest.CaptureFixture[str]) -> None:
+    web.faults[NAME] = [faults.code(429, retry_after="1")]
+    began = time.monotonic()
+    rows = list(documents([f"{web.address}/{NAME}"]))
+    assert len(rows) == 1000 and time.monotonic() - began >= 1.0
+    assert "the server answers 429, trying again in 1 s (1 of 5)" in capfd.readouterr().err
+    web.faults[NAME] = [faults.code(503, retry_after="1")]
+    began = time.monotonic()
+    assert read_place(Address(f"{web.address}/{NAME}"), 10.0) == (web.folder / NAME).read_bytes()
+    assert time.monotonic() - began >= 1.0
+
+
+@pytest.mark.parametrize(
+    ("header", "low", "high"),
+    [
+        ("7", 7, 7), (" 30 ", 30, 30), ("86400", 300, 300), ("0", 0, 0), ("-5", 0, 0), ("1.5", 0, 0), ("", 0, 0),
+        ("soon", 0, 0), ("9" * 400, 0, 0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0), ("Wed, 99 Oct 2015", 0, 0),
+        (formatdate(time.time() + 600, usegmt=True), 300, 300), ("Fri, 31 Dec 9999 23:59:59 GMT", 300, 300),
+        (formatdate(time.time() + 250, usegmt=True), 100, 251),
+    ],
+)  # fmt: skip
+def test_how_long_a_server_may_ask_for(header: str, low: float, high: float) -> None:
+    refused = OSError("429")
+    refused.headers = CIMultiDict({"retry-after": header})  # type: ignore[attr-defined]
+    assert low <= patience.asked_to_wait(refused) <= high
+    assert patience.asked_to_wait(OSError("no headers")) == 0
 
 
 @pytest.mark.parametrize("name", ["server_error", "cut"])

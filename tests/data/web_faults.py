@@ -64,8 +64,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return None
 
 
-def answer(handler: Handler, content: bytes, *, claim: int | None = None, code: int = 200) -> None:
+def answer(
+    handler: Handler, content: bytes, *, claim: int | None = None, code: int = 200, retry_after: str = ""
+) -> None:
     handler.send_response(code)
+    if retry_after:
+        handler.send_header("Retry-After", retry_after)
     handler.send_header("Content-Length", str(len(content) if claim is None else claim))
     handler.end_headers()
     handler.wfile.write(content)
@@ -146,8 +150,8 @@ def packed(stop: int | None = None) -> Fault:
     return pack
 
 
-def code(number: int) -> Fault:
-    return lambda handler, content: answer(handler, b"no", code=number)
+def code(number: int, retry_after: str = "") -> Fault:
+    return lambda handler, content: answer(handler, b"no", code=number, retry_after=retry_after)
 
 
 def server_error(handler: Handler, content: bytes) -> None:
