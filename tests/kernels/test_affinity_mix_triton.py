@@ -598,6 +598,7 @@ def test_runs_in_a_cuda_graph():
         return [out, *torch.autograd.grad(out, inputs, torch.ones_like(out))]
 
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         expected = [step() for _ in range(3)][-1]
     torch.cuda.current_stream().wait_stream(stream)

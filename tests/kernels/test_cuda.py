@@ -295,6 +295,7 @@ def test_graph_mix_runs_in_a_cuda_graph():
         return [out, *torch.autograd.grad(out, inputs, torch.ones_like(out))]
 
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             whole()

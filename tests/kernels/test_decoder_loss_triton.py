@@ -122,3 +122,30 @@ def test_products_have_the_range_of_the_sum(dtype):
     product = reference._product(rows.t(), rows, torch.float32)
     assert product.dtype == torch.float32
     torch.testing.assert_close(product, torch.full((2, 2), 2.7e6), rtol=1e-2, atol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_runs_in_a_cuda_graph(deterministic):
+    """Forward and backward wait for nothing, also under torch's deterministic algorithms."""
+    torch.use_deterministic_algorithms(deterministic)
+    hidden, weight = leaves(*(torch.randn(n, 16, device=DEVICE) for n in (50, 9000)), dtype=torch.bfloat16)
+    target = torch.randint(0, 9000, (50,), device=DEVICE)
+
+    def step():
+        loss = decoder_loss(hidden, weight, target)
+        return [loss, *torch.autograd.grad(loss, (hidden, weight))]
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        expected = [step() for _ in range(3)][-1]
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = step()
+    for x in results:
+        x.detach().fill_(torch.nan)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))

@@ -9,11 +9,12 @@ import torch
 from glomo_kernels import affinity_graph, affinity_mix, decoder_loss, dispatch, graph_apply, graph_mix
 
 
-def mix(device: str, dtypes: list[torch.dtype]) -> None:
+def mix(device: str, dtypes: list[torch.dtype], width: int, value_width: int) -> None:
     """Three tiles of rows, the last one of 3. Widths as in the tests, whose compiled kernels are in the cache."""
     for dtype, (kind, options) in product(dtypes, (("relu", {}), ("square", {}), ("topk", {"topk": 3}))):
         q, k, v = (
-            torch.randn(1, 1, 131, n, device=device, dtype=dtype, requires_grad=True) for n in (5, 5, 3)
+            torch.randn(1, 1, 131, n, device=device, dtype=dtype, requires_grad=True)
+            for n in (width, width, value_width)
         )
         theta = (
             torch.rand(1, 1, 131, device=device, dtype=dtype, requires_grad=True) if kind == "relu" else None
@@ -56,7 +57,9 @@ def main() -> None:
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True)  # the first configuration, and fresh memory full of NaN
     half = [torch.bfloat16, torch.float16]
-    mix(device, [torch.float32] if dry else [torch.float32, *half])
+    mix(device, [torch.float32] if dry else [torch.float32, *half], 5, 3)
+    if not dry:
+        mix(device, half, 64, 64)  # by tensor descriptors, which rows of 10 bytes have not
     graphs(device, [torch.float32, torch.float64, *half[: 1 if dry else 2]])
     loss(device, [torch.float32, *half])
     if not dry:

@@ -55,10 +55,10 @@ def kernel_times(found: Any, device: str, calls: int) -> list[tuple[float, str, 
     for event in found.key_averages():
         if device == "cpu":
             us = event.self_cpu_time_total
-        elif (
-            event.device_type == torch.autograd.DeviceType.CUDA
-        ):  # operators repeat the time of their kernels
-            us = event.self_device_time_total
+        elif event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation:
+            us = (
+                event.self_device_time_total
+            )  # operators, and what encloses them by name, repeat their kernels' time
         else:
             continue
         if us > 0:

@@ -72,7 +72,7 @@ def forward(
             likelihood = torch.where(here, logits.gather(1, at), likelihood)
             peak = logits.amax(-1, keepdim=True)
             exponential = logits.sub_(peak.clamp(min=lowest)).exp_()
-            exponential.scatter_(1, at, exponential.gather(1, at).masked_fill_(here, 0))
+            _put(exponential, at, exponential.gather(1, at).masked_fill_(here, 0))
             blocks.append((slice(first, first + len(part)), exponential, at, here))
             peaks.append(peak)
             sums.append(exponential.sum(-1, keepdim=True))
@@ -143,12 +143,18 @@ def add_gradients(
             dchunk.addmm_(dlogits, weight[words])
         else:
             dchunk += _product(dlogits, weight[words], dchunk.dtype)
-        dlogits.scatter_(1, at, torch.where(here, slope.to(chunk.dtype), dlogits.gather(1, at)))
+        _put(dlogits, at, torch.where(here, slope.to(chunk.dtype), dlogits.gather(1, at)))
         if dweight.dtype == chunk.dtype:
             dweight[words].addmm_(dlogits.t(), chunk)
         else:
             dweight[words] += _product(dlogits.t(), chunk, dweight.dtype)
     return dchunk
+
+
+def _put(x: Tensor, at: Tensor, values: Tensor) -> None:
+    """x[i, at[i, 0]] = values[i, 0]. Not by scatter_: under deterministic algorithms it makes the host wait for a
+    GPU, so that no CUDA graph can take it."""
+    x.index_put_((torch.arange(len(x), device=x.device), at[:, 0]), values[:, 0])
 
 
 def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
