@@ -48,7 +48,7 @@ def test_short_dry_run(tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 def test_parts_that_fail_are_reported_and_the_others_run(tmp_path):
-    code, said = gpu("sanitize", "train", "--seconds", "60", out=tmp_path)
+    code, said = gpu("sanitize", "train", "--seconds", "300", out=tmp_path)
     assert code == 1
     summary = (tmp_path / "summary.txt").read_text()
     assert "sanitize  FAILED, exit code 1" in summary and "train     FAILED, exit code 1" in summary
