@@ -54,6 +54,8 @@ def find_files(
     left_out: here the other files are counted, "... files" of each ending.
     Raises DataError for a source that does not exist, has an unknown suffix or contains nothing readable.
     """
+    if isinstance(sources, str | Path):
+        sources = [str(sources)]
     if not sources:
         raise DataError("no input was named. Give at least one file, folder, glob or URL.")
     known = tuple(suffixes)

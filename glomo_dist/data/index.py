@@ -77,6 +77,10 @@ class ShardIndex:
         try:
             value = parse_json(read_place(path, _RETRY_SECONDS), str(path))
         except DataError as e:
+            if isinstance(folder, Path) and (folder / "train" / INDEX_NAME).is_file():
+                raise ShardError(
+                    f"{path} does not exist: the shards are in {folder}/train and /valid."
+                ) from None
             raise ShardError(f"{e} A shard folder is what `glomo prepare` writes.") from None
         index = cls(folder=folder, **_parse(value, str(path)))
         if isinstance(folder, Path):

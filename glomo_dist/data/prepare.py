@@ -214,8 +214,8 @@ def _nothing_usable(sources: Sequence[str], part: str, valid_share: float) -> st
     return f"zero usable documents in {_named(sources)}: none contains a word. Check the files, text_key and split."
 
 
-def _named(sources: Sequence[str]) -> str:
-    return ", ".join(str(source) for source in sources)
+def _named(sources: str | Sequence[str]) -> str:
+    return str(sources) if isinstance(sources, str | Path) else ", ".join(str(source) for source in sources)
 
 
 def _word_tokenizer(path: str | Path) -> WordTokenizer:

@@ -28,8 +28,18 @@ def tokenizer_from_json(value: dict[str, Any], where: str = "tokenizer") -> Toke
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of a `tokenizer.json`, or of the folder (shards, exported model) that holds one."""
+    """The tokenizer of a `tokenizer.json`, or of the folder that holds one: of shards, a model, a run.
+
+    Raises DataError naming what is missing or wrong.
+    """
     path = Path(path)
     if path.is_dir():
-        path = path / "tokenizer.json"
+        places = [path / part / "tokenizer.json" for part in ("", "train", "model")]
+        found = next((file for file in places if file.is_file()), None)
+        if found is None:
+            raise DataError(
+                f"{path} holds no tokenizer.json. Expected a folder of shards (`glomo prepare`) or of a model "
+                "(RUN/model)."
+            )
+        path = found
     return tokenizer_from_json(read_json(path), str(path))

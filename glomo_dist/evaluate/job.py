@@ -15,7 +15,7 @@ from glomo_dist.evaluate.attempt import Job
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.io import model_folder, read_meta
-from glomo_dist.runtime.config import from_dict, to_dict
+from glomo_dist.runtime.config import check_fields, from_dict, to_dict
 from glomo_dist.runtime.errors import ConfigError, DataError, suggest
 from glomo_dist.runtime.files import read_json
 from glomo_dist.runtime.fingerprint import fingerprint
@@ -62,15 +62,13 @@ class EvaluationPlan:
     time_limit_seconds: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, "plan: ")
         for name in ("tasks", "arms", "features", "seeds", "train_sizes"):
             values = list(getattr(self, name))
             if not values:
                 raise ConfigError(f"plan: {name} is empty; give at least one.")
             if len(set(values)) != len(values):
                 raise ConfigError(f"plan: {name} has an entry twice: {', '.join(map(str, values))}.")
-        for name in ("arms", "sources", "settings", "task_settings"):
-            if not isinstance(getattr(self, name), dict):
-                raise ConfigError(f"plan: {name} must map names to values, got {getattr(self, name)!r}.")
         pixels = [text for text in self.features if FeatureSpec.parse(text).kind == "pixels"]
         for task in self.tasks:
             if get_task(task).unit == "words" and pixels:
@@ -140,6 +138,8 @@ def read_plan(path: str | Path) -> EvaluationPlan:
             raise DataError(f"{path}{line}: not valid YAML ({getattr(e, 'problem', None) or e}).") from None
     else:
         raise ConfigError(f"{path}: a plan is a .yaml, .yml or .json file.")
+    if values is None:
+        raise DataError(f"{path} is empty. A plan has at least tasks and arms.")
     return from_dict(EvaluationPlan, values, str(path))
 
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from glomo_dist.runtime.config import check_fields
 from glomo_dist.runtime.errors import ConfigError
 
 MARGIN = 0.1  # by how much edge_floor and empty_row_penalty want a score above its threshold
@@ -70,6 +71,7 @@ class GlomoConfig:
     image: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, "model.")
         for name in ("width", "heads", "layers", "kernel_size", "decoder_layers", "decoder_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.{name} must be at least 1, got {getattr(self, name)}.")

@@ -8,6 +8,7 @@ from typing import Literal
 
 from glomo_dist.data import Reading, Windows
 from glomo_dist.model import GlomoConfig
+from glomo_dist.runtime.config import check_fields
 from glomo_dist.runtime.errors import ConfigError
 
 LONGEST_WAIT = 1e6  # seconds, eleven days; torch has no endless timeouts
@@ -102,6 +103,7 @@ class PretrainConfig:
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
+        check_fields(self, "")
         at_least = {
             "window": 2, "global_batch": 1, "steps": 1, "positions_per_sequence": 1, "plateau_patience": 1,
             "valid_batches": 1, "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1,

@@ -71,6 +71,10 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
 def _read_run(folder: Path, name: str) -> Run:
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist or is no folder. Give the folder of a pretraining run.")
+    if not (folder / "config.json").exists():
+        raise DataError(
+            f"{folder} is no run of `glomo pretrain`: config.json is missing. Give the folder of its --out."
+        )
     config = _config(folder / "config.json")
     return Run(name, config, _rows(folder / "log.jsonl"))
 

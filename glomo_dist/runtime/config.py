@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import numbers
+import os
 import types
 import typing
 from typing import Any, TypeVar
@@ -43,6 +45,16 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str = "config") -> T:
     return cls(**{key: _convert(hints[key], value, f"{where}: {key}") for key, value in values.items()})
 
 
+def check_fields(config: Any, where: str) -> None:
+    """For the `__post_init__` of a frozen dataclass: values given in Python are held to its types as a file's are.
+
+    where: before each field's name in errors, such as "model.". A list becomes a tuple, a NumPy number one of Python,
+    a path its text. Raises ConfigError for a value of another type, or that is none of the choices.
+    """
+    for name, hint in typing.get_type_hints(type(config)).items():
+        object.__setattr__(config, name, _convert(hint, getattr(config, name), f"{where}{name}"))
+
+
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -58,6 +70,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
                 errors.append(str(e))
         raise ConfigError(errors[0])
     if dataclasses.is_dataclass(hint):
+        if isinstance(value, typing.cast(type, hint)):
+            return value
         return from_dict(typing.cast(type, hint), value, where)
     if origin is typing.Literal:
         if value not in arguments:
@@ -66,6 +80,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{where} must be a list, got {value!r}.")
+        if ... not in arguments and len(value) != len(arguments):
+            raise ConfigError(f"{where} must be a list of {len(arguments)}, got {list(value)!r}.")
         return tuple(_convert(arguments[0], item, where) for item in value)
     if origin is dict:
         if not isinstance(value, dict):
@@ -74,8 +90,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             if type(key) is not str:
                 raise ConfigError(f"{where}: the name {key!r} is not text. Put it in quotes.")
         return {key: _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hint is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
         return float(value)
+    if hint is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
     if hint in (int, float, str, bool) and (type(value) is not hint):
         raise ConfigError(f"{where} must be {hint.__name__}, got {value!r}.{_spelling(hint, value)}")
     return value

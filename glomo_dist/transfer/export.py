@@ -11,6 +11,7 @@ from glomo_dist.data.tokenizer import load_tokenizer
 from glomo_dist.graphs.export import BATCH_TOKENS, StoreMeta, export_graphs, require_graph_kernels
 from glomo_dist.graphs.live import LiveGraphs
 from glomo_dist.model.io import load_model, random_model
+from glomo_dist.model.io import model_folder as find_model
 from glomo_dist.runtime.errors import CheckpointError, ConfigError
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.transfer.dataset import Task, TaskData, section
@@ -32,7 +33,7 @@ def export_task(
 ) -> Path:
     """Write the graphs of all splits of a task, as a predictor sees them, to the store `out`.
 
-    model_folder: a model with its tokenizer.json; words that tokenizer does not know become <unk>.
+    model_folder: a model with its tokenizer.json, or a finished run; words that tokenizer does not know become <unk>.
     random_seed: not None for the *random predictor* baseline, a predictor of the same configuration with
         fresh parameters.
     source, max_units, max_examples: as in FinetuneJob; they must be the same there.
@@ -72,6 +73,7 @@ class _Predictor:
     """A model with its tokenizer; ConfigError or CheckpointError if they do not fit the task or each other."""
 
     def __init__(self, model_folder: str | Path, task: Task, random_seed: int | None) -> None:
+        model_folder = find_model(model_folder) or model_folder
         self.tokenizer = load_tokenizer(model_folder)
         if self.tokenizer.kind != task.unit:
             raise ConfigError(

@@ -11,6 +11,8 @@ import torch
 from glomo_kernels import SparseGraph, graph_mix
 from torch import Tensor, nn
 
+from glomo_dist.runtime.errors import ConfigError
+
 Graphs = tuple[SparseGraph, SparseGraph]  # forward (j < i), backward (j > i)
 DIRECTIONS = ("forward", "backward")
 
@@ -95,6 +97,8 @@ class Fusion(nn.Module):
 
     def __init__(self, kind: Literal["concat", "gate"], width: int, mixed: int) -> None:
         super().__init__()
+        if kind not in ("concat", "gate"):
+            raise ConfigError(f"fusion must be one of concat, gate, got {kind!r}.")
         fused = width * (1 + mixed)
         self.linear = nn.Linear(fused, 2 * width) if kind == "gate" else None
         self.out = fused if self.linear is None else 2 * width

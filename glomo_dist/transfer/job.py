@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from glomo_dist.runtime.config import check_fields
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.transfer.features import FeatureSpec
 from glomo_dist.transfer.models import Cell
@@ -77,6 +78,7 @@ class FinetuneJob:
     threads: int = 1
 
     def __post_init__(self) -> None:
+        check_fields(self, "job: ")
         for name in ("epochs", "patience", "batch_size", "hidden", "mixtures", "threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"job: {name} must be at least 1, got {getattr(self, name)}.")

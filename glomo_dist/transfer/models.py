@@ -129,7 +129,7 @@ class Recurrent(nn.Module):
 
     def __init__(self, cell: Literal["gru", "lstm"], width: int, hidden: int) -> None:
         super().__init__()
-        recurrent = nn.GRU if cell == "gru" else nn.LSTM
+        recurrent = {"gru": nn.GRU, "lstm": nn.LSTM}[cell]
         self.forwards = recurrent(width, hidden)
         self.backwards = recurrent(width, hidden)
 

@@ -29,7 +29,7 @@ from glomo_dist.data import (
 )
 from glomo_dist.data.parallel import ordered_map
 from glomo_dist.data.prepare import BITS, MIN_COUNT, VOCAB_SIZE
-from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError
+from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError, ShardError
 
 TEXTS = [
     f"the {w} ran to the {w} {'again and again ' * i}." for i, w in enumerate(["cat", "dog", "fox"] * 40)
@@ -96,7 +96,13 @@ def test_validation_share_is_a_part_of_the_documents_and_copies_stay_together(
     assert Counter(map(tuple, train + valid)) == Counter(tuple(tokenize(t)) for t in TEXTS * 2)
     assert not set(map(tuple, train)) & set(map(tuple, valid))
     assert 0.15 < len(valid) / (2 * len(TEXTS)) < 0.45
-    assert load_tokenizer(out / "train") == load_tokenizer(out / "valid")
+    assert load_tokenizer(out / "train") == load_tokenizer(out / "valid") == load_tokenizer(out)
+    with pytest.raises(
+        ShardError, match=r"out/index\.json does not exist: the shards are in .*out/train and /valid"
+    ):
+        ShardIndex.read(out)
+    with pytest.raises(DataError, match=r"holds no tokenizer\.json\. Expected a folder of shards"):
+        load_tokenizer(tmp_path)
     assert set(load_tokenizer(out / "train").words) == {"<unk>"} | {w for doc in train for w in doc}
 
 

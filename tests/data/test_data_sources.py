@@ -337,6 +337,8 @@ def test_half_a_surrogate_pair_becomes_a_character(tmp_path: Path) -> None:
 def test_bad_sources(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.txt does not exist"):
         texts(tmp_path / "none.txt")
+    with pytest.raises(DataError, match=r"none\.txt does not exist"):  # one source, not nine of one letter
+        list(documents(str(tmp_path / "none.txt")))
     (tmp_path / "a.pdf").write_bytes(b"%PDF")
     with pytest.raises(DataError, match=r"unknown ending '\.pdf'.*\.jsonl"):
         texts(tmp_path / "a.pdf")

@@ -213,6 +213,9 @@ def test_what_yaml_merges_is_no_key_given_twice(tmp_path):
 
 
 def test_unreadable_plans(tmp_path):
+    (tmp_path / "empty.yaml").write_text("# tasks: [sst2]\n")
+    with pytest.raises(DataError, match=r"empty.yaml is empty. A plan has at least tasks and arms"):
+        read_plan(tmp_path / "empty.yaml")
     with pytest.raises(DataError, match=r"absent.yaml does not exist"):
         read_plan(tmp_path / "absent.yaml")
     (tmp_path / "latin.yaml").write_bytes("tasks: [\xe9]".encode("latin-1"))

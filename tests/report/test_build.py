@@ -233,6 +233,8 @@ def test_unusable_runs_and_outputs_are_named(tmp_path):
     page = tmp_path / "report.html"
     with pytest.raises(DataError, match=r"nowhere does not exist"):
         build([results], page, [tmp_path / "nowhere"])
+    with pytest.raises(DataError, match=r"in is no run of `glomo pretrain`: config.json is missing"):
+        build([results], page, [tmp_path / "in"])
     with pytest.raises(DataError, match=r"log.jsonl: no row with a step and a loss"):
         build([results], page, [run_folder(tmp_path / "young", [])])
     damaged = run_folder(tmp_path / "damaged", [log_row(1), log_row(2)])
