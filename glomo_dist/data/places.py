@@ -98,7 +98,11 @@ def read_place(file: Place, retry_seconds: float) -> bytes:
 def exists(file: Place) -> bool:
     """Whether `file` is there; True also where that cannot be found out, as reading it will tell why."""
     if isinstance(file, Path):
-        return file.exists()
+        try:
+            file.stat()
+        except OSError as e:
+            return not isinstance(e, (FileNotFoundError, NotADirectoryError))
+        return True
     try:
         open_place(file).close()
     except FileNotFoundError:

@@ -88,8 +88,8 @@ class GlomoConfig:
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"model.dropout must be in [0, 1), got {self.dropout}.")
         if self.sparsity not in ("threshold", "bias"):
-            for name in ("threshold_init", "edge_floor"):
-                if value := getattr(self, name):
+            for name, unset in (("threshold_init", None), ("edge_floor", 0)):
+                if (value := getattr(self, name)) != unset:
                     raise ConfigError(
                         f"model.{name} {value} is for sparsity threshold or bias, got {self.sparsity!r}."
                     )

@@ -13,6 +13,7 @@ from glomo_kernels.scores import compute_dtype
 from glomo_kernels.spans import outside
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from glomo_dist.model.config import MARGIN, GlomoConfig
 
@@ -50,7 +51,7 @@ class CausalConv1d(nn.Module):
         super().__init__()
         self.tail = kernel_size - 1
         self.conv = nn.Conv1d(width, width, kernel_size)
-        self.norm: nn.Module = nn.LayerNorm(width) if norm == "layer" else nn.BatchNorm1d(width)
+        self.norm: nn.Module = nn.LayerNorm(width) if norm == "layer" else BatchNorm(width)
 
     def forward(self, x: Tensor, before: Tensor | None = None) -> Tensor:
         """before int64 [B, T]: units of its own document before each unit, where a row holds several documents."""
@@ -92,7 +93,7 @@ class CausalConv2d(nn.Module):
         self.side = kernel_size // 2
         rows = self.side + 1
         self.conv = nn.Conv2d(width, width, (rows, kernel_size))
-        self.norm: nn.Module = nn.LayerNorm(width) if norm == "layer" else nn.BatchNorm2d(width)
+        self.norm: nn.Module = nn.LayerNorm(width) if norm == "layer" else BatchNorm(width)
         mask = torch.ones(rows, kernel_size)
         mask[-1, self.side + 1 :] = 0.0
         self.register_buffer("mask", mask, persistent=False)
@@ -101,10 +102,24 @@ class CausalConv2d(nn.Module):
         B, T, d = x.shape
         planes = x.transpose(1, 2).reshape(B, d, *self.image)
         planes = F.pad(planes, (self.side, self.side, self.side, 0))
-        planes = F.conv2d(planes, self.conv.weight * self.mask, self.conv.bias)
+        planes = F.conv2d(planes, self.conv.weight * self.mask.to(x.dtype), self.conv.bias)
         if isinstance(self.norm, nn.LayerNorm):
             return F.relu(self.norm(planes.reshape(B, d, T).transpose(1, 2)))
         return F.relu(self.norm(planes)).reshape(B, d, T).transpose(1, 2)
+
+
+class BatchNorm(_BatchNorm):
+    """Over all dimensions but the second, in the dtype of its running statistics: DeepSpeed leaves these in float32
+    where it makes the parameters bfloat16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = self.running_mean.dtype
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+        statistics = (self.running_mean, self.running_var)
+        y = F.batch_norm(x.to(dtype), *statistics, weight, bias, self.training, self.momentum, self.eps)
+        return y.to(x.dtype)
 
 
 class GraphPredictor(nn.Module):

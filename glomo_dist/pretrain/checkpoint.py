@@ -16,7 +16,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from glomo_dist.pretrain import state
+from glomo_dist.pretrain import run_folder, state
 from glomo_dist.runtime import files
 from glomo_dist.runtime.errors import CheckpointError, DataError
 from glomo_dist.runtime.progress import say
@@ -62,7 +62,7 @@ def write_manifest(
     manifest = {
         "format": FORMAT, "version": VERSION, "step": step, "ranks": world, "state": loop, "files": content,
     }  # fmt: skip
-    files.write_json(folder / MANIFEST, manifest)
+    files.write_json(folder / MANIFEST, manifest, run_folder.GO_ON)
 
 
 def verify(folder: Path) -> dict[str, Any]:

@@ -113,7 +113,7 @@ class PretrainConfig:
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}.")
         if self.micro_batch is not None and self.micro_batch < 1:
-            raise ConfigError(f"micro_batch must be at least 1 (or none), got {self.micro_batch}.")
+            raise ConfigError(f"micro_batch must be at least 1 or None, got {self.micro_batch}.")
         if not 0 <= self.seed < 2**64:
             raise ConfigError(f"seed must be in 0..2^64 - 1, got {self.seed}.")
         if not 0 < self.lr < math.inf:
@@ -124,8 +124,8 @@ class PretrainConfig:
             raise ConfigError(
                 f"hang_timeout must be positive and at most {LONGEST_WAIT:,.0f} (seconds), got {self.hang_timeout}."
             )
-        if not self.graph_lr_share > 0:
-            raise ConfigError(f"graph_lr_share must be positive, got {self.graph_lr_share}.")
+        if not 0 < self.graph_lr_share < math.inf:
+            raise ConfigError(f"graph_lr_share must be positive and finite, got {self.graph_lr_share}.")
         for name in ("momentum", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}.")
@@ -134,11 +134,13 @@ class PretrainConfig:
                 f"momentum {self.momentum} is for optimizer sgd; adamw has betas. Set momentum 0."
             )
         if self.clip is not None and not self.clip > 0:
-            raise ConfigError(f"clip must be positive (or none: no clipping), got {self.clip}.")
+            raise ConfigError(f"clip must be positive or None (no clipping), got {self.clip}.")
         if not 0 <= self.final_lr_share <= 1:
             raise ConfigError(f"final_lr_share must be in [0, 1], got {self.final_lr_share}.")
-        if not self.plateau_divisor > 1:
-            raise ConfigError(f"plateau_divisor must be greater than 1, got {self.plateau_divisor}.")
+        if not 1 < self.plateau_divisor < math.inf:
+            raise ConfigError(
+                f"plateau_divisor must be greater than 1 and finite, got {self.plateau_divisor}."
+            )
         if self.warmup_steps > self.steps:
             raise ConfigError(
                 f"warmup_steps {self.warmup_steps} is more than steps {self.steps}. Shorten the warm-up."

@@ -33,8 +33,10 @@ def extra_settings(config: PretrainConfig) -> dict[str, Any]:
     if config.deepspeed is None:
         return {}
     extra = files.read_json(config.deepspeed)
-    if not isinstance(extra, dict):
-        raise ConfigError(f"{config.deepspeed}: expected a JSON object of DeepSpeed settings.")
+    if not isinstance(extra, dict) or not isinstance(extra.get("zero_optimization", {}), dict):
+        raise ConfigError(
+            f"{config.deepspeed}: expected a JSON object of DeepSpeed settings, zero_optimization an object too."
+        )
     for key, ours in OURS.items():
         value: Any = extra
         for part in key.split("."):

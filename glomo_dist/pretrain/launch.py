@@ -26,9 +26,10 @@ from glomo_dist.runtime import errors, files, kernels, threads
 from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.fingerprint import COMMAND_VARIABLE, command_line
+from glomo_dist.runtime.progress import say
 
 # so that torchrun does not die of SIGUSR1 where a scheduler sends it to every process
-_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+_SIGNALS = "SIGTERM,SIGHUP,SIGQUIT,SIGUSR1"
 _FORWARD = (
     [f"--signals-to-handle={_SIGNALS}"] if "signals_to_handle" in LaunchConfig.__dataclass_fields__ else []
 )
@@ -52,7 +53,8 @@ def pretrain(
     valid: validation shards.  restarts: how often torchrun starts all ranks again after one died.
     Raises ConfigError, ShardError, CheckpointError (the folder holds another run, or nothing readable),
     GlomoError (the folder is in use or holds something else, the disk is full), Interrupted (SIGTERM or SIGUSR1, to
-    this program or to a rank: saved), RankDied, RankHung (the watchdog ended the run).
+    this program or to a rank: saved), RankDied, RankHung (the watchdog ended the run), and after Ctrl-C, saved too,
+    KeyboardInterrupt.
     """
     job = run_folder.resolve(config, data, out, valid)
     for op in ("affinity_mix", "decoder_loss"):
@@ -61,6 +63,8 @@ def pretrain(
         return worker.run(job)
     if ranks < 1:
         raise errors.ConfigError(f"ranks must be at least 1, got {ranks}.")
+    if restarts < 0:
+        raise errors.ConfigError(f"restarts must not be negative, got {restarts}.")
     hooks.require(config.trackers)
     if run_folder.finished_already(job.out, run_folder.describe(job, ranks)):
         return job.out
@@ -80,6 +84,10 @@ def pretrain(
         error = notice.take(error_file)
     if run_folder.finished(job.out):
         return job.out
+    if torchrun.asked == signal.SIGINT.name:
+        said = error["message"] if error else f"{job.out} was stopped before it could save."
+        say(said.replace(signal.SIGTERM.name, "Ctrl-C"))  # which the ranks were sent
+        raise KeyboardInterrupt
     if error is not None:
         how = " Run the same command again to continue from the last checkpoint."
         message = error["message"] + (how if error["type"] == "RankHung" else "")
@@ -99,7 +107,8 @@ class Torchrun:
     """torchrun with ranks on this machine, on a free port; it ends with this program, even by kill -9.
 
     scratch: folder for its own files.  arguments: of each rank.
-    asked: name of the signal that asked this program, and through it the ranks, to save and stop.
+    asked: name of the signal that asked this program, and through it the ranks, to save and stop. A second Ctrl-C
+        ends them at once.
     """
 
     def __init__(self, ranks: int, restarts: int, scratch: Path, arguments: list[str]) -> None:
@@ -118,8 +127,11 @@ class Torchrun:
         self._asked_at = math.inf
         self._handlers = {}
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._ask) for number in SIGNALS}
-        self._process = subprocess.Popen(command, env=environment, preexec_fn=_end_with_parent)
+            asking = [
+                number for number in (*SIGNALS, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN
+            ]
+            self._handlers = {number: signal.signal(number, self._ask) for number in asking}
+        self._process = subprocess.Popen(command, env=environment, preexec_fn=_prepare)
 
     def wait(self) -> int:
         """Its exit code; stderr of the ranks passes through."""
@@ -132,7 +144,7 @@ class Torchrun:
                 if time.monotonic() - self._asked_at > STOP_SECONDS:
                     self._asked_at = math.inf
                     self._process.send_signal(signal.SIGTERM)  # it kills what has not ended in 30 s
-        except BaseException:  # Ctrl-C or an exception from a signal handler: no rank may outlive us
+        except BaseException:  # a second Ctrl-C or an exception from a signal handler: no rank may outlive us
             self._process.send_signal(signal.SIGTERM)
             self._process.wait()
             raise
@@ -141,6 +153,8 @@ class Torchrun:
                 signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.asked == signal.SIGINT.name:
+            raise KeyboardInterrupt
         self.asked, self._asked_at = signal.Signals(number).name, time.monotonic()
 
     def _tell_ranks(self) -> None:
@@ -162,7 +176,9 @@ def _spelt(folder: str | Place) -> str:
     return folder.url if isinstance(folder, Address) else str(folder)
 
 
-def _end_with_parent() -> None:
-    """In torchrun before it begins: be told to end when this program is gone, even by kill -9 (Linux)."""
+def _prepare() -> None:
+    """In torchrun before it begins: be told to end when this program is gone, even by kill -9 (Linux). Ctrl-C, which a
+    terminal sends to all, is for this program alone, which tells the ranks to save."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG, see prctl(2)

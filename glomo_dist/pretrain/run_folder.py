@@ -28,7 +28,7 @@ from glomo_dist.pretrain.config import FREE_TO_CHANGE, PretrainConfig, accumulat
 from glomo_dist.pretrain.engine import extra_settings
 from glomo_dist.runtime import files
 from glomo_dist.runtime.config import to_dict
-from glomo_dist.runtime.errors import CheckpointError, ConfigError, GlomoError
+from glomo_dist.runtime.errors import CheckpointError, ConfigError, DataError, GlomoError
 from glomo_dist.runtime.fingerprint import code_version, command_line
 from glomo_dist.runtime.progress import say
 
@@ -37,6 +37,7 @@ CONFIG, LOCK, MODEL, LAUNCH = "config.json", ".lock", "model", ".launch-"
 # under a temporary name before, then at once
 WRITTEN = (CONFIG, MODEL, "quarantine.json", "log.jsonl", "mlflow.json")
 GO_ON = "The checkpoints are untouched. Free space or mend the disk, then run the same command again."
+_PUT_BACK = f"Put {CONFIG} back, or choose another output folder."
 
 
 @dataclass(frozen=True)
@@ -128,14 +129,20 @@ def check(out: Path, description: dict[str, Any]) -> bool:
 
     Raises CheckpointError when it holds another run, GlomoError when it holds something else.
     """
-    if not (out / CONFIG).exists():
-        # all that a start can leave that was killed before there was a CONFIG
-        begun = (LOCK, LAUNCH, f".{CONFIG}.")
-        if out.is_dir() and all(p.name.startswith(begun) for p in out.iterdir()):
+    with files.writing(out, "Choose another output folder."):  # even looking may be forbidden
+        if not (out / CONFIG).exists():
+            # all that a start can leave that was killed before there was a CONFIG
+            begun = (LOCK, LAUNCH, f".{CONFIG}.")
+            if out.is_dir() and all(p.name.startswith(begun) for p in out.iterdir()):
+                return False
+            if (out / "checkpoints").is_dir():
+                raise GlomoError(f"{out} holds checkpoints, but not the {CONFIG} of their run. {_PUT_BACK}")
+            files.require_absent_or_empty(out)
             return False
-        files.require_absent_or_empty(out)
-        return False
-    before = files.read_json(out / CONFIG)
+    try:
+        before = files.read_json(out / CONFIG)
+    except DataError as e:
+        raise GlomoError(f"{e} The checkpoints are untouched. {_PUT_BACK}") from None
     if not isinstance(before, dict) or before.get("format") != FORMAT:
         raise GlomoError(f"output folder {out} is not empty and not a pretraining run. Choose another one.")
     if before.get("version") != VERSION:

@@ -127,10 +127,12 @@ class Saver:
             tensors.clear()
             note = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
             self._progress += 1
-            files.write_bytes(self._temporary / checkpoint.STATE / f"{name}.safetensors", content)
+            files.write_bytes(
+                self._temporary / checkpoint.STATE / f"{name}.safetensors", content, run_folder.GO_ON
+            )
             del content
             self._progress += 1
-            files.write_json(self._temporary / checkpoint.STATE / f"{name}.json", note)
+            files.write_json(self._temporary / checkpoint.STATE / f"{name}.json", note, run_folder.GO_ON)
             if self._ranks.first:
                 self._complete(step, loop)
         except GlomoError as e:
@@ -160,7 +162,7 @@ class Saver:
             checkpoint.remove(final)
         temporary.rename(final)
         files.sync(self._folder)
-        files.write_bytes(self._folder / "latest", f"{final.name}\n".encode())
+        files.write_bytes(self._folder / "latest", f"{final.name}\n".encode(), run_folder.GO_ON)
         for old in checkpoint.existing(self._folder)[self._keep :]:
             checkpoint.remove(old)
 

@@ -63,8 +63,11 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
-def write_bytes(path: str | Path, content: bytes) -> None:
-    """Replace `path` by `content` in one step; the old content stays until the new one is on disk."""
+def write_bytes(path: str | Path, content: bytes, more: str = _ADVICE) -> None:
+    """Replace `path` by `content` in one step; the old content stays until the new one is on disk.
+
+    Raises GlomoError where that fails; more: what to do then.
+    """
     path = Path(path)
     temporary = _temporary(path)
     try:
@@ -76,14 +79,14 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         os.replace(temporary, path)
         sync(path.parent)
     except OSError as e:
-        raise cannot_write(path, e) from e
+        raise cannot_write(path, e, more) from e
     finally:
         with contextlib.suppress(OSError):  # not there any more, or the disk has become read-only
             temporary.unlink()
 
 
-def write_json(path: str | Path, value: Any) -> None:
-    write_bytes(path, json_bytes(value))
+def write_json(path: str | Path, value: Any, more: str = _ADVICE) -> None:
+    write_bytes(path, json_bytes(value), more)
 
 
 def json_bytes(value: Any) -> bytes:
