@@ -27,7 +27,7 @@ COMMANDS = {
         "glomo evaluate --tasks sst2 --sources sst2=sst2/ --arms none uniform pretrained=graphs/sst2 --out results",
     ),
     "report": ("results -> table and report.html", "glomo report results --runs run --out report.html"),
-    "plan": ("what a run will cost", "glomo plan --recipe ancestor_text_paper --ranks 8 --data shards"),
+    "plan": ("what a run will cost", "glomo plan --recipe wiki_small --ranks 2 --data shards"),
     "bench": ("how fast the kernels are here", "glomo bench"),
     "doctor": ("what is here and what is missing", "glomo doctor"),
 }

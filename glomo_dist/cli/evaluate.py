@@ -60,7 +60,7 @@ class Evaluate:
     out: str
     """Folder of results; new, or of an earlier evaluation to go on with."""
     plan: Positional[Annotated[str | None, arg(metavar="[PLAN]")]] = None
-    """A .yaml or .json file with a whole evaluation (see EvaluationPlan); flags change it."""
+    """A .yaml or .json file with a whole evaluation (see docs/evaluation.md); flags change it."""
     tasks: tuple[str, ...] = ()
     """Names of tasks."""
     arms: tuple[str, ...] = ()

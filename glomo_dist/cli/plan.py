@@ -5,7 +5,7 @@ Examples:
   glomo plan --recipe ancestor_text_paper --ranks 8 --teraflops 40 --model.sparsity topk
 
 The settings are those of `glomo pretrain`. Memory and arithmetic are estimates from the formulas in this file;
-a short run with --steps 20 gives the true tokens per second (log.jsonl).
+a short run with --steps 20 --warmup-steps 0 gives the true tokens per second (`units_per_second` in log.jsonl).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Examples:
   glomo prepare text corpus.txt more/*.jsonl.xz --out shards --vocab-size 30000 --valid-share 0.01
   glomo prepare text https://example.org/corpus.parquet --text-key body --out shards
   glomo prepare images photos/ --size 32 32 --bits 3 --out pixels
-  glomo prepare demo --out raw      # writes raw/text.jsonl and raw/digits.npz to try the other two on
+  glomo prepare demo --out raw      # text.jsonl, docstrings.jsonl (a task) and digits.npz, to try the others on
 
 Text: .txt .jsonl .tokens .parquet (each also .gz .xz .zst); images: folders of image files, .npz, idx files.
 A source is a file, a folder, a pattern, or an http(s):// or s3:// address. `glomo prepare text --help` lists the
