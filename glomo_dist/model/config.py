@@ -21,9 +21,10 @@ class GlomoConfig:
     vocab_size: number of different units; 0 means "take it from the data" and must be filled in before building.
     width: d, of the embeddings and features.  heads: K.  head_width: d_g of queries and keys (None: width // 2).
     layers: graph layers L.  key_layers, query_layers: convolutions in the two CNNs, of width kernel_size.
-    sparsity: how scores become edge weights (DESIGN section 2): threshold (learned per query), bias (one learned
-        threshold per layer), relu, square (no ReLU), topk (k = floor(topk_rate * sqrt(T)), at least 1), softmax
-        (of the scores divided by sqrt(d_g), as in attention; with score "scaled" that is twice).
+    sparsity: how scores become edge weights, relu(score - threshold)^2 divided by the row's sum: threshold (learned
+        per query), bias (one learned threshold per layer), relu (no threshold), square (no ReLU either), topk (the k
+        largest squares, k = floor(topk_rate * sqrt(T)), at least 1), softmax (of the scores divided by sqrt(d_g), as
+        in attention, in the place of the squares; with score "scaled" that is twice).
     coupled: an ablation of the paper: the graph of a layer comes from the features of the layer below, through the
         same CNNs (with key_layers and query_layers 0 through the linear maps alone, as in self-attention), instead of
         from a network of its own.

@@ -1,4 +1,4 @@
-"""Features mixed along the predicted graphs, layer by layer (paper section 2.2; DESIGN section 2).
+"""Features mixed along the predicted graphs, layer by layer (paper section 2.2).
 
 Shapes: B batch, T units, Tq the units computed (all of them, or the sampled ones), d width, H heads.
 """

@@ -1,6 +1,6 @@
 """Key and query CNNs, and the maps from their outputs to the scores of each layer and head.
 
-Shapes: B batch, T units, d width, H heads, Dg head width. Source: paper section 2.1; DESIGN section 2.
+Shapes: B batch, T units, d width, H heads, Dg head width. Source: paper section 2.1.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The authors' fusion of graphs with word features in their SQuAD readers, from their state dicts.
 
-Source: DESIGN section 2, "Transfer". Their options: `condition` (mixture weights per task, or per unit from its
+How far the two agree: docs/numerics.md. Their options: `condition` (mixture weights per task, or per unit from its
 own features), `att_cnt` (mixed graphs per direction), `gate_fuse` (0 concatenation, 1 GRU cell, 2 gate, 3 gate with
 products of graphs in the mixture), `uniform_graph` (the mean of the features instead of a graph), `trnn` (graphs on
 the states of the task's RNN: always products and a gate).

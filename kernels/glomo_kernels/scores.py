@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-# DESIGN.md section 2: G_ij = a_ij / (sum_j a_ij + EPSILON).
+# G_ij = a_ij / (sum_j a_ij + EPSILON).
 EPSILON = 1e-16
 
 # Elements of one tile of scores. Measured on CPU: tiles that stay in the cache beat larger and smaller ones.

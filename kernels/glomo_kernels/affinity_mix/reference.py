@@ -75,7 +75,7 @@ def backward(
     kept: Tensor,
     kind: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, theta (empty without theta), with the formulas of DESIGN.md section 4.
+    """Gradients of q, k, v, theta (empty without theta).
 
     With l_i the row's normaliser and D_i = sum_j (a_ij / l_i) dO_i . v_j:
         dv_j  = sum_i (a_ij / l_i) dO_i          dA_ij = (dO_i . v_j - D_i) / l_i

@@ -194,7 +194,7 @@ def forward_kernel(
 ):
     """mixed [B, H, Tq, DV], norm [B, H, Tq], live [B, H, .., ..] and with STATS edges, entropy [B, H, Tq].
 
-    DESIGN.md section 4. Programs: B * H * blocks of BLOCK_M rows; no two write to the same place.
+    Formulas: reference.py. Programs: B * H * blocks of BLOCK_M rows; no two write to the same place.
 
     TMA  k and v came as tensor descriptors (triton_launch.py)
     """
