@@ -42,8 +42,8 @@ class Result:
     job: the fields of the job.  examples: per split, as used.  skipped: rows of the source that were left out,
         counted by reason.  majority: share of the most frequent test class, None
         where the answers are spans.
-    components: names in the order of `MixedGraph.weights` ("G1.0": layer 1, head 0; "P1.0": its product with
-        the layers below); empty for arms without graphs.
+    components: names in the order of `MixedGraph.weights` ("G1.0": layer 1, head 0, counted from 0; "P1.0":
+        its product with the layers below); empty for arms without graphs.
     fingerprints: of the task data ("data"), the word vectors ("features"), the graphs' index ("graphs"), and
         the predictor behind them ("model"); None where there is none.
     """
