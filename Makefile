@@ -1,5 +1,6 @@
 # Two commands to remember: `make demo` (the whole road on data that is already here) and `make test`.
-# Both set up .venv first; on a fresh machine that needs CPython >= 3.10, gcc, make, git and a package index.
+# Both set up .venv first; on a fresh machine that needs CPython >= 3.10 and its headers, gcc, g++, make, git and a
+# package index.
 # Another interpreter: `make setup PYTHON=python3.12`.
 
 SHELL := /bin/bash
@@ -30,7 +31,7 @@ help:
 	@echo 'make demo    set up, then the whole road on text and images that are already here; ends with a table'
 	@echo 'make test    set up, then all tests'
 	@echo 'make setup   only .venv, with pinned packages and the compiled extension'
-	@echo 'make faults  the long set of kills, hangs and full disks (20 minutes); ends with a table  FAULTS="--only saving"'
+	@echo 'make faults  the long set of kills, hangs and full disks (17 minutes); ends with a table  FAULTS="--only saving"'
 	@echo 'make sanitize  the C++ kernels under AddressSanitizer, UBSan and ThreadSanitizer'
 	@echo 'make gpu     prove and measure everything on a GPU, in ten minutes, without a package index (docs/gpu.md)'
 	@echo 'make lint    ruff and mypy      make format    let ruff rewrite      make clean    remove what make made'
