@@ -177,8 +177,8 @@ def _spelt(folder: str | Place) -> str:
 
 
 def _prepare() -> None:
-    """In torchrun before it begins: be told to end when this program is gone, even by kill -9 (Linux). Ctrl-C, which a
-    terminal sends to all, is for this program alone, which tells the ranks to save."""
+    """In torchrun before it begins: be told to end when this program is gone, even by kill -9 (Linux). Ctrl-C, which
+    a terminal sends to all, is for this program alone, which tells the ranks to save."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG, see prctl(2)

@@ -155,6 +155,36 @@ def test_every_parameter_is_trained() -> None:
             assert p.grad.abs().max() > 0, (sparsity, composition, name)
 
 
+@pytest.mark.parametrize("norm", ["layer", "batch"])
+@pytest.mark.parametrize("config", [TEXT, IMAGE], ids=["text", "image"])
+@pytest.mark.parametrize(
+    "changes", [{"sparsity": s} for s in KINDS] + [{"distance": "rotary"}, *VARIANTS], ids=str
+)
+def test_bfloat16_parameters_beside_float32_buffers(
+    config: GlomoConfig, changes: dict[str, object], norm: str
+) -> None:
+    """What DeepSpeed makes of a model with precision bf16: its buffers stay as they were."""
+    models = [build(config, norm=norm, **changes).float() for _ in range(2)]
+    for p in models[1].parameters():
+        p.data = p.data.bfloat16()
+    assert {b.dtype for b in models[1].buffers() if b.is_floating_point()} <= {torch.float32}
+    T = 20 if config.image else 24
+    x, lengths, positions = tokens(6, T), torch.full((6,), T), torch.randint(0, T - 4, (2, 6, 8))
+    losses = []
+    for model in models:
+        out = model(x, lengths, positions)
+        loss = out.loss_sum / out.targets
+        loss.backward()
+        losses.append(loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    for (name, p), exact in zip(models[1].named_parameters(), models[0].parameters(), strict=True):
+        assert (p.grad is None) == (exact.grad is None), name
+        assert p.grad is None or (p.grad.dtype == torch.bfloat16 and torch.isfinite(p.grad).all()), name
+    for found, exact in zip(models[1].buffers(), models[0].buffers(), strict=True):
+        assert found.dtype == exact.dtype
+        torch.testing.assert_close(found, exact, rtol=0.05, atol=0.05)
+
+
 def test_loss_is_the_cross_entropy_of_the_following_units() -> None:
     """The decoder and the targets by hand, one sampled unit at a time."""
     model = build()

@@ -76,9 +76,12 @@ except GlomoError as e:
 
 
 def start_program(
-    folder: Path, config: PretrainConfig, shards: Path, restarts: int = 0
+    folder: Path, config: PretrainConfig, shards: Path, restarts: int = 0, **options: Any
 ) -> subprocess.Popen[bytes]:
-    """A program that pretrains into folder/run; it speaks into folder/stderr, temporary files are in folder/tmp."""
+    """A program that pretrains into folder/run; it speaks into folder/stderr, temporary files are in folder/tmp.
+
+    options: of the process.
+    """
     (folder / "config.json").write_text(json.dumps(to_dict(config)))
     (folder / "tmp").mkdir(exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
@@ -87,7 +90,7 @@ def start_program(
         environment.pop(name, None)
     command = [sys.executable, "-c", PROGRAM, str(folder / "config.json"), str(shards), str(folder / "run")]
     with open(folder / "stderr", "ab") as stderr:
-        return subprocess.Popen([*command, str(restarts)], env=environment, stderr=stderr)
+        return subprocess.Popen([*command, str(restarts)], env=environment, stderr=stderr, **options)
 
 
 def rank_process(ancestor: int, rank: int) -> int:

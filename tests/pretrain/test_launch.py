@@ -160,6 +160,45 @@ def test_restarted_after_the_death_of_a_reader_and_stopped_by_a_signal(
     assert weights_hash(out) == weights_hash(uninterrupted)
 
 
+def test_ctrl_c_in_a_terminal_saves(uninterrupted: Path, tiny_shards: Path, tmp_path: Path) -> None:
+    """There all processes of the group get SIGINT: the launcher, torchrun, the ranks and their readers."""
+    out = tmp_path / "run"
+    run = start_program(tmp_path, CONFIG, tiny_shards, start_new_session=True)
+    try:
+        wait_for(lambda: steps_done(out) > 2 or run.poll() is not None)
+        os.killpg(run.pid, signal.SIGINT)
+        assert run.wait(timeout=30) in (-signal.SIGINT, 130), (tmp_path / "stderr").read_text()[-3000:]
+    finally:
+        run.kill()
+    done = len(rows(out))
+    assert done < CONFIG.steps
+    newest = checkpoint.existing(out / "checkpoints")[0]
+    assert checkpoint.verify(newest)["step"] == done
+    said = (tmp_path / "stderr").read_text()
+    assert f"Ctrl-C asked {out} to stop: saved at step {done}. Run the same command again" in said
+    assert said.count("Traceback") == 1, "that of this program, whose KeyboardInterrupt nobody catches"
+    pretrain(CONFIG, tiny_shards, out, 2)
+    assert weights_hash(out) == weights_hash(uninterrupted)
+
+
+def test_a_second_ctrl_c_does_not_wait(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sent: list[int] = []
+
+    def wait(seconds: float = 0.0) -> int:
+        if sent:
+            return 1
+        signal.raise_signal(signal.SIGINT)
+        raise subprocess.TimeoutExpired("torchrun", seconds)
+
+    process = SimpleNamespace(wait=wait, send_signal=sent.append)
+    monkeypatch.setattr(launch.subprocess, "Popen", lambda *_, **__: process)
+    torchrun = launch.Torchrun(2, 0, tmp_path, [])
+    with pytest.raises(KeyboardInterrupt):
+        torchrun.wait()
+    assert sent == [signal.SIGTERM] and torchrun.asked == "SIGINT"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_ranks_that_were_started_again_are_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked to stop while torchrun starts the ranks again: those that are dead have left their files."""
     numbers = iter(([101, 102], [101, 102], [201, 102], [201, 202]))

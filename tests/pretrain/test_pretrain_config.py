@@ -35,6 +35,8 @@ from glomo_dist.runtime.errors import ConfigError, GlomoError
         ({"warmup_steps": 2000}, "warmup_steps 2000 is more than steps 1000"),
         ({"schedule": "plateau"}, "set valid_every"),
         ({"hang_timeout": float("inf")}, "hang_timeout must be positive and at most 1,000,000"),
+        ({"graph_lr_share": float("inf")}, "graph_lr_share must be positive and finite"),
+        ({"plateau_divisor": float("inf")}, "plateau_divisor must be greater than 1 and finite"),
         ({"zero_stage": 4}, "zero_stage must be 0, 1, 2 or 3"),
         ({"precision": "bf16", "zero_stage": 0}, "bf16 needs zero_stage 1"),
         ({"model": GlomoConfig(image=(28, 28))}, "pixels: set 784"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from pretrain_samples import TINY, write_text
 
-from glomo_dist.data import prepare_images, prepare_text
+from glomo_dist.data import exists, prepare_images, prepare_text
 from glomo_dist.pretrain import PretrainConfig, checkpoint, notice, pretrain, run_folder, worker
 from glomo_dist.runtime import files
 from glomo_dist.runtime.errors import CheckpointError, ConfigError, GlomoError, ShardError
@@ -126,6 +127,42 @@ def test_folder_of_something_else(tiny_shards: Path, tmp_path: Path) -> None:
     with pytest.raises(GlomoError, match="not a pretraining run"):
         pretrain(TINY, tiny_shards, out, 2)
     assert (out / "thesis.tex").read_text() == "precious" and len(list(out.iterdir())) == 2
+
+
+def test_checkpoints_without_a_whole_config_are_not_to_be_deleted(tiny_shards: Path, tmp_path: Path) -> None:
+    run = begun(TINY, tiny_shards, tmp_path / "run")
+    (run / "checkpoints").mkdir()
+    (run / "config.json").write_text("")
+    with pytest.raises(
+        GlomoError, match=r"config\.json, line 1: not valid JSON.*The checkpoints are untouched"
+    ):
+        pretrain(TINY, tiny_shards, run, 2)
+    (run / "config.json").unlink()
+    with pytest.raises(
+        GlomoError, match=r"run holds checkpoints, but not the config\.json of their run\. Put"
+    ):
+        pretrain(TINY, tiny_shards, run, 2)
+
+
+def test_folders_that_may_not_be_looked_into(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As another user meets them; the tests may run as root, who may look everywhere."""
+    look = Path.stat
+
+    def refused(self: Path, **options: Any) -> os.stat_result:
+        if "closed" in self.parts:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return look(self, **options)
+
+    monkeypatch.setattr(Path, "stat", refused)
+    with pytest.raises(
+        GlomoError, match=r"cannot write .*closed/run: Permission denied\. Choose another output"
+    ):
+        pretrain(TINY, tiny_shards, tmp_path / "closed" / "run", 2)
+    with pytest.raises(GlomoError, match="run: File name too long"):
+        pretrain(TINY, tiny_shards, tmp_path / ("x" * 300) / "run", 2)
+    assert exists(tmp_path / "closed" / "index.json") and not exists(tmp_path / "nothing")
 
 
 def test_run_of_another_version(tiny_shards: Path, tmp_path: Path) -> None:
