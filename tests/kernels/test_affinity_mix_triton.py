@@ -12,7 +12,14 @@ from glomo_kernels import BackendUnavailable, affinity_mix, dispatch, triton_dev
 from glomo_kernels.affinity_mix import triton_configs, triton_impl
 from glomo_kernels.spans import make_spans
 from kernel_oracle import dense_weights, leaves
-from triton_here import DEVICE, INTERPRETED, anywhere, kernels, run_interpreted
+from triton_here import (
+    DEVICE,
+    INTERPRETED,
+    anywhere,
+    assert_the_same_in_a_cuda_graph,
+    kernels,
+    run_interpreted,
+)
 
 DTYPES = [torch.float32] if INTERPRETED else [torch.float32, torch.bfloat16, torch.float16]
 
@@ -597,19 +604,7 @@ def test_runs_in_a_cuda_graph():
         out = affinity_mix(*inputs)
         return [out, *torch.autograd.grad(out, inputs, torch.ones_like(out))]
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        expected = [step() for _ in range(3)][-1]
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = step()
-    for x in results:
-        x.detach().fill_(torch.nan)
-    graph.replay()
-    torch.cuda.synchronize()
-    assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+    assert_the_same_in_a_cuda_graph(step)
 
 
 @pytest.mark.gpu

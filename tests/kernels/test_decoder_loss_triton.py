@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from glomo_kernels import decoder_loss
 from glomo_kernels.decoder_loss import reference, triton_impl
 from kernel_oracle import assert_no_worse, gradients, leaves
-from triton_here import DEVICE, anywhere, kernels, run_interpreted
+from triton_here import DEVICE, anywhere, assert_the_same_in_a_cuda_graph, kernels, run_interpreted
 
 pytest.importorskip("triton", reason="Triton is only made for Linux")
 pytestmark = pytest.mark.usefixtures("nan_memory")
@@ -136,16 +136,4 @@ def test_runs_in_a_cuda_graph(deterministic):
         loss = decoder_loss(hidden, weight, target)
         return [loss, *torch.autograd.grad(loss, (hidden, weight))]
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        expected = [step() for _ in range(3)][-1]
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = step()
-    for x in results:
-        x.detach().fill_(torch.nan)
-    graph.replay()
-    torch.cuda.synchronize()
-    assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+    assert_the_same_in_a_cuda_graph(step)

@@ -7,8 +7,10 @@ The interpreter is chosen by a variable that Triton reads at import, so its test
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
+import torch
 from glomo_kernels import triton_device
 
 INTERPRETED = triton_device.interpreted()
@@ -27,3 +29,20 @@ def run_interpreted(file: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+
+
+def assert_the_same_in_a_cuda_graph(step: Callable[[], list[torch.Tensor]]) -> None:
+    """What a captured `step` leaves when it is replayed is, to the bit, what it gave before."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        expected = [step() for _ in range(3)][-1]
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = step()
+    for x in results:
+        x.detach().fill_(torch.nan)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
