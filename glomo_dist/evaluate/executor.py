@@ -101,7 +101,7 @@ def evaluate(
     plan: the resolved description of the evaluation, saved in `out`/plan.json beside the list of jobs.
     read: of a job's result.json; where it raises GlomoError the file is damaged or of another version: it is
         renamed, not to be taken for a result, and the job runs again.
-    check: called with `out`, the jobs that are to be skipped as finished (at least one) and those to do, before
+    check: called with `out`, the jobs that are to be skipped as finished and those to do, before
         anything is written there; raises GlomoError where that would be wrong.
     Failed jobs are in the summary and on disk; they do not stop the others, and the next call retries them.
     Raises GlomoError if `out` holds something else, another process is evaluating into it, or it cannot be written;
@@ -117,7 +117,7 @@ def evaluate(
         with writing(out):
             todo = [job for job in jobs if not is_finished(out, job.id, read)]
         before = len(jobs) - len(todo)
-        if check and before:
+        if check is not None:
             waiting = {job.id for job in todo}
             check(out, [job for job in jobs if job.id not in waiting], todo)
         write_json(

@@ -20,9 +20,13 @@ def require_same_data(out: Path, finished: Sequence[Job], todo: Sequence[Job]) -
 
     Each set that finished results are of is read here once. Raises DataError if it is not what they are of, and
     ConfigError if a job to do asks for more training examples than it has. A set that cannot be read is an error
-    where a job is still to read it, else a warning: results may outlive their data.
+    where a job is still to read it, else a warning: results may outlive their data. A task to do that was given no
+    source, and needs one, is a DataError before the jobs of the others have run.
     """
     waiting = _by_set(todo)
+    for name, source, max_examples in waiting:
+        if source is None:
+            get_task(name).load(None, max_examples)
     for key, jobs in _by_set(finished).items():
         results = [Result.read(job_folder(out, job.id) / "result.json") for job in jobs]
         found = {

@@ -109,3 +109,17 @@ def test_one_set_by_two_paths_is_one_job(out, data, monkeypatch):
     (data.with_name("link")).symlink_to(data)  # not followed: what it names may change
     (job,), summary = begin(out, data.with_name("link"))
     assert summary.finished == 1 and job_folder(out, job.id).is_dir()
+
+
+def test_a_task_without_its_source_is_refused_before_the_others_run(data, tmp_path):
+    plan = EvaluationPlan(
+        tasks=("sst2", "imdb"),
+        arms={"none": "none"},
+        seeds=(0,),
+        sources={"sst2": str(data)},
+        settings={"epochs": 1, "hidden": 2},
+    )
+    out = tmp_path / "out"
+    with pytest.raises(DataError, match="task 'imdb' needs a source"):
+        evaluate(plan_jobs(plan), run, out, InProcess(), read=Result.read, check=require_same_data)
+    assert not list(out.glob("results/*/*"))
