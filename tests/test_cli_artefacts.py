@@ -1,0 +1,177 @@
+"""What earlier commands have written and does not fit, and evaluations of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cli_samples import Capture, nothing_at, refused, run
+from road_samples import Road
+
+from glomo_dist.evaluate import executor
+
+
+def test_shards_of_another_format_version(road: Road, tmp_path: Path, capfd: Capture) -> None:
+    shards, out = tmp_path / "shards", tmp_path / "run"
+    shutil.copytree(road.text_shards, shards)
+    index = json.loads((shards / "index.json").read_text())
+    (shards / "index.json").write_text(json.dumps({**index, "version": 2}))
+    refused(["pretrain", shards, "--out", out, "--recipe", "tiny"], capfd, shards / "index.json", "version 2")
+    nothing_at(out)
+
+
+def test_missing_shard(road: Road, tmp_path: Path, capfd: Capture) -> None:
+    shards, out = tmp_path / "shards", tmp_path / "run"
+    shutil.copytree(road.text_shards, shards)
+    (shards / "shard-00000.tar").unlink()
+    refused(["pretrain", shards, "--out", out, "--recipe", "tiny"], capfd, "shard-00000.tar")
+    nothing_at(out)
+
+
+def test_folder_without_shards(tmp_path: Path, capfd: Capture) -> None:
+    refused(["pretrain", tmp_path, "--out", tmp_path / "run"], capfd, tmp_path / "index.json")
+    refused(["plan", "--data", tmp_path], capfd, tmp_path / "index.json")
+
+
+def test_vocabulary_that_does_not_fit_the_checkpoint(road: Road, tmp_path: Path, capfd: Capture) -> None:
+    """Other shards for a run that has begun; another tokenizer beside a model; words for a model of pixels."""
+    other = tmp_path / "other"
+    assert run(["prepare", "text", road.raw.text, "--out", other, "--vocab-size", "300"]) == 0
+    before = (road.text_run / "config.json").read_bytes()
+    refused(
+        ["pretrain", other, "--out", road.text_run, "--recipe", "tiny", "--ranks", "2"],
+        capfd, road.text_run, "vocabulary",
+    )  # fmt: skip
+    assert (road.text_run / "config.json").read_bytes() == before
+
+    model, graphs = tmp_path / "model", tmp_path / "graphs"
+    shutil.copytree(road.text_run / "model", model)
+    shutil.copy(other / "tokenizer.json", model / "tokenizer.json")
+    export = ["export", "--task", "docstring", "--source", road.raw.folder, "--out", graphs]
+    refused([*export, model], capfd, model, "500", "300")
+    refused([*export, road.digit_run], capfd, road.digit_run, "words", "pixels")
+    nothing_at(graphs)
+
+
+def test_damaged_model(road: Road, tmp_path: Path, capfd: Capture) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(road.text_run / "model", model)
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0\1"[:1])
+    command = [
+        "export",
+        model,
+        "--task",
+        "docstring",
+        "--source",
+        road.raw.folder,
+        "--out",
+        tmp_path / "graphs",
+    ]
+    refused(command, capfd, weights)
+
+
+def test_labels_out_of_range(road: Road, tmp_path: Path, capfd: Capture) -> None:
+    file, graphs = tmp_path / "digits.npz", tmp_path / "graphs"
+    with np.load(road.raw.digits) as archive:
+        images, labels = archive["images"], archive["labels"].copy()
+    labels[3] = 10
+    np.savez(file, images=images, labels=labels)
+    refused(
+        ["export", road.digit_run, "--task", "digits", "--source", file, "--out", graphs],
+        capfd, file, "label 10", "image 3",
+    )  # fmt: skip
+    nothing_at(graphs)
+
+
+def test_a_failed_job_is_reported_and_the_exit_code_says_so(tmp_path: Path, capfd: Capture) -> None:
+    file = tmp_path / "digits.npz"
+    np.savez(file, images=np.zeros((20, 8, 8), np.uint8), labels=np.full(20, 11))
+    out = tmp_path / "results"
+    command = [
+        "evaluate",
+        "--tasks",
+        "digits",
+        "--sources",
+        f"digits={file}",
+        "--arms",
+        "none",
+        "--seeds",
+        "0",
+    ]
+    refused(
+        [*command, "--out", out, "--executor", "process"], capfd, "1 of 1 jobs failed", file, "error.json"
+    )
+    (error,) = (out / "results").glob("*/error.json")
+    assert "label 11" in json.loads(error.read_text())["error"]
+
+
+def test_a_train_size_beyond_the_set_is_said_once_with_its_jobs(tmp_path: Path, capfd: Capture) -> None:
+    command = ["evaluate", "--tasks", "digits", "--arms", "none", "uniform", "--seeds", "0", "1"]
+    command += ["--train-sizes", "20", "9999", "--epochs", "1", "--hidden", "2", "--executor", "process"]
+    assert run([*command, "--out", tmp_path / "results"]) == 2
+    said = capfd.readouterr().err
+    assert "4 of 8 jobs failed, because: " in said
+    assert said.count("train_size 9999, but") == 2  # when it came, and in the end
+
+
+def test_an_evaluation_of_data_that_have_changed_is_refused(
+    road: Road, tmp_path: Path, capfd: Capture
+) -> None:
+    source, out = tmp_path / "docstrings.jsonl", tmp_path / "results"
+    lines = road.raw.docstrings.read_text(encoding="utf-8").splitlines(keepends=True)
+    source.write_text("".join(lines), encoding="utf-8")
+    command = ["evaluate", "--tasks", "docstring", "--sources", f"docstring={source}", "--arms", "none"]
+    command += ["--seeds", "0", "--train-sizes", "20", "--epochs", "1", "--hidden", "2"]
+    command += ["--executor", "process", "--out", str(out)]
+    assert run(command) == 0
+    source.write_text("".join(lines[:-1]), encoding="utf-8")
+    refused(command, capfd, out, source, "have changed", "another --out")
+
+
+def test_tasks_on_the_command_line_narrow_a_plan_with_sources_of_others(tmp_path: Path) -> None:
+    plan, out = tmp_path / "plan.yaml", tmp_path / "results"
+    plan.write_text(
+        "tasks: [digits, sst2]\narms: {none: none}\nseeds: [0]\ntrain_sizes: [50]\n"
+        "sources: {sst2: nowhere}\nsettings: {epochs: 1, hidden: 2}\n"
+        "task_settings: {sst2: {epochs: 9}, digits: {batch_size: 10}}\n"
+    )
+    assert run(["evaluate", plan, "--tasks", "digits", "--out", out, "--executor", "process"]) == 0
+    kept = json.loads((out / "plan.json").read_text())["plan"]
+    assert (kept["sources"], kept["task_settings"]) == ({}, {"digits": {"batch_size": 10}})
+    assert len(list((out / "results").glob("*/result.json"))) == 1
+
+
+def test_flags_change_a_plan_for_all_its_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what the plan sets for one task; a source on the command line leaves the others."""
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        "tasks: [digits, sst2, docstring]\narms: {none: none}\nseeds: [0]\nsources: {sst2: here, docstring: there}\n"
+        "settings: {epochs: 1}\ntask_settings: {sst2: {epochs: 9, hidden: 8, cpus: 4}, digits: {batch_size: 10}}\n"
+    )
+    jobs: list[Any] = []
+
+    def no_jobs(planned: Sequence[Any], *_: object, **__: object) -> executor.Summary:
+        jobs.extend(planned)
+        return executor.Summary(len(planned), 0, len(planned), (), 0.0)
+
+    monkeypatch.setattr("glomo_dist.cli.evaluate.evaluate", no_jobs)
+    flags = ["--epochs", "3", "--job-cpus=2", "--sources", "sst2=elsewhere"]
+    assert run(["evaluate", plan, *flags, "--out", tmp_path / "out", "--executor", "process"]) == 0
+    found = {job.work.task: job for job in jobs}
+    assert {job.work.epochs for job in jobs} == {3} and {job.cpus for job in jobs} == {2}
+    assert (found["sst2"].work.hidden, found["digits"].work.batch_size) == (8, 10)
+    sources = {task: Path(job.work.task_source or "none").name for task, job in found.items()}
+    assert sources == {"digits": "none", "sst2": "elsewhere", "docstring": "there"}
+
+
+def test_report_of_nothing(tmp_path: Path, capfd: Capture) -> None:
+    out = tmp_path / "report.html"
+    refused(["report", tmp_path / "absent", "--out", out], capfd, tmp_path / "absent")
+    refused(["report", "--out", out], capfd, "no results")
+    nothing_at(out)

@@ -1,0 +1,125 @@
+"""Numbers that are refused, and those that `plan` and `export` work with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cli_samples import Capture, nothing_at, refused, run
+from road_samples import Road
+
+from glomo_dist import recipes
+from glomo_dist.cli.plan import activation_bytes, cost, state_bytes
+from glomo_dist.model import Glomo
+from glomo_dist.pretrain import PretrainConfig
+from glomo_dist.runtime.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (
+            ["plan", "--recipe", "tiny", "--model.vocab-size", "9", "--tokens-per-second", "-5"],
+            "tokens_per_second must be",
+        ),
+        (["plan", "--recipe", "tiny", "--model.vocab-size", "9", "--teraflops", "nan"], "teraflops must be"),
+        (
+            ["plan", "--recipe", "tiny", "--model.vocab-size", "9", "--seed", "-1"],
+            "seed must be in 0..2^64 - 1",
+        ),
+        (
+            ["plan", "--recipe", "tiny", "--model.vocab-size", "9", "--weight-decay", "nan"],
+            "weight_decay must not be",
+        ),
+        (["plan", "--recipe", "tiny", "--model.vocab-size", "9", "--lr", "inf"], "lr must be positive"),
+        (["bench", "--rounds", "0"], "rounds must be at least 1"),
+    ],
+)
+def test_numbers_that_are_none_are_refused(argv: list[str], words: str, capfd: Capture) -> None:
+    refused(argv, capfd, words)
+
+
+@pytest.mark.parametrize("flag", ["--max-units", "--max-examples", "--batch-tokens", "--keep"])
+def test_export_of_less_than_one_is_refused(flag: str, road: Road, tmp_path: Path, capfd: Capture) -> None:
+    out = tmp_path / "graphs"
+    name = flag.strip("-").replace("-", "_")
+    command = ["export", road.text_run, "--task", "docstring", "--source", road.raw.docstrings, "--out", out]
+    for value in ("0", "-1"):
+        refused([*command, flag, value], capfd, f"{name} must be at least 1")
+    nothing_at(out)
+
+
+def test_export_of_a_run_that_is_not_finished_is_refused(road: Road, tmp_path: Path, capfd: Capture) -> None:
+    run_folder = tmp_path / "run"
+    shutil.copytree(road.digit_run, run_folder)
+    shutil.rmtree(run_folder / "model")
+    refused(
+        ["export", run_folder, "--task", "digits", "--out", tmp_path / "g"], capfd, "not finished", "step-N"
+    )
+
+
+def test_plan_counts_the_real_parameters_and_epochs(road: Road, capfd: Capture) -> None:
+    assert run(["plan", "--recipe", "tiny", "--data", road.text_shards, "--ranks", "2"]) == 0
+    text = capfd.readouterr().out
+    config = json.loads((road.text_run / "model" / "config.json").read_text())["model"]
+    assert config["vocab_size"] == 500
+    model = Glomo(recipes.get("tiny").model.__class__(**{**config, "image": None}))
+    assert f"{sum(p.numel() for p in model.parameters()):,}" in text
+    assert "an epoch" in text and "ZeRO 3" in text
+
+
+def with_vocabulary(config: PretrainConfig) -> PretrainConfig:
+    return replace(config, model=replace(config.model, vocab_size=1000))
+
+
+def test_plan_of_memory_follows_the_stages() -> None:
+    """16 bytes per parameter in float32 with Adam; each stage shares out one more part over the ranks."""
+    sizes = [sum(state_bytes(PretrainConfig(zero_stage=stage), 1000, 4).values()) for stage in (0, 1, 2, 3)]
+    assert sizes == [16000, 10000, 7000, 4000]
+
+
+def test_plan_of_arithmetic_grows_with_the_pairs() -> None:
+    """Twice the window and twice the sampled positions leave all else per token as it was: what is added is, forward
+    and backward (x3), a multiply-add (x2) for each pair, layer and head, over d_g score and d/K feature entries."""
+    short = with_vocabulary(recipes.get("tiny"))
+    long = replace(short, window=2 * short.window, positions_per_sequence=2 * short.positions_per_sequence)
+    m, pairs = short.model, short.window  # T/2 pairs per unit and direction
+    added = 3 * 2 * m.layers * m.heads * (m.graph_width + m.width // m.heads) * pairs
+    assert cost(long).flops_per_token - cost(short).flops_per_token == pytest.approx(added)
+    assert cost(long).tokens_per_step == 2 * cost(short).tokens_per_step
+
+
+def test_plan_of_arithmetic_where_the_embedding_is_as_large_as_another_parameter() -> None:
+    """A vocabulary of three widths: the GRU's matrices have as many numbers. Each word costs the same."""
+    recipe = recipes.get("tiny")
+    near = [recipe.model.width * 3 + more for more in (-1, 0, 1)]
+    flops = [
+        cost(replace(recipe, model=replace(recipe.model, vocab_size=size))).flops_per_token for size in near
+    ]
+    assert flops[1] - flops[0] == pytest.approx(flops[2] - flops[1])
+
+
+def test_plan_of_memory_follows_activation_checkpointing() -> None:
+    """A layer more is then its scores and its input more, in both directions; the rest is computed again."""
+    config = replace(with_vocabulary(recipes.get("base")), global_batch=8, activation_checkpointing=True)
+    m, units = config.model, 8 * config.window
+    deeper = replace(config, model=replace(m, layers=m.layers + 1))
+    added = 2 * (2 * m.heads * m.graph_width + m.width) * units * 4
+    assert activation_bytes(deeper, 1) - activation_bytes(config, 1) == added
+    batch_norm = replace(config, model=replace(m, norm="batch"))  # its convolutions are not computed again
+    sizes = [
+        activation_bytes(c, 1) for c in (config, batch_norm, replace(config, activation_checkpointing=False))
+    ]
+    assert sizes == sorted(set(sizes))
+
+
+def test_every_recipe_is_a_valid_run() -> None:
+    for name, recipe in recipes.RECIPES.items():
+        config = recipes.get(name)
+        assert config == recipe() and isinstance(config, PretrainConfig)
+        assert recipe.__doc__
+    with pytest.raises(ConfigError, match="tiny"):
+        recipes.get("tinny")
