@@ -13,7 +13,11 @@ namespace {
 
 #define SIMD_NAMESPACE portable
 #define SIMD_BYTES 16
+#if defined(__aarch64__)
+#define SIMD_ROWS 6  // it has 32 registers, of which 24 hold sums, enough for four pipelines
+#else
 #define SIMD_ROWS 3
+#endif
 #define SIMD_VECTORS 4
 #include "simd.inl"
 
