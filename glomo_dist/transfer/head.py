@@ -79,14 +79,15 @@ def window_mix(features: Tensor, lengths: Tensor, size: int | None = None) -> tu
     size = min(size or T, T)
     at = torch.arange(T, device=features.device)
     real = (at < lengths[:, None])[..., None]  # [B, T, 1]
-    # Of all that stands before each place, and before the end: [B, T + 1, D].
-    sums = nn.functional.pad((features * real).cumsum(1), (0, 0, 1, 0))
+    # Of all that stands before each place, and before the end: [B, T + 1, D]. In float64, since means are differences
+    # of them, in which the error of long sums would stay.
+    sums = nn.functional.pad((features * real).cumsum(1, dtype=torch.float64), (0, 0, 1, 0))
     first, last = (at - size).clamp(min=0), (at + 1 + size).clamp(max=T)
     before = (at - first).clamp(min=1)[:, None]
     after = (torch.minimum(last, lengths[:, None]) - at - 1).clamp(min=1)[..., None]
     forward = (sums[:, :-1] - sums[:, first]) / before
     backward = (sums[:, last] - sums[:, 1:]) / after
-    return forward * real, backward * real
+    return forward.to(features.dtype) * real, backward.to(features.dtype) * real
 
 
 class Fusion(nn.Module):

@@ -40,6 +40,24 @@ def test_window_mix_is_the_dense_graph_of_the_nearest_units(lengths, size):
         torch.testing.assert_close(got, graph @ features, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("size", [None, 1, 3])
+def test_means_of_long_texts_are_as_exact_as_those_of_short_ones(size):
+    """And know nothing of what is outside of the window, however large."""
+    features = torch.rand(1, 1024, 5, requires_grad=True)
+    lengths = torch.tensor([1000])
+    exact = window_mix(features.double(), lengths, size)
+    for got, wanted in zip(window_mix(features, lengths, size), exact, strict=True):
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got.double(), wanted, atol=1e-7, rtol=1e-6)
+    if size is not None:
+        loud = features.detach().clone()
+        loud[0, 0] += 1e4
+        for got, before in zip(
+            window_mix(loud, lengths, size), window_mix(features, lengths, size), strict=True
+        ):
+            torch.testing.assert_close(got[0, 5:], before[0, 5:], atol=1e-7, rtol=1e-6)
+
+
 @pytest.mark.parametrize("conditioned", [False, True])
 def test_mixture_is_the_written_sum(conditioned):
     """Two layers of two heads: M = Σ softmax(logits)_c P_c with P = G0, G1, Λ1, per direction and mixture."""
