@@ -137,7 +137,12 @@ def query_kernel(
     grad_tile = load_rows(d_mixed, first_row, grad_t, rows, BLOCK_M, DV, PADDED_DV, True)
     grad_rows = (grad_tile, d_mixed, first_row, grad_t, rows)
     mixed_tile = load_rows(mixed + offset * DV, first_row, DV, rows, BLOCK_M, DV, PADDED_DV, True)
-    mean = tl.sum(grad_tile.to(tl.float32) * mixed_tile.to(tl.float32), 1)
+    shares = grad_tile.to(tl.float32) * mixed_tile.to(tl.float32)
+    if DV != PADDED_DV:
+        # Not a bare product: where a thread has one number of a row, the compiler fuses its multiplication into the
+        # sum with another thread's number. Each of the two then rounds its own, and both write to one place.
+        shares = tl.where(tl.arange(0, PADDED_DV)[None, :] < DV, shares, 0.0)
+    mean = tl.sum(shares, 1)
 
     column_tiles = tl.cdiv(columns, LIVE)
     at = tl.cast(pair, tl.int64) * blocks + block
@@ -163,8 +168,8 @@ def query_kernel(
         )  # fmt: skip
         missing += tl.sum(root * root * (d_share - mean[:, None]), 1)
     # The shares sum up to l / (l + epsilon): not 1 for rows that are nearly empty, and exactly 1 for the others.
-    shares = row_norm / (row_norm + EPSILON)
-    mean = tl.where(exact_edges + exact_inners > 0, mean * shares + missing * inverse, mean)
+    whole = row_norm / (row_norm + EPSILON)
+    mean = tl.where(exact_edges + exact_inners > 0, mean * whole + missing * inverse, mean)
 
     state = (tl.zeros([BLOCK_M, PADDED_DG], tl.float32), tl.zeros([BLOCK_M], tl.float32))
     state = _query_tiles(
