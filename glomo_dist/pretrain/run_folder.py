@@ -72,7 +72,7 @@ def resolve(
     if asked not in (0, tokenizer.vocab_size):
         raise ConfigError(
             f"model.vocab_size {asked} does not fit {data / 'tokenizer.json'}, which has "
-            f"{tokenizer.vocab_size} units. Leave it 0 to take it from the data."
+            f"{tokenizer.vocab_size} units. Set model.vocab_size 0 to take it from the data."
         )
     image = config.model.image
     if image is not None:
