@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 KINDS = ("relu", "square", "topk", "softmax")
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOATING_NAMES = "floating point (float16, bfloat16, float32 or float64)"
 
 
 def shape(tensor: Tensor) -> tuple[int, ...]:
@@ -52,6 +54,10 @@ def check_tensors(op: str, **tensors: object) -> None:
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
+        if tensor.layout != torch.strided:
+            raise ValueError(
+                f"{op}: {name} must be a dense tensor, got layout {tensor.layout}: use to_dense()"
+            )
 
 
 def check_scores(op: str, q: Tensor, k: Tensor, theta: Tensor | float | None, kind: str) -> Tensor | None:
@@ -71,8 +77,8 @@ def check_scores(op: str, q: Tensor, k: Tensor, theta: Tensor | float | None, ki
         check_tensors(op, theta=theta)
     if q.ndim != 4:
         raise ValueError(f"{op}: q must be [B, H, Tq, Dg], got {shape(q)}")
-    if not q.is_floating_point():
-        raise ValueError(f"{op}: q must be floating point, got {q.dtype}")
+    if q.dtype not in FLOATING:
+        raise ValueError(f"{op}: q must be {FLOATING_NAMES}, got {q.dtype}")
     expected = (q.shape[0], q.shape[1], "T", q.shape[3])
     if k.ndim != 4 or shape(k)[:2] != shape(q)[:2] or k.shape[3] != q.shape[3]:
         raise ValueError(f"{op}: k must be {expected} to go with q {shape(q)}, got {shape(k)}")
@@ -85,9 +91,9 @@ def check_scores(op: str, q: Tensor, k: Tensor, theta: Tensor | float | None, ki
         raise ValueError(
             f"{op}: theta must be {shape(q)[:3]} to go with q {shape(q)}, or a scalar, got {shape(theta)}"
         )
-    if not theta.is_floating_point() or theta.device != q.device:
+    if theta.dtype not in FLOATING or theta.device != q.device:
         raise ValueError(
-            f"{op}: theta must be floating point on {q.device}, got {theta.dtype} on {theta.device}"
+            f"{op}: theta must be {FLOATING_NAMES} on {q.device}, got {theta.dtype} on {theta.device}"
         )
     return theta.expand(q.shape[:3])
 

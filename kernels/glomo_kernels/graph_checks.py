@@ -10,9 +10,9 @@ from glomo_kernels.graph import SparseGraph
 
 
 def check_floating(op: str, name: str, tensor: Tensor, graph: SparseGraph) -> None:
-    if not tensor.is_floating_point() or tensor.device != graph.weights.device:
+    if tensor.dtype not in checks.FLOATING or tensor.device != graph.weights.device:
         raise ValueError(
-            f"{op}: {name} must be floating point on {graph.weights.device} like the graph, "
+            f"{op}: {name} must be {checks.FLOATING_NAMES} on {graph.weights.device} like the graph, "
             f"got {tensor.dtype} on {tensor.device}"
         )
 
@@ -27,9 +27,9 @@ def check_graph(op: str, graph: SparseGraph) -> None:
     checks.check_integers(
         op, "graph.offsets", graph.offsets, ((batch * components * units + 1,),), graph.weights.device
     )
-    if not graph.weights.is_floating_point() or graph.weights.ndim != 1:
+    if graph.weights.dtype not in checks.FLOATING or graph.weights.ndim != 1:
         raise ValueError(
-            f"{op}: graph.weights must be floating point of one dimension, "
+            f"{op}: graph.weights must be {checks.FLOATING_NAMES} of one dimension, "
             f"got {graph.weights.dtype} {checks.shape(graph.weights)}"
         )
     if graph.columns.dtype != torch.int32 or graph.columns.shape != graph.weights.shape:

@@ -396,6 +396,8 @@ class TestRegistration:
         ({"kind": "sparse"}, "kind must be one of relu"),
         ({"q": torch.zeros(3, 2, 4)}, r"q must be \[B, H, Tq, Dg\], got \(3, 2, 4\)"),
         ({"q": torch.zeros(3, 2, 4, 5, dtype=torch.int64)}, "q must be floating point"),
+        ({"q": torch.zeros(3, 2, 4, 5).to(torch.float8_e4m3fn)}, "q must be .* got torch.float8_e4m3fn"),
+        ({"q": torch.zeros(3, 2, 4, 5).to_sparse()}, "q must be a dense tensor, got layout torch.sparse_coo"),
         ({"k": torch.zeros(3, 1, 4, 5)}, r"k must be .* got \(3, 1, 4, 5\)"),
         ({"k": torch.zeros(3, 2, 4, 5).double()}, "k must be torch.float32"),
         ({"v": torch.zeros(3, 2, 5, 3)}, r"v must be .* got \(3, 2, 5, 3\)"),

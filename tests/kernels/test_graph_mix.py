@@ -280,7 +280,7 @@ def test_wrong_arguments_are_named(change, message):
         (lambda g: g._replace(columns=g.columns.numpy()), "graph.columns must be a tensor, got ndarray"),
         (
             lambda g: g._replace(weights=g.weights.int()),
-            "graph.weights must be floating point of one dimension",
+            r"graph.weights must be floating point \(float16, bfloat16, float32 or float64\) of one dimension",
         ),
         (lambda g: g._replace(shape=(3, 20)), r"graph.shape must be \(B, C, T\), got \(3, 20\)"),
         (lambda g: g._replace(columns=g.columns + 5), r"graph.columns must lie in 0..4"),

@@ -33,9 +33,9 @@ def decoder_loss(
         raise ValueError(f"{OP}: reduction must be 'sum' or 'mean', got {reduction!r}")
     checks.check_tensors(OP, hidden=hidden, weight=weight)
     hidden, weight = checks.alike(hidden, weight)
-    if hidden.ndim != 2 or not hidden.is_floating_point():
+    if hidden.ndim != 2 or hidden.dtype not in checks.FLOATING:
         raise ValueError(
-            f"{OP}: hidden must be [N, d] floating point, got {checks.shape(hidden)} {hidden.dtype}"
+            f"{OP}: hidden must be [N, d] {checks.FLOATING_NAMES}, got {checks.shape(hidden)} {hidden.dtype}"
         )
     if weight.ndim != 2 or weight.shape[1] != hidden.shape[1] or weight.shape[0] < 1:
         raise ValueError(
