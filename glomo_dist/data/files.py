@@ -45,6 +45,11 @@ class InputFile:
     outright: bool
 
 
+def listed(sources: str | Path | Sequence[str]) -> Sequence[str]:
+    """One source need not be a list."""
+    return [str(sources)] if isinstance(sources, str | Path) else sources
+
+
 def find_files(
     sources: Sequence[str], suffixes: Iterable[str], left_out: Counter[str] | None = None
 ) -> list[InputFile]:
@@ -54,8 +59,7 @@ def find_files(
     left_out: here the other files are counted, "... files" of each ending.
     Raises DataError for a source that does not exist, has an unknown suffix or contains nothing readable.
     """
-    if isinstance(sources, str | Path):
-        sources = [str(sources)]
+    sources = listed(sources)
     if not sources:
         raise DataError("no input was named. Give at least one file, folder, glob or URL.")
     known = tuple(suffixes)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from glomo_dist.data.decode import Layout
-from glomo_dist.data.places import Address, Place, place, read_place
+from glomo_dist.data.places import Address, Place, exists, place, read_place
 from glomo_dist.data.ragged import starts_of
 from glomo_dist.data.tarsamples import AGAIN, BLOCK, Sample, parse_sample, sample_key
 from glomo_dist.data.tokenizer import Tokenizer, tokenizer_from_json
@@ -77,7 +77,7 @@ class ShardIndex:
         try:
             value = parse_json(read_place(path, _RETRY_SECONDS), str(path))
         except DataError as e:
-            if isinstance(folder, Path) and (folder / "train" / INDEX_NAME).is_file():
+            if isinstance(path, Path) and not exists(path) and exists(folder / "train" / INDEX_NAME):
                 raise ShardError(
                     f"{path} does not exist: the shards are in {folder}/train and /valid."
                 ) from None

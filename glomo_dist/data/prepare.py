@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from glomo_dist.data.files import listed
 from glomo_dist.data.images import pictures
 from glomo_dist.data.index import ShardIndex
 from glomo_dist.data.parallel import ordered_map
@@ -214,8 +215,8 @@ def _nothing_usable(sources: Sequence[str], part: str, valid_share: float) -> st
     return f"zero usable documents in {_named(sources)}: none contains a word. Check the files, text_key and split."
 
 
-def _named(sources: str | Sequence[str]) -> str:
-    return str(sources) if isinstance(sources, str | Path) else ", ".join(str(source) for source in sources)
+def _named(sources: Sequence[str]) -> str:
+    return ", ".join(str(source) for source in listed(sources))
 
 
 def _word_tokenizer(path: str | Path) -> WordTokenizer:

@@ -83,10 +83,6 @@ class EvaluationPlan:
                         f"plan: {name} names {task!r}, which is not among its tasks.{suggest(task, self.tasks)}"
                     )
         for arm, graphs in self.arms.items():
-            if not isinstance(graphs, str):
-                raise ConfigError(
-                    f"plan: arm {arm!r} must be none, uniform, windowN or the path of a graph store."
-                )
             if arm != graphs and not (needs_graphs(arm) and needs_graphs(graphs)):
                 raise ConfigError(
                     f"plan: arm {arm!r} is {graphs!r}. The arms without graphs are written 'none: none', "

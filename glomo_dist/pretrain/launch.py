@@ -86,7 +86,7 @@ def pretrain(
         return job.out
     if torchrun.asked == signal.SIGINT.name:
         said = error["message"] if error else f"{job.out} was stopped before it could save."
-        say(said.replace(signal.SIGTERM.name, "Ctrl-C"))  # which the ranks were sent
+        say(said.replace(signal.SIGTERM.name, "Ctrl-C", 1))  # which the ranks were sent
         raise KeyboardInterrupt
     if error is not None:
         how = " Run the same command again to continue from the last checkpoint."

@@ -56,9 +56,8 @@ def kernel_times(found: Any, device: str, calls: int) -> list[tuple[float, str, 
         if device == "cpu":
             us = event.self_cpu_time_total
         elif event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation:
-            us = (
-                event.self_device_time_total
-            )  # operators, and what encloses them by name, repeat their kernels' time
+            # of kernels alone: operators, and what encloses them under a name, repeat their time
+            us = event.self_device_time_total
         else:
             continue
         if us > 0:

@@ -74,9 +74,8 @@ def use(part: Part) -> None:
     command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-compile"]
     subprocess.run([*command, "--target", target, *map(str, wheels)], check=True)
     sys.path.insert(0, target)
-    sys.modules.pop(
-        "typing_extensions", None
-    )  # the machine's own came with torch; pydantic may want a newer one
+    # The machine's own came with torch; pydantic may want a newer one.
+    sys.modules.pop("typing_extensions", None)
     os.environ["PYTHONPATH"] = os.pathsep.join([target, os.environ.get("PYTHONPATH", "")])
     importlib.invalidate_caches()
     part.note(f"{len(wheels)} wheels installed")
