@@ -30,8 +30,9 @@ class GlomoConfig:
         from a network of its own.
     score: of query and key: their product; divided by sqrt(d_g); or of both at unit length, so between -1 and 1.
     distance: whether scores may depend on how far apart two units are: none (the authors': only through what the
-        CNNs see around each) or rotary (queries and keys turned by their positions, Su et al. 2021; the score then
-        depends on the difference alone).
+        CNNs see around each), rotary (queries and keys turned by their positions, Su et al. 2021; the score then
+        depends on the difference alone) or rotary_2d, for images (half of the features turned by the pixel's row,
+        half by its column).
     threshold_init: every threshold when training begins (None: small and random, for bias 1e-4); below 0 the first
         graphs are dense.
     edge_floor: a threshold never exceeds the score of the row's so many largest less MARGIN, so that a row with
@@ -58,7 +59,7 @@ class GlomoConfig:
     topk_rate: float = 1.0
     coupled: bool = False
     score: Literal["dot", "scaled", "cosine"] = "dot"
-    distance: Literal["none", "rotary"] = "none"
+    distance: Literal["none", "rotary", "rotary_2d"] = "none"
     threshold_init: float | None = None
     edge_floor: int = 0
     empty_row_penalty: float = 0.0
@@ -105,10 +106,14 @@ class GlomoConfig:
             raise ConfigError(
                 f"model.empty_row_penalty {self.empty_row_penalty}: with sparsity {self.sparsity!r} no row is empty."
             )
-        if self.distance == "rotary" and self.graph_width % 2:
+        pairs = {"none": 1, "rotary": 2, "rotary_2d": 4}[self.distance]
+        if self.graph_width % pairs:
             raise ConfigError(
-                f"model.distance rotary turns features in pairs: model.head_width {self.graph_width} must be even."
+                f"model.distance {self.distance} turns features in pairs: model.head_width {self.graph_width} must "
+                f"be a multiple of {pairs}."
             )
+        if self.distance == "rotary_2d" and self.image is None:
+            raise ConfigError("model.distance rotary_2d is for images: give model.image (height, width).")
         if not 0 < self.topk_rate < math.inf:
             raise ConfigError(f"model.topk_rate must be positive and finite, got {self.topk_rate}.")
         if self.image is not None:

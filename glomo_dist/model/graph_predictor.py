@@ -192,11 +192,19 @@ class GraphPredictor(nn.Module):
             threshold = self.thresholds[layer](queries).squeeze(-1)
         elif self.config.sparsity == "bias":
             threshold = self.biases[layer].to(queries.dtype).expand(queries.shape[:3])
-        if self.config.distance == "rotary":
+        if self.config.distance != "none":
             at = torch.arange(keys.shape[2], device=keys.device)
-            queries = turned(queries, at if positions is None else positions[:, None])
-            keys = turned(keys, at)
+            queries = self._turned(queries, at if positions is None else positions[:, None])
+            keys = self._turned(keys, at)
         return Scores(queries, keys, threshold)
+
+    def _turned(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x [B, H, T, Dg] turned by each unit's place in the sequence, or half of it by row, half by column."""
+        if self.config.distance == "rotary":
+            return turned(x, positions)
+        columns = self.config.image[1]
+        by_row, by_column = x.chunk(2, -1)
+        return torch.cat([turned(by_row, positions // columns), turned(by_column, positions % columns)], -1)
 
 
 def turned(x: Tensor, positions: Tensor) -> Tensor:

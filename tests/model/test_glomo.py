@@ -69,7 +69,13 @@ def test_keep_leaves_the_largest_edges() -> None:
 
 @pytest.mark.parametrize(
     ("config", "changes"),
-    [(TEXT, {}), (IMAGE, {}), (IMAGE, {"coupled": True}), *((TEXT, changes) for changes in VARIANTS)],
+    [
+        (TEXT, {}),
+        (IMAGE, {}),
+        (IMAGE, {"coupled": True}),
+        (IMAGE, {"distance": "rotary_2d"}),
+        *((TEXT, changes) for changes in VARIANTS),
+    ],
     ids=str,
 )
 def test_a_later_unit_changes_nothing_before_it(config: GlomoConfig, changes: dict[str, object]) -> None:

@@ -160,6 +160,40 @@ def test_rotary_scores_depend_on_the_distance_alone() -> None:
     torch.testing.assert_close(some.threshold, scores.threshold[:, :, :2])  # thresholds know no distance
 
 
+def test_rotary_2d_scores_depend_on_the_rows_and_columns_between() -> None:
+    """Pixels one below the other are as near as two side by side, and the end of a row is far from the next one's."""
+    rows, columns = 4, 5
+    predictor = build(
+        distance="rotary_2d", image=(rows, columns), key_layers=0, query_layers=0
+    ).forwards.graph_predictor
+    same = torch.randn(1, 1, 16, dtype=torch.float64).expand(1, rows * columns, -1)
+    scores = predictor.scores(0, *predictor(same))
+    found = (scores.queries @ scores.keys.transpose(2, 3)).unflatten(3, (rows, columns))
+    found = found.unflatten(2, (rows, columns))  # [B, H, row, column of the query, row, column of the key]
+    torch.testing.assert_close(found[:, :, 1:, :, 1:], found[:, :, :-1, :, :-1])
+    torch.testing.assert_close(found[:, :, :, 1:, :, 1:], found[:, :, :, :-1, :, :-1])
+    assert (
+        found[:, :, 0, 1, 0, 0] - found[:, :, 1, 0, 0, columns - 1]
+    ).abs().min() > 1e-6  # both 1 in raster order
+    assert (found[:, :, 0, 1, 0, 0] - found[:, :, 1, 0, 0, 0]).abs().min() > 1e-6
+    at = torch.tensor([[7, 2]])
+    some = predictor.scores(0, same, same[:, :2], at)
+    torch.testing.assert_close(some.queries, scores.queries[:, :, at[0]])
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"distance": "rotary_2d"}, "for images: give model.image"),
+        ({"distance": "rotary_2d", "image": (4, 5), "head_width": 6}, "head_width 6 must be a multiple of 4"),
+        ({"distance": "rotary", "head_width": 5}, "head_width 5 must be a multiple of 2"),
+    ],
+)
+def test_distances_that_do_not_fit_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(**changes)
+
+
 @pytest.mark.parametrize("sparsity", ["threshold", "topk"])
 def test_rotary_in_packed_rows(sparsity: str) -> None:
     """Two documents in one row have the loss of two rows, wherever in the row they stand."""
