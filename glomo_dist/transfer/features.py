@@ -140,13 +140,13 @@ class WordVectors:
 
 def vectors_content(source: str) -> str:
     """What a fingerprint says of word vectors: the SHA-256 of a local file, however it is named (a path, file://, a
-    pattern of one file), else the address."""
+    pattern of one file), else the address. DataError for a local file that is not there or cannot be read."""
     if "://" in source and not source.startswith(("file://", "local://")):
         return source
     try:
         return sha256_file(one_file(source, _VECTORS).path)
-    except (DataError, OSError):  # those who read it say what is wrong
-        return source
+    except OSError as e:
+        raise DataError(f"{source} cannot be read: {e.strerror or e}. Check the file.") from e
 
 
 def pixel_positions(height: int, width: int) -> np.ndarray[Any, Any]:

@@ -145,8 +145,9 @@ def test_vectors_are_known_by_their_content(tmp_path):
     path.write_text("the 1\n")
     names = [str(path), f"file://{path}", str(tmp_path / "*.1d.txt")]
     assert {vectors_content(name) for name in names} == {sha256_file(path)}
-    for name in ("https://x.y/glove.txt", str(tmp_path / "missing.txt")):
-        assert vectors_content(name) == name
+    assert vectors_content("https://x.y/glove.txt") == "https://x.y/glove.txt"
+    with pytest.raises(DataError, match=r"missing\.txt does not exist"):
+        vectors_content(str(tmp_path / "missing.txt"))
 
 
 @pytest.mark.parametrize(
