@@ -32,6 +32,7 @@ from glomo_dist.runtime.errors import ConfigError, GlomoError
         ({"clip": -1.0}, "clip must be positive"),
         ({"betas": (0.9,)}, "betas must be two"),
         ({"momentum": 0.5}, "momentum 0.5 is for optimizer sgd"),
+        ({"optimizer": "sgd", "betas": (0.9, 0.99)}, r"betas \(0.9, 0.99\) are for optimizer adamw"),
         ({"warmup_steps": 2000}, "warmup_steps 2000 is more than steps 1000"),
         ({"schedule": "plateau"}, "set valid_every"),
         ({"hang_timeout": float("inf")}, "hang_timeout must be positive and at most 1,000,000"),
