@@ -134,7 +134,9 @@ class PretrainConfig:
                 f"momentum {self.momentum} is for optimizer sgd; adamw has betas. Set momentum 0."
             )
         if self.optimizer == "sgd" and self.betas != type(self).betas:
-            raise ConfigError(f"betas {self.betas} are for optimizer adamw; sgd has momentum. Leave them out.")
+            raise ConfigError(
+                f"betas {self.betas} are for optimizer adamw; sgd has momentum. Leave them out."
+            )
         if self.clip is not None and not self.clip > 0:
             raise ConfigError(f"clip must be positive or None (no clipping), got {self.clip}.")
         if not 0 <= self.final_lr_share <= 1:

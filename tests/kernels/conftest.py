@@ -26,7 +26,7 @@ def nan_memory():
 def pytest_generate_tests(metafunc):
     """A test module that sets OP and has a `backend` argument runs once for each CPU backend of that op.
 
-    Triton and CUDA are no such backends: test_affinity_mix_triton.py takes the one to its interpreter and to a GPU,
+    Triton and CUDA are no such backends: test_affinity_mix_triton*.py take the one to its interpreter and to a GPU,
     test_cuda.py the other to an emulator and to a GPU.
     """
     own = any("backend" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))

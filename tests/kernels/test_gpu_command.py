@@ -110,7 +110,7 @@ def test_every_test_has_a_row_whatever_happened_to_it(tmp_path, monkeypatch):
 def test_only_modules_with_tests_for_a_gpu_are_collected():
     """Others may import what a machine with a GPU lacks (hypothesis)."""
     names = {Path(path).name for path in gpu_tests.GPU[2:]}
-    assert {"test_cuda.py", "test_affinity_mix_triton.py"} <= names
+    assert {"test_cuda.py", "test_affinity_mix_triton.py", "test_affinity_mix_triton_gpu.py"} <= names
     assert "test_properties.py" not in names and "test_gpu_command.py" not in names
 
 
