@@ -13,6 +13,7 @@ settings of one kind.
 
 from __future__ import annotations
 
+import math
 import shlex
 import signal
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg, subcommand
 
 from glomo_dist.cli.arguments import parse, save_command
-from glomo_dist.data import prepare_images, prepare_text
+from glomo_dist.data import PixelTokenizer, load_tokenizer, prepare_images, prepare_text
 from glomo_dist.data.demo import write_demo_corpus
 from glomo_dist.data.prepare import BITS, MIN_COUNT, VOCAB_SIZE
 from glomo_dist.runtime.errors import ConfigError
@@ -140,4 +141,8 @@ def main(argv: Sequence[str]) -> None:
         say(f"next: glomo prepare text {shlex.quote(f'{command.out}/text.jsonl')} --out shards/text")
     else:
         out = shlex.quote(command.out)
-        say(f"next: glomo pretrain {out} --out run   (what it will cost: glomo plan --data {out})")
+        images = isinstance(tokenizer := load_tokenizer(command.out), PixelTokenizer)
+        window = f" --window {math.prod(tokenizer.shape)}" if images else ""  # an image is one sequence
+        say(
+            f"next: glomo pretrain {out}{window} --out run   (what it will cost: glomo plan --data {out}{window})"
+        )

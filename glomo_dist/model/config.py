@@ -44,7 +44,8 @@ class GlomoConfig:
         features (per layer) or the features themselves.
     decoder_layers, decoder_steps: GRU layers and predicted units D.
     scale_grad_by_freq: divide the input embedding's gradient by the unit's count in the batch (the authors do).
-    image: (height, width) when the units are the pixels of an image in raster order; None for text.
+    image: (height, width) when the units are the pixels of an image in raster order; None for text, and in
+        pretraining for what the shards hold.
     """
 
     vocab_size: int = 0
@@ -112,8 +113,6 @@ class GlomoConfig:
                 f"model.distance {self.distance} turns features in pairs: model.head_width {self.graph_width} must "
                 f"be a multiple of {pairs}."
             )
-        if self.distance == "rotary_2d" and self.image is None:
-            raise ConfigError("model.distance rotary_2d is for images: give model.image (height, width).")
         if not 0 < self.topk_rate < math.inf:
             raise ConfigError(f"model.topk_rate must be positive and finite, got {self.topk_rate}.")
         if self.image is not None:

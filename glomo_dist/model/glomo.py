@@ -62,6 +62,10 @@ class Glomo(nn.Module):
             raise ConfigError(
                 "model.vocab_size is 0: it must be filled in from the tokenizer before building."
             )
+        if config.distance == "rotary_2d" and config.image is None:
+            raise ConfigError(
+                "model.distance rotary_2d is for images: model.image (height, width) is missing."
+            )
         self.config = config
         self.embedding = nn.Embedding(
             config.vocab_size, config.width, scale_grad_by_freq=config.scale_grad_by_freq

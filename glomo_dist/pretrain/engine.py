@@ -12,7 +12,7 @@ from torch import nn
 from glomo_dist.pretrain.config import PretrainConfig, accumulation
 from glomo_dist.pretrain.ranks import Ranks
 from glomo_dist.runtime import files
-from glomo_dist.runtime.errors import ConfigError, GlomoError
+from glomo_dist.runtime.errors import ConfigError, GlomoError, describe
 
 # DeepSpeed settings that follow from PretrainConfig: giving them twice could only contradict.
 OURS = {
@@ -118,8 +118,8 @@ def build_engine(model: nn.Module, config: PretrainConfig, ranks: Ranks) -> Any:
             raise
         cause = e
         error = ConfigError(
-            f"DeepSpeed cannot begin with the settings in {config.deepspeed}: {type(e).__name__}: {e} Mend or remove "
-            "them."
+            f"DeepSpeed cannot begin with the settings in {config.deepspeed}: {describe(e).rstrip('.')}. Mend or "
+            "remove them."
         )
     try:
         ranks.agree_on(error)

@@ -139,7 +139,7 @@ def _steps(
             row["valid_loss"] = valid_loss(engine, valid, config, ranks, clock)
             state.plateau = state.plateau.after(row["valid_loss"], config.plateau_patience)
         trouble = _tell(hooks, row, clock, since_logged)
-        if state.bad_steps >= config.max_bad_steps:
+        if state.bad_steps >= min(config.max_bad_steps, config.steps):
             ranks.agree_on(_diverged(job, state))
         if last or state.step % config.checkpoint_every == 0 or exhausted(config, state.plateau):
             saver.save(engine, state.step, state.to_json())

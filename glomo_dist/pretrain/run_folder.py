@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from glomo_dist.data import PixelTokenizer, Place, ShardIndex, Tokenizer, exists, place
+from glomo_dist.model import GlomoConfig
 from glomo_dist.pretrain.config import FREE_TO_CHANGE, PretrainConfig, accumulation
 from glomo_dist.pretrain.engine import extra_settings
 from glomo_dist.runtime import files
@@ -74,15 +75,7 @@ def resolve(
             f"model.vocab_size {asked} does not fit {data / 'tokenizer.json'}, which has "
             f"{tokenizer.vocab_size} units. Set model.vocab_size 0 to take it from the data."
         )
-    image = config.model.image
-    if image is not None:
-        if not isinstance(tokenizer, PixelTokenizer):
-            raise ConfigError(f"model.image {image} is for pixels, {data} holds {tokenizer.kind}. Remove it.")
-        if tuple(image) != tuple(tokenizer.shape):
-            raise ConfigError(
-                f"model.image {tuple(image)} does not fit the images in {data}, which are {tokenizer.shape} "
-                "(height, width)."
-            )
+    image = _image(config.model, tokenizer, data)
     valid_index = None
     if config.valid_every:
         if valid is None:
@@ -96,10 +89,26 @@ def resolve(
                 f"the validation shards {valid} were made with another tokenizer than {data}. Prepare both "
                 "with the same."
             )
-    config = dataclasses.replace(
-        config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size)
-    )
-    return Job(config, data, out, index, valid_index, tokenizer)
+    model = dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size, image=image)
+    return Job(dataclasses.replace(config, model=model), data, out, index, valid_index, tokenizer)
+
+
+def _image(model: GlomoConfig, tokenizer: Tokenizer, data: Place) -> tuple[int, ...] | None:
+    """Height and width of the images in the shards, None for text; ConfigError where the configuration has others."""
+    if not isinstance(tokenizer, PixelTokenizer):
+        for name, given in (("image", model.image is not None), ("distance", model.distance == "rotary_2d")):
+            if given:
+                value = getattr(model, name)
+                raise ConfigError(
+                    f"model.{name} {value} is for pixels, {data} holds {tokenizer.kind}. Remove it."
+                )
+        return None
+    if model.image is not None and tuple(model.image) != tuple(tokenizer.shape):
+        raise ConfigError(
+            f"model.image {tuple(model.image)} does not fit the images in {data}, which are {tokenizer.shape} "
+            "(height, width)."
+        )
+    return tuple(tokenizer.shape)
 
 
 def describe(job: Job, ranks: int) -> dict[str, Any]:

@@ -184,7 +184,7 @@ def test_rotary_2d_scores_depend_on_the_rows_and_columns_between() -> None:
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"distance": "rotary_2d"}, "for images: give model.image"),
+        ({"distance": "rotary_2d"}, "for images: model.image"),
         ({"distance": "rotary_2d", "image": (4, 5), "head_width": 6}, "head_width 6 must be a multiple of 4"),
         ({"distance": "rotary", "head_width": 5}, "head_width 5 must be a multiple of 2"),
     ],

@@ -102,7 +102,7 @@ def test_settings_that_deepspeed_refuses_are_a_setting_error(
     config = dataclasses.replace(TINY, deepspeed=str(path))
     with pytest.raises(ConfigError) as raised:
         build_engine(nn.Linear(2, 2), config, ranks)
-    assert f"settings in {path}: AssertionError: offload needs more" in str(raised.value)
+    assert f"settings in {path}: AssertionError: offload needs more. Mend or remove" in str(raised.value)
     assert raised.value.__cause__ is error
     with pytest.raises(AssertionError, match="offload needs more"):
         build_engine(nn.Linear(2, 2), TINY, ranks)

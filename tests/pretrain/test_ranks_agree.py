@@ -64,6 +64,10 @@ DIVERGING = dataclasses.replace(
     max_bad_steps=3,
     steps=50,
 )
+# a loss that is not finite from the first step on, and fewer steps than would be given up after
+NO_STEP = dataclasses.replace(
+    TINY, model=dataclasses.replace(TINY.model, threshold_init=5.0, empty_row_penalty=1e38), steps=2
+)
 
 
 def shards_for(config: PretrainConfig, tiny_shards: Path, split_shards: Path) -> Path:
@@ -82,6 +86,7 @@ def two_ranks(tiny_shards: Path, split_shards: Path, tmp_path_factory: pytest.Te
         config = dataclasses.replace(CONFIGS[name], deepspeed=str(nothing_stays))
         jobs.append(job(config, tiny_shards, folder / f"{name}_freed"))
     jobs.append(job(DIVERGING, tiny_shards, folder / "diverging"))
+    jobs.append(job(NO_STEP, tiny_shards, folder / "no_step"))
     run_ranks(folder, jobs, 2)
     return folder
 
@@ -249,6 +254,12 @@ def test_diverging_run_gives_up_and_says_what_to_do(two_ranks: Path) -> None:
     assert [row["applied"] for row in log[-3:]] == [False] * 3 and log[-1]["loss"] is None
     assert all(re.fullmatch(r"shard-\d+\.tar/\d{9}", name) for name in log[-1]["samples"])
     assert 0 < len(log[-1]["samples"]) <= TINY.global_batch and "samples" not in log[0]
+
+
+def test_a_run_without_any_update_is_not_finished(two_ranks: Path) -> None:
+    assert (two_ranks / "no_step.error").read_text().startswith("GlomoError: 2 steps in a row")
+    assert [row["applied"] for row in rows(two_ranks / "no_step")] == [False] * 2
+    assert not (two_ranks / "no_step" / "model").exists()
 
 
 def test_checkpoints_kept_and_latest(two_ranks: Path) -> None:

@@ -270,7 +270,15 @@ def test_image_model_must_fit_the_images(tiny_shards: Path, tmp_path: Path) -> N
     assert run_folder.resolve(config, pixels, tmp_path / "run").config.model.vocab_size == 4
     with pytest.raises(ConfigError, match="is for pixels"):
         run_folder.resolve(config, tiny_shards, tmp_path / "run")
-    turned = dataclasses.replace(config, model=dataclasses.replace(model, image=(6, 5)))
+    flat = dataclasses.replace(TINY.model, distance="rotary_2d")
+    with pytest.raises(ConfigError, match=r"rotary_2d is for pixels"):
+        run_folder.resolve(dataclasses.replace(TINY, model=flat), tiny_shards, tmp_path / "run")
+    for model in (TINY.model, flat):  # the size comes from the shards, and no window may cut an image
+        untold = dataclasses.replace(TINY, window=30, model=model)
+        assert run_folder.resolve(untold, pixels, tmp_path / "run").config.model.image == (5, 6)
+        with pytest.raises(ConfigError, match="cut images of 5 x 6 pixels: set 30"):
+            run_folder.resolve(dataclasses.replace(untold, window=29), pixels, tmp_path / "run")
+    turned = dataclasses.replace(config, model=dataclasses.replace(config.model, image=(6, 5)))
     with pytest.raises(ConfigError, match="does not fit the images"):
         run_folder.resolve(turned, pixels, tmp_path / "run")
 
