@@ -24,6 +24,8 @@ OURS = {
     "scheduler": "schedule",
     "bf16": "precision",
     "fp16": "precision",
+    "amp": "precision",
+    "torch_autocast": "precision",
     "zero_optimization.stage": "zero_stage",
 }
 

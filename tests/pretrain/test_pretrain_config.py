@@ -79,6 +79,9 @@ def test_deepspeed_file_may_add_but_not_contradict(tmp_path: Path) -> None:
     path.write_text('{"gradient_clipping": 0}')
     with pytest.raises(ConfigError, match="gradient_clipping"):
         deepspeed_settings(config, 2)
+    path.write_text('{"torch_autocast": {"enabled": true, "dtype": "bfloat16"}}')
+    with pytest.raises(ConfigError, match="torch_autocast follows from the run's 'precision'"):
+        deepspeed_settings(config, 2)
 
 
 def test_settings_that_deepspeed_refuses_are_a_setting_error(
