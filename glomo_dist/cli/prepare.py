@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg, subcommand
 
 from glomo_dist.cli.arguments import parse, save_command
-from glomo_dist.data import PixelTokenizer, load_tokenizer, prepare_images, prepare_text
+from glomo_dist.data import load_tokenizer, prepare_images, prepare_text
 from glomo_dist.data.demo import write_demo_corpus
 from glomo_dist.data.prepare import BITS, MIN_COUNT, VOCAB_SIZE
 from glomo_dist.runtime.errors import ConfigError
@@ -141,8 +141,9 @@ def main(argv: Sequence[str]) -> None:
         say(f"next: glomo prepare text {shlex.quote(f'{command.out}/text.jsonl')} --out shards/text")
     else:
         out = shlex.quote(command.out)
-        images = isinstance(tokenizer := load_tokenizer(command.out), PixelTokenizer)
-        window = f" --window {math.prod(tokenizer.shape)}" if images else ""  # an image is one sequence
+        window = ""
+        if isinstance(command, Images):  # an image is one sequence
+            window = f" --window {math.prod(load_tokenizer(command.out).shape)}"
         say(
             f"next: glomo pretrain {out}{window} --out run   (what it will cost: glomo plan --data {out}{window})"
         )

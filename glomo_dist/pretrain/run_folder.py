@@ -96,19 +96,16 @@ def resolve(
 def _image(model: GlomoConfig, tokenizer: Tokenizer, data: Place) -> tuple[int, ...] | None:
     """Height and width of the images in the shards, None for text; ConfigError where the configuration has others."""
     if not isinstance(tokenizer, PixelTokenizer):
-        for name, given in (("image", model.image is not None), ("distance", model.distance == "rotary_2d")):
-            if given:
-                value = getattr(model, name)
-                raise ConfigError(
-                    f"model.{name} {value} is for pixels, {data} holds {tokenizer.kind}. Remove it."
-                )
+        given = f"image {model.image}" if model.image is not None else f"distance {model.distance}"
+        if model.image is not None or model.distance == "rotary_2d":
+            raise ConfigError(f"model.{given} is for pixels, {data} holds {tokenizer.kind}. Remove it.")
         return None
-    if model.image is not None and tuple(model.image) != tuple(tokenizer.shape):
+    if model.image is not None and tuple(model.image) != tokenizer.shape:
         raise ConfigError(
             f"model.image {tuple(model.image)} does not fit the images in {data}, which are {tokenizer.shape} "
             "(height, width)."
         )
-    return tuple(tokenizer.shape)
+    return tokenizer.shape
 
 
 def describe(job: Job, ranks: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from glomo_dist.runtime.errors import ConfigError, DataError
+from glomo_dist.runtime.errors import ConfigError, DataError, describe
 from glomo_dist.runtime.files import sha256_file
 from glomo_dist.transfer.sources import SUFFIXES, lines, npz_arrays, one_file
 
@@ -146,7 +146,7 @@ def vectors_content(source: str) -> str:
     try:
         return sha256_file(one_file(source, _VECTORS).path)
     except OSError as e:
-        raise DataError(f"{source} cannot be read: {e.strerror or e}. Check the file.") from e
+        raise DataError(f"{source} cannot be read: {describe(e)}. Check the file.") from e
 
 
 def pixel_positions(height: int, width: int) -> np.ndarray[Any, Any]:

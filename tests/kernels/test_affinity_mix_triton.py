@@ -17,8 +17,6 @@ from triton_here import (
 
 __all__ = ["on_device", "pytest_generate_tests"]  # for conftest.py and pytest: see there
 
-pytest.importorskip("triton", reason="Triton is only made for Linux")
-
 
 @anywhere
 def test_in_the_interpreter():

@@ -16,8 +16,6 @@ from triton_here import (
 
 __all__ = ["on_device", "pytest_generate_tests"]  # for conftest.py and pytest: see there
 
-pytest.importorskip("triton", reason="Triton is only made for Linux")
-
 
 def gpu_inputs(units=300, dtype=torch.bfloat16, heads=4, width=64, values=64):
     q, k, v, theta = plain.make(units, heads=heads, width=width, values=values)

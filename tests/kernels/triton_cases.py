@@ -1,9 +1,12 @@
 """What the tests of affinity_mix on Triton share: dtypes, inputs on the device, the measure of errors."""
 
+import pytest
 import test_affinity_mix as plain
 import torch
 from glomo_kernels import affinity_mix
 from triton_here import DEVICE, INTERPRETED
+
+pytest.importorskip("triton", reason="Triton is only made for Linux")
 
 DTYPES = [torch.float32] if INTERPRETED else [torch.float32, torch.bfloat16, torch.float16]
 

@@ -161,7 +161,7 @@ def test_rotary_scores_depend_on_the_distance_alone() -> None:
 
 
 def test_rotary_2d_scores_depend_on_the_rows_and_columns_between() -> None:
-    """Pixels one below the other are as near as two side by side, and the end of a row is far from the next one's."""
+    """Not on the distance in raster order, where the end of a row is as near to the next one as two side by side."""
     rows, columns = 4, 5
     predictor = build(
         distance="rotary_2d", image=(rows, columns), key_layers=0, query_layers=0
@@ -172,10 +172,13 @@ def test_rotary_2d_scores_depend_on_the_rows_and_columns_between() -> None:
     found = found.unflatten(2, (rows, columns))  # [B, H, row, column of the query, row, column of the key]
     torch.testing.assert_close(found[:, :, 1:, :, 1:], found[:, :, :-1, :, :-1])
     torch.testing.assert_close(found[:, :, :, 1:, :, 1:], found[:, :, :, :-1, :, :-1])
-    assert (
-        found[:, :, 0, 1, 0, 0] - found[:, :, 1, 0, 0, columns - 1]
-    ).abs().min() > 1e-6  # both 1 in raster order
-    assert (found[:, :, 0, 1, 0, 0] - found[:, :, 1, 0, 0, 0]).abs().min() > 1e-6
+    beside, below, row_before = (
+        found[:, :, 0, 1, 0, 0],
+        found[:, :, 1, 0, 0, 0],
+        found[:, :, 1, 0, 0, columns - 1],
+    )
+    assert (beside - row_before).abs().min() > 1e-6
+    assert (beside - below).abs().min() > 1e-6
     at = torch.tensor([[7, 2]])
     some = predictor.scores(0, same, same[:, :2], at)
     torch.testing.assert_close(some.queries, scores.queries[:, :, at[0]])
