@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# The interpreter multiplies the bits of a bfloat16 as if they were an integer's.
+WRONG_IF_INTERPRETED: tuple[torch.dtype, ...] = (torch.bfloat16,)
+
 
 def interpreted() -> bool:
     """Whether Triton's interpreter runs the kernels, which takes CPU tensors."""

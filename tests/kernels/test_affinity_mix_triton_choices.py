@@ -127,6 +127,57 @@ def test_tensor_descriptors_and_wide_tiles(monkeypatch, case, causal, tma):
     assert torch.equal(affinity_mix(tensors[0], outside[:, :, :140], tensors[2], bias, **options), expected)
 
 
+GPUS = {"sm_80": ((8, 0), 163), "sm_90": ((9, 0), 227), "sm_100": ((10, 0), 227), "desktop": ((8, 9), 99)}
+WIDTHS = [(64, 64), (128, 128), (256, 64), (256, 256)]
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="a GPU runs its own candidates in all other tests")
+@pytest.mark.usefixtures("triton_backend")
+@pytest.mark.parametrize(
+    "gpu,width,values,precision,case",
+    [
+        *((gpu, *widths, torch.bfloat16, "threshold") for gpu in GPUS for widths in WIDTHS),
+        *(("sm_90", *widths, torch.float16, "threshold") for widths in WIDTHS),
+        ("sm_90", 256, 64, torch.float32, "threshold"),  # the same on every GPU and for all widths
+        *((gpu, 128, 64, torch.bfloat16, "topk") for gpu in GPUS),
+    ],
+    ids=str,
+)
+def test_every_candidate_of_a_gpu(monkeypatch, gpu, width, values, precision, case):
+    """Its tiles, descriptors and chunks, and the dtype's roundings between them."""
+    capability, kilobytes = GPUS[gpu]
+    with_theta, options = plain.split(case)
+    kind, new = options.get("kind", "relu"), capability[0] in (9, 10)
+    offered = triton_configs.Case(width, values, precision, kind, capability, kilobytes * 1024, new)
+    monkeypatch.setattr(triton_configs, "interpreted", lambda: False)
+    monkeypatch.setattr(triton_configs, "same", lambda _: kind == "topk" or precision == torch.float32)
+    monkeypatch.setattr(triton_impl, "_case", lambda *_: offered)
+    choices = {name: getattr(triton_configs, name)(offered) for name in ("forward", "query", "key")}
+    # Warps and stages are nothing to the interpreter.
+    choices = {name: list({(c[:2], c.tma): c for c in found}.values()) for name, found in choices.items()}
+    q, k, v, theta = (x[:1] for x in plain.make(150, heads=1, width=width, values=values))
+    for i in range(max(map(len, choices.values()))):
+        for name, found in choices.items():
+            chosen = found[min(i, len(found) - 1)]
+            monkeypatch.setattr(triton_configs, name, lambda _, chosen=chosen: [chosen])
+        check(
+            (q * width**-0.5, k, v, theta), precision, with_theta, {**options, "lengths": torch.tensor([131])}
+        )
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="about the interpreter")
+def test_bfloat16_of_the_interpreter_is_pytorchs():
+    from triton_interpreter import rounded, widened
+
+    size = torch.randn(10_000).mul(20).exp()
+    edges = [0.0, -0.0, torch.inf, -torch.inf, 1e-40, 3.4e38, 1.00390625, 1.01171875]
+    values = torch.cat([torch.randn(10_000) * size, torch.tensor(edges)])
+    bits = rounded(values.numpy())
+    assert torch.equal(torch.from_numpy(bits.view("int16")).view(torch.bfloat16), values.bfloat16())
+    assert torch.equal(torch.from_numpy(widened(bits)), values.bfloat16().float())
+    assert torch.from_numpy(widened(rounded(torch.tensor([torch.nan]).numpy()))).isnan()
+
+
 @anywhere
 @pytest.mark.parametrize(
     "tensor,fits",

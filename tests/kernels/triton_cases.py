@@ -4,11 +4,11 @@ import pytest
 import test_affinity_mix as plain
 import torch
 from glomo_kernels import affinity_mix
-from triton_here import DEVICE, INTERPRETED
+from triton_here import DEVICE
 
 pytest.importorskip("triton", reason="Triton is only made for Linux")
 
-DTYPES = [torch.float32] if INTERPRETED else [torch.float32, torch.bfloat16, torch.float16]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def pytest_generate_tests(metafunc):

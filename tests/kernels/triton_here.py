@@ -1,7 +1,8 @@
 """Where the tests of the Triton kernels run: in the interpreter, on CPU tensors, or on a GPU.
 
 The interpreter is chosen by a variable that Triton reads at import, so its tests run in a process of their own, which
-`run_interpreted` starts; in the outer process the same tests are those of the GPU.
+`run_interpreted` starts; in the outer process the same tests are those of the GPU. In the interpreter's process
+bfloat16 is put right first (triton_interpreter.py).
 """
 
 import os
@@ -15,6 +16,10 @@ from glomo_kernels import triton_device
 
 INTERPRETED = triton_device.interpreted()
 DEVICE = "cpu" if INTERPRETED else "cuda"
+if INTERPRETED:
+    import triton_interpreter
+
+    triton_interpreter.repair()
 # Tests of the kernels: in the interpreter's process, or on a GPU. The others run anywhere, without Triton's import.
 kernels = pytest.mark.usefixtures("triton_backend") if INTERPRETED else pytest.mark.gpu
 anywhere = pytest.mark.skipif(INTERPRETED, reason="runs in the outer process")

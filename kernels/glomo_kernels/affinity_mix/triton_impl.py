@@ -38,8 +38,8 @@ def why_not(
             return f"{q.dtype} is not implemented in Triton (float32, bfloat16, float16 are)"
         if max(q.shape[3], v.shape[3]) > WIDEST:
             return f"widths up to {WIDEST} are implemented, these are {q.shape[3]} and {v.shape[3]}"
-        if triton_device.interpreted() and q.dtype == torch.bfloat16:
-            return "products in bfloat16 are wrong in Triton's interpreter (TRITON_INTERPRET=1)"
+        if triton_device.interpreted() and q.dtype in triton_device.WRONG_IF_INTERPRETED:
+            return f"products in {q.dtype} are wrong in Triton's interpreter (TRITON_INTERPRET=1)"
     reason = triton_device.why_not(q)
     if reason is not None or kind != "topk" or q is None or k is None or v is None:
         return reason

@@ -1,0 +1,45 @@
+"""bfloat16 in Triton's interpreter as on a GPU: products of the numbers, and roundings to the nearest.
+
+The interpreter keeps a bfloat16 as the 16 bits of an integer. It multiplies these bits in `tl.dot`, and cuts a
+float32 off where a GPU rounds it (Triton 3.6 to 3.7).
+"""
+
+import numpy as np
+import triton.language as tl
+from glomo_kernels import triton_device
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+
+def widened(bits: np.ndarray) -> np.ndarray:
+    """float32 of the bits of bfloat16 (uint16), exactly."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def rounded(values: np.ndarray) -> np.ndarray:
+    """Bits of bfloat16 (uint16) of float32: to the nearest, of two as near to the even one; NaN stays NaN."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    nearest = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return np.where(np.isnan(values), 0x7FC0, nearest).astype(np.uint16)
+
+
+def repair() -> None:
+    """For this process. glomo_kernels takes bfloat16 there from then on."""
+    plain_dot, plain_cast = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
+
+    def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
+        a, b = (
+            TensorHandle(widened(x.data), tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b)
+        )
+        return plain_dot(self, a, b, d, input_precision, max_num_imprecise_acc)
+
+    def cast_impl(self, src, dst_type):
+        if (src.dtype.scalar, dst_type.scalar) == (tl.float32, tl.bfloat16):
+            return TensorHandle(rounded(src.data), tl.bfloat16)
+        return plain_cast(self, src, dst_type)
+
+    def get_bf16(self, value):
+        return TensorHandle(rounded(np.array([value], np.float32)), tl.bfloat16)
+
+    InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl = create_dot, cast_impl
+    InterpreterBuilder.get_bf16 = get_bf16  # it has none
+    triton_device.WRONG_IF_INTERPRETED = ()
