@@ -19,14 +19,14 @@ step glomo prepare demo --out "$out/raw"
 
 # Words; texts are cut at 48 words, in the graphs and in the task
 step glomo prepare text "$out/raw/text.jsonl" --out "$out/shards/text" --vocab-size 8000
-step glomo pretrain "$out/shards/text" --out "$out/runs/text" --recipe demo_text --ranks 2
+step glomo pretrain "$out/shards/text" --out "$out/runs/text" --recipe demo --ranks 2
 words=(--task docstring --source "$out/raw" --max-units 48)
 step glomo export "$out/runs/text" "${words[@]}" --out "$out/graphs/docstring-pretrained"
 step glomo export "$out/runs/text" "${words[@]}" --out "$out/graphs/docstring-random" --random-seed 0
 
 # Pixels
 step glomo prepare images "$out/raw/digits.npz" --out "$out/shards/digits" --bits 3
-step glomo pretrain "$out/shards/digits" --out "$out/runs/digits" --recipe demo_digits --ranks 2
+step glomo pretrain "$out/shards/digits" --out "$out/runs/digits" --recipe demo --ranks 2
 pixels=(--task digits --source "$out/raw")
 step glomo export "$out/runs/digits" "${pixels[@]}" --out "$out/graphs/digits-pretrained"
 step glomo export "$out/runs/digits" "${pixels[@]}" --out "$out/graphs/digits-random" --random-seed 0

@@ -26,8 +26,8 @@ def tiny() -> PretrainConfig:
     )
 
 
-def demo_text() -> PretrainConfig:
-    """About a minute on 2 cores: the documentation corpus of `make demo`.
+def demo() -> PretrainConfig:
+    """About a minute on 2 cores: the documentation and the digits (8 x 8 pixels as units) of `make demo`.
 
     Without learned thresholds: in so short a run they leave a third of the rows empty (relu: a sixth) and gain
     no loss for it.
@@ -36,12 +36,6 @@ def demo_text() -> PretrainConfig:
         base(), model=GlomoConfig(sparsity="relu"), window=64, global_batch=16, steps=240,
         positions_per_sequence=16, lr=2e-3, warmup_steps=20, checkpoint_every=120,
     )  # fmt: skip
-
-
-def demo_digits() -> PretrainConfig:
-    """About a minute on 2 cores: the 8 x 8 digits of `make demo`, pixels as units."""
-    run = demo_text()
-    return replace(run, model=replace(run.model, image=(8, 8)))
 
 
 def wiki_small() -> PretrainConfig:
@@ -105,7 +99,7 @@ def ancestor_text_paper() -> PretrainConfig:
 RECIPES: dict[str, Callable[[], PretrainConfig]] = {
     recipe.__name__: recipe
     for recipe in (
-        base, tiny, demo_text, demo_digits, wiki_small, wiki_small_softmax, wiki_small_coupled,
+        base, tiny, demo, wiki_small, wiki_small_softmax, wiki_small_coupled,
         wiki_small_one_layer, wiki_small_next_unit, ancestor_text, ancestor_text_paper,
     )
 }  # fmt: skip

@@ -102,6 +102,18 @@ def test_plan_of_arithmetic_where_the_embedding_is_as_large_as_another_parameter
     assert flops[1] - flops[0] == pytest.approx(flops[2] - flops[1])
 
 
+def test_plan_of_memory_counts_what_the_loss_holds() -> None:
+    """Few sampled units have few logits, many half a gigabyte; beside them the gradient of the words' weights."""
+    few = replace(with_vocabulary(recipes.get("tiny")), global_batch=2, positions_per_sequence=3)
+    model = replace(few.model, vocab_size=few.model.vocab_size + 1)
+    rows = 2 * 3 * few.model.decoder_steps
+    added = activation_bytes(replace(few, model=model), 1) - activation_bytes(few, 1)
+    assert added == rows * 4 + 2 * few.model.width * 4
+    many = replace(few, model=replace(few.model, vocab_size=10**8))
+    features = activation_bytes(few, 1) - few.model.vocab_size * added
+    assert activation_bytes(many, 1) - features == (1 << 29) + 10**8 * 2 * few.model.width * 4
+
+
 def test_plan_of_memory_follows_activation_checkpointing() -> None:
     """A layer more is then its scores and its input more, in both directions; the rest is computed again."""
     config = replace(with_vocabulary(recipes.get("base")), global_batch=8, activation_checkpointing=True)

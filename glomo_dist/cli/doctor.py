@@ -180,9 +180,9 @@ def _kernels() -> Iterator[Finding]:
         refused = ours.why_not_forced(op)
         here = refused is None and any(why is None for why in states.values())
         yield Finding(op, here, refused or what, needed=True)
-    compiled = _imported("glomo_kernels.compiled")
+    extension = _imported("glomo_kernels.cpu_extension")
     with contextlib.suppress(ImportError, ValueError):  # said above
-        yield Finding("C++ loops", True, f"{compiled.cpu().instruction_set()} (GLOMO_SIMD chooses less)")
+        yield Finding("C++ loops", True, f"{extension.loaded().instruction_set()} (GLOMO_SIMD chooses less)")
 
 
 def _imported(module: str) -> Any:

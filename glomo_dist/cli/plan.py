@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
+from glomo_kernels.decoder_loss.triton_impl import CHUNK_BYTES
 from tyro.conf import arg
 
 from glomo_dist import recipes
@@ -108,10 +109,12 @@ def state_bytes(config: PretrainConfig, parameters: int, ranks: int) -> dict[str
 
 
 def activation_bytes(config: PretrainConfig, ranks: int) -> float:
-    """Bytes per rank of one backward pass, roughly: features of every layer and direction, and the sampled logits.
+    """Bytes per rank of one backward pass, roughly: features of every layer and direction, and what the loss holds.
 
-    The graphs do not count: `affinity_mix` keeps none. With activation checkpointing (pretrain/activations.py) the
-    inputs and outputs of its parts are kept, among them every layer's scores, and one part's inside at a time.
+    `decoder_loss` has some of the sampled units' logits at a time, and keeps the gradient of the words' weights in
+    float32, of both directions. The graphs do not count: `affinity_mix` keeps none. With activation checkpointing
+    (pretrain/activations.py) the inputs and outputs of its parts are kept, among them every layer's scores, and one
+    part's inside at a time.
     """
     m = config.model
     micro, _ = accumulation(config, ranks)
@@ -123,8 +126,8 @@ def activation_bytes(config: PretrainConfig, ranks: int) -> float:
         kept = convolutions if m.norm == "batch" else 3 * m.width
         per_unit = 2 * (kept + m.layers * (scores + m.width)) + max(convolutions, layer)
     sampled = min(config.positions_per_sequence, config.window) * m.decoder_steps
-    chunk = min(2 * sampled * micro, 4096) * m.vocab_size * 4  # decoder_loss never holds more logits
-    return float(micro * config.window * per_unit * width + chunk)
+    logits = min(sampled * micro * m.vocab_size * width, CHUNK_BYTES)
+    return float(micro * config.window * per_unit * width + logits + 2 * m.vocab_size * m.width * 4)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from glomo_dist.runtime.config import check_fields
 from glomo_dist.runtime.errors import ConfigError
 
 
@@ -28,9 +30,10 @@ class Reading:
     max_bad_shards: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self, "reading.")
         for name, least in {"readers": 0, "prefetch": 1, "max_bad_shards": 0}.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"reading.{name} must be at least {least}, got {getattr(self, name)}.")
         for name in ("cache_gb", "retry_seconds"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"reading.{name} must be positive, got {getattr(self, name)}.")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"reading.{name} must be positive and finite, got {getattr(self, name)}.")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from glomo_dist.data.places import Place, Source, in_time
-from glomo_dist.data.tarsamples import AGAIN, id_dtype, parse_samples
+from glomo_dist.data.tarsamples import AGAIN, parse_samples
 from glomo_dist.runtime.errors import ShardError
 
 _PIECE = 1 << 20  # bytes of samples checked at once: they stay in the processor's cache
@@ -33,9 +33,6 @@ class Layout(NamedTuple):
         digest.update(np.ascontiguousarray(self.offsets, np.int64).tobytes())
         digest.update(np.ascontiguousarray(self.lengths, np.int64).tobytes())
         return digest.hexdigest()[:40]
-
-    def ids_bytes(self) -> int:
-        return int(self.lengths.sum()) * id_dtype(self.vocab_size).itemsize
 
 
 def decode(

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 from cases import Case, Run, cases
-from glomo_kernels import compiled
+from glomo_kernels import cpu_extension
 
 COLUMNS = (
     "op",
@@ -130,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
         begin_table(options.csv)
     torch.manual_seed(0)
 
-    simd = compiled.missing() or compiled.cpu().instruction_set()
+    simd = cpu_extension.missing() or cpu_extension.loaded().instruction_set()
     failed = False
     for case in cases(options.quick):
         if options.only not in (None, case.op):

@@ -7,7 +7,7 @@
 
 namespace glomo {
 
-// glomo_kernels/compiled.py says when to raise it.
+// glomo_kernels/extensions.py says when to raise it.
 constexpr int INTERFACE = 2;
 
 enum class Kind : int { relu = 0, square = 1, topk = 2 };

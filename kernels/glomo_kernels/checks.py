@@ -1,4 +1,4 @@
-"""Checks of the arguments that the two affinity ops share; every error names the argument.
+"""Checks of arguments that several ops share; every error names the argument.
 
 Checks of values (lengths, positions, top-k counts) read the tensor, so they run on CPU tensors only and not
 under torch.compile: elsewhere they would stall the device.
@@ -82,7 +82,7 @@ def check_scores(op: str, q: Tensor, k: Tensor, theta: Tensor | float | None, ki
     expected = (q.shape[0], q.shape[1], "T", q.shape[3])
     if k.ndim != 4 or shape(k)[:2] != shape(q)[:2] or k.shape[3] != q.shape[3]:
         raise ValueError(f"{op}: k must be {expected} to go with q {shape(q)}, got {shape(k)}")
-    same_kind(op, q, "k", k)
+    same_kind(op, "q", q, "k", k)
     if theta is None:
         return None
     if kind != "relu":
@@ -98,10 +98,11 @@ def check_scores(op: str, q: Tensor, k: Tensor, theta: Tensor | float | None, ki
     return theta.expand(q.shape[:3])
 
 
-def same_kind(op: str, q: Tensor, name: str, other: Tensor) -> None:
-    if other.dtype != q.dtype or other.device != q.device:
+def same_kind(op: str, model: str, like: Tensor, name: str, other: Tensor) -> None:
+    """model: the name of `like`."""
+    if other.dtype != like.dtype or other.device != like.device:
         raise ValueError(
-            f"{op}: {name} must be {q.dtype} on {q.device} like q, got {other.dtype} on {other.device}"
+            f"{op}: {name} must be {like.dtype} on {like.device} like {model}, got {other.dtype} on {other.device}"
         )
 
 

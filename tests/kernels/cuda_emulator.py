@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pybind11
 import pytest
-from glomo_kernels import device
+from glomo_kernels import cuda_extension
 
 HERE = Path(__file__).parent / "emulator"
 SOURCES = Path(__file__).parents[2] / "kernels" / "csrc" / "cuda"
@@ -71,5 +71,5 @@ def module():
 
 def use(monkeypatch) -> None:
     """For the length of a test, backend `cuda` takes CPU tensors and runs in the emulator."""
-    monkeypatch.setattr(device, "_load", module)
-    monkeypatch.setattr(device, "DEVICE", "cpu")
+    monkeypatch.setattr(cuda_extension, "_load", module)
+    monkeypatch.setattr(cuda_extension, "DEVICE", "cpu")

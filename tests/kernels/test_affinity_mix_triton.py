@@ -1,5 +1,6 @@
 """affinity_mix on Triton: in the interpreter on a CPU, and on a GPU, the same tests."""
 
+import numpy as np
 import pytest
 import test_affinity_mix as plain
 import torch
@@ -176,6 +177,28 @@ def test_non_contiguous_inputs():
             [out, *torch.autograd.grad(out, tensors, torch.ones_like(out[..., :1]).expand_as(out))]
         )
     torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
+
+
+@kernels
+def test_offsets_beyond_two_to_the_31():
+    """Samples 2^31 elements apart, and rows nearly 2^24: offsets of both kinds pass 2^31."""
+    generator = torch.Generator().manual_seed(0)
+    small = torch.randn(2, 1, 140, 16, dtype=torch.float64, generator=generator).to(DEVICE, torch.bfloat16)
+    size = 140 * 2**24
+    if DEVICE == "cpu":  # NumPy's zeros take no memory until they are written
+        memory = torch.from_numpy(np.zeros(size, np.int16)).view(torch.bfloat16)
+    else:
+        memory = torch.zeros(size, dtype=torch.bfloat16, device=DEVICE)
+    far = memory.as_strided((2, 1, 140, 16), (2**31, 16, 16, 1))
+    wide = memory.as_strided((1, 1, 140, 16), (0, 0, 2**24 - 16, 1))
+    for strided, values in ((far, small), (wide, small[:1])):
+        strided.copy_(values)
+        results = []
+        for x in (values.contiguous(), strided):
+            x = x.detach().requires_grad_()
+            out = affinity_mix(x, x, x)
+            results.append([out, *torch.autograd.grad(out, x, torch.ones_like(out))])
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 @kernels

@@ -58,24 +58,6 @@ def test_autotuned(dtype):
 
 
 @pytest.mark.gpu
-def test_offsets_beyond_two_to_the_31():
-    """Samples 2^31 elements apart, and rows 2^23: offsets of both kinds pass 2^31."""
-    generator = torch.Generator().manual_seed(0)
-    small = torch.randn(2, 1, 300, 16, dtype=torch.float64, generator=generator).to(DEVICE, torch.bfloat16)
-    memory = torch.zeros(2**31 + 2**20, dtype=torch.bfloat16, device=DEVICE)
-    far = memory.as_strided((2, 1, 300, 16), (2**31, 16, 16, 1))
-    wide = memory.as_strided((1, 1, 257, 16), (0, 0, 2**23, 1))
-    for strided, values in ((far, small), (wide, small[:1, :, :257])):
-        strided.copy_(values)
-        results = []
-        for x in (values.contiguous(), strided):
-            x = x.detach().requires_grad_()
-            out = affinity_mix(x, x, x)
-            results.append([out, *torch.autograd.grad(out, x, torch.ones_like(out))])
-        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-
-
-@pytest.mark.gpu
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
 def test_descriptors_of_views(half):
     """Heads beside each other, and parts of one tensor: steps along T and H of which neither divides the other."""

@@ -2,11 +2,12 @@ import logging
 import os
 import subprocess
 import sys
+import types
 
 import glomo_kernels
 import pytest
 import torch
-from glomo_kernels import compiled, device, dispatch
+from glomo_kernels import cpu_extension, cuda_extension, dispatch
 
 
 @pytest.mark.parametrize("op", dispatch.TABLE)
@@ -19,13 +20,13 @@ def test_every_backend_has_the_three_names(op):
 
 
 def test_the_extension_is_built():
-    assert compiled.missing() is None
-    assert compiled.cpu().instruction_set() in ("portable", "avx2", "avx512")
+    assert cpu_extension.missing() is None
+    assert cpu_extension.loaded().instruction_set() in ("portable", "avx2", "avx512")
 
 
 def test_an_extension_of_other_sources_is_not_used(monkeypatch):
-    monkeypatch.setattr(compiled.cpu(), "interface", 0)
-    compiled._load.cache_clear()
+    monkeypatch.setattr(cpu_extension.loaded(), "interface", 0)
+    cpu_extension._load.cache_clear()
     try:
         reason = glomo_kernels.backends("graph_mix")["cpp"]
         assert "built from other sources (interface 0" in reason and "make setup" in reason
@@ -34,7 +35,20 @@ def test_an_extension_of_other_sources_is_not_used(monkeypatch):
             dispatch.pick("graph_mix")
     finally:
         monkeypatch.undo()
-        compiled._load.cache_clear()
+        cpu_extension._load.cache_clear()
+
+
+def test_a_cuda_extension_of_other_sources_is_not_used(monkeypatch):
+    monkeypatch.setitem(
+        sys.modules, "glomo_kernels._cuda", types.ModuleType("_cuda")
+    )  # older ones say nothing
+    cuda_extension._load.cache_clear()
+    try:
+        reason = glomo_kernels.backends("graph_mix")["cuda"]
+        assert "_cuda was built from other sources (interface 0" in reason and "build_cuda.py" in reason
+    finally:
+        monkeypatch.undo()
+        cuda_extension._load.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["portable", "avx2", "avx512"])
@@ -42,7 +56,7 @@ def test_loops_for_other_machines(name, tmp_path):
     """In processes of their own; asked for more than this machine has, they take what it has."""
     code = f"""
 import torch
-from glomo_kernels import affinity_mix, affinity_graph, compiled, decoder_loss, graph_mix
+from glomo_kernels import affinity_mix, affinity_graph, cpu_extension, decoder_loss, graph_mix
 torch.manual_seed(0)
 q, k, v = (torch.randn(2, 2, 150, n).double().requires_grad_() for n in (80, 80, 133))
 theta = (torch.randn(2, 2, 150).double() * 20).requires_grad_()  # tiles with few edges and with many
@@ -51,7 +65,7 @@ graph = affinity_graph(q, k, theta, keep=5)
 y = graph_mix(graph.detach(), torch.ones(2).double(), v[:, 0]) + graph.weights.sum()
 loss = decoder_loss(q.flatten(0, 2), k.flatten(0, 2), torch.arange(600), reduction="sum")
 gradients = torch.autograd.grad(out.sin().sum() + y.sin().sum() + loss, [q, k, v, theta])
-torch.save([compiled.cpu().instruction_set(), [out, y, loss, *gradients]], {str(tmp_path / "result")!r})
+torch.save([cpu_extension.loaded().instruction_set(), [out, y, loss, *gradients]], {str(tmp_path / "result")!r})
 """
     results = []
     for variables in ({"GLOMO_SIMD": name, "GLOMO_KERNELS": "cpp"}, {"GLOMO_KERNELS": "reference"}):
@@ -63,7 +77,7 @@ torch.save([compiled.cpu().instruction_set(), [out, y, loss, *gradients]], {str(
 
 
 def test_unknown_loops_are_refused_and_an_empty_name_is_none():
-    code = "from glomo_kernels import compiled; print(compiled.cpu().instruction_set())"
+    code = "from glomo_kernels import cpu_extension; print(cpu_extension.loaded().instruction_set())"
 
     def run(name):
         environment = {**os.environ, "GLOMO_SIMD": name}
@@ -118,8 +132,8 @@ def test_choice_is_logged_once_with_the_reasons(monkeypatch, caplog):
 
 
 def test_missing_extension_is_a_reason_not_a_crash(monkeypatch):
-    monkeypatch.setattr(compiled, "_load", lambda: "no compiler was found")
-    monkeypatch.setattr(device, "_load", lambda: "no nvcc was found")
+    monkeypatch.setattr(cpu_extension, "_load", lambda: "no compiler was found")
+    monkeypatch.setattr(cuda_extension, "_load", lambda: "no nvcc was found")
     assert glomo_kernels.backends("graph_mix") == {
         "cuda": "no nvcc was found",
         "cpp": "no compiler was found",

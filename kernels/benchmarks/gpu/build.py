@@ -9,11 +9,11 @@ import sys
 
 from gpu.part import ROOT, Part
 
-OPS = ("affinity_mix", "affinity_graph", "graph_mix")
 # In a process of its own: one that has looked for an extension before it was built does not find it later.
-ASK = f"""
+ASK = """
 import glomo_kernels
-for op in {OPS}:
+from glomo_kernels import dispatch
+for op in dispatch.TABLE:
     for name, reason in glomo_kernels.backends(op).items():
         print(op, name, reason or "usable", sep="\\t")
 """

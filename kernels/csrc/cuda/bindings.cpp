@@ -27,6 +27,7 @@ Stream stream_of(Address stream) { return reinterpret_cast<Stream>(stream); }
 
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "Compiled CUDA kernels; called by glomo_kernels, not by users.";
+  m.attr("interface") = INTERFACE;
   m.def("set_device", &set_device);
   m.def("problem", &problem, "Why the kernels cannot run on the current device; empty if they can.");
 

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glomo_kernels import compiled
-from glomo_kernels.compiled import KINDS, contiguous, threads, why_not_kind
+from glomo_kernels import cpu_extension
+from glomo_kernels.cpu_extension import threads
+from glomo_kernels.extensions import KINDS, contiguous, why_not_kind
 from glomo_kernels.scores import compute_dtype
 
 
@@ -22,7 +23,7 @@ def why_not(
     keep: int = 0,
     renormalise: bool = True,
 ) -> str | None:
-    return why_not_kind(kind, "C++") or compiled.why_not(q)
+    return why_not_kind(kind, "C++") or cpu_extension.why_not(q)
 
 
 class _Problem:
@@ -49,7 +50,7 @@ class _Problem:
             "topk": None if topk is None else contiguous(topk.clamp(min=1)),
         }
         self.alive = inputs
-        self.arguments: Any = compiled.cpu().Affinity(
+        self.arguments: Any = cpu_extension.loaded().Affinity(
             **{name: 0 if tensor is None else tensor.data_ptr() for name, tensor in inputs.items()},
             is_double=self.dtype == torch.float64,
             batch=self.batch,
@@ -80,7 +81,7 @@ def forward(
     """(weights [E], offsets int64 [B*H*T + 1], columns int32 [E]); keep = 0 keeps every edge."""
     problem = _Problem(q, k, theta, spans, topk, kind, keep, renormalise)
     offsets = torch.zeros(problem.batch * problem.heads * problem.units + 1, dtype=torch.int64)
-    found = compiled.cpu().find_edges(problem.arguments, offsets[1:].data_ptr(), threads())
+    found = cpu_extension.loaded().find_edges(problem.arguments, offsets[1:].data_ptr(), threads())
     offsets.cumsum_(0)
     edges = int(offsets[-1])
     columns = torch.empty(edges, dtype=torch.int32)
@@ -109,7 +110,7 @@ def backward(
     weights = contiguous(weights)
     dq, dk = torch.empty(q.shape, dtype=problem.dtype), torch.empty(k.shape, dtype=problem.dtype)
     dtheta = torch.empty((0,) if theta is None else theta.shape, dtype=problem.dtype)
-    compiled.cpu().affinity_graph_backward(
+    cpu_extension.loaded().affinity_graph_backward(
         problem.arguments,
         offsets.data_ptr(),
         columns.data_ptr(),

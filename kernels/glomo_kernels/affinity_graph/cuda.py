@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glomo_kernels import device
-from glomo_kernels.compiled import KINDS, contiguous, why_not_kind
-from glomo_kernels.device import TYPES, address, transposed
+from glomo_kernels import cuda_extension
+from glomo_kernels.cuda_extension import TYPES, address, transposed
+from glomo_kernels.extensions import KINDS, contiguous, why_not_kind
 from glomo_kernels.scores import compute_dtype
 
 ALIGNMENT = 16  # bytes: rows of q and k are copied in pieces of this size
@@ -32,7 +32,7 @@ def why_not(
     keep: int = 0,
     renormalise: bool = True,
 ) -> str | None:
-    reason = device.why_not(q) or why_not_kind(kind, "CUDA")
+    reason = cuda_extension.why_not(q) or why_not_kind(kind, "CUDA")
     if reason is None and q is not None and q.shape[2] > 2**30:
         reason = f"T must be at most 2^30, got {q.shape[2]}"
     return reason
@@ -45,7 +45,7 @@ class _Cut(NamedTuple):
     last: Tensor | None
 
     def argument(self) -> Any:
-        return device.cuda().Cut(address(self.limits), address(self.last))
+        return cuda_extension.loaded().Cut(address(self.limits), address(self.last))
 
 
 class _Problem:
@@ -68,12 +68,12 @@ class _Problem:
         self.spans = contiguous(spans)
         self.topk = None if topk is None else contiguous(topk)
         self.kind = kind
-        self.stream = device.stream(q)
+        self.stream = cuda_extension.stream(q)
         self.rows_of(0, self.units)
 
     def rows_of(self, first: int, rows: int) -> None:
         self.first, self.rows = first, rows
-        self.arguments: Any = device.cuda().Affinity(
+        self.arguments: Any = cuda_extension.loaded().Affinity(
             type=self.type,
             q=address(self.q),
             k=address(self.k),
@@ -99,7 +99,7 @@ class _Problem:
         if keep == 0 and topk is None:
             return _Cut(None, None)
         limits, last = self.empty(self.all_rows()), self.empty(self.all_rows(), torch.int32)
-        device.cuda().select(
+        cuda_extension.loaded().select(
             self.arguments, keep, address(topk), limits.data_ptr(), last.data_ptr(), self.stream
         )
         return _Cut(limits, last)
@@ -108,7 +108,7 @@ class _Problem:
         """(values, edges): the weights, normalised by the squares of `whole`, or the roots r_ij."""
         counts = torch.zeros(self.all_rows() + 1, dtype=torch.int64, device=self.q.device)
         totals = self.empty(self.all_rows(), torch.float64)
-        device.cuda().count(
+        cuda_extension.loaded().count(
             self.arguments,
             edges.argument(),
             whole.argument(),
@@ -119,7 +119,7 @@ class _Problem:
         offsets = counts.cumsum(0)
         size = int(offsets[-1])  # the only wait for the device: to know how much memory the edges take
         columns, values = self.empty(size, torch.int32), self.empty(size)
-        device.cuda().fill(
+        cuda_extension.loaded().fill(
             self.arguments,
             edges.argument(),
             address(totals if weights else None),
@@ -132,7 +132,7 @@ class _Problem:
 
     def roots(self, edges: Edges) -> Tensor:
         values = self.empty(edges[1].numel())
-        device.cuda().roots(
+        cuda_extension.loaded().roots(
             self.arguments, edges[0].data_ptr(), edges[1].data_ptr(), values.data_ptr(), self.stream
         )
         return values
@@ -142,7 +142,7 @@ class _Problem:
         result = torch.empty(
             self.batch, self.heads, rows, x.shape[-1], dtype=self.dtype if wide else x.dtype, device=x.device
         )
-        arguments = device.cuda().Combine(
+        arguments = cuda_extension.loaded().Combine(
             type=self.type,
             offsets=edges[0].data_ptr(),
             sources=edges[1].data_ptr(),
@@ -153,7 +153,7 @@ class _Problem:
             source_rows=self.units,
             width=x.shape[-1],
         )
-        device.cuda().combine(arguments, result.data_ptr(), wide, self.stream)
+        cuda_extension.loaded().combine(arguments, result.data_ptr(), wide, self.stream)
         return result
 
     def transpose(self, edges: Edges) -> tuple[Tensor, Edges]:
@@ -183,7 +183,7 @@ def forward(
     renormalise: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(weights [E], offsets int64 [B*H*T + 1], columns int32 [E]); keep = 0 keeps every edge."""
-    with device.guard(q):
+    with cuda_extension.guard(q):
         problem = _Problem(q, k, theta, spans, topk, kind)
         kept = problem.cut(keep, problem.topk)
         whole = kept if renormalise or keep == 0 else problem.cut(0, problem.topk)
@@ -210,7 +210,7 @@ def backward(
     If the weights were normalised by their own sum, the gradient of the scores lives on the edges. If by the sum
     over all of the row, it lives on every positive score: these are made for a few rows at a time.
     """
-    with device.guard(q):
+    with cuda_extension.guard(q):
         problem = _Problem(q, k, theta, spans, topk, kind)
         kept = (contiguous(offsets), contiguous(columns))
         pair = contiguous(weights), contiguous(grad, problem.dtype)
@@ -242,12 +242,12 @@ def _slopes(
     """
     slopes = torch.empty_like(roots)
     dtheta = problem.empty(problem.all_rows() if with_theta else 0)
-    device.cuda().slopes(
+    cuda_extension.loaded().slopes(
         problem.type,
         problem.all_rows(),
-        device.cuda().Rows(*map(address, edges)),
+        cuda_extension.loaded().Rows(*map(address, edges)),
         *map(address, pair),
-        device.cuda().Rows(*map(address, whole)),
+        cuda_extension.loaded().Rows(*map(address, whole)),
         roots.data_ptr(),
         slopes.data_ptr(),
         address(dtheta if with_theta else None),

@@ -79,7 +79,7 @@ def affinity_mix(
     if v.ndim != 4 or v.shape[:3] != k.shape[:3]:
         expected = (*checks.shape(k)[:3], "Dv")
         raise ValueError(f"{OP}: v must be {expected} to go with k {checks.shape(k)}, got {checks.shape(v)}")
-    checks.same_kind(OP, q, "v", v)
+    checks.same_kind(OP, "q", q, "v", v)
     checks.check_lengths(OP, lengths, batch, columns, q.device)
     positions = checks.check_positions(OP, positions, batch, rows, columns, q.device)
     counts = checks.check_topk(OP, topk, kind, batch, q.device)

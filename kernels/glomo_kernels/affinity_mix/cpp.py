@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glomo_kernels import compiled
-from glomo_kernels.compiled import KINDS, contiguous, threads, why_not_kind
+from glomo_kernels import cpu_extension
+from glomo_kernels.cpu_extension import threads
+from glomo_kernels.extensions import KINDS, contiguous, why_not_kind
 from glomo_kernels.scores import compute_dtype, kept_size, live_shape
 
 
@@ -30,7 +31,7 @@ def why_not(
         return reason
     if k is not None and k.shape[2] >= 2**24:
         return f"it counts keys in float32, exact below 2^24; T is {k.shape[2]}"
-    return compiled.why_not(q)
+    return cpu_extension.why_not(q)
 
 
 def _rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -65,7 +66,7 @@ class _Problem:
             "topk": None if topk is None else contiguous(topk.clamp(min=1)),
         }
         self.alive = matrices, vectors
-        self.arguments: Any = compiled.cpu().Mix(
+        self.arguments: Any = cpu_extension.loaded().Mix(
             **{name: _place(tensor) for name, tensor in matrices.items()},
             **{name: 0 if tensor is None else tensor.data_ptr() for name, tensor in vectors.items()},
             is_double=self.dtype == torch.float64,
@@ -100,7 +101,7 @@ def forward(
     live = torch.empty(live_shape(q, k), dtype=torch.uint8)
     kept = torch.empty(kept_size(q, k) if keep else 0, dtype=problem.dtype)
     addresses = [x.data_ptr() if x.numel() else 0 for x in (mixed, norm, live, edges, entropy, kept)]
-    compiled.cpu().affinity_mix(problem.arguments, *addresses, threads())
+    cpu_extension.loaded().affinity_mix(problem.arguments, *addresses, threads())
     return mixed.to(q.dtype), norm, edges, entropy, live, kept
 
 
@@ -126,7 +127,7 @@ def backward(
     dk = torch.empty(k.shape, dtype=problem.dtype)
     dv = torch.empty(v.shape, dtype=problem.dtype)
     dtheta = torch.empty((0,) if theta is None else theta.shape, dtype=problem.dtype)
-    compiled.cpu().affinity_mix_backward(
+    cpu_extension.loaded().affinity_mix_backward(
         problem.arguments,
         _place(grad),
         *(x.data_ptr() if x.numel() else 0 for x in (norm, live, kept, dq, dk, dv, dtheta)),

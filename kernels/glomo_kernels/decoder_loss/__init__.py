@@ -42,11 +42,7 @@ def decoder_loss(
             f"{OP}: weight must be (V, {hidden.shape[1]}) with V >= 1 to go with hidden "
             f"{checks.shape(hidden)}, got {checks.shape(weight)}"
         )
-    if weight.dtype != hidden.dtype or weight.device != hidden.device:
-        raise ValueError(
-            f"{OP}: weight must be {hidden.dtype} on {hidden.device} like hidden, "
-            f"got {weight.dtype} on {weight.device}"
-        )
+    checks.same_kind(OP, "hidden", hidden, "weight", weight)
     checks.check_integers(OP, "target", target, ((hidden.shape[0],),), hidden.device)
     if checks.readable(target):
         wrong = (target != ignore_index) & ((target < 0) | (target >= weight.shape[0]))

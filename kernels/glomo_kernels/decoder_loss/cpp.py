@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glomo_kernels import compiled, dispatch
-from glomo_kernels.compiled import contiguous, threads
+from glomo_kernels import cpu_extension, dispatch
+from glomo_kernels.cpu_extension import threads
 from glomo_kernels.decoder_loss import reference
 from glomo_kernels.decoder_loss.reference import backward as backward  # the backend's own
+from glomo_kernels.extensions import contiguous
 from glomo_kernels.scores import compute_dtype
 
 CHUNK_ROWS = 384  # whose logits exist at once
@@ -16,9 +17,9 @@ STORED = {torch.bfloat16: 1, torch.float16: 2}  # enum Stored in csrc/kernels.h
 
 
 def why_not(hidden: Tensor | None = None, *others: object) -> str | None:
-    if missing := compiled.why_not(hidden):
+    if missing := cpu_extension.why_not(hidden):
         return missing
-    if compiled.cpu().instruction_set() == "portable" and dispatch.forced("decoder_loss") != "cpp":
+    if cpu_extension.loaded().instruction_set() == "portable" and dispatch.forced("decoder_loss") != "cpp":
         return "PyTorch's products are faster than its portable loops"
     return None
 
@@ -34,7 +35,7 @@ def forward(
     dweight = hidden.new_empty(weight.shape if grads else (0,))
     if not len(hidden):
         return loss, dhidden, dweight.zero_()
-    cpu = compiled.cpu()
+    cpu = cpu_extension.loaded()
     line = 64 // dtype.itemsize
     kept = hidden.new_empty(words * -(-min(CHUNK_ROWS, len(hidden)) // line) * line if grads else 0)
     blocks = -(-words // cpu.decoder_block)

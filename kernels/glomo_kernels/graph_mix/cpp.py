@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glomo_kernels import compiled
-from glomo_kernels.compiled import contiguous, threads
+from glomo_kernels import cpu_extension
+from glomo_kernels.cpu_extension import threads
+from glomo_kernels.extensions import contiguous
 from glomo_kernels.scores import compute_dtype
 
 
 def why_not(features: Tensor | None = None) -> str | None:
-    return compiled.why_not(features)
+    return cpu_extension.why_not(features)
 
 
 class _Graphs:
@@ -29,7 +30,7 @@ class _Graphs:
     ) -> None:
         batch, components, units, first, count = sizes
         self.alive = contiguous(offsets), contiguous(columns), contiguous(values, dtype)
-        self.arguments: Any = compiled.cpu().Graphs(
+        self.arguments: Any = cpu_extension.loaded().Graphs(
             is_double=dtype == torch.float64,
             offsets=self.alive[0].data_ptr(),
             columns=self.alive[1].data_ptr(),
@@ -58,7 +59,7 @@ def forward(
     graphs = _Graphs(offsets, columns, values, dtype, (batch, components, units, first, count))
     x, w = contiguous(features, dtype), contiguous(weights, dtype)
     result = torch.empty(batch, units, width, dtype=dtype)
-    compiled.cpu().mix(
+    cpu_extension.loaded().mix(
         graphs.arguments, w.data_ptr(), w.ndim == 3, x.data_ptr(), width, result.data_ptr(), threads()
     )
     return result.to(features.dtype)
@@ -86,7 +87,7 @@ def backward(
     if want_weights:
         x = contiguous(features, dtype)
         d_per_unit = torch.empty(batch, units, count, dtype=dtype)
-        compiled.cpu().mix_backward_weights(
+        cpu_extension.loaded().mix_backward_weights(
             graphs.arguments, dy.data_ptr(), x.data_ptr(), width, d_per_unit.data_ptr(), threads()
         )
         d_weights = (d_per_unit if weights.ndim == 3 else _sum_rows(d_per_unit.flatten(0, 1))).to(
@@ -95,7 +96,7 @@ def backward(
     if want_features:
         w = contiguous(weights, dtype)
         dx = torch.empty(batch, units, width, dtype=dtype)
-        compiled.cpu().mix_backward_features(
+        cpu_extension.loaded().mix_backward_features(
             graphs.arguments, w.data_ptr(), w.ndim == 3, dy.data_ptr(), width, dx.data_ptr(), threads()
         )
         d_features = dx.to(features.dtype)
@@ -119,7 +120,7 @@ def apply_forward(
     graphs = _Graphs(offsets, columns, values, dtype, (batch, components, units, first, count))
     source = contiguous(x, dtype)
     result = torch.empty(batch, count, units, width, dtype=dtype)
-    compiled.cpu().apply(
+    cpu_extension.loaded().apply(
         graphs.arguments, source.data_ptr(), given != count, width, result.data_ptr(), threads()
     )
     return result.to(x.dtype)
@@ -140,5 +141,7 @@ def apply_backward(
     graphs = _Graphs(offsets, columns, values, dtype, (batch, components, units, first, count))
     dz = contiguous(grad, dtype)
     dx = torch.empty(batch, 1 if shared else count, units, width, dtype=dtype)
-    compiled.cpu().apply_backward(graphs.arguments, dz.data_ptr(), shared, width, dx.data_ptr(), threads())
+    cpu_extension.loaded().apply_backward(
+        graphs.arguments, dz.data_ptr(), shared, width, dx.data_ptr(), threads()
+    )
     return dx.to(grad.dtype)

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glomo_kernels import device
-from glomo_kernels.compiled import contiguous
-from glomo_kernels.device import TYPES, address, transposed
+from glomo_kernels import cuda_extension
+from glomo_kernels.cuda_extension import TYPES, address, transposed
+from glomo_kernels.extensions import contiguous
 from glomo_kernels.scores import compute_dtype
 
 
 def why_not(features: Tensor | None = None) -> str | None:
-    return device.why_not(features)
+    return cuda_extension.why_not(features)
 
 
 class _Graphs:
@@ -34,7 +34,7 @@ class _Graphs:
 
     def arguments(self, x: Tensor, *, apart: bool, shared: bool, weights: Tensor | None = None) -> Any:
         """For the kernel. apart: a result per component, instead of their sum; x [.., T, D]."""
-        return device.cuda().Combine(
+        return cuda_extension.loaded().Combine(
             type=TYPES[x.dtype],
             offsets=self.offsets.data_ptr(),
             sources=self.columns.data_ptr(),
@@ -80,7 +80,7 @@ class _Graphs:
         starts, order = transposed(keys, groups * self.units)
         sources, values = sources[order].to(torch.int32), values[order]
         result = torch.empty(groups, self.units, x.shape[-1], dtype=x.dtype, device=x.device)
-        arguments = device.cuda().Combine(
+        arguments = cuda_extension.loaded().Combine(
             type=TYPES[x.dtype],
             offsets=starts.data_ptr(),
             sources=sources.data_ptr(),
@@ -91,7 +91,7 @@ class _Graphs:
             source_rows=source_rows,
             width=x.shape[-1],
         )
-        device.cuda().combine(arguments, result.data_ptr(), False, device.stream(x))
+        cuda_extension.loaded().combine(arguments, result.data_ptr(), False, cuda_extension.stream(x))
         return result
 
 
@@ -105,7 +105,7 @@ def forward(
     features: Tensor,
 ) -> Tensor:
     """[B, T, D]: sum over the components first .. first + weights.shape[-1]."""
-    with device.guard(features):
+    with cuda_extension.guard(features):
         dtype = compute_dtype(features)
         batch, units, _ = features.shape
         graphs = _Graphs(
@@ -114,7 +114,7 @@ def forward(
         x, w = contiguous(features), contiguous(weights, dtype)
         result = torch.empty_like(x)
         arguments = graphs.arguments(x, apart=False, shared=True, weights=w)
-        device.cuda().combine(arguments, result.data_ptr(), False, device.stream(x))
+        cuda_extension.loaded().combine(arguments, result.data_ptr(), False, cuda_extension.stream(x))
         return result
 
 
@@ -131,7 +131,7 @@ def backward(
     want_features: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of weights and features; an empty tensor for one that is not wanted."""
-    with device.guard(features):
+    with cuda_extension.guard(features):
         dtype = compute_dtype(features)
         batch, units, _ = features.shape
         count = weights.shape[-1]
@@ -142,7 +142,9 @@ def backward(
             x = contiguous(features)
             d_per_unit = torch.empty(batch, units, count, dtype=dtype, device=x.device)
             arguments = graphs.arguments(x, apart=False, shared=True)
-            device.cuda().combine_weights(arguments, dy.data_ptr(), d_per_unit.data_ptr(), device.stream(x))
+            cuda_extension.loaded().combine_weights(
+                arguments, dy.data_ptr(), d_per_unit.data_ptr(), cuda_extension.stream(x)
+            )
             d_weights = (d_per_unit if weights.ndim == 3 else d_per_unit.sum((0, 1))).to(weights.dtype)
         if want_features:
             sample, component, unit, column, value = graphs.chosen_edges()
@@ -158,14 +160,14 @@ def apply_forward(
     offsets: Tensor, columns: Tensor, values: Tensor, components: int, first: int, count: int, x: Tensor
 ) -> Tensor:
     """[B, count, T, D]: component first + k applied to x[:, k], or to x[:, 0] if that is all there is."""
-    with device.guard(x):
+    with cuda_extension.guard(x):
         batch, given, units, width = x.shape
         sizes = (batch, components, units, first, count)
         graphs = _Graphs(offsets, columns, values, compute_dtype(x), sizes)
         source = contiguous(x)
         result = torch.empty(batch, count, units, width, dtype=x.dtype, device=x.device)
         arguments = graphs.arguments(source, apart=True, shared=given != count)
-        device.cuda().combine(arguments, result.data_ptr(), False, device.stream(x))
+        cuda_extension.loaded().combine(arguments, result.data_ptr(), False, cuda_extension.stream(x))
         return result
 
 
@@ -180,7 +182,7 @@ def apply_backward(
     shared: bool,
 ) -> Tensor:
     """Gradient of x: [B, count, T, D], or [B, 1, T, D] if x was shared."""
-    with device.guard(grad):
+    with cuda_extension.guard(grad):
         batch, _, units, width = grad.shape
         sizes = (batch, components, units, first, count)
         graphs = _Graphs(offsets, columns, values, compute_dtype(grad), sizes)

@@ -6,7 +6,6 @@ Its launchers take addresses and a stream; memory is allocated here, by torch, a
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -14,26 +13,23 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from glomo_kernels.extensions import load
+
+INTERFACE = 1  # in csrc/cuda/kernels.h
 DEVICE = "cuda"  # the tests put "cpu" here, and an emulated _cuda in the place of the real one
 TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
 
 @functools.cache
 def _load() -> ModuleType | str:
-    try:
-        return importlib.import_module("glomo_kernels._cuda")
-    except ImportError as error:
-        return (
-            f"the extension glomo_kernels._cuda cannot be loaded ({error}); build it with "
-            "`python kernels/build_cuda.py`, which needs nvcc (docs/kernels.md)"
-        )
+    return load("_cuda", INTERFACE, "`python kernels/build_cuda.py`, which needs nvcc (docs/kernels.md)")
 
 
-def cuda() -> ModuleType:
-    loaded = _load()
-    if isinstance(loaded, str):
-        raise ImportError(loaded)
-    return loaded
+def loaded() -> ModuleType:
+    extension = _load()
+    if isinstance(extension, str):
+        raise ImportError(extension)
+    return extension
 
 
 @functools.cache
@@ -53,9 +49,9 @@ def why_not(tensor: Tensor | None) -> str | None:
     """What every CUDA backend needs: tensors on a device, the extension, and code in it for that device."""
     if tensor is not None and tensor.device.type != DEVICE:
         return f"it takes {DEVICE.upper()} tensors, these are on {tensor.device}"
-    loaded = _load()
-    if isinstance(loaded, str):
-        return loaded
+    extension = _load()
+    if isinstance(extension, str):
+        return extension
     if tensor is not None and tensor.dtype not in TYPES:
         return f"{tensor.dtype} is not implemented in CUDA"
     index = None
@@ -63,7 +59,7 @@ def why_not(tensor: Tensor | None) -> str | None:
         if not torch.cuda.is_available():
             return "torch sees no CUDA device here"
         index = torch.cuda.current_device() if tensor is None else tensor.get_device()
-    problem = _problem(loaded, index)
+    problem = _problem(extension, index)
     return None if problem is None else f"the kernels do not run on this device: {problem}"
 
 
@@ -72,7 +68,7 @@ def guard(tensor: Tensor) -> Iterator[None]:
     """Makes the tensor's device the current one, for torch and for the launchers, whose CUDA runtime is another."""
     if tensor.is_cuda:
         with torch.cuda.device(tensor.device):
-            cuda().set_device(tensor.get_device())
+            loaded().set_device(tensor.get_device())
             yield
     else:
         yield
