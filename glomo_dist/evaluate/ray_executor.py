@@ -14,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from glomo_dist.evaluate.attempt import Job, Outcome, Run, attempt, job_folder, log_tail, write_error
 from glomo_dist.evaluate.executor import time_limit_error
@@ -49,102 +49,155 @@ class RayExecutor:
     def outcomes(self, run: Run, jobs: Sequence[Job], out: Path) -> Iterator[Outcome]:
         """See `Executor`. Raises ConfigError if a job asks for more than a local Ray has."""
         with running_ray(self.cpus, self.address, self.max_retries):
-            yield from _outcomes(run, jobs, out, self)
+            yield from _Fanout(run, jobs, out, self).outcomes()
 
 
-def _outcomes(run: Run, jobs: Sequence[Job], out: Path, settings: RayExecutor) -> Iterator[Outcome]:
+class _Running(NamedTuple):
+    """A job that Ray has, and how long it has been at work on it."""
+
+    job: Job
+    clock: _Clock
+
+
+class _Fanout:
+    """The jobs of one evaluation on their way through Ray.
+
+    pending: not handed to Ray yet, or to be handed to it again.  running: those it has, by the reference of the task.
+    expired: id -> seconds of the jobs over their time limit.  moves: id -> how often the job lost its host.
+    told: cores and memory that no node has, for which a job is known to wait.
+    nodes: at the last look.  dead: ids of the nodes that no job waits for any more.  look_at: when the next look is.
+    """
+
+    def __init__(self, run: Run, jobs: Sequence[Job], out: Path, settings: RayExecutor) -> None:
+        """Raises ConfigError if a job asks for more than a local Ray has."""
+        import ray
+
+        self.run, self.out, self.settings = run, out, settings
+        self.nodes = _Nodes()
+        for job in jobs if settings.address is None else ():
+            if why := self.nodes.too_small(job):
+                raise ConfigError(f"{why}. Lower what the job asks for, or give Ray more.")
+        self.smallest = min((job.cpus for job in jobs), default=1)  # cores
+        self.kind_of_task = ray.remote(max_retries=settings.max_retries, retry_exceptions=False)
+        self.remote = self.kind_of_task(attempt)
+        self.pending = deque(jobs)
+        self.running: dict[Any, _Running] = {}
+        self.expired: dict[str, float] = {}
+        self.moves: Counter[str] = Counter()
+        self.told: set[tuple[int, float | None]] = set()
+        self.dead = self.nodes.dead
+        self.look_at = time.monotonic() + LOOK_SECONDS
+
+    def outcomes(self) -> Iterator[Outcome]:
+        import ray
+
+        try:
+            while self.pending or self.running:
+                self.submit()
+                ready, _ = ray.wait(list(self.running), num_returns=1, timeout=POLL_SECONDS)
+                for reference in ready:
+                    yield self.collect(reference)
+                self.expire()
+                if time.monotonic() >= self.look_at:
+                    yield from self.look_at_nodes()
+        finally:
+            for reference in self.running:
+                _cancel(reference)
+
+    def submit(self) -> None:
+        """Hand over jobs until Ray has enough of them."""
+        # nodes join and are lost, so this changes
+        limit = self.settings.max_pending or max(2, int(self.nodes.cores) // self.smallest + 2)
+        while self.pending and len(self.running) < limit:
+            job = self.pending.popleft()
+            needs = {} if job.memory_gb is None else {"memory": int(job.memory_gb * 1e9)}
+            task = self.remote.options(num_cpus=job.cpus, name=job.id, **needs)
+            reference = task.remote(self.run, job, self.out, capture=True)
+            clock = _Clock(job_folder(self.out, job.id) / "running.json")
+            self.running[reference] = _Running(job, clock)
+            clock.file.unlink(missing_ok=True)  # of a run that was killed
+
+    def collect(self, reference: Any) -> Outcome:
+        """The outcome of a task that is over. One that left no outcome gets its `error.json` here."""
+        import ray
+
+        job, clock = self.running.pop(reference)
+        try:
+            outcome: Outcome = ray.get(reference)
+            return outcome
+        except ray.exceptions.RayTaskError as e:
+            # `attempt` itself failed: the disk is full, or the job function cannot be imported in the worker.
+            trace = re.sub(r"\x1b\[[0-9;]*m", "", str(e)).strip()  # Ray colours it for a terminal
+            message = trace.splitlines()[-1]
+        except ray.exceptions.RayError as e:
+            said = str(e).strip()
+            message = f"the worker died: {said.splitlines()[0] if said else type(e).__name__}"
+            trace = f"{type(e).__name__}: {e}"
+        clock.file.unlink(missing_ok=True)
+        words = log_tail(self.out, job.id)
+        if job.id in self.expired:
+            return time_limit_error(job, self.out, self.expired[job.id], words)
+        return write_error(
+            job, self.out, clock.seconds(), message, f"{trace}\n{words}".strip() + f"\n{message}"
+        )
+
+    def expire(self) -> None:
+        """End the jobs that are over their time limit; each is collected like one whose worker died."""
+        for reference, (job, clock) in self.running.items():
+            seconds = clock.seconds()
+            if job.time_limit_seconds and seconds > job.time_limit_seconds and job.id not in self.expired:
+                self.expired[job.id] = seconds
+                _cancel(reference)
+
+    def look_at_nodes(self) -> Iterator[Outcome]:
+        """Act on what became of the nodes. Yields the jobs that are given up."""
+        # a loss counts when it was seen a look ago: by now all of Ray has heard of it and sends nothing there
+        self.look_at, before, self.nodes = time.monotonic() + LOOK_SECONDS, self.nodes, _Nodes()
+        self.tell_what_waits()
+        if not before.dead <= self.dead:
+            self.dead = before.dead
+            self.begin_waiting_again()
+        yield from self.leave(before.lost)
+
+    def tell_what_waits(self) -> None:
+        for job, clock in self.running.values():
+            asked = job.cpus, job.memory_gb
+            if not clock.host and asked not in self.told and (why := self.nodes.too_small(job)):
+                self.told.add(asked)
+                say(f"evaluate: {why}: it waits for a larger one, and so do jobs like it.")
+
+    def begin_waiting_again(self) -> None:
+        """What waits for a worker may wait for one of a dead node."""
+        # Ray asks for workers for all tasks of a kind together, and for no more than tasks wait; made anew, the same
+        # function is another kind.
+        self.remote = self.kind_of_task(attempt)
+        for reference, (job, _) in [(r, it) for r, it in self.running.items() if not it.clock.host]:
+            _cancel(reference)
+            del self.running[reference]
+            self.pending.appendleft(job)
+
+    def leave(self, lost: set[str]) -> Iterator[Outcome]:
+        """What ran on the hosts `lost` begins again elsewhere. Yields those that did so too often."""
+        retries = self.settings.max_retries
+        for reference, (job, clock) in [(r, it) for r, it in self.running.items() if it.clock.host in lost]:
+            # nobody is there to be asked; Ray shall not try it again by itself
+            _cancel(reference)
+            del self.running[reference]
+            self.moves[job.id] += 1
+            if self.moves[job.id] <= retries:
+                say(f"host {clock.host} is lost: {job.id} begins again elsewhere")
+                self.pending.appendleft(job)
+            else:
+                clock.file.unlink(missing_ok=True)
+                message = f"lost with its host {clock.host}, and {retries} times before with another"
+                yield write_error(job, self.out, clock.seconds(), message, message)
+
+
+def _cancel(reference: Any) -> None:
+    """Kills the worker; a cancelled task is not retried."""
     import ray
 
-    nodes = _Nodes()
-    for job in jobs if settings.address is None else ():
-        if why := nodes.too_small(job):
-            raise ConfigError(f"{why}. Lower what the job asks for, or give Ray more.")
-    smallest = min((job.cpus for job in jobs), default=1)
-    kind_of_task = ray.remote(max_retries=settings.max_retries, retry_exceptions=False)
-    remote = kind_of_task(attempt)
-    pending = deque(jobs)
-    running: dict[Any, Job] = {}
-    clocks: dict[str, _Clock] = {}
-    expired: dict[str, float] = {}
-    moves: Counter[str] = Counter()
-    told: set[tuple[int, float | None]] = set()
-    dead = nodes.dead
-    look_at = time.monotonic() + LOOK_SECONDS
-    try:
-        while pending or running:
-            # nodes join and are lost, so this changes
-            limit = settings.max_pending or max(2, int(nodes.cores) // smallest + 2)
-            while pending and len(running) < limit:
-                job = pending.popleft()
-                needs = {} if job.memory_gb is None else {"memory": int(job.memory_gb * 1e9)}
-                task = remote.options(num_cpus=job.cpus, name=job.id, **needs)
-                reference = task.remote(run, job, out, capture=True)
-                running[reference] = job
-                clocks[job.id] = _Clock(job_folder(out, job.id) / "running.json")
-            ready, _ = ray.wait(list(running), num_returns=1, timeout=POLL_SECONDS)
-            for reference in ready:
-                job = running.pop(reference)
-                yield _collect(reference, job, out, clocks.pop(job.id), expired)
-            for reference, job in running.items():
-                seconds = clocks[job.id].seconds()
-                if job.time_limit_seconds and seconds > job.time_limit_seconds and job.id not in expired:
-                    expired[job.id] = seconds
-                    ray.cancel(reference, force=True)  # kills the worker; a cancelled task is not retried
-            if time.monotonic() < look_at:
-                continue
-            # a loss counts when it was seen a look ago: by now all of Ray has heard of it and sends nothing there
-            look_at, before, nodes = time.monotonic() + LOOK_SECONDS, nodes, _Nodes()
-            for job in running.values():
-                asked = job.cpus, job.memory_gb
-                if not clocks[job.id].host and asked not in told and (why := nodes.too_small(job)):
-                    told.add(asked)
-                    say(f"evaluate: {why}: it waits for a larger one, and so do jobs like it.")
-            if not before.dead <= dead:
-                dead = before.dead
-                # What waits for a worker may wait for one of the lost node. Ray asks for workers for all tasks of a
-                # kind together, and for no more than tasks wait; made anew, the same function is another kind.
-                remote = kind_of_task(attempt)
-                for reference, job in [(r, j) for r, j in running.items() if not clocks[j.id].host]:
-                    ray.cancel(reference, force=True)
-                    del running[reference], clocks[job.id]
-                    pending.appendleft(job)
-            for reference, job in [(r, j) for r, j in running.items() if clocks[j.id].host in before.lost]:
-                # nobody is there to be asked; Ray shall not try it again by itself
-                ray.cancel(reference, force=True)
-                del running[reference]
-                clock = clocks.pop(job.id)
-                moves[job.id] += 1
-                if moves[job.id] <= settings.max_retries:
-                    say(f"host {clock.host} is lost: {job.id} begins again elsewhere")
-                    pending.appendleft(job)
-                else:
-                    clock.file.unlink(missing_ok=True)
-                    message = f"lost with its host {clock.host}, and {settings.max_retries} times before with another"
-                    yield write_error(job, out, clock.seconds(), message, message)
-    finally:
-        for reference in running:
-            ray.cancel(reference, force=True)
-
-
-def _collect(reference: Any, job: Job, out: Path, clock: _Clock, expired: dict[str, float]) -> Outcome:
-    """The outcome of a task that is over. One that left no outcome gets its `error.json` here."""
-    import ray
-
-    try:
-        outcome: Outcome = ray.get(reference)
-        return outcome
-    except ray.exceptions.RayTaskError as e:
-        # `attempt` itself failed: the disk is full, or the job function cannot be imported in the worker.
-        trace = re.sub(r"\x1b\[[0-9;]*m", "", str(e)).strip()  # Ray colours it for a terminal
-        message = trace.splitlines()[-1]
-    except ray.exceptions.RayError as e:
-        message = f"the worker died: {str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}"
-        trace = f"{type(e).__name__}: {e}"
-    (job_folder(out, job.id) / "running.json").unlink(missing_ok=True)
-    words = log_tail(out, job.id)
-    if job.id in expired:
-        return time_limit_error(job, out, expired[job.id], words)
-    return write_error(job, out, clock.seconds(), message, f"{trace}\n{words}".strip() + f"\n{message}")
+    ray.cancel(reference, force=True)
 
 
 class _Nodes:
@@ -197,7 +250,6 @@ class _Clock:
 
     def __init__(self, file: Path) -> None:
         self.file, self.mark, self.since, self.host = file, 0, 0.0, ""
-        file.unlink(missing_ok=True)  # of a run that was killed
 
     def seconds(self) -> float:
         try:
