@@ -31,15 +31,12 @@ from glomo_dist.runtime.config import from_dict, to_dict
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 from glomo_dist.runtime.progress import say
 from glomo_dist.transfer.finetune import require_kernels, run
-from glomo_dist.transfer.job import FinetuneJob, needs_graphs
+from glomo_dist.transfer.job import PLANNED, FinetuneJob, needs_graphs
 from glomo_dist.transfer.result import Result
-
-# What the plan decides for each job; all other fields of a job are settings with a flag of their own.
-PLANNED = ("task", "arm", "graphs", "features", "seed", "train_size", "task_source", "threads")
 
 
 def _settings_class() -> type:
-    """FinetuneJob without what the plan decides, its defaults and help kept."""
+    """FinetuneJob without what the plan decides, its defaults and help kept: each has a flag of its own."""
     hints = get_type_hints(explained(FinetuneJob))
     kept = [
         (f.name, hints[f.name], dataclasses.field(default=f.default))

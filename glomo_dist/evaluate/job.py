@@ -21,12 +21,10 @@ from glomo_dist.runtime.files import read_json
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.transfer.encoder import encoder_fingerprint
 from glomo_dist.transfer.features import FeatureSpec, vectors_content
-from glomo_dist.transfer.job import FinetuneJob, needs_graphs
+from glomo_dist.transfer.job import PLANNED, FinetuneJob, needs_graphs
 from glomo_dist.transfer.task import get_task
 
 _RESOURCES = ("cpus", "memory_gb", "time_limit_seconds")
-# Set by the plan for each job, so they cannot be among its settings.
-_FROM_PLAN = ("task", "arm", "graphs", "features", "seed", "train_size", "task_source", "threads")
 
 
 @dataclass(frozen=True)
@@ -88,11 +86,11 @@ class EvaluationPlan:
                     f"plan: arm {arm!r} is {graphs!r}. The arms without graphs are written 'none: none', "
                     "'uniform: uniform', 'window3: window3'; any other name stands for a graph store."
                 )
-        fields_of_job = [f.name for f in fields(FinetuneJob) if f.name not in _FROM_PLAN]
+        fields_of_job = [f.name for f in fields(FinetuneJob) if f.name not in PLANNED]
         for where, settings in (("settings", self.settings), *self.task_settings.items()):
             known = fields_of_job if where == "settings" else [*fields_of_job, *_RESOURCES]
             for key in settings:
-                if key in _FROM_PLAN:
+                if key in PLANNED:
                     raise ConfigError(f"plan: {key!r} cannot be in {where}: it follows from the plan itself.")
                 if key not in known:
                     raise ConfigError(f"plan: unknown key {key!r} in {where}.{suggest(key, known)}")

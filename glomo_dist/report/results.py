@@ -14,13 +14,11 @@ from glomo_dist.report.names import one_line
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.files import read_json
 from glomo_dist.transfer.features import FeatureSpec
-from glomo_dist.transfer.job import FinetuneJob
+from glomo_dist.transfer.job import PLANNED, FinetuneJob
 from glomo_dist.transfer.result import Result
 
 # What may differ between the rows of one table: the arm and its graphs, the seed, and where files lie.
-_NOT_A_SETTING = (
-    "task", "arm", "graphs", "features", "seed", "train_size", "task_source", "threads", "state_cache",
-)  # fmt: skip
+_NOT_A_SETTING = (*PLANNED, "state_cache")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,9 @@ from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.transfer.features import FeatureSpec
 from glomo_dist.transfer.models import Cell
 
+# The fields of a job that a plan decides; all others are settings.
+PLANNED = ("task", "arm", "graphs", "features", "seed", "train_size", "task_source", "threads")
+
 
 def window_size(arm: str) -> int | None:
     """N of an arm "windowN", None of any other."""

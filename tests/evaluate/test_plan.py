@@ -16,6 +16,7 @@ from glomo_dist.graphs.export import StoreMeta, export_graphs
 from glomo_dist.model import Glomo, GlomoConfig, save_model
 from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import ConfigError, DataError
+from glomo_dist.transfer.job import PLANNED, FinetuneJob
 from glomo_dist.transfer.task import get_task
 
 
@@ -53,6 +54,10 @@ def test_every_combination_once_and_ids_are_stable(tmp_path):
     assert jobs[0].id.startswith("digits-none-pixels-nall-s3-")
     one = EvaluationPlan(tasks=("digits",), arms={"pretrained": graphs})
     assert {job.work.graphs for job in plan_jobs(one)} == {graphs}
+
+
+def test_what_a_plan_decides_are_fields_of_a_job():
+    assert set(PLANNED) <= {f.name for f in dataclasses.fields(FinetuneJob)}
 
 
 def test_an_id_follows_the_content_of_the_graphs_not_their_path(tmp_path):
