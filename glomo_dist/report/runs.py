@@ -25,7 +25,7 @@ class Row:
     """A row of log.jsonl.
 
     valid_loss: NaN where there is none.
-    seconds: since the row before; of this step alone (`of_step`) in logs from before they added up.
+    seconds: since the row before.
     empty_rows: share per layer and head, [L, K].
     """
 
@@ -33,7 +33,6 @@ class Row:
     loss: float
     valid_loss: float
     seconds: float
-    of_step: bool
     empty_rows: np.ndarray[Any, Any] | None
 
 
@@ -47,13 +46,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        total = 0.0
-        before = 0
-        for row in self.rows:
-            # The steps between the logged ones took about as long.
-            total += (row.step - before if row.of_step else 1) * row.seconds
-            before = row.step
-        return total
+        return sum(row.seconds for row in self.rows)
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[Run]:
@@ -141,13 +134,11 @@ def _row(row: Any) -> Row | None:
     step = row["step"]
     if type(step) is not int or not 0 <= step < 2**53:
         raise ValueError(f"step must be a whole number, got {str(step)!r:.60}")
+    seconds = _number("seconds", row.get("seconds"))
+    if math.isnan(seconds):
+        raise ValueError(f"seconds must be finite, got {str(row.get('seconds'))!r:.60}")
     return Row(
-        step,
-        loss,
-        _number("valid_loss", row.get("valid_loss")),
-        _seconds(row.get("seconds")),
-        "units_per_second" not in row,
-        _empty_rows(row),
+        step, loss, _number("valid_loss", row.get("valid_loss")), seconds, _empty_rows(row.get("empty_rows"))
     )
 
 
@@ -160,27 +151,17 @@ def _number(name: str, value: Any) -> float:
     return float(value) if abs(value) <= _LARGEST else math.nan
 
 
-def _seconds(value: Any) -> float:
-    """Older logs have them by part of the step."""
-    parts = value.values() if isinstance(value, dict) else [value or 0.0]
-    total = math.fsum(_number("seconds", part) for part in parts)
-    if not math.isfinite(total):
-        raise ValueError(f"seconds must be finite, got {str(value)!r:.60}")
-    return total
-
-
-def _empty_rows(row: dict[str, Any]) -> np.ndarray[Any, Any] | None:
-    stats = row.get("stats", {})
-    values = row.get("empty_rows", stats.get("empty_rows") if isinstance(stats, dict) else None)
+def _empty_rows(values: Any) -> np.ndarray[Any, Any] | None:
+    """None where they were not asked for: a step that is logged only because it was skipped."""
     if values is None:
         return None
     try:
         shares = np.asarray(values, float)
     except (TypeError, ValueError):
         shares = np.empty(0)
-    if shares.ndim < 2 or not shares.size:
+    if shares.ndim != 2 or not shares.size:
         raise ValueError(f"empty_rows must be numbers per layer and head, got {str(values)!r:.60}")
-    return shares.reshape(-1, *shares.shape[-2:]).mean(0)  # type: ignore[no-any-return]
+    return shares
 
 
 def loss_figure(run: Run) -> Markup:

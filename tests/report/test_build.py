@@ -269,16 +269,6 @@ def test_outputs_that_are_no_plain_files_stay_what_they_are(tmp_path):
         build(results, tmp_path / "page.html" / "x.html")
 
 
-def test_seconds_of_logs_from_before_they_added_up(tmp_path):
-    """They held the time of the logged steps alone."""
-    results = [write(tmp_path / "in", [result(job("none", 0), 0.5)])]
-    old = run_folder(tmp_path / "old", [log_row(step) for step in (10, 20, 30)])
-    new = run_folder(tmp_path / "new", [log_row(step, units_per_second=9.0) for step in (10, 20, 30)])
-    build(results, tmp_path / "report.html", [old, new])
-    page = (tmp_path / "report.html").read_text()
-    assert "30 steps, ranks: 2, 15 s" in page and "30 steps, ranks: 2, 1.5 s" in page
-
-
 def test_the_only_epoch_has_a_tick_and_no_others(tmp_path):
     one = [replace(result(job("none", seed), 0.5), curve=(Epoch(1, 0.7, 0.5, 1.0),)) for seed in range(2)]
     (group,) = read_results([write(tmp_path / "in", one)]).groups
