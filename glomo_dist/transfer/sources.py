@@ -158,7 +158,9 @@ def has_records(path: str) -> bool:
 
 def parquet_names(split: str, *folders: str) -> tuple[str, ...]:
     """Where a set as the Hugging Face hub has it keeps a split: in one or several Parquet files, in one of `folders`
-    or right in the set's own. The star stands for how many there are, and in older sets a hash."""
+    or right in the set's own. The star stands for how many there are, and in older sets a hash. Its name for dev is
+    validation."""
+    split = split.replace("dev", "validation")
     names = f"{split}.parquet", f"{split}-00000-of-{STAR}.parquet"
     return tuple(f"{folder}{name}" for folder in ("", *folders) for name in names)
 

@@ -40,7 +40,7 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
 
 def _file(source: str | None, name: str) -> str:
     tables = packed(*(file.format(name) for file in FILES))
-    hub = parquet_names(name.replace("dev", "validation"), "data/", "mnli/")
+    hub = parquet_names(name, "data/", "mnli/")
     return require(source, (*tables, *ONE_FILE, *hub), "mnli")
 
 

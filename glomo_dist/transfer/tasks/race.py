@@ -76,7 +76,7 @@ def _of_hub(source: str) -> Iterator[Placed]:
 
 
 def _hub(split: str, level: str) -> tuple[str, ...]:
-    return tuple(f"{level}/{name}" for name in parquet_names("validation" if split == "dev" else split))
+    return tuple(f"{level}/{name}" for name in parquet_names(split))
 
 
 def _folders(start: str) -> Iterator[Placed]:

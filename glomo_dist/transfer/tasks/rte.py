@@ -18,7 +18,7 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
     """source: GLUE's folder with {train,dev}.tsv, one with rte_{train,dev}.jsonl[.xz], or the hub's Parquet files."""
     collected = PairRows(CLASSES)
     train = packed("train.tsv", "rte_train.jsonl") + parquet_names("train", "rte/")
-    dev = packed("dev.tsv", "rte_dev.jsonl") + parquet_names("validation", "rte/")
+    dev = packed("dev.tsv", "rte_dev.jsonl") + parquet_names("dev", "rte/")
     collected.add_train(require(source, train, "rte"), "rte", DEV_SHARE)
     for pair in read_pairs(require(source, dev, "rte")):
         collected.add("test", pair)

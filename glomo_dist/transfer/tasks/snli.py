@@ -30,7 +30,7 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
     else:
         for split in SPLITS:
             tables = packed(*(file.format(split) for file in FILES))
-            hub = parquet_names("validation" if split == "dev" else split, "plain_text/")
+            hub = parquet_names(split, "plain_text/")
             for pair in read_pairs(require(source, (*tables, *ONE_FILE, *hub), "snli")):
                 collected.add(split, pair)
     return collected.data("snli", max_examples)

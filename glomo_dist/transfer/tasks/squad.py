@@ -25,7 +25,7 @@ from glomo_dist.transfer.squad_metric import exact_match, f1
 
 PUBLISHED = (
     (*packed("train-v1.1.json"), *parquet_names("train", "plain_text/")),
-    (*packed("dev-v1.1.json"), *parquet_names("validation", "plain_text/")),
+    (*packed("dev-v1.1.json"), *parquet_names("dev", "plain_text/")),
 )
 PART = "squad_v1.1_devset_part_{}.json"
 SAMPLE = packed("squad_v1.1_train_sample.json")

@@ -34,7 +34,7 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
     for split in SPLITS:
         lines = (f"{folder}{split}.jsonl" for folder in ("", *FOLDERS))
         tables = packed(f"{split}.tsv", f"sst2_{split}.jsonl", *lines)
-        hub = parquet_names("validation" if split == "dev" else split, *FOLDERS)
+        hub = parquet_names(split, *FOLDERS)
         rows[split] = _labelled(source, (*tables, *hub))
     return text_data("sst2", rows, CLASSES, max_examples)
 
