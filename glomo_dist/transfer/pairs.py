@@ -10,7 +10,7 @@ from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
 from glomo_dist.transfer.dataset import SPLITS, Row, TaskData, text_data
 from glomo_dist.transfer.sources import has_records, records, table
-from glomo_dist.transfer.values import class_number, no_label, text_of
+from glomo_dist.transfer.values import class_number, no_label, split_of, text_of
 
 THREE = ("entailment", "neutral", "contradiction")
 UNLABELLED = " The test files of GLUE have no labels: a labelled copy is needed."
@@ -94,11 +94,8 @@ class PairRows:
     def add_by_part(self, path: str, group: str | None = None) -> None:
         """All pairs of a file whose column `part` names the split; `group`: the column with their subset."""
         for pair in read_pairs(path):
-            if pair.fields.get("part") not in SPLITS:
-                raise DataError(
-                    f"{pair.where}: part must be one of {', '.join(SPLITS)}, got {pair.fields.get('part')!r}."
-                )
-            self.add(pair.fields["part"], pair, str(pair.fields[group]) if group in pair.fields else "")
+            split = split_of(pair.fields, "part", pair.where)
+            self.add(split, pair, str(pair.fields[group]) if group in pair.fields else "")
 
     def add_train(self, path: str, task: str, dev_share: int) -> None:
         """Training pairs; one premise in `dev_share`, chosen by its hash, goes to dev with all its pairs."""

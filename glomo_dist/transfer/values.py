@@ -1,11 +1,13 @@
-"""What a column of a row must hold: a text, or the class that it is of."""
+"""What a column of a row must hold: a text, or the class or the split that it is of."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from glomo_dist.runtime.errors import DataError
+from glomo_dist.transfer.dataset import SPLITS
 
 _WHOLE = re.compile(r"\s*-?[0-9]{1,18}\s*")  # isdigit() is also true of '²'; 18 digits fit into int64
 
@@ -47,6 +49,13 @@ def class_number(value: Any, where: str, classes: tuple[str, ...], *others: tupl
             f"{len(classes) - 1}. Correct or remove the row."
         )
     return number
+
+
+def split_of(row: Mapping[str, Any], column: str, where: str) -> str:
+    """The split that the column names, or DataError."""
+    if row.get(column) not in SPLITS:
+        raise DataError(f"{where}: {column} must be one of {', '.join(SPLITS)}, got {row.get(column)!r:.80}.")
+    return str(row[column])
 
 
 def no_label(value: Any) -> bool:

@@ -231,7 +231,7 @@ def test_docstring(tmp_path):
         get_task("docstring").load(str(tmp_path), None)
     for split in ("validation", ["train"]):
         path.write_text(json.dumps({"text": "x", "label": "os", "split": split}) + "\n")
-        with pytest.raises(DataError, match=f"line 1: unknown split {re.escape(repr(split))}"):
+        with pytest.raises(DataError, match=f"line 1: split must be one of .*, got {re.escape(repr(split))}"):
             get_task("docstring").load(str(tmp_path), None)
     path.write_text('{"text": "x", "label": \n')
     with pytest.raises(DataError, match="line 1: not valid JSON"):

@@ -5,11 +5,11 @@ The rows are written by `glomo_dist.data.demo` with their split. No published nu
 
 from __future__ import annotations
 
-from glomo_dist.runtime.errors import DataError, suggest
+from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer.dataset import SPLITS, Row, Task, TaskData, text_data
 from glomo_dist.transfer.models import TextReader
 from glomo_dist.transfer.sources import has_ending, packed, records, require
-from glomo_dist.transfer.values import text_of
+from glomo_dist.transfer.values import split_of, text_of
 
 
 def load(source: str | None, max_examples: int | None = None) -> TaskData:
@@ -20,9 +20,8 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
         path = require(source, packed("docstrings.jsonl"), "docstring")
     found: dict[str, list[tuple[str, str, str]]] = {split: [] for split in SPLITS}
     for where, row in records(path, ("text", "label", "split")):
-        if row["split"] not in SPLITS:
-            raise DataError(f"{where}: unknown split {row['split']!r}.{suggest(str(row['split']), SPLITS)}")
-        found[row["split"]].append((text_of(row, ("text",), where), str(row["label"]), where))
+        split = split_of(row, "split", where)
+        found[split].append((text_of(row, ("text",), where), str(row["label"]), where))
     classes = tuple(sorted({label for _, label, _ in found["train"]}))
     number = {label: i for i, label in enumerate(classes)}
     rows: dict[str, list[Row]] = {}

@@ -22,6 +22,7 @@ from glomo_dist.transfer.sources import (
     require,
     text_files,
 )
+from glomo_dist.transfer.values import split_of
 
 OPTIONS = ("A", "B", "C", "D")
 LEVELS = ("middle", "high")
@@ -53,16 +54,10 @@ def _lines(source: str) -> Iterator[Placed]:
             path = require(source, packed(f"race_{part}_{level}.jsonl"), "race")
             for where, article in records(path, KEYS):
                 placed = {"part": "train", **article} if part == "train" else article
-                yield _split(placed, where), level, where, article
+                yield split_of(placed, "part", where), level, where, article
     extra = find(source, packed("race_train_extra.jsonl"))
     for where, article in records(extra, KEYS) if extra else ():
         yield "train", "", where, article
-
-
-def _split(article: dict[str, Any], where: str) -> str:
-    if article.get("part") not in SPLITS:
-        raise DataError(f"{where}: part must be one of {', '.join(SPLITS)}, got {article.get('part')!r}.")
-    return str(article["part"])
 
 
 def _of_hub(source: str) -> Iterator[Placed]:
