@@ -202,6 +202,12 @@ def checked(
     return TaskData(splits, classes, _fingerprint(splits, classes), skipped or {})
 
 
+def require_shape(image: np.ndarray[Any, Any], shape: tuple[int, ...], what: str) -> None:
+    """DataError if the image, called `what`, has not the shape of the first one."""
+    if image.shape != shape:
+        raise DataError(f"{what} has shape {image.shape}, the first one {shape}. Resize them to one size.")
+
+
 def images_split(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> Split:
     """A split of uint8 images [n, H, W] or [n, H, W, C]."""
     return Split({"image": Column(list(images), np.arange(len(images))[:, None])}, labels)

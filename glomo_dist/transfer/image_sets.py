@@ -11,7 +11,7 @@ from glomo_dist.data.files import open_stream
 from glomo_dist.data.images import encoded_picture, pictures
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
-from glomo_dist.transfer.dataset import TaskData, checked, draw, images_split
+from glomo_dist.transfer.dataset import TaskData, checked, draw, images_split, require_shape
 from glomo_dist.transfer.sources import npz_arrays, one_file, records
 from glomo_dist.transfer.values import class_number
 
@@ -93,12 +93,8 @@ def read_rows(path: str, classes: tuple[str, ...], channels: int) -> Labelled:
         if not isinstance(content, bytes):
             raise DataError(f"{where}: no encoded image in a column 'image' or 'img'.")
         pixels = encoded_picture(content, where, channels)
-        if images and pixels.shape != images[0].shape:
-            raise DataError(
-                f"{where}: the image has shape {pixels.shape}, the first one {images[0].shape}. Resize them to one "
-                "size."
-            )
         images.append(pixels)
+        require_shape(pixels, images[0].shape, f"{where}: the image")
         labels.append(class_number(row["label"], where, classes))
     if not images:
         raise DataError(f"{path} has no image in it.")
@@ -129,9 +125,5 @@ def _stacked(path: str, channels: int = 1) -> np.ndarray[Any, Any]:
     if not images:
         raise DataError(f"{path} has no image in it.")
     for number, image in enumerate(images):
-        if image.shape != images[0].shape:
-            raise DataError(
-                f"{path}: image {number} has shape {image.shape}, the first one {images[0].shape}. Resize them to "
-                "one size."
-            )
+        require_shape(image, images[0].shape, f"{path}: image {number}")
     return np.stack(images)

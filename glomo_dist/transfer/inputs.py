@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glomo_dist.runtime.errors import ConfigError, DataError
-from glomo_dist.transfer.dataset import Split, TaskData, section
+from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.transfer.dataset import Split, TaskData, require_shape, section
 from glomo_dist.transfer.encoder import encoder_fingerprint
 from glomo_dist.transfer.feature_modules import (
     UNKNOWN,
@@ -166,11 +166,7 @@ def _pixels(data: TaskData) -> Inputs:
         columns = {}
         for key, column in split.columns.items():
             for number, image in enumerate(column.values):
-                if image.shape != shape:
-                    raise DataError(
-                        f"{name} {key} {number} has shape {image.shape}, the first one {shape}. "
-                        "Resize them to one size."
-                    )
+                require_shape(image, shape, f"{name} {key} {number}")
             stacked = np.stack(column.values).reshape(len(column.values) * pixels, -1)
             columns[key] = EncodedColumn(stacked, np.arange(len(column.values) + 1) * pixels, column.of)
         splits[name] = Examples(columns, split.labels)
