@@ -111,11 +111,10 @@ class _Fanout:
         while self.pending and len(self.running) < limit:
             job = self.pending.popleft()
             needs = {} if job.memory_gb is None else {"memory": int(job.memory_gb * 1e9)}
-            task = self.remote.options(num_cpus=job.cpus, name=job.id, **needs)
-            reference = task.remote(self.run, job, self.out, capture=True)
             clock = _Clock(job_folder(self.out, job.id) / "running.json")
-            self.running[reference] = _Running(job, clock)
             clock.file.unlink(missing_ok=True)  # of a run that was killed
+            task = self.remote.options(num_cpus=job.cpus, name=job.id, **needs)
+            self.running[task.remote(self.run, job, self.out, capture=True)] = _Running(job, clock)
 
     def collect(self, reference: Any) -> Outcome:
         """The outcome of a task that is over. One that left no outcome gets its `error.json` here."""
@@ -183,6 +182,7 @@ class _Fanout:
             # nobody is there to be asked; Ray shall not try it again by itself
             _cancel(reference)
             del self.running[reference]
+            self.expired.pop(job.id, None)  # should it begin again, its time does too
             self.moves[job.id] += 1
             if self.moves[job.id] <= retries:
                 say(f"host {clock.host} is lost: {job.id} begins again elsewhere")
