@@ -20,6 +20,7 @@ from glomo_dist.data.tokenizer import Tokenizer, tokenizer_from_json
 from glomo_dist.runtime.errors import DataError, ShardError
 from glomo_dist.runtime.files import parse_json, sha256_file
 from glomo_dist.runtime.fingerprint import fingerprint
+from glomo_dist.runtime.formats import check_format
 
 INDEX_NAME = "index.json"
 SHARDS_FORMAT = "glomo-shards"
@@ -168,13 +169,10 @@ class ShardIndex:
 
 def _parse(value: Any, where: str) -> dict[str, Any]:
     """Fields of ShardIndex from the JSON of an index, every one of them checked."""
-    if not isinstance(value, dict) or value.get("format") != SHARDS_FORMAT:
-        raise ShardError(f"{where}: not an index of shards (no format {SHARDS_FORMAT!r}).")
-    if value.get("version") != SHARDS_VERSION:
-        raise ShardError(
-            f"{where}: shard format version {value.get('version')!r}, this program reads version "
-            f"{SHARDS_VERSION}. Prepare the data again with this version."
-        )
+    check_format(
+        value, SHARDS_FORMAT, SHARDS_VERSION, where, "an index of shards", error=ShardError,
+        instead="Give the output folder of `glomo prepare`.", again="Prepare the data again with this version.",
+    )  # fmt: skip
     try:
         shards, first = [], 0
         for entry in value["shards"]:

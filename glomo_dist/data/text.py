@@ -14,6 +14,7 @@ import numpy as np
 
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import fingerprint
+from glomo_dist.runtime.formats import check_format
 
 UNKNOWN = "<unk>"
 TOKENIZER_FORMAT = "glomo-tokenizer"
@@ -138,13 +139,10 @@ class WordTokenizer:
 
 def check_header(value: Any, kind: str | None, where: str) -> None:
     """Format, version and (unless None) kind of a tokenizer's JSON form, or DataError."""
-    if not isinstance(value, dict) or value.get("format") != TOKENIZER_FORMAT:
-        raise DataError(f"{where}: not a tokenizer (no format {TOKENIZER_FORMAT!r}). Name a tokenizer.json.")
-    if value.get("version") != TOKENIZER_VERSION:
-        raise DataError(
-            f"{where}: tokenizer version {value.get('version')!r}, this program reads {TOKENIZER_VERSION}. "
-            "Prepare the data again."
-        )
+    check_format(
+        value, TOKENIZER_FORMAT, TOKENIZER_VERSION, where, "a tokenizer",
+        instead="Name a tokenizer.json.", again="Prepare the data again.",
+    )  # fmt: skip
     if kind is not None and value.get("kind") != kind:
         raise DataError(f"{where}: expected a tokenizer of kind {kind!r}, got {value.get('kind')!r}.")
 

@@ -28,6 +28,7 @@ from glomo_kernels import SparseGraph
 from glomo_dist.graphs.mapped import map_safetensors
 from glomo_dist.runtime import config, files
 from glomo_dist.runtime.errors import DataError
+from glomo_dist.runtime.formats import check_format
 
 FORMAT, VERSION = "glomo-graphs", 2
 DIRECTIONS = ("forward", "backward")
@@ -112,15 +113,11 @@ class GraphStore:
                     else "Make one with `glomo export`, or check the path."
                 )
             )
-        values = files.read_json(folder / "index.json")
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise GraphStoreError(f"{folder / 'index.json'}: not the index of a graph store ({FORMAT}).")
-        if values.get("version") != VERSION:
-            raise GraphStoreError(
-                f"{folder / 'index.json'}: format version {values.get('version')}, this program reads "
-                f"version {VERSION}. {EXPORT_AGAIN}"
-            )
         where = str(folder / "index.json")
+        values = check_format(
+            files.read_json(where), FORMAT, VERSION, where, "the index of a graph store", error=GraphStoreError,
+            instead="Give the output folder of `glomo export`.", again=EXPORT_AGAIN,
+        )  # fmt: skip
         info = config.from_dict(StoreInfo, values, where)
         splits = {
             name: config.from_dict(SplitEntry, entry, f"{where}: splits.{name}")

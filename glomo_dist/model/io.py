@@ -16,9 +16,11 @@ from glomo_dist.runtime import files
 from glomo_dist.runtime.config import from_dict, to_dict
 from glomo_dist.runtime.errors import CheckpointError
 from glomo_dist.runtime.fingerprint import fingerprint
+from glomo_dist.runtime.formats import check_format
 
 FORMAT, VERSION = "glomo-model", 1
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+_EXPECTED = "Expected a folder written by `glomo pretrain` (RUN/model)."
 
 
 def save_model(
@@ -57,19 +59,11 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
     """config.json of a model folder, checked; raises CheckpointError."""
     path = Path(folder) / CONFIG
     if not path.exists():
-        raise CheckpointError(
-            f"{folder} holds no model: {CONFIG} is missing. Expected a folder written by `glomo pretrain` "
-            "(RUN/model)."
-        )
-    meta = files.read_json(path)
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a {FORMAT} description.")
-    if meta.get("version") != VERSION:
-        raise CheckpointError(
-            f"{path} has format version {meta.get('version')}, this program reads version {VERSION}. "
-            "Export the model again with this version."
-        )
-    return meta
+        raise CheckpointError(f"{folder} holds no model: {CONFIG} is missing. {_EXPECTED}")
+    return check_format(
+        files.read_json(path), FORMAT, VERSION, path, "the description of a model", error=CheckpointError,
+        instead=_EXPECTED, again="Export the model again with this version.",
+    )  # fmt: skip
 
 
 def read_config(folder: str | Path) -> GlomoConfig:

@@ -18,7 +18,8 @@ from typing import Any
 
 from glomo_dist.pretrain import run_folder, state
 from glomo_dist.runtime import files
-from glomo_dist.runtime.errors import CheckpointError, DataError
+from glomo_dist.runtime.errors import CheckpointError, DataError, OtherVersion
+from glomo_dist.runtime.formats import check_format
 from glomo_dist.runtime.progress import say
 
 FORMAT, VERSION = "glomo-checkpoint", 2
@@ -72,13 +73,10 @@ def verify(folder: Path) -> dict[str, Any]:
         manifest = files.read_json(path)
     except DataError as e:
         raise CheckpointError(f"checkpoint {folder} is damaged: {e}") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise CheckpointError(f"checkpoint {folder} is damaged: {path.name} is not a {FORMAT} manifest.")
-    if manifest.get("version") != VERSION:
-        raise CheckpointError(
-            f"checkpoint {folder} has format version {manifest.get('version')}, this program reads "
-            f"{VERSION}. Continue the run with the version that wrote it."
-        )
+    check_format(
+        manifest, FORMAT, VERSION, f"checkpoint {path}", "the manifest of a checkpoint", error=CheckpointError,
+        other=OtherVersion, instead="It is damaged.", again="Continue the run with the version that wrote it.",
+    )  # fmt: skip
     try:
         wanted = {name: (int(f["bytes"]), str(f["sha256"])) for name, f in manifest["files"].items()}
         complete = manifest["step"] == step_of(folder) and {"ranks", "state"} <= manifest.keys()
@@ -111,9 +109,9 @@ def find_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     for candidate in existing(folder):
         try:
             return candidate, verify(candidate)
+        except OtherVersion:
+            raise
         except CheckpointError as e:
-            if "format version" in str(e):
-                raise
             aside = candidate.with_name(f"damaged-{candidate.name}")
             if aside.exists():
                 shutil.rmtree(aside)

@@ -14,10 +14,12 @@ from glomo_dist.data import BadShard, Batch, Stream
 from glomo_dist.pretrain.ranks import Ranks
 from glomo_dist.runtime import files
 from glomo_dist.runtime.errors import DataError, GlomoError, ShardError
+from glomo_dist.runtime.formats import check_format
 from glomo_dist.runtime.progress import say
 
 QUARANTINE = "quarantine.json"
 FORMAT, VERSION = "glomo-quarantine", 1
+_LIST, _AGAIN = "a list of shards that were set aside", "Delete it to begin with none."
 
 
 class Feed:
@@ -110,18 +112,14 @@ def _entry(stream: Stream, shard: int, step: int, reason: str) -> dict[str, Any]
 def _read(path: Path, stream: Stream, limit: int) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    value = files.read_json(path)
+    value = check_format(files.read_json(path), FORMAT, VERSION, path, _LIST, again=_AGAIN)
     try:
-        if (value["format"], value["version"]) != (FORMAT, VERSION):
-            raise ValueError(f"format {value['format']!r} {value['version']!r}")
         entries = [{**entry, "from_step": int(entry["from_step"])} for entry in value["shards"]]
         for entry in entries:
             if stream.index.shards[entry["shard"]].name != entry["name"]:
                 raise ValueError(f"shard {entry['shard']} is not {entry['name']!r}")
     except (KeyError, TypeError, ValueError, IndexError) as e:
-        raise DataError(
-            f"{path}: not a list of shards that were set aside ({e}). Delete it to begin with none."
-        ) from None
+        raise DataError(f"{path}: not {_LIST} ({e}). {_AGAIN}") from None
     if len(entries) > limit:
         raise ShardError(
             f"{path} names {len(entries)} shards that this run has set aside, reading.max_bad_shards allows {limit}. "

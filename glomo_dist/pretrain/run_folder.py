@@ -29,8 +29,9 @@ from glomo_dist.pretrain.config import FREE_TO_CHANGE, PretrainConfig, accumulat
 from glomo_dist.pretrain.engine import extra_settings
 from glomo_dist.runtime import files
 from glomo_dist.runtime.config import to_dict
-from glomo_dist.runtime.errors import CheckpointError, ConfigError, DataError, GlomoError
+from glomo_dist.runtime.errors import CheckpointError, ConfigError, DataError, GlomoError, OtherVersion
 from glomo_dist.runtime.fingerprint import code_version, command_line
+from glomo_dist.runtime.formats import check_format
 from glomo_dist.runtime.progress import say
 
 FORMAT, VERSION = "glomo-run", 1
@@ -149,13 +150,11 @@ def check(out: Path, description: dict[str, Any]) -> bool:
         before = files.read_json(out / CONFIG)
     except DataError as e:
         raise GlomoError(f"{e} The checkpoints are untouched. {_PUT_BACK}") from None
-    if not isinstance(before, dict) or before.get("format") != FORMAT:
-        raise GlomoError(f"output folder {out} is not empty and not a pretraining run. Choose another one.")
-    if before.get("version") != VERSION:
-        raise CheckpointError(
-            f"{out / CONFIG} has format version {before.get('version')}, this program reads {VERSION}. "
-            "Continue the run with the version that began it, or choose another output folder."
-        )
+    check_format(
+        before, FORMAT, VERSION, out / CONFIG, "the description of a pretraining run", error=GlomoError,
+        other=OtherVersion, instead="Choose another output folder.",
+        again="Continue the run with the version that began it, or choose another output folder.",
+    )  # fmt: skip
     old, new = comparable(before), comparable(description)
     differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     if not differing:

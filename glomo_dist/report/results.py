@@ -13,12 +13,14 @@ from typing import Any
 from glomo_dist.report.names import one_line
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.files import read_json
+from glomo_dist.runtime.formats import check_format
 from glomo_dist.transfer.features import FeatureSpec
 from glomo_dist.transfer.job import PLANNED, FinetuneJob
 from glomo_dist.transfer.result import Result
 
 # What may differ between the rows of one table: the arm and its graphs, the seed, and where files lie.
 _NOT_A_SETTING = (*PLANNED, "state_cache")
+_EXPECTED = "Give the output folder of `glomo evaluate`."
 
 
 @dataclass(frozen=True)
@@ -132,22 +134,13 @@ def read_results(folders: Sequence[str | Path]) -> Results:
 
 def _plan(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
-        raise DataError(
-            f"{folder} does not exist or is no folder. Give the output folder of `glomo evaluate`."
-        )
+        raise DataError(f"{folder} does not exist or is no folder. {_EXPECTED}")
     if not (folder / "plan.json").exists():
-        raise DataError(
-            f"{folder} holds no evaluation (no plan.json). Give the output folder of `glomo evaluate`."
-        )
-    plan = read_json(folder / "plan.json")
-    if not isinstance(plan, dict) or plan.get("format") != "glomo-evaluation":
-        raise DataError(f"{folder / 'plan.json'}: not the plan of an evaluation (glomo-evaluation).")
-    if plan.get("version") != 1:
-        raise DataError(
-            f"{folder / 'plan.json'}: format version {plan.get('version')}, this program reads version 1. "
-            "Run `glomo evaluate` again with this version."
-        )
-    return plan
+        raise DataError(f"{folder} holds no evaluation (no plan.json). {_EXPECTED}")
+    return check_format(
+        read_json(folder / "plan.json"), "glomo-evaluation", 1, folder / "plan.json", "the plan of an evaluation",
+        instead=_EXPECTED, again="Run `glomo evaluate` again with this version.",
+    )  # fmt: skip
 
 
 def _finished(id: str, folder: Path, here: Path) -> Finished:

@@ -41,6 +41,10 @@ class CheckpointError(GlomoError):
     """A checkpoint or exported model is damaged, missing or does not fit what it is used with."""
 
 
+class OtherVersion(CheckpointError):
+    """A checkpoint or run of another format version: whole, and read by another version of this program."""
+
+
 class Interrupted(GlomoError):
     """A signal asked a run or an evaluation to stop: what was done is kept, and the same command continues."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glomo_dist.runtime import config, files
-from glomo_dist.runtime.errors import DataError
+from glomo_dist.runtime.formats import check_format
 
 FORMAT, VERSION = "glomo-result", 2
 
@@ -81,12 +81,6 @@ class Result:
 
         Raises DataError if it is missing, no result or of another version, ConfigError for wrong keys.
         """
-        values = files.read_json(path)
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise DataError(f"{path}: not a result file ({FORMAT}).")
-        if values.get("version") != VERSION:
-            raise DataError(
-                f"{path}: format version {values.get('version')}, this program reads version {VERSION}. "
-                "Delete the result and evaluate again."
-            )
+        again = "Delete the result and evaluate again."
+        values = check_format(files.read_json(path), FORMAT, VERSION, path, "a result file", again=again)
         return config.from_dict(cls, values, str(path))

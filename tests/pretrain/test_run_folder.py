@@ -124,7 +124,7 @@ def test_folder_of_something_else(tiny_shards: Path, tmp_path: Path) -> None:
     with pytest.raises(GlomoError, match="out is not empty"):
         pretrain(TINY, tiny_shards, out, 2)
     (out / "config.json").write_text('{"some": "other program"}')
-    with pytest.raises(GlomoError, match="not a pretraining run"):
+    with pytest.raises(GlomoError, match="not the description of a pretraining run"):
         pretrain(TINY, tiny_shards, out, 2)
     assert (out / "thesis.tex").read_text() == "precious" and len(list(out.iterdir())) == 2
 
@@ -291,7 +291,7 @@ def write_checkpoint(folder: Path, step: int, ranks: int = 1) -> Path:
     return path
 
 
-@pytest.mark.parametrize("damage", ["changed", "cut", "missing", "manifest", "no manifest"])
+@pytest.mark.parametrize("damage", ["changed", "cut", "missing", "manifest", "format", "no manifest"])
 def test_every_damage_is_seen(tmp_path: Path, damage: str, capfd: pytest.CaptureFixture[str]) -> None:
     old, new = write_checkpoint(tmp_path, 5), write_checkpoint(tmp_path, 12)
     assert checkpoint.find_newest(tmp_path) == (new, checkpoint.verify(new))
@@ -304,6 +304,8 @@ def test_every_damage_is_seen(tmp_path: Path, damage: str, capfd: pytest.Capture
         file.unlink()
     elif damage == "manifest":
         manifest.write_text(manifest.read_text()[:-20])
+    elif damage == "format":
+        manifest.write_text("{}")
     else:
         manifest.unlink()
     found = checkpoint.find_newest(tmp_path)
