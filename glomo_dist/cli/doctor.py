@@ -23,6 +23,7 @@ from typing import Any
 
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.fingerprint import code_version
+from glomo_dist.runtime.processes import usable_cores
 
 GIB = 1 << 30
 MARKS = {True: "ok", False: "--"}
@@ -107,10 +108,9 @@ def examine() -> list[tuple[str, list[Finding]]]:
 def _machine() -> Iterator[Finding]:
     version = platform.python_version()
     yield Finding("python", sys.version_info >= (3, 10), f"{version} at {sys.executable}", needed=True)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch = _imported("torch")
     threads = "" if isinstance(torch, Exception) else f", torch uses {torch.get_num_threads()} threads"
-    yield Finding("cores", True, f"{cores} usable by this process{threads}")
+    yield Finding("cores", True, f"{usable_cores()} usable by this process{threads}")
     total, free = _memory()
     enough = free is None or free >= 2 * GIB
     yield Finding("memory", enough, _of(free, total) + ("" if enough else ": the demo needs about 2 GiB"))

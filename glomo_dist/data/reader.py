@@ -27,6 +27,7 @@ from glomo_dist.data.gather import BadShard, Gatherer, Library, Request
 from glomo_dist.data.index import ShardIndex
 from glomo_dist.data.tarsamples import id_dtype
 from glomo_dist.runtime.errors import GlomoError, RankDied
+from glomo_dist.runtime.processes import import_path
 
 # A reader is no rank: what looks for ranks by these names must not find it, and it must not take itself for one.
 _OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -62,7 +63,7 @@ class ReaderProcess:
         self._library, self._index = library, index
         ours, theirs = socket.socketpair()
         environment = {name: value for name, value in os.environ.items() if name not in _OF_RANKS}
-        environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+        environment["PYTHONPATH"] = import_path()
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "glomo_dist.data.reader", str(theirs.fileno()), str(os.getpid())],

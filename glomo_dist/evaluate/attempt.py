@@ -26,6 +26,7 @@ from threadpoolctl import threadpool_limits
 from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError
 from glomo_dist.runtime.files import json_bytes, read_json, write_bytes, write_json, writing
 from glomo_dist.runtime.fingerprint import code_version
+from glomo_dist.runtime.processes import usable_cores
 from glomo_dist.runtime.secrets import shown, shown_in
 
 JOB_FORMAT, ERROR_FORMAT, VERSION = "glomo-job", "glomo-error", 1
@@ -175,7 +176,7 @@ def machine() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from glomo_dist.runtime.errors import GlomoError
+from glomo_dist.runtime.processes import usable_cores
 
 OBJECT_STORE_BYTES = 100 << 20  # results are files; Ray's minimum is about 75 MB
 # Ray puts its sockets below its folder, at /session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store, and the
@@ -89,7 +90,7 @@ def _start(folder: str, cpus: int | None) -> None:
         with _environment(PYTHONPATH=os.pathsep.join(_import_paths())), _signals_kept():
             ray.init(
                 address="local",  # never a cluster that happens to run on this machine
-                num_cpus=_own_cores() if cpus is None else cpus,
+                num_cpus=usable_cores() if cpus is None else cpus,
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
                 logging_level=logging.ERROR,
@@ -157,10 +158,6 @@ def _require_listening(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-
-
-def _own_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _import_paths() -> list[str]:

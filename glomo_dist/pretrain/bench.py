@@ -33,6 +33,7 @@ from glomo_dist.pretrain.engine import build_engine, set_learning_rate
 from glomo_dist.pretrain.ranks import Ranks
 from glomo_dist.pretrain.saving import Saver, exporter
 from glomo_dist.pretrain.step import Clock, train_step
+from glomo_dist.runtime.processes import usable_cores
 
 
 def joined() -> Ranks:
@@ -84,9 +85,10 @@ def measure_reading(stream: Stream, step: Callable[[Batch], None], steps: int, r
             f"{statistics.quantiles(values, n=4)[0]:.3f} to {statistics.quantiles(values, n=4)[2]:.3f} (quartiles)"
         )
     print(f"  the step waits for its batch for {waited / n * 1e3:.2f} ms: {waited / took:.2%} of its time")
+    cores = usable_cores()
     print(
-        f"  readers and threads work {worked / n * 1e3:.2f} ms a step: {worked / took / group.cores():.2%} of the "
-        f"processor time of {group.cores()} cores"
+        f"  readers and threads work {worked / n * 1e3:.2f} ms a step: {worked / took / cores:.2%} of the "
+        f"processor time of {cores} cores"
     )
 
 
@@ -136,7 +138,7 @@ def main() -> None:
     given = parser.parse_args()
     ranks = joined()
     print(
-        f"{group.cores()} cores, {torch.get_num_threads()} threads, width {given.width}, batch {given.batch}"
+        f"{usable_cores()} cores, {torch.get_num_threads()} threads, width {given.width}, batch {given.batch}"
     )
     try:
         with tempfile.TemporaryDirectory(prefix="glomo-pretrain-bench-") as scratch:

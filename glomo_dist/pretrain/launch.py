@@ -19,13 +19,14 @@ from torch.distributed.launcher.api import LaunchConfig
 from glomo_dist.data import Address, Place
 from glomo_dist.pretrain import hooks, notice, run_folder, worker
 from glomo_dist.pretrain.config import PretrainConfig
-from glomo_dist.pretrain.ranks import cores, started_by_torchrun
+from glomo_dist.pretrain.ranks import started_by_torchrun
 from glomo_dist.pretrain.stopping import SIGNALS
 from glomo_dist.pretrain.worker import PID
 from glomo_dist.runtime import errors, files, kernels, threads
 from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.fingerprint import COMMAND_VARIABLE, command_line
+from glomo_dist.runtime.processes import import_path, usable_cores
 from glomo_dist.runtime.progress import say
 
 # so that torchrun does not die of SIGUSR1 where a scheduler sends it to every process
@@ -116,11 +117,10 @@ class Torchrun:
             sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
             f"--max-restarts={restarts}", f"--log-dir={scratch}", *_FORWARD, "-m", "glomo_dist.pretrain", *arguments,
         ]  # fmt: skip
-        environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores() // ranks))}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, usable_cores() // ranks))}
         threads.wait_briefly(environment)
         environment[COMMAND_VARIABLE] = command_line()
-        # this package and its neighbours must be found there as they were found here, installed or not
-        environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+        environment["PYTHONPATH"] = import_path()
         self._scratch = scratch
         self.asked = ""
         self._told: set[int] = set()

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from glomo_dist.runtime.errors import GlomoError
+from glomo_dist.runtime.processes import usable_cores
 
 T = TypeVar("T")
 
@@ -79,11 +80,6 @@ def started_by_torchrun() -> bool:
     return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"))
 
 
-def cores() -> int:
-    """Processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def join(timeout_minutes: float = 30.0) -> Ranks:
     """Join the group that the environment describes: nccl with one GPU per rank, gloo on CPU without GPUs.
 
@@ -108,7 +104,7 @@ def join(timeout_minutes: float = 30.0) -> Ranks:
             )
         torch.cuda.set_device(local_rank)
         _same_bits_on_every_run()
-    torch.set_num_threads(max(1, cores() // local_world))
+    torch.set_num_threads(max(1, usable_cores() // local_world))
     timeout, backend = timedelta(minutes=timeout_minutes), "nccl" if cuda else "gloo"
     store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
     dist.init_process_group(
