@@ -9,6 +9,7 @@ import numpy as np
 from glomo_dist.data.ragged import starts_of
 
 GROWTH, JITTER = 1.4, 10  # of the authors' windows: length T * 1.4^U(-2, 0), begins shifted by up to 10 units
+_STEP = np.uint64(0x9E3779B97F4A7C15)  # of SplitMix64, from one state to the next
 
 
 class Cuts(NamedTuple):
@@ -54,13 +55,18 @@ def random_cuts(lengths: np.ndarray, window: int, seed_lengths: int, seed_starts
 
 
 def random_keys(n: int, seed: int) -> np.ndarray:
-    """uint64 [n] random keys, distinct: numbers `seed` + 1 .. `seed` + n of the SplitMix64 generator.
+    """uint64 [n] random keys, distinct: the first n numbers of the SplitMix64 generator that starts at `seed`."""
+    return splitmix(np.uint64(seed) + np.arange(n, dtype=np.uint64) * _STEP)
+
+
+def splitmix(state: np.ndarray) -> np.ndarray:
+    """The number that the SplitMix64 generator gives in each `state`: uint64 of any shape, a permutation of all 2^64.
 
     Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014, figure 16. Written out
-    because numpy does not promise the same permutation from one version to the next.
+    because numpy does not promise the same numbers from one version to the next.
     """
-    with np.errstate(over="ignore"):
-        z = np.uint64(seed) + np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is the point
+        z = state + _STEP
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return z ^ (z >> np.uint64(31))

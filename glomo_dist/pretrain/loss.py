@@ -6,16 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele, Lea & Flood 2014) after one step of its counter."""
-    x = x + _GOLDEN
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: np.ndarray = x ^ (x >> np.uint64(31))
-    return mixed
+from glomo_dist.data.cutting import splitmix
 
 
 class Documents(NamedTuple):
@@ -62,10 +53,9 @@ def sample_positions(
         raise ValueError(
             f"sample_positions: ids and lengths must be [B], got {ids.shape} and {lengths.shape}"
         )
-    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is the point
-        key = _mix(np.uint64(seed) ^ _mix(ids.astype(np.uint64)))
-        key = _mix(key[None] ^ np.arange(1, 3, dtype=np.uint64)[:, None])  # [2, B]
-        bits = _mix(key[:, :, None] ^ np.arange(count, dtype=np.uint64))  # [2, B, count]
+    key = splitmix(np.uint64(seed) ^ splitmix(ids.astype(np.uint64)))
+    key = splitmix(key[None] ^ np.arange(1, 3, dtype=np.uint64)[:, None])  # [2, B]
+    bits = splitmix(key[:, :, None] ^ np.arange(count, dtype=np.uint64))  # [2, B, count]
     uniform = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
     row, begin, end = documents_of(lengths, segments)
     choices = np.maximum(end - begin - decoder_steps, 1)

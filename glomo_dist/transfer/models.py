@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from glomo_dist.model.glomo import reversal
 from glomo_dist.transfer.head import Fusion, GraphMixture, Graphs
 
 Mix = Literal["none", "window", "graphs"]
@@ -138,8 +139,7 @@ class Recurrent(nn.Module):
         N, T, _ = units.shape
         lengths = sequences.lengths.clamp(min=1)
         at, sample = torch.arange(T, device=units.device), torch.arange(N, device=units.device)[:, None]
-        mirrored = lengths[:, None] - 1 - at
-        mirrored = torch.where(mirrored >= 0, mirrored, at)
+        mirrored = reversal(lengths, T)
         # The networks read [T, N, width] without a copy; where row (n, t) goes, straight and mirrored:
         straight_to, mirrored_to = (at * N + sample).flatten(), (mirrored * N + sample).flatten()
         straight_from, mirrored_from = ((t + sample * T).t().flatten() for t in (at.expand(N, T), mirrored))

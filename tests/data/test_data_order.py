@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glomo_dist.data.cutting import random_keys
 from glomo_dist.data.index import Shard, ShardIndex
 from glomo_dist.data.order import WindowOrder, Windows
 from glomo_dist.runtime.errors import ConfigError, DataError
@@ -246,3 +247,9 @@ def test_spare_rows_are_pure_and_near() -> None:
                 return set(index.shard_of_sample[order.pieces(np.array(numbers)).sample].tolist())
 
             assert len(shards([number, *spares[:16]])) <= 3 < len(shards(spares))
+
+
+def test_keys_are_the_published_numbers_of_splitmix() -> None:
+    """Those of the reference in C, https://prng.di.unimi.it/splitmix64.c, with x = 1234567."""
+    numbers = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    assert random_keys(4, 1234567).tolist() == numbers and random_keys(0, 1).shape == (0,)
