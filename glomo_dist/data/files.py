@@ -19,7 +19,7 @@ import zstandard
 from fsspec.implementations.local import LocalFileSystem, make_path_posix
 
 from glomo_dist.data.patience import insist
-from glomo_dist.data.remote import HTTP, Unbroken, file_system, open_in_order
+from glomo_dist.data.remote import Unbroken, file_system, open_in_order, over_http
 from glomo_dist.runtime.errors import DataError, describe
 from glomo_dist.runtime.files import cannot_write
 
@@ -83,7 +83,7 @@ def _is_local(filesystem: Any) -> bool:
 
 
 def _expand(source: str, suffixes: tuple[str, ...], left_out: Counter[str]) -> list[InputFile]:
-    remote = source.split("://", 1)[0] in HTTP
+    remote = over_http(source)
     try:
         if os.path.exists(source):  # also where the name looks like something else: "a::b.txt"
             filesystem, path = LocalFileSystem(), make_path_posix(source).rstrip("/") or "/"
@@ -150,7 +150,7 @@ def _files_below(root: str) -> list[str]:
 
 
 def _named(source: str, path: str, filesystem: Any, suffixes: tuple[str, ...]) -> InputFile:
-    bare = path.split("?", 1)[0] if source.split("://", 1)[0] in HTTP else path
+    bare = path.split("?", 1)[0] if over_http(source) else path
     file = _describe(source, bare.rsplit("/", 1)[-1], path, filesystem, outright=True)
     if file.suffix not in suffixes:
         raise DataError(

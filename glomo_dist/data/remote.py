@@ -12,7 +12,7 @@ import fsspec
 from glomo_dist.data.patience import Patience, insist
 from glomo_dist.runtime.errors import DataError
 
-HTTP = ("http", "https")
+_HTTP = ("http", "https")
 STALL = 30.0  # seconds without a byte after which a connection is given up
 _BLOCK = 16 << 20  # bytes asked for in one request, where the protocol has requests for parts
 _SIGNS = {
@@ -24,20 +24,24 @@ _SIGNS = {
 }  # by which versions of a file are told apart
 
 
+def over_http(address: str) -> bool:
+    """Whether the address is one of http or https; a file or folder named "http" is not."""
+    return address.startswith(tuple(f"{name}://" for name in _HTTP))
+
+
 def file_system(address: str, *, tried_again: bool = False) -> tuple[Any, str]:
     """The file system of fsspec for an address, and the path in it. May raise anything.
 
     tried_again: by the caller, when something fails, so that neither this nor the driver of S3 need.
     """
-    protocol = address.partition("://")[0]
     options: dict[str, Any] = {}
-    if protocol in HTTP:
+    if over_http(address):
         options = _http_options()
-    elif protocol == "s3":
+    elif address.startswith("s3://"):
         limits: dict[str, Any] = {"connect_timeout": STALL, "read_timeout": STALL}
         options = {"config_kwargs": limits | ({"retries": {"max_attempts": 1}} if tried_again else {})}
     elif "::" in address:  # an archive at an address is opened here
-        options = {name: _http_options() for name in HTTP if f"::{name}://" in address}
+        options = {name: _http_options() for name in _HTTP if f"::{name}://" in address}
         if not tried_again:
             filesystem, path = insist(partial(fsspec.core.url_to_fs, address, **options), address)
             return filesystem, path

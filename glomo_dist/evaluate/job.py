@@ -13,8 +13,7 @@ import yaml
 
 from glomo_dist.evaluate.attempt import Job
 from glomo_dist.graphs.store import GraphStore
-from glomo_dist.model.config import GlomoConfig
-from glomo_dist.model.io import model_folder, read_meta
+from glomo_dist.model.io import config_of, model_folder, read_meta
 from glomo_dist.runtime.config import check_fields, from_dict, to_dict
 from glomo_dist.runtime.errors import ConfigError, DataError, suggest
 from glomo_dist.runtime.files import read_json
@@ -236,7 +235,7 @@ class _Contents:
         if path not in self._graphs:
             if folder := model_folder(path):
                 meta = read_meta(folder)
-                config = from_dict(GlomoConfig, meta["model"], str(folder))
+                config = config_of(meta, folder)
                 self._graphs[path] = _Live(str(meta["fingerprint"]), config.layers, config.heads)
             else:
                 self._graphs[path] = GraphStore.open(path).info

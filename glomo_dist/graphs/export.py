@@ -17,7 +17,17 @@ import torch
 from glomo_kernels import SparseGraph
 from safetensors.numpy import save
 
-from glomo_dist.graphs.store import DIRECTIONS, FORMAT, VERSION, ChunkEntry, GraphStoreError, check_chunk
+from glomo_dist.graphs.chunks import chunk_ranges
+from glomo_dist.graphs.store import (
+    DIRECTIONS,
+    FORMAT,
+    INDEX,
+    SETTINGS,
+    VERSION,
+    ChunkEntry,
+    GraphStoreError,
+    check_chunk,
+)
 from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.glomo import Glomo
 from glomo_dist.model.graph_predictor import affinity_kind
@@ -26,7 +36,6 @@ from glomo_dist.runtime.errors import CheckpointError, ConfigError, DataError
 from glomo_dist.runtime.fingerprint import code_version, fingerprint
 from glomo_dist.runtime.progress import bar
 
-INDEX, SETTINGS = "index.json", "settings.json"
 BATCH_TOKENS, CHUNK_UNITS = 1 << 14, 1 << 18
 
 
@@ -76,7 +85,7 @@ def export_graphs(
         raise ConfigError(f"export: keep must be at least 1, or none to keep all edges; got {keep}.")
     if batch_tokens < 1:
         raise ConfigError(f"export: batch_tokens must be at least 1, got {batch_tokens}.")
-    check_ids(model, splits)
+    check_ids(model, splits, "export")
     lengths = {name: np.array([len(e) for e in examples], np.int64) for name, examples in splits.items()}
     settings = {
         **config.to_dict(meta),
@@ -95,7 +104,7 @@ def export_graphs(
     try:
         with bar(total=int(sum(n.sum() for n in lengths.values())), desc="export", unit="unit") as progress:
             for name, examples in splits.items():
-                for number, (first, last) in enumerate(chunks(lengths[name], chunk_units)):
+                for number, (first, last) in enumerate(chunk_ranges(lengths[name], chunk_units)):
                     path = out / f"chunk-{name}-{number:05d}.safetensors"
                     entry = _finished(path, first, last - first)
                     if entry is None:
@@ -136,19 +145,19 @@ def _is_there(path: Path, index: dict[str, Any]) -> bool:
     return isinstance(before, dict) and {**before, "code": ""} == {**index, "code": ""}
 
 
-def check_ids(model: Glomo, splits: dict[str, list[np.ndarray[Any, Any]]]) -> None:
-    """Raise CheckpointError or DataError for ids or images that are not the model's."""
+def check_ids(model: Glomo, splits: dict[str, list[np.ndarray[Any, Any]]], asking: str) -> None:
+    """Raise CheckpointError or DataError for ids or images that are not the model's.  asking: named in the error."""
     vocabulary = model.config.vocab_size
     for name, examples in splits.items():
         for number, ids in enumerate(examples):
             if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= vocabulary):
                 raise CheckpointError(
-                    f"export: {name} example {number} has unit ids {int(ids.min())}..{int(ids.max())}, "
+                    f"{asking}: {name} example {number} has unit ids {int(ids.min())}..{int(ids.max())}, "
                     f"the model's vocabulary is 0..{vocabulary - 1}. Use the tokenizer it was trained with."
                 )
             if model.config.image and len(ids) != model.config.image[0] * model.config.image[1]:
                 raise DataError(
-                    f"export: {name} example {number} has {len(ids)} pixels, the model is for images of "
+                    f"{asking}: {name} example {number} has {len(ids)} pixels, the model is for images of "
                     f"{model.config.image[0]} x {model.config.image[1]}."
                 )
 
@@ -168,15 +177,6 @@ def _begin(out: Path, settings: dict[str, Any]) -> None:
             f"{out} was begun with other settings: {key} is {was!r} there and {settings[key]!r} now. "
             "Choose another folder, or delete this one."
         )
-
-
-def chunks(lengths: np.ndarray[Any, Any], chunk_units: int) -> list[tuple[int, int]]:
-    """Ranges of consecutive examples with about `chunk_units` units each."""
-    group = np.cumsum(lengths) // chunk_units
-    starts = np.flatnonzero(np.diff(group, prepend=-1)) if len(lengths) else np.zeros(0, np.int64)
-    return (
-        list(zip(starts.tolist(), [*starts[1:].tolist(), len(lengths)], strict=True)) if len(starts) else []
-    )
 
 
 def _finished(path: Path, first: int, examples: int) -> ChunkEntry | None:

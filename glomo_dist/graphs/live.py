@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from glomo_dist.graphs.export import BATCH_TOKENS, CHUNK_UNITS, StoreMeta, check_ids, chunks, predict_chunk
+from glomo_dist.graphs.chunks import chunk_ranges
+from glomo_dist.graphs.export import BATCH_TOKENS, CHUNK_UNITS, StoreMeta, check_ids, predict_chunk
 from glomo_dist.graphs.store import FORMAT, VERSION, ChunkEntry, GraphStore, SplitEntry, StoreInfo
 from glomo_dist.model.glomo import Glomo
 from glomo_dist.runtime import config
@@ -34,12 +35,12 @@ class LiveGraphs(GraphStore):
         keep: int | None,
         folder: Path,
     ) -> None:
-        check_ids(model, splits)
+        check_ids(model, splits, f"graphs of {folder}")
         self._model, self._examples = model.eval(), splits
         entries = {}
         for name, examples in splits.items():
             lengths = np.array([len(e) for e in examples], np.int64)
-            ranges = chunks(lengths, CHUNK_UNITS)
+            ranges = chunk_ranges(lengths, CHUNK_UNITS)
             parts = tuple(
                 ChunkEntry(f"{name}-{first}", first, last - first, 0, 0, "") for first, last in ranges
             )

@@ -31,6 +31,7 @@ from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.formats import check_format
 
 FORMAT, VERSION = "glomo-graphs", 2
+INDEX, SETTINGS = "index.json", "settings.json"
 DIRECTIONS = ("forward", "backward")
 EXPORT_AGAIN = "Delete the folder and run `glomo export` again."
 
@@ -103,17 +104,17 @@ class GraphStore:
         Raises GraphStoreError if the folder is not a whole store of this format version.
         """
         folder = Path(folder)
-        if not (folder / "index.json").is_file():
-            unfinished = (folder / "settings.json").is_file()
+        if not (folder / INDEX).is_file():
+            unfinished = (folder / SETTINGS).is_file()
             raise GraphStoreError(
-                f"{folder}: no index.json, so no finished graph store. "
+                f"{folder}: no {INDEX}, so no finished graph store. "
                 + (
                     "The export was interrupted: run the same `glomo export` again, it continues."
                     if unfinished
                     else "Make one with `glomo export`, or check the path."
                 )
             )
-        where = str(folder / "index.json")
+        where = str(folder / INDEX)
         values = check_format(
             files.read_json(where), FORMAT, VERSION, where, "the index of a graph store", error=GraphStoreError,
             instead="Give the output folder of `glomo export`.", again=EXPORT_AGAIN,

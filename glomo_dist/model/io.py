@@ -66,15 +66,20 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
     )  # fmt: skip
 
 
+def config_of(meta: dict[str, Any], folder: str | Path) -> GlomoConfig:
+    """The model's configuration in what `read_meta` has read of `folder`."""
+    return from_dict(GlomoConfig, meta["model"], f"{Path(folder) / CONFIG}: model")
+
+
 def read_config(folder: str | Path) -> GlomoConfig:
-    return from_dict(GlomoConfig, read_meta(folder)["model"], f"{Path(folder) / CONFIG}: model")
+    return config_of(read_meta(folder), folder)
 
 
 def load_model(folder: str | Path) -> tuple[Glomo, dict[str, Any]]:
     """The model in eval mode and its config.json; raises CheckpointError for damaged or ill-fitting files."""
     folder = Path(folder)
     meta = read_meta(folder)
-    model = Glomo(from_dict(GlomoConfig, meta["model"], f"{folder / CONFIG}: model"))
+    model = Glomo(config_of(meta, folder))
     weights = folder / WEIGHTS
     if not weights.exists():
         raise CheckpointError(f"{weights} is missing. Copy the whole folder, or export the model again.")

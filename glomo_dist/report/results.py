@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from glomo_dist.evaluate.executor import PLAN_FORMAT, PLAN_VERSION
 from glomo_dist.report.names import one_line
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.files import read_json
@@ -138,7 +139,7 @@ def _plan(folder: Path) -> dict[str, Any]:
     if not (folder / "plan.json").exists():
         raise DataError(f"{folder} holds no evaluation (no plan.json). {_EXPECTED}")
     return check_format(
-        read_json(folder / "plan.json"), "glomo-evaluation", 1, folder / "plan.json", "the plan of an evaluation",
+        read_json(folder / "plan.json"), PLAN_FORMAT, PLAN_VERSION, folder / "plan.json", "the plan of an evaluation",
         instead=_EXPECTED, again="Run `glomo evaluate` again with this version.",
     )  # fmt: skip
 

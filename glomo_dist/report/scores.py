@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from markupsafe import Markup
 
+from glomo_dist.graphs.store import DIRECTIONS
 from glomo_dist.report.figures import COLOURS, literal, new, percent, style, svg
 from glomo_dist.report.names import labels, one_line
 from glomo_dist.report.results import Group
@@ -101,7 +102,7 @@ def _weights_figure(arm: str, colour: str, results: list[Result]) -> Markup:
     every = -(-len(names) // 16)  # more labels than that cannot be read
     with style():
         figure, axes = new(5.4, 2.1, 1, 2, sharey=True)
-        for ax, direction in zip(axes, ("forward", "backward"), strict=True):
+        for ax, direction in zip(axes, DIRECTIONS, strict=True):
             mixed = [m.weights for result in results for m in result.mixtures if m.direction == direction]
             ax.bar(at, np.mean(mixed, axis=0), color=colour, alpha=0.5, width=0.75)
             ax.plot(np.tile(at, len(mixed)), np.ravel(mixed), ".", color=colour, markersize=4)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from glomo_dist.graphs.export import require_graph_kernels
-from glomo_dist.graphs.store import GraphStore
+from glomo_dist.graphs.store import DIRECTIONS, GraphStore
 from glomo_dist.model.io import model_folder, read_config
 from glomo_dist.runtime import config, kernels
 from glomo_dist.runtime.errors import GlomoError
@@ -21,7 +21,7 @@ from glomo_dist.runtime.fingerprint import code_version, derive_seed, fingerprin
 from glomo_dist.runtime.secrets import shown_in
 from glomo_dist.transfer.dataset import Task, TaskData, draw, section
 from glomo_dist.transfer.export import live_graphs
-from glomo_dist.transfer.head import DIRECTIONS, Fusion, GraphMixture
+from glomo_dist.transfer.head import Fusion, GraphMixture
 from glomo_dist.transfer.inputs import Inputs, bucketed, by_length, encode
 from glomo_dist.transfer.job import FinetuneJob, window_size
 from glomo_dist.transfer.models import Mix, ReaderSizes, Sequences, TaskModel

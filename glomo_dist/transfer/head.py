@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from glomo_dist.runtime.errors import ConfigError
 
 Graphs = tuple[SparseGraph, SparseGraph]  # forward (j < i), backward (j > i)
-DIRECTIONS = ("forward", "backward")
 
 
 class GraphMixture(nn.Module):

@@ -14,12 +14,11 @@ from glomo_dist.data.lines import json_objects, numbered_lines
 from glomo_dist.data.parquet import parquet_rows
 from glomo_dist.data.patience import insist
 from glomo_dist.data.places import Address, attempts, open_place
-from glomo_dist.data.remote import file_system
+from glomo_dist.data.remote import file_system, over_http
 from glomo_dist.runtime.errors import DataError, describe
 from glomo_dist.runtime.progress import say
 
 RETRY_SECONDS = 20.0  # how long a server in trouble is asked again whether it has a file
-HTTP = ("http://", "https://")
 SUFFIXES = (".tsv", ".jsonl", ".txt", ".vec")
 STAR = "*"
 _STARS = "[0-9]{5}(?:-[0-9a-f]{16})?|-[0-9a-f]{16}|"  # what a star in a name may be
@@ -173,7 +172,7 @@ def address_parts(address: str) -> tuple[str, str]:
     links = address.split("::")
     # Before the first one with a path there may be caches: "simplecache::http://x/sst2".
     first = next((i for i, link in enumerate(links) if "://" in link), len(links) - 1)
-    query = links[first].find("?") if links[first].startswith(HTTP) else -1
+    query = links[first].find("?") if over_http(links[first]) else -1
     follows = "".join(f"::{link}" for link in links[first + 1 :])
     if query >= 0:
         follows = links[first][query:] + follows
@@ -218,7 +217,7 @@ def _spelled_out(fs: Any, root: str, name: str) -> str:
     pattern = re.compile(re.escape(file).replace(re.escape(STAR), f"({_STARS})"))
     place = joined(root, folder) if folder else root
     found = []
-    if not place.startswith(HTTP):
+    if not over_http(place):
         try:
             names = (path.rstrip("/").rsplit("/", 1)[-1] for path in fs.ls(place, detail=False))
             found = sorted(match[1] for match in map(pattern.fullmatch, names) if match)
@@ -237,7 +236,7 @@ def _exists(fs: Any, path: str) -> bool | None:
 
     None for HTTP's 403: a bucket that may not be listed answers so for what it does not have.
     """
-    if not path.startswith(HTTP):
+    if not over_http(path):
         try:
             fs.info(path)
         except (FileNotFoundError, NotADirectoryError):
@@ -266,6 +265,6 @@ def require(source: str | None, candidates: tuple[str, ...], task: str) -> str:
     found = find(source, candidates)
     if found is None:
         one = " (Over http a split must be one file: how many there are cannot be asked.)"
-        alone = one if source.startswith(HTTP) and any(STAR in name for name in candidates) else ""
+        alone = one if over_http(source) and any(STAR in name for name in candidates) else ""
         raise DataError(f"task {task!r}: {source} has none of {', '.join(candidates)}.{alone}")
     return found

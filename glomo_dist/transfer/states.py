@@ -22,6 +22,7 @@ import torch
 from safetensors.numpy import save
 from torch import Tensor
 
+from glomo_dist.graphs.chunks import chunk_ranges
 from glomo_dist.graphs.mapped import map_safetensors
 from glomo_dist.runtime import files
 from glomo_dist.runtime.errors import GlomoError
@@ -69,7 +70,7 @@ def column_states(
     with bar(total=total, desc=f"states of {Path(spec.source).name}", unit="word", leave=False) as progress:
         for name, texts in columns.items():
             lengths = np.array([len(text) for text in texts], np.int64)
-            chunks = _chunks(lengths)
+            chunks = chunk_ranges(lengths, CHUNK_WORDS)
             arrays, starts = [], np.zeros(len(texts), np.int64)
             for first, last in chunks:
                 arrays.append(_chunk(folder, texts[first:last], lazy))
@@ -77,12 +78,6 @@ def column_states(
                 progress.update(int(lengths[first:last].sum()))
             found[name] = StateColumn(arrays, np.array([first for first, _ in chunks], np.int64), starts)
     return found
-
-
-def _chunks(lengths: np.ndarray[Any, Any]) -> list[tuple[int, int]]:
-    """Ranges of consecutive texts with about CHUNK_WORDS words each."""
-    bounds = np.flatnonzero(np.diff(np.cumsum(lengths) // CHUNK_WORDS, prepend=-1)).tolist()
-    return list(zip(bounds, [*bounds[1:], len(lengths)], strict=True))
 
 
 def _chunk(folder: Path, texts: Sequence[list[str]], lazy: _Lazy) -> np.ndarray[Any, Any]:

@@ -141,6 +141,9 @@ def test_a_name_that_looks_like_something_else(tmp_path: Path, monkeypatch: pyte
         Path(name).write_text(name)
         assert texts(name) == texts(tmp_path / name) == [name]
     assert sorted(texts(".")) == sorted(names)
+    Path("http").mkdir()
+    Path("http/i.txt").write_text("no address")
+    assert texts("http") == ["no address"]
 
 
 def test_folder_and_glob_are_searched_in_order_and_hidden_files_left_out(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 from graph_samples import META, encoded, export, predictor
 
+from glomo_dist.graphs.chunks import chunk_ranges
 from glomo_dist.graphs.export import StoreMeta, export_graphs
+from glomo_dist.graphs.live import LiveGraphs
 from glomo_dist.graphs.store import GraphStore, GraphStoreError
 from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.glomo import Glomo
@@ -74,12 +77,28 @@ def test_chunks_and_batch_sizes_do_not_change_the_graphs(tmp_path):
         np.testing.assert_allclose(one.dense(), other.dense(), atol=5e-4)
 
 
+@pytest.mark.parametrize(
+    ("lengths", "ranges"),
+    [
+        ([], []),
+        ([0], [(0, 1)]),
+        ([0, 0, 3, 4, 2, 0], [(0, 2), (2, 3), (3, 4), (4, 6)]),
+        ([9, 9], [(0, 1), (1, 2)]),
+        ([1, 1], [(0, 2)]),
+    ],
+)
+def test_chunks_hold_every_sequence_once(lengths, ranges):
+    assert chunk_ranges(np.array(lengths, np.int64), 3) == ranges
+
+
 def test_ids_outside_the_vocabulary(tmp_path):
     model, _ = predictor()
     ids = {"train": [np.array([1, model.config.vocab_size], np.int32)]}
-    with pytest.raises(CheckpointError, match="vocabulary is 0"):
+    with pytest.raises(CheckpointError, match=r"^export: train example 0 .* vocabulary is 0"):
         export_graphs(model, ids, tmp_path / "store", meta=META)
     assert not (tmp_path / "store").exists()
+    with pytest.raises(CheckpointError, match=r"^graphs of run/model: train example 0 .* vocabulary is 0"):
+        LiveGraphs(model, ids, meta=META, keep=8, folder=Path("run/model"))
 
 
 def test_images_of_another_size(tmp_path):

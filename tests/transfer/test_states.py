@@ -132,6 +132,12 @@ def test_states_are_computed_once(bert, tmp_path, monkeypatch):
     states.column_states(spec, content, columns, tmp_path)
 
 
+def test_a_column_without_texts_has_no_states(bert, tmp_path):
+    spec = FeatureSpec.parse(f"hf:{bert}")
+    found = states.column_states(spec, "key", {"dev.text": []}, tmp_path)["dev.text"]
+    assert found.chunks == [] and len(found.first) == len(found.starts) == 0
+
+
 def test_words_that_the_encoder_does_not_know(bert, tmp_path, monkeypatch):
     """A text of them, in a chunk of its own, may be; a whole data set is a mistake."""
     monkeypatch.setattr(states, "CHUNK_WORDS", 4)
