@@ -25,6 +25,7 @@ from tyro.conf import Positional, arg
 from glomo_dist.cli.arguments import explained, pairs, parse
 from glomo_dist.evaluate.executor import Executor, InProcess, evaluate
 from glomo_dist.evaluate.job import EvaluationPlan, plan_jobs, read_plan
+from glomo_dist.evaluate.notes import notes
 from glomo_dist.evaluate.ray_executor import RayExecutor
 from glomo_dist.evaluate.task_data import require_same_data
 from glomo_dist.runtime.config import from_dict, to_dict
@@ -114,6 +115,8 @@ def main(argv: Sequence[str]) -> None:
         jobs, run, command.out, executor, plan=to_dict(plan), read=Result.read, check=require_same_data
     )
     say(f"{command.out}: {summary}")
+    for line in notes(command.out, jobs):
+        say(line)
     if summary.failed:
         first, alike = summary.main_reason()
         share = "" if alike == len(summary.failed) else f"{alike} of them "

@@ -11,10 +11,10 @@ from typing import Any
 
 import jinja2
 
-from glomo_dist.report import drawings, provenance, runs, scores
+from glomo_dist.report import drawings, provenance, remarks, runs, scores
 from glomo_dist.report.figures import with_own_ids
 from glomo_dist.report.names import counted, one_line, printable
-from glomo_dist.report.results import Results, read_results, several_models
+from glomo_dist.report.results import Results, read_results
 from glomo_dist.report.table import arm_name, cells, header, seeds_text, tables
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.files import require_folders_above, write_bytes, writing
@@ -82,7 +82,7 @@ def _render(results: Results, pretraining: list[runs.Run], stores: list[Path]) -
         failed=results.failed,
         missing=results.missing,
         strays=results.strays,
-        several_models=several_models(results),
+        cautions=remarks.cautions(results),
         sections=_sections(results),
         runs=[(run.name, runs.loss_figure(run), runs.empty_rows_figure(run)) for run in pretraining],
         drawings=drawn,
@@ -107,6 +107,7 @@ def _sections(results: Results) -> list[dict[str, Any]]:
                 "majority": None if result.majority is None else f"{100 * result.majority:.2f}",
                 "classes": len(result.classes),
                 "examples": result.examples,
+                "unknown": remarks.unknown_words(table.group),
                 "published": TASKS[result.task].published if result.task in TASKS else (),
                 "incomplete": [
                     f"{arm_name(r.arm)} ({seeds_text(r)})" for r in table.rows if r.score.n < r.planned

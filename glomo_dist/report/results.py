@@ -67,8 +67,12 @@ class Group:
         return one_line(", ".join(filter(None, [self.task, features, size, self.settings])))
 
     @property
+    def finished(self) -> list[Finished]:
+        return [job for seeds in self.arms.values() for job in seeds.values()]
+
+    @property
     def any(self) -> Finished:
-        return next(iter(next(iter(self.arms.values())).values()))
+        return self.finished[0]
 
     @property
     def main(self) -> str | None:
@@ -93,7 +97,7 @@ class Results:
 
     @property
     def finished(self) -> list[Finished]:
-        return [job for group in self.groups for seeds in group.arms.values() for job in seeds.values()]
+        return [job for group in self.groups for job in group.finished]
 
 
 def read_results(folders: Sequence[str | Path]) -> Results:
@@ -164,6 +168,7 @@ def _require_numbers(result: Result) -> None:
         "dev": [epoch.dev for epoch in result.curve],
         "a mixture's weight": [weight for mixed in result.mixtures for weight in mixed.weights],
         "majority": [] if result.majority is None else [result.majority],
+        "without_vector": [] if result.without_vector is None else list(vars(result.without_vector).values()),
     }
     for name, values in shares.items():
         for value in values:
@@ -262,22 +267,3 @@ def _settings(result: Result) -> dict[str, Any]:
         "task_version": result.task_version,
         "data": result.fingerprints.get("data"),
     }
-
-
-def several_models(results: Results) -> list[str]:
-    """A sentence for each arm whose row is a mean over graphs of different models, but for arms with a model, and a
-    path of it, for each seed: random predictors."""
-    found = []
-    for group in results.groups:
-        for arm, seeds in group.arms.items():
-            models = [job.result.fingerprints.get("model") for job in seeds.values()]
-            of_path: dict[str | None, set[str | None]] = {}
-            for job, model in zip(seeds.values(), models, strict=True):
-                of_path.setdefault(job.result.job["graphs"], set()).add(model)
-            mixed = 1 < len(set(models)) < len(models)
-            if mixed or any(len(of_one) > 1 for of_one in of_path.values()):
-                folders = ", ".join(sorted({str(job.folder) for job in seeds.values()}))
-                found.append(
-                    f"{group.title}: the row of arm {arm!r} is a mean over graphs of different models ({folders})."
-                )
-    return found

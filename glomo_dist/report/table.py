@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from glomo_dist.report.names import counted, one_line, printable, short, text_width
-from glomo_dist.report.results import Group, Results, several_models
+from glomo_dist.report.remarks import cautions
+from glomo_dist.report.results import Group, Results
 from glomo_dist.report.statistics import Estimate, Paired, estimate, paired
 from glomo_dist.transfer.job import window_size
 
@@ -166,4 +167,4 @@ def _remarks(results: Results) -> list[str]:
             f"{counted(len(results.strays), 'result belongs', 'results belong')} to no job of the newest plan of the "
             "folder: left out. Run `glomo evaluate` with all seeds and arms that belong into the table."
         )
-    return lines + several_models(results)
+    return lines + cautions(results)

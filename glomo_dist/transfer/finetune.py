@@ -94,6 +94,7 @@ def run(job: FinetuneJob) -> Result:
             "model": info.model if info and job.needs_graphs else None,
         },
         code=code_version(),
+        without_vector=inputs.without_vector,
     )
 
 

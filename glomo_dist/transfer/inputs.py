@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.transfer.coverage import Unknown, unknown
 from glomo_dist.transfer.dataset import Split, TaskData, require_shape, section
 from glomo_dist.transfer.encoder import encoder_fingerprint
 from glomo_dist.transfer.feature_modules import (
@@ -74,13 +75,17 @@ class Examples:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Encoded splits, what turns units into features, and the features' width and fingerprint."""
+    """Encoded splits, what turns units into features, and the features' width and fingerprint.
+
+    without_vector: the words without one, where the features are word vectors.
+    """
 
     splits: dict[str, Examples]
     features: Features
     width: int
     shape: tuple[int, int] | None
     fingerprint: str | None
+    without_vector: Unknown | None = None
 
 
 def truncate(split: Split, limits: dict[str, int | None]) -> dict[str, list[Any]]:
@@ -115,7 +120,7 @@ def encode(
             "features 'pixels': this task's units are words; use 'learned', a file of word vectors or an encoder."
         )
     texts = {name: truncate(split, limits) for name, split in data.splits.items()}
-    ids, module, width, content = _words(spec, texts, hidden, state_cache)
+    ids, module, width, content, has_vector = _words(spec, texts, hidden, state_cache)
     splits = {
         name: Examples(
             {c: _encode_words(values, split.columns[c].of, ids) for c, values in texts[name].items()},
@@ -125,18 +130,32 @@ def encode(
     }
     if spec.recurrent:
         module, width = RecurrentFeatures(module, cell, width, hidden), 2 * hidden
-    return Inputs(splits, module, width, None, content)
+    columns = (column.flat for examples in splits.values() for column in examples.columns.values())
+    without_vector = None if has_vector is None else unknown(columns, has_vector)
+    return Inputs(splits, module, width, None, content, without_vector)
+
+
+class _Words(NamedTuple):
+    """The number of each word, what turns numbers into features, their width, and the fingerprint of frozen ones.
+
+    has_vector: bool by number, None where the features are no vectors from a file.
+    """
+
+    ids: dict[str, int]
+    module: Features
+    width: int
+    content: str | None = None
+    has_vector: np.ndarray[Any, Any] | None = None
 
 
 def _words(
     spec: FeatureSpec, texts: dict[str, dict[str, list[list[str]]]], hidden: int, state_cache: str | None
-) -> tuple[dict[str, int], Features, int, str | None]:
-    """The number of each word, what turns numbers into features, their width, and the fingerprint of frozen ones."""
+) -> _Words:
     if spec.kind == "states":
         columns = {section(s, c): values for s, split in texts.items() for c, values in split.items()}
         content = encoder_fingerprint(spec)
         states = column_states(spec, content, columns, state_cache)
-        return {}, StateFeatures(states), next(iter(states.values())).width, content
+        return _Words({}, StateFeatures(states), next(iter(states.values())).width, content)
     # Learned embeddings know the words of train; vectors from a file may cover those of the other splits too.
     known = ("train",) if spec.kind == "learned" else tuple(texts)
     vocabulary = sorted(
@@ -145,11 +164,13 @@ def _words(
     ids = {word: i for i, word in enumerate(vocabulary, UNKNOWN + 1)}
     if spec.kind == "learned":
         width = spec.width or hidden
-        return ids, WordFeatures(len(ids) + 2, width, None), width, None
-    table = WordVectors.load(spec.source, only=ids).table(["", "", *vocabulary])
+        return _Words(ids, WordFeatures(len(ids) + 2, width, None), width)
+    vectors, words = WordVectors.load(spec.source, only=ids), ["", "", *vocabulary]
+    table = vectors.table(words)
     table[:2] = 0
-    width = table.shape[1]
-    return ids, WordFeatures(len(ids) + 2, width, table), width, table_fingerprint(table)
+    has_vector = np.array([word in vectors.words for word in words])
+    features = WordFeatures(len(ids) + 2, vectors.width, table)
+    return _Words(ids, features, vectors.width, table_fingerprint(table), has_vector)
 
 
 def _encode_words(texts: list[list[str]], of: np.ndarray[Any, Any], ids: dict[str, int]) -> EncodedColumn:

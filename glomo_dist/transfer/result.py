@@ -8,6 +8,7 @@ from typing import Any
 
 from glomo_dist.runtime import config, files
 from glomo_dist.runtime.formats import check_format
+from glomo_dist.transfer.coverage import Unknown
 
 FORMAT, VERSION = "glomo-result", 2
 
@@ -46,6 +47,8 @@ class Result:
         its product with the layers below); empty for arms without graphs.
     fingerprints: of the task data ("data"), the word vectors ("features"), the graphs' index ("graphs"), and
         the predictor behind them ("model"); None where there is none.
+    without_vector: the task's words without one, where the features are word vectors; None also in results from
+        before it was counted.
     """
 
     format: str
@@ -71,6 +74,7 @@ class Result:
     mixtures: tuple[MixedGraph, ...]
     fingerprints: dict[str, str | None]
     code: str
+    without_vector: Unknown | None = None
 
     def write(self, path: str | Path) -> None:
         files.write_json(path, config.to_dict(self))

@@ -11,6 +11,7 @@ import zstandard
 
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.files import sha256_file
+from glomo_dist.transfer.coverage import Unknown
 from glomo_dist.transfer.dataset import Column, Split, TaskData, images_split
 from glomo_dist.transfer.features import FeatureSpec, WordVectors, pixel_positions, vectors_content
 from glomo_dist.transfer.inputs import bucketed, by_length, encode
@@ -201,6 +202,22 @@ def test_encoded_words(tmp_path):
     test = inputs.features("test.text", inputs.splits["test"].columns["text"].batch(np.array([0])))
     assert test.tolist() == [[[5, 6], [1, 2]]]  # a vector helps for words that train does not have
     assert not list(inputs.features.parameters())  # frozen
+
+
+def test_words_without_a_vector_are_counted(tmp_path):
+    """In all splits, as often as they occur; a text of several examples once, and only what is not cut off."""
+    path = str(tmp_path / "vectors.npz")
+    np.savez(path, words=np.array(["film", "a"]), vectors=np.eye(2))
+
+    def split(*texts):
+        return Split({"text": Column([t.split() for t in texts], np.array([[0], [0]]))}, np.array([0, 1]))
+
+    splits = {"train": split("a film b b a", "b"), "dev": split("film"), "test": split("", "c d")}
+    data = TaskData(splits, ("x", "y"), "f")
+    # kept: a film b b | b | film | c d
+    assert encode(data, "words", path, {"text": 4}, 8).without_vector == Unknown(5 / 8, 3 / 5)
+    assert encode(data, "words", "trnn:" + path, {"text": 4}, 8).without_vector == Unknown(5 / 8, 3 / 5)
+    assert encode(data, "words", "learned", {"text": 4}, 8).without_vector is None
 
 
 def test_learned_words_know_train_only():

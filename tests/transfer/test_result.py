@@ -4,6 +4,7 @@ import json
 import pytest
 
 from glomo_dist.runtime.errors import ConfigError, DataError
+from glomo_dist.transfer.coverage import Unknown
 from glomo_dist.transfer.result import FORMAT, VERSION, Epoch, MixedGraph, Result
 
 RESULT = Result(
@@ -30,12 +31,20 @@ RESULT = Result(
     mixtures=(MixedGraph("forward", 1.5, (0.25, 0.75)), MixedGraph("backward", 1.0, (0.5, 0.5))),
     fingerprints={"data": "abc", "graphs": None},
     code="0.1.0",
+    without_vector=Unknown(0.25, 0.5),
 )
 
 
 def test_round_trip(tmp_path):
     RESULT.write(tmp_path / "result.json")
     assert Result.read(tmp_path / "result.json") == RESULT
+
+
+def test_results_of_before_words_were_counted_are_read(tmp_path):
+    values = dataclasses.asdict(RESULT)
+    del values["without_vector"]
+    (tmp_path / "result.json").write_text(json.dumps(values))
+    assert Result.read(tmp_path / "result.json") == dataclasses.replace(RESULT, without_vector=None)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,34 @@
+"""What the results of an evaluation say besides their scores, for who started it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from glomo_dist.evaluate.attempt import Job, job_folder
+from glomo_dist.runtime.errors import GlomoError
+from glomo_dist.transfer.coverage import MANY, percent
+from glomo_dist.transfer.features import FeatureSpec
+from glomo_dist.transfer.result import Result
+
+
+def notes(out: str | Path, jobs: Sequence[Job]) -> list[str]:
+    """Lines to say after `evaluate`; each once, however many of the jobs it is true of."""
+    return list(dict.fromkeys(line for result in _results(out, jobs) for line in _lines(result)))
+
+
+def _results(out: str | Path, jobs: Sequence[Job]) -> Iterator[Result]:
+    for job in jobs:
+        try:
+            yield Result.read(job_folder(out, job.id) / "result.json")
+        except GlomoError:  # it failed, which is said elsewhere
+            continue
+
+
+def _lines(result: Result) -> Iterator[str]:
+    if result.without_vector is not None and result.without_vector.words > MANY:
+        source = FeatureSpec.parse(result.job["features"]).source
+        yield (
+            f"WARNING: evaluate: {percent(result.without_vector.words)} of the words of task {result.task!r} have no "
+            f"vector in {source} and are zeros to the model. Is it of another language, or of other spellings?"
+        )

@@ -1,0 +1,37 @@
+"""How many of a task's words are unknown to what reads them: a file of vectors, the vocabulary of a predictor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+MANY = 0.5  # above this share it is said aloud: what follows is hardly a result about these words
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """Shares of what is not known: of all words of the texts (a text of several examples counts once), and of the
+    distinct ones."""
+
+    words: float
+    distinct: float
+
+
+def unknown(texts: Iterable[np.ndarray[Any, Any]], known: np.ndarray[Any, Any]) -> Unknown:
+    """texts: ids of words, integer [n] each.  known: bool [ids], whether an id is of a word that is known."""
+    counts = np.zeros(len(known), np.int64)
+    for ids in texts:
+        counts += np.bincount(ids, minlength=len(known))
+    there = counts > 0
+    return Unknown(_share(counts[~known].sum(), counts.sum()), _share((there & ~known).sum(), there.sum()))
+
+
+def _share(part: int, whole: int) -> float:
+    return float(part / whole) if whole else 0.0
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.2f} %"

@@ -1,0 +1,36 @@
+"""What the report says beside and below the tables."""
+
+from __future__ import annotations
+
+import re
+
+from result_folders import job, result, write
+
+from glomo_dist.report import as_text, build
+from glomo_dist.transfer.coverage import Unknown
+
+
+def page_and_text(tmp_path, rows):
+    """Both as plain text with single spaces."""
+    results = build([write(tmp_path / "in", rows)], tmp_path / "report.html")
+    page = re.sub(r"<[^>]*>", "", (tmp_path / "report.html").read_text())
+    return re.sub(r"\s+", " ", page), as_text(results)
+
+
+def test_words_without_a_vector(tmp_path):
+    """One old result of the table does not know it."""
+    rows = [result(job(arm, 0), 0.5, without_vector=Unknown(0.025, 0.4)) for arm in ("uniform", "pretrained")]
+    page, text = page_and_text(tmp_path, [result(job("none", 0), 0.5), *rows])
+    assert "5 test examples, 2 classes" in page
+    assert page.count("2.50 % of the words have no vector (40.00 % of the distinct ones).") == 1
+    assert "no vector" not in text
+
+
+def test_mostly_words_without_a_vector(tmp_path):
+    page, text = page_and_text(tmp_path, [result(job("none", 0), 0.5, without_vector=Unknown(0.6, 0.9))])
+    for shown in (page, text):
+        assert "sst2, learned vectors: 60.00 % of the words have no vector." in shown
+
+
+def test_old_results_say_nothing_of_words(tmp_path):
+    assert "vector (" not in page_and_text(tmp_path, [result(job("none", 0), 0.5)])[0]
