@@ -206,7 +206,7 @@ def job_id(work: FinetuneJob, contents: _Contents | None = None) -> str:
         identity["task_source"] = os.path.normpath(work.task_source)
     if work.graphs is not None:
         info = contents.graphs(work.graphs)
-        identity["graphs"] = fingerprint(to_dict(info)) if work.needs_graphs else [info.layers, info.heads]
+        identity["graphs"] = info.fingerprint if work.needs_graphs else [info.layers, info.heads]
     identity["features"] = contents.features(work.features)
     features = FeatureSpec.parse(work.features).short().replace(":", "")
     size = "all" if work.train_size is None else str(work.train_size)
@@ -222,6 +222,10 @@ class _Live:
     layers: int
     heads: int
     task: None = None
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(to_dict(self))
 
 
 class _Contents:

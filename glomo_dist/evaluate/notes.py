@@ -26,9 +26,15 @@ def _results(out: str | Path, jobs: Sequence[Job]) -> Iterator[Result]:
 
 
 def _lines(result: Result) -> Iterator[str]:
+    words = f"of the words of task {result.task!r}"
     if result.without_vector is not None and result.without_vector.words > MANY:
         source = FeatureSpec.parse(result.job["features"]).source
         yield (
-            f"WARNING: evaluate: {percent(result.without_vector.words)} of the words of task {result.task!r} have no "
-            f"vector in {source} and are zeros to the model. Is it of another language, or of other spellings?"
+            f"WARNING: evaluate: {percent(result.without_vector.words)} {words} have no vector in {source} and are "
+            "zeros to the model. Is it of another language, or of other spellings?"
+        )
+    if result.unknown_to_predictor is not None and result.unknown_to_predictor > MANY:
+        yield (
+            f"WARNING: evaluate: {percent(result.unknown_to_predictor)} {words} are not in the vocabulary of the "
+            f"predictor of arm {result.arm!r}."
         )

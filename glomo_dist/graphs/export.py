@@ -22,6 +22,7 @@ from glomo_dist.graphs.store import (
     DIRECTIONS,
     FORMAT,
     INDEX,
+    RECORDED_LATER,
     SETTINGS,
     VERSION,
     ChunkEntry,
@@ -44,7 +45,7 @@ class StoreMeta:
     """What the graphs are of: recorded in the index and checked when the store is used.
 
     data: fingerprint of the task's data; model, tokenizer: of the predictor; max_units: the truncation applied
-        to each of the task's inputs.
+        to each of the task's inputs.  unknown_words: as in `StoreInfo`.
     """
 
     task: str
@@ -53,6 +54,7 @@ class StoreMeta:
     model: str
     tokenizer: str
     max_units: dict[str, int | None]
+    unknown_words: float | None = None
 
 
 def require_graph_kernels(model: GlomoConfig) -> None:
@@ -87,8 +89,10 @@ def export_graphs(
         raise ConfigError(f"export: batch_tokens must be at least 1, got {batch_tokens}.")
     check_ids(model, splits, "export")
     lengths = {name: np.array([len(e) for e in examples], np.int64) for name, examples in splits.items()}
+    facts = config.to_dict(meta)
+    later = {name: facts.pop(name) for name in RECORDED_LATER}  # no settings: an older export can go on
     settings = {
-        **config.to_dict(meta),
+        **facts,
         "format": FORMAT,
         "version": VERSION,
         "layers": model.config.layers,
@@ -128,21 +132,25 @@ def export_graphs(
         }
         for name, written in entries.items()
     }
-    if not _is_there(out / INDEX, index):
-        files.write_json(out / INDEX, index)
+    before = _before(out / INDEX, index)
+    whole = {**(before or index), **later}
+    if whole != before:
+        files.write_json(out / INDEX, whole)
     return out
 
 
-def _is_there(path: Path, index: dict[str, Any]) -> bool:
-    """Whether the index is that of these very chunks, whichever code it was written by: it names the code that
-    made them, and is the identity of the store."""
+def _before(path: Path, index: dict[str, Any]) -> dict[str, Any] | None:
+    """The index that is there, if it is of these very chunks, whichever code it was written by: it names the code
+    that made them, and is the identity of the store."""
     if not path.is_file():
-        return False
+        return None
     try:
         before = files.read_json(path)
     except DataError:
-        return False
-    return isinstance(before, dict) and {**before, "code": ""} == {**index, "code": ""}
+        return None
+    may_differ = dict.fromkeys(("code", *RECORDED_LATER))
+    same = isinstance(before, dict) and {**before, **may_differ} == {**index, **may_differ}
+    return before if same else None
 
 
 def check_ids(model: Glomo, splits: dict[str, list[np.ndarray[Any, Any]]], asking: str) -> None:

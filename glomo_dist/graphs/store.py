@@ -28,10 +28,12 @@ from glomo_kernels import SparseGraph
 from glomo_dist.graphs.mapped import map_safetensors
 from glomo_dist.runtime import config, files
 from glomo_dist.runtime.errors import DataError
+from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.runtime.formats import check_format
 
 FORMAT, VERSION = "glomo-graphs", 2
 INDEX, SETTINGS = "index.json", "settings.json"
+RECORDED_LATER = ("unknown_words",)  # fields of StoreMeta and StoreInfo
 DIRECTIONS = ("forward", "backward")
 EXPORT_AGAIN = "Delete the folder and run `glomo export` again."
 
@@ -60,7 +62,11 @@ class SplitEntry:
 
 @dataclass(frozen=True)
 class StoreInfo:
-    """The content of index.json. `data` is the fingerprint of the task data, `model` of the predictor."""
+    """The content of index.json. `data` is the fingerprint of the task data, `model` of the predictor.
+
+    The fields with defaults are None in stores of before they were recorded. unknown_words: share of the task's words
+    that the predictor does not know, None for images too.
+    """
 
     format: str
     version: int
@@ -75,6 +81,13 @@ class StoreInfo:
     max_units: dict[str, int | None]
     code: str
     splits: dict[str, Any]
+    unknown_words: float | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """What the names of jobs and their results know the store by. Without what was recorded later and follows
+        from the rest: an older store keeps its jobs when that is added to its index."""
+        return fingerprint({k: v for k, v in config.to_dict(self).items() if k not in RECORDED_LATER})
 
     @property
     def components(self) -> int:

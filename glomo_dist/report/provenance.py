@@ -12,10 +12,9 @@ from glomo_dist.model.io import model_folder
 from glomo_dist.report.names import counted
 from glomo_dist.report.results import Finished, Results, features_name
 from glomo_dist.report.runs import Run
-from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import GlomoError
-from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.runtime.secrets import shown
+from glomo_dist.transfer.coverage import percent
 
 
 @dataclass(frozen=True)
@@ -111,4 +110,6 @@ def _store_fact(path: Path) -> Fact:
         f"{edges / max(1, 2 * units * info.layers * info.heads):.1f} edges a row, model {info.model}, "
         f"tokenizer {info.tokenizer}, code {info.code}"
     )
-    return Fact("graphs", name, fingerprint(to_dict(info)), details)
+    if info.unknown_words is not None:
+        details += f", {percent(info.unknown_words)} of the task's words unknown"
+    return Fact("graphs", name, info.fingerprint, details)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from glomo_dist.report.names import one_line
 from glomo_dist.report.results import Group, Results
 from glomo_dist.transfer.coverage import MANY, percent
 
@@ -13,22 +16,31 @@ def cautions(results: Results) -> list[str]:
 
 def unknown_words(group: Group) -> list[str]:
     """How many words of the task are unknown to what reads them, as far as the results of a table say it."""
+    return [sentence for _, sentence in _unknown_words(group)]
+
+
+def _unknown_words(group: Group) -> Iterator[tuple[float, str]]:
+    """The share, and the sentence of it. The vectors are the same in the whole table, predictors may differ."""
+    counted = [job.result.without_vector for job in group.finished if job.result.without_vector is not None]
+    for share in counted[:1]:
+        distinct = f"{percent(share.distinct)} of the distinct ones"
+        yield share.words, f"{percent(share.words)} of the words have no vector ({distinct})."
+    arms: dict[float, dict[str, None]] = {}
     for job in group.finished:
-        if job.result.without_vector is not None:
-            words, distinct = map(
-                percent, (job.result.without_vector.words, job.result.without_vector.distinct)
-            )
-            return [f"{words} of the words have no vector ({distinct} of the distinct ones)."]
-    return []
+        if job.result.unknown_to_predictor is not None:
+            arms.setdefault(job.result.unknown_to_predictor, {})[job.result.arm] = None
+    for of_all, names in arms.items():
+        predictor = f"the predictor (arm {', '.join(map(one_line, names))})"
+        yield of_all, f"{percent(of_all)} of the words are not in the vocabulary of {predictor}."
 
 
 def _mostly_unknown(results: Results) -> list[str]:
-    found = []
-    for group in results.groups:
-        shares = [job.result.without_vector.words for job in group.finished if job.result.without_vector]
-        if shares and max(shares) > MANY:
-            found.append(f"{group.title}: {percent(max(shares))} of the words have no vector.")
-    return found
+    return [
+        f"{group.title}: {sentence}"
+        for group in results.groups
+        for share, sentence in _unknown_words(group)
+        if share > MANY
+    ]
 
 
 def _several_models(results: Results) -> list[str]:

@@ -169,6 +169,7 @@ def _require_numbers(result: Result) -> None:
         "a mixture's weight": [weight for mixed in result.mixtures for weight in mixed.weights],
         "majority": [] if result.majority is None else [result.majority],
         "without_vector": [] if result.without_vector is None else list(vars(result.without_vector).values()),
+        "unknown_to_predictor": [] if result.unknown_to_predictor is None else [result.unknown_to_predictor],
     }
     for name, values in shares.items():
         for value in values:

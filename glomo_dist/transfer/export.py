@@ -12,8 +12,10 @@ from glomo_dist.graphs.export import BATCH_TOKENS, StoreMeta, export_graphs, req
 from glomo_dist.graphs.live import LiveGraphs
 from glomo_dist.model.io import load_model, random_model
 from glomo_dist.model.io import model_folder as find_model
-from glomo_dist.runtime.errors import CheckpointError, ConfigError
+from glomo_dist.runtime.errors import CheckpointError, ConfigError, DataError
 from glomo_dist.runtime.fingerprint import fingerprint
+from glomo_dist.runtime.progress import say
+from glomo_dist.transfer.coverage import MANY, percent, unknown
 from glomo_dist.transfer.dataset import Task, TaskData, section
 from glomo_dist.transfer.inputs import truncate
 from glomo_dist.transfer.task import get_task
@@ -45,14 +47,11 @@ def export_task(
     predictor = _Predictor(model_folder, task, random_seed)
     require_graph_kernels(predictor.model.config)
     data = task.load(source, max_examples)
-    return export_graphs(
-        predictor.model,
-        predictor.encode(data, limits),
-        out,
-        meta=predictor.meta(task, data, limits),
-        keep=keep,
-        batch_tokens=batch_tokens,
-    )
+    units = predictor.encode(data, limits)
+    meta = predictor.meta(task, data, limits, units)
+    store = export_graphs(predictor.model, units, out, meta=meta, keep=keep, batch_tokens=batch_tokens)
+    _report(task.name, meta)
+    return store
 
 
 def live_graphs(
@@ -60,13 +59,16 @@ def live_graphs(
 ) -> LiveGraphs:
     """The graphs of all splits of a task, computed when they are asked for: the same numbers as a store's."""
     predictor = _Predictor(model_folder, task, None)
-    return LiveGraphs(
-        predictor.model,
-        predictor.encode(data, limits),
-        meta=predictor.meta(task, data, limits),
-        keep=keep,
-        folder=Path(model_folder),
-    )
+    units = predictor.encode(data, limits)
+    meta = predictor.meta(task, data, limits, units)
+    return LiveGraphs(predictor.model, units, meta=meta, keep=keep, folder=Path(model_folder))
+
+
+def _report(task: str, meta: StoreMeta) -> None:
+    if meta.unknown_words is not None:
+        warning = "WARNING: export: " if meta.unknown_words > MANY else ""
+        words = f"{percent(meta.unknown_words)} of the words of task {task!r}"
+        say(f"{warning}{words} are not in the predictor's vocabulary")
 
 
 class _Predictor:
@@ -74,6 +76,7 @@ class _Predictor:
 
     def __init__(self, model_folder: str | Path, task: Task, random_seed: int | None) -> None:
         model_folder = find_model(model_folder) or model_folder
+        self.folder = model_folder
         self.tokenizer = load_tokenizer(model_folder)
         if self.tokenizer.kind != task.unit:
             raise ConfigError(
@@ -98,7 +101,29 @@ class _Predictor:
             for column, values in truncate(split, limits).items()
         }
 
-    def meta(self, task: Task, data: TaskData, limits: dict[str, int | None]) -> StoreMeta:
+    def meta(
+        self,
+        task: Task,
+        data: TaskData,
+        limits: dict[str, int | None],
+        units: dict[str, list[np.ndarray[Any, Any]]],
+    ) -> StoreMeta:
+        """units: what `encode` gave. DataError where the predictor knows none of the task's words."""
+        words = None
+        if self.tokenizer.kind == "words":
+            known = np.arange(self.tokenizer.vocab_size) != 0  # 0 is <unk>
+            words = unknown((ids for texts in units.values() for ids in texts), known).words
+            if words == 1:
+                raise DataError(
+                    f"task {task.name!r}: none of its words is in the vocabulary of the predictor in {self.folder}, "
+                    "whose graphs would say nothing. Use a predictor of the same language and spelling."
+                )
         return StoreMeta(
-            task.name, task.version, data.fingerprint, self.fingerprint, self.tokenizer.fingerprint, limits
+            task.name,
+            task.version,
+            data.fingerprint,
+            self.fingerprint,
+            self.tokenizer.fingerprint,
+            limits,
+            words,
         )

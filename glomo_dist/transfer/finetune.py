@@ -17,7 +17,7 @@ from glomo_dist.graphs.store import DIRECTIONS, GraphStore
 from glomo_dist.model.io import model_folder, read_config
 from glomo_dist.runtime import config, kernels
 from glomo_dist.runtime.errors import GlomoError
-from glomo_dist.runtime.fingerprint import code_version, derive_seed, fingerprint
+from glomo_dist.runtime.fingerprint import code_version, derive_seed
 from glomo_dist.runtime.secrets import shown_in
 from glomo_dist.transfer.dataset import Task, TaskData, draw, section
 from glomo_dist.transfer.export import live_graphs
@@ -90,11 +90,12 @@ def run(job: FinetuneJob) -> Result:
         fingerprints={
             "data": data.fingerprint,
             "features": inputs.fingerprint,
-            "graphs": fingerprint(config.to_dict(info)) if info else None,
+            "graphs": info.fingerprint if info else None,
             "model": info.model if info and job.needs_graphs else None,
         },
         code=code_version(),
         without_vector=inputs.without_vector,
+        unknown_to_predictor=info.unknown_words if info and job.needs_graphs else None,
     )
 
 

@@ -48,7 +48,7 @@ class Result:
     fingerprints: of the task data ("data"), the word vectors ("features"), the graphs' index ("graphs"), and
         the predictor behind them ("model"); None where there is none.
     without_vector: the task's words without one, where the features are word vectors; None also in results from
-        before it was counted.
+        before it was counted.  unknown_to_predictor: `StoreInfo.unknown_words` of the graphs.
     """
 
     format: str
@@ -75,6 +75,7 @@ class Result:
     fingerprints: dict[str, str | None]
     code: str
     without_vector: Unknown | None = None
+    unknown_to_predictor: float | None = None
 
     def write(self, path: str | Path) -> None:
         files.write_json(path, config.to_dict(self))

@@ -8,10 +8,12 @@ from graph_samples import META, encoded, export, predictor
 from glomo_dist.graphs.chunks import chunk_ranges
 from glomo_dist.graphs.export import StoreMeta, export_graphs
 from glomo_dist.graphs.live import LiveGraphs
-from glomo_dist.graphs.store import GraphStore, GraphStoreError
+from glomo_dist.graphs.store import RECORDED_LATER, GraphStore, GraphStoreError
 from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.glomo import Glomo
 from glomo_dist.runtime.errors import CheckpointError, ConfigError, DataError, GlomoError
+from glomo_dist.runtime.files import read_json, write_json
+from glomo_dist.runtime.fingerprint import fingerprint
 
 
 def chunks(folder):
@@ -126,3 +128,27 @@ def test_meta_is_in_the_index(tmp_path):
         StoreMeta(info.task, info.task_version, info.data, info.model, info.tokenizer, info.max_units) == META
     )
     assert (info.layers, info.heads, info.keep) == (2, 2, 3)
+
+
+def test_what_is_recorded_later_changes_no_identity(tmp_path):
+    """A store of before it was recorded is read, keeps its fingerprint, and is completed by another export."""
+    out, index = tmp_path / "store", tmp_path / "store" / "index.json"
+    export(out)
+    old = {k: v for k, v in read_json(index).items() if k not in RECORDED_LATER}
+    write_json(index, {**old, "code": "of long ago"})
+    before = GraphStore.open(out).info
+    assert before.unknown_words is None
+    assert before.fingerprint == fingerprint({**old, "code": "of long ago"})
+    export(out, meta=dataclasses.replace(META, unknown_words=0.25))
+    after = GraphStore.open(out).info
+    assert (after.unknown_words, after.code) == (0.25, "of long ago")
+    assert after.fingerprint == before.fingerprint
+
+
+def test_an_export_begun_before_it_was_recorded_goes_on(tmp_path):
+    out = tmp_path / "store"
+    export(out)
+    assert not set(read_json(out / "settings.json")) & set(RECORDED_LATER)
+    (out / "index.json").unlink()
+    export(out, meta=dataclasses.replace(META, unknown_words=0.25))
+    assert GraphStore.open(out).info.unknown_words == 0.25

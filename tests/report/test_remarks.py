@@ -29,8 +29,28 @@ def test_words_without_a_vector(tmp_path):
 def test_mostly_words_without_a_vector(tmp_path):
     page, text = page_and_text(tmp_path, [result(job("none", 0), 0.5, without_vector=Unknown(0.6, 0.9))])
     for shown in (page, text):
-        assert "sst2, learned vectors: 60.00 % of the words have no vector." in shown
+        assert (
+            "sst2, learned vectors: 60.00 % of the words have no vector (90.00 % of the distinct ones)."
+            in shown
+        )
 
 
 def test_old_results_say_nothing_of_words(tmp_path):
     assert "vector (" not in page_and_text(tmp_path, [result(job("none", 0), 0.5)])[0]
+
+
+def test_words_that_predictors_do_not_know(tmp_path):
+    rows = [
+        result(job(arm, seed), 0.5, unknown_to_predictor=share)
+        for arm, share in (("none", None), ("random", 0.125), ("pretrained", 0.125), ("other", 0.75))
+        for seed in (0, 1)
+    ]
+    page, text = page_and_text(tmp_path, rows)
+    assert (
+        page.count(
+            "12.50 % of the words are not in the vocabulary of the predictor (arm random, pretrained)."
+        )
+        == 1
+    )
+    assert text.count("75.00 % of the words are not in the vocabulary of the predictor (arm other).") == 1
+    assert "12.50 %" not in text

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from glomo_kernels import dispatch
-from transfer_samples import job, write_sst2
+from transfer_samples import WORDS, job, write_sst2
 
 from glomo_dist.data.pixels import PixelTokenizer
 from glomo_dist.data.text import WordTokenizer
@@ -135,6 +135,7 @@ def test_pixels(tmp_path):
     )
     save_model(tmp_path / "model", Glomo(config), tokenizer.to_json())
     store = export_task("digits", tmp_path / "model", tmp_path / "store", max_examples=40)
+    assert GraphStore.open(store).info.unknown_words is None
     fields = {"features": "pixels", "max_examples": 40, "epochs": 1, "hidden": 8}
     result = run(FinetuneJob("digits", "pretrained", graphs=str(store), **fields))
     assert result.components == ("G0.0", "G0.1", "G1.0", "G1.1", "P1.0", "P1.1")
@@ -149,3 +150,40 @@ def test_model_and_task_must_fit(tmp_path):
     with pytest.raises(ConfigError, match=r"has pixels as units, the model .* was trained on words"):
         export_task("digits", tmp_path / "model", tmp_path / "store")
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "warned"), [(sorted({*WORDS, "alpha"}), False), (("alpha", "unheard"), True)]
+)
+def test_words_that_the_predictor_does_not_know(tmp_path, capfd, words, warned):
+    """Said after the export, kept in the store, and in the result of who uses it or the model itself."""
+    source = write_sst2(tmp_path / "data", sizes=(30, 10, 10))
+    folder = word_model(tmp_path / "model", words)
+    info = GraphStore.open(export_task("sst2", folder, tmp_path / "store", source=source)).info
+    texts = {
+        text
+        for split in ("train", "dev", "test")
+        for text in (tmp_path / "data" / f"{split}.tsv").read_text().splitlines()[1:]
+    }
+    all_words = [word for text in texts for word in text.split("\t")[0].split()]
+    exact = sum(word not in words for word in all_words) / len(all_words)
+    assert info.unknown_words == pytest.approx(exact) and (exact > 0.5) == warned
+    said = f"{100 * exact:.2f} % of the words of task 'sst2' are not in the predictor's vocabulary"
+    error = capfd.readouterr().err
+    assert said in error and ("WARNING" in error) == warned
+    results = {
+        graphs: run(job(source, arm=arm, graphs=str(tmp_path / graphs), epochs=1))
+        for graphs, arm in (("store", "pretrained"), ("model", "live"))
+    }
+    assert {r.unknown_to_predictor for r in results.values()} == {info.unknown_words}
+    assert run(job(source, graphs=str(tmp_path / "store"), epochs=1)).unknown_to_predictor is None
+
+
+def test_a_predictor_that_knows_no_word_is_refused(tmp_path):
+    source = write_sst2(tmp_path / "data", sizes=(30, 10, 10))
+    folder = word_model(tmp_path / "model", ("слово", "mot"))
+    with pytest.raises(DataError, match=r"'sst2': none of its words is in the vocabulary .*model"):
+        export_task("sst2", folder, tmp_path / "store", source=source)
+    assert not (tmp_path / "store").exists()
+    with pytest.raises(DataError, match=r"none of its words"):
+        run(job(source, arm="pretrained", graphs=str(folder)))

@@ -32,6 +32,7 @@ RESULT = Result(
     fingerprints={"data": "abc", "graphs": None},
     code="0.1.0",
     without_vector=Unknown(0.25, 0.5),
+    unknown_to_predictor=0.125,
 )
 
 
@@ -42,9 +43,10 @@ def test_round_trip(tmp_path):
 
 def test_results_of_before_words_were_counted_are_read(tmp_path):
     values = dataclasses.asdict(RESULT)
-    del values["without_vector"]
+    del values["without_vector"], values["unknown_to_predictor"]
     (tmp_path / "result.json").write_text(json.dumps(values))
-    assert Result.read(tmp_path / "result.json") == dataclasses.replace(RESULT, without_vector=None)
+    read = Result.read(tmp_path / "result.json")
+    assert read == dataclasses.replace(RESULT, without_vector=None, unknown_to_predictor=None)
 
 
 @pytest.mark.parametrize(
