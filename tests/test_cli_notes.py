@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_samples import Capture, run
-from transfer_samples import WORDS, write_sst2
+from transfer_samples import WORDS, word_model, write_sst2
 
 QUICK = ["--epochs", "1", "--hidden", "2", "--executor", "process"]
 
@@ -29,3 +29,22 @@ def test_vectors_that_know_few_of_the_words(
         for path in (tmp_path / "out").glob("results/*/result.json")
     }
     assert len(shares) == 1 and (shares.pop() > 0.5) == said
+
+
+def test_examples_that_are_left_out(tmp_path: Path, capfd: Capture) -> None:
+    """By the export, and once by an evaluation of several jobs, also when all are finished already."""
+    for part, without in (("train", 3), ("dev", 1), ("test", 1)):
+        lines = [
+            json.dumps({"sentence1": "a good film", "sentence2": "a film", "gold_label": label})
+            for label in ["-"] * without + ["entailment", "neutral"] * 3
+        ]
+        (tmp_path / f"snli_1.0_{part}.jsonl").write_text("\n".join(lines))
+    said = "left out: 3 train: no gold label (-), 1 dev: no gold label (-), 1 test: no gold label (-)"
+    model = word_model(tmp_path / "model")
+    assert run(["export", model, "--task", "snli", "--source", tmp_path, "--out", tmp_path / "store"]) == 0
+    assert said in capfd.readouterr().err
+    command = ["evaluate", "--tasks", "snli", "--sources", f"snli={tmp_path}", *QUICK]
+    command += ["--arms", "none", "uniform", "--seeds", "0", "--out", tmp_path / "out"]
+    for _ in range(2):
+        assert run(command) == 0
+        assert capfd.readouterr().err.count(said) == 1

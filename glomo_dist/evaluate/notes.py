@@ -8,6 +8,7 @@ from pathlib import Path
 from glomo_dist.evaluate.attempt import Job, job_folder
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.transfer.coverage import MANY, percent
+from glomo_dist.transfer.dataset import left_out
 from glomo_dist.transfer.features import FeatureSpec
 from glomo_dist.transfer.result import Result
 
@@ -26,6 +27,8 @@ def _results(out: str | Path, jobs: Sequence[Job]) -> Iterator[Result]:
 
 
 def _lines(result: Result) -> Iterator[str]:
+    if result.skipped:
+        yield f"evaluate: task {result.task!r}: {left_out(result.skipped)}"
     words = f"of the words of task {result.task!r}"
     if result.without_vector is not None and result.without_vector.words > MANY:
         source = FeatureSpec.parse(result.job["features"]).source

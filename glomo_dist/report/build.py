@@ -107,7 +107,7 @@ def _sections(results: Results) -> list[dict[str, Any]]:
                 "majority": None if result.majority is None else f"{100 * result.majority:.2f}",
                 "classes": len(result.classes),
                 "examples": result.examples,
-                "unknown": remarks.unknown_words(table.group),
+                "remarks": remarks.about_examples(table.group),
                 "published": TASKS[result.task].published if result.task in TASKS else (),
                 "incomplete": [
                     f"{arm_name(r.arm)} ({seeds_text(r)})" for r in table.rows if r.score.n < r.planned

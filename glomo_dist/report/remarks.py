@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from glomo_dist.report.names import one_line
 from glomo_dist.report.results import Group, Results
 from glomo_dist.transfer.coverage import MANY, percent
+from glomo_dist.transfer.dataset import left_out
 
 
 def cautions(results: Results) -> list[str]:
@@ -14,9 +15,12 @@ def cautions(results: Results) -> list[str]:
     return [*_mostly_unknown(results), *_several_models(results)]
 
 
-def unknown_words(group: Group) -> list[str]:
-    """How many words of the task are unknown to what reads them, as far as the results of a table say it."""
-    return [sentence for _, sentence in _unknown_words(group)]
+def about_examples(group: Group) -> list[str]:
+    """Those that stand beside the numbers of examples of a table: what was left out, and how many of the words are
+    unknown to what reads them, as far as the results say it."""
+    skipped = group.any.result.skipped
+    sentences = [f"{one_line(left_out(skipped)).replace('left', 'Left', 1)}."] if skipped else []
+    return sentences + [sentence for _, sentence in _unknown_words(group)]
 
 
 def _unknown_words(group: Group) -> Iterator[tuple[float, str]]:

@@ -57,6 +57,11 @@ class TaskData:
     skipped: dict[str, int] = field(default_factory=dict)
 
 
+def left_out(skipped: Mapping[str, int]) -> str:
+    """`TaskData.skipped` in words: "left out: 300 train: no gold label, 2 test: no gold label"."""
+    return "left out: " + ", ".join(f"{count:,} {reason}" for reason, count in skipped.items())
+
+
 @dataclass(frozen=True)
 class Published:
     """A published number to compare with: test metric, the method it belongs to, and where it stands."""

@@ -16,7 +16,7 @@ from glomo_dist.runtime.errors import CheckpointError, ConfigError, DataError
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.runtime.progress import say
 from glomo_dist.transfer.coverage import MANY, percent, unknown
-from glomo_dist.transfer.dataset import Task, TaskData, section
+from glomo_dist.transfer.dataset import Task, TaskData, left_out, section
 from glomo_dist.transfer.inputs import truncate
 from glomo_dist.transfer.task import get_task
 
@@ -50,7 +50,7 @@ def export_task(
     units = predictor.encode(data, limits)
     meta = predictor.meta(task, data, limits, units)
     store = export_graphs(predictor.model, units, out, meta=meta, keep=keep, batch_tokens=batch_tokens)
-    _report(task.name, meta)
+    _report(task.name, meta, data)
     return store
 
 
@@ -64,11 +64,13 @@ def live_graphs(
     return LiveGraphs(predictor.model, units, meta=meta, keep=keep, folder=Path(model_folder))
 
 
-def _report(task: str, meta: StoreMeta) -> None:
+def _report(task: str, meta: StoreMeta, data: TaskData) -> None:
     if meta.unknown_words is not None:
         warning = "WARNING: export: " if meta.unknown_words > MANY else ""
         words = f"{percent(meta.unknown_words)} of the words of task {task!r}"
         say(f"{warning}{words} are not in the predictor's vocabulary")
+    if data.skipped:
+        say(f"task {task!r}: {left_out(data.skipped)}")
 
 
 class _Predictor:

@@ -54,3 +54,16 @@ def test_words_that_predictors_do_not_know(tmp_path):
     )
     assert text.count("75.00 % of the words are not in the vocabulary of the predictor (arm other).") == 1
     assert "12.50 %" not in text
+
+
+def test_examples_that_were_left_out(tmp_path):
+    skipped = {"train: answer not at its place in the paragraph": 1300, "dev: no gold label (-)": 2}
+    page, _ = page_and_text(
+        tmp_path, [result(job(arm, 0), 0.5, skipped=skipped) for arm in ("none", "uniform")]
+    )
+    said = "Left out: 1,300 train: answer not at its place in the paragraph, 2 dev: no gold label (-)."
+    assert page.count(said) == 1
+
+
+def test_nothing_left_out(tmp_path):
+    assert "left out" not in page_and_text(tmp_path, [result(job("none", 0), 0.5)])[0].lower()

@@ -2,10 +2,9 @@ import numpy as np
 import pytest
 import torch
 from glomo_kernels import dispatch
-from transfer_samples import WORDS, job, write_sst2
+from transfer_samples import WORDS, job, word_model, write_sst2
 
 from glomo_dist.data.pixels import PixelTokenizer
-from glomo_dist.data.text import WordTokenizer
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.glomo import Glomo
@@ -15,21 +14,6 @@ from glomo_dist.transfer.export import export_task, live_graphs
 from glomo_dist.transfer.finetune import run
 from glomo_dist.transfer.job import FinetuneJob
 from glomo_dist.transfer.task import get_task
-
-
-def word_model(folder, words=("film", "good", "voice", "script", "the"), **sizes):
-    tokenizer = WordTokenizer(("<unk>", *words))
-    fields = {
-        "width": 8,
-        "heads": 2,
-        "layers": 2,
-        "sparsity": "relu",
-        "vocab_size": tokenizer.vocab_size,
-        **sizes,
-    }
-    torch.manual_seed(0)
-    save_model(folder, Glomo(GlomoConfig(**fields)), tokenizer.to_json())
-    return folder
 
 
 def test_exported_graphs_are_those_of_the_texts(tmp_path):

@@ -11,6 +11,8 @@ from torch import nn
 from glomo_dist.data.text import WordTokenizer
 from glomo_dist.graphs.export import StoreMeta, export_graphs
 from glomo_dist.model.config import GlomoConfig
+from glomo_dist.model.glomo import Glomo
+from glomo_dist.model.io import save_model
 from glomo_dist.transfer.dataset import section
 from glomo_dist.transfer.inputs import truncate
 from glomo_dist.transfer.job import FinetuneJob
@@ -43,6 +45,22 @@ def write_vectors(path: Path, width=8) -> str:
     vectors = np.random.default_rng(0).normal(size=(len(words), width)).astype(np.float16)
     np.savez(path, words=np.array(words), vectors=vectors)
     return str(path)
+
+
+def word_model(folder, words=("film", "good", "voice", "script", "the"), **sizes):
+    """A predictor with fresh parameters, and its tokenizer, as a folder."""
+    tokenizer = WordTokenizer(("<unk>", *words))
+    fields = {
+        "width": 8,
+        "heads": 2,
+        "layers": 2,
+        "sparsity": "relu",
+        "vocab_size": tokenizer.vocab_size,
+        **sizes,
+    }
+    torch.manual_seed(0)
+    save_model(folder, Glomo(GlomoConfig(**fields)), tokenizer.to_json())
+    return folder
 
 
 class Planted(nn.Module):
