@@ -7,12 +7,12 @@ import os
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
 from glomo_dist.evaluate.attempt import Job
-from glomo_dist.graphs.store import GraphStore
+from glomo_dist.graphs.store import GraphStore, PredictorKind
 from glomo_dist.model.io import config_of, model_folder, read_meta
 from glomo_dist.runtime.config import check_fields, from_dict, to_dict
 from glomo_dist.runtime.errors import ConfigError, DataError, suggest
@@ -161,7 +161,9 @@ def _job(
     graphs = plan.arms[arm] if needs_graphs(arm) else stores[0] if stores else None
     if graphs is not None:
         graphs = _local(graphs.replace("{task}", task).replace("{seed}", str(seed)))
-        theirs = contents.graphs(graphs).task
+        info = contents.graphs(graphs)
+        _require_named_rightly(arm, graphs, info.predictor)
+        theirs = info.task
         if theirs not in (task, None):
             raise ConfigError(
                 f"plan: arm {arm!r} has graphs of task {theirs!r} ({graphs}) for task {task!r}. "
@@ -192,6 +194,19 @@ def _job(
     return dataclasses.replace(job, id=job_id(work, contents), work=work)
 
 
+def _require_named_rightly(arm: str, graphs: str, predictor: PredictorKind | None) -> None:
+    """ConfigError for the two names that the report reads as a kind of predictor, if the graphs are of the other.
+
+    predictor: None where the store does not say it; what other arms are called is free.
+    """
+    other: dict[str, PredictorKind] = {"random": "trained", "pretrained": "random"}
+    if predictor is not None and other.get(arm) == predictor:
+        raise ConfigError(
+            f"plan: arm {arm!r} has the graphs of a {predictor} predictor ({graphs}); the report would call them "
+            f"those of a {arm} one. Were two paths exchanged? An arm of any other name may have any graphs."
+        )
+
+
 def job_id(work: FinetuneJob, contents: _Contents | None = None) -> str:
     """A readable name and a fingerprint of every field of the job.
 
@@ -216,12 +231,13 @@ def job_id(work: FinetuneJob, contents: _Contents | None = None) -> str:
 
 @dataclass(frozen=True)
 class _Live:
-    """A model that is to compute the graphs: of any task."""
+    """A model that is to compute the graphs: of any task. Models in folders are trained ones."""
 
     model: str
     layers: int
     heads: int
     task: None = None
+    predictor: ClassVar[PredictorKind] = "trained"
 
     @property
     def fingerprint(self) -> str:

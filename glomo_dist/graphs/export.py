@@ -27,6 +27,7 @@ from glomo_dist.graphs.store import (
     VERSION,
     ChunkEntry,
     GraphStoreError,
+    PredictorKind,
     check_chunk,
 )
 from glomo_dist.model.config import GlomoConfig
@@ -45,7 +46,7 @@ class StoreMeta:
     """What the graphs are of: recorded in the index and checked when the store is used.
 
     data: fingerprint of the task's data; model, tokenizer: of the predictor; max_units: the truncation applied
-        to each of the task's inputs.  unknown_words: as in `StoreInfo`.
+        to each of the task's inputs.  unknown_words, predictor, random_seed: as in `StoreInfo`.
     """
 
     task: str
@@ -55,6 +56,8 @@ class StoreMeta:
     tokenizer: str
     max_units: dict[str, int | None]
     unknown_words: float | None = None
+    predictor: PredictorKind | None = None
+    random_seed: int | None = None
 
 
 def require_graph_kernels(model: GlomoConfig) -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -33,7 +33,8 @@ from glomo_dist.runtime.formats import check_format
 
 FORMAT, VERSION = "glomo-graphs", 2
 INDEX, SETTINGS = "index.json", "settings.json"
-RECORDED_LATER = ("unknown_words",)  # fields of StoreMeta and StoreInfo
+RECORDED_LATER = ("unknown_words", "predictor", "random_seed")  # fields of StoreMeta and StoreInfo
+PredictorKind = Literal["trained", "random"]
 DIRECTIONS = ("forward", "backward")
 EXPORT_AGAIN = "Delete the folder and run `glomo export` again."
 
@@ -65,7 +66,8 @@ class StoreInfo:
     """The content of index.json. `data` is the fingerprint of the task data, `model` of the predictor.
 
     The fields with defaults are None in stores of before they were recorded. unknown_words: share of the task's words
-    that the predictor does not know, None for images too.
+    that the predictor does not know, None for images too. predictor: whether it was trained or has random parameters,
+    then those of `random_seed`.
     """
 
     format: str
@@ -82,6 +84,8 @@ class StoreInfo:
     code: str
     splits: dict[str, Any]
     unknown_words: float | None = None
+    predictor: PredictorKind | None = None
+    random_seed: int | None = None
 
     @property
     def fingerprint(self) -> str:

@@ -110,6 +110,9 @@ def _store_fact(path: Path) -> Fact:
         f"{edges / max(1, 2 * units * info.layers * info.heads):.1f} edges a row, model {info.model}, "
         f"tokenizer {info.tokenizer}, code {info.code}"
     )
+    if info.predictor is not None:
+        seed = "" if info.random_seed is None else f", seed {info.random_seed}"
+        details = f"{info.predictor} predictor{seed}, {details}"
     if info.unknown_words is not None:
         details += f", {percent(info.unknown_words)} of the task's words unknown"
     return Fact("graphs", name, info.fingerprint, details)

@@ -78,7 +78,7 @@ class _Predictor:
 
     def __init__(self, model_folder: str | Path, task: Task, random_seed: int | None) -> None:
         model_folder = find_model(model_folder) or model_folder
-        self.folder = model_folder
+        self.folder, self.random_seed = model_folder, random_seed
         self.tokenizer = load_tokenizer(model_folder)
         if self.tokenizer.kind != task.unit:
             raise ConfigError(
@@ -121,11 +121,13 @@ class _Predictor:
                     "whose graphs would say nothing. Use a predictor of the same language and spelling."
                 )
         return StoreMeta(
-            task.name,
-            task.version,
-            data.fingerprint,
-            self.fingerprint,
-            self.tokenizer.fingerprint,
-            limits,
-            words,
+            task=task.name,
+            task_version=task.version,
+            data=data.fingerprint,
+            model=self.fingerprint,
+            tokenizer=self.tokenizer.fingerprint,
+            max_units=limits,
+            unknown_words=words,
+            predictor="trained" if self.random_seed is None else "random",
+            random_seed=self.random_seed,
         )

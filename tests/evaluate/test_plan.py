@@ -20,11 +20,11 @@ from glomo_dist.transfer.job import PLANNED, FinetuneJob
 from glomo_dist.transfer.task import get_task
 
 
-def store(folder, task="digits", model="m1", data="d1"):
+def store(folder, task="digits", model="m1", data="d1", **recorded):
     torch.manual_seed(0)
     predictor = Glomo(GlomoConfig(vocab_size=4, width=8, heads=2, layers=2))
     splits = {f"{name}.image": [np.array([1, 2, 3], np.int32)] for name in ("train", "dev", "test")}
-    meta = StoreMeta(task, get_task(task).version, data, model, "t", get_task(task).columns)
+    meta = StoreMeta(task, get_task(task).version, data, model, "t", get_task(task).columns, **recorded)
     return str(export_graphs(predictor, splits, folder, meta=meta))
 
 
@@ -252,3 +252,25 @@ def test_settings_of_the_wrong_kind_are_named(tmp_path):
 @pytest.mark.parametrize("name", ["claim", "ablations", "encoder", "images", "recurrent"])
 def test_the_plans_of_the_docs_can_be_read(name):
     assert read_plan(Path(__file__).parents[2] / f"docs/plans/{name}.yaml").tasks
+
+
+def test_stores_under_the_name_of_the_other_are_refused(tmp_path):
+    """Before any job; a store that does not say it, and an arm of any other name, pass."""
+    trained = store(tmp_path / "trained", predictor="trained")
+    random = store(tmp_path / "random-0", predictor="random", random_seed=0)
+    silent = store(tmp_path / "silent")
+    model = str(save_model(tmp_path / "model", Glomo(GlomoConfig(vocab_size=4, width=8, heads=2))))
+
+    def plan(**arms):
+        return plan_jobs(EvaluationPlan(tasks=("digits",), arms={"none": "none", **arms}, seeds=(0,)))
+
+    for graphs in (trained, model):
+        with pytest.raises(
+            ConfigError, match=rf"arm 'random' has the graphs of a trained predictor \({graphs}\)"
+        ):
+            plan(random=graphs, pretrained=trained)
+    with pytest.raises(ConfigError, match=r"'pretrained' has the graphs of a random predictor .*random-0"):
+        plan(pretrained=str(tmp_path / "random-{seed}"))
+    assert len(plan(random=random, pretrained=trained)) == 3
+    assert len(plan(random=silent, pretrained=silent)) == 3
+    assert len(plan(mine=random, yours=trained, live=model)) == 4

@@ -137,11 +137,12 @@ def test_what_is_recorded_later_changes_no_identity(tmp_path):
     old = {k: v for k, v in read_json(index).items() if k not in RECORDED_LATER}
     write_json(index, {**old, "code": "of long ago"})
     before = GraphStore.open(out).info
-    assert before.unknown_words is None
+    assert before.unknown_words is before.predictor is before.random_seed is None
     assert before.fingerprint == fingerprint({**old, "code": "of long ago"})
-    export(out, meta=dataclasses.replace(META, unknown_words=0.25))
+    export(out, meta=dataclasses.replace(META, unknown_words=0.25, predictor="random", random_seed=7))
     after = GraphStore.open(out).info
     assert (after.unknown_words, after.code) == (0.25, "of long ago")
+    assert (after.predictor, after.random_seed) == ("random", 7)
     assert after.fingerprint == before.fingerprint
 
 

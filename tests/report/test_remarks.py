@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
+import pytest
 from result_folders import job, result, write
 
+from glomo_dist.graphs.export import StoreMeta, export_graphs
+from glomo_dist.model import Glomo, GlomoConfig
 from glomo_dist.report import as_text, build
+from glomo_dist.report.provenance import facts
+from glomo_dist.report.results import Results
 from glomo_dist.transfer.coverage import Unknown
 
 
@@ -67,3 +73,20 @@ def test_examples_that_were_left_out(tmp_path):
 
 def test_nothing_left_out(tmp_path):
     assert "left out" not in page_and_text(tmp_path, [result(job("none", 0), 0.5)])[0].lower()
+
+
+@pytest.mark.parametrize(
+    ("recorded", "said"),
+    [
+        ({"predictor": "random", "random_seed": 3}, "random predictor, seed 3, 2 layers, 2 heads"),
+        ({"predictor": "trained", "unknown_words": 0.0625}, "trained predictor, 2 layers, 2 heads"),
+        ({}, "2 layers, 2 heads"),  # a store of before it was recorded
+    ],
+)
+def test_stores_say_what_predictor_they_are_of(tmp_path, recorded, said):
+    meta = StoreMeta("digits", 1, "d", "m", "t", {"image": None}, **recorded)
+    predictor = Glomo(GlomoConfig(vocab_size=4, width=8, heads=2, layers=2))
+    store = export_graphs(predictor, {"test.image": [np.array([1, 2])]}, tmp_path / "store", meta=meta)
+    (fact,) = facts(Results([], []), [], [store])
+    assert fact.details.startswith(said)
+    assert ("6.25 % of the task's words unknown" in fact.details) == ("unknown_words" in recorded)

@@ -44,6 +44,8 @@ def test_random_predictors_are_other_predictors(tmp_path):
         for seed in (None, 1, 2)
     }
     assert len({store.info.model for store in stores.values()}) == 3
+    kinds = [(store.info.predictor, store.info.random_seed) for store in stores.values()]
+    assert kinds == [("trained", None), ("random", 1), ("random", 2)]
     dense = [store.batch("dev.text", [0])[0].dense() for store in stores.values()]
     assert not torch.allclose(dense[0], dense[1])
     assert not torch.allclose(dense[1], dense[2])
