@@ -12,7 +12,7 @@ from glomo_dist.transfer.dataset import left_out
 
 def cautions(results: Results) -> list[str]:
     """Those that stand below all tables."""
-    return [*_mostly_unknown(results), *_several_models(results)]
+    return [*_several_sizes(results), *_mostly_unknown(results), *_several_models(results)]
 
 
 def about_examples(group: Group) -> list[str]:
@@ -36,6 +36,23 @@ def _unknown_words(group: Group) -> Iterator[tuple[float, str]]:
     for of_all, names in arms.items():
         predictor = f"the predictor (arm {', '.join(map(one_line, names))})"
         yield of_all, f"{percent(of_all)} of the words are not in the vocabulary of {predictor}."
+
+
+def _several_sizes(results: Results) -> list[str]:
+    """A sentence for each table whose arms do not all have the same number of parameters."""
+    found = []
+    for group in results.groups:
+        arms: dict[str, dict[str, None]] = {}  # sizes -> arms that have them
+        for arm, seeds in group.arms.items():
+            sizes = sorted({job.result.parameters for job in seeds.values()})
+            arms.setdefault(" or ".join(f"{size:,}" for size in sizes), {})[one_line(arm)] = None
+        if len({job.result.parameters for job in group.finished}) > 1:
+            listed = "; ".join(f"{', '.join(names)}: {sizes}" for sizes, names in arms.items())
+            found.append(
+                f"{group.title}: the arms do not have the same number of parameters ({listed}), so that differences "
+                "are not of the graphs alone. Compare predictors of as many layers and heads."
+            )
+    return found
 
 
 def _mostly_unknown(results: Results) -> list[str]:

@@ -76,6 +76,34 @@ def test_nothing_left_out(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        (
+            {"none": (43165,), "random": (43153,), "pretrained": (43165,)},
+            "none, pretrained: 43,165; random: 43,153",
+        ),
+        ({"none": (90,), "random": (90, 95)}, "none: 90; random: 90 or 95"),
+        ({"none": (90, 95), "random": (90, 95)}, "none, random: 90 or 95"),
+        ({"none": (90, 90), "random": (90, 90)}, None),
+    ],
+)
+def test_arms_of_other_sizes_are_said_once(tmp_path, sizes, said):
+    """Only within a table: another task may have more."""
+    rows = [
+        result(job(arm, seed), 0.5, parameters=count)
+        for arm, counts in sizes.items()
+        for seed, count in enumerate(counts)
+    ]
+    rows.append(result(job("none", 0, task="imdb"), 0.5, parameters=7))
+    for shown in page_and_text(tmp_path, rows):
+        if said is None:
+            assert "number of parameters" not in shown
+        else:
+            words = f"sst2, learned vectors: the arms do not have the same number of parameters ({said})"
+            assert shown.count(words) == shown.count("number of parameters") == 1
+
+
+@pytest.mark.parametrize(
     ("recorded", "said"),
     [
         ({"predictor": "random", "random_seed": 3}, "random predictor, seed 3, 2 layers, 2 heads"),
