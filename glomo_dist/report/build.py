@@ -15,7 +15,7 @@ from glomo_dist.report import drawings, provenance, remarks, runs, scores
 from glomo_dist.report.figures import with_own_ids
 from glomo_dist.report.names import counted, one_line, printable
 from glomo_dist.report.results import Results, read_results
-from glomo_dist.report.table import arm_name, cells, header, seeds_text, tables
+from glomo_dist.report.table import arm_name, cells, header, job_and_others, seeds_text, tables
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.files import require_folders_above, write_bytes, writing
 from glomo_dist.runtime.fingerprint import code_version
@@ -80,6 +80,7 @@ def _render(results: Results, pretraining: list[runs.Run], stores: list[Path]) -
         counted=counted,
         finished=len(results.finished),
         failed=results.failed,
+        failures=[(job, job_and_others(job.id, jobs)) for job, jobs in results.failures],
         missing=results.missing,
         strays=results.strays,
         cautions=remarks.cautions(results),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -98,6 +99,13 @@ class Results:
     @property
     def finished(self) -> list[Finished]:
         return [job for group in self.groups for job in group.finished]
+
+    @property
+    def failures(self) -> list[tuple[Failed, int]]:
+        """Each error once: the first job that has it, and how many have it; the most frequent first."""
+        count = Counter(job.error for job in self.failed)
+        first = {job.error: job for job in reversed(self.failed)}
+        return [(first[error], jobs) for error, jobs in count.most_common()]
 
 
 def read_results(folders: Sequence[str | Path]) -> Results:

@@ -148,6 +148,11 @@ def _plain(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
+def job_and_others(id: str, jobs: int) -> str:
+    """ "ID", or "ID and 35 others" for the first of 36 jobs."""
+    return id if jobs == 1 else f"{id} and {counted(jobs - 1, 'other', 'others')}"
+
+
 def _remarks(results: Results) -> list[str]:
     lines = [
         "Mean ± standard deviation over seeds; differences are paired by seed, with 95 % confidence interval and "
@@ -156,7 +161,7 @@ def _remarks(results: Results) -> list[str]:
     if results.failed:
         lines.append(
             f"{counted(len(results.failed), 'job', 'jobs')} failed: "
-            + "; ".join(one_line(f"{f.id}: {f.error}") for f in results.failed)
+            + "; ".join(one_line(f"{job_and_others(f.id, jobs)}: {f.error}") for f, jobs in results.failures)
         )
     if results.missing:
         lines.append(

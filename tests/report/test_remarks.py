@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from result_folders import job, result, write
+from result_folders import id_of, job, result, write
 
 from glomo_dist.graphs.export import StoreMeta, export_graphs
 from glomo_dist.model import Glomo, GlomoConfig
@@ -118,3 +118,17 @@ def test_stores_say_what_predictor_they_are_of(tmp_path, recorded, said):
     (fact,) = facts(Results([], []), [], [store])
     assert fact.details.startswith(said)
     assert ("6.25 % of the task's words unknown" in fact.details) == ("unknown_words" in recorded)
+
+
+def test_an_error_of_many_jobs_is_shown_once(tmp_path):
+    """With their number and the first of them; another error has its own place, after it."""
+    failed = {job("uniform", 99): "MemoryError: 2 GB"}
+    failed |= {job("pretrained", seed): "DataError: no vector" for seed in range(36)}
+    folder = write(tmp_path / "in", [result(job("none", 0), 0.5)], failed)
+    text = as_text(build([folder], tmp_path / "report.html"))
+    page = (tmp_path / "report.html").read_text()
+    first = id_of(job("pretrained", 0))
+    assert "37 jobs failed: " in text and ">37 failed</a>" in page
+    assert f"{first} and 35 others: DataError: no vector; {id_of(job('uniform', 99))}: MemoryError" in text
+    assert f"<code>{first} and 35 others</code>" in page
+    assert text.count("no vector") == 1 and page.count("<details>") == 2
