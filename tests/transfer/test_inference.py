@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_export_task import word_model
-from transfer_samples import WORDS, write_vectors
+from transfer_samples import WORDS, word_model, write_vectors
 
 from glomo_dist.graphs.store import GraphStore, GraphStoreError
 from glomo_dist.runtime.errors import DataError
