@@ -111,13 +111,11 @@ def test_a_failed_job_is_reported_and_the_exit_code_says_so(tmp_path: Path, capf
     assert "label 11" in json.loads(error.read_text())["error"]
 
 
-def test_a_train_size_beyond_the_set_is_said_once_with_its_jobs(tmp_path: Path, capfd: Capture) -> None:
+def test_a_train_size_beyond_the_set_is_refused_before_a_job_runs(tmp_path: Path, capfd: Capture) -> None:
     command = ["evaluate", "--tasks", "digits", "--arms", "none", "uniform", "--seeds", "0", "1"]
     command += ["--train-sizes", "20", "9999", "--epochs", "1", "--hidden", "2", "--executor", "process"]
-    assert run([*command, "--out", tmp_path / "results"]) == 2
-    said = capfd.readouterr().err
-    assert "4 of 8 jobs failed, because: " in said
-    assert said.count("train_size 9999, but") == 2  # when it came, and in the end
+    refused([*command, "--out", tmp_path / "results"], capfd, "train_size 9999, but task 'digits' has")
+    assert not list((tmp_path / "results").glob("*.json"))
 
 
 def test_an_evaluation_of_data_that_have_changed_is_refused(

@@ -4,7 +4,7 @@ from glomo_dist.evaluate.attempt import Job, Outcome
 from glomo_dist.evaluate.executor import Executor, InProcess, Summary, evaluate
 from glomo_dist.evaluate.job import EvaluationPlan, plan_jobs, read_plan
 from glomo_dist.evaluate.ray_executor import RayExecutor
-from glomo_dist.evaluate.task_data import require_same_data
+from glomo_dist.evaluate.task_data import require_fitting_data
 
 __all__ = [
     "EvaluationPlan",
@@ -17,5 +17,5 @@ __all__ = [
     "evaluate",
     "plan_jobs",
     "read_plan",
-    "require_same_data",
+    "require_fitting_data",
 ]

@@ -212,7 +212,7 @@ def job_id(work: FinetuneJob, contents: _Contents | None = None) -> str:
 
     A store counts by its content (its index), not by its path: moving a folder changes no id, and exporting
     again from another model makes another job. The same for a model, word vectors and encoders. Task data counts by
-    its path, however spelled (`require_same_data` looks at its content), the cache of states not at all.
+    its path, however spelled (`require_fitting_data` looks at its content), the cache of states not at all.
     """
     contents = contents or _Contents()
     identity = to_dict(work)

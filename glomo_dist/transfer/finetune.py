@@ -39,6 +39,25 @@ def require_kernels(job: FinetuneJob) -> None:
             require_graph_kernels(read_config(model))
 
 
+def demands_of_data(job: FinetuneJob) -> bool:
+    """Whether `require_fit` may refuse the job: it has a graph store, or says how many examples it wants."""
+    return job.train_size is not None or (job.graphs is not None and model_folder(job.graphs) is None)
+
+
+def require_fit(job: FinetuneJob, task: Task, data: TaskData) -> GraphStore | None:
+    """The graph store of the job, if it has one.
+
+    Raises GraphStoreError if its graphs are of other data, or of texts cut to another length, and ConfigError for a
+    `train_size` that the data do not have.
+    """
+    job.require_examples(len(data.splits["train"].labels))
+    if job.graphs is None or model_folder(job.graphs):
+        return None
+    store = GraphStore.open(job.graphs)
+    store.check(task.name, task.version, data.fingerprint, task.limits(job.max_units))
+    return store
+
+
 def run(job: FinetuneJob) -> Result:
     """Train on the task, stop early on dev, report test at the best dev epoch.
 
@@ -51,13 +70,9 @@ def run(job: FinetuneJob) -> Result:
     task = get_task(job.task)
     limits = task.limits(job.max_units)
     data = task.load(job.task_source, job.max_examples)
-    store: GraphStore | None = None
-    if job.graphs is not None:
-        if model := model_folder(job.graphs):
-            store = live_graphs(task, model, data, limits, job.keep)
-        else:
-            store = GraphStore.open(job.graphs)
-            store.check(task.name, task.version, data.fingerprint, limits)
+    store = require_fit(job, task, data)
+    if job.graphs is not None and (model := model_folder(job.graphs)):
+        store = live_graphs(task, model, data, limits, job.keep)
     with _torch_state(job.seed, job.threads):
         inputs = encode(data, task.unit, job.features, limits, job.hidden, job.reader, job.state_cache)
         model = build(job, task, inputs, len(data.classes), store)
@@ -126,7 +141,6 @@ class _Training:
         self.job, self.task, self.data, self.model, self.store = job, task, data, model, store
         self.splits, self.features = inputs.splits, inputs.features
         available = len(self.splits["train"].labels)
-        job.require_examples(available)
         self.train = np.array(draw(available, job.train_size, "train subset", job.seed), np.int64)
         self.modules = nn.ModuleList([self.features, model])
         self.parameters = list(self.modules.parameters())

@@ -1,4 +1,4 @@
-"""Results that are skipped as finished are of the task data as they are now, or the evaluation is refused."""
+"""Finished results, graph stores and training sizes fit the task data as they are now, or nothing is begun."""
 
 from __future__ import annotations
 
@@ -6,32 +6,35 @@ import shutil
 from pathlib import Path
 
 import pytest
-from transfer_samples import write_sst2
+from transfer_samples import planted_store, write_sst2
 
-from glomo_dist.evaluate import InProcess, evaluate, plan_jobs, require_same_data
+from glomo_dist.evaluate import InProcess, evaluate, plan_jobs, require_fitting_data
 from glomo_dist.evaluate.attempt import job_folder
 from glomo_dist.evaluate.job import EvaluationPlan
+from glomo_dist.graphs.store import GraphStoreError
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.files import read_json, write_json
 from glomo_dist.transfer.finetune import run
 from glomo_dist.transfer.result import Result
 
 
-def begin(out: Path, source: Path | str, arms=("none",), sizes=(8,), work=run):
+def begin(out: Path, source: Path | str, arms=("none",), sizes=(8,), work=run, store=None, **settings):
+    """store: of a further arm, "pretrained"."""
     plan = EvaluationPlan(
         tasks=("sst2",),
-        arms={arm: arm for arm in arms},
+        arms={**{arm: arm for arm in arms}, **({"pretrained": store} if store else {})},
         seeds=(0,),
         train_sizes=sizes,
         sources={"sst2": str(source)},
-        settings={"epochs": 1, "hidden": 2},
+        settings={"epochs": 1, "hidden": 2, **settings},
     )
     jobs = plan_jobs(plan)
-    return jobs, evaluate(jobs, work, out, InProcess(), read=Result.read, check=require_same_data)
+    return jobs, evaluate(jobs, work, out, InProcess(), read=Result.read, check=require_fitting_data)
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path): path.read_bytes() for path in files}
 
 
 @pytest.fixture
@@ -70,13 +73,16 @@ def test_a_result_of_another_version_of_the_task_is_refused(out, data):
         begin(out, data)
 
 
-def test_a_set_is_read_once_and_only_where_something_is_skipped(out, data, capfd):
+def test_a_set_is_read_once_and_only_where_something_depends_on_it(out, data, capfd):
     sizes = (8, 9, 10)
     assert begin(out, data, sizes=sizes)[1].finished_before == 1
     assert begin(out, data, sizes=sizes)[1].finished_before == 3
     assert capfd.readouterr().err.count("reading the data of task 'sst2'") == 2  # once each time
-    begin(out.with_name("fresh"), data)
+    fresh = out.with_name("fresh")
+    begin(fresh, data, sizes=(None,))
     assert "reading" not in capfd.readouterr().err
+    begin(fresh, data, sizes=(None, *sizes), store=planted_store(out.with_name("store"), str(data)))
+    assert capfd.readouterr().err.count("reading the data of task 'sst2'") == 1
 
 
 def test_results_outlive_their_data(out, data, capfd):
@@ -95,10 +101,25 @@ def test_a_result_that_does_not_say_its_data_is_taken(out, data):
     assert begin(out, data)[1].finished_before == 1
 
 
-def test_a_train_size_beyond_the_set_is_refused_once_where_it_is_read(out, data):
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_train_size_beyond_the_set_is_refused_once_where_it_is_read(out, data, begun):
+    out = out if begun else out.with_name("fresh")
+    before = content(out)
     with pytest.raises(ConfigError, match="train_size 17, but task 'sst2' has 16"):
         begin(out, data, ("none", "uniform"), sizes=(8, 17))
-    assert len(list((out / "results").iterdir())) == 1
+    assert content(out) == before
+    assert begin(out, data)[1].finished_before == begun
+
+
+def test_a_store_that_does_not_fit_is_refused_before_the_plan_is_replaced(out, data):
+    store = planted_store(out.with_name("store"), str(data))
+    begin(out, data, store=store)
+    before = content(out)
+    with pytest.raises(GraphStoreError, match=r"its max_units is .* the job's is .*5"):
+        begin(out, data, store=store, max_units=5)
+    with pytest.raises(GraphStoreError, match="its task data fingerprint is"):
+        begin(out, write_sst2(data.with_name("other"), sizes=(16, 8, 8), seed=2), store=store)
+    assert content(out) == before
 
 
 def test_one_set_by_two_paths_is_one_job(out, data, monkeypatch):
@@ -121,5 +142,5 @@ def test_a_task_without_its_source_is_refused_before_the_others_run(data, tmp_pa
     )
     out = tmp_path / "out"
     with pytest.raises(DataError, match="task 'imdb' needs a source"):
-        evaluate(plan_jobs(plan), run, out, InProcess(), read=Result.read, check=require_same_data)
+        evaluate(plan_jobs(plan), run, out, InProcess(), read=Result.read, check=require_fitting_data)
     assert not list(out.glob("results/*/*"))
