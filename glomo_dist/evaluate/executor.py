@@ -120,6 +120,8 @@ def evaluate(
         if check is not None:
             waiting = {job.id for job in todo}
             check(out, [job for job in jobs if job.id not in waiting], todo)
+        with writing(out):
+            _say_left_out(out, jobs)
         write_json(
             out / "plan.json",
             {
@@ -181,6 +183,17 @@ def _set_aside(result: Path) -> None:
         aside = result.with_name("result.json.unreadable")
         result.replace(aside)
         say(f"evaluate: {result} cannot be read as a result; it is now {aside.name}, and the job runs again.")
+
+
+def _say_left_out(out: Path, jobs: Sequence[Job]) -> None:
+    """That a mistyped plan takes results out of the report is said before it replaces the one in the folder."""
+    ids = {job.id for job in jobs}
+    left = sum(path.parent.name not in ids for path in out.glob("results/*/result.json"))
+    if left:
+        say(
+            f"evaluate: earlier results in {out} that are not of this plan: {left}. `glomo report` leaves them out; "
+            "give another --out to keep both."
+        )
 
 
 def _require_unique(jobs: Sequence[Job]) -> None:

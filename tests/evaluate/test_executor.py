@@ -139,6 +139,26 @@ def test_a_result_that_is_none_runs_again_and_does_not_stay(tmp_path, marks):
     )
 
 
+def test_results_that_the_new_plan_leaves_out_are_counted_before_it_is_written(tmp_path, marks, capfd):
+    out = tmp_path / "out"
+    jobs = [job("double", marks, 1), job("double", marks, 2), job("raise", marks)]
+    evaluate(jobs, evaluate_jobs.run, out, InProcess())
+    evaluate(jobs, evaluate_jobs.run, out, InProcess())
+    evaluate([*jobs, job("double", marks, 3)], evaluate_jobs.run, out, InProcess())
+    assert "not of this plan" not in capfd.readouterr().err
+    before = (out / "plan.json").read_bytes()
+
+    def refuses(*_):
+        raise DataError("other data")
+
+    with pytest.raises(DataError, match="other data"):
+        evaluate(jobs[:1], evaluate_jobs.run, out, InProcess(), check=refuses)
+    assert (out / "plan.json").read_bytes() == before and "not of this plan" not in capfd.readouterr().err
+    evaluate(jobs[:1], evaluate_jobs.run, out, InProcess())
+    said = capfd.readouterr().err
+    assert f"earlier results in {out} that are not of this plan: 2. `glomo report` leaves them out" in said
+
+
 def test_success_removes_the_old_error(tmp_path, marks):
     out = tmp_path / "out"
     evaluate([job("raise", marks)], evaluate_jobs.run, out, InProcess())
