@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from glomo_dist.evaluate.executor import PLAN_FORMAT, PLAN_VERSION
-from glomo_dist.report.names import one_line
+from glomo_dist.report.names import counted, one_line
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.files import read_json
 from glomo_dist.runtime.formats import check_format
@@ -111,7 +111,7 @@ class Results:
 def read_results(folders: Sequence[str | Path]) -> Results:
     """All results below the output folders of evaluations; a folder that is named twice counts once.
 
-    Raises DataError naming the file: a folder without an evaluation, no result at all, a damaged file.
+    Raises DataError naming the file: a folder without an evaluation, no result of a job of the plan, a damaged file.
     """
     finished: list[Finished] = []
     failed: list[Failed] = []
@@ -138,11 +138,24 @@ def read_results(folders: Sequence[str | Path]) -> Results:
             else:
                 missing.append(id)
         strays += sorted({p.parent.name for p in folder.glob("results/*/result.json")} - set(ids))
-    if not finished and not failed:
-        raise DataError(
-            f"{', '.join(map(str, folders))}: no job has a result yet. Wait for `glomo evaluate`, or run it again."
-        )
+    if not finished:
+        raise DataError(f"{', '.join(map(str, folders))}: {_why_none(failed, strays)}")
     return Results(_group(finished, planned), failed, missing, strays, commands)
+
+
+def _why_none(failed: list[Failed], strays: list[str]) -> str:
+    text = "no job of the plan has a result."
+    if failed:
+        text += one_line(
+            f" {counted(len(failed), 'job', 'jobs')} failed, the first with: {failed[0].error} (traceback: "
+            f"results/{failed[0].id}/error.json)."
+        )
+    if strays:
+        return (
+            f"{text} {counted(len(strays), 'result belongs', 'results belong')} to no job of the newest plan: run "
+            "`glomo evaluate` again with the tasks, arms, seeds and settings that they are of; they are all kept."
+        )
+    return f"{text} Wait for `glomo evaluate`, or run it again."
 
 
 def _plan(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import math
 import pytest
 from result_folders import id_of, job, result, write
 
-from glomo_dist.report import as_markdown, as_text, read_results
+from glomo_dist.report import as_markdown, as_text, build, read_results
 from glomo_dist.report.table import tables
 from glomo_dist.runtime.errors import DataError, GlomoError
 
@@ -158,6 +158,24 @@ def test_results_of_no_plan_are_left_out(tmp_path):
     assert "1 result belongs to no job of the newest plan" in as_text(results)
 
 
+def test_folders_without_a_result_of_their_plan_are_no_report(tmp_path):
+    """All jobs failed, or all results are of another plan: no empty page."""
+    error = {job("none", 0, max_units=5): "GraphStoreError: of other\nunits"}
+    folder = write(tmp_path / "out", [], error)
+    with pytest.raises(
+        DataError, match=r"out: no job .* 1 job failed, .*: GraphStoreError: of other units .*Wait"
+    ):
+        read_results([folder])
+    result(job("none", 9), 0.0).write(folder / "results" / "old" / "result.json")
+    page = tmp_path / "report.html"
+    with pytest.raises(
+        DataError, match=r"GraphStoreError.* 1 result belongs to no job of the newest plan: run"
+    ):
+        build([folder], page)
+    assert not page.exists()
+    assert len(read_results([folder, write(tmp_path / "more", scores("none", NONE))]).failed) == 1
+
+
 def test_word_vectors_of_other_names_or_contents_are_not_compared(tmp_path):
     names = [
         "glove.6B.100d.txt",
@@ -265,7 +283,7 @@ def test_folders_without_an_evaluation(tmp_path):
         read_results([tmp_path / "absent"])
     with pytest.raises(DataError, match=r"holds no evaluation \(no plan.json\)"):
         read_results([tmp_path])
-    with pytest.raises(DataError, match=r"no job has a result yet"):
+    with pytest.raises(DataError, match=r"out: no job of the plan has a result. Wait for"):
         read_results([write(tmp_path / "out", [], missing=[job("none", 0)])])
     (tmp_path / "plan.json").write_text('{"format": "glomo-evaluation", "version": 2}')
     with pytest.raises(DataError, match=r"plan.json: format version 2"):
