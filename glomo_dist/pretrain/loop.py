@@ -39,18 +39,21 @@ class State:
     """What the loop must remember besides weights and optimizer; goes into every checkpoint.
 
     step: optimizer steps done; it is also the whole state of the data stream.  bad_steps: skipped in a row.
+    skipped: steps skipped in all.
     """
 
     step: int = 0
     bad_steps: int = 0
     plateau: Plateau = dataclasses.field(default_factory=Plateau)
+    skipped: int = 0
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> State:
         plateau = dict(value["plateau"])
         if plateau["best"] is None:
             plateau["best"] = math.inf
-        return cls(value["step"], value["bad_steps"], Plateau(**plateau))
+        # checkpoints of earlier versions do not count them
+        return cls(value["step"], value["bad_steps"], Plateau(**plateau), value.get("skipped", 0))
 
     def to_json(self) -> dict[str, Any]:
         value = dataclasses.asdict(self)
@@ -102,6 +105,8 @@ def train(job: Job, ranks: Ranks, claim: run_folder.Claim, clock: Clock, stoppin
                 saver.wait()
             raise
     ranks.from_first(lambda: _publish(job.out))
+    if ranks.first and state.skipped:
+        say(_skipped(job.out, config.lr, state))
 
 
 def _steps(
@@ -132,6 +137,7 @@ def _steps(
         result = train_step(engine, batch, config, ranks, clock, with_stats=logged)
         state.step += 1
         state.bad_steps = 0 if result.applied else state.bad_steps + 1
+        state.skipped += not result.applied
         row = _row(state, rate, result, logged or not result.applied)
         if not result.applied:
             row["samples"] = _suspects(stream, batch, result, ranks)
@@ -242,6 +248,17 @@ def _interrupted(out: Path, state: State, asked: str) -> Interrupted | None:
         return None
     return Interrupted(
         f"{asked} asked {out} to stop: saved at step {state.step}. Run the same command again to continue."
+    )
+
+
+def _skipped(out: Path, lr: float, state: State) -> str:
+    """What is said at the end of a run with skipped steps: not all is well if the last was one."""
+    text = f"{out}: {state.skipped} of {state.step} steps skipped, with a non-finite loss or gradient."
+    if not state.bad_steps:
+        return text
+    return (
+        f"WARNING: {text} The last is one of them: the run has probably diverged, its model is that of step "
+        f"{state.step - state.bad_steps}. Look at {out / 'log.jsonl'}, lower --lr ({lr:g}), start in another folder."
     )
 
 

@@ -37,8 +37,9 @@ def facts(results: Results, runs: Sequence[Run], stores: Sequence[Path]) -> list
                 "shards", Path(data.get("folder", "?")).name, data.get("fingerprint", ""), "pretraining data"
             )
         ] = None
+        skipped = f" ({run.skipped:,} of them skipped)" if run.skipped else ""
         details = (
-            f"{run.rows[-1].step:,} steps, ranks: {run.config.get('ranks', '?')}, {duration(run.seconds)}"
+            f"{run.steps:,} steps{skipped}, ranks: {run.config.get('ranks', '?')}, {duration(run.seconds)}"
         )
         found[Fact("pretraining", run.name, "", f"{details}, code {run.config.get('code', '?')}")] = None
     for path in dict.fromkeys([*stores, *store_paths(jobs)]):

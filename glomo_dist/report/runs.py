@@ -24,7 +24,9 @@ _LARGEST = float(np.finfo(np.float32).max)  # of what a run logs; above it a num
 class Row:
     """A row of log.jsonl.
 
+    loss: NaN where it was not finite.
     valid_loss: NaN where there is none.
+    applied: False for a step that was skipped; each of these has a row.
     seconds: since the row before.
     empty_rows: share per layer and head, [L, K].
     """
@@ -34,19 +36,33 @@ class Row:
     valid_loss: float
     seconds: float
     empty_rows: np.ndarray[Any, Any] | None
+    applied: bool
 
 
 @dataclass(frozen=True)
 class Run:
-    """name: tells it from the other runs of the report.  rows: of log.jsonl, those with a loss, ascending."""
+    """name: tells it from the other runs of the report.  log: the rows of log.jsonl, ascending."""
 
     name: str
     config: dict[str, Any]
-    rows: list[Row]
+    log: list[Row]
+
+    @property
+    def rows(self) -> list[Row]:
+        """Those with a loss."""
+        return [row for row in self.log if not math.isnan(row.loss)]
+
+    @property
+    def steps(self) -> int:
+        return self.log[-1].step
+
+    @property
+    def skipped(self) -> int:
+        return sum(not row.applied for row in self.log)
 
     @property
     def seconds(self) -> float:
-        return sum(row.seconds for row in self.rows)
+        return sum(row.seconds for row in self.log)
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[Run]:
@@ -98,7 +114,7 @@ def _rows(path: Path) -> list[Row]:
             raise _damaged(path, number, str(e)) from None
         if row is not None:
             steps[row.step] = row  # steps after the last checkpoint are logged again on resume
-    if not steps:
+    if all(math.isnan(row.loss) for row in steps.values()):
         raise DataError(
             f"{path}: no row with a step and a loss. The run has not begun, or this is another file."
         )
@@ -125,21 +141,18 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _row(row: Any) -> Row | None:
-    """A row of the log, None if it has no loss. ValueError if a value is not of its type."""
+    """A row of the log, None if it is of no step. ValueError if a value is not of its type."""
     if not isinstance(row, dict) or "step" not in row:
         return None
     loss = _number("loss", row.get("loss"))
-    if math.isnan(loss):
-        return None
     step = row["step"]
     if type(step) is not int or not 0 <= step < 2**53:
         raise ValueError(f"step must be a whole number, got {str(step)!r:.60}")
     seconds = _number("seconds", row.get("seconds"))
     if math.isnan(seconds):
         raise ValueError(f"seconds must be finite, got {str(row.get('seconds'))!r:.60}")
-    return Row(
-        step, loss, _number("valid_loss", row.get("valid_loss")), seconds, _empty_rows(row.get("empty_rows"))
-    )
+    valid_loss, empty_rows = _number("valid_loss", row.get("valid_loss")), _empty_rows(row.get("empty_rows"))
+    return Row(step, loss, valid_loss, seconds, empty_rows, row.get("applied") is not False)
 
 
 def _number(name: str, value: Any) -> float:

@@ -233,6 +233,18 @@ def test_every_validation_is_a_row_and_seconds_are_those_since_the_row_before(
     assert [row["checkpoint_seconds"] > 0 for row in log] == [True, False, True, True]
 
 
+def test_a_run_that_ends_in_skipped_steps_says_so(
+    tiny_shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    diverging = dataclasses.replace(
+        TINY, steps=4, optimizer="sgd", weight_decay=0.0, lr=1e30, clip=None, schedule="constant"
+    )
+    out = pretrain(diverging, tiny_shards, tmp_path / "run", 1)
+    skipped = [row["applied"] for row in rows(out)].count(False)
+    assert 0 < skipped < 4 and not rows(out)[-1]["applied"] and run_folder.finished(out)
+    assert f"WARNING: {out}: {skipped} of 4 steps skipped" in capfd.readouterr().err
+
+
 def test_seconds_of_steps_that_are_not_logged_are_in_the_next_row() -> None:
     taken = iter([{"data": 1.0, "forward": 2.0}, {"forward": 4.0}, {"forward": 8.0, "other": 16.0}])
     clock = SimpleNamespace(take=lambda: next(taken), lap=lambda part: None)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from glomo_dist.pretrain import loop
 from glomo_dist.pretrain.hooks import JsonLog
 from glomo_dist.pretrain.loop import State
 from glomo_dist.pretrain.schedule import Plateau
@@ -50,11 +51,20 @@ def test_what_is_not_finite_is_null(tmp_path: Path) -> None:
     log.close()
     row = strict((tmp_path / "log.jsonl").read_text())
     assert row == {"step": 1, "entropy": [[None, 0.5], [None, 1.0]]}
-    for state in (State(3), State(4, 1, Plateau(2.5, 1, 1))):
+    for state in (State(3), State(4, 1, Plateau(2.5, 1, 1), skipped=2)):
         value = state.to_json()
         assert State.from_json(strict(json.dumps(value))) == state
     value["plateau"]["best"] = math.inf  # as it was written before
+    del value["skipped"]
     assert State.from_json(json.loads(json.dumps(value))).plateau == Plateau(math.inf, 1, 1)
+
+
+def test_the_end_of_a_run_tells_of_skipped_steps() -> None:
+    said = loop._skipped(Path("run"), 0.1, State(9, skipped=2))
+    assert said == "run: 2 of 9 steps skipped, with a non-finite loss or gradient."
+    said = loop._skipped(Path("run"), 0.1, State(9, 3, skipped=4))
+    assert said.startswith("WARNING: run: 4 of 9 steps skipped") and "is that of step 6" in said
+    assert "run/log.jsonl, lower --lr (0.1)" in said
 
 
 def test_a_row_that_is_cut_by_a_full_disk_is_an_error(tmp_path: Path) -> None:

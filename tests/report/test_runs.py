@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from run_folders import log_row, run_folder
 
+from glomo_dist.report import provenance
 from glomo_dist.report.figures import smooth
+from glomo_dist.report.results import Results
 from glomo_dist.report.runs import read_runs
 from glomo_dist.runtime.errors import DataError
 
@@ -75,6 +77,20 @@ def test_losses_that_are_not_finite_are_left_out(tmp_path):
     ]
     (run,) = read_runs([run_folder(tmp_path / "run", [*rows, log_row(9, valid_loss=math.nan)])])
     assert [row.step for row in run.rows] == [1, 9]
+
+
+def test_skipped_steps_are_counted_and_are_steps(tmp_path):
+    rows = [log_row(1, applied=True), log_row(2, loss=None, applied=False, empty_rows=None)]
+    rows += [
+        log_row(3, applied=False),
+        log_row(4, loss=None, applied=False),
+    ]  # 3: its gradient was not finite
+    (run,) = read_runs([run_folder(tmp_path / "run", rows)])
+    assert (run.steps, run.skipped, [row.step for row in run.rows], run.seconds) == (4, 3, [1, 3], 2.0)
+    _, pretraining = provenance.facts(Results([], []), [run], [])[:2]
+    assert pretraining.details.startswith("4 steps (3 of them skipped), ranks: 2, ")
+    (run,) = read_runs([run_folder(tmp_path / "other", ROWS)])
+    assert provenance.facts(Results([], []), [run], [])[1].details.startswith("2 steps, ranks: 2, ")
 
 
 @pytest.mark.parametrize(("count", "width"), [(1, 5), (3, 5), (40, 5), (41, 6), (200, 8)])
