@@ -246,9 +246,10 @@ def _interrupted(out: Path, state: State, asked: str) -> Interrupted | None:
     """The end of the run on all ranks, in the words of the first that was asked to stop."""
     if not asked:
         return None
-    return Interrupted(
-        f"{asked} asked {out} to stop: saved at step {state.step}. Run the same command again to continue."
+    saved = (
+        f"saved at step {state.step}" if state.step else "before its first step, so nothing had to be saved"
     )
+    return Interrupted(f"{asked} asked {out} to stop: {saved}. Run the same command again to continue.")
 
 
 def _skipped(out: Path, lr: float, state: State) -> str:

@@ -67,6 +67,12 @@ def test_the_end_of_a_run_tells_of_skipped_steps() -> None:
     assert "run/log.jsonl, lower --lr (0.1)" in said
 
 
+def test_a_run_that_is_stopped_before_its_first_step_has_saved_nothing() -> None:
+    said = [str(loop._interrupted(Path("run"), State(step), "SIGTERM")) for step in (0, 1)]
+    assert "before its first step, so nothing had to be saved" in said[0] and "step 0" not in said[0]
+    assert "to stop: saved at step 1. Run the same command again" in said[1]
+
+
 def test_a_row_that_is_cut_by_a_full_disk_is_an_error(tmp_path: Path) -> None:
     """The system writes what has room and calls that a success."""
     log = JsonLog(tmp_path / "log.jsonl", 0)
