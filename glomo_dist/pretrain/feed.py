@@ -31,7 +31,7 @@ class Feed:
     def __init__(self, stream: Stream, ranks: Ranks, from_step: int, out: Path, limit: int) -> None:
         self._stream, self._ranks, self._step = stream, ranks, from_step
         self._path, self._limit = out / QUARANTINE, limit
-        self._entries: list[dict[str, Any]] = ranks.from_first(lambda: _read(self._path, stream, limit))
+        self._entries: list[dict[str, Any]] = ranks.from_first(self._read)
         for entry in self._entries:
             stream.set_aside(entry["shard"], entry["from_step"])
         self._source = stream.iterate(from_step)
@@ -57,72 +57,68 @@ class Feed:
                 self._step += 1
                 return batch
             self._source.close()
-            self._entries = _set_aside(
-                self._entries, self._stream, self._ranks, self._step, trouble, self._path, self._limit
-            )
+            self._set_aside(trouble)
             self._source = self._stream.iterate(self._step)
 
     def close(self) -> None:
         self._source.close()
 
+    def _set_aside(self, trouble: GlomoError | None) -> None:
+        """Set the shards aside that ranks could not read for the next step, on disk and in the stream of every rank.
 
-def _set_aside(
-    entries: list[dict[str, Any]], stream: Stream, ranks: Ranks, step: int, trouble: GlomoError | None, path: Path,
-    limit: int,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """`entries` and the shards that ranks could not read for `step`, on disk and in the stream of every rank.
+        A shard that has an entry is met again where a run is resumed from a step before that: the new one replaces
+        it.
+        """
+        errors = [error for error in self._ranks.gather(trouble) if error is not None]
+        self._ranks.agree_on(next((error for error in errors if not isinstance(error, BadShard)), None))
+        reasons = {error.shard: str(error) for error in reversed(errors)}
+        new = [self._entry(shard, reasons[shard]) for shard in sorted(reasons)]
+        entries = [*(entry for entry in self._entries if entry["shard"] not in reasons), *new]
+        limit = self._limit
+        if len(entries) > limit:
+            more = f"{len(entries)} bad shards, reading.max_bad_shards allows {limit}: " if limit else ""
+            self._ranks.agree_on(ShardError(more + " ".join(entry["reason"] for entry in new)))
+        for shard in reasons:
+            self._stream.set_aside(shard, self._step)
 
-    A shard that has an entry is met again where a run is resumed from a step before that: the new one replaces it.
-    """
-    errors = [error for error in ranks.gather(trouble) if error is not None]
-    ranks.agree_on(next((error for error in errors if not isinstance(error, BadShard)), None))
-    reasons = {error.shard: str(error) for error in reversed(errors)}
-    new = [_entry(stream, shard, step, reasons[shard]) for shard in sorted(reasons)]
-    entries = [*(entry for entry in entries if entry["shard"] not in reasons), *new]
-    if len(entries) > limit:
-        more = f"{len(entries)} bad shards, reading.max_bad_shards allows {limit}: " if limit else ""
-        ranks.agree_on(ShardError(more + " ".join(entry["reason"] for entry in new)))
-    for shard in reasons:
-        stream.set_aside(shard, step)
+        def record() -> None:
+            files.write_json(self._path, {"format": FORMAT, "version": VERSION, "shards": entries})
+            for entry in new:
+                say(
+                    f"WARNING: set aside from step {self._step + 1} on, {len(entries)} of at most {limit}: "
+                    f"{entry['name']} with {entry['samples']:,} samples ({entry['units']:,} units). {entry['reason']}"
+                )
 
-    def record() -> None:
-        files.write_json(path, {"format": FORMAT, "version": VERSION, "shards": entries})
-        for entry in new:
-            say(
-                f"WARNING: set aside from step {step + 1} on, {len(entries)} of at most {limit}: {entry['name']} "
-                f"with {entry['samples']:,} samples ({entry['units']:,} units). {entry['reason']}"
+        self._ranks.from_first(record)
+        self._entries = entries
+
+    def _entry(self, shard: int, reason: str) -> dict[str, Any]:
+        found = self._stream.index.shards[shard]
+        return {
+            "name": found.name,
+            "shard": shard,
+            "from_step": self._step,
+            "samples": found.samples,
+            "units": found.tokens,
+            "reason": reason,
+        }
+
+    def _read(self) -> list[dict[str, Any]]:
+        """The entries on disk, of an earlier part of this run."""
+        path, limit = self._path, self._limit
+        if not path.exists():
+            return []
+        value = check_format(files.read_json(path), FORMAT, VERSION, path, _LIST, again=_AGAIN)
+        try:
+            entries = [{**entry, "from_step": int(entry["from_step"])} for entry in value["shards"]]
+            for entry in entries:
+                if self._stream.index.shards[entry["shard"]].name != entry["name"]:
+                    raise ValueError(f"shard {entry['shard']} is not {entry['name']!r}")
+        except (KeyError, TypeError, ValueError, IndexError) as e:
+            raise DataError(f"{path}: not {_LIST} ({e}). {_AGAIN}") from None
+        if len(entries) > limit:
+            raise ShardError(
+                f"{path} names {len(entries)} shards that this run has set aside, reading.max_bad_shards allows "
+                f"{limit}. Allow as many, or delete the file to read them again."
             )
-
-    ranks.from_first(record)
-    return entries
-
-
-def _entry(stream: Stream, shard: int, step: int, reason: str) -> dict[str, Any]:
-    found = stream.index.shards[shard]
-    return {
-        "name": found.name,
-        "shard": shard,
-        "from_step": step,
-        "samples": found.samples,
-        "units": found.tokens,
-        "reason": reason,
-    }
-
-
-def _read(path: Path, stream: Stream, limit: int) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    value = check_format(files.read_json(path), FORMAT, VERSION, path, _LIST, again=_AGAIN)
-    try:
-        entries = [{**entry, "from_step": int(entry["from_step"])} for entry in value["shards"]]
-        for entry in entries:
-            if stream.index.shards[entry["shard"]].name != entry["name"]:
-                raise ValueError(f"shard {entry['shard']} is not {entry['name']!r}")
-    except (KeyError, TypeError, ValueError, IndexError) as e:
-        raise DataError(f"{path}: not {_LIST} ({e}). {_AGAIN}") from None
-    if len(entries) > limit:
-        raise ShardError(
-            f"{path} names {len(entries)} shards that this run has set aside, reading.max_bad_shards allows {limit}. "
-            "Allow as many, or delete the file to read them again."
-        )
-    return entries
+        return entries

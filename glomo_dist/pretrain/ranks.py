@@ -25,12 +25,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """rank of world processes, `local` of which run on this machine's device `device`."""
+    """Process `rank` of the `world` processes of a run; it computes on `device`."""
 
     rank: int
     world: int
-    local_rank: int
-    local_world: int
     device: torch.device
 
     @property
@@ -112,7 +110,7 @@ def join(timeout_minutes: float = 30.0) -> Ranks:
     )
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)  # takes that group
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-    return Ranks(rank, world, local_rank, local_world, device)
+    return Ranks(rank, world, device)
 
 
 def _same_bits_on_every_run() -> None:
