@@ -110,5 +110,35 @@ class PixelTokenizer:
         return tokenizer
 
 
+class PixelCensus:
+    """What occurs in images: which of the tokenizer's ids, and the range of each channel's values."""
+
+    def __init__(self, tokenizer: PixelTokenizer) -> None:
+        self._bits = tokenizer.bits
+        self._occurs = np.zeros(tokenizer.vocab_size, bool)
+        self._least = np.full(tokenizer.channels, 255, np.uint8)
+        self._largest = np.zeros(tokenizer.channels, np.uint8)
+
+    def add(self, pixels: np.ndarray, ids: np.ndarray) -> None:
+        self._occurs[ids] = True
+        values = pixels.reshape(-1, len(self._least))
+        self._least = np.minimum(self._least, values.min(0))
+        self._largest = np.maximum(self._largest, values.max(0))
+
+    @property
+    def ids(self) -> int:
+        return int(np.count_nonzero(self._occurs))
+
+    def require_two_ids(self) -> None:
+        """DataError if all pixels are alike, so that there is nothing to predict."""
+        if self.ids > 1:
+            return
+        ranges = ", ".join(f"{a} to {b}" for a, b in zip(self._least, self._largest, strict=True))
+        raise DataError(
+            f"all pixels fall into one level of {self._bits} bits: the values of the channels are {ranges}. "
+            "Scale them to 0..255, keep more bits, or check how the images were made."
+        )
+
+
 def _times(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))

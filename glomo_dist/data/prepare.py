@@ -19,12 +19,12 @@ from glomo_dist.data.files import listed
 from glomo_dist.data.images import pictures
 from glomo_dist.data.index import ShardIndex
 from glomo_dist.data.parallel import ordered_map
-from glomo_dist.data.pixels import PixelTokenizer
+from glomo_dist.data.pixels import PixelCensus, PixelTokenizer
 from glomo_dist.data.shards import ShardFolder, check_shard_bytes
 from glomo_dist.data.sources import WORDLESS, Split, documents
 from glomo_dist.data.spool import Numbering, Spool, chunks, number_words
 from glomo_dist.data.text import UNKNOWN, WordTokenizer
-from glomo_dist.data.tokenizer import Tokenizer, load_tokenizer
+from glomo_dist.data.tokenizer import load_tokenizer
 from glomo_dist.runtime import progress
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.files import new_folder, require_absent_or_empty
@@ -82,7 +82,7 @@ def prepare_text(
     parts = ("train", "valid") if valid_share else ("",)
     with new_folder(out) as folder:
         spools = {part: Spool(folder / f"spool-{part}") for part in parts}
-        words = Numbering()
+        words, total = Numbering(), 0
         with progress.bar(desc="reading", unit=" words", unit_scale=True, total=None) as bar:
             for numbered in ordered_map(number_words, chunks(stream, valid_share), workers):
                 ids = words.translate(numbered)
@@ -92,6 +92,7 @@ def prepare_text(
                         spools[document.part].add(ids[end - length : end], document)
                     else:
                         left_out[WORDLESS] += 1
+                total += len(ids)
                 bar.update(len(ids))
         for part, spool in spools.items():
             spool.finish()
@@ -107,7 +108,8 @@ def prepare_text(
             ) as bar:
                 unknown += _write(writer, ((provisional_to_id[ids], meta) for ids, meta in bar))
             spool.delete()
-    _report(Path(out), parts, vocabulary, unknown, left_out)
+    units = f"vocabulary {vocabulary.vocab_size:,}; {100 * unknown / total:.2f} % of the words are not in it"
+    _report(Path(out), parts, units, left_out)
     return Path(out)
 
 
@@ -150,6 +152,7 @@ def prepare_images(
         height, width = first.pixels.shape[:2]
         bits = BITS if bits is None else bits
         pixel_tokenizer = PixelTokenizer(height, width, 3 if first.pixels.ndim == 3 else 1, bits)
+    seen = PixelCensus(pixel_tokenizer)
 
     def samples(chosen: PixelTokenizer) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
         for picture in progress.bar(itertools.chain([first], stream), desc="images", unit=" images"):
@@ -159,11 +162,17 @@ def prepare_images(
                 raise DataError(
                     f"{picture.where}: {e} (`size` and `channels` convert; the first image decides.)"
                 ) from None
+            seen.add(picture.pixels, ids)
             yield ids, {"source": picture.source, "row": picture.row}
 
     with new_folder(out) as folder:
         _write(ShardFolder(folder, pixel_tokenizer, shard_bytes), samples(pixel_tokenizer))
-    _report(Path(out), ("",), pixel_tokenizer, 0, left_out)
+        try:
+            seen.require_two_ids()
+        except DataError as e:
+            raise DataError(f"{_named(sources)}: {e}") from None
+    units = f"{pixel_tokenizer.vocab_size:,} pixel ids, {seen.ids:,} of them occur"
+    _report(Path(out), ("",), units, left_out)
     return Path(out)
 
 
@@ -185,23 +194,14 @@ def _write(writer: ShardFolder, samples: Iterable[tuple[np.ndarray, dict[str, An
     return zeros
 
 
-def _report(
-    out: Path, parts: Sequence[str], tokenizer: Tokenizer, unknown: int, left_out: Counter[str]
-) -> None:
-    total = 0
+def _report(out: Path, parts: Sequence[str], units: str, left_out: Counter[str]) -> None:
     for part in parts:
         index = ShardIndex.read(out / part)
-        total += index.tokens
         progress.say(
             f"{out / part}: {index.samples:,} samples, {index.tokens:,} units in {len(index.shards)} shards, "
             f"fingerprint {index.fingerprint}"
         )
-    if tokenizer.kind == "words":
-        progress.say(
-            f"vocabulary {tokenizer.vocab_size:,}; {100 * unknown / total:.2f} % of the words are not in it"
-        )
-    else:
-        progress.say(f"{tokenizer.vocab_size:,} pixel ids")
+    progress.say(units)
     if left_out:
         progress.say("left out: " + ", ".join(f"{count:,} {kind}" for kind, count in left_out.items()))
 

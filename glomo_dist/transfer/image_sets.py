@@ -23,6 +23,11 @@ def image_data(
     name: str, train: Labelled, test: Labelled, classes: tuple[str, ...], dev: int, max_examples: int | None
 ) -> TaskData:
     """A task whose set has no dev split: `dev` images drawn from train (a tenth of it, if it is small)."""
+    images = train[0]
+    if images.size and images.min() == images.max():
+        raise DataError(
+            f"task {name!r}: all pixels of the train images are {images.min()}. Check how the files were made."
+        )
     order = np.random.default_rng(derive_seed(f"{name} split")).permutation(len(train[1]))
     dev = min(dev, len(order) // 10)
     parts = {

@@ -183,7 +183,7 @@ def test_the_report_names_what_was_left_out(
         f.write('{"text": "_"}\n{"text": ""}\n')
     prepare_text([str(tmp_path)], tmp_path / "out", workers=2)
     assert "left out: 1 .json files, 2 documents without a word\n" in capfd.readouterr().err
-    np.savez(tmp_path / "images.npz", images=np.zeros((3, 4, 4), np.uint8))
+    np.savez(tmp_path / "images.npz", images=np.arange(48, dtype=np.uint8).reshape(3, 4, 4))
     prepare_images([str(tmp_path / "*.*")], tmp_path / "images")
     assert "left out: 1 .json files, 1 .jsonl files\n" in capfd.readouterr().err
 
@@ -310,7 +310,7 @@ def test_settings_without_effect_are_refused(corpus: str, tmp_path: Path) -> Non
 
 
 def test_tokenizers_of_the_wrong_kind(corpus: str, tmp_path: Path) -> None:
-    np.savez(tmp_path / "images.npz", images=np.zeros((3, 4, 4), np.uint8))
+    np.savez(tmp_path / "images.npz", images=np.arange(48, dtype=np.uint8).reshape(3, 4, 4))
     images = prepare_images([str(tmp_path / "images.npz")], tmp_path / "images")
     text = prepare_text([corpus], tmp_path / "text")
     with pytest.raises(DataError, match="tokenizer of pixels, text needs one of words"):
@@ -335,11 +335,26 @@ def test_images_go_in_and_come_out(tmp_path: Path) -> None:
 
 
 def test_images_of_two_sizes_name_the_odd_one(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", images=np.zeros((3, 4, 4), np.uint8))
+    np.savez(tmp_path / "a.npz", images=np.arange(48, dtype=np.uint8).reshape(3, 4, 4))
     np.savez(tmp_path / "b.npz", images=np.zeros((3, 4, 5), np.uint8))
     with pytest.raises(DataError, match=r"b\.npz, image 0: expected .* 4 x 4 x 1, got 4 x 5 x 1"):
         prepare_images([str(tmp_path / "a.npz"), str(tmp_path / "b.npz")], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_images_of_one_level_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    images = np.random.default_rng(0).integers(0, 17, (5, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", images=images)
+    with pytest.raises(
+        DataError, match=r"a\.npz: all pixels fall into one level of 3 bits: .* are 0 to 16\. Scale them"
+    ):
+        prepare_images([str(tmp_path / "a.npz")], tmp_path / "out", bits=3)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
+    prepare_images([str(tmp_path / "a.npz")], tmp_path / "out", bits=4)
+    assert "16 pixel ids, 2 of them occur\n" in capfd.readouterr().err
+    np.savez(tmp_path / "a.npz", images=np.full((2, 4, 4, 3), (255, 0, 9), np.uint8))
+    with pytest.raises(DataError, match="of the channels are 255 to 255, 0 to 0, 9 to 9"):
+        prepare_images([str(tmp_path / "a.npz")], tmp_path / "colour", bits=8)
 
 
 def test_nan_image_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -263,7 +263,7 @@ def test_validation_shards(tiny_shards: Path, split_shards: Path, tmp_path: Path
 def test_image_model_must_fit_the_images(tiny_shards: Path, tmp_path: Path) -> None:
     import numpy as np
 
-    np.savez(tmp_path / "i.npz", images=np.zeros((4, 5, 6), np.uint8))
+    np.savez(tmp_path / "i.npz", images=np.arange(120, dtype=np.uint8).reshape(4, 5, 6))
     pixels = prepare_images([str(tmp_path / "i.npz")], tmp_path / "pixels", bits=2)
     model = dataclasses.replace(TINY.model, image=(5, 6))
     config = dataclasses.replace(TINY, window=30, model=model)

@@ -55,6 +55,13 @@ def test_mnist(tmp_path, ending):
     assert [len(s.labels) for s in capped.splits.values()] == [5, 5, 5]
 
 
+def test_blank_images_are_refused(tmp_path):
+    write_mnist(tmp_path, ending="")
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(np.full((60, 28, 28), 7)))
+    with pytest.raises(DataError, match="task 'mnist': all pixels of the train images are 7"):
+        get_task("mnist").load(str(tmp_path), None)
+
+
 def pairs(split):
     return zip(split.columns["image"].values, split.labels.tolist(), strict=True)
 
