@@ -91,14 +91,23 @@ def encoded_picture(content: bytes, where: str, channels: int) -> np.ndarray:
 
 
 def _decode(content: bytes, where: str) -> np.ndarray:
-    """uint8 [H, W] for grey, [H, W, 3] for all other kinds of pictures (transparency is dropped)."""
+    """uint8 [H, W] for grey, [H, W, 3] for all other kinds of pictures; what is transparent lies on white."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             if kind := _deep(image):
                 raise DataError(f"{where}: pixels of more than 8 bits ({kind}). Convert the image to 8 bits.")
-            return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+            mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+            return np.asarray(_on_white(image).convert(mode))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         raise DataError(f"{where} is not a whole image: {describe(e)}. Replace or remove it.") from e
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """The picture as a viewer shows it: what its transparent pixels store, often black, is not meant to be seen."""
+    if image.mode not in ("LA", "PA", "RGBA", "RGBa") and "transparency" not in image.info:
+        return image
+    colours = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours)
 
 
 def _deep(image: ImageFile.ImageFile) -> str:

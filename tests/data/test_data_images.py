@@ -60,10 +60,38 @@ def test_resizing_and_converting(tmp_path: Path) -> None:
             pixels(tmp_path / "a.png", size=size)
 
 
-def test_transparent_and_palette_images_are_colour(tmp_path: Path) -> None:
-    Image.fromarray(COLOUR[0]).convert("RGBA").save(tmp_path / "a.png")
-    Image.fromarray(COLOUR[0]).convert("P").save(tmp_path / "b.png")
-    assert [p.shape for p in pixels(tmp_path)] == [(4, 6, 3)] * 2
+def test_opaque_and_palette_images_keep_their_colours(tmp_path: Path) -> None:
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    colour = np.stack([grey, grey.T, 255 - grey], -1)
+    opaque = np.full((16, 16, 1), 255, np.uint8)
+    Image.fromarray(np.concatenate([colour, opaque], -1)).save(tmp_path / "a.png")
+    Image.fromarray(np.concatenate([grey[..., None], opaque], -1)).save(tmp_path / "b.png")
+    palette = Image.fromarray(colour).convert("P")
+    palette.save(tmp_path / "c.png")
+    for image, expected in zip(pixels(tmp_path), (colour, grey, palette.convert("RGB")), strict=True):
+        assert image.shape == np.shape(expected) and (image == np.asarray(expected)).all()
+
+
+def test_transparent_images_are_on_white(tmp_path: Path) -> None:
+    """A black logo of one pixel, on black that is not to be seen."""
+    alpha = np.zeros((4, 6), np.uint8)
+    alpha[1, 2], alpha[3, 5] = 255, 102
+    logo = np.where(alpha == 255, 0, 255)
+    logo[3, 5] = 153
+    black = np.zeros((4, 6, 3), np.uint8)
+    Image.fromarray(np.dstack([black, alpha])).save(tmp_path / "a.png")
+    Image.fromarray(np.dstack([black[..., 0], alpha])).save(tmp_path / "b.png")
+    Image.fromarray(np.dstack([black, alpha])).save(tmp_path / "c.webp", lossless=True)
+    colour, grey, webp = pixels(tmp_path)
+    assert (colour == logo[..., None]).all() and (grey == logo).all() and (webp == colour).all()
+    shown = Image.fromarray((alpha == 255).astype(np.uint8))
+    shown.putpalette([0, 0, 0, 0, 0, 0])
+    (tmp_path / "more").mkdir()
+    shown.save(tmp_path / "more" / "a.png", transparency=b"\0\xff")
+    shown.save(tmp_path / "more" / "b.gif", transparency=0)
+    Image.fromarray((alpha < 255).astype(np.uint8)).save(tmp_path / "more" / "c.png", transparency=1)
+    for image in pixels(tmp_path / "more"):
+        assert (image.reshape(4, 6, -1)[..., 0] == np.where(alpha == 255, 0, 255)).all()
 
 
 @pytest.mark.parametrize("images", [GREY, COLOUR, GREY[..., None]], ids=["grey", "colour", "one channel"])
