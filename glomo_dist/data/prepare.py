@@ -97,7 +97,7 @@ def prepare_text(
         for part, spool in spools.items():
             spool.finish()
             if not spool.samples:
-                raise DataError(_nothing_usable(sources, part, valid_share))
+                raise DataError(_nothing_usable(sources, part if total else "", valid_share))
         vocabulary = given or words.vocabulary(spools[parts[0]], vocab_size, min_count)
         provisional_to_id = vocabulary.encode(words.words())
         unknown = 0

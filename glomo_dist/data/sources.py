@@ -68,10 +68,11 @@ def documents(
     sources: files, folders, globs or URLs; .txt, .jsonl, .tokens, .parquet, each also .gz, .xz, .zst.
     text_key: the key (JSON lines) or column (Parquet) with the text.
     split: what is one document of a .txt file: the file, a paragraph (blank lines between), or a line.
-    left_out: counts the files of other kinds (see `find_files`) and, as `WORDLESS`, the documents that are blank.
+    left_out: counts the files of other kinds (see `find_files`) and, as `WORDLESS`, the documents that are blank; an
+        empty file counts as one.
 
     Blank documents are left out. Raises DataError naming file, line and key for anything unreadable, for an
-    empty file and for sources without a document.
+    empty file that was named outright and for sources without a file.
     """
     if split not in get_args(Split):
         raise ConfigError(f"split: unknown value {split!r}.{suggest(str(split), get_args(Split))}")
@@ -84,14 +85,17 @@ def _documents(
     files: list[InputFile], text_key: str, split: Split, left_out: Counter[str]
 ) -> Iterator[Document]:
     for file in files:
-        any_text = False
+        any_text = any_document = False
         for document in _of_file(file, text_key, split):
+            any_document = True
             if document.text and not document.text.isspace():
                 any_text = True
                 yield document
             else:
                 left_out[WORDLESS] += 1
-        if not any_text:
+        if not any_document:
+            left_out[WORDLESS] += 1
+        if not any_text and file.outright:
             raise DataError(
                 f"{file.name} has no text in it. Remove it from the inputs, or check how it was made."
             )

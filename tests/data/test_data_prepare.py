@@ -144,6 +144,11 @@ def test_documents_without_a_word_are_left_out_and_zero_documents_refused(tmp_pa
     path.write_text('{"text": "___"}\n')
     with pytest.raises(DataError, match=r"zero usable documents in .*a\.jsonl"):
         prepare_text([str(path)], tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "a.txt").touch()
+    for share in (0.0, 0.5):
+        with pytest.raises(DataError, match=r"zero usable documents in .*empty"):
+            prepare_text([str(tmp_path / "empty")], tmp_path / "none", valid_share=share)
     path.write_text('{"text": "alone"}\n')
     with pytest.raises(DataError, match="fell into the part"):
         prepare_text([str(path)], tmp_path / "none", valid_share=0.5)

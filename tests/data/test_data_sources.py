@@ -133,6 +133,21 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_an_empty_file_is_left_out_unless_it_was_named_outright(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("words")
+    (tmp_path / "b.txt").touch()
+    (tmp_path / "c.txt").write_text(" \n\n")
+    (tmp_path / "d.jsonl").write_text('{"text": ""}\n{"text": " "}\n')
+    for source in (tmp_path, tmp_path / "*.*"):
+        for split in ("file", "paragraph", "line"):
+            left_out: Counter[str] = Counter()
+            assert texts(source, split=split, left_out=left_out) == ["words"]
+            assert left_out == {WORDLESS: 4}
+    for name in ("b.txt", "c.txt", "d.jsonl"):
+        with pytest.raises(DataError, match=rf"{name} has no text in it"):
+            texts(tmp_path / name)
+
+
 def test_a_name_that_looks_like_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["a::b.txt", "zip://c::d.txt", "e[1]*.txt", "f?g=h.txt"]
     monkeypatch.chdir(tmp_path)
