@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from glomo_dist.data.files import InputFile, find_files
 from glomo_dist.data.lines import HALF_PAIR, json_objects, numbered_lines
 from glomo_dist.data.parquet import parquet_rows
-from glomo_dist.data.text import tokenize
+from glomo_dist.data.text import lower_case, tokenize
 from glomo_dist.runtime.errors import ConfigError, DataError, suggest
 
 Split = Literal["file", "paragraph", "line"]
@@ -47,7 +47,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def _between_spaces(text: str) -> list[str]:
-    return [_ESCAPED.sub(r"\1", word) for word in text.lower().split()]
+    return [_ESCAPED.sub(r"\1", word) for word in lower_case(text).split()]
 
 
 _PIECE = 1 << 20  # characters

@@ -84,10 +84,12 @@ def test_tokenised_text_is_cut_at_articles_and_not_tokenised_again(tmp_path: Pat
         ["=", "a", "b", "=", "well", "-", "known", "<unk>", "=", "=", "part", "=", "=", "x"],
         ["=", "c", "=", "do", "n't"],
     ]
+    path.write_text("cafe\u0301")
+    assert list(next(documents([str(path)])).words()) == ["café"]
 
 
 def test_words_do_not_depend_on_where_a_long_text_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "Don't ΟΔΟΣ\u2028ΟΔΟΣ.\x85 ΑΣ Σ\n’tis @-@ “x”–y\tÜber İ  1.5\r\nend" * 3
+    text = "Don't ΟΔΟΣ\u2028ΟΔΟΣ.\x85 ΑΣ Σ\n’tis @-@ “x”–y\tÜber İ  1.5 e\u0301 \u0301x e\n\u0301\r\nend" * 3
     whole = [Document(text, "", 0, tokenised) for tokenised in (False, True)]
     expected = [list(document.words()) for document in whole]
     assert expected[0] == tokenize(text)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import unicodedata
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from glomo_dist.data.text import WordTokenizer, tokenize
+from glomo_dist.data.text import WordTokenizer, tokenize, word_spans
 from glomo_dist.data.tokenizer import load_tokenizer, tokenizer_from_json
 from glomo_dist.runtime.errors import DataError
 
@@ -20,10 +24,55 @@ from glomo_dist.runtime.errors import DataError
         ("It’s “well-known” – twice", ["it", "'s", '"', "well", "-", "known", '"', "-", "twice"]),
         ("Ünïcode 3.14 snake_case", ["ünïcode", "3", ".", "14", "snake", "case"]),
         ("  \n", []),
+        ("cafe\u0301 CAFE\u0301S", ["café", "cafés"]),
+        ("İstanbul'da L'İzmir", ["i\u0307stanbul", "'da", "l", "'", "i\u0307zmir"]),
+        ("हिन्दी में।", ["हिन्दी", "में", "।"]),
+        ("x\u030c1y\u030c don't", ["x\u030c1y\u030c", "do", "n't"]),
+        ("Ǐ J\u030c", ["ǐ", "ǰ"]),
+        ("1\ufe0f\u20e3 ❤\ufe0f (\u0301", ["1", "\ufe0f", "\u20e3", "❤", "\ufe0f", "(", "\u0301"]),
+        ("\U0001e923\U0001e944 \U0001f600", ["\U0001e923\U0001e944", "\U0001f600"]),
     ],
 )
 def test_tokenize(text: str, words: list[str]) -> None:
     assert tokenize(text) == words
+
+
+LETTERS = "abnt1_ '\u2019\nÄéİIΣσ.한ᄒ\u1161\u11ab\u0928क\U0001f600"
+MARKS = "\u0301\u0307\u0323\u030c\u093f\u0940\ufe0f\U0001e944"
+
+
+@given(st.text(LETTERS + MARKS))
+def test_marks_change_no_word_without_one_and_every_spelling_has_the_same_words(text: str) -> None:
+    words = tokenize(text)
+    for form in ("NFC", "NFD"):
+        assert tokenize(unicodedata.normalize(form, text)) == words
+    without = "".join(c for c in text if c not in MARKS + "İ")
+    pattern = r"[a-z0-9]+(?=n't)|n't|'[a-z]+|[^\W_]+|[^\w\s]"
+    lower = unicodedata.normalize("NFC", without.lower()).replace("\u2019", "'")
+    assert tokenize(without) == re.findall(pattern, lower)
+    # a character beyond the first plane has the slower pattern look at all of them
+    assert tokenize(f"{without} \U0001f600")[:-1] == re.findall(pattern, lower)
+
+
+@given(st.text(LETTERS + MARKS))
+def test_spans_of_words_with_marks(text: str) -> None:
+    spans, words = word_spans(text), tokenize(text)
+    assert len(spans) == len(words) and spans == sorted(spans)
+    for (start, end), word in zip(spans, words, strict=True):
+        assert start < end
+        if word[0].isalnum():  # marks without a letter may have changed places
+            (found,) = [w for w in tokenize(text[start:end]) if w[0].isalnum()]
+            assert found.replace("ς", "σ") == word.replace("ς", "σ")
+
+
+def test_ascii_needs_no_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def must_not(*_: object) -> None:
+        raise AssertionError
+
+    for name in ("_marked_word", "origins"):
+        monkeypatch.setattr(f"glomo_dist.data.text.{name}", must_not)
+    monkeypatch.setattr("glomo_dist.data.marks._some_mark", must_not)
+    assert tokenize("Don't") == ["do", "n't"] and word_spans("Don't") == [(0, 2), (2, 5)]
 
 
 def test_vocabulary_is_by_count_then_by_word_and_encodes_unknown_words_as_zero() -> None:

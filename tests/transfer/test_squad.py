@@ -2,6 +2,7 @@
 
 import json
 import lzma
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,9 @@ def test_normalisation_order():
     assert normalized("An a-b  THE\tc!") == "ab c"
 
 
-@pytest.mark.parametrize("text", [PARAGRAPH, "", " Don’t  STOP—now ", "ΟΔΟΣ ΣΑΣ.", "İİ x İ", "naïve “quote”"])
+@pytest.mark.parametrize(
+    "text", [PARAGRAPH, "", " Don’t  STOP—now ", "ΟΔΟΣ ΣΑΣ.", "İİ x İ", "naïve “quote”", "e\u0301İ te\u0301"]
+)
 def test_word_spans_are_those_of_the_words(text):
     spans = word_spans(text)
     words = tokenize(text)
@@ -54,9 +57,7 @@ def test_word_spans_are_those_of_the_words(text):
     assert all(0 <= a < b <= len(text) for a, b in spans)
     for (a, b), word in zip(spans, words, strict=True):
         marks = {"’": "'", "“": '"', "”": '"', "–": "-", "—": "-"}
-        plain = "".join(marks.get(c, c) for c in text[a:b].lower())
-        assert word in plain
-        assert len(plain) <= len(word) + 1  # İ is i and a dot above, and so two words
+        assert word == "".join(marks.get(c, c) for c in unicodedata.normalize("NFC", text[a:b].lower()))
     assert spans == sorted(spans)
 
 
