@@ -20,6 +20,7 @@ from glomo_dist.data.images import pictures
 from glomo_dist.data.index import ShardIndex
 from glomo_dist.data.parallel import ordered_map
 from glomo_dist.data.pixels import PixelCensus, PixelTokenizer
+from glomo_dist.data.scripts import uncut
 from glomo_dist.data.shards import ShardFolder, check_shard_bytes
 from glomo_dist.data.sources import WORDLESS, Split, documents
 from glomo_dist.data.spool import Numbering, Spool, chunks, number_words
@@ -98,8 +99,10 @@ def prepare_text(
             spool.finish()
             if not spool.samples:
                 raise DataError(_nothing_usable(sources, part if total else "", valid_share))
-        vocabulary = given or words.vocabulary(spools[parts[0]], vocab_size, min_count)
-        provisional_to_id = vocabulary.encode(words.words())
+        counts, distinct = words.counts(spools[parts[0]]), words.words()
+        vocabulary = given or words.vocabulary(counts, vocab_size, min_count)
+        provisional_to_id = vocabulary.encode(distinct)
+        warning = uncut(distinct, counts)
         unknown = 0
         for part, spool in spools.items():
             writer = ShardFolder(folder / part, vocabulary, shard_bytes)
@@ -110,6 +113,8 @@ def prepare_text(
             spool.delete()
     units = f"vocabulary {vocabulary.vocab_size:,}; {100 * unknown / total:.2f} % of the words are not in it"
     _report(Path(out), parts, units, left_out)
+    if warning:
+        progress.say(f"WARNING: {warning}")
     return Path(out)
 
 

@@ -89,11 +89,15 @@ class Numbering:
         translated: np.ndarray = table[numbered.ids]
         return translated
 
-    def vocabulary(self, spool: Spool, size: int, min_count: int) -> WordTokenizer:
-        """The vocabulary of the documents in `spool`."""
+    def counts(self, spool: Spool) -> np.ndarray:
+        """int64 [words]: how often each word occurs in the documents of `spool`."""
         counts = np.zeros(len(self._numbers), np.int64)
         for ids in spool.blocks():
             counts += np.bincount(ids, minlength=len(counts))
+        return counts
+
+    def vocabulary(self, counts: np.ndarray, size: int, min_count: int) -> WordTokenizer:
+        """The vocabulary of documents with these counts."""
         seen = ((word, count) for word, count in zip(self._numbers, counts.tolist(), strict=True) if count)
         vocabulary = WordTokenizer.from_counts(seen, size, min_count)
         if vocabulary.vocab_size < 2:
