@@ -32,6 +32,7 @@ from glomo_dist.runtime.files import new_folder, require_absent_or_empty
 
 SHARD_BYTES = 64 << 20
 VOCAB_SIZE, MIN_COUNT, BITS = 30_000, 1, 4
+MANY_PIXEL_IDS = 1 << 16  # a softmax over more makes no sense: so fine a colour is hardly seen twice
 MOST_WORDS = 1 << 31  # ids are int32 until they are written
 MOST = 10**15  # of anything else; itertools counts in 64 bits
 
@@ -157,6 +158,7 @@ def prepare_images(
         height, width = first.pixels.shape[:2]
         bits = BITS if bits is None else bits
         pixel_tokenizer = PixelTokenizer(height, width, 3 if first.pixels.ndim == 3 else 1, bits)
+        _warn_of_many_ids(pixel_tokenizer)
     seen = PixelCensus(pixel_tokenizer)
 
     def samples(chosen: PixelTokenizer) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
@@ -179,6 +181,16 @@ def prepare_images(
     units = f"{pixel_tokenizer.vocab_size:,} pixel ids, {seen.ids:,} of them occur"
     _report(Path(out), ("",), units, left_out)
     return Path(out)
+
+
+def _warn_of_many_ids(tokenizer: PixelTokenizer) -> None:
+    ids = tokenizer.vocab_size
+    if ids > MANY_PIXEL_IDS:
+        progress.say(
+            f"WARNING: {tokenizer.bits} bits in {tokenizer.channels} channels make {ids:,} pixel ids. The model "
+            "predicts each pixel by a softmax over all of them, which takes much memory and learns little: "
+            f"keep fewer (--bits {BITS}), or grey images (--channels 1)."
+        )
 
 
 def _check_count(name: str, value: int | None) -> None:

@@ -339,6 +339,17 @@ def test_images_go_in_and_come_out(tmp_path: Path) -> None:
     assert load_tokenizer(like) == load_tokenizer(again) and ShardIndex.read(like).samples == 2
 
 
+@pytest.mark.parametrize(("bits", "warned"), [(8, True), (5, False)])
+def test_more_pixel_ids_than_a_softmax_can_learn(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], bits: int, warned: bool
+) -> None:
+    np.savez(tmp_path / "a.npz", images=np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3))
+    prepare_images([str(tmp_path / "a.npz")], tmp_path / "out", bits=bits)
+    said = capfd.readouterr().err
+    assert ("WARNING: 8 bits in 3 channels make 16,777,216 pixel ids." in said) == warned
+    assert ("(--bits 4), or grey images (--channels 1)" in said) == warned
+
+
 def test_images_of_two_sizes_name_the_odd_one(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=np.arange(48, dtype=np.uint8).reshape(3, 4, 4))
     np.savez(tmp_path / "b.npz", images=np.zeros((3, 4, 5), np.uint8))
