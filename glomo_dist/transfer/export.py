@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from glomo_dist.data.pixels import PixelTokenizer
 from glomo_dist.data.tokenizer import load_tokenizer
 from glomo_dist.graphs.export import BATCH_TOKENS, StoreMeta, export_graphs, require_graph_kernels
 from glomo_dist.graphs.live import LiveGraphs
@@ -97,6 +99,10 @@ class _Predictor:
             self.fingerprint = fingerprint(["random predictor", meta["model"], random_seed])
 
     def encode(self, data: TaskData, limits: dict[str, int | None]) -> dict[str, list[np.ndarray[Any, Any]]]:
+        """The ids of all inputs; ConfigError for images that are not of the size of those the model knows."""
+        if isinstance(self.tokenizer, PixelTokenizer):
+            columns = (column for split in data.splits.values() for column in split.columns.values())
+            _require_size(self.tokenizer, (image for column in columns for image in column.values))
         return {
             section(name, column): [self.tokenizer.encode(value) for value in values]
             for name, split in data.splits.items()
@@ -131,3 +137,15 @@ class _Predictor:
             predictor="trained" if self.random_seed is None else "random",
             random_seed=self.random_seed,
         )
+
+
+def _require_size(tokenizer: PixelTokenizer, images: Iterable[np.ndarray[Any, Any]]) -> None:
+    size = (*tokenizer.shape, tokenizer.channels)
+    for image in images:
+        got = image.shape if image.ndim == 3 else (*image.shape, 1)
+        if got != size:
+            theirs, ours = (" x ".join(map(str, shape)) for shape in (size, got))
+            raise ConfigError(
+                f"the model was pretrained on {theirs} images (height x width x channels), the task's are {ours}. "
+                f"Pretrain on such images (glomo prepare images --size {got[0]} {got[1]} --channels {got[2]})."
+            )

@@ -128,6 +128,22 @@ def test_pixels(tmp_path):
     assert result.examples == {"train": 40, "dev": 40, "test": 40}
 
 
+@pytest.mark.parametrize("sizes", [{"height": 8, "width": 4}, {"height": 8, "width": 8, "channels": 3}])
+def test_images_of_another_size_than_the_model_knows(tmp_path, sizes):
+    tokenizer = PixelTokenizer(**sizes, bits=2)
+    config = GlomoConfig(
+        vocab_size=tokenizer.vocab_size, width=8, heads=2, layers=2, image=tokenizer.shape, sparsity="relu"
+    )
+    save_model(tmp_path / "model", Glomo(config), tokenizer.to_json())
+    theirs = f"{tokenizer.height} x {tokenizer.width} x {tokenizer.channels}"
+    message = rf"pretrained on {theirs} images .* are 8 x 8 x 1\. Pretrain .* --size 8 8 --channels 1\)"
+    with pytest.raises(ConfigError, match=message):
+        export_task("digits", tmp_path / "model", tmp_path / "store")
+    with pytest.raises(ConfigError, match=message):
+        run(FinetuneJob("digits", "pretrained", graphs=str(tmp_path / "model"), features="pixels"))
+    assert not (tmp_path / "store").exists()
+
+
 def test_model_and_task_must_fit(tmp_path):
     source = write_sst2(tmp_path / "data", sizes=(4, 2, 2))
     word_model(tmp_path / "model", vocab_size=9)
