@@ -15,6 +15,7 @@ a failed job in OUT/results/JOB/error.json: it does not stop the others.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_type_hints
@@ -34,6 +35,7 @@ from glomo_dist.runtime.progress import say
 from glomo_dist.transfer.finetune import require_kernels, run
 from glomo_dist.transfer.job import PLANNED, FinetuneJob, needs_graphs
 from glomo_dist.transfer.result import Result
+from glomo_dist.transfer.task import chosen_tasks
 
 
 def _settings_class() -> type:
@@ -60,7 +62,7 @@ class Evaluate:
     plan: Positional[Annotated[str | None, arg(metavar="[PLAN]")]] = None
     """A .yaml or .json file with a whole evaluation (see docs/evaluation.md); flags change it."""
     tasks: tuple[str, ...] = ()
-    """Names of tasks."""
+    """Names of tasks, or .py files with tasks of your own, which are run."""
     arms: tuple[str, ...] = ()
     """none, uniform, window1, window2, ..., NAME=STORE, NAME=RUN."""
     sources: tuple[str, ...] = ()
@@ -125,7 +127,9 @@ def main(argv: Sequence[str]) -> None:
             f"(traceback: {command.out}/results/{first.id}/error.json). The results of the others are kept; run the "
             "same command again to try the failed ones again."
         )
-    say(f"next: glomo report {command.out} --out report.html")
+    files = [file for file in plan.named_tasks().values() if file is not None]
+    words = ["glomo", "report", command.out, *(["--tasks", *files] if files else []), "--out", "report.html"]
+    say(f"next: {shlex.join(words)}")
 
 
 def _plan_file(argv: Sequence[str]) -> str | None:
@@ -160,7 +164,7 @@ def _plan(command: Evaluate, given: EvaluationPlan | None, flags: set[str]) -> E
     values["memory_gb"] = command.job_memory_gb
     values["time_limit_seconds"] = command.time_limit_seconds
     if given is not None:
-        left = command.tasks or given.tasks
+        left = chosen_tasks(command.tasks or given.tasks)
         sources = {task: source for task, source in given.sources.items() if task in left}
         values["sources"] = {**sources, **values.get("sources", {})}
         values["task_settings"] = {

@@ -4,7 +4,7 @@ Examples:
   glomo export run --task sst2 --source sst2/ --out graphs/sst2
   glomo export run --task sst2 --source sst2/ --out graphs/sst2-random --random-seed 0   # the baseline
 
-Tasks: TASKS.
+Tasks: TASKS, or the path of a .py file (docs/transfer.md).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from glomo_dist.model.io import model_folder
 from glomo_dist.runtime.errors import CheckpointError
 from glomo_dist.runtime.progress import say
 from glomo_dist.transfer.export import export_task
-from glomo_dist.transfer.task import TASKS
+from glomo_dist.transfer.task import TASKS, find_task
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Export:
     model: Positional[Annotated[str, arg(metavar="RUN")]]
     """Run folder of `glomo pretrain`, or a model folder in it."""
     task: str
-    """Name of the task."""
+    """Name of the task, or a .py file with one of your own, which is run."""
     out: str
     """Graph store to write."""
     source: str | None = None
@@ -70,7 +70,7 @@ def _next(command: Export, store: Path) -> list[str]:
     """The evaluation of the graphs, on the same data cut in the same way."""
     arm = "pretrained" if command.random_seed is None else "random"
     words = ["glomo", "evaluate", "--tasks", command.task, "--arms", "none", "uniform", f"{arm}={store}"]
-    words += ["--sources", f"{command.task}={command.source}"] if command.source else []
+    words += ["--sources", f"{find_task(command.task)[0].name}={command.source}"] if command.source else []
     for name in ("max_examples", "max_units"):
         value = getattr(command, name)
         words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]

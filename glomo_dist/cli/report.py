@@ -32,12 +32,14 @@ class Report:
     """Run folders of `glomo pretrain`: their losses and empty rows are shown."""
     stores: tuple[str, ...] = ()
     """Graph stores to draw, beside those of the results."""
+    tasks: tuple[str, ...] = ()
+    """The .py files of tasks of your own, which are run: for their drawn graphs and published numbers."""
 
 
 def main(argv: Sequence[str]) -> None:
     command = parse(Report, argv, name="report", description=__doc__)
     if not command.results:
         raise ConfigError("report: no results given. Name the output folders of `glomo evaluate`.")
-    found = build(command.results, command.out, command.runs, command.stores)
+    found = build(command.results, command.out, command.runs, command.stores, command.tasks)
     print(as_text(found))
     say(f"report: {Path(command.out).resolve()}")

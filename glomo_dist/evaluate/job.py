@@ -21,7 +21,7 @@ from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.transfer.encoder import encoder_fingerprint
 from glomo_dist.transfer.features import FeatureSpec, vectors_content
 from glomo_dist.transfer.job import PLANNED, FinetuneJob, needs_graphs
-from glomo_dist.transfer.task import get_task
+from glomo_dist.transfer.task import chosen_tasks, get_task
 
 _RESOURCES = ("cpus", "memory_gb", "time_limit_seconds")
 
@@ -30,7 +30,8 @@ _RESOURCES = ("cpus", "memory_gb", "time_limit_seconds")
 class EvaluationPlan:
     """What to compare.
 
-    tasks: names of tasks.
+    tasks: names of tasks, or paths of .py files with tasks of your own, which are run. Everywhere else a task has the
+        name that it has there.
     arms: name of the arm -> "none", "uniform", "windowN" (the N nearest units), or the path of a graph store, or of a
         model folder, whose graphs the jobs then compute. `{task}` and `{seed}` in the path stand for the task's name
         and the seed, e.g. one random predictor per seed. The arms without graphs take the size of their mixture from
@@ -67,17 +68,18 @@ class EvaluationPlan:
             if len(set(values)) != len(values):
                 raise ConfigError(f"plan: {name} has an entry twice: {', '.join(map(str, values))}.")
         pixels = [text for text in self.features if FeatureSpec.parse(text).kind == "pixels"]
-        for task in self.tasks:
-            if get_task(task).unit == "words" and pixels:
+        tasks = self.named_tasks()
+        for task, file in tasks.items():
+            if get_task(task, file).unit == "words" and pixels:
                 raise ConfigError(
                     f"plan: features {pixels[0]!r} do not fit task {task!r}, whose units are words. Leave them out: "
                     "tasks of pixels see pixels without being told."
                 )
         for name in ("sources", "task_settings"):
             for task in getattr(self, name):
-                if task not in self.tasks:
+                if task not in tasks:
                     raise ConfigError(
-                        f"plan: {name} names {task!r}, which is not among its tasks.{suggest(task, self.tasks)}"
+                        f"plan: {name} names {task!r}, which is not among its tasks.{suggest(task, tasks)}"
                     )
         for arm, graphs in self.arms.items():
             if arm != graphs and not (needs_graphs(arm) and needs_graphs(graphs)):
@@ -93,6 +95,10 @@ class EvaluationPlan:
                     raise ConfigError(f"plan: {key!r} cannot be in {where}: it follows from the plan itself.")
                 if key not in known:
                     raise ConfigError(f"plan: unknown key {key!r} in {where}.{suggest(key, known)}")
+
+    def named_tasks(self) -> dict[str, str | None]:
+        """Name -> file (None: of the package) of each task."""
+        return chosen_tasks(self.tasks)
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -142,20 +148,27 @@ def plan_jobs(plan: EvaluationPlan) -> tuple[Job, ...]:
     Raises ConfigError if a store belongs to another task or images are to be cut, and the errors of `GraphStore.open`
     and `FinetuneJob`.
     """
-    contents = _Contents()
+    contents, tasks = _Contents(), plan.named_tasks()
     return tuple(
-        _job(plan, contents, task, arm, features, size, seed)
+        _job(plan, contents, (task, file), arm, features, size, seed)
         for seed in plan.seeds
-        for task in plan.tasks
-        for features in (plan.features if get_task(task).unit == "words" else ("pixels",))
+        for task, file in tasks.items()
+        for features in (plan.features if get_task(task, file).unit == "words" else ("pixels",))
         for size in plan.train_sizes
         for arm in plan.arms
     )
 
 
 def _job(
-    plan: EvaluationPlan, contents: _Contents, task: str, arm: str, features: str, size: int | None, seed: int
+    plan: EvaluationPlan,
+    contents: _Contents,
+    named: tuple[str, str | None],
+    arm: str,
+    features: str,
+    size: int | None,
+    seed: int,
 ) -> Job:
+    task, file = named
     stores = [graphs for graphs in plan.arms.values() if needs_graphs(graphs)]
     # Arms without graphs take the store of the first arm that has one: only its number of layers and heads counts.
     graphs = plan.arms[arm] if needs_graphs(arm) else stores[0] if stores else None
@@ -180,6 +193,7 @@ def _job(
             **plan.settings,
             **own,
             "task": task,
+            "task_file": file,
             "arm": arm,
             "task_source": None if source is None else _local(source),
             "graphs": graphs,
@@ -190,7 +204,7 @@ def _job(
         },
         "plan",
     )
-    get_task(task).limits(work.max_units)  # refused here once, where each job would
+    get_task(task, file).limits(work.max_units)  # refused here once, where each job would
     return dataclasses.replace(job, id=job_id(work, contents), work=work)
 
 
@@ -212,11 +226,12 @@ def job_id(work: FinetuneJob, contents: _Contents | None = None) -> str:
 
     A store counts by its content (its index), not by its path: moving a folder changes no id, and exporting
     again from another model makes another job. The same for a model, word vectors and encoders. Task data counts by
-    its path, however spelled (`require_fitting_data` looks at its content), the cache of states not at all.
+    its path, however spelled (`require_fitting_data` looks at its content), the cache of states not at all, nor where
+    the task's file lies: what it loads and measures has a version.
     """
     contents = contents or _Contents()
     identity = to_dict(work)
-    del identity["state_cache"]
+    del identity["state_cache"], identity["task_file"]
     if work.task_source is not None and "://" not in work.task_source:
         identity["task_source"] = os.path.normpath(work.task_source)
     if work.graphs is not None:

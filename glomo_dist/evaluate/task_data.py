@@ -17,7 +17,8 @@ from glomo_dist.transfer.finetune import demands_of_data, require_fit
 from glomo_dist.transfer.result import Result
 from glomo_dist.transfer.task import get_task
 
-Set = tuple[str, str | None, int | None]  # task, source, max_examples: what its data depend on
+# Task, its file, source, max_examples: what its data depend on.
+Set = tuple[str, str | None, str | None, int | None]
 
 
 def require_fitting_data(out: Path, finished: Sequence[Job], todo: Sequence[Job]) -> None:
@@ -30,18 +31,18 @@ def require_fitting_data(out: Path, finished: Sequence[Job], todo: Sequence[Job]
     DataError before anything else is read.
     """
     done, waiting = _by_set(finished), _by_set(todo)
-    for key in sorted({**waiting, **done}, key=lambda key: key[1] is not None):  # without a source first
+    for key in sorted({**waiting, **done}, key=lambda key: key[2] is not None):  # without a source first
         _check_set(out, key, done.get(key, []), waiting.get(key, []))
 
 
 def _check_set(out: Path, key: Set, finished: Sequence[Job], todo: Sequence[Job]) -> None:
-    name, source, max_examples = key
+    name, file, source, max_examples = key
     results = [Result.read(job_folder(out, job.id) / "result.json") for job in finished]
     found = {_content(r.task_version, r.fingerprints["data"]) for r in results if r.fingerprints.get("data")}
     demanding = [job for job in todo if source is None or demands_of_data(job.work)]
     if not found and not demanding:
         return
-    task = get_task(name)
+    task = get_task(name, file)
     what = f"the data of task {name!r}" + (f" in {source}" if source is not None else "")
     say(f"evaluate: reading {what}: do they fit its jobs ({len(finished)} finished, {len(todo)} to do)?")
     try:
@@ -69,7 +70,8 @@ def _check_set(out: Path, key: Set, finished: Sequence[Job], todo: Sequence[Job]
 def _by_set(jobs: Sequence[Job]) -> dict[Set, list[Job]]:
     sets = defaultdict(list)
     for job in jobs:
-        sets[job.work.task, job.work.task_source, job.work.max_examples].append(job)
+        work = job.work
+        sets[work.task, work.task_file, work.task_source, work.max_examples].append(job)
     return dict(sets)
 
 

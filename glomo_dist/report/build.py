@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.files import require_folders_above, write_bytes, writing
 from glomo_dist.runtime.fingerprint import code_version
 from glomo_dist.runtime.progress import say
-from glomo_dist.transfer.task import TASKS
+from glomo_dist.transfer.task import TASKS, Task, chosen_tasks, get_task
 
 
 def build(
@@ -28,21 +28,24 @@ def build(
     out: str | Path,
     run_folders: Sequence[str | Path] = (),
     stores: Sequence[str | Path] = (),
+    tasks: Sequence[str] = (),
 ) -> Results:
     """Write the report to the file `out` and return the results it shows (for `as_text`, `as_markdown`).
 
     out: replaced if it is there; a link leads to what is replaced, a pipe or a device (/dev/null) is written to.
     results: output folders of `glomo evaluate`.  run_folders: pretraining runs.  stores: graph stores to draw
-    beside those of the results.
+    beside those of the results.  tasks: files of those that are not of the package; without them, as no code is run
+    that a result names, their published numbers and drawings are left out.
     Raises GlomoError naming the file for anything that cannot be read. A store that is gone, or whose task data
     are gone, is a sentence in the report.
     """
     out = Path(out)
     _require_file(out)
+    known = {**TASKS, **{name: get_task(name, file) for name, file in chosen_tasks(tasks).items()}}
     found = read_results(results)
     pretraining = runs.read_runs(run_folders)
     # The name of a folder given as "." or ".." is in its full path alone.
-    page = _render(found, pretraining, [Path(os.path.abspath(store)) for store in stores])
+    page = _render(found, pretraining, [Path(os.path.abspath(store)) for store in stores], known)
     _write(out, printable(with_own_ids(page)).encode())
     return found
 
@@ -65,7 +68,9 @@ def _write(out: Path, page: bytes) -> None:
             out.write_bytes(page)
 
 
-def _render(results: Results, pretraining: list[runs.Run], stores: list[Path]) -> str:
+def _render(
+    results: Results, pretraining: list[runs.Run], stores: list[Path], tasks: Mapping[str, Task]
+) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -73,7 +78,7 @@ def _render(results: Results, pretraining: list[runs.Run], stores: list[Path]) -
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    drawn, not_drawn = _drawings(results, stores)
+    drawn, not_drawn = _drawings(results, stores, tasks)
     return environment.get_template("report.html").render(
         made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         code=code_version(),
@@ -84,7 +89,7 @@ def _render(results: Results, pretraining: list[runs.Run], stores: list[Path]) -
         missing=results.missing,
         strays=results.strays,
         cautions=remarks.cautions(results),
-        sections=_sections(results),
+        sections=_sections(results, tasks),
         runs=[(run.name, runs.loss_figure(run), runs.empty_rows_figure(run)) for run in pretraining],
         drawings=drawn,
         not_drawn=not_drawn,
@@ -92,7 +97,7 @@ def _render(results: Results, pretraining: list[runs.Run], stores: list[Path]) -
     )
 
 
-def _sections(results: Results) -> list[dict[str, Any]]:
+def _sections(results: Results, tasks: Mapping[str, Task]) -> list[dict[str, Any]]:
     sections = []
     for table in tables(results):
         result = table.group.any.result
@@ -109,7 +114,7 @@ def _sections(results: Results) -> list[dict[str, Any]]:
                 "classes": len(result.classes),
                 "examples": result.examples,
                 "remarks": remarks.about_examples(table.group),
-                "published": TASKS[result.task].published if result.task in TASKS else (),
+                "published": tasks[result.task].published if result.task in tasks else (),
                 "incomplete": [
                     f"{arm_name(r.arm)} ({seeds_text(r)})" for r in table.rows if r.score.n < r.planned
                 ],
@@ -127,7 +132,9 @@ def _unbroken(cell: str) -> str:
     return re.sub(r"\bp ([=<]) ", "p\u00a0\\1\u00a0", cell)
 
 
-def _drawings(results: Results, stores: list[Path]) -> tuple[list[drawings.Drawing], list[str]]:
+def _drawings(
+    results: Results, stores: list[Path], tasks: Mapping[str, Task]
+) -> tuple[list[drawings.Drawing], list[str]]:
     """One drawing per task and arm with graphs (of its first seed), and per further store."""
     sources: dict[Path, drawings.Source] = {}
     seen: set[tuple[str, str]] = set()
@@ -143,7 +150,7 @@ def _drawings(results: Results, stores: list[Path]) -> tuple[list[drawings.Drawi
     drawn, problems = [], []
     for source in sources.values():
         try:
-            drawn.append(drawings.draw(source))
+            drawn.append(drawings.draw(source, tasks))
         except GlomoError as e:
             problems.append(str(e))
             say(one_line(f"report: not drawn: {e}"))

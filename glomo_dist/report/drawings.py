@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from glomo_dist.report.figures import COLOURS, literal, new, style, svg
 from glomo_dist.report.names import text_width
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer.dataset import section
-from glomo_dist.transfer.task import get_task
+from glomo_dist.transfer.task import TASKS, Task
 
 WORDS = range(8, 17)  # a length that can be read; the shortest beyond it is taken otherwise
 MOST_WORDS = 24
@@ -59,10 +59,16 @@ class Example:
     backward: np.ndarray[Any, Any]
 
 
-def draw(source: Source) -> Drawing:
-    """The first column of one test example of the store. DataError if the data at hand are not those of the store."""
+def draw(source: Source, tasks: Mapping[str, Task] = TASKS) -> Drawing:
+    """The first column of one test example of the store. DataError if the data at hand are not those of the store, or
+    its task is not among `tasks`."""
     store = GraphStore.open(source.folder)
-    task = get_task(store.info.task)
+    if store.info.task not in tasks:
+        raise DataError(
+            f"{source.folder}: graphs of task {store.info.task!r}, which is not of the package: give its file with "
+            "--tasks PATH.py."
+        )
+    task = tasks[store.info.task]
     data = task.load(source.task_source, source.max_examples)
     if data.fingerprint != store.info.data:
         raise DataError(

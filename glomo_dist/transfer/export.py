@@ -20,7 +20,7 @@ from glomo_dist.runtime.progress import say
 from glomo_dist.transfer.coverage import MANY, percent, unknown
 from glomo_dist.transfer.dataset import Task, TaskData, left_out, section
 from glomo_dist.transfer.inputs import truncate
-from glomo_dist.transfer.task import get_task
+from glomo_dist.transfer.task import find_task
 
 
 def export_task(
@@ -37,6 +37,7 @@ def export_task(
 ) -> Path:
     """Write the graphs of all splits of a task, as a predictor sees them, to the store `out`.
 
+    task_name: or the path of a .py file with a task of your own.
     model_folder: a model with its tokenizer.json, or a finished run; words that tokenizer does not know become <unk>.
     random_seed: not None for the *random predictor* baseline, a predictor of the same configuration with
         fresh parameters.
@@ -44,7 +45,7 @@ def export_task(
     """
     if max_examples is not None and max_examples < 1:
         raise ConfigError(f"export: max_examples must be at least 1 or none, got {max_examples}.")
-    task = get_task(task_name)
+    task, _ = find_task(task_name)
     limits = task.limits(max_units)
     predictor = _Predictor(model_folder, task, random_seed)
     require_graph_kernels(predictor.model.config)

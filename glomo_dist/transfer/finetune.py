@@ -67,7 +67,7 @@ def run(job: FinetuneJob) -> Result:
     """
     began = time.perf_counter()
     require_kernels(job)
-    task = get_task(job.task)
+    task = get_task(job.task, job.task_file)
     limits = task.limits(job.max_units)
     data = task.load(job.task_source, job.max_examples)
     store = require_fit(job, task, data)

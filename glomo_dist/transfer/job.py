@@ -13,7 +13,7 @@ from glomo_dist.transfer.features import FeatureSpec
 from glomo_dist.transfer.models import Cell
 
 # The fields of a job that a plan decides; all others are settings.
-PLANNED = ("task", "arm", "graphs", "features", "seed", "train_size", "task_source", "threads")
+PLANNED = ("task", "task_file", "arm", "graphs", "features", "seed", "train_size", "task_source", "threads")
 
 
 def window_size(arm: str) -> int | None:
@@ -31,6 +31,7 @@ def needs_graphs(arm: str) -> bool:
 class FinetuneJob:
     """One training run.
 
+    task_file: the .py file with the task (None: the package has it). It is run.
     arm: "none" (zeros for M H), "uniform" (the uniform graph), "windowN" (equal weights on the N nearest units before
         and after), or any other name for the graphs in `graphs`.
     graphs: path of the graph store, or of a model's folder, whose graphs are then computed in the job (the same
@@ -79,6 +80,7 @@ class FinetuneJob:
     conditioned: bool = False
     dropout: float = 0.3
     threads: int = 1
+    task_file: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "job: ")

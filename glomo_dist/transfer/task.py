@@ -1,8 +1,16 @@
-"""The tasks there are. Adding one: a file in `tasks/` with a `TASK`, and its line in `TASKS`."""
+"""The tasks there are: those of the package (a file in `tasks/`, and its line in `TASKS`), and those of a file."""
 
 from __future__ import annotations
 
-from glomo_dist.runtime.errors import ConfigError, suggest
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Iterable
+from functools import cache
+
+from glomo_dist.runtime.errors import ConfigError, GlomoError, describe, suggest
+from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.transfer.dataset import Column, Published, Split, Task, TaskData
 from glomo_dist.transfer.tasks import (
     cifar10,
@@ -19,7 +27,17 @@ from glomo_dist.transfer.tasks import (
     sst2,
 )
 
-__all__ = ["TASKS", "Column", "Published", "Split", "Task", "TaskData", "get_task"]
+__all__ = [
+    "TASKS",
+    "Column",
+    "Published",
+    "Split",
+    "Task",
+    "TaskData",
+    "chosen_tasks",
+    "find_task",
+    "get_task",
+]
 
 TASKS: dict[str, Task] = {
     module.TASK.name: module.TASK
@@ -27,8 +45,89 @@ TASKS: dict[str, Task] = {
 }
 
 
-def get_task(name: str) -> Task:
-    """The task called `name`, or a ConfigError with near names and the list."""
+def get_task(name: str, file: str | None = None) -> Task:
+    """The task called `name`, of the package or of `file`, whose code is run.
+
+    Raises ConfigError: for an unknown name with near ones and the list, for a file without such a task.
+    """
+    if file is not None:
+        task = _task_of(file)
+        if task.name != name:
+            raise ConfigError(f"{file} has the task {task.name!r}; {name!r} was asked for.")
+        return task
     if name not in TASKS:
-        raise ConfigError(f"unknown task {name!r}.{suggest(name, TASKS)}")
+        raise ConfigError(
+            f"unknown task {name!r}.{suggest(name, TASKS)} A task of your own is named by its file, PATH.py."
+        )
     return TASKS[name]
+
+
+def find_task(text: str) -> tuple[Task, str | None]:
+    """The task that a person calls `text`, a name or the path of a .py file, and the file's absolute path."""
+    if text.endswith(".py"):
+        file = os.path.abspath(os.path.expanduser(text))  # workers may run in another folder
+        return _task_of(file), file
+    return get_task(text), None
+
+
+def chosen_tasks(texts: Iterable[str]) -> dict[str, str | None]:
+    """Name -> file (None: of the package) of the tasks, each called as in `find_task`."""
+    found: dict[str, str | None] = {}
+    for text in texts:
+        task, file = find_task(text)
+        if task.name in found:
+            raise ConfigError(
+                f"{found[task.name]} and {file} both have a task {task.name!r}. Give one of them another name."
+                if found[task.name] != file
+                else f"the task {task.name!r} is named twice."
+            )
+        found[task.name] = file
+    return found
+
+
+def _task_of(file: str) -> Task:
+    try:
+        changed = os.stat(file).st_mtime_ns
+    except OSError as e:
+        raise ConfigError(
+            f"task {file}: {describe(e)}. What ends in .py is the path of a task's file."
+        ) from None
+    return _loaded(file, changed)
+
+
+@cache
+def _loaded(file: str, changed: int) -> Task:
+    """The `TASK` of the file.  changed: its time: a file is run once in a process, and again when it has changed."""
+    # A name that no other module has; dataclasses and pickle look their module up by it.
+    name = f"glomo_task_{fingerprint(file)}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"task {file}: Python cannot load it.")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as e:  # the file is somebody's own code
+        del sys.modules[name]
+        if isinstance(e, GlomoError):
+            raise ConfigError(f"task {file}: {e}") from e
+        raise ConfigError(f"task {file} cannot be loaded: {_line_of(e, file)}{describe(e)}.") from e
+    task = getattr(module, "TASK", None)
+    if not isinstance(task, Task):
+        raise ConfigError(f"task {file}: has no TASK, a glomo_dist.transfer.task.Task (docs/transfer.md).")
+    if task.name in TASKS:
+        raise ConfigError(f"task {file}: {task.name!r} is the name of a task of the package. Choose another.")
+    if not re.fullmatch(r"[\w-]+", task.name):
+        raise ConfigError(
+            f"task {file}: the name {task.name!r} stands in names of files: letters, digits, - and _ only."
+        )
+    return task
+
+
+def _line_of(error: BaseException, file: str) -> str:
+    """ "line n: ", the last one of the file that was run; a syntax error says its own."""
+    found, trace = "", error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == file:
+            found = f"line {trace.tb_lineno}: "
+        trace = trace.tb_next
+    return found

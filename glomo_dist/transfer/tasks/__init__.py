@@ -1,1 +1,1 @@
-"""One file per task. To add one, copy the nearest, and name it in `glomo_dist.transfer.task.TASKS`."""
+"""One file per task of the package, named in `glomo_dist.transfer.task.TASKS`. Others may lie anywhere."""
