@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -92,7 +93,7 @@ class Task:
         with installed packages; max_examples caps every split, drawn deterministically (None: all).
     columns: the inputs of an example, the one to be drawn in reports first, and how many units of each are kept
         by default (None: never cut).
-    model: makes the reader; the arguments of its `forward` are the columns.
+    model: makes the reader; the arguments of its `forward` are the columns, which is checked here if it is a class.
     measure(split, predictions [examples, …] in the order of the split): all metrics, shares in [0, 1].
     metric: the one that chooses the epoch and stands in tables.
     """
@@ -107,6 +108,21 @@ class Task:
     measure: Callable[[Split, np.ndarray[Any, Any]], dict[str, float]] = accuracy
     metric: str = "accuracy"
     published: tuple[Published, ...] = ()
+
+    def __post_init__(self) -> None:
+        """ConfigError if the columns are not what the reader takes: found here, not by each job after an export."""
+        if not isinstance(self.model, type):  # a function: what it makes is known when it is called
+            return
+        _, *arguments = inspect.signature(self.model.forward).parameters.values()  # after self
+        names = {one.name for one in arguments}
+        needed = {one.name for one in arguments if one.default is one.empty}
+        takes_all = any(one.kind is one.VAR_KEYWORD for one in arguments)
+        if not takes_all and not needed <= set(self.columns) <= names:
+            raise ConfigError(
+                f"task {self.name!r}: its columns are {', '.join(self.columns)}, but {self.model.__name__} reads "
+                f"{', '.join(one.name for one in arguments)}. Give the columns these names, in `columns` and in the "
+                "rows, or the task another `model`."
+            )
 
     def limits(self, max_units: int | None) -> dict[str, int | None]:
         """The truncation in force: `max_units` for every column, or each its own; images are never cut."""

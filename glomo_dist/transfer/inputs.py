@@ -89,7 +89,15 @@ class Inputs:
 
 
 def truncate(split: Split, limits: dict[str, int | None]) -> dict[str, list[Any]]:
-    """The values of every column, texts cut to their first `limits[column]` units."""
+    """The values of every column, texts cut to their first `limits[column]` units.
+
+    Raises ConfigError if the examples have other columns than their task.
+    """
+    if set(split.columns) != set(limits):
+        raise ConfigError(
+            f"the examples have the columns {', '.join(split.columns)}, their task {', '.join(limits)}. `load` and "
+            "`columns` of a task must name the same."
+        )
     return {
         name: column.values if limits[name] is None else [value[: limits[name]] for value in column.values]
         for name, column in split.columns.items()

@@ -11,6 +11,10 @@ import zstandard
 
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.fingerprint import derive_seed, fingerprint
+from glomo_dist.transfer.dataset import Column, Split, Task
+from glomo_dist.transfer.esim import PairReader
+from glomo_dist.transfer.inputs import truncate
+from glomo_dist.transfer.models import Reader, TextReader
 from glomo_dist.transfer.task import TASKS, get_task
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "sentiment"
@@ -311,3 +315,46 @@ def test_shared_imdb():
         "test": 500,
     }
     assert 180 < data.splits["test"].labels.sum() < 320
+
+
+def a_task(**fields):
+    kept = {
+        "name": "mine",
+        "version": 1,
+        "unit": "words",
+        "load": None,
+        "data_source": "mine",
+        "model": TextReader,
+    }
+    return Task(**{**kept, **fields})
+
+
+class OptionalReader(Reader):
+    def forward(self, text, title=None):
+        return text
+
+
+class AnyReader(Reader):
+    def forward(self, **columns):
+        return columns
+
+
+def test_columns_that_the_reader_does_not_take_are_refused_with_the_task():
+    wrong = r"task 'mine': its columns are first, second, but PairReader reads premise, hypothesis\. Give the columns"
+    with pytest.raises(ConfigError, match=wrong):
+        a_task(columns={"first": 9, "second": 9}, model=PairReader)
+    with pytest.raises(ConfigError, match="its columns are text, title, but TextReader reads text"):
+        a_task(columns={"text": 9, "title": 9})
+    with pytest.raises(ConfigError, match="its columns are title, but OptionalReader reads text, title"):
+        a_task(columns={"title": 9}, model=OptionalReader)
+    assert a_task(columns={"hypothesis": 9, "premise": 9}, model=PairReader)
+    assert a_task(columns={"text": 9}, model=OptionalReader)
+    assert a_task(columns={"text": 9, "title": 9}, model=OptionalReader)
+    assert a_task(columns={"one": 9, "two": 9}, model=AnyReader)
+    assert a_task(columns={"one": 9}, model=lambda sizes: AnyReader())
+
+
+def test_rows_with_other_columns_than_the_task_are_refused():
+    split = Split({"sentence": Column([["fine"]], np.zeros((1, 1), np.int64))}, np.zeros(1, np.int64))
+    with pytest.raises(ConfigError, match="the examples have the columns sentence, their task text"):
+        truncate(split, a_task(columns={"text": 9}).limits(None))
