@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from typing import Any
 
@@ -37,16 +37,18 @@ def one_file(source: str, suffixes: tuple[str, ...]) -> InputFile:
     return files[0]
 
 
-def lines(source: str) -> Iterator[tuple[int, str]]:
+def lines(source: str, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[tuple[int, str]]:
     """(number from 1, line without its end) of a UTF-8 text file, unpacked by its ending (.gz, .xz, .zst).
 
     Raises DataError for a missing, unreadable or damaged file and for bytes that are not UTF-8.
     """
-    return numbered_lines(one_file(source, SUFFIXES))
+    return numbered_lines(one_file(source, suffixes))
 
 
 def table(source: str) -> Iterator[tuple[str, list[str]]]:
-    """("file, line n", cells) of a tab-separated file's lines that are not blank; quotes are ordinary characters."""
+    """("file, line n", cells) of a tab-separated file's lines that are not blank; quotes are ordinary characters.
+
+    Where they are not, in CSV, `csv_rows` of csv_files.py reads the file."""
     for number, line in lines(source):
         if line.strip():
             yield f"{source}, line {number}", line.split("\t")
@@ -62,12 +64,15 @@ def records(
     """
     rows = _parquet(source, keys, optional) if has_ending(source, ".parquet") else _json_lines(source)
     for where, row in rows:
-        for key in keys:
-            if key not in row:
-                raise DataError(
-                    f"{where}: key {key!r} is missing; the row has {', '.join(row) or 'no keys'}."
-                )
+        require_keys(where, row, keys)
         yield where, row
+
+
+def require_keys(where: str, row: Collection[str], keys: tuple[str, ...]) -> None:
+    """DataError if one of `keys` is missing in a row, or among its columns."""
+    for key in keys:
+        if key not in row:
+            raise DataError(f"{where}: key {key!r} is missing; the row has {', '.join(row) or 'no keys'}.")
 
 
 def _json_lines(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
