@@ -358,3 +358,22 @@ def test_rows_with_other_columns_than_the_task_are_refused():
     split = Split({"sentence": Column([["fine"]], np.zeros((1, 1), np.int64))}, np.zeros(1, np.int64))
     with pytest.raises(ConfigError, match="the examples have the columns sentence, their task text"):
         truncate(split, a_task(columns={"text": 9}).limits(None))
+
+
+@pytest.mark.parametrize("task", ["sst2", "imdb", "docstring"])
+def test_a_text_without_a_word_is_refused(tmp_path, task):
+    source = tmp_path / task
+    if task == "sst2":
+        write_sst2(source, train="sentence\tlabel\nfine\t1\n \t0\n\t1\n")
+        where = r"train\.tsv, line 3: the text has no word in it \(2 such rows"
+    elif task == "imdb":
+        (write_imdb(source) / "test" / "neg" / "0_3.txt").write_text(" <br />\n")
+        where = r"0_3\.txt: the text has no word in it \(1 such rows"
+    else:
+        source.mkdir()
+        rows = [(text, split) for split in ("train", "dev", "test") for text in ("fine", " ")]
+        lines = (json.dumps({"text": text, "label": "re", "split": split}) + "\n" for text, split in rows)
+        (source / "docstrings.jsonl").write_text("".join(lines))
+        where = r"docstrings\.jsonl, line 2: the text has no word in it \(1 such rows"
+    with pytest.raises(DataError, match=where):
+        get_task(task).load(str(source), None)

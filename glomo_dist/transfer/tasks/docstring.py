@@ -31,7 +31,7 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
             if label not in number:
                 raise DataError(f"{where}: label {label!r} does not occur in the train split.")
             rows[split].append(Row({"text": text}, number[label], where))
-    return text_data("docstring", rows, classes, max_examples)
+    return text_data("docstring", rows, classes, max_examples, filled=("text",))
 
 
 TASK = Task(

@@ -36,7 +36,7 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
         tables = packed(f"{split}.tsv", f"sst2_{split}.jsonl", *lines)
         hub = parquet_names(split, *FOLDERS)
         rows[split] = _labelled(source, (*tables, *hub))
-    return text_data("sst2", rows, CLASSES, max_examples)
+    return text_data("sst2", rows, CLASSES, max_examples, filled=("text",))
 
 
 def _labelled(source: str | None, names: tuple[str, ...]) -> list[Row]:
