@@ -22,6 +22,7 @@ RETRY_SECONDS = 20.0  # how long a server in trouble is asked again whether it h
 SUFFIXES = (".tsv", ".jsonl", ".txt", ".vec")
 STAR = "*"
 _STARS = "[0-9]{5}(?:-[0-9a-f]{16})?|-[0-9a-f]{16}|"  # what a star in a name may be
+_ARCHIVE = re.compile(r"\.(?:(zip)|tar(?:\.gz|\.xz|\.bz2)?)$")
 _FIRST_OF = re.compile(r"-00000-of-([0-9]{5})(?:-[0-9a-f]{16})?\.parquet$")
 
 
@@ -264,12 +265,46 @@ def _exists(fs: Any, path: str) -> bool | None:
 
 
 def require(source: str | None, candidates: tuple[str, ...], task: str) -> str:
-    """`find`, or a DataError that lists what was looked for."""
+    """`find`, or a DataError that says what is wrong with the source, and what was looked for."""
+    names = _named_once(candidates)
     if source is None:
-        raise DataError(f"task {task!r} needs a source: the folder or URL with {' or '.join(candidates)}.")
+        raise DataError(f"task {task!r} needs a source: the folder or URL with {names}.")
     found = find(source, candidates)
     if found is None:
         one = " (Over http a split must be one file: how many there are cannot be asked.)"
         alone = one if over_http(source) and any(STAR in name for name in candidates) else ""
-        raise DataError(f"task {task!r}: {source} has none of {', '.join(candidates)}.{alone}")
+        raise DataError(f"task {task!r}: {source} {_lack(source, names)}{alone}")
     return found
+
+
+def _named_once(candidates: tuple[str, ...]) -> str:
+    """The names without those of packed copies, which follow from them."""
+    stems = [name for name in candidates if not any(name in packed(other)[1:] for other in candidates)]
+    plain = [name for name in stems if f"{name}{PACKED[0]}" not in candidates]
+    packable = [name for name in stems if name not in plain]
+    if packable:
+        packable[-1] += f" (or packed: {' '.join(PACKED)})"
+    return ", ".join(packable + plain)
+
+
+def _lack(source: str, names: str) -> str:
+    """Why there is nothing with `names` in the source, and what to do."""
+    if (archive := _ARCHIVE.search(address_parts(source)[0])) and "::" not in source:
+        kind = archive[1] or "tar"
+        return (
+            f"is an archive. Give {kind}://FOLDER::{source}, the folder in it that has one of {names}; where they "
+            f"are in none, {kind}://::{source}."
+        )
+    # tar itself writes them so for `tar -c .`, and only so they are found
+    dotted = " Members of an archive that begin with ./ are found by tar://./FOLDER::…, or tar://.::…."
+    hint = dotted if source.startswith("tar://") and not source.startswith("tar://.") else ""
+    try:
+        filesystem, root = file_system(source)
+        is_file = bool(root) and not over_http(root) and filesystem.info(root)["type"] == "file"
+    except (FileNotFoundError, NotADirectoryError):
+        return f"does not exist; expected the folder with one of {names}. Check the path.{hint}"
+    except Exception:  # a driver may have no such thing as a folder; what was looked for is not there
+        is_file = False
+    if is_file:
+        return f"is a file; give the folder that has one of {names}."
+    return f"has none of {names}.{hint}"

@@ -89,8 +89,8 @@ def test_results_outlive_their_data(out, data, capfd):
     shutil.rmtree(data)
     assert begin(out, data)[1].finished_before == 1
     said = capfd.readouterr().err
-    assert "WARNING" in said and f"{data} has none of" in said
-    with pytest.raises(DataError, match="has none of"):  # a job to do needs them
+    assert "WARNING" in said and f"{data} does not exist" in said
+    with pytest.raises(DataError, match="does not exist"):  # a job to do needs them
         begin(out, data, ("none", "uniform"))
 
 

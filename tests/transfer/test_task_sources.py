@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import json
+import tarfile
 import threading
 import zipfile
 
@@ -192,3 +193,40 @@ def test_race_folders_at_the_top_of_an_archive(tmp_path):
 def test_joined_addresses(folder, file, follows):
     assert joined(folder, "x") == file
     assert address_parts(file) == (file.removesuffix(follows), follows)
+
+
+def test_what_is_wrong_with_a_source_is_said(tmp_path, monkeypatch):
+    """Not only that its files were not found; what is proposed works."""
+
+    def said(source):
+        with pytest.raises(DataError) as caught:
+            get_task("sst2").load(source, None)
+        return str(caught.value)
+
+    monkeypatch.chdir(tmp_path)
+    write_sst2(tmp_path / "SST-2", (4, 2, 2))
+    names = "one of train.tsv, sst2_train.jsonl, train.jsonl, data/train.jsonl, sst2/train.jsonl (or packed: "
+    names += ".gz .xz .zst)"
+    assert f"task 'sst2': nowhere does not exist; expected the folder with {names}, train.parquet" in said(
+        "nowhere"
+    )
+    assert "memory://nowhere does not exist" in said("memory://nowhere")
+    assert "SST-2/train.tsv is a file; give the folder that has" in said("SST-2/train.tsv")
+    (tmp_path / "empty").mkdir()
+    assert "empty has none of train.tsv, sst2_train.jsonl" in said("empty")
+    with tarfile.open("a.tar.gz", "w:gz") as archive:
+        archive.add("SST-2")
+    with zipfile.ZipFile("flat.zip", "w") as archive:
+        for name in ("train.tsv", "dev.tsv", "test.tsv"):
+            archive.write(f"SST-2/{name}", name)
+    assert "a.tar.gz is an archive. Give tar://FOLDER::a.tar.gz, " in said("a.tar.gz")
+    assert "are in none, zip://::flat.zip." in said("flat.zip")
+    local = get_task("sst2").load("SST-2", None).fingerprint
+    for source in ("tar://SST-2::a.tar.gz", "zip://::flat.zip"):
+        assert get_task("sst2").load(source, None).fingerprint == local
+    with tarfile.open("dotted.tar", "w") as archive:
+        archive.add("SST-2", "./SST-2")
+    assert "does not exist" in said("tar://SST-2::dotted.tar") and "tar://./FOLDER" in said(
+        "tar://SST-2::dotted.tar"
+    )
+    assert get_task("sst2").load("tar://./SST-2::dotted.tar", None).fingerprint == local
