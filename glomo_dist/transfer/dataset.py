@@ -163,10 +163,12 @@ def text_data(
     *,
     filled: Iterable[str] = (),
     skipped: dict[str, int] | None = None,
+    dev: str = "",
 ) -> TaskData:
     """Check labels, cap the splits, cut the texts into words (each distinct word kept once in memory).
 
     filled: columns in which a text without a word is an error.  skipped: as in TaskData.
+    dev: as in `checked`.
     """
     words: dict[str, str] = {}
     splits = {}
@@ -184,7 +186,7 @@ def text_data(
         groups = tuple(row.group for row in kept) if any(row.group for row in kept) else ()
         references = tuple(row.reference for row in kept) if any(row.reference for row in kept) else ()
         splits[split] = Split(columns, np.array([row.label for row in kept], np.int64), groups, references)
-    return checked(name, splits, classes, skipped)
+    return checked(name, splits, classes, skipped, dev)
 
 
 def _column(rows: list[Row], column: str, words: dict[str, str]) -> Column:
@@ -212,15 +214,30 @@ def _require_words(rows: list[Row], columns: dict[str, Column], column: str) -> 
 
 
 def checked(
-    name: str, splits: dict[str, Split], classes: tuple[str, ...], skipped: dict[str, int] | None = None
+    name: str,
+    splits: dict[str, Split],
+    classes: tuple[str, ...],
+    skipped: dict[str, int] | None = None,
+    dev: str = "",
 ) -> TaskData:
-    """TaskData with its fingerprint; raises DataError if a split is empty."""
+    """TaskData with its fingerprint; raises DataError if a split is empty, saying what was left out of it.
+
+    dev: what the dev split is where it is drawn from train, "one text in 10 of train, chosen by its hash".
+    """
+    skipped = skipped or {}
     for split in SPLITS:
         if not len(splits[split].labels):
+            left_out = [
+                f"{count} left out: {reason.removeprefix(f'{split}: ')}"
+                for reason, count in skipped.items()
+                if reason.startswith(f"{split}: ")
+            ]
+            why = f" ({'; '.join(left_out)})" if left_out else ""
+            drawn = f" It is {dev}: is there enough of it?" if split == "dev" and dev else ""
             raise DataError(
-                f"task {name!r}: the {split} split has no example. Check the files of the source."
+                f"task {name!r}: the {split} split has no example{why}.{drawn} Check the files of the source."
             )
-    return TaskData(splits, classes, _fingerprint(splits, classes), skipped or {})
+    return TaskData(splits, classes, _fingerprint(splits, classes), skipped)
 
 
 def require_shape(image: np.ndarray[Any, Any], shape: tuple[int, ...], what: str) -> None:

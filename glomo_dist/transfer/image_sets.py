@@ -39,7 +39,7 @@ def image_data(
     for split, (images, labels) in parts.items():
         kept = draw(len(labels), max_examples, name, split)
         splits[split] = images_split(images[kept], labels[kept])
-    return checked(name, splits, classes)
+    return checked(name, splits, classes, dev="drawn from train, at most a tenth of it")
 
 
 def check_images(

@@ -69,6 +69,7 @@ class PairRows:
         self.classes = classes
         self.rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
         self.skipped: dict[str, int] = {}
+        self.dev = ""  # as in `checked`
 
     def add(self, split: str, pair: Pair, group: str = "") -> None:
         """Raises DataError for a label that is not of the set."""
@@ -89,6 +90,7 @@ class PairRows:
             max_examples,
             filled=("premise", "hypothesis"),
             skipped=self.skipped,
+            dev=self.dev,
         )
 
     def add_by_part(self, path: str, group: str | None = None) -> None:
@@ -99,6 +101,7 @@ class PairRows:
 
     def add_train(self, path: str, task: str, dev_share: int) -> None:
         """Training pairs; one premise in `dev_share`, chosen by its hash, goes to dev with all its pairs."""
+        self.dev = f"one premise in {dev_share} of train, chosen by its hash"
         for pair in read_pairs(path):
             held_out = derive_seed(f"{task} dev", pair.premise) % dev_share == 0
             self.add("dev" if held_out else "train", pair)

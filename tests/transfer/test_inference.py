@@ -113,7 +113,7 @@ def test_tables_with_too_many_cells_or_without_labels(tmp_path):
         get_task("rte").load(str(tmp_path), None)
     with pytest.raises(DataError, match=r"mnli.* needs a source"):
         get_task("mnli").load(None, None)
-    with pytest.raises(DataError, match=r"none of snli_1\.0_train\.jsonl"):
+    with pytest.raises(DataError, match=r"nothing does not exist; .*one of snli_1\.0_train\.jsonl"):
         get_task("snli").load(str(tmp_path / "nothing"), None)
 
 
@@ -278,3 +278,17 @@ def test_shared_sets_have_the_published_sizes():
     assert set(mnli.splits["test"].groups) == {"matched", "mismatched"}
     sick = get_task("sick").load(str(SHARED), None)
     assert sum(len(s.labels) for s in sick.splits.values()) == 9927
+
+
+def test_a_split_without_examples_says_why(tmp_path):
+    source = write_snli(tmp_path / "snli")
+    write_jsonl(tmp_path / "snli" / "snli_1.0_train.jsonl", [("A man sleeps.", "A man dreams.", "-")] * 3)
+    reason = r"the train split has no example \(3 left out: no gold label \(-\)\)\. Check the files"
+    with pytest.raises(DataError, match=reason):
+        get_task("snli").load(source, None)
+    header, pair = ["sentence1", "sentence2", "label"], ["A man sleeps.", "A man rests.", "entailment"]
+    for split in ("train", "dev"):
+        write_table(tmp_path / "rte" / f"{split}.tsv", header, [pair])
+    drawn = r"the dev split has no example\. It is one premise in 10 of train, chosen by its hash: is there enough"
+    with pytest.raises(DataError, match=drawn):
+        get_task("rte").load(str(tmp_path / "rte"), None)

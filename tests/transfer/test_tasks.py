@@ -380,3 +380,13 @@ def test_a_text_without_a_word_is_refused(tmp_path, task):
         where = r"docstrings\.jsonl, line 2: the text has no word in it \(1 such rows"
     with pytest.raises(DataError, match=where):
         get_task(task).load(str(source), None)
+
+
+def test_a_dev_split_that_train_is_too_small_for_says_how_it_is_drawn(tmp_path):
+    drawn = "the dev split has no example. It is one review in 10 of train, chosen by its hash"
+    kept = [text for text in ("fine", "dull", "good", "bad") if derive_seed("imdb dev", text) % 10]
+    for split in ("train", "test"):
+        lines = (json.dumps({"text": text, "label": i % 2}) + "\n" for i, text in enumerate(kept))
+        (tmp_path / f"imdb_{split}.jsonl").write_text("".join(lines))
+    with pytest.raises(DataError, match=drawn):
+        get_task("imdb").load(str(tmp_path), None)

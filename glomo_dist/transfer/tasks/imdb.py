@@ -35,7 +35,8 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
         is_dev = derive_seed("imdb dev", row.texts["text"]) % DEV_SHARE == 0
         rows["dev" if is_dev else "train"].append(row)
     rows["test"] = _read(source, "test")
-    return text_data("imdb", rows, CLASSES, max_examples, filled=("text",))
+    dev = f"one review in {DEV_SHARE} of train, chosen by its hash"
+    return text_data("imdb", rows, CLASSES, max_examples, filled=("text",), dev=dev)
 
 
 def _read(source: str | None, split: str) -> list[Row]:

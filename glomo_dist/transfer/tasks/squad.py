@@ -68,7 +68,9 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
         for title, row in _rows(path, split, skipped):
             held_out = by_article and split == "train" and derive_seed("squad dev", title) % DEV_SHARE == 0
             rows["dev" if held_out else split].append(row)
-    return text_data("squad", rows, (), max_examples, filled=("paragraph", "question"), skipped=skipped)
+    dev = f"one article in {DEV_SHARE} of train, chosen by the hash of its title" if by_article else ""
+    filled = ("paragraph", "question")
+    return text_data("squad", rows, (), max_examples, filled=filled, skipped=skipped, dev=dev)
 
 
 @dataclass(frozen=True)
