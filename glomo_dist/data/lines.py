@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Iterator
@@ -23,6 +24,11 @@ def numbered_lines(file: InputFile) -> Iterator[tuple[int, str]]:
                 # A mark of byte order may begin any line: files are packed and joined with theirs.
                 text = line.decode().removeprefix("\ufeff")
             except UnicodeDecodeError as e:
+                if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    raise DataError(
+                        f"{file.name}: UTF-16 text, by its first two bytes. Convert the file first, e.g. iconv "
+                        "-f utf-16 -t utf-8."
+                    ) from None
                 raise DataError(
                     f"{file.name}, line {number}, byte {e.start + 1} of the line (0x{line[e.start]:02x}): not UTF-8 "
                     "text. Convert the file first, e.g. iconv -f latin1 -t utf-8."

@@ -229,7 +229,10 @@ def _nothing_usable(sources: Sequence[str], part: str, valid_share: float) -> st
             f"no document of {_named(sources)} fell into the part {part!r} with valid_share {valid_share}. "
             "Give more documents, or set valid_share to 0."
         )
-    return f"zero usable documents in {_named(sources)}: none contains a word. Check the files, text_key and split."
+    return (
+        f"zero usable documents in {_named(sources)}: none contains a word. Check the files, text_key (--text-key) "
+        "and split."
+    )
 
 
 def _named(sources: Sequence[str]) -> str:

@@ -145,7 +145,9 @@ def _json_lines(file: InputFile, text_key: str) -> Iterator[Document]:
     for number, row in json_objects(file):
         where = f"{file.name}, line {number}"
         if text_key not in row:
-            raise DataError(f"{where}: no key {text_key!r}; set text_key.{suggest(text_key, row)}")
+            raise DataError(
+                f"{where}: no key {text_key!r}; set text_key (--text-key).{suggest(text_key, row)}"
+            )
         text = _text(row[text_key], f"{where}, key {text_key!r}")
         if not text.isascii() and HALF_PAIR.search(text):
             # Half a surrogate pair is legal JSON, but no character and not writable: it becomes U+FFFD.
@@ -154,7 +156,7 @@ def _json_lines(file: InputFile, text_key: str) -> Iterator[Document]:
 
 
 def _parquet(file: InputFile, text_key: str) -> Iterator[Document]:
-    for row, values in parquet_rows(file, (text_key,), advice="; set text_key"):
+    for row, values in parquet_rows(file, (text_key,), advice="; set text_key (--text-key)"):
         yield Document(
             _text(values[text_key], f"{file.name}, row {row}, column {text_key!r}"), file.label, row
         )

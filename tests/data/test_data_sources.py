@@ -327,11 +327,19 @@ def test_byte_order_marks_of_joined_files_are_no_text(tmp_path: Path) -> None:
 BAD_LINES = {
     "not JSON": (b'{"text": "a"}\n{"text": \n', r"line 2: not valid JSON"),
     "not an object": (b'{"text": "a"}\n[1]\n', r"line 2: expected a JSON object, got list"),
-    "no such key": (b'{"txt": "a"}\n', r"line 1: no key 'text'.*Did you mean 'txt'"),
+    "no such key": (
+        b'{"txt": "a"}\n',
+        r"line 1: no key 'text'; set text_key \(--text-key\).*Did you mean 'txt'",
+    ),
     "not text": (b'{"text": "a"}\n{"text": 5}\n', r"line 2, key 'text': expected text, got int"),
     "null": (b'{"text": null}\n', r"line 1, key 'text': expected text, got NoneType"),
     "latin 1": ('{"text": "a"}\n{"text": "é"}\n'.encode("latin1"), r"line 2, byte 11 .*0xe9.*not UTF-8"),
     "utf 16": ('{"text": "a"}\n'.encode("utf-16-le"), r"line 1: contains a zero byte"),
+    "utf 16 with its mark": (
+        '{"text": "a"}\n'.encode("utf-16"),
+        r"jsonl: UTF-16 text.*iconv -f utf-16 -t utf-8",
+    ),
+    "utf 16, high byte first": ("\ufeffa\n".encode("utf-16-be"), r"jsonl: UTF-16 text.*iconv -f utf-16 -t"),
     "zero byte": (b'{"text": "a"}\n{"text": "b\\u0000"}\n', r"line 2, key 'text': contains a zero byte"),
     "deep": (b"[" * 100_000 + b"\n", r"line 1: .*Mend or delete"),
     "empty": (b"", r"has no text in it"),

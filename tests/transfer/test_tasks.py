@@ -390,3 +390,13 @@ def test_a_dev_split_that_train_is_too_small_for_says_how_it_is_drawn(tmp_path):
         (tmp_path / f"imdb_{split}.jsonl").write_text("".join(lines))
     with pytest.raises(DataError, match=drawn):
         get_task("imdb").load(str(tmp_path), None)
+
+
+def test_sst2_columns_are_read_by_their_names(tmp_path):
+    plain = get_task("sst2").load(write_sst2(tmp_path / "plain"), None)
+    turned = "label\tindex\tsentence\n1\t0\ta smile on your face \n0\t1\tcontains no wit \n"
+    assert get_task("sst2").load(write_sst2(tmp_path / "a", turned), None).fingerprint == plain.fingerprint
+    with pytest.raises(DataError, match=r"line 2: expected label, tab, sentence; got 1 cells"):
+        get_task("sst2").load(write_sst2(tmp_path / "b", "label\tsentence\nfine 1\n"), None)
+    with pytest.raises(DataError, match=r"train\.tsv, line 1: expected the columns .*got index, sentence\.$"):
+        get_task("sst2").load(write_sst2(tmp_path / "c", "index\tsentence\n0\tfine\n"), None)

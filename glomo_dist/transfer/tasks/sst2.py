@@ -19,36 +19,39 @@ TEXT = ("text", "sentence")
 FOLDERS = ("data/", "sst2/")  # of the hub's two sets with it
 
 
+UNLABELLED = (
+    "GLUE publishes the test split without labels: put a labelled copy beside it, as test.jsonl (text, label), or in "
+    "its place."
+)
+
+
 class _UnlabelledError(DataError):
-    def __init__(self, what: str) -> None:
-        super().__init__(
-            f"{what} GLUE publishes the test split without labels: put a labelled copy beside it, as test.jsonl "
-            "(text, label), or in its place."
-        )
+    """A file of the set, but for the labels."""
 
 
 def load(source: str | None, max_examples: int | None = None) -> TaskData:
-    """source: a folder with {train,dev,test}.tsv (sentence, label), with sst2_{…}.jsonl[.xz] or {…}.jsonl (text,
-    label), or with the hub's Parquet files (its test has no labels: put a labelled one of another form beside)."""
+    """source: a folder with {train,dev,test}.tsv (columns sentence and label), with sst2_{…}.jsonl[.xz] or {…}.jsonl
+    (text, label), or with the hub's Parquet files (its test has no labels: put one of another form beside).
+    """
     rows = {}
     for split in SPLITS:
         lines = (f"{folder}{split}.jsonl" for folder in ("", *FOLDERS))
         tables = packed(f"{split}.tsv", f"sst2_{split}.jsonl", *lines)
         hub = parquet_names(split, *FOLDERS)
-        rows[split] = _labelled(source, (*tables, *hub))
+        rows[split] = _labelled(source, (*tables, *hub), split)
     return text_data("sst2", rows, CLASSES, max_examples, filled=("text",))
 
 
-def _labelled(source: str | None, names: tuple[str, ...]) -> list[Row]:
+def _labelled(source: str | None, names: tuple[str, ...], split: str) -> list[Row]:
     """The first of the files that are there; if it has no labels, the first one that has."""
     first = require(source, names, "sst2")
     try:
         return _rows(first)
-    except _UnlabelledError:
+    except _UnlabelledError as e:
         for path in filter(None, (find(source or "", (name,)) for name in names)):
             with contextlib.suppress(_UnlabelledError):
                 return _rows(path)
-        raise
+        raise DataError(f"{e} {UNLABELLED}" if split == "test" else str(e)) from None
 
 
 def _rows(path: str) -> list[Row]:
@@ -56,17 +59,20 @@ def _rows(path: str) -> list[Row]:
 
 
 def _tsv(path: str) -> list[Row]:
-    rows = []
+    """By the names of the columns, in any order; a file without them has sentence and label."""
+    rows, names = [], ["sentence", "label"]
     for position, (where, cells) in enumerate(table(path)):
         if position == 0 and "sentence" in cells:
-            if cells != ["sentence", "label"]:
+            names = cells
+            if "label" not in names:
                 raise _UnlabelledError(
                     f"{where}: expected the columns sentence and label, got {', '.join(cells)}."
                 )
             continue
-        if len(cells) != 2:
-            raise DataError(f"{where}: expected sentence, tab, label; got {len(cells)} cells.")
-        rows.append(Row({"text": cells[0]}, whole_number(cells[1], where), where))
+        if len(cells) != len(names):
+            raise DataError(f"{where}: expected {', tab, '.join(names)}; got {len(cells)} cells.")
+        row = dict(zip(names, cells, strict=True))
+        rows.append(Row({"text": row["sentence"]}, whole_number(row["label"], where), where))
     return rows
 
 
