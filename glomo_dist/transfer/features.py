@@ -18,7 +18,8 @@ import numpy as np
 
 from glomo_dist.runtime.errors import ConfigError, DataError, describe
 from glomo_dist.runtime.files import sha256_file
-from glomo_dist.transfer.sources import SUFFIXES, lines, npz_arrays, one_file
+from glomo_dist.transfer.rows import SUFFIXES, lines
+from glomo_dist.transfer.sources import npz_arrays, one_file
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from glomo_dist.data.images import encoded_picture, pictures
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
 from glomo_dist.transfer.dataset import TaskData, checked, draw, images_split, require_shape
-from glomo_dist.transfer.sources import npz_arrays, one_file, records
+from glomo_dist.transfer.rows import records
+from glomo_dist.transfer.sources import npz_arrays, one_file
 from glomo_dist.transfer.values import class_number
 
 Labelled = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]  # uint8 [n, H, W] or [n, H, W, C], int64 [n]

@@ -9,7 +9,8 @@ from typing import Any
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
 from glomo_dist.transfer.dataset import SPLITS, Row, TaskData, text_data
-from glomo_dist.transfer.sources import has_records, records, table
+from glomo_dist.transfer.rows import records, table
+from glomo_dist.transfer.sources import has_records
 from glomo_dist.transfer.values import class_number, no_label, split_of, text_of
 
 THREE = ("entailment", "neutral", "contradiction")

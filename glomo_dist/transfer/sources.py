@@ -1,17 +1,15 @@
-"""Reading task files: local or by URL (fsspec), plain or compressed, with errors that name file and line."""
+"""Files of task data, local or by URL (fsspec), packed or not: which are there; arrays, and folders of texts."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from glomo_dist.data.files import PACKED, InputFile, find_files, open_seekable
-from glomo_dist.data.lines import json_objects, numbered_lines
-from glomo_dist.data.parquet import parquet_rows
 from glomo_dist.data.patience import insist
 from glomo_dist.data.places import Address, attempts, open_place
 from glomo_dist.data.remote import file_system, over_http
@@ -19,11 +17,9 @@ from glomo_dist.runtime.errors import DataError, describe
 from glomo_dist.runtime.progress import say
 
 RETRY_SECONDS = 20.0  # how long a server in trouble is asked again whether it has a file
-SUFFIXES = (".tsv", ".jsonl", ".txt", ".vec")
 STAR = "*"
 _STARS = "[0-9]{5}(?:-[0-9a-f]{16})?|-[0-9a-f]{16}|"  # what a star in a name may be
 _ARCHIVE = re.compile(r"\.(?:(zip)|tar(?:\.gz|\.xz|\.bz2)?)$")
-_FIRST_OF = re.compile(r"-00000-of-([0-9]{5})(?:-[0-9a-f]{16})?\.parquet$")
 
 
 def one_file(source: str, suffixes: tuple[str, ...]) -> InputFile:
@@ -36,67 +32,6 @@ def one_file(source: str, suffixes: tuple[str, ...]) -> InputFile:
             f"{source}: expected one file, got a folder or pattern with {names}. Name one of them."
         )
     return files[0]
-
-
-def lines(source: str, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[tuple[int, str]]:
-    """(number from 1, line without its end) of a UTF-8 text file, unpacked by its ending (.gz, .xz, .zst).
-
-    Raises DataError for a missing, unreadable or damaged file and for bytes that are not UTF-8.
-    """
-    return numbered_lines(one_file(source, suffixes))
-
-
-def table(source: str) -> Iterator[tuple[str, list[str]]]:
-    """("file, line n", cells) of a tab-separated file's lines that are not blank; quotes are ordinary characters.
-
-    Where they are not, in CSV, `csv_rows` of csv_files.py reads the file."""
-    for number, line in lines(source):
-        if line.strip():
-            yield f"{source}, line {number}", line.split("\t")
-
-
-def records(
-    source: str, keys: tuple[str, ...] = (), optional: tuple[str, ...] = ()
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("file, line n", row) of a .jsonl file, or ("file, row n", row) of a split's Parquet files.
-
-    source: of several files of a split the first.  keys: what every row must have, else a DataError.
-    optional: what else is read of Parquet; a row of JSON has all its keys.
-    """
-    rows = _parquet(source, keys, optional) if has_ending(source, ".parquet") else _json_lines(source)
-    for where, row in rows:
-        require_keys(where, row, keys)
-        yield where, row
-
-
-def require_keys(where: str, row: Collection[str], keys: tuple[str, ...]) -> None:
-    """DataError if one of `keys` is missing in a row, or among its columns."""
-    for key in keys:
-        if key not in row:
-            raise DataError(f"{where}: key {key!r} is missing; the row has {', '.join(row) or 'no keys'}.")
-
-
-def _json_lines(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, row in json_objects(one_file(source, SUFFIXES)):
-        yield f"{source}, line {number}", row
-
-
-def _parquet(
-    source: str, keys: tuple[str, ...], optional: tuple[str, ...]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name in [source, *_following(source)]:
-        for row, values in parquet_rows(one_file(name, (".parquet",)), keys, optional):
-            yield f"{name}, row {row}", values
-
-
-def _following(first: str) -> Iterator[str]:
-    """The other files of a split whose first one is "train-00000-of-00003.parquet"."""
-    folder, _, file = address_parts(first)[0].rpartition("/")
-    numbered = _FIRST_OF.search(file)
-    for number in range(1, int(numbered[1]) if numbered else 1):
-        name = f"{file[: numbered.start()]}-{number:05}-of-{numbered[1]}{STAR}.parquet"
-        place = f"{folder}{address_parts(first)[1]}"
-        yield find(place, (name,)) or joined(place, name.replace(STAR, ""))
 
 
 def text_files(folder: str) -> Iterator[tuple[str, bytes]]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer.dataset import SPLITS, Row, Task, TaskData, text_data
 from glomo_dist.transfer.models import TextReader
-from glomo_dist.transfer.sources import has_ending, packed, records, require
+from glomo_dist.transfer.rows import records
+from glomo_dist.transfer.sources import has_ending, packed, require
 from glomo_dist.transfer.values import split_of, text_of
 
 

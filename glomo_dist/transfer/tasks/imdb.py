@@ -10,13 +10,13 @@ from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
 from glomo_dist.transfer.dataset import Published, Row, Task, TaskData, text_data
 from glomo_dist.transfer.models import TextReader
+from glomo_dist.transfer.rows import records
 from glomo_dist.transfer.sources import (
     address_parts,
     find,
     joined,
     packed,
     parquet_names,
-    records,
     require,
     text_files,
 )

@@ -12,13 +12,13 @@ from typing import Any
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer.choice import ChoiceReader
 from glomo_dist.transfer.dataset import SPLITS, Published, Row, Task, TaskData, text_data
+from glomo_dist.transfer.rows import records
 from glomo_dist.transfer.sources import (
     address_parts,
     find,
     has_ending,
     packed,
     parquet_names,
-    records,
     require,
     text_files,
 )

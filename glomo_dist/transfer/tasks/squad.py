@@ -19,7 +19,8 @@ from glomo_dist.data.text import word_spans
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
 from glomo_dist.transfer.dataset import SPLITS, Published, Row, Split, Task, TaskData, text_data
-from glomo_dist.transfer.sources import find, has_ending, one_file, packed, parquet_names, records, require
+from glomo_dist.transfer.rows import records
+from glomo_dist.transfer.sources import find, has_ending, one_file, packed, parquet_names, require
 from glomo_dist.transfer.spans import SpanReader
 from glomo_dist.transfer.squad_metric import exact_match, f1
 

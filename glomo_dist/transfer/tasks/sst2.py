@@ -11,7 +11,8 @@ import contextlib
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer.dataset import SPLITS, Published, Row, Task, TaskData, text_data
 from glomo_dist.transfer.models import TextReader
-from glomo_dist.transfer.sources import find, has_records, packed, parquet_names, records, require, table
+from glomo_dist.transfer.rows import records, table
+from glomo_dist.transfer.sources import find, has_records, packed, parquet_names, require
 from glomo_dist.transfer.values import class_number, no_label, text_of, whole_number
 
 CLASSES = ("negative", "positive")
