@@ -8,7 +8,7 @@ from glomo_kernels import affinity_mix
 from glomo_kernels.affinity_mix import triton_impl
 from glomo_kernels.spans import make_spans
 from kernel_oracle import dense_weights, leaves
-from triton_cases import check, on_device, pytest_generate_tests
+from triton_cases import DTYPES, check, on_device, pytest_generate_tests
 from triton_here import (
     DEVICE,
     anywhere,
@@ -24,7 +24,10 @@ def test_in_the_interpreter():
     run_interpreted(__file__)
 
 
-SMALL = [(1, [1, 0, 1]), (2, [2, 1, 0]), (63, [63, 0, 17])]
+SMALL = [
+    *((units, lengths, torch.float32) for units, lengths in [(1, [1, 0, 1]), (2, [2, 1, 0])]),
+    *((63, [63, 0, 17], dtype) for dtype in DTYPES),
+]
 
 
 KINDS = [case for case in plain.KINDS if case != "softmax"]
@@ -32,12 +35,12 @@ KINDS = [case for case in plain.KINDS if case != "softmax"]
 
 @kernels
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "both sides"])
-@pytest.mark.parametrize("units,lengths", SMALL)
+@pytest.mark.parametrize("units,lengths,precision", SMALL, ids=str)
 @pytest.mark.parametrize("case", KINDS)
-def test_agrees_with_dense_formula(case, units, lengths, causal, dtype):
+def test_agrees_with_dense_formula(case, units, lengths, precision, causal):
     with_theta, options = plain.split(case)
     options |= {"lengths": torch.tensor(lengths), "causal": causal}
-    check(plain.make(units, heads=1), dtype, with_theta, options)
+    check(plain.make(units, heads=1), precision, with_theta, options)
 
 
 @kernels
