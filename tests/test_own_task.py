@@ -151,6 +151,7 @@ def test_a_plan_names_a_task_of_a_file_by_its_name(here: Path) -> None:
         ("TASK = 'topics'\n", "has no TASK"),
         ("x = 1\nimport not_there_at_all\n", "line 2: ModuleNotFoundError"),
         ("def load(:\n", "SyntaxError: .*line 1"),
+        ("import sys\nsys.exit(3)\n", "line 2: SystemExit: 3"),
         (TASK_FILE.replace('"topics"', '"sst2"'), "'sst2' is the name of a task of the package"),
         (TASK_FILE.replace('name="topics"', 'name="a/b"'), "'a/b' stands in names of files"),
     ],
@@ -163,6 +164,25 @@ def test_a_file_that_is_no_task_is_refused(tmp_path: Path, content: str | None, 
         find_task(str(file))
     with pytest.raises(ConfigError, match=f"task {file}.*{words}"):
         export_task(str(file), tmp_path / "run", tmp_path / "out")
+
+
+def test_an_error_in_its_own_code_is_named_with_its_line(here: Path, capfd: Capture) -> None:
+    """And ends a command as bad data do, not with a traceback."""
+    Path("own/topics.py").write_text(TASK_FILE.replace("    rows = {", "    {}['Title']\n    rows = {", 1))
+    line = Path("own/topics.py").read_text().splitlines().index("    {}['Title']") + 1
+    command = [
+        "evaluate",
+        "--tasks",
+        "own/topics.py",
+        "--arms",
+        "none",
+        "--train-sizes",
+        "5",
+        "--out",
+        "results",
+    ]
+    refused(command, capfd, f"task {here / 'own/topics.py'}: line {line}: KeyError: 'Title'")
+    nothing_at(here / "results" / "plan.json")
 
 
 def test_two_tasks_of_one_name_and_a_name_that_is_not_there(here: Path, capfd: Capture) -> None:

@@ -6,10 +6,11 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Iterable
-from functools import cache
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import cache, wraps
 
-from glomo_dist.runtime.errors import ConfigError, GlomoError, describe, suggest
+from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError, describe, suggest
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.transfer.dataset import Column, Published, Split, Task, TaskData
 from glomo_dist.transfer.tasks import (
@@ -106,7 +107,7 @@ def _loaded(file: str, changed: int) -> Task:
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as e:  # the file is somebody's own code
+    except (Exception, SystemExit) as e:  # the file is somebody's own code
         del sys.modules[name]
         if isinstance(e, GlomoError):
             raise ConfigError(f"task {file}: {e}") from e
@@ -120,7 +121,22 @@ def _loaded(file: str, changed: int) -> Task:
         raise ConfigError(
             f"task {file}: the name {task.name!r} stands in names of files: letters, digits, - and _ only."
         )
-    return task
+    return replace(task, load=_named(task.load, file))
+
+
+def _named(load: Callable[..., TaskData], file: str) -> Callable[..., TaskData]:
+    """`load`, with the file and line in its errors: one task's own code ends no evaluation with a traceback."""
+
+    @wraps(load)
+    def loaded(source: str | None, max_examples: int | None = None) -> TaskData:
+        try:
+            return load(source, max_examples)
+        except GlomoError:
+            raise
+        except Exception as e:
+            raise DataError(f"task {file}: {_line_of(e, file)}{describe(e)}.") from e
+
+    return loaded
 
 
 def _line_of(error: BaseException, file: str) -> str:

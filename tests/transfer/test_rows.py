@@ -31,6 +31,9 @@ def test_quotes_separators_and_line_breaks_in_cells(tmp_path):
     path.write_text("1;a,b\n", encoding="utf-8")
     named = csv_rows(str(path), header=("label", "text"), delimiter=";")
     assert list(named) == [(f"{path}, line 1", {"label": "1", "text": "a,b"})]
+    document = "word " * 40_000  # longer than Python's csv reads if it is not told to
+    path.write_text(f'text,label\n"{document}",1\n', encoding="utf-8")
+    assert [row["text"] for _, row in csv_rows(str(path))] == [document]
 
 
 @pytest.mark.parametrize(
