@@ -63,9 +63,8 @@ def _cells(source: str, delimiter: str) -> Iterator[tuple[str, list[str]]]:
     text = (f"{line}\n" for _, line in lines(source, (".csv", *SUFFIXES)))
     reader = csv.reader(text, delimiter=delimiter, strict=True)
     begins = 1
-    csv.field_size_limit(
-        2**31 - 1
-    )  # of the whole process; 131,072 characters if nobody says so, less than a document
+    # Of the whole process; if nobody says so 131,072 characters, less than a long document.
+    csv.field_size_limit(2**31 - 1)
     try:
         for cells in reader:
             if len(cells) > 1 or "".join(cells).strip():
