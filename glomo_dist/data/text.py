@@ -33,16 +33,17 @@ def tokenize(text: str) -> list[str]:
     """
     if text.isascii():  # what follows would change nothing
         return _WORD.findall(text.lower())
-    plain = _plain(text)
+    plain = _plain(lower_case(text))
     return _pattern(plain).findall(plain)
 
 
 def word_spans(text: str) -> list[tuple[int, int]]:
     """Where the words of `tokenize(text)` stand: word i was text[start : end] before it was made lower case."""
-    plain = _plain(text)
-    spans = [match.span() for match in _pattern(plain).finditer(plain)]
     lower = text.lower()
-    if len(lower) == len(text) and composed(lower) == lower:
+    whole = composed(lower)
+    plain = _plain(whole)
+    spans = [match.span() for match in _pattern(plain).finditer(plain)]
+    if len(lower) == len(text) and whole == lower:
         return spans
     starts, ends = origins(text)
     return [(starts[first], ends[end - 1]) for first, end in spans]
@@ -54,7 +55,7 @@ def lower_case(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    text = lower_case(text)
+    """A `lower_case` text with plain quotes and dashes in the place of typographic ones."""
     if not text.isascii():  # five scans of a text that has none of these are a tenth of the whole work
         for typographic, plain in _TYPOGRAPHIC:
             text = text.replace(typographic, plain)

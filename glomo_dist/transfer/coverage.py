@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
 
-TOGETHER = 4096  # texts counted at a time: each count looks at all the words there are
+TOGETHER = 1 << 20  # ids that are counted at a time: each count looks at all the words there are
 MANY = 0.5  # above this share it is said aloud: what follows is hardly a result about these words
 
 
@@ -25,11 +24,22 @@ class Unknown:
 def unknown(texts: Iterable[np.ndarray[Any, Any]], known: np.ndarray[Any, Any]) -> Unknown:
     """texts: ids of words, integer [n] each.  known: bool [ids], whether an id is of a word that is known."""
     counts = np.zeros(len(known), np.int64)
-    several = iter(texts)
-    while together := list(islice(several, TOGETHER)):
-        counts += np.bincount(np.concatenate(together), minlength=len(known))
+    for ids in _blocks(texts):
+        counts += np.bincount(ids, minlength=len(known))
     there = counts > 0
     return Unknown(_share(counts[~known].sum(), counts.sum()), _share((there & ~known).sum(), there.sum()))
+
+
+def _blocks(texts: Iterable[np.ndarray[Any, Any]]) -> Iterator[np.ndarray[Any, Any]]:
+    waiting, size = [], 0
+    for ids in texts:
+        waiting.append(ids)
+        size += len(ids)
+        if size >= TOGETHER:
+            yield np.concatenate(waiting)
+            waiting, size = [], 0
+    if waiting:
+        yield np.concatenate(waiting)
 
 
 def _share(part: int, whole: int) -> float:

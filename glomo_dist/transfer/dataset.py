@@ -227,12 +227,12 @@ def checked(
     skipped = skipped or {}
     for split in SPLITS:
         if not len(splits[split].labels):
-            left_out = [
+            lost = [
                 f"{count} left out: {reason.removeprefix(f'{split}: ')}"
                 for reason, count in skipped.items()
                 if reason.startswith(f"{split}: ")
             ]
-            why = f" ({'; '.join(left_out)})" if left_out else ""
+            why = f" ({'; '.join(lost)})" if lost else ""
             drawn = f" It is {dev}: is there enough of it?" if split == "dev" and dev else ""
             raise DataError(
                 f"task {name!r}: the {split} split has no example{why}.{drawn} Check the files of the source."

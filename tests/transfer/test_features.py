@@ -11,7 +11,7 @@ import zstandard
 
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.files import sha256_file
-from glomo_dist.transfer.coverage import TOGETHER, Unknown, unknown
+from glomo_dist.transfer.coverage import Unknown
 from glomo_dist.transfer.dataset import Column, Split, TaskData, images_split
 from glomo_dist.transfer.features import FeatureSpec, WordVectors, pixel_positions, vectors_content
 from glomo_dist.transfer.inputs import bucketed, by_length, encode
@@ -310,13 +310,3 @@ def test_shared_vectors():
     good, great, other = vectors.table(["good", "great", "seventeen"])
     assert good @ great / np.linalg.norm(good) / np.linalg.norm(great) > 0.5
     assert abs(good @ other) / np.linalg.norm(good) / np.linalg.norm(other) < 0.5
-
-
-def test_unknown_words_of_many_texts() -> None:
-    """More than are counted at a time, empty ones among them: each occurrence counts, and each word once."""
-    texts = [np.array([0, 1, 2][: i % 4], np.int32) for i in range(2 * TOGETHER + 3)]
-    known = np.array([False, True, True, False, True])
-    words = sum(len(text) for text in texts)
-    zeros = sum(len(text) > 0 for text in texts)
-    assert unknown(iter(texts), known) == Unknown(zeros / words, 1 / 3)
-    assert unknown([], known) == Unknown(0.0, 0.0)
