@@ -11,11 +11,20 @@ _BEYOND_BMP = "\U00010000-\U0010ffff"
 _HANGUL_PARTS = (*range(0x1161, 0x1176), *range(0x11A8, 0x11C3))  # second and third part of a syllable
 # All marks are here; the planes between are not worth a look at a million characters.
 _PLACES = (*range(0x300, 0x20000), *range(0xE0100, 0xE01F0))
+_MANY = 1000  # marks of one letter: damage or mischief, and to put n of them in order takes n² steps
 
 
 def composed(text: str) -> str:
-    """Unicode's form NFC: an accent and its letter are one character where there is one, as most text has it."""
-    return text if text.isascii() else unicodedata.normalize("NFC", text)
+    """Unicode's form NFC: an accent and its letter are one character where there is one, as most text has it.
+
+    A character with more than 1,000 marks stays as it is.
+    """
+    if text.isascii():
+        return text
+    if len(text) <= _MANY or not _two_in_a_row().search(text[:: _MANY // 2]):  # of more marks two would be among these
+        return unicodedata.normalize("NFC", text)
+    groups = _groups().findall(text)
+    return "".join(group if len(group) > 1 + _MANY else unicodedata.normalize("NFC", group) for group in groups)
 
 
 def may_have_marks(text: str) -> bool:
@@ -63,7 +72,18 @@ def _some_mark() -> re.Pattern[str]:
 @cache
 def _groups() -> re.Pattern[str]:
     """A character with all after it that may become one with it."""
-    return re.compile(f".[{_ranges(sorted([*_marks(), *_HANGUL_PARTS]))}]*", re.DOTALL)
+    return re.compile(f".{_joining()}*", re.DOTALL)
+
+
+@cache
+def _two_in_a_row() -> re.Pattern[str]:
+    return re.compile(f"{_joining()}{{2}}")
+
+
+@cache
+def _joining() -> str:
+    """A regular expression for one character that may become one with that before it."""
+    return f"[{_ranges(sorted([*_marks(), *_HANGUL_PARTS]))}]"
 
 
 def _ranges(characters: Iterable[int]) -> str:

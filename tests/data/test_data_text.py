@@ -65,6 +65,26 @@ def test_spans_of_words_with_marks(text: str) -> None:
             assert found.replace("ς", "σ") == word.replace("ς", "σ")
 
 
+@pytest.mark.parametrize("before", ["", "x" * 499, "İ"])
+@pytest.mark.parametrize("marks", [999, 1000, 1001, 1500])
+def test_a_letter_with_more_than_a_thousand_marks_stays_as_it_is(
+    before: str, marks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    normalize = unicodedata.normalize
+    text = before + "e" + "\u0301\u0323" * (marks // 2) + "\u0301" * (marks % 2) + " e\u0301 end"
+    word = text.lower().removesuffix(" e\u0301 end")
+    sizes: list[int] = []
+
+    def counted(form: str, part: str) -> str:
+        sizes.append(len(part))
+        return normalize(form, part)
+
+    monkeypatch.setattr("unicodedata.normalize", counted)
+    assert tokenize(text) == [word if marks > 1000 else normalize("NFC", word), "é", "end"]
+    assert marks <= 1000 or max(sizes) <= 1001  # the time to put marks in order is quadratic
+    assert [text[start:end] for start, end in word_spans(text)] == [text.removesuffix(" e\u0301 end"), "e\u0301", "end"]
+
+
 def test_ascii_needs_no_marks(monkeypatch: pytest.MonkeyPatch) -> None:
     def must_not(*_: object) -> None:
         raise AssertionError
