@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from functools import cache
 
 _BEYOND_BMP = "\U00010000-\U0010ffff"
+_JOINERS = "\u200c\u200d"  # within words of Persian, Sinhala, Bengali (UAX 29, rule WB4); elsewhere they are stray
 _HANGUL_PARTS = (*range(0x1161, 0x1176), *range(0x11A8, 0x11C3))  # second and third part of a syllable
 # All marks are here; the planes between are not worth a look at a million characters.
 _PLACES = (*range(0x300, 0x20000), *range(0xE0100, 0xE01F0))
@@ -21,26 +22,27 @@ def composed(text: str) -> str:
     """
     if text.isascii():
         return text
-    if len(text) <= _MANY or not _two_in_a_row().search(text[:: _MANY // 2]):  # of more marks two would be among these
+    if len(text) <= _MANY or not _two_in_a_row().search(text[:: _MANY // 2]):  # of more, two are among these
         return unicodedata.normalize("NFC", text)
     groups = _groups().findall(text)
     return "".join(group if len(group) > 1 + _MANY else unicodedata.normalize("NFC", group) for group in groups)
 
 
 def may_have_marks(text: str) -> bool:
-    """Whether there is a mark in the text, or a character of which it would take long to say."""
+    """Whether there is a mark or a joiner in the text, or a character of which it would take long to say."""
     return not text.isascii() and _some_mark().search(text) is not None
 
 
 @cache
 def mark() -> str:
-    """A regular expression for one mark.
+    """A regular expression for one mark, or for a joiner that has more of its word after it.
 
-    Those beyond the first plane are many short ranges that `re` tries one after the other: only for characters there.
+    Marks beyond the first plane are many short ranges that `re` tries one after the other: only for characters there.
     """
     marks = _marks()
     first = _ranges(c for c in marks if c < 0x10000)
-    return f"(?:[{first}]|(?=[{_BEYOND_BMP}])[{_ranges(c for c in marks if c >= 0x10000)}])"
+    one = f"[{first}]|(?=[{_BEYOND_BMP}])[{_ranges(c for c in marks if c >= 0x10000)}]"
+    return rf"(?:{one}|[{_JOINERS}](?=[^\W_]|{one}))"
 
 
 def origins(text: str) -> tuple[list[int], list[int]]:
@@ -66,7 +68,7 @@ def _marks() -> list[int]:
 
 @cache
 def _some_mark() -> re.Pattern[str]:
-    return re.compile(f"[{_ranges(c for c in _marks() if c < 0x10000)}{_BEYOND_BMP}]")
+    return re.compile(f"[{_ranges(c for c in _marks() if c < 0x10000)}{_JOINERS}{_BEYOND_BMP}]")
 
 
 @cache
