@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from functools import cache
 
 _BEYOND_BMP = "\U00010000-\U0010ffff"
-_JOINERS = "\u200c\u200d"  # within words of Persian, Sinhala, Bengali (UAX 29, rule WB4); elsewhere they are stray
+_JOINERS = (
+    "\u200c\u200d"  # within words of Persian, Sinhala, Bengali (UAX 29, rule WB4); elsewhere they are stray
+)
 _HANGUL_PARTS = (*range(0x1161, 0x1176), *range(0x11A8, 0x11C3))  # second and third part of a syllable
 # All marks are here; the planes between are not worth a look at a million characters.
 _PLACES = (*range(0x300, 0x20000), *range(0xE0100, 0xE01F0))
@@ -25,7 +27,9 @@ def composed(text: str) -> str:
     if len(text) <= _MANY or not _two_in_a_row().search(text[:: _MANY // 2]):  # of more, two are among these
         return unicodedata.normalize("NFC", text)
     groups = _groups().findall(text)
-    return "".join(group if len(group) > 1 + _MANY else unicodedata.normalize("NFC", group) for group in groups)
+    return "".join(
+        group if len(group) > 1 + _MANY else unicodedata.normalize("NFC", group) for group in groups
+    )
 
 
 def may_have_marks(text: str) -> bool:
