@@ -8,9 +8,7 @@ from collections.abc import Iterable
 from functools import cache
 
 _BEYOND_BMP = "\U00010000-\U0010ffff"
-_JOINERS = (
-    "\u200c\u200d"  # within words of Persian, Sinhala, Bengali (UAX 29, rule WB4); elsewhere they are stray
-)
+_JOINERS = "\u200c\u200d"  # within words of Persian, Sinhala, Bengali (UAX 29, WB4); elsewhere stray
 _HANGUL_PARTS = (*range(0x1161, 0x1176), *range(0x11A8, 0x11C3))  # second and third part of a syllable
 # All marks are here; the planes between are not worth a look at a million characters.
 _PLACES = (*range(0x300, 0x20000), *range(0xE0100, 0xE01F0))
