@@ -22,7 +22,9 @@ def composed(text: str) -> str:
     """
     if text.isascii():
         return text
-    if len(text) <= _MANY or not _two_in_a_row().search(text[:: _MANY // 2]):  # of more, two are among these
+    full = _full_step().match
+    steps = range(0, len(text) - _MANY // 2, _MANY // 2)  # more than so many marks fill one step at least
+    if not any(full(text, at) for at in steps):
         return unicodedata.normalize("NFC", text)
     groups = _groups().findall(text)
     return "".join(
@@ -80,8 +82,8 @@ def _groups() -> re.Pattern[str]:
 
 
 @cache
-def _two_in_a_row() -> re.Pattern[str]:
-    return re.compile(f"{_joining()}{{2}}")
+def _full_step() -> re.Pattern[str]:
+    return re.compile(f"{_joining()}{{{_MANY // 2}}}")
 
 
 @cache

@@ -89,6 +89,15 @@ def test_a_letter_with_more_than_a_thousand_marks_stays_as_it_is(
     assert spans == [text.removesuffix(" e\u0301 end"), "e\u0301", "end"]
 
 
+def test_text_of_many_marks_is_composed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def must_not() -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("glomo_dist.data.marks._groups", must_not)
+    assert set(tokenize("हिन्दी में " * 2000)) == {"हिन्दी", "में"}
+    assert set(tokenize("e\u0301" * 2000 + "\u0301" * 400)) == {"é" * 2000 + "\u0301" * 400}
+
+
 def test_ascii_needs_no_marks(monkeypatch: pytest.MonkeyPatch) -> None:
     def must_not(*_: object) -> None:
         raise AssertionError
