@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -174,11 +175,7 @@ def text_data(
     splits = {}
     for split in SPLITS:
         for row in rows[split]:
-            if isinstance(row.label, int) and not 0 <= row.label < len(classes):
-                raise DataError(
-                    f"{row.where}: label {row.label} is out of range, task {name!r} has labels "
-                    f"0..{len(classes) - 1} ({', '.join(classes)}). Correct or remove the row."
-                )
+            _require_label(row, name, classes)
         kept = [rows[split][i] for i in draw(len(rows[split]), max_examples, name, split)]
         columns = {column: _column(kept, column, words) for column in (kept[0].texts if kept else ())}
         for column in filled:
@@ -189,14 +186,31 @@ def text_data(
     return checked(name, splits, classes, skipped, dev)
 
 
+def _require_label(row: Row, name: str, classes: tuple[str, ...]) -> None:
+    """DataError unless the label is a class, or the two words of a span; NumPy's integers are as Python's."""
+    label: Any = row.label
+    if isinstance(label, (tuple, list, np.ndarray)):
+        if len(label) != 2 or not all(isinstance(word, Integral) for word in label):
+            raise DataError(
+                f"{row.where}: label {label!r:.80} is no span, the whole numbers of its first and its last word. "
+                "Correct or remove the row."
+            )
+    elif not isinstance(label, Integral) or not 0 <= int(label) < len(classes):
+        raise DataError(
+            f"{row.where}: label {label!r:.80} is out of range, task {name!r} has labels "
+            f"0..{len(classes) - 1} ({', '.join(classes)}). Correct or remove the row."
+        )
+
+
 def _column(rows: list[Row], column: str, words: dict[str, str]) -> Column:
     numbers: dict[str, int] = {}
     of = []
     for row in rows:
-        texts = row.texts[column]
-        of.append(
-            [numbers.setdefault(t, len(numbers)) for t in ([texts] if isinstance(texts, str) else texts)]
-        )
+        value: Any = row.texts.get(column)
+        texts = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+        if not all(isinstance(text, str) for text in texts):
+            raise DataError(f"{row.where}: the {column} must be text, or texts, got {value!r:.80}.")
+        of.append([numbers.setdefault(text, len(numbers)) for text in texts])
     values = [[words.setdefault(w, w) for w in tokenize(text)] for text in numbers]
     return Column(values, np.array(of, np.int64))
 
@@ -220,7 +234,8 @@ def checked(
     skipped: dict[str, int] | None = None,
     dev: str = "",
 ) -> TaskData:
-    """TaskData with its fingerprint; raises DataError if a split is empty, saying what was left out of it.
+    """TaskData with its fingerprint; raises DataError for a label that is none, and if a split is empty, saying what
+    was left out of it.
 
     dev: what the dev split is where it is drawn from train, "one text in 10 of train, chosen by its hash".
     """
@@ -237,7 +252,22 @@ def checked(
             raise DataError(
                 f"task {name!r}: the {split} split has no example{why}.{drawn} Check the files of the source."
             )
+    splits = {split: _labelled(name, split, splits[split], classes) for split in SPLITS}
     return TaskData(splits, classes, _fingerprint(splits, classes), skipped)
+
+
+def _labelled(name: str, split: str, examples: Split, classes: tuple[str, ...]) -> Split:
+    """The examples with int64 labels, each a class or a span."""
+    labels = examples.labels
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"task {name!r}: labels of {split} must be whole numbers, got {labels.dtype}.")
+    bad = np.flatnonzero((labels < 0) | (labels >= len(classes))) if labels.ndim == 1 else ()
+    if len(bad):
+        raise DataError(
+            f"task {name!r}: label {labels[bad[0]]} of {split} example {bad[0]} is out of range, expected "
+            f"0..{len(classes) - 1} ({', '.join(classes)})."
+        )
+    return replace(examples, labels=labels.astype(np.int64, copy=False))
 
 
 def require_shape(image: np.ndarray[Any, Any], shape: tuple[int, ...], what: str) -> None:

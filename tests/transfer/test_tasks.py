@@ -11,7 +11,7 @@ import zstandard
 
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.fingerprint import derive_seed, fingerprint
-from glomo_dist.transfer.dataset import Column, Split, Task
+from glomo_dist.transfer.dataset import SPLITS, Column, Row, Split, Task, checked, images_split, text_data
 from glomo_dist.transfer.esim import PairReader
 from glomo_dist.transfer.inputs import truncate
 from glomo_dist.transfer.models import Reader, TextReader
@@ -400,3 +400,49 @@ def test_sst2_columns_are_read_by_their_names(tmp_path):
         get_task("sst2").load(write_sst2(tmp_path / "b", "label\tsentence\nfine 1\n"), None)
     with pytest.raises(DataError, match=r"train\.tsv, line 1: expected the columns .*got index, sentence\.$"):
         get_task("sst2").load(write_sst2(tmp_path / "c", "index\tsentence\n0\tfine\n"), None)
+
+
+def made_up(label=0, text="a word", classes=("neg", "pos")):
+    """A task's data of a person's own code, with this label and text in its fourth row of dev."""
+    rows = {split: [Row({"text": "fine"}, 0 if classes else (0, 0), f"{split}, line {i}") for i in range(4)]
+            for split in SPLITS}  # fmt: skip
+    rows["dev"][3] = Row({"text": text}, label, "dev, line 3")
+    return text_data("mine", rows, classes, None)
+
+
+@pytest.mark.parametrize("label", [2, -100, np.int64(7), np.int64(-100), np.uint8(2), "1", 0.9, 1.0, None])
+def test_a_label_that_is_no_class_is_refused_whatever_its_type(label):
+    named = re.escape(f"dev, line 3: label {label!r} is out of range, task 'mine' has labels 0..1 (neg, pos)")
+    with pytest.raises(DataError, match=named):
+        made_up(label)
+
+
+def test_labels_of_numpy_and_spans():
+    assert made_up(np.uint8(1)).fingerprint == made_up(1).fingerprint
+    labels = made_up((np.int64(3), 4), classes=()).splits["dev"].labels
+    assert labels.dtype == np.int64 and labels.tolist() == [[0, 0]] * 3 + [[3, 4]]
+    for label in ((0, None), (0, 1.5), (0, 1, 2), ("0", "1")):
+        with pytest.raises(DataError, match=r"dev, line 3: label .* is no span"):
+            made_up(label, classes=())
+
+
+@pytest.mark.parametrize("text", [None, 5, float("nan"), ("yes", None), b"bytes"])
+def test_a_text_that_is_none_is_named_with_its_row(text):
+    with pytest.raises(DataError, match=r"dev, line 3: the text must be text, or texts, got "):
+        made_up(text=text)
+
+
+def test_labels_of_images_are_checked():
+    def labelled(labels):
+        good, images = np.zeros(4, np.int32), np.ones((4, 2, 2), np.uint8)
+        splits = {s: images_split(images, labels if s == "test" else good) for s in SPLITS}
+        return checked("mine", splits, ("a", "b"))
+
+    assert labelled(np.array([0, 1, 1, 0], np.uint8)).splits["test"].labels.dtype == np.int64
+    for wrong in (2, -1):
+        with pytest.raises(
+            DataError, match=rf"'mine': label {wrong} of test example 2 is out of range, .*0\.\.1"
+        ):
+            labelled(np.array([0, 1, wrong, 0]))
+    with pytest.raises(DataError, match="'mine': labels of test must be whole numbers, got float64"):
+        labelled(np.full(4, 0.9))
