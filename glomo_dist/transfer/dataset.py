@@ -276,8 +276,27 @@ def require_shape(image: np.ndarray[Any, Any], shape: tuple[int, ...], what: str
         raise DataError(f"{what} has shape {image.shape}, the first one {shape}. Resize them to one size.")
 
 
+def require_pixels(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], where: str) -> None:
+    """DataError naming `where` unless these are uint8 images [n, H, W] or [n, H, W, C], and as many labels."""
+    if images.ndim not in (3, 4) or labels.shape != images.shape[:1]:
+        raise DataError(
+            f"{where}: expected images [n, H, W] or [n, H, W, C] and labels [n], got "
+            f"{images.shape} and {labels.shape}."
+        )
+    if np.issubdtype(images.dtype, np.floating):
+        bad = np.flatnonzero(~np.isfinite(images.reshape(len(images), -1)).all(1))
+        if bad.size:
+            raise DataError(
+                f"{where}: image {bad[0]} holds NaN or infinite values ({bad.size} such "
+                "images). Repair or remove them."
+            )
+    if images.dtype != np.uint8:
+        raise DataError(f"{where}: images must be uint8 0..255, got {images.dtype}. Scale them first.")
+
+
 def images_split(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> Split:
-    """A split of uint8 images [n, H, W] or [n, H, W, C]."""
+    """A split of uint8 images [n, H, W] or [n, H, W, C] with labels [n]; DataError if they are anything else."""
+    require_pixels(images, labels, "images_split")
     return Split({"image": Column(list(images), np.arange(len(images))[:, None])}, labels)
 
 

@@ -11,7 +11,7 @@ from glomo_dist.data.files import open_stream
 from glomo_dist.data.images import encoded_picture, pictures
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
-from glomo_dist.transfer.dataset import TaskData, checked, draw, images_split, require_shape
+from glomo_dist.transfer.dataset import TaskData, checked, draw, images_split, require_pixels, require_shape
 from glomo_dist.transfer.rows import records
 from glomo_dist.transfer.sources import npz_arrays, one_file
 from glomo_dist.transfer.values import class_number
@@ -47,20 +47,7 @@ def check_images(
     images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], classes: int, where: str
 ) -> Labelled:
     """uint8 images and int64 labels; raises DataError naming `where` and the first bad row."""
-    if images.ndim not in (3, 4) or labels.shape != images.shape[:1]:
-        raise DataError(
-            f"{where}: expected images [n, H, W] or [n, H, W, C] and labels [n], got "
-            f"{images.shape} and {labels.shape}."
-        )
-    if np.issubdtype(images.dtype, np.floating):
-        bad = np.flatnonzero(~np.isfinite(images.reshape(len(images), -1)).all(1))
-        if bad.size:
-            raise DataError(
-                f"{where}: image {bad[0]} holds NaN or infinite values ({bad.size} such "
-                "images). Repair or remove them."
-            )
-    if images.dtype != np.uint8:
-        raise DataError(f"{where}: images must be uint8 0..255, got {images.dtype}. Scale them first.")
+    require_pixels(images, labels, where)
     if not np.issubdtype(labels.dtype, np.integer):
         raise DataError(f"{where}: labels must be whole numbers, got {labels.dtype}.")
     bad = np.flatnonzero((labels < 0) | (labels >= classes))

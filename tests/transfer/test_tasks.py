@@ -446,3 +446,15 @@ def test_labels_of_images_are_checked():
             labelled(np.array([0, 1, wrong, 0]))
     with pytest.raises(DataError, match="'mine': labels of test must be whole numbers, got float64"):
         labelled(np.full(4, 0.9))
+
+
+def test_images_that_are_no_bytes_are_refused():
+    """They would be cut to whole numbers: black, if they are scaled to [0, 1]."""
+    images = np.full((4, 2, 2), 128, np.uint8)
+    assert len(images_split(images, np.zeros(4, np.int64)).labels) == 4
+    with pytest.raises(
+        DataError, match=r"images_split: images must be uint8 0\.\.255, got float64\. Scale them"
+    ):
+        images_split(images / 255, np.zeros(4, np.int64))
+    with pytest.raises(DataError, match=r"expected images .* and labels \[n\], got \(4, 2, 2\) and \(3,\)"):
+        images_split(images, np.zeros(3, np.int64))
