@@ -185,6 +185,16 @@ def test_an_error_in_its_own_code_is_named_with_its_line(here: Path, capfd: Capt
     nothing_at(here / "results" / "plan.json")
 
 
+def test_a_load_that_returns_nothing_is_named(here: Path, capfd: Capture) -> None:
+    task = here / "own/topics.py"
+    task.write_text(TASK_FILE.replace("return text_data", "text_data"))
+    says = f"task {task}: `load` must return TaskData, got None."
+    refused(["export", "run", "--task", "own/topics.py", "--out", "graphs"], capfd, says)
+    refused(["evaluate", "--tasks", "own/topics.py", "--arms", "none", "--train-sizes", "5", "--out", "results"],
+            capfd, says)  # fmt: skip
+    nothing_at(here / "graphs")
+
+
 def test_two_tasks_of_one_name_and_a_name_that_is_not_there(here: Path, capfd: Capture) -> None:
     Path("other.py").write_text(TASK_FILE)
     command = ["evaluate", "--arms", "none", "--out", "results", "--tasks", "own/topics.py"]

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache, wraps
+from typing import Any
 
 from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError, describe, suggest
 from glomo_dist.runtime.fingerprint import fingerprint
@@ -130,11 +131,14 @@ def _named(load: Callable[..., TaskData], file: str) -> Callable[..., TaskData]:
     @wraps(load)
     def loaded(source: str | None, max_examples: int | None = None) -> TaskData:
         try:
-            return load(source, max_examples)
+            data: Any = load(source, max_examples)
         except GlomoError:
             raise
         except Exception as e:
             raise DataError(f"task {file}: {_line_of(e, file)}{describe(e)}.") from e
+        if not isinstance(data, TaskData):
+            raise DataError(f"task {file}: `load` must return TaskData, got {data!r:.80}.")
+        return data
 
     return loaded
 
