@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -201,9 +202,11 @@ class _Training:
             self.schedule.step()
             total += loss.detach() * len(labels)
         mean = float(total) / len(self.train)
-        if not math.isfinite(mean):
+        # The losses do not show what the last step did.
+        if not math.isfinite(mean) or not all(bool(p.isfinite().all()) for p in self.parameters):
+            what = "parameters are no longer finite" if math.isfinite(mean) else f"loss is {mean}"
             raise GlomoError(
-                f"task {self.job.task!r}, arm {self.job.arm!r}, seed {self.job.seed}: the loss is {mean} in "
+                f"task {self.job.task!r}, arm {self.job.arm!r}, seed {self.job.seed}: the {what} in "
                 f"epoch {epoch}. Lower lr (now {self.job.lr:g}) and check the features for large values."
             )
         return mean
@@ -222,7 +225,7 @@ class _Training:
             predictions[chosen] = predicted
             if weight_sums is not None and self.store is not None:
                 weight_sums += [self._weights(sequences) for sequences in columns.values()]
-        return self.task.measure(self.data.splits[split], predictions)
+        return _shares(self.task, self.task.measure(self.data.splits[split], predictions))
 
     def _weights(self, sequences: Sequences) -> Tensor:
         """Mixture weights, summed over the real units if they are conditioned on them: [2, mixtures, C]."""

@@ -1,5 +1,7 @@
 import dataclasses
+import json
 
+import numpy as np
 import pytest
 import torch
 from transfer_samples import job, planted_store, write_sst2, write_vectors
@@ -9,7 +11,7 @@ from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError
 from glomo_dist.transfer.finetune import build, run
 from glomo_dist.transfer.inputs import encode
 from glomo_dist.transfer.job import FinetuneJob
-from glomo_dist.transfer.task import get_task
+from glomo_dist.transfer.task import TASKS, get_task
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +213,35 @@ def test_pixels_learn(tmp_path):
 def test_a_diverging_run_is_an_error(sample):
     with pytest.raises(GlomoError, match=r"loss is (nan|inf) in epoch 1\. Lower lr"):
         run(job(sample["source"], arm="none", lr=1e30, clip=1e30))
+
+
+def measured_as(monkeypatch, metrics):
+    monkeypatch.setitem(TASKS, "sst2", dataclasses.replace(get_task("sst2"), measure=lambda *_: metrics))
+
+
+@pytest.mark.parametrize(
+    ("metrics", "named"),
+    [
+        ({"accuracy": 50.0}, r"shares in \[0, 1\], got 50\.0 for 'accuracy'"),
+        ({"accuracy": -0.1}, ".*got -0.1 for 'accuracy'"),
+        ({"accuracy": np.float32("nan")}, r".*got np\.float32\(nan\) for 'accuracy'"),
+        ({"accuracy": 0.5, "f1": "0.5"}, ".*got '0.5' for 'f1'"),
+        ({"f1": 0.5}, "a dict with the metric 'accuracy', got {'f1': 0.5}"),
+        (None, "a dict with the metric 'accuracy', got None"),
+    ],
+)
+def test_a_metric_that_is_no_share_is_refused_when_it_is_first_measured(sample, monkeypatch, metrics, named):
+    """Not by the report, which would take the result for damaged."""
+    measured_as(monkeypatch, metrics)
+    with pytest.raises(ConfigError, match=f"task 'sst2': `measure` must give {named}"):
+        run(job(sample["source"], train_size=8, epochs=1))
+
+
+def test_metrics_of_numpy_are_written(sample, monkeypatch, tmp_path):
+    measured_as(monkeypatch, {"accuracy": np.float32(0.5), "others": np.int64(1)})
+    run(job(sample["source"], train_size=8, epochs=1)).write(tmp_path / "result.json")
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert (found["dev"], found["test"], found["metrics"]) == (0.5, 0.5, {"accuracy": 0.5, "others": 1.0})
 
 
 @pytest.mark.parametrize(
