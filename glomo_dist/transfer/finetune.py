@@ -17,7 +17,7 @@ from glomo_dist.graphs.export import require_graph_kernels
 from glomo_dist.graphs.store import DIRECTIONS, GraphStore
 from glomo_dist.model.io import model_folder, read_config
 from glomo_dist.runtime import config, kernels
-from glomo_dist.runtime.errors import GlomoError
+from glomo_dist.runtime.errors import ConfigError, GlomoError
 from glomo_dist.runtime.fingerprint import code_version, derive_seed
 from glomo_dist.runtime.secrets import shown_in
 from glomo_dist.transfer.dataset import Task, TaskData, draw, section
@@ -245,6 +245,20 @@ class _Training:
                 graphs = self.store.batch(column, batch.numbers, batch.units.shape[1])
             columns[name] = Sequences(self.features(column, batch), batch.lengths, graphs)
         return columns, labels
+
+
+def _shares(task: Task, metrics: Any) -> dict[str, float]:
+    """What the task's `measure` gave, NumPy's numbers as Python's; ConfigError for what no report could read."""
+    if not isinstance(metrics, Mapping) or task.metric not in metrics:
+        raise ConfigError(
+            f"task {task.name!r}: `measure` must give a dict with the metric {task.metric!r}, got {metrics!r:.80}."
+        )
+    for name, value in metrics.items():
+        if not isinstance(value, Real) or not 0 <= value <= 1:
+            raise ConfigError(
+                f"task {task.name!r}: `measure` must give shares in [0, 1], got {value!r:.80} for {name!r}."
+            )
+    return {name: float(value) for name, value in metrics.items()}
 
 
 def _majority(data: TaskData) -> float | None:

@@ -215,6 +215,14 @@ def test_a_diverging_run_is_an_error(sample):
         run(job(sample["source"], arm="none", lr=1e30, clip=1e30))
 
 
+def test_a_run_that_diverges_in_its_last_step_is_an_error(sample):
+    """The only one: its loss is that of the fresh parameters."""
+    with pytest.raises(
+        GlomoError, match=r"the parameters are no longer finite in epoch 1\. Lower lr \(now 1e\+38\)"
+    ):
+        run(job(sample["source"], train_size=32, batch_size=32, epochs=1, lr=1e38))
+
+
 def measured_as(monkeypatch, metrics):
     monkeypatch.setitem(TASKS, "sst2", dataclasses.replace(get_task("sst2"), measure=lambda *_: metrics))
 
