@@ -228,7 +228,8 @@ def predict_chunk(
         for b, i in enumerate(batch):
             tokens[b, : lengths[i]] = examples[i]
         n = lengths[batch]
-        graphs = model.graphs(torch.from_numpy(tokens), torch.from_numpy(n), keep=keep)
+        most = keep and min(keep, T)  # any number is meant, the kernels take those of 64 bits
+        graphs = model.graphs(torch.from_numpy(tokens), torch.from_numpy(n), keep=most)
         for direction, graph in zip(DIRECTIONS, graphs, strict=True):
             for i, example in zip(batch, _split(graph, n), strict=True):
                 rows[direction][i] = example

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from glomo_dist.graphs.export import BATCH_TOKENS, StoreMeta, export_graphs, req
 from glomo_dist.graphs.live import LiveGraphs
 from glomo_dist.model.io import load_model, random_model
 from glomo_dist.model.io import model_folder as find_model
+from glomo_dist.runtime.config import check_fields
 from glomo_dist.runtime.errors import CheckpointError, ConfigError, DataError
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.runtime.progress import say
@@ -43,18 +45,41 @@ def export_task(
         fresh parameters.
     source, max_units, max_examples: as in FinetuneJob; they must be the same there.
     """
-    if max_examples is not None and max_examples < 1:
-        raise ConfigError(f"export: max_examples must be at least 1 or none, got {max_examples}.")
+    numbers = _Numbers(random_seed, keep, max_units, max_examples, batch_tokens)
     task, _ = find_task(task_name)
-    limits = task.limits(max_units)
-    predictor = _Predictor(model_folder, task, random_seed)
+    limits = task.limits(numbers.max_units)
+    predictor = _Predictor(model_folder, task, numbers.random_seed)
     require_graph_kernels(predictor.model.config)
-    data = task.load(source, max_examples)
+    data = task.load(source, numbers.max_examples)
     units = predictor.encode(data, limits)
     meta = predictor.meta(task, data, limits, units)
-    store = export_graphs(predictor.model, units, out, meta=meta, keep=keep, batch_tokens=batch_tokens)
+    store = export_graphs(
+        predictor.model, units, out, meta=meta, keep=numbers.keep, batch_tokens=numbers.batch_tokens
+    )
     _report(task.name, meta, data)
     return store
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """Those of an export, which are written into the store: of the types and in the ranges that can be read again."""
+
+    random_seed: int | None
+    keep: int | None
+    max_units: int | None
+    max_examples: int | None
+    batch_tokens: int
+
+    def __post_init__(self) -> None:
+        check_fields(self, "export: ")
+        for name in ("keep", "max_units", "max_examples", "batch_tokens"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                none = "" if name == "batch_tokens" else " or none"
+                raise ConfigError(f"export: {name} must be at least 1{none}, got {getattr(self, name)}.")
+        if self.random_seed is not None and not -(2**63) <= self.random_seed < 2**64:  # those of torch
+            raise ConfigError(
+                f"export: random_seed must be from -2**63 to 2**64 - 1, got {self.random_seed}."
+            )
 
 
 def live_graphs(

@@ -53,6 +53,41 @@ def test_random_predictors_are_other_predictors(tmp_path):
     assert run(a_job).fingerprints["model"] == stores[1].info.model
 
 
+@pytest.mark.parametrize(
+    ("numbers", "named"),
+    [
+        ({"random_seed": 1.5}, "random_seed must be int, got 1.5"),
+        (
+            {"random_seed": 2**64},
+            r"random_seed must be from -2\*\*63 to 2\*\*64 - 1, got 18446744073709551616",
+        ),
+        ({"random_seed": -(2**63) - 1}, "random_seed must be from"),
+        ({"keep": 2.5}, "keep must be int, got 2.5"),
+        ({"keep": 0}, "keep must be at least 1 or none, got 0"),
+        ({"max_units": 1.5}, "max_units must be int"),
+        ({"max_examples": "8"}, "max_examples must be int, got '8'"),
+        ({"batch_tokens": 0}, "batch_tokens must be at least 1, got 0"),
+    ],
+)
+def test_numbers_that_no_store_could_be_made_of(tmp_path, numbers, named):
+    """Before anything is read."""
+    with pytest.raises(ConfigError, match=f"export: {named}"):
+        export_task("sst2", tmp_path / "model", tmp_path / "store", **numbers)
+
+
+def test_numbers_of_any_size_and_of_numpy(tmp_path):
+    source = write_sst2(tmp_path / "data", sizes=(8, 4, 4))
+    folder = word_model(tmp_path / "model")
+    graphs = []
+    for keep, seed in ((None, 2**64 - 1), (10**23, np.uint64(2**64 - 1))):
+        store = export_task(
+            "sst2", folder, tmp_path / f"keep{keep}", source=source, keep=keep, random_seed=seed
+        )
+        graphs.append(GraphStore.open(store).batch("dev.text", [0, 1])[0].dense())
+    assert torch.equal(*graphs)
+    run(job(source, arm="live", graphs=str(folder), keep=10**23, epochs=1))
+
+
 @pytest.mark.parametrize("keep", [2, None])
 def test_live_graphs_give_the_numbers_of_the_store(tmp_path, keep):
     """The same graphs to the bit, and so the same training, with other batches and another number of threads."""
