@@ -60,10 +60,14 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / CONFIG
     if not path.exists():
         raise CheckpointError(f"{folder} holds no model: {CONFIG} is missing. {_EXPECTED}")
-    return check_format(
+    meta = check_format(
         files.read_json(path), FORMAT, VERSION, path, "the description of a model", error=CheckpointError,
         instead=_EXPECTED, again="Export the model again with this version.",
     )  # fmt: skip
+    for name in ("model", "fingerprint"):
+        if name not in meta:
+            raise CheckpointError(f"{path}: has no {name!r}. The file is damaged: copy the folder again.")
+    return meta
 
 
 def config_of(meta: dict[str, Any], folder: str | Path) -> GlomoConfig:

@@ -52,6 +52,8 @@ def test_random_model_leaves_the_global_generator_alone(folder: Path) -> None:
         (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 40), "damaged"),
         (lambda f: edit(f, model={**vars(CONFIG), "vocab_size": 12}), r"embedding.weight is \(11, 8\)"),
         (lambda f: edit(f, model={**vars(CONFIG), "widht": 8}), "Did you mean 'width'"),
+        (lambda f: leave_out(f, "model"), "config.json: has no 'model'"),
+        (lambda f: leave_out(f, "fingerprint"), "config.json: has no 'fingerprint'"),
     ],
 )
 def test_damage_is_named(folder: Path, damage, message: str) -> None:
@@ -64,6 +66,11 @@ def test_damage_is_named(folder: Path, damage, message: str) -> None:
 def edit(folder: Path, **changes: object) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def leave_out(folder: Path, key: str) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != key}))
 
 
 def test_nothing_is_overwritten(folder: Path) -> None:
