@@ -121,9 +121,9 @@ def read_results(folders: Sequence[str | Path]) -> Results:
     commands: list[str] = []
     for folder in {Path(folder).resolve(): Path(folder) for folder in folders}.values():
         plan = _plan(folder)
-        commands += [plan["command"]] if plan.get("command") else []
         with _whole(folder / "plan.json"):
-            ids = [entry["id"] for entry in plan["jobs"]]
+            commands += [_text(plan["command"])] if plan.get("command") else []
+            ids = [_text(entry["id"]) for entry in plan["jobs"]]
             planned[folder] = [entry["job"] for entry in plan["jobs"]]
             for job in planned[folder]:
                 _place(job), job["arm"], job["seed"]
@@ -212,6 +212,12 @@ def _whole(path: Path) -> Iterator[None]:
             f"{path}: not as `glomo evaluate` writes it ({type(e).__name__}: {e}). The file is damaged: delete it "
             "and run `glomo evaluate` again."
         ) from None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.80} is no text")
+    return value
 
 
 def _group(finished: list[Finished], planned: dict[Path, list[dict[str, Any]]]) -> list[Group]:

@@ -250,6 +250,10 @@ def test_a_mean_over_several_models_is_said(tmp_path, models, said):
         ("error.json", {"error": ...}),
         ("plan.json", {"jobs": None}),
         ("plan.json", {"jobs": [{"id": "x", "job": {}}]}),
+        ("plan.json", {"jobs": [{"id": 5, "job": vars(job("none", 1))}]}),
+        ("plan.json", {"jobs": [{"id": ["x"], "job": vars(job("none", 1))}]}),
+        ("plan.json", {"command": ["glomo", "evaluate"]}),
+        ("plan.json", {"command": 5}),
     ],
 )
 def test_json_that_is_none_of_ours_is_named(tmp_path, name, changes):
