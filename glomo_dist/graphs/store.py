@@ -27,7 +27,7 @@ from glomo_kernels import SparseGraph
 
 from glomo_dist.graphs.mapped import map_safetensors
 from glomo_dist.runtime import config, files
-from glomo_dist.runtime.errors import DataError
+from glomo_dist.runtime.errors import DataError, describe
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.runtime.formats import check_format
 
@@ -116,7 +116,8 @@ class GraphStore:
 
     @classmethod
     def open(cls, folder: str | Path) -> GraphStore:
-        """Read and check the index; a chunk is compared with its SHA-256 and mapped when it is first used.
+        """Read and check the index, also against the chunks' sizes; a chunk is compared with its SHA-256 and mapped
+        when it is first used.
 
         Raises GraphStoreError if the folder is not a whole store of this format version.
         """
@@ -141,6 +142,10 @@ class GraphStore:
             name: config.from_dict(SplitEntry, entry, f"{where}: splits.{name}")
             for name, entry in info.splits.items()
         }
+        if min(info.layers, info.heads) < 1:
+            raise GraphStoreError(
+                f"{where}: {info.layers} layers and {info.heads} heads. The index is damaged. {EXPORT_AGAIN}"
+            )
         for name, entry in splits.items():
             at = 0
             for chunk in entry.chunks:
@@ -153,6 +158,7 @@ class GraphStore:
                     f"{where}: the chunks of split {name!r} hold the examples up to {at} of {entry.examples}. "
                     f"The index is damaged. {EXPORT_AGAIN}"
                 )
+            _check_sizes(folder, entry, info.layers * info.heads, f"{where}: split {name!r}")
         return cls(folder, info, splits)
 
     def check(self, task: str, task_version: int, data: str, max_units: dict[str, int | None]) -> None:
@@ -170,6 +176,15 @@ class GraphStore:
                     f"{theirs!r}. Export the graphs for this job (same task, source, max_examples and "
                     f"max_units), or point the job at the right store."
                 )
+
+    def check_split(self, split: str, examples: int) -> None:
+        """Refuse a store that has no graphs, or those of another number of examples, for a split of the caller's."""
+        ours = self.splits[split].examples if split in self.splits else 0
+        if ours != examples:
+            raise GraphStoreError(
+                f"graph store {self.folder} has graphs of {ours} examples of {split!r}, the job's data have "
+                f"{examples}. The index is damaged. {EXPORT_AGAIN}"
+            )
 
     def batch(
         self, split: str, indices: Sequence[int] | np.ndarray[Any, Any], T: int | None = None
@@ -250,6 +265,31 @@ class GraphStore:
         path = self.folder / entry.name
         check_chunk(path, entry.bytes, entry.sha256)
         return map_safetensors(path)
+
+
+def _check_sizes(folder: Path, entry: SplitEntry, components: int, where: str) -> None:
+    """Raise GraphStoreError unless the arrays of the chunks are as long as the index says, by their headers alone."""
+    rows = dict.fromkeys(DIRECTIONS, 0)
+    for chunk in entry.chunks:
+        try:
+            sizes = {name: len(array) for name, array in map_safetensors(folder / chunk.name).items()}
+            found = [sizes["units"], sum(sizes[f"{d}.columns"] for d in DIRECTIONS)]
+            rows = {d: rows[d] + sizes[f"{d}.counts"] for d in DIRECTIONS}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+            raise GraphStoreError(
+                f"{folder / chunk.name}: no graphs can be read of it ({describe(e)}). {EXPORT_AGAIN}"
+            ) from None
+        if found != [chunk.examples, chunk.edges]:
+            raise GraphStoreError(
+                f"{where}: {chunk.name} is said to have {chunk.examples} examples and {chunk.edges} edges, but has "
+                f"{found[0]} and {found[1]}. The index is damaged. {EXPORT_AGAIN}"
+            )
+    said = components * entry.units
+    if set(rows.values()) != {said} or sum(chunk.edges for chunk in entry.chunks) != entry.edges:
+        raise GraphStoreError(
+            f"{where}: its chunks do not have the {entry.units} units in {components} graphs (layers x heads) and "
+            f"{entry.edges} edges that are said. The index is damaged. {EXPORT_AGAIN}"
+        )
 
 
 def check_chunk(path: Path, size: int, sha256: str | None) -> None:

@@ -56,6 +56,9 @@ def require_fit(job: FinetuneJob, task: Task, data: TaskData) -> GraphStore | No
         return None
     store = GraphStore.open(job.graphs)
     store.check(task.name, task.version, data.fingerprint, task.limits(job.max_units))
+    for name, split in data.splits.items():
+        for column, inputs in split.columns.items():
+            store.check_split(section(name, column), len(inputs.values))
     return store
 
 

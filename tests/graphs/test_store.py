@@ -127,6 +127,46 @@ def test_damaged_index(tmp_path, damage):
         GraphStore.open(tmp_path / "store")
 
 
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        ({"layers": 1}, r"split 'train': its chunks do not have the 4\d units in 2 graphs"),
+        ({"heads": 3}, "in 6 graphs"),
+        ({"layers": 0}, "0 layers and 2 heads"),
+        ({"layers": -2, "heads": -2}, "-2 layers and -2 heads"),
+        ({"units": 1}, r"its chunks do not have the 1 units"),
+        ({"edges": 1}, r"and 1 edges that are said"),
+        ({"moved": 1}, r"chunk-train-00000\.safetensors is said to have \d examples .* but has"),
+        ({"chunk edges": 1}, r"is said to have \d examples and 1 edges, but has"),
+    ],
+)
+def test_an_index_that_the_chunks_do_not_fit(tmp_path, damage, named):
+    """Refused when the store is opened, not by each job in the middle of its training."""
+    export(tmp_path / "store")
+    path = tmp_path / "store" / "index.json"
+    index = json.loads(path.read_text())
+    train = index["splits"]["train"]
+    if "moved" in damage:
+        train["chunks"][0]["examples"] += 1
+        train["chunks"][1]["first"] += 1
+        train["chunks"][1]["examples"] -= 1
+    elif "chunk edges" in damage:
+        train["chunks"][0]["edges"] = 1
+    else:
+        (train if damage.keys() <= {"units", "edges"} else index).update(damage)
+    path.write_text(json.dumps(index))
+    with pytest.raises(GraphStoreError, match=rf"index\.json: .*{named}.* The index is damaged\. Delete"):
+        GraphStore.open(tmp_path / "store")
+
+
+def test_a_chunk_that_is_no_safetensors_file(tmp_path):
+    export(tmp_path / "store")
+    chunk = tmp_path / "store" / "chunk-train-00001.safetensors"
+    chunk.write_bytes(b"\x08" + bytes(7) + bytes(chunk.stat().st_size - 8))
+    with pytest.raises(GraphStoreError, match=r"chunk-train-00001\.safetensors: no graphs can be read of it"):
+        GraphStore.open(tmp_path / "store")
+
+
 def test_damaged_chunks(tmp_path):
     export(tmp_path / "store")
     chunk = tmp_path / "store" / "chunk-train-00001.safetensors"

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -170,6 +171,18 @@ def test_graphs_of_changed_data_are_refused(sample, tmp_path):
     source = write_sst2(tmp_path / "data", seed=2)
     with pytest.raises(GraphStoreError, match="data fingerprint"):
         run(job(source, arm="planted", graphs=sample["planted"]))
+
+
+@pytest.mark.parametrize("split", ["train.text", "test.text"])
+def test_a_store_without_a_split_is_refused_before_the_training(sample, tmp_path, monkeypatch, split):
+    monkeypatch.setattr(torch.optim.AdamW, "step", None)
+    index = tmp_path / "planted" / "index.json"
+    shutil.copytree(sample["planted"], index.parent)
+    content = json.loads(index.read_text())
+    del content["splits"][split]
+    index.write_text(json.dumps(content))
+    with pytest.raises(GraphStoreError, match=rf"{index.parent} has graphs of 0 examples of '{split}'"):
+        run(job(sample["source"], arm="planted", graphs=str(index.parent)))
 
 
 def test_train_size_is_drawn_by_the_seed(sample):
