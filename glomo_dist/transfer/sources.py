@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
+from fsspec.implementations.tar import TarFileSystem
 
 from glomo_dist.data.files import PACKED, InputFile, find_files, open_seekable
 from glomo_dist.data.patience import insist
 from glomo_dist.data.places import Address, attempts, open_place
 from glomo_dist.data.remote import file_system, over_http
 from glomo_dist.runtime.errors import DataError, describe
-from glomo_dist.runtime.progress import say
+from glomo_dist.runtime.progress import bar, say
 
 RETRY_SECONDS = 20.0  # how long a server in trouble is asked again whether it has a file
+BAR_SECONDS = 5.0  # after which the reading of a folder of texts shows how far it is
 STAR = "*"
 _STARS = "[0-9]{5}(?:-[0-9a-f]{16})?|-[0-9a-f]{16}|"  # what a star in a name may be
 _ARCHIVE = re.compile(r"\.(?:(zip)|tar(?:\.gz|\.xz|\.bz2)?)$")
@@ -44,17 +46,30 @@ def text_files(folder: str) -> Iterator[tuple[str, bytes]]:
         # Listed, not matched by a pattern: the path itself may have [ ] * ? in it.
         filesystem, root = file_system(joined(folder, ""))
         paths = insist(partial(filesystem.ls, root, detail=False), where)
-        names = {path.rsplit("/", 1)[-1] for path in paths}
-        texts = sorted(name for name in names if name.endswith(".txt") and not name.startswith("."))
-        for name in texts:
-            where = joined(folder, name)
-            yield where, insist(partial(filesystem.cat_file, joined(root, name)), where)
+        texts: dict[str, bytes] = {}
+        reading = f"reading {address_parts(folder)[0].rsplit('/', 1)[-1]}"
+        in_order = _as_packed(filesystem, paths)
+        for path in bar(in_order, desc=reading, unit="text", leave=False, delay=BAR_SECONDS):
+            name = path.rsplit("/", 1)[-1]
+            if name.endswith(".txt") and not name.startswith("."):
+                where = joined(folder, name)
+                texts[name] = insist(partial(filesystem.cat_file, joined(root, name)), where)
     except DataError:
         raise
     except Exception as e:  # a file system driver may raise anything: credentials, network
         raise DataError(f"{where} cannot be read: {describe(e)}. Check it, or unpack the set again.") from e
     if not texts:
         raise DataError(f"{folder} has no .txt file; unpack the set again.")
+    for name in sorted(texts):
+        yield joined(folder, name), texts[name]
+
+
+def _as_packed(filesystem: Any, paths: Iterable[str]) -> list[str]:
+    """In the order of the archive, where it is a tar file: in a packed one each step back begins at the start."""
+    if not isinstance(filesystem, TarFileSystem):
+        return sorted(paths)
+    index = filesystem.index  # path -> (facts, offset, …), without folders that are no member
+    return sorted(paths, key=lambda path: index[path][1] if path in index else -1)
 
 
 def npz_arrays(source: str, *names: tuple[str, ...]) -> list[np.ndarray[Any, Any]]:

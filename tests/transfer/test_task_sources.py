@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import http.server
 import json
 import tarfile
 import threading
 import zipfile
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -153,6 +155,39 @@ def test_tasks_and_vectors_with_a_query_and_in_archives(tmp_path, web):
         local = get_task(task).load(str(tmp_path / task), None)
         for source in (f"{web.address}/{task}?token=s", f"zip://{task}::{tmp_path}/all.zip"):
             assert get_task(task).load(source, None).fingerprint == local.fingerprint
+
+
+@pytest.mark.parametrize("task", ["imdb", "race"])
+def test_texts_in_a_packed_archive_are_read_in_its_order(tmp_path, monkeypatch, task):
+    """By name each step back in gzip began at the start: hours for all of IMDB. The examples stay in their order."""
+    folder, back = tmp_path / task, []
+    if task == "imdb":
+        write_imdb(folder)
+    else:
+        for path in (
+            f"{split}/{level}" for split in ("train", "dev", "test") for level in ("middle", "high")
+        ):
+            (folder / path).mkdir(parents=True)
+            for i in range(20):
+                article = {"article": f"{path} {i}", "questions": ["what ?"], "answers": ["A"]}
+                (folder / path / f"{i}.txt").write_text(
+                    json.dumps({**article, "options": [["a", "b", "c", "d"]]})
+                )
+    with tarfile.open(tmp_path / "all.tar.gz", "w:gz") as archive:
+        for path in sorted(folder.rglob("*.txt"), key=lambda path: (int(path.stem) * 7 % 20, path)):
+            archive.add(path, path.relative_to(tmp_path))
+
+    class Unpacked(gzip.GzipFile):
+        def seek(self, offset, whence=0):
+            if whence == 0 and offset < self.tell():
+                back.append(offset)
+            return super().seek(offset, whence)
+
+    monkeypatch.setitem(fsspec.compression.compr, "gzip", lambda file, **options: Unpacked(fileobj=file))
+    data = get_task(task).load(f"tar://{task}::{tmp_path}/all.tar.gz", None)
+    folders = len({path.parent for path in folder.rglob("*.txt")})
+    assert len(back) == folders  # to the first text of each
+    assert data.fingerprint == get_task(task).load(str(folder), None).fingerprint
 
 
 def test_a_set_of_the_hub_by_its_address(tmp_path, web):
