@@ -77,6 +77,38 @@ def test_snli_jsonl_and_table_are_the_same_task(tmp_path):
     assert get_task("snli").load(str(tmp_path / "table"), None).fingerprint == data.fingerprint
 
 
+@pytest.mark.parametrize(
+    ("task", "one", "published"),
+    [
+        ("snli", "snli_devset", ("snli_1.0_train", "snli_1.0_dev", "snli_1.0_test")),
+        (
+            "mnli",
+            "mnli_devset_single_annotator",
+            ("multinli_1.0_train", "multinli_1.0_dev_matched", "multinli_1.0_dev_mismatched"),
+        ),
+    ],
+)
+def test_the_published_files_come_before_the_one_with_parts(tmp_path, task, one, published):
+    def part_row(premise, hypothesis, part):
+        return {**snli_row(premise, hypothesis, "neutral"), "part": part, "source": "matched"}
+
+    rows = [(f"Part {i}.", "It is one.", part) for i, part in enumerate(("train", "dev", "test", "test"))]
+    write_jsonl(tmp_path / f"{one}.jsonl", rows, part_row)
+    alone = get_task(task).load(str(tmp_path), None)
+    assert [len(alone.splits[name].labels) for name in ("train", "dev", "test")] == [1, 1, 2]
+    pairs = [(f"Premise {i}.", "It is one.", "neutral") for i in range(60)]
+    for folder in (tmp_path, tmp_path / "published"):
+        for name in published:
+            write_jsonl(folder / f"{name}.jsonl", pairs)
+    both, other = (get_task(task).load(str(folder), None) for folder in (tmp_path, tmp_path / "published"))
+    assert both.fingerprint == other.fingerprint != alone.fingerprint
+    (tmp_path / f"{published[-1]}.jsonl").unlink()
+    with pytest.raises(DataError, match=rf"has none of {published[-1]}\.jsonl"):
+        get_task(task).load(str(tmp_path), None)  # nothing of the one file in its place
+    (tmp_path / f"{published[0]}.jsonl").unlink()
+    assert get_task(task).load(str(tmp_path), None).fingerprint == alone.fingerprint
+
+
 def test_a_pair_that_changes_sides_is_another_task(tmp_path):
     turned = [(b, a, label) for a, b, label in PAIRS]
     first = get_task("snli").load(write_snli(tmp_path / "a"), None)

@@ -9,13 +9,13 @@ from __future__ import annotations
 from glomo_dist.transfer.dataset import Published, Task, TaskData
 from glomo_dist.transfer.esim import PairReader
 from glomo_dist.transfer.pairs import THREE, PairRows, read_pairs
-from glomo_dist.transfer.sources import find, packed, parquet_names, require
+from glomo_dist.transfer.sources import has_ending, packed, parquet_names, require
 
 FILES = (
     "multinli_1.0_{}.jsonl", "multinli_1.0_{}.txt", "multinli_1.0/multinli_1.0_{}.jsonl",
     "multinli_1.0/multinli_1.0_{}.txt", "{}.tsv",
 )  # fmt: skip
-ONE_FILE = packed("mnli_devset_single_annotator.jsonl")
+ONE_FILE = "mnli_devset_single_annotator.jsonl"
 DEV_SHARE = 20  # one in twenty premises of train
 
 
@@ -23,25 +23,25 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
     """source: the folder with multinli_1.0_{train,dev_matched,dev_mismatched}.jsonl or .txt, GLUE's {…}.tsv, or the
     hub's Parquet files.
 
-    Or with mnli_devset_single_annotator.jsonl[.xz], where the column `part` names the split and `source` the group:
-    its labels are one annotator's, so its numbers are not MNLI accuracies.
+    Or with mnli_devset_single_annotator.jsonl[.xz] without a train split of the others, where the column `part` names
+    the split and `source` the group: its labels are one annotator's, so its numbers are not MNLI accuracies.
     """
     collected = PairRows(THREE)
-    one = find(source, ONE_FILE) if source is not None else None
-    if one is not None:
-        collected.add_by_part(one, group="source")
-    else:
-        collected.add_train(_file(source, "train"), "mnli", DEV_SHARE)
+    train = _file(source, "train", *packed(ONE_FILE))
+    if has_ending(train, ONE_FILE):
+        collected.add_by_part(train, group="source")
+    else:  # all of it: in parts of two forms the same pairs could be in train and test
+        collected.add_train(train, "mnli", DEV_SHARE)
         for group in ("matched", "mismatched"):
             for pair in read_pairs(_file(source, f"dev_{group}")):
                 collected.add("test", pair, group)
     return collected.data("mnli", max_examples)
 
 
-def _file(source: str | None, name: str) -> str:
+def _file(source: str | None, name: str, *others: str) -> str:
+    """others: what is looked for before the hub's files."""
     tables = packed(*(file.format(name) for file in FILES))
-    hub = parquet_names(name, "data/", "mnli/")
-    return require(source, (*tables, *ONE_FILE, *hub), "mnli")
+    return require(source, (*tables, *others, *parquet_names(name, "data/", "mnli/")), "mnli")
 
 
 TASK = Task(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from glomo_dist.transfer.dataset import SPLITS, Published, Task, TaskData
 from glomo_dist.transfer.esim import PairReader
 from glomo_dist.transfer.pairs import THREE, PairRows, read_pairs
-from glomo_dist.transfer.sources import find, packed, parquet_names, require
+from glomo_dist.transfer.sources import has_ending, packed, parquet_names, require
 
 FILES = (
     "snli_1.0_{}.jsonl",
@@ -17,23 +17,27 @@ FILES = (
     "snli_1.0/snli_1.0_{}.txt",
     "{}.tsv",
 )
-ONE_FILE = packed("snli_devset.jsonl")
+ONE_FILE = "snli_devset.jsonl"
 
 
 def load(source: str | None, max_examples: int | None = None) -> TaskData:
     """source: the folder with snli_1.0_{train,dev,test}.jsonl or .txt, GLUE's {…}.tsv or the hub's Parquet files; or
-    snli_devset.jsonl[.xz] alone, where the column `part` names the split."""
+    snli_devset.jsonl[.xz] without a train split of the others, where the column `part` names the split."""
     collected = PairRows(THREE)
-    one = find(source, ONE_FILE) if source is not None else None
-    if one is not None:
-        collected.add_by_part(one)
-    else:
+    train = _file(source, "train", *packed(ONE_FILE))
+    if has_ending(train, ONE_FILE):
+        collected.add_by_part(train)
+    else:  # all of it: in parts of two forms the same pairs could be in train and test
         for split in SPLITS:
-            tables = packed(*(file.format(split) for file in FILES))
-            hub = parquet_names(split, "plain_text/")
-            for pair in read_pairs(require(source, (*tables, *ONE_FILE, *hub), "snli")):
+            for pair in read_pairs(_file(source, split)):
                 collected.add(split, pair)
     return collected.data("snli", max_examples)
+
+
+def _file(source: str | None, split: str, *others: str) -> str:
+    """others: what is looked for before the hub's files."""
+    tables = packed(*(file.format(split) for file in FILES))
+    return require(source, (*tables, *others, *parquet_names(split, "plain_text/")), "snli")
 
 
 TASK = Task(
