@@ -121,7 +121,7 @@ def read_plan(path: str | Path) -> EvaluationPlan:
     """A plan from a .yaml, .yml or .json file. ConfigError or DataError with the file and the key."""
     path = Path(path)
     if path.suffix == ".json":
-        values = read_json(path)
+        values = read_json(path, keys_once=True)
     elif path.suffix in (".yaml", ".yml"):
         try:
             values = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)

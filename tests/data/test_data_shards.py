@@ -251,7 +251,7 @@ def test_json_that_cannot_be_read(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=f"{path} cannot be read: {reason}"):
             read_json(path)
     (tmp_path / "a.json").write_text("9" * 5000)
-    with pytest.raises(DataError, match=r"a.json: JSON that Python cannot read .*digits"):
+    with pytest.raises(DataError, match=r"a.json: JSON that cannot be read .*digits"):
         read_json(tmp_path / "a.json")
 
 

@@ -205,6 +205,13 @@ def test_mistakes_are_named(tmp_path, text, message):
         read_plan(path)
 
 
+def test_a_key_given_twice_in_json(tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text('{"tasks": ["digits"], "arms": {"mine": "a", "none": "none", "mine": "b"}}')
+    with pytest.raises(DataError, match=r"plan\.json: .*the key 'mine' is there twice"):
+        read_plan(path)
+
+
 def test_what_yaml_merges_is_no_key_given_twice(tmp_path):
     path = tmp_path / "plan.yaml"
     path.write_text(
