@@ -15,7 +15,7 @@ from glomo_dist.evaluate.attempt import Job
 from glomo_dist.graphs.store import GraphStore, PredictorKind
 from glomo_dist.model.io import config_of, model_folder, read_meta
 from glomo_dist.runtime.config import check_fields, from_dict, to_dict
-from glomo_dist.runtime.errors import ConfigError, DataError, suggest
+from glomo_dist.runtime.errors import ConfigError, DataError, describe, suggest
 from glomo_dist.runtime.files import read_json
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.transfer.encoder import encoder_fingerprint
@@ -116,6 +116,16 @@ class _StrictLoader(yaml.SafeLoader):
                 seen.add((key.tag, key.value))
         return node
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """With its line also where Python refuses the value: a 30 February, an int of 5,000 digits."""
+        try:
+            return super().construct_object(node, deep)
+        except (yaml.YAMLError, RecursionError):
+            raise
+        except Exception as e:  # each type has its own: ValueError, KeyError, AttributeError …
+            problem = f"{node.value!r:.80} cannot be read: {describe(e)}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+
 
 def read_plan(path: str | Path) -> EvaluationPlan:
     """A plan from a .yaml, .yml or .json file. ConfigError or DataError with the file and the key."""
@@ -135,6 +145,8 @@ def read_plan(path: str | Path) -> EvaluationPlan:
             mark = getattr(e, "problem_mark", None)
             line = f", line {mark.line + 1}" if mark else ""
             raise DataError(f"{path}{line}: not valid YAML ({getattr(e, 'problem', None) or e}).") from None
+        except RecursionError:
+            raise DataError(f"{path}: YAML that is nested too deeply.") from None
     else:
         raise ConfigError(f"{path}: a plan is a .yaml, .yml or .json file.")
     if values is None:

@@ -93,7 +93,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if hint is str and isinstance(value, os.PathLike):
         return os.fspath(value)
     if hint is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:  # of hundreds of digits
+            raise ConfigError(f"{where} is larger than any float.") from None
     if hint is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return int(value)
     if hint in (int, float, str, bool) and (type(value) is not hint):

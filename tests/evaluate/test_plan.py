@@ -196,6 +196,27 @@ def test_file_and_back(tmp_path, suffix):
             "tasks: [digits]\narms:\n  none: none\n  mine: a\n  mine: b",
             r"line 5: not valid YAML .*'mine' is there twice",
         ),
+        *(
+            (
+                f"tasks: [digits]\narms: {{none: none}}\n{value}",
+                rf"line 3: not valid YAML \('{shown}.* cannot be read",
+            )
+            for value, shown in (
+                ("features: [2024-02-30]", "2024-02-30"),
+                ("cpus: !!int abc", "abc"),
+                ("cpus: !!int ''", "'"),
+                ("cpus: 0x_", "0x_"),
+                (f"cpus: {'9' * 5000}", "999"),
+                ("memory_gb: !!float x", "x"),
+                ("settings: {shuffle: !!bool maybe}", "maybe"),
+                ("sources: {digits: !!timestamp today}", "today"),
+            )
+        ),
+        (
+            f"tasks: [digits]\narms: {{none: none}}\nmemory_gb: {'9' * 400}",
+            r"memory_gb is larger than any float",
+        ),
+        ("tasks: " + "[" * 3000, r"plan.yaml: YAML that is nested too deeply"),
     ],
 )
 def test_mistakes_are_named(tmp_path, text, message):
