@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import signal
 import threading
 import time
@@ -25,7 +24,7 @@ from glomo_dist.evaluate.attempt import (
     write_error,
 )
 from glomo_dist.runtime.errors import ConfigError, GlomoError, Interrupted
-from glomo_dist.runtime.files import write_json, writing
+from glomo_dist.runtime.files import before_first, only_one, write_json, writing
 from glomo_dist.runtime.fingerprint import command_line
 from glomo_dist.runtime.progress import bar, say
 from glomo_dist.runtime.secrets import shown_in
@@ -112,7 +111,7 @@ def evaluate(
     with writing(out):
         _require_evaluation_folder(out)
         out.mkdir(parents=True, exist_ok=True)
-    with _only_one(out), _signals_stop():
+    with only_one(out, "evaluating"), _signals_stop():
         started = time.time()
         with writing(out):
             todo = [job for job in jobs if not is_finished(out, job.id, read)]
@@ -207,33 +206,12 @@ def _require_unique(jobs: Sequence[Job]) -> None:
 def _require_evaluation_folder(out: Path) -> None:
     if out.is_file():
         raise GlomoError(f"output {out} is a file; a folder was expected. Choose another name.")
-    if out.is_dir() and not (out / "plan.json").exists() and not all(map(_before_the_plan, out.iterdir())):
+    new = out.is_dir() and not (out / "plan.json").exists()
+    if new and {*out.iterdir()} - before_first(out, "plan.json"):
         raise GlomoError(
             f"output folder {out} is not empty and holds no evaluation (no plan.json). "
             f"Choose another one, or delete it first."
         )
-
-
-def _before_the_plan(path: Path) -> bool:
-    """Whether it may be all that there is of an evaluation that a kill or a full disk ended in its first moment."""
-    return path.name == ".lock" or (path.name.startswith(".plan.json.") and path.suffix == ".tmp")
-
-
-@contextlib.contextmanager
-def _only_one(out: Path) -> Iterator[None]:
-    """Hold a lock on the folder while evaluating; the system drops it if the process dies."""
-    path = out / ".lock"
-    with writing(path):
-        f = open(path, "w", encoding="utf-8")  # noqa: SIM115 - closed below
-    with f:
-        with writing(path):
-            try:
-                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise GlomoError(
-                    f"another process is evaluating into {out}. Wait for it, or choose another folder."
-                ) from None
-        yield
 
 
 @contextlib.contextmanager

@@ -83,7 +83,8 @@ def export_graphs(
     splits: per split the predictor's token ids of each example, integer [n] with n ≥ 0, already truncated.
     keep: at most so many largest edges per row, renormalised (None: all).
     batch_tokens: padded units per forward pass.  chunk_units: units per file, the unit of restarting.
-    Raises GraphStoreError if `out` was begun with other settings, GlomoError if it holds something else.
+    Raises GraphStoreError if `out` was begun with other settings, GlomoError if it holds something else or another
+    process is exporting into it.
     """
     out = Path(out)
     if keep is not None and keep < 1:
@@ -104,7 +105,33 @@ def export_graphs(
         "chunk_units": chunk_units,
         "examples": {name: fingerprint([e.tolist() for e in examples]) for name, examples in splits.items()},
     }
-    _begin(out, settings)
+    _make(out)
+    with files.only_one(out, "exporting"):
+        _begin(out, settings)
+        entries = _chunks(model, splits, lengths, out, keep, batch_tokens, chunk_units)
+        index = {k: v for k, v in settings.items() if k not in ("chunk_units", "examples")}
+        index["code"] = code_version()
+        index["splits"] = {
+            name: {
+                "examples": len(splits[name]),
+                "units": int(lengths[name].sum()),
+                "edges": sum(c.edges for c in written),
+                "chunks": [config.to_dict(c) for c in written],
+            }
+            for name, written in entries.items()
+        }
+        before = _before(out / INDEX, index)
+        whole = {**(before or index), **later}
+        if whole != before:
+            files.write_json(out / INDEX, whole)
+    return out
+
+
+def _chunks(
+    model: Glomo, splits: dict[str, list[np.ndarray[Any, Any]]], lengths: dict[str, np.ndarray[Any, Any]], out: Path,
+    keep: int | None, batch_tokens: int, chunk_units: int,
+) -> dict[str, list[ChunkEntry]]:  # fmt: skip
+    """Of every split the chunks, those of an earlier run or written now."""
     was_training = model.training
     model.eval()
     entries: dict[str, list[ChunkEntry]] = {name: [] for name in splits}
@@ -124,22 +151,7 @@ def export_graphs(
                     entries[name].append(entry)
     finally:
         model.train(was_training)
-    index = {k: v for k, v in settings.items() if k not in ("chunk_units", "examples")}
-    index["code"] = code_version()
-    index["splits"] = {
-        name: {
-            "examples": len(splits[name]),
-            "units": int(lengths[name].sum()),
-            "edges": sum(c.edges for c in written),
-            "chunks": [config.to_dict(c) for c in written],
-        }
-        for name, written in entries.items()
-    }
-    before = _before(out / INDEX, index)
-    whole = {**(before or index), **later}
-    if whole != before:
-        files.write_json(out / INDEX, whole)
-    return out
+    return entries
 
 
 def _before(path: Path, index: dict[str, Any]) -> dict[str, Any] | None:
@@ -173,10 +185,17 @@ def check_ids(model: Glomo, splits: dict[str, list[np.ndarray[Any, Any]]], askin
                 )
 
 
-def _begin(out: Path, settings: dict[str, Any]) -> None:
-    """Create the folder with its settings, or make sure it was begun with the same ones."""
+def _make(out: Path) -> None:
+    """The folder, unless it is there with a store or empty; GlomoError if it holds something else."""
     if not (out / SETTINGS).is_file():
-        files.require_absent_or_empty(out)
+        files.require_absent_or_empty(out, first=SETTINGS)
+    with files.writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+
+
+def _begin(out: Path, settings: dict[str, Any]) -> None:
+    """Write the settings, or make sure it was begun with the same ones."""
+    if not (out / SETTINGS).is_file():
         files.write_json(out / SETTINGS, settings)
         return
     before = files.read_json(out / SETTINGS)

@@ -25,6 +25,7 @@ from glomo_dist.runtime.progress import say
 # No room, or none for this user, or not allowed: what a folder may answer in the middle of writing, too.
 _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 _ADVICE = "Free space or choose another folder."
+LOCK = ".lock"  # in a folder that is written file by file
 _MARK = ".writing"  # in a temporary folder, locked by who writes it
 _LAST = ("config.json", "index.json")  # by these readers know a folder that is whole
 
@@ -181,6 +182,31 @@ def new_folder(path: str | Path, more: str = _ADVICE) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def only_one(folder: Path, doing: str) -> Iterator[None]:
+    """Hold a lock on `folder` in the block; the system drops it if the process dies.
+
+    doing: what, as in "another process is exporting into …", the GlomoError where somebody else holds it.
+    """
+    path = folder / LOCK
+    with writing(path):
+        f = open(path, "w", encoding="utf-8")  # noqa: SIM115 - closed below
+    with f:
+        with writing(path):
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise GlomoError(
+                    f"another process is {doing} into {folder}. Wait for it, or choose another folder."
+                ) from None
+        yield
+
+
+def before_first(folder: Path, first: str) -> set[Path]:
+    """What may be all there is in `folder` where a kill or a full disk ended the work before its first file."""
+    return {folder / LOCK, *folder.glob(f".{glob.escape(first)}.*.tmp")}
+
+
+@contextlib.contextmanager
 def _marked(folder: Path) -> Iterator[None]:
     """Locked until the block ends, or the process does, however that ends; the mark names the host once it is.
 
@@ -223,13 +249,17 @@ def _refused(error: OSError, folder: Path) -> bool:
     return error.errno in _REFUSALS and (any(there) or not named)
 
 
-def require_absent_or_empty(path: str | Path) -> None:
-    """GlomoError if there is anything at `path` but an empty folder, or one with what killed writers left."""
+def require_absent_or_empty(path: str | Path, first: str = "") -> None:
+    """GlomoError if there is anything at `path` but an empty folder, or one with what killed writers left.
+
+    first: of a folder that is written file by file the first file.
+    """
     path = Path(path)
     target = Path(os.path.realpath(path))
     with writing(path):  # even looking may be forbidden
         if target.is_dir():
-            if {*target.iterdir()} - {*_temporary_folders(target, target.name)}:
+            left = before_first(target, first) if first else set()
+            if {*target.iterdir()} - {*_temporary_folders(target, target.name)} - left:
                 raise GlomoError(
                     f"output folder {path} is not empty. Choose another one, or delete it first."
                 )

@@ -1,4 +1,5 @@
 import dataclasses
+import fcntl
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,23 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path):
     with pytest.raises(GlomoError, match="not empty"):
         export(tmp_path / "store")
     assert [p.name for p in (tmp_path / "store").iterdir()] == ["thesis.txt"]
+
+
+def test_two_exports_into_one_folder_are_refused(tmp_path):
+    """Also in the first moment, when there is only the lock: chunks of both could be in one store."""
+    store = tmp_path / "store"
+    store.mkdir()
+    with open(store / ".lock", "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(GlomoError, match=r"another process is exporting into .*store\. Wait for it"):
+            export(store)
+    assert [p.name for p in store.iterdir()] == [".lock"]
+
+
+def test_an_export_that_was_killed_before_its_settings_were_written_goes_on(tmp_path):
+    (tmp_path / ".settings.json.0123abcd.tmp").touch()
+    export(tmp_path)
+    GraphStore.open(tmp_path)
 
 
 def test_chunks_and_batch_sizes_do_not_change_the_graphs(tmp_path):
