@@ -108,6 +108,9 @@ def export_graphs(
     _make(out)
     with files.only_one(out, "exporting"):
         _begin(out, settings)
+        with files.writing(out):
+            for name in (SETTINGS, INDEX, "chunk-*"):  # what a killed export left
+                files.remove_leftovers(out, f"{name}.*")
         entries = _chunks(model, splits, lengths, out, keep, batch_tokens, chunk_units)
         index = {k: v for k, v in settings.items() if k not in ("chunk_units", "examples")}
         index["code"] = code_version()

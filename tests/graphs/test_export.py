@@ -87,6 +87,15 @@ def test_an_export_that_was_killed_before_its_settings_were_written_goes_on(tmp_
     GraphStore.open(tmp_path)
 
 
+def test_temporary_files_of_killed_exports_are_removed(tmp_path):
+    export(tmp_path)
+    for name in ("settings.json", "index.json", "chunk-train-00000.safetensors", "chunk-test-00001.json"):
+        (tmp_path / f".{name}.0123abcd.tmp").touch()
+    (tmp_path / ".command.json.0123abcd.tmp").touch()  # of a program that does not hold the lock
+    export(tmp_path)
+    assert [path.name for path in tmp_path.glob(".*.tmp")] == [".command.json.0123abcd.tmp"]
+
+
 def test_chunks_and_batch_sizes_do_not_change_the_graphs(tmp_path):
     model, tokenizer = predictor()
     splits = encoded(tokenizer)
