@@ -74,16 +74,19 @@ def test_sst2_jsonl_and_packed_tables_give_the_same_task(tmp_path, ending):
 @pytest.mark.parametrize(
     ("train", "named"),
     [
-        ("sentence\tlabel\nfine\t1\nworse\t2\n", r"train\.tsv, line 3: label 2 is out of range.*0\.\.1"),
-        ("sentence\tlabel\nfine\t-1\n", r"train\.tsv, line 2: label -1 is out of range"),
+        (
+            "sentence\tlabel\nfine\t1\nworse\t2\n",
+            r"train\.tsv, line 3: label '2' is not one of .* from 0 to 1",
+        ),
+        ("sentence\tlabel\nfine\t-1\n", r"train\.tsv, line 2: label '-1' is not one of"),
         (
             "sentence\tlabel\nfine\tgood\n",
-            r"train\.tsv, line 2: the label must be a whole number, got 'good'",
+            r"train\.tsv, line 2: label 'good' is not one of negative, positive",
         ),
         *(
             (
                 f"sentence\tlabel\nfine\t{label}\n",
-                r"train\.tsv, line 2: the label must be a whole number, got",
+                r"train\.tsv, line 2: label .* is not one of",
             )
             for label in ("²", "--1", "9" * 5000)
         ),
@@ -94,6 +97,14 @@ def test_sst2_jsonl_and_packed_tables_give_the_same_task(tmp_path, ending):
 def test_sst2_bad_rows(tmp_path, train, named):
     with pytest.raises(DataError, match=named):
         get_task("sst2").load(write_sst2(tmp_path / "glue", train=train), None)
+
+
+def test_sst2_labels_by_name(tmp_path):
+    numbers = get_task("sst2").load(write_sst2(tmp_path / "numbers"), None)
+    named = "sentence\tlabel\na smile on your face \tpositive\ncontains no wit \tNegative\n"
+    assert (
+        get_task("sst2").load(write_sst2(tmp_path / "named", named), None).fingerprint == numbers.fingerprint
+    )
 
 
 def test_sst2_without_labels_missing_and_undecodable(tmp_path):

@@ -13,7 +13,7 @@ from glomo_dist.transfer.dataset import SPLITS, Published, Row, Task, TaskData, 
 from glomo_dist.transfer.models import TextReader
 from glomo_dist.transfer.rows import records, table
 from glomo_dist.transfer.sources import find, has_records, packed, parquet_names, require
-from glomo_dist.transfer.values import class_number, no_label, text_of, whole_number
+from glomo_dist.transfer.values import class_number, no_label, text_of
 
 CLASSES = ("negative", "positive")
 TEXT = ("text", "sentence")
@@ -73,7 +73,7 @@ def _tsv(path: str) -> list[Row]:
         if len(cells) != len(names):
             raise DataError(f"{where}: expected {', tab, '.join(names)}; got {len(cells)} cells.")
         row = dict(zip(names, cells, strict=True))
-        rows.append(Row({"text": row["sentence"]}, whole_number(row["label"], where), where))
+        rows.append(Row({"text": row["sentence"]}, class_number(row["label"], where, CLASSES), where))
     return rows
 
 
