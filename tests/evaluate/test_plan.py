@@ -277,7 +277,7 @@ def test_settings_of_the_wrong_kind_are_named(tmp_path):
         plan_jobs(dataclasses.replace(plan, settings={"max_units": 9}))
 
 
-@pytest.mark.parametrize("name", ["claim", "ablations", "encoder", "images", "recurrent"])
+@pytest.mark.parametrize("name", ["claim", "ablations", "encoder", "images", "mnist", "recurrent"])
 def test_the_plans_of_the_docs_can_be_read(name):
     assert read_plan(Path(__file__).parents[2] / f"docs/plans/{name}.yaml").tasks
 
