@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch._C import _functorch as functorch
+from torch._library.autograd import Info, make_autograd_impl
 from torch.autograd import forward_ad
 
 _LIBRARY: Any = torch.library.Library("glomo", "DEF")  # type: ignore[no-untyped-call]
@@ -31,10 +32,6 @@ class Operator:
         torch.library.register_vmap(f"glomo::{name}", self._refuse_vmap, lib=_LIBRARY)
 
     def __call__(self, *arguments: Any) -> Any:
-        if not torch.compiler.is_compiling():
-            self._refuse_transforms()
-            if forward_ad._current_level >= 0:
-                self._refuse_tangents(arguments)
         return self.overload(*arguments)
 
     def _refuse_transforms(self) -> None:
@@ -49,7 +46,8 @@ class Operator:
     def _refuse_tangents(self, arguments: tuple[Any, ...]) -> None:
         """Where no input requires a gradient, torch would answer with tangents of zero."""
         for x in arguments:
-            if isinstance(x, torch.Tensor) and forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
+            # not forward_ad.unpack_dual: while tracing it does not know the level
+            if isinstance(x, torch.Tensor) and torch._VF._unpack_dual(x, level=0).tangent is not None:
                 raise RuntimeError(
                     f"{self.name}: forward-mode derivatives are not implemented; use reverse mode "
                     "(backward, torch.autograd.grad)"
@@ -80,7 +78,7 @@ class Operator:
         def of_first(ctx: Any, grad: torch.Tensor | None, *unused: Any) -> Any:
             return (None,) * arguments if grad is None else backward(ctx, grad)
 
-        torch.library.register_autograd(f"glomo::{self.name}", of_first, setup_context=setup, lib=_LIBRARY)
+        self._register_autograd(of_first, setup)
 
     def refuse_derivative(self, op: str) -> None:
         """For a backward operator: its derivative is an error that says so, instead of a wrong number."""
@@ -90,7 +88,22 @@ class Operator:
                 f"{op}: second derivatives are not implemented; call backward without create_graph=True"
             )
 
-        torch.library.register_autograd(f"glomo::{self.name}", refuse, lib=_LIBRARY)
+        self._register_autograd(refuse)
+
+    def _register_autograd(
+        self, backward: Callable[..., Any], setup: Callable[..., Any] | None = None
+    ) -> None:
+        """torch.library.register_autograd, with the refusals in what it registers: compiled functions and exported
+        graphs call the operator without the Python code around it."""
+        differentiable = make_autograd_impl(self.overload, Info(backward, setup))
+
+        def refusing(keyset: Any, *arguments: Any) -> Any:
+            self._refuse_transforms()
+            if forward_ad._current_level >= 0:
+                self._refuse_tangents(arguments)
+            return differentiable(keyset, *arguments)
+
+        _LIBRARY.impl(self.name, refusing, "Autograd", with_keyset=True)
 
 
 def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:

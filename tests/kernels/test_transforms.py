@@ -15,6 +15,11 @@ class Mix(torch.nn.Module):
         return affinity_mix(q, k, v, theta, lengths=lengths)
 
 
+class Alone(torch.nn.Module):
+    def forward(self, x, lengths):
+        return affinity_mix(x, x, x, lengths=lengths)
+
+
 class Loss(torch.nn.Module):
     def forward(self, hidden, weight, target):
         return decoder_loss(hidden, weight, target)
@@ -71,6 +76,26 @@ def test_forward_mode_is_refused():
             torch.func.jvp(function, (q,), (torch.ones_like(q),))
         with torch.autograd.forward_ad.dual_level():
             function(q)  # without a tangent
+
+
+@pytest.mark.parametrize("how", ["compiled", "exported", "dual tensors to a compiled one"])
+def test_forward_mode_is_refused_without_the_python_code_around_the_op(how):
+    x, _, _, _, lengths = inputs(5, [5, 5])
+    module, ones = Alone(), torch.ones_like(x)
+
+    def jvp(x):
+        return torch.func.jvp(lambda x: module(x, lengths), (x,), (ones,))[1]
+
+    with pytest.raises(RuntimeError, match="affinity_mix: forward-mode derivatives are not implemented"):
+        if how == "compiled":
+            torch.compile(jvp, fullgraph=True, backend="aot_eager")(x)
+        elif how == "exported":
+            module = torch.export.export(module, (x, lengths)).module()
+            jvp(x)
+        else:
+            with torch.autograd.forward_ad.dual_level():
+                compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+                compiled(torch.autograd.forward_ad.make_dual(x, ones), lengths)
 
 
 def test_transforms_of_torch_func_are_refused():
