@@ -20,6 +20,11 @@ def shape(tensor: Tensor) -> tuple[int, ...]:
     return tuple(tensor.shape)
 
 
+def has_shape(tensor: Tensor, *shapes: tuple[int, ...]) -> bool:
+    """One of `shapes`. Not by `in`: with sizes that vary, torch.compile finds no fixed shape among them."""
+    return any(shape(tensor) == expected for expected in shapes)
+
+
 def readable(tensor: Tensor) -> bool:
     """Whether looking at values costs nothing: a CPU tensor outside of tracing, with something in it."""
     plain = type(tensor) is Tensor  # others, such as those that only know their shape, may have no values
@@ -44,7 +49,7 @@ def check_integers(
     if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64:
         came = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise ValueError(f"{op}: {name} must be an int64 tensor, got {came}")
-    if not any(shape(tensor) == expected for expected in shapes):  # `in` is not traced for sizes that vary
+    if not has_shape(tensor, *shapes):
         raise ValueError(f"{op}: {name} must be {' or '.join(map(str, shapes))}, got {shape(tensor)}")
     if tensor.device != device:
         raise ValueError(f"{op}: {name} must be on {device} like the other tensors, got {tensor.device}")
@@ -87,7 +92,7 @@ def check_scores(op: str, q: Tensor, k: Tensor, theta: Tensor | float | None, ki
         return None
     if kind != "relu":
         raise ValueError(f"{op}: theta is only used by kind 'relu', got it with kind {kind!r}")
-    if shape(theta) not in (shape(q)[:3], ()):
+    if not has_shape(theta, shape(q)[:3], ()):
         raise ValueError(
             f"{op}: theta must be {shape(q)[:3]} to go with q {shape(q)}, or a scalar, got {shape(theta)}"
         )

@@ -123,6 +123,21 @@ def test_sizes_that_vary_may_become_zero():
         )
 
 
+def test_sizes_that_vary_beside_fixed_ones():
+    """A parameter has a fixed shape; the features' sizes vary."""
+    weights, theta = torch.nn.Parameter(torch.ones(6)), torch.ones(2, 4, 5)
+    torch._dynamo.mark_static(theta)
+
+    @torch.compile(dynamic=True, fullgraph=True, backend="aot_eager")
+    def both(q, theta, h):
+        return affinity_mix(q, q, q, theta), graph_mix(affinity_graph(q, q), weights, h, heads=2)
+
+    q, h = torch.randn(2, 4, 5, 4), torch.randn(2, 5, 3)
+    mixed, y = both(q, theta, h)
+    torch.testing.assert_close(mixed, affinity_mix(q, q, q, 1.0))
+    torch.testing.assert_close(y, graph_mix(affinity_graph(q, q), weights, h, heads=2))
+
+
 def test_vmap_is_refused():
     samples = torch.randn(3, 2, 2, 5, 4)
     with pytest.raises(RuntimeError, match="affinity_mix: vmap is not implemented; the op takes a batch"):

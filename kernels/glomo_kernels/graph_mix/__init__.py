@@ -42,7 +42,7 @@ def graph_mix(graph: SparseGraph, weights: Tensor, features: Tensor, *, heads: i
         )
     graph_checks.check_floating(OP, "features", features, graph)
     terms = components if heads is None else _product_terms(components, heads)
-    if checks.shape(weights) not in ((terms,), (batch, units, terms)):
+    if not checks.has_shape(weights, (terms,), (batch, units, terms)):
         raise ValueError(
             f"{OP}: weights must be {(terms,)} or {(batch, units, terms)} for the graph {graph.shape} "
             f"with heads={heads}, got {checks.shape(weights)}"
