@@ -47,7 +47,7 @@ def documents(segments: Tensor) -> tuple[Tensor, Tensor]:
     changes[:, 1:] = segments[:, 1:] != segments[:, :-1]
     first = torch.where(changes, unit, 0).cummax(1).values
     following = torch.cat(
-        [torch.where(changes, unit, columns)[:, 1:], unit.new_full((len(unit), 1), columns)], 1
+        [torch.where(changes, unit, columns)[:, 1:], unit.new_full((unit.shape[0], 1), columns)], 1
     )
     return first, following.flip(1).cummin(1).values.flip(1)
 

@@ -53,6 +53,20 @@ def test_export_with_any_number_of_units():
         torch.testing.assert_close(exported.module()(*arguments), Mix()(*arguments))
 
 
+def test_export_with_any_number_of_samples():
+    class Packed(torch.nn.Module):
+        def forward(self, q, segments):
+            return affinity_mix(q, q, q, segments=segments), affinity_graph(q, q, segments=segments).weights
+
+    def packed(batch):
+        return torch.randn(batch, 2, 6, 4), (torch.arange(6) // 2).repeat(batch, 1)
+
+    batch = torch.export.Dim("batch")
+    exported = torch.export.export(Packed(), packed(3), dynamic_shapes=({0: batch}, {0: batch}))
+    arguments = packed(5)
+    torch.testing.assert_close(exported.module()(*arguments), Packed()(*arguments))
+
+
 def test_shapes_without_values():
     """Tensors on the meta device."""
     q, k, v, theta, _ = (x.to("meta") for x in inputs(5, [5, 5]))
