@@ -53,6 +53,17 @@ def test_agrees_with_dense_formula(case, units, width, values, dtype):
         assert_no_worse(name, got, exact, naive, factor=10, terms=max(1.0, terms))
 
 
+@pytest.mark.parametrize("case", SPANS)
+def test_a_nan_in_q_spoils_its_row_alone(case):
+    """For few keys PyTorch's fused kernel gives 0."""
+    chosen = options(case, 5)
+    q, k, v = (torch.randn(3, 2, n, 4) for n in (3 if "positions" in chosen else 5, 5, 5))
+    expected = affinity_mix(q, k, v, **chosen)
+    q[0, 1, 2, 3] = torch.nan
+    expected[0, 1, 2] = torch.nan
+    torch.testing.assert_close(affinity_mix(q, k, v, **chosen), expected, equal_nan=True)
+
+
 def test_autocast_does_not_reach_inside():
     q, k, v = (torch.randn(2, 2, 9, 4) for _ in range(3))
     with torch.autocast("cpu", torch.bfloat16):
