@@ -101,9 +101,14 @@ def roots(
     return root
 
 
+def softmax_scale(width: int) -> float:
+    """1 / sqrt(Dg). Without width all scores are 0."""
+    return width**-0.5 if width else 1.0
+
+
 def softmax(q: Tensor, k: Tensor, outside: Tensor) -> tuple[Tensor, Tensor]:
     """(weights [B, H, R, T], logsumexp [B, H, R]) of q_i . k_j / sqrt(Dg); (0, -inf) for an empty span."""
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    scores = (q * softmax_scale(q.shape[-1])) @ k.transpose(-1, -2)
     scores.masked_fill_(outside, -torch.inf)
     norm = scores.logsumexp(-1)
     return scores.sub_(norm.masked_fill(norm == -torch.inf, 0)[..., None]).exp_(), norm

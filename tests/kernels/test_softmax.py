@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from glomo_kernels import affinity_mix
+from glomo_kernels import affinity_graph, affinity_mix
 from kernel_oracle import assert_no_worse, dense_weights, gradients, leaves, upstream
 
 SPANS = {
@@ -51,6 +51,18 @@ def test_agrees_with_dense_formula(case, units, width, values, dtype):
         assert torch.isfinite(got).all()
         # PyTorch's fused kernel is less exact than its dense products: up to 7 times was seen, for dq in float32
         assert_no_worse(name, got, exact, naive, factor=10, terms=max(1.0, terms))
+
+
+@pytest.mark.parametrize("stats", [False, True])
+def test_without_width_all_scores_are_zero(stats):
+    inputs = leaves(*(torch.randn(2, 2, 4, n) for n in (0, 0, 3)), dtype=torch.float32)
+    out = affinity_mix(*inputs, kind="softmax", causal=False, return_stats=stats)
+    mixed = out[0] if stats else out
+    torch.testing.assert_close(mixed, inputs[2].mean(2, keepdim=True).expand_as(mixed))
+    assert [x.shape[3] for x in gradients(mixed, inputs)] == [0, 0, 3]
+    weights = affinity_graph(*inputs[:2], kind="softmax", causal=False).weights
+    torch.testing.assert_close(weights, torch.full((2 * 2 * 4 * 4,), 0.25))
+    assert weights.requires_grad and gradients(weights, inputs[:2])[0].shape == inputs[0].shape
 
 
 @pytest.mark.parametrize("case", SPANS)

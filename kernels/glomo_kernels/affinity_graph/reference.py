@@ -103,7 +103,7 @@ def backward(
         d_scores = d_weight.sub_(mean[:, None]).view(tile_shape)
         if kind == "softmax":
             weight, _ = scores.softmax(q_tile, k_tile, hidden)
-            d_scores.mul_(weight).mul_(width**-0.5)
+            d_scores.mul_(weight).mul_(scores.softmax_scale(width))
         else:
             theta_tile = None if theta is None else theta[b, h, r].to(dtype)
             # Renormalised, the mask above already holds exactly the kept edges: no second choice among them.

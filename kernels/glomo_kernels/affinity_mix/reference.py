@@ -98,7 +98,7 @@ def backward(
         grad_tile = grad[b, h, r].to(dtype)
         if kind == "softmax":
             weight, _ = scores.softmax(q_tile, k_tile, hidden)
-            slope, share = weight * width**-0.5, weight
+            slope, share = weight * scores.softmax_scale(width), weight
         else:
             theta_tile = None if theta is None else theta[b, h, r].to(dtype)
             count = None if topk is None else topk[b]

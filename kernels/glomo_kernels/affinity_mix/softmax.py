@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glomo_kernels.scores import softmax_scale
 from glomo_kernels.spans import outside
 
 
@@ -34,7 +35,7 @@ def mix(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, *, order: str | None) ->
         mask = ~outside(spans, k.shape[2]) | empty
     with torch.autocast(q.device.type, enabled=False):
         mixed = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=order == "causal", scale=width**-0.5
+            q, k, v, attn_mask=mask, is_causal=order == "causal", scale=softmax_scale(width)
         )
     if order == "causal":
         mixed = F.pad(mixed, (0, 0, 1, 0))
