@@ -6,7 +6,10 @@ under torch.compile: elsewhere they would stall the device.
 
 from __future__ import annotations
 
+import contextlib
 import numbers
+from operator import index
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +44,16 @@ def alike(*tensors: Tensor) -> tuple[Tensor, ...]:
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
     return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
+
+
+def check_whole(op: str, name: str, value: Any, expected: str = "a whole number", low: int = -(2**63)) -> int:
+    """value as an int from `low` on that fits 64 bits; numpy's are whole numbers, too."""
+    number: Any = None
+    with contextlib.suppress(TypeError):
+        number = value if isinstance(value, (int, torch.SymInt)) else index(value)
+    if number is None or not low <= number < 2**63:
+        raise ValueError(f"{op}: {name} must be {expected}, got {value!r}")
+    return number  # type: ignore[no-any-return]
 
 
 def check_integers(

@@ -21,9 +21,9 @@ def check_graph(op: str, graph: SparseGraph) -> None:
     if not isinstance(graph, SparseGraph):
         raise ValueError(f"{op}: graph must be a SparseGraph, got {type(graph).__name__}")
     checks.check_tensors(op, **{f"graph.{name}": getattr(graph, name) for name in ("columns", "weights")})
-    if len(graph.shape) != 3:
-        raise ValueError(f"{op}: graph.shape must be (B, C, T), got {tuple(graph.shape)}")
-    batch, components, units = graph.shape
+    if not isinstance(graph.shape, (tuple, list)) or len(graph.shape) != 3:
+        raise ValueError(f"{op}: graph.shape must be (B, C, T), got {graph.shape}")
+    batch, components, units = (checks.check_whole(op, "graph.shape", n, low=0) for n in graph.shape)
     checks.check_integers(
         op, "graph.offsets", graph.offsets, ((batch * components * units + 1,),), graph.weights.device
     )

@@ -346,6 +346,10 @@ class TestRegistration:
         ({"weight": torch.zeros(5, 4).double()}, "weight must be torch.float32"),
         ({"target": torch.tensor([1, 2])}, r"target must be \(3,\), got \(2,\)"),
         ({"target": torch.tensor([1.0, 2, 3])}, "target must be an int64 tensor"),
+        *(
+            ({"ignore_index": wrong}, f"ignore_index must be a whole number of 64 bits, got {wrong!r}")
+            for wrong in (None, 1.5, "1", 2**64)
+        ),
         ({"target": torch.tensor([0, 4, 5])}, "target must lie in 0..4 .* got 5 at position 2"),
         ({"target": torch.tensor([0, -1, 5])}, "target must lie in 0..4 .* got -1 at position 1"),
     ],

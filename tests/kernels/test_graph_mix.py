@@ -260,6 +260,8 @@ class TestRegistration:
             "heads must divide the 0 components of the graph, got 2",
         ),
         ({"heads": 3}, "heads must divide the 4 components of the graph, got 3"),
+        ({"heads": 1.0}, r"heads must be a whole number or None, got 1\.0"),
+        ({"heads": "1"}, "heads must be a whole number or None, got '1'"),
         ({"weights": [0.5] * 4}, "weights must be a tensor, got list"),
         ({"graph": torch.zeros(3, 4, 5, 5)}, "graph must be a SparseGraph, got Tensor"),
     ],
@@ -283,6 +285,8 @@ def test_wrong_arguments_are_named(change, message):
             r"graph.weights must be floating point \(float16, bfloat16, float32 or float64\) of one dimension",
         ),
         (lambda g: g._replace(shape=(3, 20)), r"graph.shape must be \(B, C, T\), got \(3, 20\)"),
+        (lambda g: g._replace(shape=None), r"graph.shape must be \(B, C, T\), got None"),
+        (lambda g: g._replace(shape=(3, 4, 5.0)), r"graph.shape must be a whole number, got 5\.0"),
         (lambda g: g._replace(columns=g.columns + 5), r"graph.columns must lie in 0..4"),
         (lambda g: g._replace(columns=g.columns - 5), r"graph.columns must lie in 0..4"),
         (
@@ -301,6 +305,9 @@ def test_graph_apply_names_wrong_components():
     graph = sparse(make(5).float())
     with pytest.raises(ValueError, match=r"components 3\.\.4 are not all in 0\.\.3"):
         graph_apply(graph, torch.zeros(3, 2, 5, 2), first=3)
+    for first in (1.0, "1", 2**64):
+        with pytest.raises(ValueError, match=f"graph_apply: first must be a whole number, got {first!r}"):
+            graph_apply(graph, torch.zeros(3, 2, 5, 2), first=first)
     with pytest.raises(ValueError, match="graph_apply: features must be floating point"):
         graph_apply(graph, torch.zeros(3, 1, 5, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"features must be \(3, 'K', 5, 'D'\)"):

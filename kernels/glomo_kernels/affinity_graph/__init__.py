@@ -1,6 +1,5 @@
 """affinity_graph: the weights that affinity_mix mixes with, as a sparse graph."""
 
-from operator import index
 from typing import Any
 
 import torch
@@ -46,15 +45,15 @@ def affinity_graph(
     batch, heads, units, _ = q.shape
     if units >= 2**31:
         raise ValueError(f"{OP}: T must be below 2^31 (columns are int32), got {units}")
-    if keep is not None and not (hasattr(keep, "__index__") and 1 <= index(keep) < 2**63):
-        raise ValueError(f"{OP}: keep must be a whole number from 1 on, or None for all edges, got {keep}")
+    kept = 0
+    if keep is not None:
+        kept = checks.check_whole(OP, "keep", keep, "a whole number from 1 on, or None for all edges", low=1)
     checks.check_lengths(OP, lengths, batch, units, q.device)
     counts = checks.check_topk(OP, topk, kind, batch, q.device)
     segments = checks.check_segments(OP, segments, batch, units, q.device)
     spans = make_spans(
         batch, units, q.device, lengths=lengths, causal=causal, positions=None, segments=segments
     )
-    kept = 0 if keep is None else index(keep)
     weights, offsets, columns = _forward(q, k, theta, spans, counts, kind, kept, renormalise)
     return SparseGraph(offsets, columns, weights, (batch, heads, units))
 

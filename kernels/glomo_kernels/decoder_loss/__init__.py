@@ -31,6 +31,7 @@ def decoder_loss(
     """
     if reduction not in ("sum", "mean"):
         raise ValueError(f"{OP}: reduction must be 'sum' or 'mean', got {reduction!r}")
+    ignore_index = checks.check_whole(OP, "ignore_index", ignore_index, "a whole number of 64 bits")
     checks.check_tensors(OP, hidden=hidden, weight=weight)
     hidden, weight = checks.alike(hidden, weight)
     if hidden.ndim != 2 or hidden.dtype not in checks.FLOATING:

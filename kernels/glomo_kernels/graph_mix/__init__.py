@@ -41,6 +41,8 @@ def graph_mix(graph: SparseGraph, weights: Tensor, features: Tensor, *, heads: i
             f"got {checks.shape(features)}"
         )
     graph_checks.check_floating(OP, "features", features, graph)
+    if heads is not None:
+        heads = checks.check_whole(OP, "heads", heads, "a whole number or None")
     terms = components if heads is None else _product_terms(components, heads)
     if not checks.has_shape(weights, (terms,), (batch, units, terms)):
         raise ValueError(
@@ -74,7 +76,7 @@ def graph_apply(graph: SparseGraph, features: Tensor, *, first: int = 0) -> Tens
             f"got {checks.shape(features)}"
         )
     graph_checks.check_floating("graph_apply", "features", features, graph)
-    count = features.shape[1]
+    first, count = checks.check_whole("graph_apply", "first", first), features.shape[1]
     if not 0 <= first <= components - count:
         raise ValueError(
             f"graph_apply: components {first}..{first + count - 1} are not all in 0..{components - 1}"
