@@ -44,13 +44,20 @@ def test_export(module, first, second):
         torch.testing.assert_close(exported.module()(*arguments), module(*arguments))
 
 
-def test_export_with_any_number_of_units():
+class MixStats(torch.nn.Module):
+    def forward(self, q, k, v, theta, lengths):
+        mixed, stats = affinity_mix(q, k, v, theta, lengths=lengths, return_stats=True)
+        return mixed, stats.live
+
+
+@pytest.mark.parametrize("module", [Mix(), MixStats()])
+def test_export_with_any_number_of_units(module):
     units = torch.export.Dim("units", min=65, max=4096)
     shapes = ({2: units}, {2: units}, {2: units}, {2: units}, None)
-    exported = torch.export.export(Mix(), inputs(130, [130, 3]), dynamic_shapes=shapes)
+    exported = torch.export.export(module, inputs(130, [130, 3]), dynamic_shapes=shapes)
     for n in (65, 200):
         arguments = inputs(n, [n, n - 4])
-        torch.testing.assert_close(exported.module()(*arguments), Mix()(*arguments))
+        torch.testing.assert_close(exported.module()(*arguments), module(*arguments))
 
 
 def test_export_with_any_number_of_samples():

@@ -99,7 +99,8 @@ def affinity_mix(
     if not return_stats:
         return mixed
     row_sum = norm.exp() if kind == "softmax" else norm
-    return mixed, AffinityStats(row_sum.detach(), edges, entropy.detach(), live.bool())
+    # not live.bool(): torch.export cannot prove what it asks of the strides
+    return mixed, AffinityStats(row_sum.detach(), edges, entropy.detach(), live != 0)
 
 
 def _worth_keeping(q: Tensor, k: Tensor, v: Tensor) -> bool:
