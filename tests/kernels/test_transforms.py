@@ -44,6 +44,16 @@ def test_export(module, first, second):
         torch.testing.assert_close(exported.module()(*arguments), module(*arguments))
 
 
+def test_backward_through_an_export_for_inputs_without_gradients_is_refused():
+    hidden, weight, target = torch.randn(3, 4), torch.randn(7, 4), torch.tensor([0, 6, 2])
+    exported = torch.export.export(Loss(), (hidden, weight, target)).module()
+    with pytest.raises(RuntimeError, match="exported for inputs without gradients; export it with"):
+        exported(hidden.requires_grad_(), weight, target).backward()
+    again = torch.export.export(Loss(), (hidden, weight, target)).module()
+    again(hidden, weight, target).backward()
+    assert hidden.grad is not None
+
+
 class MixStats(torch.nn.Module):
     def forward(self, q, k, v, theta, lengths):
         mixed, stats = affinity_mix(q, k, v, theta, lengths=lengths, return_stats=True)

@@ -114,11 +114,16 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 
 def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    hidden, weight, dhidden, dweight = ctx.saved_tensors
+    if dweight.shape != weight.shape:
+        raise RuntimeError(
+            f"{OP}: backward through a graph that was exported for inputs without gradients; export it with a "
+            "hidden or weight that requires one"
+        )
     if _used_once(grad):
         # the gradient of the weight is the largest tensor of many a model: no second float32 one beside it
-        hidden, weight, dhidden, dweight = ctx.saved_tensors
         return dhidden.mul_(grad).to(hidden.dtype), dweight.mul_(grad).to(weight.dtype), None, None, None
-    dhidden, dweight = _backward(grad, *ctx.saved_tensors)
+    dhidden, dweight = _backward(grad, hidden, weight, dhidden, dweight)
     return dhidden, dweight, None, None, None
 
 
