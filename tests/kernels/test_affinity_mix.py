@@ -269,6 +269,14 @@ def test_stats(backend, case):
     assert single.row_sum.dtype == torch.float32
 
 
+def test_no_entropy_is_negative(backend):
+    """Rows that one edge rules, and rounding."""
+    torch.manual_seed(1)
+    q = torch.randn(2, 2, 40, 3, dtype=torch.float64) * torch.tensor([1, 1e-5, 1])
+    k = torch.cat([q[:, :, :1], q[:, :, 1:] * 1e-6], 2)
+    assert affinity_mix(q, k, q, return_stats=True)[1].entropy.min() == 0
+
+
 @pytest.mark.parametrize("dead", [slice(64, 128), slice(20, 130)], ids=["a tile of rows", "rows of three"])
 def test_live_tiles(backend, dead):
     q, k, v, theta = make(200, rows=150, heads=1)

@@ -99,8 +99,9 @@ def affinity_mix(
     if not return_stats:
         return mixed
     row_sum = norm.exp() if kind == "softmax" else norm
+    entropy = entropy.detach().clamp(min=0)  # a share rounded to more than 1 has one below 0
     # not live.bool(): torch.export cannot prove what it asks of the strides
-    return mixed, AffinityStats(row_sum.detach(), edges, entropy.detach(), live != 0)
+    return mixed, AffinityStats(row_sum.detach(), edges, entropy, live != 0)
 
 
 def _worth_keeping(q: Tensor, k: Tensor, v: Tensor) -> bool:
