@@ -6,7 +6,6 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from glomo_dist.data.text import tokenize
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.fingerprint import derive_seed
+from glomo_dist.transfer.checks import class_numbers, require_label, require_pixels
 from glomo_dist.transfer.models import Reader, ReaderSizes
 
 SPLITS = ("train", "dev", "test")
@@ -175,7 +175,7 @@ def text_data(
     splits = {}
     for split in SPLITS:
         for row in rows[split]:
-            _require_label(row, name, classes)
+            require_label(row.label, row.where, name, classes)
         kept = [rows[split][i] for i in draw(len(rows[split]), max_examples, name, split)]
         columns = {column: _column(kept, column, words) for column in (kept[0].texts if kept else ())}
         for column in filled:
@@ -184,22 +184,6 @@ def text_data(
         references = tuple(row.reference for row in kept) if any(row.reference for row in kept) else ()
         splits[split] = Split(columns, np.array([row.label for row in kept], np.int64), groups, references)
     return checked(name, splits, classes, skipped, dev)
-
-
-def _require_label(row: Row, name: str, classes: tuple[str, ...]) -> None:
-    """DataError unless the label is a class, or the two words of a span; NumPy's integers are as Python's."""
-    label: Any = row.label
-    if isinstance(label, (tuple, list, np.ndarray)):
-        if len(label) != 2 or not all(isinstance(word, Integral) for word in label):
-            raise DataError(
-                f"{row.where}: label {label!r:.80} is no span, the whole numbers of its first and its last word. "
-                "Correct or remove the row."
-            )
-    elif not isinstance(label, Integral) or not 0 <= int(label) < len(classes):
-        raise DataError(
-            f"{row.where}: label {label!r:.80} is out of range, task {name!r} has labels "
-            f"0..{len(classes) - 1} ({', '.join(classes)}). Correct or remove the row."
-        )
 
 
 def _column(rows: list[Row], column: str, words: dict[str, str]) -> Column:
@@ -252,46 +236,14 @@ def checked(
             raise DataError(
                 f"task {name!r}: the {split} split has no example{why}.{drawn} Check the files of the source."
             )
-    splits = {split: _labelled(name, split, splits[split], classes) for split in SPLITS}
+    said = f"task {name!r}"
+    splits = {
+        split: replace(
+            e, labels=class_numbers(e.labels, len(classes), said, f" of {split}", f"{split} example")
+        )
+        for split, e in ((split, splits[split]) for split in SPLITS)
+    }
     return TaskData(splits, classes, _fingerprint(splits, classes), skipped)
-
-
-def _labelled(name: str, split: str, examples: Split, classes: tuple[str, ...]) -> Split:
-    """The examples with int64 labels, each a class or a span."""
-    labels = examples.labels
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"task {name!r}: labels of {split} must be whole numbers, got {labels.dtype}.")
-    bad = np.flatnonzero((labels < 0) | (labels >= len(classes))) if labels.ndim == 1 else ()
-    if len(bad):
-        raise DataError(
-            f"task {name!r}: label {labels[bad[0]]} of {split} example {bad[0]} is out of range, expected "
-            f"0..{len(classes) - 1} ({', '.join(classes)})."
-        )
-    return replace(examples, labels=labels.astype(np.int64, copy=False))
-
-
-def require_shape(image: np.ndarray[Any, Any], shape: tuple[int, ...], what: str) -> None:
-    """DataError if the image, called `what`, has not the shape of the first one."""
-    if image.shape != shape:
-        raise DataError(f"{what} has shape {image.shape}, the first one {shape}. Resize them to one size.")
-
-
-def require_pixels(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], where: str) -> None:
-    """DataError naming `where` unless these are uint8 images [n, H, W] or [n, H, W, C], and as many labels."""
-    if images.ndim not in (3, 4) or labels.shape != images.shape[:1]:
-        raise DataError(
-            f"{where}: expected images [n, H, W] or [n, H, W, C] and labels [n], got "
-            f"{images.shape} and {labels.shape}."
-        )
-    if np.issubdtype(images.dtype, np.floating):
-        bad = np.flatnonzero(~np.isfinite(images.reshape(len(images), -1)).all(1))
-        if bad.size:
-            raise DataError(
-                f"{where}: image {bad[0]} holds NaN or infinite values ({bad.size} such "
-                "images). Repair or remove them."
-            )
-    if images.dtype != np.uint8:
-        raise DataError(f"{where}: images must be uint8 0..255, got {images.dtype}. Scale them first.")
 
 
 def images_split(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> Split:

@@ -11,7 +11,8 @@ from glomo_dist.data.files import open_stream
 from glomo_dist.data.images import encoded_picture, pictures
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
-from glomo_dist.transfer.dataset import TaskData, checked, draw, images_split, require_pixels, require_shape
+from glomo_dist.transfer.checks import class_numbers, require_pixels, require_shape
+from glomo_dist.transfer.dataset import TaskData, checked, draw, images_split
 from glomo_dist.transfer.rows import records
 from glomo_dist.transfer.sources import npz_arrays, one_file
 from glomo_dist.transfer.values import class_number
@@ -48,14 +49,7 @@ def check_images(
 ) -> Labelled:
     """uint8 images and int64 labels; raises DataError naming `where` and the first bad row."""
     require_pixels(images, labels, where)
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"{where}: labels must be whole numbers, got {labels.dtype}.")
-    bad = np.flatnonzero((labels < 0) | (labels >= classes))
-    if bad.size:
-        raise DataError(
-            f"{where}: label {labels[bad[0]]} of image {bad[0]} is out of range, expected 0..{classes - 1}."
-        )
-    return images, labels.astype(np.int64)
+    return images, class_numbers(labels, classes, where)
 
 
 def read_idx(images: str, labels: str, classes: int) -> Labelled:

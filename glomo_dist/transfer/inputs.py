@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.transfer.checks import require_shape
 from glomo_dist.transfer.coverage import Unknown, unknown
-from glomo_dist.transfer.dataset import Split, TaskData, require_shape, section
+from glomo_dist.transfer.dataset import Split, TaskData, section
 from glomo_dist.transfer.encoder import encoder_fingerprint
 from glomo_dist.transfer.feature_modules import (
     UNKNOWN,

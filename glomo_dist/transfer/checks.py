@@ -1,0 +1,69 @@
+"""Whether labels and pixels are what a task's data are made of: clear errors before anything is trained on them."""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+
+from glomo_dist.runtime.errors import DataError
+
+
+def require_label(label: Any, where: str, name: str, classes: tuple[str, ...]) -> None:
+    """DataError naming `where` unless the label is a class of task `name`, or the two words of a span.
+
+    NumPy's integers are as Python's.
+    """
+    if isinstance(label, (tuple, list, np.ndarray)):
+        if len(label) != 2 or not all(isinstance(word, Integral) for word in label):
+            raise DataError(
+                f"{where}: label {label!r:.80} is no span, the whole numbers of its first and its last word. "
+                "Correct or remove the row."
+            )
+    elif not isinstance(label, Integral) or not 0 <= int(label) < len(classes):
+        raise DataError(
+            f"{where}: label {label!r:.80} is out of range, task {name!r} has labels "
+            f"0..{len(classes) - 1} ({', '.join(classes)}). Correct or remove the row."
+        )
+
+
+def class_numbers(
+    labels: np.ndarray[Any, Any], classes: int, where: str, of: str = "", item: str = "image"
+) -> np.ndarray[Any, Any]:
+    """The labels [n], or spans [n, 2], as int64; DataError naming `where` and the first label that is no class.
+
+    of, item: words of the message, "labels{of}" and "label 7 of {item} 3".
+    """
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"{where}: labels{of} must be whole numbers, got {labels.dtype}.")
+    bad = np.flatnonzero((labels < 0) | (labels >= classes)) if labels.ndim == 1 else ()
+    if len(bad):
+        raise DataError(
+            f"{where}: label {labels[bad[0]]} of {item} {bad[0]} is out of range, expected 0..{classes - 1}."
+        )
+    return labels.astype(np.int64, copy=False)
+
+
+def require_shape(image: np.ndarray[Any, Any], shape: tuple[int, ...], what: str) -> None:
+    """DataError if the image, called `what`, has not the shape of the first one."""
+    if image.shape != shape:
+        raise DataError(f"{what} has shape {image.shape}, the first one {shape}. Resize them to one size.")
+
+
+def require_pixels(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], where: str) -> None:
+    """DataError naming `where` unless these are uint8 images [n, H, W] or [n, H, W, C], and as many labels."""
+    if images.ndim not in (3, 4) or labels.shape != images.shape[:1]:
+        raise DataError(
+            f"{where}: expected images [n, H, W] or [n, H, W, C] and labels [n], got "
+            f"{images.shape} and {labels.shape}."
+        )
+    if np.issubdtype(images.dtype, np.floating):
+        bad = np.flatnonzero(~np.isfinite(images.reshape(len(images), -1)).all(1))
+        if bad.size:
+            raise DataError(
+                f"{where}: image {bad[0]} holds NaN or infinite values ({bad.size} such "
+                "images). Repair or remove them."
+            )
+    if images.dtype != np.uint8:
+        raise DataError(f"{where}: images must be uint8 0..255, got {images.dtype}. Scale them first.")
