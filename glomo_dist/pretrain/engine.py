@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import logging
 import math
+import os
 from typing import Any
 
 import torch
@@ -105,6 +108,7 @@ def build_engine(model: nn.Module, config: PretrainConfig, ranks: Ranks) -> Any:
     import deepspeed  # after ranks.join has chosen the accelerator
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # the loop itself reports skipped steps
+    _import_muon_uncompiled()
     optimizer = build_optimizer(model, config, ranks.device)
     settings = deepspeed_settings(config, ranks.world)
     error: ConfigError | None = None
@@ -128,6 +132,22 @@ def build_engine(model: nn.Module, config: PretrainConfig, ranks: Ranks) -> Any:
     except GlomoError as agreed:
         raise agreed from cause
     return engine
+
+
+def _import_muon_uncompiled() -> None:
+    """DeepSpeed imports its Muon, which is never ours, to name the optimizers it knows, and compiles its functions
+    there: that would load PyTorch's compiler, a second and a half of every rank's start and 44 MB."""
+    switch = "TORCHDYNAMO_DISABLE"
+    before = os.environ.get(switch)
+    os.environ[switch] = "1"
+    try:
+        with contextlib.suppress(ImportError):
+            importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        if before is None:
+            del os.environ[switch]
+        else:
+            os.environ[switch] = before
 
 
 def set_learning_rate(engine: Any, rate: float) -> None:

@@ -7,6 +7,7 @@ JOBS.json: list of {"do": "train" | "poison", "config": {...}, "data": folder, "
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,9 @@ def main() -> None:
         except GlomoError as e:
             if ranks.first:
                 job.out.with_suffix(".error").write_text(f"{type(e).__name__}: {e}")
+    # neither loaded for what is not compiled nor switched off for what a program may compile
+    assert "torch._inductor.compile_fx" not in sys.modules
+    assert "TORCHDYNAMO_DISABLE" not in os.environ
     group.leave()
 
 
