@@ -76,8 +76,10 @@ $(VENV)/.stamp: $(VENV)/.dependencies setup.py kernels/build_cuda.py $(wildcard 
 	@touch $@
 	@echo '==> ready: $(BIN)/glomo'
 
+# Processes that share the tests; more than four would wait for the longest of files.
+PROCESSES ?= $(shell n=$$(nproc 2> /dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 test: setup
-	@$(BIN)/python -m pytest --durations=10
+	@$(BIN)/python -m pytest -n $(PROCESSES) --durations=10
 
 faults: setup
 	@$(BIN)/python tests/pretrain/faults.py $(FAULTS)

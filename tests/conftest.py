@@ -10,6 +10,8 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +27,23 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 import torch  # noqa: E402
 from road_samples import Raw, Road  # noqa: E402
+
+# A Ray cluster is found by every program of the machine, so the tests that start one must not meet.
+ONE_AFTER_ANOTHER = ("tests", "tests/evaluate", "tests/cluster")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of several processes of pytest-xdist, one gets all tests of a file, which share what its fixtures make."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return "programs" if str(PurePosixPath(file).parent) in ONE_AFTER_ANOTHER else file
+
+    config.option.loadscopereorder = False  # the files with the most tests are not those that take longest
+    return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
