@@ -22,8 +22,8 @@ from glomo_dist.runtime.errors import ConfigError
     ("argv", "words"),
     [
         (
-            ["plan", "--recipe", "tiny", "--model.vocab-size", "9", "--tokens-per-second", "-5"],
-            "tokens_per_second must be",
+            ["plan", "--recipe", "tiny", "--model.vocab-size", "9", "--units-per-second", "-5"],
+            "units_per_second must be",
         ),
         (["plan", "--recipe", "tiny", "--model.vocab-size", "9", "--teraflops", "nan"], "teraflops must be"),
         (
@@ -42,7 +42,7 @@ def test_numbers_that_are_none_are_refused(argv: list[str], words: str, capfd: C
     refused(argv, capfd, words)
 
 
-@pytest.mark.parametrize("flag", ["--max-units", "--max-examples", "--batch-tokens", "--keep"])
+@pytest.mark.parametrize("flag", ["--max-units", "--max-examples", "--batch-units", "--keep"])
 def test_export_of_less_than_one_is_refused(flag: str, road: Road, tmp_path: Path, capfd: Capture) -> None:
     out = tmp_path / "graphs"
     name = flag.strip("-").replace("-", "_")
@@ -82,14 +82,14 @@ def test_plan_of_memory_follows_the_stages() -> None:
 
 
 def test_plan_of_arithmetic_grows_with_the_pairs() -> None:
-    """Twice the window and twice the sampled positions leave all else per token as it was: what is added is, forward
+    """Twice the window and twice the sampled positions leave all else per unit as it was: what is added is, forward
     and backward (x3), a multiply-add (x2) for each pair, layer and head, over d_g score and d/K feature entries."""
     short = with_vocabulary(recipes.get("tiny"))
     long = replace(short, window=2 * short.window, positions_per_sequence=2 * short.positions_per_sequence)
     m, pairs = short.model, short.window  # T/2 pairs per unit and direction
     added = 3 * 2 * m.layers * m.heads * (m.graph_width + m.width // m.heads) * pairs
-    assert cost(long).flops_per_token - cost(short).flops_per_token == pytest.approx(added)
-    assert cost(long).tokens_per_step == 2 * cost(short).tokens_per_step
+    assert cost(long).flops_per_unit - cost(short).flops_per_unit == pytest.approx(added)
+    assert cost(long).units_per_step == 2 * cost(short).units_per_step
 
 
 def test_plan_of_arithmetic_where_the_embedding_is_as_large_as_another_parameter() -> None:
@@ -97,7 +97,7 @@ def test_plan_of_arithmetic_where_the_embedding_is_as_large_as_another_parameter
     recipe = recipes.get("tiny")
     near = [recipe.model.width * 3 + more for more in (-1, 0, 1)]
     flops = [
-        cost(replace(recipe, model=replace(recipe.model, vocab_size=size))).flops_per_token for size in near
+        cost(replace(recipe, model=replace(recipe.model, vocab_size=size))).flops_per_unit for size in near
     ]
     assert flops[1] - flops[0] == pytest.approx(flops[2] - flops[1])
 

@@ -43,7 +43,7 @@ class Export:
     """Cut longer texts (None: the task's own limit)."""
     max_examples: int | None = None
     """Examples per split at most; give `glomo evaluate` the same."""
-    batch_tokens: int = 16384
+    batch_units: int = 16384
     """Units per forward pass."""
 
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
     store = export_task(
         command.task, model or command.model, command.out, source=command.source, random_seed=command.random_seed,
         keep=command.keep, max_units=command.max_units, max_examples=command.max_examples,
-        batch_tokens=command.batch_tokens,
+        batch_units=command.batch_units,
     )  # fmt: skip
     save_command(store, "export", command)
     say(f"next: {shlex.join(_next(command, store))}")

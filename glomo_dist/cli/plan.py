@@ -1,11 +1,11 @@
 """Say what a pretraining run will cost before it is started: parameters, memory, arithmetic, time.
 
 Examples:
-  glomo plan --recipe wiki_small --data shards --ranks 2 --tokens-per-second 9000
+  glomo plan --recipe wiki_small --data shards --ranks 2 --units-per-second 9000
   glomo plan --recipe ancestor_text_paper --ranks 8 --teraflops 40 --model.sparsity topk
 
 The settings are those of `glomo pretrain`. Memory and arithmetic are estimates from the formulas in this file;
-a short run with --steps 20 --warmup-steps 0 gives the true tokens per second (`units_per_second` in log.jsonl).
+a short run with --steps 20 --warmup-steps 0 gives the true speed (`units_per_second` in log.jsonl).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Plan:
     """Processes."""
     vocabulary: int = 30_000
     """Units, where neither --data nor the recipe says it."""
-    tokens_per_second: float | None = None
+    units_per_second: float | None = None
     """Measured speed of all ranks together, for the hours."""
     teraflops: float | None = None
     """Arithmetic per second that one rank really reaches, in 10^12, for the hours."""
@@ -53,13 +53,13 @@ class Plan:
 @dataclass(frozen=True)
 class Cost:
     """embedding: parameters of it (tied to the softmax).  others: all other parameters.
-    flops_per_token: forward and backward.  tokens_per_step: units read by all ranks, at most.
+    flops_per_unit: forward and backward.  units_per_step: units read by all ranks, at most.
     """
 
     embedding: int
     others: int
-    flops_per_token: float
-    tokens_per_step: int
+    flops_per_unit: float
+    units_per_step: int
 
     @property
     def parameters(self) -> int:
@@ -69,7 +69,7 @@ class Cost:
 def cost(config: PretrainConfig) -> Cost:
     """The parameters are counted (on the meta device, without memory); the arithmetic is estimated.
 
-    Per token and direction, 2 per multiply-add: the convolutions and linear maps of both CNNs and of every graph
+    Per unit and direction, 2 per multiply-add: the convolutions and linear maps of both CNNs and of every graph
     layer; per layer and head 2·d_g·T/2 for the scores and 2·(d/K)·T/2 for mixing, as only j < i counts. The decoder
     runs at the sampled positions only: D steps of its GRU, and the softmax over all units.
     """
@@ -166,25 +166,25 @@ def describe(command: Plan, config: PretrainConfig, estimate: Cost) -> list[str]
     for stage in (0, 1, 2, 3) if config.precision == "fp32" else (1, 2, 3):
         sizes = state_bytes(dataclasses.replace(config, zero_stage=stage), estimate.parameters, ranks)
         others.append(f"ZeRO {stage}: {sum(sizes.values()) / MIB:,.0f}")
-    tokens = estimate.tokens_per_step * config.steps
-    flops = estimate.flops_per_token * tokens
+    units = estimate.units_per_step * config.steps
+    flops = estimate.flops_per_unit * units
     lines = [
         f"parameters      {estimate.parameters:,}, of these {estimate.embedding:,} in the embedding of "
         f"{config.model.vocab_size:,} units",
         f"a step          {config.global_batch} sequences of at most {config.window} units = "
-        f"{estimate.tokens_per_step:,} units; per rank {passes} x {micro} sequences",
-        f"the run         {config.steps:,} steps, {tokens:,} units",
+        f"{estimate.units_per_step:,} units; per rank {passes} x {micro} sequences",
+        f"the run         {config.steps:,} steps, {units:,} units",
         f"memory, rank    {(sum(states.values()) + activations) / MIB:,.0f} MiB with ZeRO {config.zero_stage} on "
         f"{ranks} ranks: {parts}, activations about {activations / MIB:,.0f}",
         f"  by stage      {', '.join(others)} MiB without activations",
-        f"arithmetic      {estimate.flops_per_token / 1e6:,.2f} MFLOP per unit, {flops / 1e15:,.2f} PFLOP in all",
+        f"arithmetic      {estimate.flops_per_unit / 1e6:,.2f} MFLOP per unit, {flops / 1e15:,.2f} PFLOP in all",
     ]
-    for name in ("tokens_per_second", "teraflops"):
+    for name in ("units_per_second", "teraflops"):
         value = getattr(command, name)
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"{name} must be positive, got {value}.")
-    if speed := command.tokens_per_second:
-        lines.append(f"time            {tokens / speed / 3600:,.2f} h at {speed:,.0f} units/s")
+    if speed := command.units_per_second:
+        lines.append(f"time            {units / speed / 3600:,.2f} h at {speed:,.0f} units/s")
     if speed := command.teraflops:
         hours = flops / (speed * 1e12 * ranks) / 3600
         lines.append(f"time            {hours:,.2f} h at {speed:g} TFLOP/s on each of {ranks} ranks")

@@ -38,7 +38,7 @@ from glomo_dist.runtime.errors import CheckpointError, ConfigError, DataError
 from glomo_dist.runtime.fingerprint import code_version, fingerprint
 from glomo_dist.runtime.progress import bar
 
-BATCH_TOKENS, CHUNK_UNITS = 1 << 14, 1 << 18
+BATCH_UNITS, CHUNK_UNITS = 1 << 14, 1 << 18
 
 
 @dataclass(frozen=True)
@@ -75,22 +75,22 @@ def export_graphs(
     *,
     meta: StoreMeta,
     keep: int | None = 8,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_units: int = BATCH_UNITS,
     chunk_units: int = CHUNK_UNITS,
 ) -> Path:
     """Write the graphs of every example of every split to the store `out`; returns `out`.
 
-    splits: per split the predictor's token ids of each example, integer [n] with n ≥ 0, already truncated.
+    splits: per split the predictor's unit ids of each example, integer [n] with n ≥ 0, already truncated.
     keep: at most so many largest edges per row, renormalised (None: all).
-    batch_tokens: padded units per forward pass.  chunk_units: units per file, the unit of restarting.
+    batch_units: padded units per forward pass.  chunk_units: units per file, the unit of restarting.
     Raises GraphStoreError if `out` was begun with other settings, GlomoError if it holds something else or another
     process is exporting into it.
     """
     out = Path(out)
     if keep is not None and keep < 1:
         raise ConfigError(f"export: keep must be at least 1, or none to keep all edges; got {keep}.")
-    if batch_tokens < 1:
-        raise ConfigError(f"export: batch_tokens must be at least 1, got {batch_tokens}.")
+    if batch_units < 1:
+        raise ConfigError(f"export: batch_units must be at least 1, got {batch_units}.")
     check_ids(model, splits, "export")
     lengths = {name: np.array([len(e) for e in examples], np.int64) for name, examples in splits.items()}
     facts = config.to_dict(meta)
@@ -111,7 +111,7 @@ def export_graphs(
         with files.writing(out):
             for name in (SETTINGS, INDEX, "chunk-*"):  # what a killed export left
                 files.remove_leftovers(out, f"{name}.*")
-        entries = _chunks(model, splits, lengths, out, keep, batch_tokens, chunk_units)
+        entries = _chunks(model, splits, lengths, out, keep, batch_units, chunk_units)
         index = {k: v for k, v in settings.items() if k not in ("chunk_units", "examples")}
         index["code"] = code_version()
         index["splits"] = {
@@ -132,7 +132,7 @@ def export_graphs(
 
 def _chunks(
     model: Glomo, splits: dict[str, list[np.ndarray[Any, Any]]], lengths: dict[str, np.ndarray[Any, Any]], out: Path,
-    keep: int | None, batch_tokens: int, chunk_units: int,
+    keep: int | None, batch_units: int, chunk_units: int,
 ) -> dict[str, list[ChunkEntry]]:  # fmt: skip
     """Of every split the chunks, those of an earlier run or written now."""
     was_training = model.training
@@ -146,7 +146,7 @@ def _chunks(
                     entry = _finished(path, first, last - first)
                     if entry is None:
                         arrays = predict_chunk(
-                            model, examples[first:last], keep, batch_tokens, progress.update
+                            model, examples[first:last], keep, batch_units, progress.update
                         )
                         entry = _write(path, arrays, first, last - first)
                     else:
@@ -235,7 +235,7 @@ def _write(path: Path, arrays: dict[str, np.ndarray[Any, Any]], first: int, exam
 
 @torch.inference_mode()
 def predict_chunk(
-    model: Glomo, examples: Sequence[np.ndarray[Any, Any]], keep: int | None, batch_tokens: int, done: Any
+    model: Glomo, examples: Sequence[np.ndarray[Any, Any]], keep: int | None, batch_units: int, done: Any
 ) -> dict[str, np.ndarray[Any, Any]]:
     """The arrays of one chunk (see graphs/store.py), computed in batches of similar length."""
     lengths = np.array([len(e) for e in examples], np.int64)
@@ -244,7 +244,7 @@ def predict_chunk(
     at = 0
     while at < len(order):
         T = int(lengths[order[at]])
-        batch = order[at : at + max(1, batch_tokens // T)]
+        batch = order[at : at + max(1, batch_units // T)]
         at += len(batch)
         tokens = np.zeros((len(batch), T), np.int64)
         for b, i in enumerate(batch):

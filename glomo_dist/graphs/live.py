@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from glomo_dist.graphs.chunks import chunk_ranges
-from glomo_dist.graphs.export import BATCH_TOKENS, CHUNK_UNITS, StoreMeta, check_ids, predict_chunk
+from glomo_dist.graphs.export import BATCH_UNITS, CHUNK_UNITS, StoreMeta, check_ids, predict_chunk
 from glomo_dist.graphs.store import FORMAT, VERSION, ChunkEntry, GraphStore, SplitEntry, StoreInfo
 from glomo_dist.model.glomo import Glomo
 from glomo_dist.runtime import config
@@ -23,7 +23,7 @@ from glomo_dist.runtime.fingerprint import code_version
 class LiveGraphs(GraphStore):
     """A `GraphStore` without files.
 
-    splits: per split the predictor's token ids of each example, as for `export_graphs`.  folder: of the model.
+    splits: per split the predictor's unit ids of each example, as for `export_graphs`.  folder: of the model.
     """
 
     def __init__(
@@ -59,4 +59,4 @@ class LiveGraphs(GraphStore):
 
     def _load(self, entry: ChunkEntry) -> dict[str, np.ndarray[Any, Any]]:
         examples = self._examples[entry.name.rpartition("-")[0]][entry.first : entry.first + entry.examples]
-        return predict_chunk(self._model, examples, self.info.keep, BATCH_TOKENS, lambda units: None)
+        return predict_chunk(self._model, examples, self.info.keep, BATCH_UNITS, lambda units: None)

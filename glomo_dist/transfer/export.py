@@ -11,7 +11,7 @@ import numpy as np
 
 from glomo_dist.data.pixels import PixelTokenizer
 from glomo_dist.data.tokenizer import load_tokenizer
-from glomo_dist.graphs.export import BATCH_TOKENS, StoreMeta, export_graphs, require_graph_kernels
+from glomo_dist.graphs.export import BATCH_UNITS, StoreMeta, export_graphs, require_graph_kernels
 from glomo_dist.graphs.live import LiveGraphs
 from glomo_dist.model.io import load_model, random_model
 from glomo_dist.model.io import model_folder as find_model
@@ -35,7 +35,7 @@ def export_task(
     keep: int | None = 8,
     max_units: int | None = None,
     max_examples: int | None = None,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_units: int = BATCH_UNITS,
 ) -> Path:
     """Write the graphs of all splits of a task, as a predictor sees them, to the store `out`.
 
@@ -45,7 +45,7 @@ def export_task(
         fresh parameters.
     source, max_units, max_examples: as in FinetuneJob; they must be the same there.
     """
-    numbers = _Numbers(random_seed, keep, max_units, max_examples, batch_tokens)
+    numbers = _Numbers(random_seed, keep, max_units, max_examples, batch_units)
     task, _ = find_task(task_name)
     limits = task.limits(numbers.max_units)
     predictor = _Predictor(model_folder, task, numbers.random_seed)
@@ -54,7 +54,7 @@ def export_task(
     units = predictor.encode(data, limits)
     meta = predictor.meta(task, data, limits, units)
     store = export_graphs(
-        predictor.model, units, out, meta=meta, keep=numbers.keep, batch_tokens=numbers.batch_tokens
+        predictor.model, units, out, meta=meta, keep=numbers.keep, batch_units=numbers.batch_units
     )
     _report(task.name, meta, data)
     return store
@@ -68,13 +68,13 @@ class _Numbers:
     keep: int | None
     max_units: int | None
     max_examples: int | None
-    batch_tokens: int
+    batch_units: int
 
     def __post_init__(self) -> None:
         check_fields(self, "export: ")
-        for name in ("keep", "max_units", "max_examples", "batch_tokens"):
+        for name in ("keep", "max_units", "max_examples", "batch_units"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                none = "" if name == "batch_tokens" else " or none"
+                none = "" if name == "batch_units" else " or none"
                 raise ConfigError(f"export: {name} must be at least 1{none}, got {getattr(self, name)}.")
         if self.random_seed is not None and not -(2**63) <= self.random_seed < 2**64:  # those of torch
             raise ConfigError(

@@ -41,7 +41,7 @@ def export(folder, keep=3, chunk_units=20, **options):
     model, tokenizer = predictor()
     splits = encoded(tokenizer)
     options.setdefault("meta", META)
-    export_graphs(model, splits, folder, keep=keep, chunk_units=chunk_units, batch_tokens=40, **options)
+    export_graphs(model, splits, folder, keep=keep, chunk_units=chunk_units, batch_units=40, **options)
     return model, splits
 
 

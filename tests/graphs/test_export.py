@@ -99,8 +99,8 @@ def test_temporary_files_of_killed_exports_are_removed(tmp_path):
 def test_chunks_and_batch_sizes_do_not_change_the_graphs(tmp_path):
     model, tokenizer = predictor()
     splits = encoded(tokenizer)
-    export_graphs(model, splits, tmp_path / "a", meta=META, keep=2, chunk_units=1, batch_tokens=1)
-    export_graphs(model, splits, tmp_path / "b", meta=META, keep=2, chunk_units=10**6, batch_tokens=10**6)
+    export_graphs(model, splits, tmp_path / "a", meta=META, keep=2, chunk_units=1, batch_units=1)
+    export_graphs(model, splits, tmp_path / "b", meta=META, keep=2, chunk_units=10**6, batch_units=10**6)
     a, b = (GraphStore.open(tmp_path / name).batch("train", range(6)) for name in "ab")
     for one, other in zip(a, b, strict=True):
         np.testing.assert_allclose(one.dense(), other.dense(), atol=5e-4)

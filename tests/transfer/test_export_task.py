@@ -66,7 +66,7 @@ def test_random_predictors_are_other_predictors(tmp_path):
         ({"keep": 0}, "keep must be at least 1 or none, got 0"),
         ({"max_units": 1.5}, "max_units must be int"),
         ({"max_examples": "8"}, "max_examples must be int, got '8'"),
-        ({"batch_tokens": 0}, "batch_tokens must be at least 1, got 0"),
+        ({"batch_units": 0}, "batch_units must be at least 1, got 0"),
     ],
 )
 def test_numbers_that_no_store_could_be_made_of(tmp_path, numbers, named):

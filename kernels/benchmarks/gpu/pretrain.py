@@ -30,7 +30,7 @@ from gpu import timing
 from gpu.part import Part, Table
 
 COLUMNS = (
-    "what", "step", "loss", "fp32_loss", "cpu_loss", "batch", "tokens_s", "tflops", "share_of_peak", "seconds",
+    "what", "step", "loss", "fp32_loss", "cpu_loss", "batch", "units_s", "tflops", "share_of_peak", "seconds",
     "kernel", "share",
 )  # fmt: skip
 CPU_STEPS = 4
@@ -193,7 +193,7 @@ def resume(part: Part, config: Any, data: Path, scratch: Path) -> list[str]:
 
 
 def speed(part: Part, table: Table, data: Path, ranks: Any) -> None:
-    """Steps without checkpoints, for several batches: tokens per second, share of the measured peak, the kernels."""
+    """Steps without checkpoints, for several batches: units per second, share of the measured peak, the kernels."""
     from glomo_dist.cli.plan import cost
     from glomo_dist.data import Stream
     from glomo_dist.model import Glomo
@@ -232,17 +232,17 @@ def speed(part: Part, table: Table, data: Path, ranks: Any) -> None:
             units = step(number)
             seconds.append(sum(clock.take().values()))
         took = statistics.median(seconds)
-        rate = cost(job.config).flops_per_token * units / took / 1e12
+        rate = cost(job.config).flops_per_unit * units / took / 1e12
         table.add(
             what="speed",
             batch=batch,
-            tokens_s=units / took,
+            units_s=units / took,
             tflops=rate,
             share_of_peak=rate / peak,
             seconds=took,
         )
         part.note(
-            f"batch {batch}: {units / took:,.0f} tokens/s, {took * 1e3:.1f} ms a step, {rate:.3g} TFLOP/s, "
+            f"batch {batch}: {units / took:,.0f} units/s, {took * 1e3:.1f} ms a step, {rate:.3g} TFLOP/s, "
             f"{rate / peak:.1%} of the measured peak"
         )
         where_the_time_goes(part, table, step, batch)
