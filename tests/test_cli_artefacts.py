@@ -150,7 +150,7 @@ def test_flags_change_a_plan_for_all_its_tasks(tmp_path: Path, monkeypatch: pyte
     plan = tmp_path / "plan.yaml"
     plan.write_text(
         "tasks: [digits, sst2, docstring]\narms: {none: none}\nseeds: [0]\nsources: {sst2: here, docstring: there}\n"
-        "settings: {epochs: 1}\ntask_settings: {sst2: {epochs: 9, hidden: 8, cpus: 4}, digits: {batch_size: 10}}\n"
+        "settings: {epochs: 1}\ntask_settings: {sst2: {epochs: 9, hidden: 8, cores: 4}, digits: {batch_size: 10}}\n"
     )
     jobs: list[Any] = []
 
@@ -159,13 +159,16 @@ def test_flags_change_a_plan_for_all_its_tasks(tmp_path: Path, monkeypatch: pyte
         return executor.Summary(len(planned), 0, len(planned), (), 0.0)
 
     monkeypatch.setattr("glomo_dist.cli.evaluate.evaluate", no_jobs)
-    flags = ["--epochs", "3", "--job-cpus=2", "--sources", "sst2=elsewhere"]
+    flags = ["--epochs", "3", "--job-cores=2", "--sources", "sst2=elsewhere"]
     assert run(["evaluate", plan, *flags, "--out", tmp_path / "out", "--executor", "process"]) == 0
     found = {job.work.task: job for job in jobs}
-    assert {job.work.epochs for job in jobs} == {3} and {job.cpus for job in jobs} == {2}
+    assert {job.work.epochs for job in jobs} == {3} and {job.cores for job in jobs} == {2}
     assert (found["sst2"].work.hidden, found["digits"].work.batch_size) == (8, 10)
     sources = {task: Path(job.work.task_source or "none").name for task, job in found.items()}
     assert sources == {"digits": "none", "sst2": "elsewhere", "docstring": "there"}
+    jobs.clear()  # --cores is about Ray, not about the jobs
+    assert run(["evaluate", plan, "--cores", "3", "--out", tmp_path / "out", "--executor", "process"]) == 0
+    assert [(job.work.task, job.cores) for job in jobs] == [("digits", 1), ("sst2", 4), ("docstring", 1)]
 
 
 def test_report_of_nothing(tmp_path: Path, capfd: Capture) -> None:

@@ -18,7 +18,11 @@ from glomo_dist.runtime.secrets import shown_in
 
 T = TypeVar("T")
 COMMAND_FILE = "command.json"
-RENAMED = {"--batch-tokens": "--batch-units", "--tokens-per-second": "--units-per-second"}  # before: now
+RENAMED = {  # before: now
+    "--batch-tokens": "--batch-units",
+    "--tokens-per-second": "--units-per-second",
+    "--job-cpus": "--job-cores",
+}
 
 
 def parse(cls: Any, argv: Sequence[str], *, name: str, description: str | None, default: Any = None) -> Any:

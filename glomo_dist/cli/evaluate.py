@@ -80,7 +80,7 @@ class Evaluate:
     """A running Ray cluster ("auto", "host:6379"); without it one is started here and stopped at the end."""
     cores: int | None = None
     """Of the local Ray (default: all)."""
-    job_cpus: int = 1
+    job_cores: int = 1
     """Cores and threads of each job."""
     job_memory_gb: float | None = None
     """10^9 bytes that must be free where a job is started."""
@@ -100,7 +100,7 @@ def main(argv: Sequence[str]) -> None:
     default = Evaluate(
         settings,
         tyro.MISSING,
-        job_cpus=given.cpus if given else 1,
+        job_cores=given.cores if given else 1,
         job_memory_gb=given.memory_gb if given else None,
         time_limit_seconds=given.time_limit_seconds if given else None,
     )
@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> None:
     jobs = plan_jobs(plan)
     executor: Executor = InProcess()
     if command.executor == "ray":
-        executor = RayExecutor(cpus=command.cores, address=command.address)
+        executor = RayExecutor(cores=command.cores, address=command.address)
     if command.executor == "process" or command.address is None:  # a cluster's nodes are asked by each job
         for work in {job.work.graphs: job.work for job in jobs if job.work.needs_graphs}.values():
             require_kernels(work)
@@ -141,6 +141,7 @@ def _plan_file(argv: Sequence[str]) -> str | None:
 def _flags(argv: Sequence[str]) -> set[str]:
     """Names of the settings that are given as flags, as a plan spells them."""
     words = {word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+    words.discard("cores")  # of the local Ray
     return {word.removeprefix("no_").removeprefix("job_") for word in words}
 
 
@@ -160,7 +161,7 @@ def _plan(command: Evaluate, given: EvaluationPlan | None, flags: set[str]) -> E
     if command.sources:
         values["sources"] = pairs("--sources", command.sources)
     values["settings"] = to_dict(command.settings)
-    values["cpus"] = command.job_cpus
+    values["cores"] = command.job_cores
     values["memory_gb"] = command.job_memory_gb
     values["time_limit_seconds"] = command.time_limit_seconds
     if given is not None:

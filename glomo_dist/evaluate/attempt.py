@@ -39,20 +39,20 @@ class Job:
 
     id: stable name of the work, also its folder; the same work has the same id in every run.
     work: a frozen dataclass, handed to the job function; small and picklable (paths, never tensors).
-    cpus: cores the job occupies, and threads it may start.
+    cores: that the job occupies, and threads it may start.
     memory_gb: 10^9 bytes that must be free where it is started (on Ray; it may take more); None: not looked at.
     time_limit_seconds: a job running longer than this fails; None: no limit.
     """
 
     id: str
     work: Any
-    cpus: int = 1
+    cores: int = 1
     memory_gb: float | None = None
     time_limit_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        if self.cpus < 1:
-            raise ConfigError(f"job {self.id}: cpus must be at least 1, got {self.cpus}.")
+        if self.cores < 1:
+            raise ConfigError(f"job {self.id}: cores must be at least 1, got {self.cores}.")
         for name in ("memory_gb", "time_limit_seconds"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= MOST:
@@ -114,7 +114,7 @@ def attempt(run: Run, job: Job, out: str | Path, *, capture: bool = False) -> Ou
         folder / "running.json", {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
     )
     try:
-        with _captured(folder / "log.txt") if capture else contextlib.nullcontext(), _threads(job.cpus):
+        with _captured(folder / "log.txt") if capture else contextlib.nullcontext(), _threads(job.cores):
             try:
                 result = json_bytes(_plain(run(job.work)))
             except Exception as e:
@@ -194,7 +194,7 @@ def _record(job: Job) -> dict[str, Any]:
     return {
         "id": job.id,
         "job": shown_in(_plain(job.work)),
-        "cpus": job.cpus,
+        "cores": job.cores,
         "memory_gb": job.memory_gb,
         "code": code_version(),
         "machine": machine(),

@@ -23,7 +23,7 @@ from glomo_dist.transfer.features import FeatureSpec, vectors_content
 from glomo_dist.transfer.job import PLANNED, FinetuneJob, needs_graphs
 from glomo_dist.transfer.task import chosen_tasks, get_task
 
-_RESOURCES = ("cpus", "memory_gb", "time_limit_seconds")
+_RESOURCES = ("cores", "memory_gb", "time_limit_seconds")
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class EvaluationPlan:
     seeds: of the initial parameters, the order and the drawn training examples; equal seeds pair the arms.
     train_sizes: training examples (none: all).
     sources: task -> file or folder of its data, where it does not come with the installed packages.
-    settings: other fields of `FinetuneJob` for all jobs.  task_settings: task -> the same, for its jobs only; cpus,
+    settings: other fields of `FinetuneJob` for all jobs.  task_settings: task -> the same, for its jobs only; cores,
         memory_gb and time_limit_seconds may be among them.
-    cpus: cores and threads of each job.  memory_gb: 10^9 bytes that must be free where a job is started.
+    cores: of each job, and its threads.  memory_gb: 10^9 bytes that must be free where a job is started.
     time_limit_seconds: of each job.
     """
 
@@ -55,7 +55,7 @@ class EvaluationPlan:
     sources: dict[str, str | None] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     task_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
-    cpus: int = 1
+    cores: int = 1
     memory_gb: float | None = None
     time_limit_seconds: float | None = None
 
@@ -127,6 +127,13 @@ class _StrictLoader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
 
 
+def _renamed(settings: Any) -> Any:
+    """The cores of a job were called cpus in plans of before."""
+    if isinstance(settings, dict) and "cpus" in settings and "cores" not in settings:
+        return {"cores" if key == "cpus" else key: value for key, value in settings.items()}
+    return settings
+
+
 def read_plan(path: str | Path) -> EvaluationPlan:
     """A plan from a .yaml, .yml or .json file. ConfigError or DataError with the file and the key."""
     path = Path(path)
@@ -151,6 +158,9 @@ def read_plan(path: str | Path) -> EvaluationPlan:
         raise ConfigError(f"{path}: a plan is a .yaml, .yml or .json file.")
     if values is None:
         raise DataError(f"{path} is empty. A plan has at least tasks and arms.")
+    values = _renamed(values)
+    if isinstance(values, dict) and isinstance(own := values.get("task_settings"), dict):
+        values["task_settings"] = {task: _renamed(settings) for task, settings in own.items()}
     return from_dict(EvaluationPlan, values, str(path))
 
 
@@ -197,7 +207,7 @@ def _job(
     source = plan.sources.get(task)
     own = dict(plan.task_settings.get(task, {}))
     resources = {name: own.pop(name, getattr(plan, name)) for name in _RESOURCES}
-    # first, under the names that the plan has for them: the threads of the work are its cpus
+    # first, under the names that the plan has for them: the threads of the work are its cores
     job = from_dict(Job, {"id": f"{task}-{arm}", "work": None, **resources}, "plan")
     work = from_dict(
         FinetuneJob,
@@ -212,7 +222,7 @@ def _job(
             "features": FeatureSpec.parse(features).absolute(),
             "seed": seed,
             "train_size": size,
-            "threads": job.cpus,
+            "threads": job.cores,
         },
         "plan",
     )

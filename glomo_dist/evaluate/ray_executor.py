@@ -29,7 +29,7 @@ LOOK_SECONDS = 2.0  # how often it is asked which nodes there are and which host
 
 @dataclass(frozen=True)
 class RayExecutor:
-    """cpus: cores of the local Ray; None: all of this process. Ignored with `address`.
+    """cores: of the local Ray; None: all that this process may use. Ignored with `address`.
 
     address: of a running cluster ("auto", "host:6379", "ray://host:10001"); None: start a local Ray and stop
         it at the end. An already running one in this process (`ray.init` by the caller) is used as it is.
@@ -37,18 +37,18 @@ class RayExecutor:
     max_pending: jobs handed to Ray at a time; None: what fits into its cores, and a few more.
     """
 
-    cpus: int | None = None
+    cores: int | None = None
     address: str | None = None
     max_retries: int = 2
     max_pending: int | None = None
 
     def __post_init__(self) -> None:
-        if self.cpus is not None and self.cpus < 1:
-            raise ConfigError(f"cpus of the local Ray (--cores) must be at least 1, got {self.cpus}.")
+        if self.cores is not None and self.cores < 1:
+            raise ConfigError(f"cores of the local Ray (--cores) must be at least 1, got {self.cores}.")
 
     def outcomes(self, run: Run, jobs: Sequence[Job], out: Path) -> Iterator[Outcome]:
         """See `Executor`. Raises ConfigError if a job asks for more than a local Ray has."""
-        with running_ray(self.cpus, self.address, self.max_retries):
+        with running_ray(self.cores, self.address, self.max_retries):
             yield from _Fanout(run, jobs, out, self).outcomes()
 
 
@@ -77,7 +77,7 @@ class _Fanout:
         for job in jobs if settings.address is None else ():
             if why := self.nodes.too_small(job):
                 raise ConfigError(f"{why}. Lower what the job asks for, or give Ray more.")
-        self.smallest = min((job.cpus for job in jobs), default=1)  # cores
+        self.fewest = min((job.cores for job in jobs), default=1)
         self.kind_of_task = ray.remote(max_retries=settings.max_retries, retry_exceptions=False)
         self.remote = self.kind_of_task(attempt)
         self.pending = deque(jobs)
@@ -107,13 +107,13 @@ class _Fanout:
     def submit(self) -> None:
         """Hand over jobs until Ray has enough of them."""
         # nodes join and are lost, so this changes
-        limit = self.settings.max_pending or max(2, int(self.nodes.cores) // self.smallest + 2)
+        limit = self.settings.max_pending or max(2, int(self.nodes.cores) // self.fewest + 2)
         while self.pending and len(self.running) < limit:
             job = self.pending.popleft()
             needs = {} if job.memory_gb is None else {"memory": int(job.memory_gb * 1e9)}
             clock = _Clock(job_folder(self.out, job.id) / "running.json")
             clock.file.unlink(missing_ok=True)  # of a run that was killed
-            task = self.remote.options(num_cpus=job.cpus, name=job.id, **needs)
+            task = self.remote.options(num_cpus=job.cores, name=job.id, **needs)
             self.running[task.remote(self.run, job, self.out, capture=True)] = _Running(job, clock)
 
     def collect(self, reference: Any) -> Outcome:
@@ -160,7 +160,7 @@ class _Fanout:
 
     def tell_what_waits(self) -> None:
         for job, clock in self.running.values():
-            asked = job.cpus, job.memory_gb
+            asked = job.cores, job.memory_gb
             if not clock.host and asked not in self.told and (why := self.nodes.too_small(job)):
                 self.told.add(asked)
                 say(f"evaluate: {why}: it waits for a larger one, and so do jobs like it.")
@@ -229,9 +229,9 @@ class _Nodes:
     def too_small(self, job: Job) -> str:
         """Why no node could take the job even if it had nothing else to do; empty if one could."""
         memory = (job.memory_gb or 0) * 1e9
-        if any(cores >= job.cpus and size >= memory for cores, size in self.sizes):
+        if any(cores >= job.cores and size >= memory for cores, size in self.sizes):
             return ""
-        asked = f"{job.cpus} core{'s' if job.cpus > 1 else ''}"
+        asked = f"{job.cores} core{'s' if job.cores > 1 else ''}"
         if job.memory_gb is not None:
             asked += f" and {job.memory_gb:g} GB of memory"
         cores = max((cores for cores, _ in self.sizes), default=0)

@@ -36,10 +36,10 @@ OOM_RETRIES = "RAY_task_oom_retries"
 
 
 @contextlib.contextmanager
-def running_ray(cpus: int | None = None, address: str | None = None, max_retries: int = 2) -> Iterator[None]:
+def running_ray(cores: int | None = None, address: str | None = None, max_retries: int = 2) -> Iterator[None]:
     """Ray for the duration of the block, unless this process already has one.
 
-    cpus, address, max_retries: as in `RayExecutor`. Raises GlomoError where it does not start or no cluster answers.
+    cores, address, max_retries: as in `RayExecutor`. Raises GlomoError where it does not start or no cluster answers.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -60,7 +60,7 @@ def running_ray(cpus: int | None = None, address: str | None = None, max_retries
         else:
             folder = at_the_end.enter_context(_folder())
             at_the_end.callback(ray.shutdown)
-            _start(folder, cpus)
+            _start(folder, cores)
         yield
 
 
@@ -83,14 +83,14 @@ def _connect(address: str) -> None:
         ) from e
 
 
-def _start(folder: str, cpus: int | None) -> None:
+def _start(folder: str, cores: int | None) -> None:
     import ray
 
     try:
         with _environment(PYTHONPATH=os.pathsep.join(_import_paths())), _signals_kept():
             ray.init(
                 address="local",  # never a cluster that happens to run on this machine
-                num_cpus=usable_cores() if cpus is None else cpus,
+                num_cpus=usable_cores() if cores is None else cores,
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
                 logging_level=logging.ERROR,

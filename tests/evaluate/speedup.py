@@ -35,7 +35,7 @@ def main() -> None:
     jobs = plan_jobs(plan)
     seconds, results = [], []
     with tempfile.TemporaryDirectory(prefix="glomo-speedup-") as folder:
-        for name, executor in (("serial", InProcess()), ("ray", RayExecutor(cpus=arguments.cores))):
+        for name, executor in (("serial", InProcess()), ("ray", RayExecutor(cores=arguments.cores))):
             began = time.perf_counter()
             summary = evaluate(jobs, run, Path(folder, name), executor)
             seconds.append(time.perf_counter() - began)

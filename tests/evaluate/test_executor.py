@@ -29,7 +29,7 @@ from glomo_dist.runtime.files import read_json
 
 @pytest.fixture(scope="module")
 def local_ray():
-    with running_ray(cpus=2):
+    with running_ray(cores=2):
         yield RayExecutor(max_retries=1)
 
 
@@ -199,7 +199,7 @@ def test_limits_are_numbers_that_a_machine_can_have(name, value):
 def test_threads_are_those_the_job_asked_for(executor, tmp_path, marks):
     before = torch.get_num_threads()
     evaluate(
-        [job("double", marks, 1), job("double", marks, 2, cpus=2)],
+        [job("double", marks, 1), job("double", marks, 2, cores=2)],
         evaluate_jobs.run,
         tmp_path / "out",
         executor,
@@ -228,7 +228,7 @@ def test_ray_works_in_other_processes(local_ray, tmp_path, marks):
 
 def test_ray_refuses_a_job_that_never_fits(local_ray, tmp_path, marks):
     with pytest.raises(ConfigError, match=r"double-1 asks for 64 cores, more than any node .* 2 cores and"):
-        evaluate([job("double", marks, 1, cpus=64)], evaluate_jobs.run, tmp_path / "out", local_ray)
+        evaluate([job("double", marks, 1, cores=64)], evaluate_jobs.run, tmp_path / "out", local_ray)
     with pytest.raises(ConfigError, match=r"asks for 1 core and 1e\+06 GB of memory, more than any node"):
         evaluate([job("double", marks, 1, memory_gb=1e6)], evaluate_jobs.run, tmp_path / "out", local_ray)
     evaluate([job("double", marks, 1, memory_gb=0.1)], evaluate_jobs.run, tmp_path / "out", local_ray)
@@ -278,7 +278,7 @@ def test_a_job_that_waits_for_a_larger_node_is_named_once(local_ray, tmp_path, m
 
     monkeypatch.setattr(ray, "nodes", lambda: [node(1), node(1)])
     monkeypatch.setattr(ray_executor, "LOOK_SECONDS", 0.0)
-    jobs = [job("slow", marks, value, cpus=2, memory_gb=0.1) for value in range(2)]
+    jobs = [job("slow", marks, value, cores=2, memory_gb=0.1) for value in range(2)]
     cluster = dataclasses.replace(local_ray, address="one that is there")
     assert evaluate(jobs, evaluate_jobs.run, tmp_path / "out", cluster).finished == 2
     said = capsys.readouterr().err
@@ -291,7 +291,7 @@ def test_a_job_that_waits_for_a_larger_node_is_named_once(local_ray, tmp_path, m
 
 def test_no_cores_for_ray():
     with pytest.raises(ConfigError, match=r"--cores.* at least 1, got 0"):
-        RayExecutor(cpus=0)
+        RayExecutor(cores=0)
 
 
 def test_the_folder_for_temporary_files_may_have_a_long_path(tmp_path, monkeypatch):

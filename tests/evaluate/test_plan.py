@@ -39,7 +39,7 @@ def test_every_combination_once_and_ids_are_stable(tmp_path):
         sources={"docstring": str(tmp_path)},
         settings={"epochs": 2},
         task_settings={"docstring": {"hidden": 16, "memory_gb": 1.5, "time_limit_seconds": 9.0}},
-        cpus=2,
+        cores=2,
     )
     jobs = plan_jobs(plan)
     # digits sees pixels only: 2 arms x 2 seeds x 2 sizes; docstring also 2 kinds of features
@@ -48,8 +48,8 @@ def test_every_combination_once_and_ids_are_stable(tmp_path):
     assert [job.id for job in plan_jobs(plan)] == [job.id for job in jobs]
     assert {job.work.features for job in jobs if job.work.task == "digits"} == {"pixels"}
     assert {job.work.hidden for job in jobs if job.work.task == "docstring"} == {16}
-    assert all(job.work.epochs == 2 and job.work.threads == job.cpus == 2 for job in jobs)
-    needs = {(job.work.task, job.cpus, job.memory_gb, job.time_limit_seconds) for job in jobs}
+    assert all(job.work.epochs == 2 and job.work.threads == job.cores == 2 for job in jobs)
+    needs = {(job.work.task, job.cores, job.memory_gb, job.time_limit_seconds) for job in jobs}
     assert needs == {("digits", 2, None, None), ("docstring", 2, 1.5, 9.0)}
     assert jobs[0].id.startswith("digits-none-pixels-nall-s3-")
     one = EvaluationPlan(tasks=("digits",), arms={"pretrained": graphs})
@@ -151,6 +151,16 @@ def test_file_and_back(tmp_path, suffix):
     assert read_plan(path) == plan
 
 
+def test_a_plan_of_before_that_calls_cores_cpus(tmp_path):
+    path = tmp_path / "plan.yaml"
+    text = "tasks: [digits]\narms: {none: none}\ncpus: 2\ntask_settings: {digits: {cpus: 3, epochs: 1}}\n"
+    path.write_text(text)
+    assert read_plan(path).cores == 2 and [job.cores for job in plan_jobs(read_plan(path))] == 3 * [3]
+    path.write_text(f"{text}cores: 2\n")
+    with pytest.raises(ConfigError, match="unknown key 'cpus'"):
+        read_plan(path)
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
@@ -203,10 +213,10 @@ def test_file_and_back(tmp_path, suffix):
             )
             for value, shown in (
                 ("features: [2024-02-30]", "2024-02-30"),
-                ("cpus: !!int abc", "abc"),
-                ("cpus: !!int ''", "'"),
-                ("cpus: 0x_", "0x_"),
-                (f"cpus: {'9' * 5000}", "999"),
+                ("cores: !!int abc", "abc"),
+                ("cores: !!int ''", "'"),
+                ("cores: 0x_", "0x_"),
+                (f"cores: {'9' * 5000}", "999"),
                 ("memory_gb: !!float x", "x"),
                 ("settings: {shuffle: !!bool maybe}", "maybe"),
                 ("sources: {digits: !!timestamp today}", "today"),
@@ -267,8 +277,8 @@ def test_settings_of_the_wrong_kind_are_named(tmp_path):
         plan_jobs(plan)
     with pytest.raises(ConfigError, match=r"lr must be float, got '1e-3'. Write 0.001, .* as in 1.0e-3"):
         plan_jobs(dataclasses.replace(plan, settings={"lr": "1e-3"}))  # so YAML reads 1e-3
-    with pytest.raises(ConfigError, match="cpus must be at least 1, got 0"):
-        plan_jobs(dataclasses.replace(plan, settings={}, cpus=0))
+    with pytest.raises(ConfigError, match="cores must be at least 1, got 0"):
+        plan_jobs(dataclasses.replace(plan, settings={}, cores=0))
     with pytest.raises(ConfigError, match="epochs must be at least 1"):
         plan_jobs(dataclasses.replace(plan, settings={"epochs": 0}))
     with pytest.raises(ConfigError, match="lr must be positive and finite, got inf"):

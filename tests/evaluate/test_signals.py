@@ -77,7 +77,7 @@ def stand_in(monkeypatch):
 
 @pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN, lambda *_: None])
 def test_ray_leaves_the_signal_as_it_was(stand_in, handler):
-    with handled(signal.SIGTERM, handler), running_ray(cpus=1):
+    with handled(signal.SIGTERM, handler), running_ray(cores=1):
         assert signal.getsignal(signal.SIGTERM) == handler
 
 
@@ -85,10 +85,10 @@ def test_out_of_memory_counts_like_other_deaths(stand_in, monkeypatch):
     """Ray's own number is without end; one that is set by the user counts."""
     monkeypatch.delenv(ray_start.OOM_RETRIES, raising=False)
     for given in (2, 0):
-        with running_ray(cpus=1, max_retries=given):
+        with running_ray(cores=1, max_retries=given):
             assert os.environ[ray_start.OOM_RETRIES] == str(given)
     monkeypatch.setenv(ray_start.OOM_RETRIES, "7")
-    with running_ray(cpus=1, max_retries=2):
+    with running_ray(cores=1, max_retries=2):
         assert os.environ[ray_start.OOM_RETRIES] == "7"
 
 
@@ -106,7 +106,7 @@ def test_a_second_signal_does_not_break_into_the_shutdown(tmp_path, marks, stand
 
     stand_in.init, stand_in.shutdown = init, shutdown
     with handled(first, signal.SIG_DFL), pytest.raises(Interrupted, match=f"stopped by {first.name}"):
-        evaluate([job("double", marks)], evaluate_jobs.run, tmp_path / "out", RayExecutor(cpus=1))
+        evaluate([job("double", marks)], evaluate_jobs.run, tmp_path / "out", RayExecutor(cores=1))
     assert done == ["shutdown"]
 
 
@@ -120,7 +120,7 @@ from glomo_dist.evaluate.ray_executor import RayExecutor
 marks, out = sys.argv[1:]
 jobs = [Job("double-1", Work("double", marks, 1))]
 jobs += [Job(f"hang-{value}", Work("hang", marks, value)) for value in range(2)]
-evaluate(jobs, run, out, RayExecutor(cpus=2))
+evaluate(jobs, run, out, RayExecutor(cores=2))
 """
 
 
