@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from glomo_dist.runtime.config import check_fields
+from glomo_dist.runtime.config import check_fields, check_least
 from glomo_dist.runtime.errors import ConfigError
 
 
@@ -31,9 +31,8 @@ class Reading:
 
     def __post_init__(self) -> None:
         check_fields(self, "reading.")
-        for name, least in {"readers": 0, "prefetch": 1, "max_bad_shards": 0}.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"reading.{name} must be at least {least}, got {getattr(self, name)}.")
+        check_least(self, "reading.", 0, "readers", "max_bad_shards")
+        check_least(self, "reading.", 1, "prefetch")
         for name in ("cache_gb", "retry_seconds"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"reading.{name} must be positive and finite, got {getattr(self, name)}.")

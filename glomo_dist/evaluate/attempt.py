@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
+from glomo_dist.runtime.config import check_least
 from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError
 from glomo_dist.runtime.files import json_bytes, read_json, write_bytes, write_json, writing
 from glomo_dist.runtime.fingerprint import code_version
@@ -51,8 +52,7 @@ class Job:
     time_limit_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        if self.cores < 1:
-            raise ConfigError(f"job {self.id}: cores must be at least 1, got {self.cores}.")
+        check_least(self, f"job {self.id}: ", 1, "cores")
         for name in ("memory_gb", "time_limit_seconds"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= MOST:

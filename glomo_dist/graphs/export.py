@@ -60,6 +60,21 @@ class StoreMeta:
     random_seed: int | None = None
 
 
+@dataclass(frozen=True)
+class ExportNumbers:
+    """`keep` and `batch_units` of `export_graphs`: of the types and in the ranges that a store can be read with.
+
+    Made before anything is read, they are refused then.
+    """
+
+    keep: int | None
+    batch_units: int
+
+    def __post_init__(self) -> None:
+        config.check_fields(self, "export: ")
+        config.check_least(self, "export: ", 1, "keep", "batch_units")
+
+
 def require_graph_kernels(model: GlomoConfig) -> None:
     """ConfigError where GLOMO_KERNELS names a backend that cannot compute the graphs of such a model."""
     x, kind = torch.empty(1, 1, 1, 1), affinity_kind(model)  # on the CPU, as the graphs are
@@ -87,10 +102,8 @@ def export_graphs(
     process is exporting into it.
     """
     out = Path(out)
-    if keep is not None and keep < 1:
-        raise ConfigError(f"export: keep must be at least 1, or none to keep all edges; got {keep}.")
-    if batch_units < 1:
-        raise ConfigError(f"export: batch_units must be at least 1, got {batch_units}.")
+    numbers = ExportNumbers(keep, batch_units)
+    keep, batch_units = numbers.keep, numbers.batch_units
     check_ids(model, splits, "export")
     lengths = {name: np.array([len(e) for e in examples], np.int64) for name, examples in splits.items()}
     facts = config.to_dict(meta)

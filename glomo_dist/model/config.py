@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from glomo_dist.runtime.config import check_fields
+from glomo_dist.runtime.config import check_fields, check_least
 from glomo_dist.runtime.errors import ConfigError
 
 MARGIN = 0.1  # by how much edge_floor and empty_row_penalty want a score above its threshold
@@ -75,12 +75,10 @@ class GlomoConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "model.")
-        for name in ("width", "heads", "layers", "kernel_size", "decoder_layers", "decoder_steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model.{name} must be at least 1, got {getattr(self, name)}.")
-        for name in ("vocab_size", "key_layers", "query_layers"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"model.{name} must not be negative, got {getattr(self, name)}.")
+        check_least(
+            self, "model.", 1, "width", "heads", "layers", "kernel_size", "decoder_layers", "decoder_steps"
+        )
+        check_least(self, "model.", 0, "vocab_size", "key_layers", "query_layers")
         if self.width % self.heads:
             raise ConfigError(
                 f"model.width {self.width} must be a multiple of model.heads {self.heads}: each head mixes its "

@@ -8,7 +8,7 @@ from typing import Literal
 
 from glomo_dist.data import Reading, Windows
 from glomo_dist.model import GlomoConfig
-from glomo_dist.runtime.config import check_fields
+from glomo_dist.runtime.config import check_fields, check_least
 from glomo_dist.runtime.errors import ConfigError
 
 LONGEST_WAIT = 1e6  # seconds, eleven days; torch has no endless timeouts
@@ -104,16 +104,12 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "")
-        at_least = {
-            "window": 2, "global_batch": 1, "steps": 1, "positions_per_sequence": 1, "plateau_patience": 1,
-            "valid_batches": 1, "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1,
-            "max_bad_steps": 1, "warmup_steps": 0, "valid_every": 0,
-        }  # fmt: skip
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}.")
-        if self.micro_batch is not None and self.micro_batch < 1:
-            raise ConfigError(f"micro_batch must be at least 1 or None, got {self.micro_batch}.")
+        check_least(self, "", 2, "window")
+        check_least(
+            self, "", 1, "global_batch", "micro_batch", "steps", "positions_per_sequence", "plateau_patience",
+            "valid_batches", "checkpoint_every", "keep_checkpoints", "log_every", "max_bad_steps",
+        )  # fmt: skip
+        check_least(self, "", 0, "warmup_steps", "valid_every")
         if not 0 <= self.seed < 2**64:
             raise ConfigError(f"seed must be in 0..2^64 - 1, got {self.seed}.")
         if not 0 < self.lr < math.inf:

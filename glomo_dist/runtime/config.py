@@ -55,6 +55,17 @@ def check_fields(config: Any, where: str) -> None:
         object.__setattr__(config, name, _convert(hint, getattr(config, name), f"{where}{name}"))
 
 
+def check_least(config: Any, where: str, least: int, *names: str) -> None:
+    """After `check_fields`, for fields that are whole numbers, or none where their type says so: ConfigError for the
+    first that is below `least`."""
+    hints = typing.get_type_hints(type(config))
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < least:
+            none = " or none" if type(None) in typing.get_args(hints[name]) else ""
+            raise ConfigError(f"{where}{name} must be at least {least}{none}, got {value}.")
+
+
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):

@@ -11,11 +11,17 @@ import numpy as np
 
 from glomo_dist.data.pixels import PixelTokenizer
 from glomo_dist.data.tokenizer import load_tokenizer
-from glomo_dist.graphs.export import BATCH_UNITS, StoreMeta, export_graphs, require_graph_kernels
+from glomo_dist.graphs.export import (
+    BATCH_UNITS,
+    ExportNumbers,
+    StoreMeta,
+    export_graphs,
+    require_graph_kernels,
+)
 from glomo_dist.graphs.live import LiveGraphs
 from glomo_dist.model.io import load_model, random_model
 from glomo_dist.model.io import model_folder as find_model
-from glomo_dist.runtime.config import check_fields
+from glomo_dist.runtime.config import check_least
 from glomo_dist.runtime.errors import CheckpointError, ConfigError, DataError
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.runtime.progress import say
@@ -45,7 +51,7 @@ def export_task(
         fresh parameters.
     source, max_units, max_examples: as in FinetuneJob; they must be the same there.
     """
-    numbers = _Numbers(random_seed, keep, max_units, max_examples, batch_units)
+    numbers = _Numbers(keep, batch_units, random_seed, max_units, max_examples)
     task, _ = find_task(task_name)
     limits = task.limits(numbers.max_units)
     predictor = _Predictor(model_folder, task, numbers.random_seed)
@@ -61,21 +67,16 @@ def export_task(
 
 
 @dataclass(frozen=True)
-class _Numbers:
-    """Those of an export, which are written into the store: of the types and in the ranges that can be read again."""
+class _Numbers(ExportNumbers):
+    """All those of a task's export, refused before anything is read."""
 
     random_seed: int | None
-    keep: int | None
     max_units: int | None
     max_examples: int | None
-    batch_units: int
 
     def __post_init__(self) -> None:
-        check_fields(self, "export: ")
-        for name in ("keep", "max_units", "max_examples", "batch_units"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                none = "" if name == "batch_units" else " or none"
-                raise ConfigError(f"export: {name} must be at least 1{none}, got {getattr(self, name)}.")
+        super().__post_init__()
+        check_least(self, "export: ", 1, "max_units", "max_examples")
         if self.random_seed is not None and not -(2**63) <= self.random_seed < 2**64:  # those of torch
             raise ConfigError(
                 f"export: random_seed must be from -2**63 to 2**64 - 1, got {self.random_seed}."

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from glomo_dist.runtime.config import check_fields
+from glomo_dist.runtime.config import check_fields, check_least
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.transfer.features import FeatureSpec
 from glomo_dist.transfer.models import Cell
@@ -84,13 +84,9 @@ class FinetuneJob:
 
     def __post_init__(self) -> None:
         check_fields(self, "job: ")
-        for name in ("epochs", "patience", "batch_size", "hidden", "mixtures", "threads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"job: {name} must be at least 1, got {getattr(self, name)}.")
+        check_least(self, "job: ", 1, "epochs", "patience", "batch_size", "hidden", "mixtures", "threads")
         FeatureSpec.parse(self.features)
-        for name in ("train_size", "max_examples", "max_units", "keep"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"job: {name} must be at least 1 or none, got {getattr(self, name)}.")
+        check_least(self, "job: ", 1, "train_size", "max_examples", "max_units", "keep")
         for name in ("lr", "mixture_lr_factor"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"job: {name} must be positive and finite, got {getattr(self, name)}.")

@@ -136,9 +136,16 @@ def test_images_of_another_size(tmp_path):
         export_graphs(model, {"train": [np.zeros(9, np.int32)]}, tmp_path / "store", meta=META)
 
 
-def test_keep_must_be_positive(tmp_path):
-    with pytest.raises(ConfigError, match="keep"):
-        export(tmp_path / "store", keep=0)
+def test_numbers_that_no_store_could_be_made_of(tmp_path):
+    model, tokenizer = predictor()
+    for numbers, named in (
+        ({"keep": 0}, "keep must be at least 1 or none, got 0"),
+        ({"keep": 2.5}, "keep must be int, got 2.5"),
+        ({"batch_units": 0}, "batch_units must be at least 1, got 0"),
+    ):
+        with pytest.raises(ConfigError, match=f"^export: {named}"):
+            export_graphs(model, encoded(tokenizer), tmp_path / "store", meta=META, **numbers)
+    assert not (tmp_path / "store").exists()
 
 
 def test_training_mode_is_put_back(tmp_path):

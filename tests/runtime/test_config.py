@@ -12,7 +12,7 @@ import pytest
 from glomo_dist.evaluate.job import EvaluationPlan
 from glomo_dist.model import GlomoConfig
 from glomo_dist.pretrain.config import PretrainConfig
-from glomo_dist.runtime.config import check_fields, from_dict, to_dict
+from glomo_dist.runtime.config import check_fields, check_least, from_dict, to_dict
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.transfer.head import Fusion
 from glomo_dist.transfer.job import FinetuneJob
@@ -38,6 +38,23 @@ def test_what_python_and_numpy_call_the_same_is_taken() -> None:
         int, float, float, float, str,
     ]  # fmt: skip
     assert from_dict(Sample, to_dict(sample)) == sample
+
+
+@dataclass(frozen=True)
+class Numbers:
+    rows: int = 1
+    most: int | None = None
+
+    def __post_init__(self) -> None:
+        check_least(self, "numbers.", 1, "rows", "most")
+
+
+def test_numbers_below_the_least_are_named() -> None:
+    assert Numbers().most is None and Numbers(1, 1).most == 1
+    with pytest.raises(ConfigError, match=r"numbers.rows must be at least 1, got 0\."):
+        Numbers(0, 0)
+    with pytest.raises(ConfigError, match=r"numbers.most must be at least 1 or none, got -2\."):
+        Numbers(1, -2)
 
 
 @pytest.mark.parametrize(
