@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 import yaml
 
 from glomo_dist.evaluate.attempt import Job
-from glomo_dist.graphs.store import GraphStore, PredictorKind
+from glomo_dist.graphs.index import PredictorKind
+from glomo_dist.graphs.store import GraphStore
 from glomo_dist.model.io import config_of, model_folder, read_meta
 from glomo_dist.runtime.config import check_fields, from_dict, to_dict
 from glomo_dist.runtime.errors import ConfigError, DataError, describe, suggest

@@ -18,7 +18,7 @@ from glomo_kernels import SparseGraph
 from safetensors.numpy import save
 
 from glomo_dist.graphs.chunks import chunk_ranges
-from glomo_dist.graphs.store import (
+from glomo_dist.graphs.index import (
     DIRECTIONS,
     FORMAT,
     INDEX,
@@ -27,7 +27,7 @@ from glomo_dist.graphs.store import (
     VERSION,
     ChunkEntry,
     GraphStoreError,
-    PredictorKind,
+    StoreMeta,
     check_chunk,
 )
 from glomo_dist.model.config import GlomoConfig
@@ -39,25 +39,6 @@ from glomo_dist.runtime.fingerprint import code_version, fingerprint
 from glomo_dist.runtime.progress import bar
 
 BATCH_UNITS, CHUNK_UNITS = 1 << 14, 1 << 18
-
-
-@dataclass(frozen=True)
-class StoreMeta:
-    """What the graphs are of: recorded in the index and checked when the store is used.
-
-    data: fingerprint of the task's data; model, tokenizer: of the predictor; max_units: the truncation applied
-        to each of the task's inputs.  unknown_words, predictor, random_seed: as in `StoreInfo`.
-    """
-
-    task: str
-    task_version: int
-    data: str
-    model: str
-    tokenizer: str
-    max_units: dict[str, int | None]
-    unknown_words: float | None = None
-    predictor: PredictorKind | None = None
-    random_seed: int | None = None
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from glomo_dist.graphs.chunks import chunk_ranges
-from glomo_dist.graphs.export import BATCH_UNITS, CHUNK_UNITS, StoreMeta, check_ids, predict_chunk
-from glomo_dist.graphs.store import FORMAT, VERSION, ChunkEntry, GraphStore, SplitEntry, StoreInfo
+from glomo_dist.graphs.export import BATCH_UNITS, CHUNK_UNITS, check_ids, predict_chunk
+from glomo_dist.graphs.index import FORMAT, VERSION, ChunkEntry, SplitEntry, StoreInfo, StoreMeta
+from glomo_dist.graphs.store import GraphStore
 from glomo_dist.model.glomo import Glomo
 from glomo_dist.runtime import config
 from glomo_dist.runtime.fingerprint import code_version

@@ -17,91 +17,23 @@ the same information in an eighth of the bytes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from glomo_kernels import SparseGraph
 
+from glomo_dist.graphs.index import (
+    EXPORT_AGAIN,
+    ChunkEntry,
+    GraphStoreError,
+    SplitEntry,
+    StoreInfo,
+    check_chunk,
+    read_index,
+)
 from glomo_dist.graphs.mapped import map_safetensors
-from glomo_dist.runtime import config, files
-from glomo_dist.runtime.errors import DataError, describe
-from glomo_dist.runtime.fingerprint import fingerprint
-from glomo_dist.runtime.formats import check_format
-
-FORMAT, VERSION = "glomo-graphs", 2
-INDEX, SETTINGS = "index.json", "settings.json"
-RECORDED_LATER = ("unknown_words", "predictor", "random_seed")  # fields of StoreMeta and StoreInfo
-PredictorKind = Literal["trained", "random"]
-DIRECTIONS = ("forward", "backward")
-EXPORT_AGAIN = "Delete the folder and run `glomo export` again."
-
-
-class GraphStoreError(DataError):
-    """A graph store is missing, damaged, of another format version, or of other data than it is used with."""
-
-
-@dataclass(frozen=True)
-class ChunkEntry:
-    name: str
-    first: int
-    examples: int
-    edges: int
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class SplitEntry:
-    examples: int
-    units: int
-    edges: int
-    chunks: tuple[ChunkEntry, ...]
-
-
-@dataclass(frozen=True)
-class StoreInfo:
-    """The content of index.json. `data` is the fingerprint of the task data, `model` of the predictor.
-
-    The fields with defaults are None in stores of before they were recorded. unknown_words: share of the task's words
-    that the predictor does not know, None for images too. predictor: whether it was trained or has random parameters,
-    then those of `random_seed`.
-    """
-
-    format: str
-    version: int
-    task: str
-    task_version: int
-    data: str
-    model: str
-    tokenizer: str
-    layers: int
-    heads: int
-    keep: int | None
-    max_units: dict[str, int | None]
-    code: str
-    splits: dict[str, Any]
-    unknown_words: float | None = None
-    predictor: PredictorKind | None = None
-    random_seed: int | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        """What the names of jobs and their results know the store by. Without what was recorded later and follows
-        from the rest: an older store keeps its jobs when that is added to its index."""
-        return fingerprint({k: v for k, v in config.to_dict(self).items() if k not in RECORDED_LATER})
-
-    @property
-    def components(self) -> int:
-        """Components of a mixed graph: every layer and head, and the products down the layers."""
-        return (2 * self.layers - 1) * self.heads
-
-    def component_names(self) -> list[str]:
-        """Names in the order of `graph_mix(heads=K)`: G0.k, G1.k, P1.k, G2.k, P2.k … (P the product Λ)."""
-        kinds = ["G0"] + [f"{kind}{layer}" for layer in range(1, self.layers) for kind in "GP"]
-        return [f"{kind}.{head}" for kind in kinds for head in range(self.heads)]
 
 
 class GraphStore:
@@ -122,44 +54,7 @@ class GraphStore:
         Raises GraphStoreError if the folder is not a whole store of this format version.
         """
         folder = Path(folder)
-        if not (folder / INDEX).is_file():
-            unfinished = (folder / SETTINGS).is_file()
-            raise GraphStoreError(
-                f"{folder}: no {INDEX}, so no finished graph store. "
-                + (
-                    "The export was interrupted: run the same `glomo export` again, it continues."
-                    if unfinished
-                    else "Make one with `glomo export`, or check the path."
-                )
-            )
-        where = str(folder / INDEX)
-        values = check_format(
-            files.read_json(where), FORMAT, VERSION, where, "the index of a graph store", error=GraphStoreError,
-            instead="Give the output folder of `glomo export`.", again=EXPORT_AGAIN,
-        )  # fmt: skip
-        info = config.from_dict(StoreInfo, values, where)
-        splits = {
-            name: config.from_dict(SplitEntry, entry, f"{where}: splits.{name}")
-            for name, entry in info.splits.items()
-        }
-        if min(info.layers, info.heads) < 1:
-            raise GraphStoreError(
-                f"{where}: {info.layers} layers and {info.heads} heads. The index is damaged. {EXPORT_AGAIN}"
-            )
-        for name, entry in splits.items():
-            at = 0
-            for chunk in entry.chunks:
-                if chunk.first != at:
-                    break
-                check_chunk(folder / chunk.name, chunk.bytes, None)
-                at += chunk.examples
-            if at != entry.examples:
-                raise GraphStoreError(
-                    f"{where}: the chunks of split {name!r} hold the examples up to {at} of {entry.examples}. "
-                    f"The index is damaged. {EXPORT_AGAIN}"
-                )
-            _check_sizes(folder, entry, info.layers * info.heads, f"{where}: split {name!r}")
-        return cls(folder, info, splits)
+        return cls(folder, *read_index(folder))
 
     def check(self, task: str, task_version: int, data: str, max_units: dict[str, int | None]) -> None:
         """Refuse graphs of another task, version, data or truncation than the caller works with."""
@@ -265,42 +160,3 @@ class GraphStore:
         path = self.folder / entry.name
         check_chunk(path, entry.bytes, entry.sha256)
         return map_safetensors(path)
-
-
-def _check_sizes(folder: Path, entry: SplitEntry, components: int, where: str) -> None:
-    """Raise GraphStoreError unless the arrays of the chunks are as long as the index says, by their headers alone."""
-    rows = dict.fromkeys(DIRECTIONS, 0)
-    for chunk in entry.chunks:
-        try:
-            sizes = {name: len(array) for name, array in map_safetensors(folder / chunk.name).items()}
-            found = [sizes["units"], sum(sizes[f"{d}.columns"] for d in DIRECTIONS)]
-            rows = {d: rows[d] + sizes[f"{d}.counts"] for d in DIRECTIONS}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-            raise GraphStoreError(
-                f"{folder / chunk.name}: no graphs can be read of it ({describe(e)}). {EXPORT_AGAIN}"
-            ) from None
-        if found != [chunk.examples, chunk.edges]:
-            raise GraphStoreError(
-                f"{where}: {chunk.name} is said to have {chunk.examples} examples and {chunk.edges} edges, but has "
-                f"{found[0]} and {found[1]}. The index is damaged. {EXPORT_AGAIN}"
-            )
-    said = components * entry.units
-    if set(rows.values()) != {said} or sum(chunk.edges for chunk in entry.chunks) != entry.edges:
-        raise GraphStoreError(
-            f"{where}: its chunks do not have the {entry.units} units in {components} graphs (layers x heads) and "
-            f"{entry.edges} edges that are said. The index is damaged. {EXPORT_AGAIN}"
-        )
-
-
-def check_chunk(path: Path, size: int, sha256: str | None) -> None:
-    """Raise GraphStoreError unless the file is there, has `size` bytes and, if given, that SHA-256."""
-    if not path.is_file():
-        raise GraphStoreError(f"{path} is missing from the graph store. {EXPORT_AGAIN}")
-    if path.stat().st_size != size:
-        raise GraphStoreError(
-            f"{path}: {path.stat().st_size} bytes, the index says {size}. The file is damaged. {EXPORT_AGAIN}"
-        )
-    if sha256 is not None and files.sha256_file(path) != sha256:
-        raise GraphStoreError(
-            f"{path}: its SHA-256 is not the recorded one. The file is damaged. {EXPORT_AGAIN}"
-        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from markupsafe import Markup
 
-from glomo_dist.graphs.store import DIRECTIONS
+from glomo_dist.graphs.index import DIRECTIONS
 from glomo_dist.report.figures import COLOURS, literal, new, percent, style, svg
 from glomo_dist.report.names import labels, one_line
 from glomo_dist.report.results import Group

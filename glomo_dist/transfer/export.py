@@ -14,10 +14,10 @@ from glomo_dist.data.tokenizer import load_tokenizer
 from glomo_dist.graphs.export import (
     BATCH_UNITS,
     ExportNumbers,
-    StoreMeta,
     export_graphs,
     require_graph_kernels,
 )
+from glomo_dist.graphs.index import StoreMeta
 from glomo_dist.graphs.live import LiveGraphs
 from glomo_dist.model.io import load_model, random_model
 from glomo_dist.model.io import model_folder as find_model

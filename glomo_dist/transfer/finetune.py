@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from glomo_dist.graphs.export import require_graph_kernels
-from glomo_dist.graphs.store import DIRECTIONS, GraphStore
+from glomo_dist.graphs.index import DIRECTIONS
+from glomo_dist.graphs.store import GraphStore
 from glomo_dist.model.io import model_folder, read_config
 from glomo_dist.runtime import config, kernels
 from glomo_dist.runtime.errors import ConfigError, GlomoError

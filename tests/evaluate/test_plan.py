@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from glomo_dist.evaluate.job import EvaluationPlan, plan_jobs, read_plan
-from glomo_dist.graphs.export import StoreMeta, export_graphs
+from glomo_dist.graphs.export import export_graphs
+from glomo_dist.graphs.index import StoreMeta
 from glomo_dist.model import Glomo, GlomoConfig, save_model
 from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import ConfigError, DataError

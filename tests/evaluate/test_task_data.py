@@ -11,7 +11,7 @@ from transfer_samples import planted_store, write_sst2
 from glomo_dist.evaluate import InProcess, evaluate, plan_jobs, require_fitting_data
 from glomo_dist.evaluate.attempt import job_folder
 from glomo_dist.evaluate.job import EvaluationPlan
-from glomo_dist.graphs.store import GraphStoreError
+from glomo_dist.graphs.index import GraphStoreError
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.files import read_json, write_json
 from glomo_dist.transfer.finetune import run

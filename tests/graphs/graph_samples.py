@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from glomo_dist.data.text import WordTokenizer
-from glomo_dist.graphs.export import StoreMeta, export_graphs
+from glomo_dist.graphs.export import export_graphs
+from glomo_dist.graphs.index import StoreMeta
 from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.glomo import Glomo
 

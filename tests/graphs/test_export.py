@@ -7,9 +7,10 @@ import pytest
 from graph_samples import META, encoded, export, predictor
 
 from glomo_dist.graphs.chunks import chunk_ranges
-from glomo_dist.graphs.export import StoreMeta, export_graphs
+from glomo_dist.graphs.export import export_graphs
+from glomo_dist.graphs.index import RECORDED_LATER, GraphStoreError, StoreMeta
 from glomo_dist.graphs.live import LiveGraphs
-from glomo_dist.graphs.store import RECORDED_LATER, GraphStore, GraphStoreError
+from glomo_dist.graphs.store import GraphStore
 from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.glomo import Glomo
 from glomo_dist.runtime.errors import CheckpointError, ConfigError, DataError, GlomoError

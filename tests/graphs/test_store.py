@@ -6,7 +6,8 @@ import torch
 from glomo_kernels import graph_mix
 from graph_samples import dense_of, export
 
-from glomo_dist.graphs.store import GraphStore, GraphStoreError
+from glomo_dist.graphs.index import GraphStoreError
+from glomo_dist.graphs.store import GraphStore
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 
 

@@ -17,7 +17,8 @@ from result_folders import job, result, write
 from run_folders import log_row, run_folder
 
 from glomo_dist.evaluate import EvaluationPlan, InProcess, evaluate, plan_jobs
-from glomo_dist.graphs.export import StoreMeta, export_graphs
+from glomo_dist.graphs.export import export_graphs
+from glomo_dist.graphs.index import StoreMeta
 from glomo_dist.model import Glomo, GlomoConfig, save_model
 from glomo_dist.report import build, read_results
 from glomo_dist.report.drawings import Example, strongest, words_figure

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from result_folders import id_of, job, result, write
 
-from glomo_dist.graphs.export import StoreMeta, export_graphs
+from glomo_dist.graphs.export import export_graphs
+from glomo_dist.graphs.index import StoreMeta
 from glomo_dist.model import Glomo, GlomoConfig
 from glomo_dist.report import as_text, build
 from glomo_dist.report.provenance import facts

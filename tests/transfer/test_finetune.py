@@ -7,7 +7,8 @@ import pytest
 import torch
 from transfer_samples import job, planted_store, write_sst2, write_vectors
 
-from glomo_dist.graphs.store import GraphStore, GraphStoreError
+from glomo_dist.graphs.index import GraphStoreError
+from glomo_dist.graphs.store import GraphStore
 from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError
 from glomo_dist.transfer.finetune import build, run
 from glomo_dist.transfer.inputs import encode

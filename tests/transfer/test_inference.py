@@ -10,7 +10,8 @@ import pytest
 import torch
 from transfer_samples import WORDS, word_model, write_vectors
 
-from glomo_dist.graphs.store import GraphStore, GraphStoreError
+from glomo_dist.graphs.index import GraphStoreError
+from glomo_dist.graphs.store import GraphStore
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer.dataset import Split, accuracy
 from glomo_dist.transfer.esim import PairReader, align

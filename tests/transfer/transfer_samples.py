@@ -9,7 +9,8 @@ from glomo_kernels import SparseGraph
 from torch import nn
 
 from glomo_dist.data.text import WordTokenizer
-from glomo_dist.graphs.export import StoreMeta, export_graphs
+from glomo_dist.graphs.export import export_graphs
+from glomo_dist.graphs.index import StoreMeta
 from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.glomo import Glomo
 from glomo_dist.model.io import save_model
