@@ -25,8 +25,9 @@ from tyro.conf import Positional, arg
 
 from glomo_dist.cli.arguments import explained, pairs, parse
 from glomo_dist.evaluate.executor import Executor, InProcess, evaluate
-from glomo_dist.evaluate.job import EvaluationPlan, plan_jobs, read_plan
+from glomo_dist.evaluate.job import EvaluationPlan, plan_jobs
 from glomo_dist.evaluate.notes import notes
+from glomo_dist.evaluate.plan_file import read_plan
 from glomo_dist.evaluate.ray_executor import RayExecutor
 from glomo_dist.evaluate.task_data import require_fitting_data
 from glomo_dist.runtime.config import from_dict, to_dict

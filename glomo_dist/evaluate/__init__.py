@@ -2,7 +2,8 @@
 
 from glomo_dist.evaluate.attempt import Job, Outcome
 from glomo_dist.evaluate.executor import Executor, InProcess, Summary, evaluate
-from glomo_dist.evaluate.job import EvaluationPlan, plan_jobs, read_plan
+from glomo_dist.evaluate.job import EvaluationPlan, plan_jobs
+from glomo_dist.evaluate.plan_file import read_plan
 from glomo_dist.evaluate.ray_executor import RayExecutor
 from glomo_dist.evaluate.task_data import require_fitting_data
 

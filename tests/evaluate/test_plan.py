@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from glomo_dist.evaluate.job import EvaluationPlan, plan_jobs, read_plan
+from glomo_dist.evaluate.job import EvaluationPlan, plan_jobs
+from glomo_dist.evaluate.plan_file import read_plan
 from glomo_dist.graphs.export import export_graphs
 from glomo_dist.graphs.index import StoreMeta
 from glomo_dist.model import Glomo, GlomoConfig, save_model
