@@ -7,6 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "kernels" / "benchmarks"))
 import ahead_of_time
+from triton_launches import SHARED, Request
 
 pytest.importorskip("triton", reason="Triton is only made for Linux")
 pytestmark = pytest.mark.slow
@@ -30,7 +31,7 @@ def test_first_choice_takes_no_more_than_there_is(compiler, request_):
     paper = (request_.arch, request_.width, request_.values) == (90, 256, 64)
     assert found["stack"] <= (0 if paper else 16) and found["spills"] <= found["stack"] // 4, found
     assert found["registers"] <= 255
-    assert found["shared"] <= ahead_of_time.SHARED[request_.arch]
+    assert found["shared"] <= SHARED[request_.arch]
     assert set(found["matrix"].split("+")) == MATRIX[request_.arch], found
     assert (found["work"] or 1) <= (1.25 if request_.arch == 80 else 1), "warps repeat each other's products"
     assert found["slow"] == 0, "numbers are rounded one by one"
@@ -39,15 +40,15 @@ def test_first_choice_takes_no_more_than_there_is(compiler, request_):
 
 @pytest.mark.parametrize("arch", MATRIX)
 def test_softmax_of_the_decoder(compiler, arch):
-    request = ahead_of_time.Request("softmax_kernel", arch, "bfloat16", 0, 0, "", False)
+    request = Request("softmax_kernel", arch, "bfloat16", 0, 0, "", False)
     found = compiler.resources(request)
     assert "error" not in found, found["error"]
     assert found["stack"] == found["slow"] == 0 and found["registers"] <= 128, found
 
 
 def test_a_compilation_that_fails_is_a_row_of_the_table(compiler):
-    found = compiler.resources(ahead_of_time.Request("no_kernel", 90, "bfloat16", 64, 64))
+    found = compiler.resources(Request("no_kernel", 90, "bfloat16", 64, 64))
     assert found["error"].startswith("exit 1: ValueError: no kernel 'no_kernel'")
-    too_much = ahead_of_time.Request("forward_kernel", 90, "bfloat16", 64, 64, config=(64, 48, 4, 1))
+    too_much = Request("forward_kernel", 90, "bfloat16", 64, 64, config=(64, 48, 4, 1))
     assert "error" in compiler.resources(too_much)  # tiles have powers of two
-    assert compiler.candidates(ahead_of_time.Request("forward_kernel", 90, "bfloat16", 64, 64))
+    assert compiler.candidates(Request("forward_kernel", 90, "bfloat16", 64, 64))
