@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -242,32 +242,54 @@ def _unpack(raw: Any, packing: str) -> Any:
     if packing == ".gz":
         return gzip.GzipFile(fileobj=raw)
     if packing == ".xz":
-        return lzma.LZMAFile(raw)
-    return _Zstd(raw) if packing == ".zst" else raw
+        return _Frames(raw, lzma.LZMADecompressor, padding=4)
+    if packing == ".zst":
+        return _Frames(raw, zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj)
+    return raw
 
 
-class _Zstd:
-    """Zstandard frames end to end. (zstandard's own reader takes a cut file for a complete one.)"""
+class _Frames:
+    """Zstandard frames or xz streams end to end.
 
-    def __init__(self, raw: Any) -> None:
-        self._raw, self._left, self._open = raw, b"", False
-        self._decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-        self._frame = self._decompressor.decompressobj()
+    The libraries' own readers lose data without a word: zstandard's takes a cut file for a complete one; lzma's stops
+    where no stream begins, be it damage or the zero bytes that may stand between two.
 
-    def read(self, size: int) -> bytes:
+    begin: makes what unpacks one frame.  padding: zero bytes after a frame come in multiples of this (0: none may).
+    """
+
+    def __init__(self, raw: Any, begin: Callable[[], Any], padding: int = 0) -> None:
+        self._raw, self._begin, self._padding = raw, begin, padding
+        self._frame, self._open = begin(), False
+        self._zeros, self._left = 0, memoryview(b"")  # after the frame; unpacked and not read yet
+
+    def read(self, size: int) -> memoryview:
         while not self._left:
-            block = self._frame.unused_data if self._frame.eof else b""
+            block = b""
             if self._frame.eof:
-                self._frame, self._open = self._decompressor.decompressobj(), False
-            block = block or self._raw.read(1 << 18)
+                block = self._frame.unused_data
+                self._frame, self._open = self._begin(), False
+            block = block or self._raw.read(1 << 15)  # a thousand times as much may be in it
             if not block:
                 if self._open:
                     raise EOFError("compressed file ended inside a frame")
-                return b""
+                self._check_padding()
+                return self._left
+            if self._padding and not self._open:
+                behind = block.lstrip(b"\0")
+                self._zeros += len(block) - len(behind)
+                block = behind
+                if not block:
+                    continue
+                self._check_padding()
+                self._zeros = 0
             self._open = True
-            self._left = self._frame.decompress(block)
+            self._left = memoryview(self._frame.decompress(block))
         part, self._left = self._left[:size], self._left[size:]
         return part
+
+    def _check_padding(self) -> None:
+        if self._padding and self._zeros % self._padding:
+            raise EOFError(f"{self._zeros} zero bytes after a frame, not a multiple of {self._padding}")
 
 
 _DAMAGE = (EOFError, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile)

@@ -312,10 +312,30 @@ def test_cut_packed_file_is_an_error_that_names_it(tmp_path: Path, packing: str)
         texts(path)
 
 
-def test_several_zstandard_frames_end_to_end(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt.zst"
-    path.write_bytes(PACK[".zst"](b"one ") + PACK[".zst"](b"") + PACK[".zst"](b"two"))
+@pytest.mark.parametrize("packing", [".gz", ".xz", ".zst"])
+def test_several_frames_end_to_end(tmp_path: Path, packing: str) -> None:
+    pack, path = PACK[packing], tmp_path / f"a.txt{packing}"
+    path.write_bytes(pack(b"one ") + pack(b"") + pack(b"two"))
     assert texts(path) == ["one two"]
+
+
+@pytest.mark.parametrize("zeros", [4, 8, 1 << 19])
+def test_padding_between_xz_streams(tmp_path: Path, zeros: int) -> None:
+    path, padding = tmp_path / "a.txt.xz", b"\0" * zeros
+    path.write_bytes(lzma.compress(b"one ") + padding + lzma.compress(b"two") + padding)
+    assert texts(path) == ["one two"]
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [b"\0\0\0", b"\0" * 5 + lzma.compress(b"two"), b"garbage", b"\0" * 4 + b"garbage", b"\xfd6zXZ\0"],
+)
+def test_no_xz_stream_behind_another(tmp_path: Path, behind: bytes) -> None:
+    """lzma itself takes what it does not know for the end."""
+    path = tmp_path / "a.txt.xz"
+    path.write_bytes(lzma.compress(b"one ") + behind)
+    with pytest.raises(DataError, match=r"a\.txt\.xz cannot be read.*copy it again"):
+        texts(path)
 
 
 def test_byte_order_marks_of_joined_files_are_no_text(tmp_path: Path) -> None:
