@@ -81,8 +81,7 @@ def train_step(
     suspects: list[int] = []
     clock.lap("data")
     for i in range(passes):
-        part = slice(i * micro, (i + 1) * micro)
-        terms = engine(*(x[..., part, :] if x.ndim > 1 else x[part] for x in sequences))
+        terms = engine(*_part(sequences, i, micro))
         total += terms.loss_sum.detach()
         counted += terms.targets
         if with_stats:
@@ -92,7 +91,7 @@ def train_step(
         scaled = (terms.loss_sum + terms.penalty) * scale
         if not torch.isfinite(scaled):
             scaled = scaled * float("nan")  # every gradient becomes NaN: no rank can miss it
-            suspects += range(part.start, part.stop)
+            suspects += range(i * micro, (i + 1) * micro)
         engine.backward(scaled)
         clock.lap("backward")
         if i < passes - 1:
@@ -112,14 +111,17 @@ def train_step(
 def valid_loss(
     engine: Any, batches: list[Batch], config: PretrainConfig, ranks: Ranks, clock: Clock
 ) -> float:
-    """Mean nats per predicted unit over `batches` (this rank's shares), dropout off."""
+    """Mean nats per predicted unit over `batches` (this rank's shares), dropout off; `micro_batch` rows at a time."""
     loss_sum, targets = 0.0, 0
+    micro, passes = accumulation(config, ranks.world)
     engine.eval()
     for batch in batches:
         positions, _ = _positions(batch, config)
-        terms = engine(*_sequences(batch, positions, ranks.device))
-        loss_sum += float(terms.loss_sum)
-        targets += int(terms.targets)
+        sequences = _sequences(batch, positions, ranks.device)
+        for i in range(passes):
+            terms = engine(*_part(sequences, i, micro))
+            loss_sum += float(terms.loss_sum)
+            targets += int(terms.targets)
         clock.lap("valid")
     engine.train()
     loss_sum, total = ranks.sum([loss_sum, targets])
@@ -142,6 +144,12 @@ def _sequences(batch: Batch, positions: np.ndarray, device: torch.device) -> lis
     if batch.segments is not None:
         given.append(batch.segments)
     return [x.to(device) for x in given]
+
+
+def _part(sequences: list[torch.Tensor], number: int, rows: int) -> list[torch.Tensor]:
+    """Of these arguments the micro-batch `number`, `rows` rows."""
+    part = slice(number * rows, (number + 1) * rows)
+    return [x[..., part, :] if x.ndim > 1 else x[part] for x in sequences]
 
 
 def _means(graph_sums: torch.Tensor, ranks: Ranks) -> dict[str, list[list[float]]]:

@@ -11,7 +11,7 @@ import torch
 from glomo_dist.data import Batch
 from glomo_dist.model import Glomo, GlomoConfig
 from glomo_dist.pretrain import PretrainConfig
-from glomo_dist.pretrain.step import Clock, train_step
+from glomo_dist.pretrain.step import Clock, train_step, valid_loss
 
 
 class Alone:
@@ -23,6 +23,12 @@ class Alone:
     def __call__(self, *sequences):
         return self.module(*sequences)
 
+    def eval(self) -> None:
+        self.module.eval()
+
+    def train(self) -> None:
+        self.module.train()
+
     def backward(self, loss: torch.Tensor) -> None:
         loss.backward()
 
@@ -33,8 +39,8 @@ class Alone:
         return 0
 
 
-def step(penalty: float, micro_batch: int | None = None):
-    """The result and the gradients of a step over 6 rows."""
+def inputs(penalty: float, micro_batch: int | None = None):
+    """For a step over 6 rows: engine, batch, configuration and ranks."""
     model_config = GlomoConfig(vocab_size=20, width=8, heads=2, threshold_init=0.5, empty_row_penalty=penalty)
     config = PretrainConfig(
         model=model_config, window=12, global_batch=6, micro_batch=micro_batch, clip=None, zero_stage=0
@@ -44,9 +50,14 @@ def step(penalty: float, micro_batch: int | None = None):
     lengths = torch.tensor([12, 3, 7, 12, 1, 9])
     tokens = torch.randint(0, 20, (6, 12), generator=torch.Generator().manual_seed(1))
     batch = Batch(tokens, lengths, torch.arange(6), None, None)  # type: ignore[arg-type]
-    ranks = SimpleNamespace(world=1, device=torch.device("cpu"), sum=list)
-    result = train_step(Alone(model), batch, config, ranks, Clock(ranks.device), with_stats=True)  # type: ignore[arg-type]
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return Alone(model), batch, config, SimpleNamespace(world=1, device=torch.device("cpu"), sum=list)
+
+
+def step(penalty: float, micro_batch: int | None = None):
+    """The result and the gradients of it."""
+    engine, batch, config, ranks = inputs(penalty, micro_batch)
+    result = train_step(engine, batch, config, ranks, Clock(ranks.device), with_stats=True)  # type: ignore[arg-type]
+    gradients = {name: p.grad for name, p in engine.module.named_parameters() if p.grad is not None}
     return result, gradients
 
 
@@ -70,3 +81,15 @@ def test_accumulation_is_the_same_step(penalty):
         np.testing.assert_allclose(parts.stats[name], whole.stats[name], rtol=1e-6)
     for name in expected:  # an engine divides by the number of passes; this one does not
         torch.testing.assert_close(gradients[name] / 3, expected[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 3])
+def test_validation_needs_no_more_rows_at_a_time_than_training(micro_batch, monkeypatch):
+    engine, batch, config, ranks = inputs(0.0)
+    expected = valid_loss(engine, [batch, batch], config, ranks, Clock(ranks.device))  # type: ignore[arg-type]
+    engine, batch, config, ranks = inputs(0.0, micro_batch)
+    rows, forward = [], engine.module.forward
+    monkeypatch.setattr(engine.module, "forward", lambda *x: rows.append(len(x[0])) or forward(*x))
+    loss = valid_loss(engine, [batch, batch], config, ranks, Clock(ranks.device))  # type: ignore[arg-type]
+    assert rows == [micro_batch] * (2 * 6 // micro_batch) and engine.module.training
+    assert loss == pytest.approx(expected, rel=1e-6)
