@@ -30,7 +30,10 @@ def learning_rate(config: PretrainConfig, step: int, plateau: Plateau) -> float:
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "cosine":
-        share = (step - config.warmup_steps) / max(1, config.steps - 1 - config.warmup_steps)
+        way = config.steps - 1 - config.warmup_steps
+        share = (
+            (step - config.warmup_steps) / way if way > 0 else 1.0
+        )  # the first step after the warm-up is the last
         floor = config.final_lr_share
         return config.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
     if config.schedule == "plateau":

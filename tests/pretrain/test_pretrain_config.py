@@ -131,6 +131,12 @@ def test_cosine_with_warmup() -> None:
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
 
 
+@pytest.mark.parametrize("warmup", [0, 1, 4, 5])
+def test_cosine_is_down_at_the_last_step(warmup: int) -> None:
+    config = PretrainConfig(steps=6, warmup_steps=warmup, lr=2.0, final_lr_share=0.1)
+    assert learning_rate(config, 5, Plateau()) == pytest.approx(0.2)
+
+
 def test_plateau_counts_and_stops() -> None:
     config = PretrainConfig(lr=8.0, schedule="plateau", valid_every=1, plateau_patience=2)
     state = Plateau()
