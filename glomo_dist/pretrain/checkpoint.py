@@ -3,7 +3,7 @@
     RUN/checkpoints/step-000100/
         state/rank-00.safetensors   what each rank held (state.py)
         model/                      the exported model (safetensors)
-        manifest.json               step, loop state, and size and SHA-256 of every other file
+        manifest.json               step, loop state, size and SHA-256 of every other file, and a fingerprint of these
     RUN/checkpoints/latest   the name of the newest, written last
 
 A folder gets its final name only when all of it is on disk. `saving.py` does this while training goes on.
@@ -19,11 +19,13 @@ from typing import Any
 from glomo_dist.pretrain import run_folder, state
 from glomo_dist.runtime import files
 from glomo_dist.runtime.errors import CheckpointError, DataError, OtherVersion
+from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.runtime.formats import check_format
 from glomo_dist.runtime.progress import say
 
 FORMAT, VERSION = "glomo-checkpoint", 2
 STATE, MODEL, MANIFEST = "state", "model", "manifest.json"
+_KEYS, SEAL = {"format", "version", "step", "ranks", "state", "files"}, "fingerprint"
 _NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -63,7 +65,13 @@ def write_manifest(
     manifest = {
         "format": FORMAT, "version": VERSION, "step": step, "ranks": world, "state": loop, "files": content,
     }  # fmt: skip
-    files.write_json(folder / MANIFEST, manifest, run_folder.GO_ON)
+    files.write_json(folder / MANIFEST, sealed(manifest), run_folder.GO_ON)
+
+
+def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """With its own fingerprint: no other file vouches for the loop state."""
+    content = {key: value for key, value in manifest.items() if key != SEAL}
+    return {**content, SEAL: fingerprint(content)}
 
 
 def verify(folder: Path) -> dict[str, Any]:
@@ -79,7 +87,9 @@ def verify(folder: Path) -> dict[str, Any]:
     )  # fmt: skip
     try:
         wanted = {name: (int(f["bytes"]), str(f["sha256"])) for name, f in manifest["files"].items()}
-        complete = manifest["step"] == step_of(folder) and {"ranks", "state"} <= manifest.keys()
+        complete = manifest["step"] == manifest["state"]["step"] == step_of(folder)
+        # those of earlier versions have no fingerprint
+        complete = complete and (manifest.keys() == _KEYS or manifest == sealed(manifest))
         complete = complete and len(_state_files(folder, manifest)) == manifest["ranks"]
         complete = complete and not any(
             ".." in Path(name).parts or Path(name).is_absolute() for name in wanted
@@ -87,7 +97,7 @@ def verify(folder: Path) -> dict[str, Any]:
     except (AttributeError, KeyError, TypeError, ValueError):
         complete = False
     if not complete:
-        raise CheckpointError(f"checkpoint {folder} is damaged: {path.name} is not complete.")
+        raise CheckpointError(f"checkpoint {folder} is damaged: {path.name} is not what was written.")
     for name, (size, sha256) in wanted.items():
         file = folder / name
         if not file.is_file():

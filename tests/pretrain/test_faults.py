@@ -135,7 +135,7 @@ def test_a_checkpoint_with_a_pickle_in_it_is_refused_and_nothing_runs(
     manifest["files"]["state/rank-00001.safetensors"] = {
         "bytes": file.stat().st_size, "sha256": files.sha256_file(file),
     }  # fmt: skip
-    files.write_json(folder / "manifest.json", manifest)
+    files.write_json(folder / "manifest.json", checkpoint.sealed(manifest))
     (folder / "state" / "rank-00002.pt").write_bytes(pickle.dumps(Canary(canary)))
     group = ranks.start(SHORT, tiny_shards, run)
     assert group.wait() == [2, 2], group.log.read_text()[-3000:]

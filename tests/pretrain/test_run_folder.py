@@ -283,15 +283,24 @@ def test_image_model_must_fit_the_images(tiny_shards: Path, tmp_path: Path) -> N
         run_folder.resolve(turned, pixels, tmp_path / "run")
 
 
+WRONG_DIGITS = {
+    "step": ('"step": 12,\n  "best"', '"step": 13,\n  "best"'),
+    "loss": ('"best": 2.5', '"best": 2.4'),
+    "key": ('"fingerprint"', '"fingerprinu"'),
+}
+
+
 def write_checkpoint(folder: Path, step: int, ranks: int = 1) -> Path:
     path = folder / f"step-{step:06d}"
     (path / "state").mkdir(parents=True)
     (path / "state" / "rank-00000.safetensors").write_bytes(bytes(range(step)))
-    checkpoint.write_manifest(path, step, {"step": step}, ranks, {})
+    checkpoint.write_manifest(path, step, {"step": step, "best": 2.5}, ranks, {})
     return path
 
 
-@pytest.mark.parametrize("damage", ["changed", "cut", "missing", "manifest", "format", "no manifest"])
+@pytest.mark.parametrize(
+    "damage", ["changed", "cut", "missing", "manifest", "format", "no manifest", "step", "loss", "key"]
+)
 def test_every_damage_is_seen(tmp_path: Path, damage: str, capfd: pytest.CaptureFixture[str]) -> None:
     old, new = write_checkpoint(tmp_path, 5), write_checkpoint(tmp_path, 12)
     assert checkpoint.find_newest(tmp_path) == (new, checkpoint.verify(new))
@@ -306,15 +315,27 @@ def test_every_damage_is_seen(tmp_path: Path, damage: str, capfd: pytest.Capture
         manifest.write_text(manifest.read_text()[:-20])
     elif damage == "format":
         manifest.write_text("{}")
+    elif damage in WRONG_DIGITS:  # of the loop state
+        before, after = WRONG_DIGITS[damage]
+        assert manifest.read_text().count(before) == 1
+        manifest.write_text(manifest.read_text().replace(before, after))
     else:
         manifest.unlink()
     found = checkpoint.find_newest(tmp_path)
-    assert found is not None and found[0] == old and found[1]["state"] == {"step": 5}
+    assert found is not None and found[0] == old and found[1]["state"] == {"step": 5, "best": 2.5}
     assert "WARNING: checkpoint" in capfd.readouterr().err and (tmp_path / "damaged-step-000012").is_dir()
     shutil.rmtree(old)
     for _ in range(2):  # also when asked again: never a silent new start
         with pytest.raises(CheckpointError, match="no checkpoint in"):
             checkpoint.find_newest(tmp_path)
+
+
+def test_checkpoint_of_before_manifests_had_a_fingerprint(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path, 3)
+    value = json.loads((path / "manifest.json").read_text())
+    del value["fingerprint"]
+    (path / "manifest.json").write_text(json.dumps(value))
+    assert checkpoint.find_newest(tmp_path) == (path, value)
 
 
 def test_checkpoint_of_another_version(tmp_path: Path) -> None:
