@@ -259,7 +259,7 @@ class _Frames:
 
     def __init__(self, raw: Any, begin: Callable[[], Any], padding: int = 0) -> None:
         self._raw, self._begin, self._padding = raw, begin, padding
-        self._frame, self._open = begin(), False
+        self._frame, self._open, self._first = begin(), False, True
         self._zeros, self._left = 0, memoryview(b"")  # after the frame; unpacked and not read yet
 
     def read(self, size: int) -> memoryview:
@@ -267,14 +267,14 @@ class _Frames:
             block = b""
             if self._frame.eof:
                 block = self._frame.unused_data
-                self._frame, self._open = self._begin(), False
+                self._frame, self._open, self._first = self._begin(), False, False
             block = block or self._raw.read(1 << 15)  # a thousand times as much may be in it
             if not block:
                 if self._open:
                     raise EOFError("compressed file ended inside a frame")
                 self._check_padding()
                 return self._left
-            if self._padding and not self._open:
+            if self._padding and not self._open and not self._first:
                 behind = block.lstrip(b"\0")
                 self._zeros += len(block) - len(behind)
                 block = behind

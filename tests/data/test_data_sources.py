@@ -326,6 +326,14 @@ def test_padding_between_xz_streams(tmp_path: Path, zeros: int) -> None:
     assert texts(path) == ["one two"]
 
 
+@pytest.mark.parametrize("zeros", [1, 4096])
+def test_zeros_are_no_xz_file(tmp_path: Path, zeros: int) -> None:
+    """A crash may leave a file of the right size and nothing in it."""
+    (tmp_path / "a.txt.xz").write_bytes(b"\0" * zeros)
+    with pytest.raises(DataError, match=r"a\.txt\.xz cannot be read.*copy it again"):
+        texts(tmp_path / "a.txt.xz")
+
+
 @pytest.mark.parametrize(
     "behind",
     [b"\0\0\0", b"\0" * 5 + lzma.compress(b"two"), b"garbage", b"\0" * 4 + b"garbage", b"\xfd6zXZ\0"],
