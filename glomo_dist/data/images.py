@@ -189,6 +189,11 @@ def _array(archive: zipfile.ZipFile, file: InputFile) -> Iterator[Picture]:
             image = np.frombuffer(content, dtype).reshape(shape[1:])
             pixels = image if dtype == np.uint8 else _from_unit_range(image, where)
             yield Picture(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels, file.label, index, where)
+        if stream.read(1):  # this also checks the member's CRC
+            raise DataError(
+                f"{file.name}, array 'images': it goes on after the {shape[0]} images that its header tells of. "
+                "Copy the file again."
+            )
 
 
 def _from_unit_range(image: np.ndarray, where: str) -> np.ndarray:

@@ -105,6 +105,15 @@ def test_npz_arrays(tmp_path: Path, images: np.ndarray) -> None:
         assert (np.stack(pixels(tmp_path / "f.npz")).ravel() == images.ravel()).all()
 
 
+def test_npz_whose_header_tells_of_fewer_images(tmp_path: Path) -> None:
+    """One bit of a '7' is a '3'; the images are so large that reading 30 of them does not reach the CRC."""
+    np.savez(tmp_path / "a.npz", images=np.zeros((70, 64, 64), np.uint8))
+    content = (tmp_path / "a.npz").read_bytes()
+    (tmp_path / "a.npz").write_bytes(content.replace(b"'shape': (70", b"'shape': (30"))
+    with pytest.raises(DataError, match=r"a\.npz.*goes on after the 30 images"):
+        pixels(tmp_path / "a.npz")
+
+
 def test_npz_of_jpeg_streams(tmp_path: Path) -> None:
     streams = [encoded(image, "JPEG") for image in COLOUR]
     offset = np.cumsum([0, *map(len, streams)])
