@@ -94,7 +94,7 @@ def verify(folder: Path) -> dict[str, Any]:
         complete = complete and not any(
             ".." in Path(name).parts or Path(name).is_absolute() for name in wanted
         )
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         complete = False
     if not complete:
         raise CheckpointError(f"checkpoint {folder} is damaged: {path.name} is not what was written.")
@@ -123,8 +123,9 @@ def find_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             raise
         except CheckpointError as e:
             aside = candidate.with_name(f"damaged-{candidate.name}")
-            if aside.exists():
+            if aside.is_dir():
                 shutil.rmtree(aside)
+            aside.unlink(missing_ok=True)
             candidate.rename(aside)
             say(f"WARNING: {e} It was renamed to {aside.name}; going back to the checkpoint before it.")
     if any(folder.glob("damaged-step-*")):

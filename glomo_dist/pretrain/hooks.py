@@ -63,6 +63,8 @@ class JsonLog:
         self._path = path
         try:
             if path.exists():
+                if start == 0 and path.stat().st_size:
+                    say(f"{path.parent} has logged steps and no checkpoint of them: it begins again.")
                 files.write_bytes(path, b"".join(_rows_until(path.read_bytes(), start)))
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
         except OSError as e:
@@ -227,7 +229,10 @@ def _rows_until(content: bytes, step: int) -> list[bytes]:
     for line in content.splitlines(keepends=True):
         try:
             row = json.loads(line.decode())
-        except ValueError:  # the row that was being written when the run was killed, or the power went
+        except (
+            ValueError,
+            RecursionError,
+        ):  # it was being written when the run was killed, or the power went
             continue
         whole = isinstance(row, dict) and isinstance(row.get("step"), int) and line.endswith(b"\n")
         if whole and row["step"] <= step:

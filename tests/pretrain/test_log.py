@@ -59,6 +59,16 @@ def test_what_is_not_finite_is_null(tmp_path: Path) -> None:
     assert State.from_json(json.loads(json.dumps(value))).plateau == Plateau(math.inf, 1, 1)
 
 
+def test_a_log_without_a_checkpoint_is_not_emptied_without_a_word(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for steps_done, said in ((0, False), (1, False), (0, True)):
+        log = JsonLog(tmp_path / "log.jsonl", steps_done)
+        log.step({"step": steps_done + 1, "logged": True})
+        log.close()
+        assert (f"{tmp_path} has logged steps and no checkpoint of them" in capfd.readouterr().err) == said
+
+
 def test_the_end_of_a_run_tells_of_skipped_steps() -> None:
     said = loop._skipped(Path("run"), 0.1, State(9, skipped=2))
     assert said == "run: 2 of 9 steps skipped, with a non-finite loss or gradient."
