@@ -22,11 +22,14 @@ def pack(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray]:
     document[first[r]] .. document[first[r + 1] - 1]. Documents of one length are used in the order they come.
     """
     of_length = np.argsort(lengths, kind="stable")
-    counts = np.bincount(lengths, minlength=capacity + 1)
-    used = starts_of(counts)[:-1]  # of each length, the next document in `of_length`
+    # not np.bincount, which would take memory for every length up to the capacity or the longest document
+    different, counts = np.unique(lengths, return_counts=True)
+    number_of = dict(zip(different.tolist(), counts.tolist(), strict=True))
+    # of each length, the next document in `of_length`
+    used = dict(zip(different.tolist(), starts_of(counts).tolist(), strict=False))
     documents: list[np.ndarray] = []
     sizes: list[np.ndarray] = []
-    for content, rows in _best_fit(counts, capacity):
+    for content, rows in _best_fit(number_of, capacity):
         columns = []
         for length, times in content:
             columns.append(of_length[used[length] : used[length] + rows * times].reshape(rows, times))
@@ -44,8 +47,8 @@ def reorder(documents: np.ndarray, first: np.ndarray, order: np.ndarray) -> tupl
     return documents[ranges(first[:-1][order], sizes)], starts_of(sizes)
 
 
-def _best_fit(counts: np.ndarray, capacity: int) -> list[tuple[Content, int]]:
-    """Contents of rows and how many rows have each. counts [capacity + 1]: documents of each length."""
+def _best_fit(number_of: dict[int, int], capacity: int) -> list[tuple[Content, int]]:
+    """Contents of rows and how many rows have each. number_of: length -> documents that have it."""
     rows: dict[int, list[tuple[Content, int]]] = {capacity: []}  # by the room that is left
     rooms = [capacity]  # its keys, ascending
 
@@ -55,8 +58,7 @@ def _best_fit(counts: np.ndarray, capacity: int) -> list[tuple[Content, int]]:
             insort(rooms, room)
         rows[room].append((content, number))
 
-    for length in range(capacity, 0, -1):
-        left = int(counts[length])
+    for length, left in sorted(number_of.items(), reverse=True):
         while left:
             room = rooms[
                 bisect_left(rooms, length)

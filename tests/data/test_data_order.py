@@ -181,6 +181,16 @@ def test_packing_fills_the_rows() -> None:
     assert np.bincount(rows.row, rows.length).mean() / 64 == pytest.approx(packed.filled())
 
 
+def test_a_window_longer_than_all_there_is_to_pack() -> None:
+    """It takes the memory of what is packed, and gives the rows that the units of a block would give."""
+    index = index_of([[4, 5, 3, 5] * 8] * 4)
+    one_row, long = (WindowOrder(index, w, 0, windows="packed", block_shards=2) for w in (272, 10**12))
+    numbers = np.arange(5)
+    assert long.per_epoch == one_row.per_epoch == 2
+    for a, b in zip(long.pieces(numbers), one_row.pieces(numbers), strict=True):
+        assert a.tolist() == b.tolist()
+
+
 def test_packed_neighbours_change_with_the_epoch() -> None:
     index = index_of([[4, 5, 3] * 30])
     order = WindowOrder(index, 12, 0, windows="packed")
