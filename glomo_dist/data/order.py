@@ -19,10 +19,12 @@ from glomo_dist.data.cutting import Cuts, fixed_cuts, random_cuts, random_keys
 from glomo_dist.data.index import ShardIndex
 from glomo_dist.data.packing import pack, reorder
 from glomo_dist.data.ragged import ranges, starts_of
+from glomo_dist.runtime.config import MOST
 from glomo_dist.runtime.errors import ConfigError, DataError, suggest
 from glomo_dist.runtime.fingerprint import derive_seed
 
 Windows = Literal["fixed", "random", "packed"]
+LONGEST_ROW = 2**31 - 1  # lengths of windows are kept in 32 bits
 
 
 class Pieces(NamedTuple):
@@ -65,8 +67,10 @@ class WindowOrder:
         windows: Windows = "fixed",
         block_shards: int = 8,
     ) -> None:
-        if window < 2:
-            raise ConfigError(f"window must be at least 2 units (one to read, one to predict), got {window}.")
+        if not 2 <= window <= MOST:
+            raise ConfigError(
+                f"window must be at least 2 units (one to read, one to predict) and at most {MOST:,}, got {window}."
+            )
         if windows not in get_args(Windows):
             raise ConfigError(f"unknown kind of windows {windows!r}.{suggest(windows, get_args(Windows))}")
         if block_shards < 1:
@@ -74,6 +78,11 @@ class WindowOrder:
         if not (index.lengths >= 2).any():
             raise DataError(
                 f"{index.folder}: no sample has two units or more, so there is nothing to predict."
+            )
+        if min(window, longest := int(index.lengths.max())) > LONGEST_ROW:
+            raise ConfigError(
+                f"window {window} would make a row of {longest:,} units, as long as the longest sample of "
+                f"{index.folder}, at most {LONGEST_ROW:,} are possible. Set a shorter window."
             )
         self.window_units, self.seed, self.kind = window, seed, windows
         self._lengths, self._shard_of_sample = index.lengths, index.shard_of_sample

@@ -27,6 +27,7 @@ from glomo_dist.data.spool import Numbering, Spool, chunks, number_words
 from glomo_dist.data.text import UNKNOWN, WordTokenizer
 from glomo_dist.data.tokenizer import load_tokenizer
 from glomo_dist.runtime import progress
+from glomo_dist.runtime.config import MOST
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.files import new_folder, require_absent_or_empty
 
@@ -34,7 +35,6 @@ SHARD_BYTES = 64 << 20
 VOCAB_SIZE, MIN_COUNT, BITS = 30_000, 1, 4
 MANY_PIXEL_IDS = 1 << 16  # a softmax over more makes no sense: so fine a colour is hardly seen twice
 MOST_WORDS = 1 << 31  # ids are int32 until they are written
-MOST = 10**15  # of anything else; itertools counts in 64 bits
 
 
 def prepare_text(

@@ -8,7 +8,7 @@ from typing import Literal
 
 from glomo_dist.data import Reading, Windows
 from glomo_dist.model import GlomoConfig
-from glomo_dist.runtime.config import check_fields, check_least
+from glomo_dist.runtime.config import MOST, check_fields, check_least
 from glomo_dist.runtime.errors import ConfigError
 
 LONGEST_WAIT = 1e6  # seconds, eleven days; torch has no endless timeouts
@@ -104,12 +104,12 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "")
-        check_least(self, "", 2, "window")
+        check_least(self, "", 2, "window", most=MOST)
         check_least(
             self, "", 1, "global_batch", "micro_batch", "steps", "positions_per_sequence", "plateau_patience",
-            "valid_batches", "checkpoint_every", "keep_checkpoints", "log_every", "max_bad_steps",
+            "valid_batches", "checkpoint_every", "keep_checkpoints", "log_every", "max_bad_steps", most=MOST,
         )  # fmt: skip
-        check_least(self, "", 0, "warmup_steps", "valid_every")
+        check_least(self, "", 0, "warmup_steps", "valid_every", most=MOST)
         if not 0 <= self.seed < 2**64:
             raise ConfigError(f"seed must be in 0..2^64 - 1, got {self.seed}.")
         if not 0 < self.lr < math.inf:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from glomo_dist.runtime.errors import ConfigError, suggest
 
 T = TypeVar("T")
+MOST = 10**15  # of what a setting counts: a sum of two fits 64 bits, and a product of some is a float
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -55,15 +56,17 @@ def check_fields(config: Any, where: str) -> None:
         object.__setattr__(config, name, _convert(hint, getattr(config, name), f"{where}{name}"))
 
 
-def check_least(config: Any, where: str, least: int, *names: str) -> None:
+def check_least(config: Any, where: str, least: int, *names: str, most: int | None = None) -> None:
     """After `check_fields`, for fields that are whole numbers, or none where their type says so: ConfigError for the
-    first that is below `least`."""
+    first that is below `least`, or above `most` where that is given."""
     hints = typing.get_type_hints(type(config))
     for name in names:
         value = getattr(config, name)
-        if value is not None and value < least:
-            none = " or none" if type(None) in typing.get_args(hints[name]) else ""
-            raise ConfigError(f"{where}{name} must be at least {least}{none}, got {value}.")
+        if value is None or (value >= least and (most is None or value <= most)):
+            continue
+        none = " or none" if type(None) in typing.get_args(hints[name]) else ""
+        bound = f"at least {least}" if value < least else f"at most {most:,}"
+        raise ConfigError(f"{where}{name} must be {bound}{none}, got {value}.")
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

@@ -121,6 +121,14 @@ def test_a_million_samples() -> None:
 def test_what_cannot_be_ordered_is_refused() -> None:
     with pytest.raises(ConfigError, match="at least 2 units"):
         WindowOrder(index_of([[5]]), 1, 0)
+    for windows in get_args(Windows):
+        with pytest.raises(ConfigError, match=r"at most 1,000,000,000,000,000, got 10{20}\."):
+            WindowOrder(index_of([[5]]), 10**20, 0, windows=windows)
+        longest = 2**31 + 5
+        with pytest.raises(ConfigError, match=r"window 10{12} would make a row of 2,147,483,653 units"):
+            WindowOrder(index_of([[longest]]), 10**12, 0, windows=windows)
+        assert WindowOrder(index_of([[longest, 5]]), 2**30, 0, windows=windows).per_epoch >= 3
+        assert WindowOrder(index_of([[5, 3]]), 10**15, 0, windows=windows).per_epoch <= 2
     with pytest.raises(ConfigError, match=r"'pakced'.*Did you mean 'packed'"):
         WindowOrder(index_of([[5]]), 2, 0, windows="pakced")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="block_shards"):

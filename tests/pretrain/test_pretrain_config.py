@@ -27,6 +27,9 @@ from glomo_dist.runtime.errors import ConfigError, GlomoError
     [
         ({"steps": 0}, "steps must be at least 1"),
         ({"window": 1}, "window must be at least 2"),
+        ({"steps": 10**330}, "steps must be at most 1,000,000,000,000,000, got 10"),
+        ({"window": 10**330}, "window must be at most 1,000,000,000,000,000, got 10"),
+        ({"valid_every": 10**16}, "valid_every must be at most 1,000,000,000,000,000, got 10"),
         ({"lr": 0.0}, "lr must be positive"),
         ({"lr": float("nan")}, "lr must be positive"),
         ({"clip": -1.0}, "clip must be positive"),

@@ -47,14 +47,18 @@ class Numbers:
 
     def __post_init__(self) -> None:
         check_least(self, "numbers.", 1, "rows", "most")
+        check_least(self, "numbers.", 1, "most", most=2000)
 
 
-def test_numbers_below_the_least_are_named() -> None:
+def test_numbers_below_the_least_and_above_the_most_are_named() -> None:
     assert Numbers().most is None and Numbers(1, 1).most == 1
     with pytest.raises(ConfigError, match=r"numbers.rows must be at least 1, got 0\."):
         Numbers(0, 0)
     with pytest.raises(ConfigError, match=r"numbers.most must be at least 1 or none, got -2\."):
         Numbers(1, -2)
+    assert Numbers(3000, 2000).most == 2000
+    with pytest.raises(ConfigError, match=r"numbers.most must be at most 2,000 or none, got 2001\."):
+        Numbers(1, 2001)
 
 
 @pytest.mark.parametrize(
