@@ -12,8 +12,9 @@ from cli_samples import Capture, nothing_at, refused, run
 from road_samples import Road
 
 from glomo_dist import recipes
-from glomo_dist.cli.plan import activation_bytes, cost, state_bytes
-from glomo_dist.model import Glomo
+from glomo_dist.cli.plan import Plan, activation_bytes, cost, describe, state_bytes
+from glomo_dist.model import Glomo, GlomoConfig
+from glomo_dist.model.config import LARGEST_VOCABULARY, WIDEST, WIDEST_KERNEL
 from glomo_dist.pretrain import PretrainConfig
 from glomo_dist.runtime.errors import ConfigError
 
@@ -35,6 +36,17 @@ from glomo_dist.runtime.errors import ConfigError
             "weight_decay must not be",
         ),
         (["plan", "--recipe", "tiny", "--model.vocab-size", "9", "--lr", "inf"], "lr must be positive"),
+        (
+            ["plan", "--recipe", "tiny", "--steps", "1" + "0" * 330],
+            "steps must be at most 1,000,000,000,000,000",
+        ),
+        (
+            ["plan", "--recipe", "tiny", "--model.width", "1000000000000"],
+            "model.width must be at most 1,048,576",
+        ),
+        (["plan", "--recipe", "tiny", "--model.layers", "1000000"], "model.layers must be at most 1,024"),
+        (["plan", "--recipe", "tiny", "--vocabulary", "0"], "(--vocabulary) must be from 2 to 4,294,967,296"),
+        (["plan", "--recipe", "tiny", "--vocabulary", "9" * 20], "(--vocabulary) must be from 2 to"),
         (["bench", "--rounds", "0"], "rounds must be at least 1"),
     ],
 )
@@ -100,6 +112,19 @@ def test_plan_of_arithmetic_where_the_embedding_is_as_large_as_another_parameter
         cost(replace(recipe, model=replace(recipe.model, vocab_size=size))).flops_per_unit for size in near
     ]
     assert flops[1] - flops[0] == pytest.approx(flops[2] - flops[1])
+
+
+@pytest.mark.parametrize("image", [None, (4, 4)])
+@pytest.mark.parametrize("composition", ["gru", "lstm", "residual"])
+def test_plan_of_the_largest_model(image: tuple[int, int] | None, composition: str) -> None:
+    """No size that is allowed is one that torch cannot count the bytes of."""
+    model = GlomoConfig(
+        LARGEST_VOCABULARY, width=WIDEST, heads=WIDEST, head_width=WIDEST,
+        kernel_size=WIDEST_KERNEL - (image is not None), composition=composition, image=image,
+    )  # type: ignore[arg-type]  # fmt: skip
+    estimate = cost(PretrainConfig(model))
+    assert estimate.embedding == 2**52 and estimate.others > 2**61
+    assert "parameters" in describe(Plan(PretrainConfig(model)), PretrainConfig(model), estimate)[0]
 
 
 def test_plan_of_memory_counts_what_the_loss_holds() -> None:

@@ -24,6 +24,7 @@ from glomo_dist import recipes
 from glomo_dist.cli.arguments import explained, parse, recipe_of
 from glomo_dist.data import Reading, WindowOrder
 from glomo_dist.model import Glomo, GlomoConfig
+from glomo_dist.model.config import LARGEST_VOCABULARY
 from glomo_dist.pretrain import PretrainConfig
 from glomo_dist.pretrain.config import accumulation
 from glomo_dist.pretrain.run_folder import resolve
@@ -135,6 +136,10 @@ def main(argv: Sequence[str]) -> None:
     explained(GlomoConfig), explained(PretrainConfig), explained(Reading)
     command = parse(Plan, argv, name="plan", description=__doc__, default=Plan(recipes.get(recipe), recipe))
     config = command.config
+    if not 2 <= command.vocabulary <= LARGEST_VOCABULARY:
+        raise ConfigError(
+            f"vocabulary (--vocabulary) must be from 2 to {LARGEST_VOCABULARY:,} units, got {command.vocabulary}."
+        )
     if command.ranks < 1:
         raise ConfigError(f"ranks must be at least 1, got {command.ranks}.")
     index = None

@@ -9,6 +9,8 @@ from typing import Literal
 from glomo_dist.runtime.config import check_fields, check_least
 from glomo_dist.runtime.errors import ConfigError
 
+# With these no parameter has more bytes than 64 bits count: torch has no better word for one that has.
+LARGEST_VOCABULARY, WIDEST, WIDEST_KERNEL, DEEPEST = 1 << 32, 1 << 20, 1 << 10, 1 << 10
 MARGIN = 0.1  # by how much edge_floor and empty_row_penalty want a score above its threshold
 
 Sparsity = Literal["threshold", "bias", "relu", "square", "topk", "softmax"]
@@ -75,10 +77,11 @@ class GlomoConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "model.")
-        check_least(
-            self, "model.", 1, "width", "heads", "layers", "kernel_size", "decoder_layers", "decoder_steps"
-        )
-        check_least(self, "model.", 0, "vocab_size", "key_layers", "query_layers")
+        check_least(self, "model.", 1, "width", "heads", "head_width", most=WIDEST)
+        check_least(self, "model.", 1, "kernel_size", most=WIDEST_KERNEL)
+        check_least(self, "model.", 1, "layers", "decoder_layers", "decoder_steps", most=DEEPEST)
+        check_least(self, "model.", 0, "key_layers", "query_layers", most=DEEPEST)
+        check_least(self, "model.", 0, "vocab_size", most=LARGEST_VOCABULARY)
         if self.width % self.heads:
             raise ConfigError(
                 f"model.width {self.width} must be a multiple of model.heads {self.heads}: each head mixes its "
