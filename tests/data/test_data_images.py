@@ -275,6 +275,23 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         pixels(tmp_path / "c.png")
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damaged_archives_of_every_compression_are_named(tmp_path: Path, method: int) -> None:
+    path, array = tmp_path / "a.npz", io.BytesIO()
+    np.save(array, RANDOM.integers(0, 256, (20, 8, 8), dtype=np.uint8))
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("images.npy", array.getvalue())
+    whole = path.read_bytes()
+    assert len(pixels(path)) == 20
+    for places in [(len(whole) // 3, len(whole) // 2), *((at,) for at in range(60, len(whole) - 150, 60))]:
+        damaged = bytearray(whole)
+        for at in places:
+            damaged[at] ^= 0xFF
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"a\.npz"):
+            pixels(path)
+
+
 def png(kind: int, samples: np.ndarray) -> bytes:
     """A PNG of 16 bits a channel; kind: 2 RGB, 4 LA, 6 RGBA."""
 
