@@ -110,10 +110,15 @@ class Feed:
             return []
         value = check_format(files.read_json(path), FORMAT, VERSION, path, _LIST, again=_AGAIN)
         try:
-            entries = [{**entry, "from_step": int(entry["from_step"])} for entry in value["shards"]]
+            entries = list(value["shards"])
             for entry in entries:
+                for key in ("shard", "from_step"):
+                    if type(entry[key]) is not int or not 0 <= entry[key] < 1 << 63:
+                        raise ValueError(f"{key} is {entry[key]!r}, no whole number from 0 on")
                 if self._stream.index.shards[entry["shard"]].name != entry["name"]:
                     raise ValueError(f"shard {entry['shard']} is not {entry['name']!r}")
+            if len({entry["shard"] for entry in entries}) < len(entries):
+                raise ValueError("a shard is there twice")
         except (KeyError, TypeError, ValueError, IndexError) as e:
             raise DataError(f"{path}: not {_LIST} ({e}). {_AGAIN}") from None
         if len(entries) > limit:

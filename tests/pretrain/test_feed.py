@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,12 +19,13 @@ from glomo_dist.data import Reading, Stream, prepare_text
 from glomo_dist.pretrain import PretrainConfig, run_folder
 from glomo_dist.pretrain.feed import Feed
 from glomo_dist.runtime import files
-from glomo_dist.runtime.errors import GlomoError
+from glomo_dist.runtime.errors import DataError, GlomoError
 
 pytestmark = pytest.mark.slow
 
 RUNS = {"fails": 0, "aside": 1, "resumed": 1}
 WINDOWS = ("random", "packed")
+LAST = "the last shard's"
 
 
 def config(folder: Path, limit: int) -> PretrainConfig:
@@ -75,15 +78,19 @@ def test_a_shard_set_aside_is_recorded_with_its_samples(runs: Path, shards: Path
     )
 
 
-def test_a_shard_that_is_met_again_before_its_step_counts_once(shards: Path, tmp_path: Path) -> None:
-    """As by a run that is resumed from a checkpoint before the shard became bad."""
-    index = run_folder.resolve(TINY, shards, tmp_path).index
-    reading = Reading(readers=0, cache=str(tmp_path / "cache"))
+ENTRY = {"name": "shard-00001.tar", "shard": 1, "from_step": 1000, "samples": 1, "units": 1, "reason": ""}
+
+
+def write_record(out: Path, entries: Sequence[Any]) -> None:
+    record = {"format": "glomo-quarantine", "version": 1, "shards": entries}
+    files.write_json(out / "quarantine.json", record)
+
+
+def feed_of(shards: Path, out: Path, limit: int) -> Feed:
+    """Of a run with one rank, in this process."""
+    index = run_folder.resolve(TINY, shards, out).index
+    reading = Reading(readers=0, cache=str(out / "cache"))
     stream = Stream(index, window=24, seed=0, global_batch=8, reading=reading)
-    entry = {"name": "shard-00001.tar", "shard": 1, "from_step": 1000, "samples": 1, "units": 1, "reason": ""}
-    files.write_json(
-        tmp_path / "quarantine.json", {"format": "glomo-quarantine", "version": 1, "shards": [entry]}
-    )
 
     def agree_on(error: GlomoError | None) -> None:
         if error is not None:
@@ -92,8 +99,46 @@ def test_a_shard_that_is_met_again_before_its_step_counts_once(shards: Path, tmp
     ranks: Any = SimpleNamespace(
         sum=list, gather=lambda value: [value], from_first=lambda function: function(), agree_on=agree_on
     )
-    with contextlib.closing(Feed(stream, ranks, 0, tmp_path, limit=1)) as feed:
-        while (found := json.loads((tmp_path / "quarantine.json").read_text())["shards"]) == [entry]:
+    return Feed(stream, ranks, 0, out, limit)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"from_step": float("inf")}, "from_step is inf, no whole number"),  # what JSON makes of 1e400
+        ({"from_step": 2.5}, "from_step is 2.5"),
+        ({"from_step": "3"}, "from_step is '3'"),
+        ({"from_step": -1}, "from_step is -1"),
+        ({"from_step": 10**30}, "from_step is 1000"),
+        ({"shard": -1, "name": LAST}, "shard is -1"),
+        ({"shard": True}, "shard is True"),
+        ({"shard": 99}, "out of range"),
+        ({"shard": 0}, "shard 0 is not 'shard-00001.tar'"),
+    ],
+)
+def test_a_damaged_record_is_refused(
+    change: dict[str, Any], message: str, shards: Path, tmp_path: Path
+) -> None:
+    last = run_folder.resolve(TINY, shards, tmp_path).index.shards[-1].name
+    entry = {**ENTRY, **change}
+    write_record(tmp_path, [{**entry, "name": last} if entry["name"] == LAST else entry])
+    with pytest.raises(
+        DataError, match=rf"quarantine\.json: not a list of shards.*{re.escape(message)}.*Delete"
+    ):
+        feed_of(shards, tmp_path, limit=9)
+
+
+def test_a_record_with_a_shard_twice_is_refused(shards: Path, tmp_path: Path) -> None:
+    write_record(tmp_path, [ENTRY, {**ENTRY, "from_step": 3}])
+    with pytest.raises(DataError, match=r"a shard is there twice"):
+        feed_of(shards, tmp_path, limit=9)
+
+
+def test_a_shard_that_is_met_again_before_its_step_counts_once(shards: Path, tmp_path: Path) -> None:
+    """As by a run that is resumed from a checkpoint before the shard became bad."""
+    write_record(tmp_path, [ENTRY])
+    with contextlib.closing(feed_of(shards, tmp_path, limit=1)) as feed:
+        while (found := json.loads((tmp_path / "quarantine.json").read_text())["shards"]) == [ENTRY]:
             assert feed.take(False, None) is not None
     assert [one["name"] for one in found] == ["shard-00001.tar"] and found[0]["from_step"] < 1000
 
