@@ -18,6 +18,7 @@ from PIL import Image, ImageFile
 
 from glomo_dist.data.files import InputFile, find_files, open_seekable, open_stream
 from glomo_dist.data.npy import read_header, read_up_to
+from glomo_dist.runtime.config import whole
 from glomo_dist.runtime.errors import ConfigError, DataError, describe
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
@@ -53,12 +54,14 @@ def pictures(
 
     Raises DataError naming file and image for what cannot be decoded, is not uint8 or in 0..1, or not finite.
     """
-    if channels not in (None, 1, 3):
+    if channels not in (None, 1, 3) or isinstance(channels, bool):
         raise ConfigError(f"channels must be 1 (grey) or 3 (colour), got {channels}.")
-    if size is not None and (min(size) < 1 or size[0] * size[1] > MOST_PIXELS):
-        raise ConfigError(
-            f"size must be positive, and of {MOST_PIXELS:,} pixels at most, got {size[0]} x {size[1]}."
-        )
+    if size is not None:
+        if len(size) != 2:
+            raise ConfigError(f"size must be (height, width), got {size}.")
+        size = whole("height of size", size[0], 1), whole("width of size", size[1], 1)
+        if size[0] * size[1] > MOST_PIXELS:
+            raise ConfigError(f"size must be of {MOST_PIXELS:,} pixels at most, got {size[0]} x {size[1]}.")
     return _pictures(find_files(sources, IMAGE_SUFFIXES, left_out), size, channels)
 
 

@@ -29,6 +29,11 @@ class PixelTokenizer:
     kind = "pixels"
 
     def __post_init__(self) -> None:
+        if not all(type(size) is int for size in self._sizes().values()):
+            raise DataError(
+                "height, width, channels and bits must be whole numbers, got "
+                f"{', '.join(repr(size) for size in self._sizes().values())}."
+            )
         if min(self.height, self.width, self.channels) < 1:
             raise DataError(
                 f"image size must be positive, got {self.height} x {self.width} x {self.channels} channels."
@@ -100,8 +105,6 @@ class PixelTokenizer:
         """Inverse of `to_json`; DataError naming `where` if the content is not what was written."""
         check_header(value, cls.kind, where)
         sizes = [value.get(name) for name in ("height", "width", "channels", "bits")]
-        if not all(type(size) is int for size in sizes):
-            raise DataError(f"{where}: height, width, channels and bits must be whole numbers, got {sizes}.")
         try:
             tokenizer = cls(*sizes)  # type: ignore[arg-type]
         except DataError as e:

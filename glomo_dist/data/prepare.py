@@ -27,7 +27,7 @@ from glomo_dist.data.spool import Numbering, Spool, chunks, number_words
 from glomo_dist.data.text import UNKNOWN, WordTokenizer
 from glomo_dist.data.tokenizer import load_tokenizer
 from glomo_dist.runtime import progress
-from glomo_dist.runtime.config import MOST
+from glomo_dist.runtime.config import whole
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.files import new_folder, require_absent_or_empty
 
@@ -63,18 +63,16 @@ def prepare_text(
     """
     if not 0 <= valid_share < 1:
         raise ConfigError(f"valid_share must be from 0 to less than 1, got {valid_share}.")
-    _check_count("max_documents", max_documents)
+    if max_documents is not None:
+        max_documents = whole("max_documents", max_documents, 1)
     if tokenizer is not None and (vocab_size, min_count) != (None, None):
         raise ConfigError(
             "vocab_size and min_count choose words, but a tokenizer has its own. Leave them or it out."
         )
     vocab_size = VOCAB_SIZE if vocab_size is None else vocab_size
-    min_count = MIN_COUNT if min_count is None else min_count
-    if not 2 <= vocab_size <= MOST_WORDS:
-        raise ConfigError(
-            f"vocab_size must be from 2 ({UNKNOWN} and a word) to {MOST_WORDS:,}, got {vocab_size}."
-        )
-    _check_count("min_count", min_count)
+    vocab_size = whole("vocab_size", vocab_size, 2, MOST_WORDS, f" ({UNKNOWN} and a word)")
+    min_count = whole("min_count", MIN_COUNT if min_count is None else min_count, 1)
+    workers = whole("workers", workers, 1)
     check_shard_bytes(shard_bytes)
     require_absent_or_empty(out)
     given = _word_tokenizer(tokenizer) if tokenizer is not None else None
@@ -139,9 +137,11 @@ def prepare_images(
 
     Returns `out`. Raises DataError or ConfigError and leaves nothing behind if the input is not usable.
     """
-    _check_count("max_images", max_images)
+    if max_images is not None:
+        max_images = whole("max_images", max_images, 1)
     if tokenizer is not None and (bits, size, channels) != (None, None, None):
         raise ConfigError("bits, size and channels are those of the tokenizer. Leave them or it out.")
+    bits = whole("bits", BITS if bits is None else bits, 1, 8)
     check_shard_bytes(shard_bytes)
     require_absent_or_empty(out)
     pixel_tokenizer: PixelTokenizer | None = None
@@ -156,7 +156,6 @@ def prepare_images(
         raise DataError(f"no image in {_named(sources)}. Name image files, .npz or *-images-idx3-ubyte.")
     if pixel_tokenizer is None:
         height, width = first.pixels.shape[:2]
-        bits = BITS if bits is None else bits
         pixel_tokenizer = PixelTokenizer(height, width, 3 if first.pixels.ndim == 3 else 1, bits)
         _warn_of_many_ids(pixel_tokenizer)
     seen = PixelCensus(pixel_tokenizer)
@@ -191,11 +190,6 @@ def _warn_of_many_ids(tokenizer: PixelTokenizer) -> None:
             "predicts each pixel by a softmax over all of them, which takes much memory and learns little: "
             f"keep fewer (--bits {BITS}), or grey images (--channels 1)."
         )
-
-
-def _check_count(name: str, value: int | None) -> None:
-    if value is not None and not 1 <= value <= MOST:
-        raise ConfigError(f"{name} must be from 1 to {MOST:,}, got {value}.")
 
 
 def _write(writer: ShardFolder, samples: Iterable[tuple[np.ndarray, dict[str, Any]]]) -> int:

@@ -14,14 +14,14 @@ import webdataset
 from glomo_dist.data.index import INDEX_NAME, SHARDS_FORMAT, SHARDS_VERSION, shards_fingerprint
 from glomo_dist.data.tarsamples import id_dtype, sample_key
 from glomo_dist.data.tokenizer import Tokenizer
-from glomo_dist.runtime.errors import ConfigError, DataError
+from glomo_dist.runtime.config import whole
+from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.files import sha256_file, write_bytes, write_json
 
 
 def check_shard_bytes(shard_bytes: int) -> None:
     """Raises ConfigError for what `ShardFolder` would refuse: to be called before hours of reading."""
-    if shard_bytes < 1024:
-        raise ConfigError(f"shard_bytes must be at least 1024 (--shard-mib at least 1), got {shard_bytes}.")
+    whole("shard_bytes", shard_bytes, 1024, why=" (--shard-mib 1)")
 
 
 class ShardFolder:

@@ -69,6 +69,16 @@ def check_least(config: Any, where: str, least: int, *names: str, most: int | No
         raise ConfigError(f"{where}{name} must be {bound}{none}, got {value}.")
 
 
+def whole(name: str, value: Any, least: int, most: int = MOST, why: str = "") -> int:
+    """`value` as a number of Python; ConfigError naming it unless it is a whole number from `least` to `most`.
+
+    why: what the least is, in brackets.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= value <= most:
+        raise ConfigError(f"{name} must be a whole number from {least}{why} to {most:,}, got {value!r}.")
+    return int(value)
+
+
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):

@@ -57,6 +57,11 @@ def test_too_many_bits_are_refused() -> None:
         PixelTokenizer(2, 2, 4, 8)
 
 
+def test_sizes_that_could_not_be_read_again_are_refused() -> None:
+    with pytest.raises(DataError, match="must be whole numbers, got 2, 2, 1, True"):
+        PixelTokenizer(2, 2, 1, True)
+
+
 def test_json_round_trip_and_fingerprint() -> None:
     tokenizer = PixelTokenizer(8, 9, 3, 5)
     value = tokenizer.to_json()

@@ -163,10 +163,15 @@ def test_documents_without_a_word_are_left_out_and_zero_documents_refused(tmp_pa
         ({"valid_share": 1.0}, "valid_share"),
         ({"max_documents": 0}, "max_documents"),
         ({"vocab_size": 1}, "vocab_size"),
-        ({"vocab_size": 10**23}, "vocab_size must be from 2 .* to 2,147,483,648"),
-        ({"max_documents": 10**23}, "max_documents must be from 1 to"),
+        ({"vocab_size": 10**23}, "vocab_size must be a whole number from 2 .* to 2,147,483,648"),
+        ({"max_documents": 10**23}, "max_documents must be a whole number from 1 to"),
         ({"shard_bytes": 1}, "shard_bytes.*--shard-mib"),
         ({"workers": 0}, "workers"),
+        *(
+            ({name: value}, f"{name} must be a whole number from .* got {value}")
+            for name in ("max_documents", "vocab_size", "min_count", "shard_bytes", "workers")
+            for value in (True, 2048.0)
+        ),
     ],
 )
 def test_bad_settings(corpus: str, tmp_path: Path, options: dict, message: str) -> None:
@@ -175,8 +180,44 @@ def test_bad_settings(corpus: str, tmp_path: Path, options: dict, message: str) 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"bits": True}, "bits must be a whole number from 1 to 8, got True"),
+        ({"bits": 4.0}, "bits must be a whole number from 1 to 8, got 4.0"),
+        ({"bits": 9}, "bits must be a whole number from 1 to 8, got 9"),
+        ({"channels": True}, "channels must be 1"),
+        ({"size": (True, 6)}, "height of size must be a whole number from 1 .* got True"),
+        ({"size": (5, 6.0)}, "width of size must be a whole number from 1 .* got 6.0"),
+        ({"size": (5, 6, 1)}, r"size must be \(height, width\), got \(5, 6, 1\)"),
+        ({"max_images": True}, "max_images must be a whole number from 1 .* got True"),
+        ({"max_images": 2.5}, "max_images must be a whole number from 1 .* got 2.5"),
+        ({"shard_bytes": 2e6}, "shard_bytes must be a whole number from 1024 .* got 2000000.0"),
+    ],
+)
+def test_bad_settings_of_images(tmp_path: Path, options: dict, message: str) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 5, 6), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", images=images)
+    with pytest.raises(ConfigError, match=message):
+        prepare_images([str(tmp_path / "a.npz")], tmp_path / "out", **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_numbers_of_numpy_are_settings_too(corpus: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=np.arange(90, dtype=np.uint8).reshape(3, 5, 6))
+    number = np.int64(4)
+    images = prepare_images(
+        [str(tmp_path / "a.npz")], tmp_path / "images", bits=number, size=(number, number), max_images=number
+    )
+    assert load_tokenizer(images).shape == (4, 4)
+    text = prepare_text(
+        [corpus], tmp_path / "text", vocab_size=number, min_count=number, max_documents=number
+    )
+    assert load_tokenizer(text).vocab_size == 4
+
+
 def test_more_images_than_can_be_counted(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="max_images must be from 1 to"):
+    with pytest.raises(ConfigError, match="max_images must be a whole number from 1 to"):
         prepare_images([str(tmp_path / "missing.npz")], tmp_path / "out", max_images=10**23)
 
 
@@ -299,7 +340,7 @@ def test_full_disk_in_the_middle(
 
 
 def test_settings_without_effect_are_refused(corpus: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"min_count must be from 1 .* got 0"):
+    with pytest.raises(ConfigError, match=r"min_count must be a whole number from 1 .* got 0"):
         prepare_text([corpus], tmp_path / "out", min_count=0)
     for setting in (
         {"vocab_size": 9},
