@@ -138,7 +138,18 @@ class ShardIndex:
                 f"{self.folder / 'tokenizer.json'} has fingerprint {tokenizer.fingerprint}, the shards were made "
                 f"with {self.tokenizer}. Copy the whole folder again."
             )
+        self.check_tokenizer(tokenizer)
         return tokenizer
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """ShardError unless the index says of the shards' tokenizer what it is: no fingerprint covers that."""
+        for key in ("kind", "vocab_size"):
+            said, found = getattr(self, key), getattr(tokenizer, key)
+            if said != found:
+                raise ShardError(
+                    f"{self.folder / INDEX_NAME}: {key} is {said!r}, that of the tokenizer {self.tokenizer} is "
+                    f"{found!r}: the index was changed. Copy it again, or prepare the data again."
+                )
 
     def layout(self, number: int) -> Layout:
         """What is known of shard `number`, to check it against."""

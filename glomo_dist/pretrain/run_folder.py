@@ -90,6 +90,7 @@ def resolve(
                 f"the validation shards {valid} were made with another tokenizer than {data}. Prepare both "
                 "with the same."
             )
+        valid_index.check_tokenizer(tokenizer)
     model = dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size, image=image)
     return Job(dataclasses.replace(config, model=model), data, out, index, valid_index, tokenizer)
 

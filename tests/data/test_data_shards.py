@@ -109,6 +109,16 @@ def test_damaged_index(make_shards: MakeShards, change: Callable[[dict], object]
     assert "index.json" in str(error.value)
 
 
+@pytest.mark.parametrize("key, value", [("kind", "pixels"), ("vocab_size", 999), ("vocab_size", 2000)])
+def test_an_index_that_says_another_tokenizer_is_refused(
+    make_shards: MakeShards, key: str, value: object
+) -> None:
+    folder = make_shards(LENGTHS).folder
+    edit_index(folder, lambda v: v.update({key: value}))
+    with pytest.raises(ShardError, match=rf"index\.json: {key} is {value!r}, that of the tokenizer"):
+        ShardIndex.read(folder).load_tokenizer()
+
+
 def test_missing_and_cut_index(make_shards: MakeShards, tmp_path: Path) -> None:
     folder = make_shards(LENGTHS).folder
     path = folder / "index.json"

@@ -258,6 +258,11 @@ def test_validation_shards(tiny_shards: Path, split_shards: Path, tmp_path: Path
     other = prepare_text([str(write_text(tmp_path / "o.jsonl", seed=1))], tmp_path / "o", vocab_size=9)
     with pytest.raises(ConfigError, match="another tokenizer"):
         run_folder.resolve(config, split_shards, tmp_path / "run", valid=other)
+    changed = shutil.copytree(split_shards, tmp_path / "changed")
+    index = changed / "valid" / "index.json"
+    index.write_text(index.read_text().replace('"kind": "words"', '"kind": "pixels"'))
+    with pytest.raises(ShardError, match=r"valid/index\.json: kind is 'pixels', that of the tokenizer"):
+        run_folder.resolve(config, changed, tmp_path / "run")
 
 
 def test_image_model_must_fit_the_images(tiny_shards: Path, tmp_path: Path) -> None:
