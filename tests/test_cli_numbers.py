@@ -121,7 +121,7 @@ def test_plan_of_the_largest_model(image: tuple[int, int] | None, composition: s
     model = GlomoConfig(
         LARGEST_VOCABULARY, width=WIDEST, heads=WIDEST, head_width=WIDEST,
         kernel_size=WIDEST_KERNEL - (image is not None), composition=composition, image=image,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
     estimate = cost(PretrainConfig(model))
     assert estimate.embedding == 2**52 and estimate.others > 2**61
     assert "parameters" in describe(Plan(PretrainConfig(model)), PretrainConfig(model), estimate)[0]

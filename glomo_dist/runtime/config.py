@@ -74,7 +74,7 @@ def whole(name: str, value: Any, least: int, most: int = MOST, why: str = "") ->
 
     why: what the least is, in brackets.
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= value <= most:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= int(value) <= most:
         raise ConfigError(f"{name} must be a whole number from {least}{why} to {most:,}, got {value!r}.")
     return int(value)
 
