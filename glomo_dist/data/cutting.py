@@ -34,7 +34,7 @@ def fixed_cuts(lengths: np.ndarray, window: int) -> Cuts:
 def random_cuts(lengths: np.ndarray, window: int, seed_lengths: int, seed_starts: int) -> Cuts:
     """The authors' windows: round(window * 1.4^U(-2, 0)) units, each begun window // 2 units after the one before.
 
-    They advance by 100 +- 10 units at a length of 200; here the +-10 is at most a quarter of the window, so that a
+    They advance by 100 +- 10 units at a length of 200; here the +-10 is at most window // 4, so that a
     short window still advances. The first window begins with the sample. lengths int64 [samples]
     """
     shift = max(window // 2, 1)

@@ -43,7 +43,8 @@ class PretrainConfig:
         pass (None: the rank's whole share); smaller ones are accumulated and give the same step, but for what sees
         one micro-batch at a time: model.norm batch, model.scale_grad_by_freq and dropout.
     steps: optimizer steps.
-    positions_per_sequence: units per sequence and direction whose context is predicted (paper code: 20).
+    positions_per_sequence: units per sequence and direction whose context is predicted (paper code: 20), drawn from
+        the first max(length - model.decoder_steps, 1) of each document.
     optimizer: adamw (with betas) or sgd (with momentum; the authors' run: lr 8, momentum 0.2, clip 0.25,
         schedule plateau).
     lr: peak learning rate.  schedule, after a linear warm-up of warmup_steps: cosine down to
