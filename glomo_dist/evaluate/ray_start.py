@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from glomo_dist.runtime.errors import GlomoError
-from glomo_dist.runtime.processes import usable_cores
+from glomo_dist.runtime.processes import environment, usable_cores
 
 OBJECT_STORE_BYTES = 100 << 20  # results are files; Ray's minimum is about 75 MB
 # Ray puts its sockets below its folder, at /session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store, and the
@@ -53,7 +53,7 @@ def running_ray(cores: int | None = None, address: str | None = None, max_retrie
         return
     with contextlib.ExitStack() as at_the_end:
         if OOM_RETRIES not in os.environ:
-            at_the_end.enter_context(_environment(**{OOM_RETRIES: str(max_retries)}))
+            at_the_end.enter_context(environment(**{OOM_RETRIES: str(max_retries)}))
         if address is not None:
             at_the_end.callback(ray.shutdown)
             _connect(address)
@@ -87,7 +87,7 @@ def _start(folder: str, cores: int | None) -> None:
     import ray
 
     try:
-        with _environment(PYTHONPATH=os.pathsep.join(_import_paths())), _signals_kept():
+        with environment(PYTHONPATH=os.pathsep.join(_import_paths())), _signals_kept():
             ray.init(
                 address="local",  # never a cluster that happens to run on this machine
                 num_cpus=usable_cores() if cores is None else cores,
@@ -165,17 +165,3 @@ def _import_paths() -> list[str]:
     own = tuple(prefix + os.sep for prefix in (sys.prefix, sys.base_prefix))
     found = [os.path.abspath(path) for path in sys.path if os.path.isdir(path or ".")]
     return list(dict.fromkeys(path for path in found if not path.startswith(own)))
-
-
-@contextlib.contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

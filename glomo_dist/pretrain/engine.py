@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import logging
 import math
-import os
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from glomo_dist.pretrain.config import PretrainConfig, accumulation
 from glomo_dist.pretrain.ranks import Ranks
 from glomo_dist.runtime import files
 from glomo_dist.runtime.errors import ConfigError, GlomoError, describe
+from glomo_dist.runtime.processes import environment
 
 # DeepSpeed settings that follow from PretrainConfig: giving them twice could only contradict.
 OURS = {
@@ -137,17 +137,8 @@ def build_engine(model: nn.Module, config: PretrainConfig, ranks: Ranks) -> Any:
 def _import_muon_uncompiled() -> None:
     """DeepSpeed imports its Muon, which is never ours, to name the optimizers it knows, and compiles its functions
     there: that would load PyTorch's compiler, a second and a half of every rank's start and 44 MB."""
-    switch = "TORCHDYNAMO_DISABLE"
-    before = os.environ.get(switch)
-    os.environ[switch] = "1"
-    try:
-        with contextlib.suppress(ImportError):
-            importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
-    finally:
-        if before is None:
-            del os.environ[switch]
-        else:
-            os.environ[switch] = before
+    with environment(TORCHDYNAMO_DISABLE="1"), contextlib.suppress(ImportError):
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
 
 
 def set_learning_rate(engine: Any, rate: float) -> None:

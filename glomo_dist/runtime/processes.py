@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 
 
 def usable_cores() -> int:
@@ -14,3 +16,18 @@ def usable_cores() -> int:
 def import_path() -> str:
     """A PYTHONPATH by which a Python started here finds what this one finds, installed or not."""
     return os.pathsep.join(path for path in sys.path if path)
+
+
+@contextlib.contextmanager
+def environment(**values: str) -> Iterator[None]:
+    """In the block, and in programs started there, these variables have these values."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
