@@ -3,7 +3,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -101,7 +100,7 @@ def test_settings_that_deepspeed_refuses_are_a_setting_error(
         if found is not None:
             raise found
 
-    monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace(initialize=initialize))  # type: ignore[arg-type]
+    monkeypatch.setattr("deepspeed.initialize", initialize)
     ranks: Any = SimpleNamespace(world=1, device=torch.device("cpu"), agree_on=agree_on)
     path = tmp_path / "zero.json"
     path.write_text('{"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}')
