@@ -2,7 +2,7 @@
 
 The interpreter is chosen by a variable that Triton reads at import, so its tests run in a process of their own, which
 `run_interpreted` starts; in the outer process the same tests are those of the GPU. In the interpreter's process
-bfloat16 is put right first (triton_interpreter.py).
+bfloat16 is put right first, and it is made faster (triton_interpreter.py).
 """
 
 import os
@@ -20,6 +20,7 @@ if INTERPRETED:
     import triton_interpreter
 
     triton_interpreter.repair()
+    triton_interpreter.patch_once()
 # Tests of the kernels: in the interpreter's process, or on a GPU. The others run anywhere, without Triton's import.
 kernels = pytest.mark.usefixtures("triton_backend") if INTERPRETED else pytest.mark.gpu
 anywhere = pytest.mark.skipif(INTERPRETED, reason="runs in the outer process")
