@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from glomo_dist.model import GlomoConfig, ancestor
+from glomo_dist.model import GlomoConfig
+from glomo_dist.model import ancestor_options as ancestor
 from glomo_dist.pretrain import PretrainConfig
 from glomo_dist.runtime.errors import ConfigError, suggest
 

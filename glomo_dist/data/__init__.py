@@ -8,8 +8,9 @@ Names are imported when they are used: a reader process needs a small part of th
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from glomo_dist.runtime import lazy
 
 if TYPE_CHECKING:
     from glomo_dist.data.config import Reading
@@ -49,22 +50,18 @@ __all__ = [
     "tokenizer_from_json",
 ]
 
-_MODULES = {
-    "config": ("Reading",),
-    "gather": ("BadShard",),
-    "index": ("ShardIndex", "read_metadata", "read_sample"),
-    "loader": ("Batch", "SampleKey", "Stream"),
-    "order": ("Pieces", "WindowOrder", "Windows"),
-    "pixels": ("PixelTokenizer",),
-    "places": ("Address", "Place", "exists", "place"),
-    "prepare": ("prepare_images", "prepare_text"),
-    "text": ("WordTokenizer", "tokenize"),
-    "tokenizer": ("Tokenizer", "load_tokenizer", "tokenizer_from_json"),
-}
-
-
-def __getattr__(name: str) -> Any:
-    for module, names in _MODULES.items():
-        if name in names:
-            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy.names(
+    __name__,
+    {
+        "config": ("Reading",),
+        "gather": ("BadShard",),
+        "index": ("ShardIndex", "read_metadata", "read_sample"),
+        "loader": ("Batch", "SampleKey", "Stream"),
+        "order": ("Pieces", "WindowOrder", "Windows"),
+        "pixels": ("PixelTokenizer",),
+        "places": ("Address", "Place", "exists", "place"),
+        "prepare": ("prepare_images", "prepare_text"),
+        "text": ("WordTokenizer", "tokenize"),
+        "tokenizer": ("Tokenizer", "load_tokenizer", "tokenizer_from_json"),
+    },
+)

@@ -14,26 +14,19 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from torch.distributed.launcher.api import LaunchConfig
-
 from glomo_dist.data import Address, Place
-from glomo_dist.pretrain import hooks, notice, run_folder, worker
+from glomo_dist.pretrain import hooks, notice, run_folder
 from glomo_dist.pretrain.config import PretrainConfig
-from glomo_dist.pretrain.ranks import started_by_torchrun
 from glomo_dist.pretrain.stopping import SIGNALS
-from glomo_dist.pretrain.worker import PID
 from glomo_dist.runtime import errors, files, kernels, threads
 from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.fingerprint import COMMAND_VARIABLE, command_line
-from glomo_dist.runtime.processes import import_path, usable_cores
+from glomo_dist.runtime.processes import import_path, started_by_torchrun, usable_cores
 from glomo_dist.runtime.progress import say
 
 # so that torchrun does not die of SIGUSR1 where a scheduler sends it to every process
 _SIGNALS = "SIGTERM,SIGHUP,SIGQUIT,SIGUSR1"
-_FORWARD = (
-    [f"--signals-to-handle={_SIGNALS}"] if "signals_to_handle" in LaunchConfig.__dataclass_fields__ else []
-)
 STOP_SECONDS = 60.0  # for the ranks to save after they were asked to stop; then torchrun ends them
 
 
@@ -61,6 +54,8 @@ def pretrain(
     for op in ("affinity_mix", "decoder_loss"):
         kernels.require(op)
     if started_by_torchrun():
+        from glomo_dist.pretrain import worker  # and with it PyTorch, which only ranks need
+
         return worker.run(job)
     if ranks < 1:
         raise errors.ConfigError(f"ranks must be at least 1, got {ranks}.")
@@ -115,12 +110,15 @@ class Torchrun:
     def __init__(self, ranks: int, restarts: int, scratch: Path, arguments: list[str]) -> None:
         command = [
             sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
-            f"--max-restarts={restarts}", f"--log-dir={scratch}", *_FORWARD, "-m", "glomo_dist.pretrain", *arguments,
+            f"--max-restarts={restarts}", f"--log-dir={scratch}", "-m", "glomo_dist.pretrain", *arguments,
         ]  # fmt: skip
         environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, usable_cores() // ranks))}
         threads.wait_briefly(environment)
         environment[COMMAND_VARIABLE] = command_line()
         environment["PYTHONPATH"] = import_path()
+        environment["PET_SIGNALS_TO_HANDLE"] = (
+            _SIGNALS  # its --signals-to-handle, which older ones do not know
+        )
         self._scratch = scratch
         self.asked = ""
         self._told: set[int] = set()
@@ -163,7 +161,7 @@ class Torchrun:
         Those that have only begun to start, also again after one died, are not ready for it: they are told once
         they have left their number, in the place of that of the rank before.
         """
-        for file in self._scratch.glob(f"*{PID}"):
+        for file in self._scratch.glob(f"*{notice.PID}"):
             pid = int(file.read_text())
             if pid not in self._told:
                 self._told.add(pid)

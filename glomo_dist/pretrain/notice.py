@@ -13,6 +13,8 @@ from typing import Any
 from glomo_dist.runtime import files
 from glomo_dist.runtime.errors import GlomoError
 
+PID = ".pid"  # files beside it, by which the program knows the ranks
+
 
 def leave(path: Path, error: GlomoError) -> None:
     value = {"type": type(error).__name__, "message": str(error)}

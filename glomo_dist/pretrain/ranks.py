@@ -73,11 +73,6 @@ def _raise_everywhere(error: object) -> None:
         raise error
 
 
-def started_by_torchrun() -> bool:
-    """Whether this process is a rank of a group already (torchrun, or a launcher with the same names)."""
-    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"))
-
-
 def join(timeout_minutes: float = 30.0) -> Ranks:
     """Join the group that the environment describes: nccl with one GPU per rank, gloo on CPU without GPUs.
 

@@ -26,7 +26,7 @@ from typing import Any
 from glomo_dist.data import PixelTokenizer, Place, ShardIndex, Tokenizer, exists, place
 from glomo_dist.model import GlomoConfig
 from glomo_dist.pretrain.config import FREE_TO_CHANGE, PretrainConfig, accumulation
-from glomo_dist.pretrain.engine import extra_settings
+from glomo_dist.pretrain.deepspeed_settings import extra_settings
 from glomo_dist.runtime import files
 from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import CheckpointError, ConfigError, DataError, GlomoError, OtherVersion

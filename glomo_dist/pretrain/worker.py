@@ -9,6 +9,7 @@ from pathlib import Path
 from glomo_dist.pretrain import ranks as group
 from glomo_dist.pretrain import run_folder
 from glomo_dist.pretrain.loop import train
+from glomo_dist.pretrain.notice import PID
 from glomo_dist.pretrain.ranks import Ranks
 from glomo_dist.pretrain.run_folder import Job
 from glomo_dist.pretrain.step import Clock
@@ -16,8 +17,6 @@ from glomo_dist.pretrain.stopping import Stopping
 from glomo_dist.pretrain.watchdog import Watchdog
 from glomo_dist.runtime import files
 from glomo_dist.runtime.errors import GlomoError
-
-PID = ".pid"  # files beside the notice, by which the launcher knows the ranks
 
 
 def run(job: Job, notice: Path | None = None) -> Path:

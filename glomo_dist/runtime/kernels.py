@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
-from glomo_kernels import BackendUnavailable, dispatch
-
 from glomo_dist.runtime.errors import ConfigError
+
+VARIABLE = "GLOMO_KERNELS"  # of glomo_kernels.dispatch
 
 
 def why_not_forced(op: str, *arguments: Any) -> str | None:
@@ -14,6 +15,10 @@ def why_not_forced(op: str, *arguments: Any) -> str | None:
 
     arguments: like those that its forward will get, where they are known.
     """
+    if not os.environ.get(VARIABLE):
+        return None  # and the kernels, with PyTorch, need not be imported to say so
+    from glomo_kernels import BackendUnavailable, dispatch
+
     try:
         if dispatch.forced(op):
             dispatch.pick(op, *arguments)
@@ -25,4 +30,4 @@ def why_not_forced(op: str, *arguments: Any) -> str | None:
 def require(op: str, *arguments: Any) -> None:
     """ConfigError where GLOMO_KERNELS names a backend that cannot run `op` here, see `why_not_forced`."""
     if reason := why_not_forced(op, *arguments):
-        raise ConfigError(f"{reason}. Unset {dispatch.VARIABLE}, or see `glomo doctor` for what can be used.")
+        raise ConfigError(f"{reason}. Unset {VARIABLE}, or see `glomo doctor` for what can be used.")

@@ -18,6 +18,11 @@ def import_path() -> str:
     return os.pathsep.join(path for path in sys.path if path)
 
 
+def started_by_torchrun() -> bool:
+    """Whether this process is a rank of a group already (torchrun, or a launcher with the same names)."""
+    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"))
+
+
 @contextlib.contextmanager
 def environment(**values: str) -> Iterator[None]:
     """In the block, and in programs started there, these variables have these values."""

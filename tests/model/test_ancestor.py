@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
-from glomo_dist.model import ancestor
+from glomo_dist.model import ancestor, ancestor_options
 from glomo_dist.runtime.errors import CheckpointError, ConfigError
 
 PARITY = (
@@ -173,7 +173,7 @@ def test_every_option_against_the_formula(options: dict, padded: bool) -> None:
     torch.manual_seed(3)
     o = {"d": 16, "ntokens": 21, "nlayers": 2, "nlayers_key": 2, "nlayers_query": 1, **options}
     model = ancestor.AncestorModel(ancestor.config_from_options(o)).double().eval()
-    o = {**ancestor.DEFAULTS, "no_gru": 0, **o}
+    o = {**ancestor_options.DEFAULTS, "no_gru": 0, **o}
     with torch.no_grad():
         for name, buffer in model.named_buffers():
             # of the size of what the convolutions put out, so that about half of the units stay alive

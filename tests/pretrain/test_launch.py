@@ -28,7 +28,7 @@ from pretrain_samples import (
 )
 
 from glomo_dist.model import load_model
-from glomo_dist.pretrain import checkpoint, launch, loop, pretrain, run_folder, worker
+from glomo_dist.pretrain import checkpoint, launch, loop, notice, pretrain, run_folder
 from glomo_dist.runtime import files
 from glomo_dist.runtime.errors import GlomoError, Interrupted, RankDied
 from glomo_dist.runtime.fingerprint import command_line
@@ -208,7 +208,7 @@ def test_ranks_that_were_started_again_are_told_too(tmp_path: Path, monkeypatch:
         if (pids := next(numbers, None)) is None:
             return 75
         for rank, pid in enumerate(pids):
-            (tmp_path / f"rank-{rank}{worker.PID}").write_text(str(pid))
+            (tmp_path / f"rank-{rank}{notice.PID}").write_text(str(pid))
         raise subprocess.TimeoutExpired("torchrun", seconds)
 
     monkeypatch.setattr(launch.subprocess, "Popen", lambda *_, **__: SimpleNamespace(wait=wait))

@@ -15,7 +15,8 @@ from torch import nn
 from glomo_dist.model import GlomoConfig
 from glomo_dist.pretrain import PretrainConfig, engine
 from glomo_dist.pretrain.config import accumulation
-from glomo_dist.pretrain.engine import build_engine, deepspeed_settings
+from glomo_dist.pretrain.deepspeed_settings import deepspeed_settings
+from glomo_dist.pretrain.engine import build_engine
 from glomo_dist.pretrain.schedule import Plateau, exhausted, learning_rate
 from glomo_dist.runtime.config import from_dict, to_dict
 from glomo_dist.runtime.errors import ConfigError, GlomoError

@@ -1,0 +1,78 @@
+"""The options of the paper authors' command line, and the model that they describe (`GlomoConfig`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from glomo_dist.model.config import GlomoConfig, Sparsity
+from glomo_dist.runtime.errors import ConfigError, suggest
+
+SPARSE_MODES: dict[int, Sparsity] = {0: "square", 1: "relu", 2: "bias", 3: "topk", 4: "threshold"}
+
+# What the authors' command line offers, with its defaults. `K` is 8 and the scores are squared (`yann`, `cnn_sa`)
+# in everything their code can run.
+DEFAULTS: dict[str, Any] = {
+    "d": 512, "ntokens": 100000, "K": 8, "nlayers": 1, "nlayers_key": 1, "nlayers_query": 1, "kernel_size": 3,
+    "dec_layers": 2, "dec_len": 3, "sample_len": 20, "dropout": 0.0, "topk_rate": 1.0, "sparse_mode": 0,
+    "use_value": 1, "use_gru": None, "no_gru": None, "cnn_sa": 1, "yann": 1,
+}  # fmt: skip
+# Options of a run rather than of a model; accepted and not used.
+IGNORED = {"seq", "batch", "bsz", "bptt", "shift", "seed", "save", "lr", "clip", "eval_interval", "log_interval",
+           "epochs", "momentum", "patience", "decay_rate", "dtype", "lens"}  # fmt: skip
+
+
+def config_from_options(options: Mapping[str, Any]) -> GlomoConfig:
+    """The `GlomoConfig` of a mapping with the authors' option names, bare or after `config/`.
+
+    use_gru (or its opposite no_gru), use_value, sparse_mode 0-4, topk_rate, d, ntokens, K, nlayers, nlayers_key,
+    nlayers_query, kernel_size, dec_layers, dec_len, dropout. Missing ones take the authors' defaults.
+    Raises ConfigError for unknown names and values that the authors' code does not have.
+    """
+    given: dict[str, Any] = {}
+    for key, value in options.items():
+        name = key.removeprefix("config/")
+        if name not in DEFAULTS and name not in IGNORED:
+            raise ConfigError(f"ancestor option {key!r} is unknown.{suggest(name, DEFAULTS)}")
+        given[name] = value
+    o = {**DEFAULTS, **given}
+    if o["sparse_mode"] not in SPARSE_MODES:
+        raise ConfigError(f"ancestor option sparse_mode must be 0, 1, 2, 3 or 4, got {o['sparse_mode']!r}.")
+    for name in ("cnn_sa", "yann"):
+        if not o[name]:
+            raise ConfigError(f"ancestor option {name}=0 selects code that the authors left unfinished.")
+    use_gru, no_gru = o["use_gru"], o["no_gru"]
+    if use_gru is None:
+        use_gru = not no_gru if no_gru is not None else True
+    elif no_gru is not None and bool(use_gru) == bool(no_gru):
+        raise ConfigError(
+            f"ancestor options use_gru={use_gru!r} and no_gru={no_gru!r} contradict each other."
+        )
+    return GlomoConfig(
+        vocab_size=int(o["ntokens"]),
+        width=int(o["d"]),
+        heads=int(o["K"]),
+        layers=int(o["nlayers"]),
+        key_layers=int(o["nlayers_key"]),
+        query_layers=int(o["nlayers_query"]),
+        kernel_size=int(o["kernel_size"]),
+        sparsity=SPARSE_MODES[o["sparse_mode"]],
+        topk_rate=float(o["topk_rate"]),
+        norm="batch",
+        composition="gru" if use_gru else "residual",
+        value="linear" if o["use_value"] == 1 else "features",
+        decoder_layers=int(o["dec_layers"]),
+        decoder_steps=int(o["dec_len"]),
+        dropout=float(o["dropout"]),
+        scale_grad_by_freq=True,
+    )
+
+
+def ancestor_text(vocab_size: int = 100_001) -> GlomoConfig:
+    """The model of the paper's text experiments: threshold sparsity, GRU composition, 3 layers, 8 heads, d 512.
+
+    vocab_size: the authors keep 100,000 words and add one for unknown words.
+    """
+    return config_from_options(
+        {"ntokens": vocab_size, "nlayers": 3, "nlayers_key": 4, "nlayers_query": 4, "sparse_mode": 4}
+    )

@@ -1,0 +1,67 @@
+"""What DeepSpeed is told: what follows from a run's configuration, and what a file of the user adds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from glomo_dist.pretrain.config import PretrainConfig, accumulation
+from glomo_dist.runtime import files
+from glomo_dist.runtime.errors import ConfigError
+
+# DeepSpeed settings that follow from PretrainConfig: giving them twice could only contradict.
+OURS = {
+    "train_batch_size": "global_batch",
+    "train_micro_batch_size_per_gpu": "micro_batch",
+    "gradient_accumulation_steps": "micro_batch",
+    "gradient_clipping": "clip",
+    "optimizer": "optimizer",
+    "scheduler": "schedule",
+    "bf16": "precision",
+    "fp16": "precision",
+    "amp": "precision",
+    "torch_autocast": "precision",
+    "zero_optimization.stage": "zero_stage",
+}
+
+
+def extra_settings(config: PretrainConfig) -> dict[str, Any]:
+    """The content of the file `config.deepspeed`; ConfigError where it says what PretrainConfig does."""
+    if config.deepspeed is None:
+        return {}
+    extra = files.read_json(config.deepspeed)
+    if not isinstance(extra, dict) or not isinstance(extra.get("zero_optimization", {}), dict):
+        raise ConfigError(
+            f"{config.deepspeed}: expected a JSON object of DeepSpeed settings, zero_optimization an object too."
+        )
+    for key, ours in OURS.items():
+        value: Any = extra
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if value is not None:
+            raise ConfigError(
+                f"{config.deepspeed}: {key} follows from the run's {ours!r}. Remove it from the file."
+            )
+    return extra
+
+
+def deepspeed_settings(config: PretrainConfig, ranks: int) -> dict[str, Any]:
+    """The configuration that `deepspeed.initialize` gets."""
+    micro, passes = accumulation(config, ranks)
+    extra = extra_settings(config)
+    zero = {"stage": config.zero_stage, **extra.pop("zero_optimization", {})}
+    return {
+        "train_batch_size": config.global_batch,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": passes,
+        # without ZeRO `optimizer_step` clips: DeepSpeed's own fails on a step that was vetoed
+        "gradient_clipping": config.clip or 0.0 if config.zero_stage else 0.0,
+        "bf16": {"enabled": config.precision == "bf16", "check_grad_overflow": True}
+        if config.precision == "bf16"
+        else {"enabled": False},
+        "zero_optimization": zero,
+        # torch's own, also with offloading: DeepSpeed's would compile for minutes
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        **extra,
+    }

@@ -1,0 +1,19 @@
+"""Names that a package offers, imported when they are used: a program that needs few of them starts at once."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+
+def names(package: str, modules: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
+    """The `__getattr__` of `package`: for each of its modules the names that it offers (PEP 562)."""
+    module_of = {name: module for module, offered in modules.items() for name in offered}
+
+    def get(name: str) -> Any:
+        if name not in module_of:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{package}.{module_of[name]}"), name)
+
+    return get
