@@ -152,15 +152,13 @@ def test_what_starts_a_run_does_without_pytorch() -> None:
     code = (
         "import sys\n"
         "from glomo_dist.cli import main\n"
-        "assert main(['pretrain', '--help']) == 0\n"
         "import glomo_dist.pretrain.launch\n"
         "assert main(['pretrain', 'nowhere', '--recipe', 'ancestor_text', '--out', 'nothing']) == 2\n"
         "bad = {'torch', 'ray', 'deepspeed', 'matplotlib'} & set(sys.modules)\n"
         "assert not bad, bad\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "nowhere" in done.stderr
+    assert done.returncode == 0 and "nowhere" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glomo_dist.runtime import kernels
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.fingerprint import code_version
 from glomo_dist.runtime.processes import usable_cores
@@ -166,18 +167,18 @@ def _compilers() -> Iterator[Finding]:
 
 
 def _kernels() -> Iterator[Finding]:
-    ours = _imported("glomo_dist.runtime.kernels")
-    if isinstance(ours, Exception):
-        yield Finding("glomo_kernels", False, f"cannot be imported: {_reason(ours)}", needed=True)
+    dispatch = _imported("glomo_kernels.dispatch")
+    if isinstance(dispatch, Exception):
+        yield Finding("glomo_kernels", False, f"cannot be imported: {_reason(dispatch)}", needed=True)
         return
-    for op in ours.dispatch.TABLE:
+    for op in dispatch.TABLE:
         try:
-            states = ours.dispatch.backends(op)
+            states = dispatch.backends(op)
         except ValueError as e:
             yield Finding(op, False, str(e), needed=True)
             continue
         what = "; ".join(f"{name}: {why or 'usable'}" for name, why in states.items())
-        refused = ours.why_not_forced(op)
+        refused = kernels.why_not_forced(op)
         here = refused is None and any(why is None for why in states.values())
         yield Finding(op, here, refused or what, needed=True)
     extension = _imported("glomo_kernels.cpu_extension")
