@@ -111,6 +111,15 @@ void add_stats(const T* roots, std::int64_t keys, std::int64_t rows, std::int32_
   }
 }
 
+// Zeros for the roots that are kept and that nobody computes: keys outside of begin .. block.high, lanes without a row.
+template <class T>
+void clear_unseen(const QueryBlock<T>& block, std::int64_t begin, std::int64_t units, T* kept) {
+  const std::int64_t end = std::max(begin, block.high);
+  std::fill_n(kept, begin * LANES, T(0));
+  std::fill_n(kept + end * LANES, (units - end) * LANES, T(0));
+  for (std::int64_t key = begin; key < end; ++key) std::fill_n(kept + key * LANES + block.lanes, LANES - block.lanes, T(0));
+}
+
 }  // namespace
 
 template <class T>
@@ -144,6 +153,7 @@ void affinity_mix(const Mix<T>& problem, T* mixed, T* norm, std::uint8_t* live, 
                  problem.v.row, values.get(), width, out.get(), pitch);
       };
       const std::int64_t begin = block.low / LANES * LANES;
+      if (kept) clear_unseen(block, begin, problem.units, own);
       for (std::int64_t key = begin; key < block.high; key += LANES) {
         const std::int64_t keys = block.keys_from(key);
         const bool alive = block.score(key, keys, tile_at(key), sum);

@@ -30,8 +30,11 @@ def has_shape(tensor: Tensor, *shapes: tuple[int, ...]) -> bool:
 
 def readable(tensor: Tensor) -> bool:
     """Whether looking at values costs nothing: a CPU tensor outside of tracing, with something in it."""
-    plain = type(tensor) is Tensor  # others, such as those that only know their shape, may have no values
-    return plain and tensor.device.type == "cpu" and not torch.compiler.is_compiling() and tensor.numel() > 0
+    if torch.compiler.is_compiling() or type(tensor) is not Tensor:
+        return False  # others, such as those that only know their shape, may have no values
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return False  # vmap's: each has a batch of them
+    return tensor.device.type == "cpu" and tensor.numel() > 0
 
 
 def alike(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -51,9 +54,14 @@ def check_whole(op: str, name: str, value: Any, expected: str = "a whole number"
     number: Any = None
     with contextlib.suppress(TypeError):
         number = value if isinstance(value, (int, torch.SymInt)) else index(value)
-    if number is None or not low <= number < 2**63:
+    if isinstance(value, bool) or number is None or not low <= number < 2**63:
         raise ValueError(f"{op}: {name} must be {expected}, got {value!r}")
     return number  # type: ignore[no-any-return]
+
+
+def check_bool(op: str, name: str, value: Any) -> None:
+    if not isinstance(value, (bool, torch.SymBool)):
+        raise ValueError(f"{op}: {name} must be True or False, got {value!r}")
 
 
 def check_integers(
@@ -83,6 +91,8 @@ def check_scores(op: str, q: Tensor, k: Tensor, theta: Tensor | float | None, ki
     if kind not in KINDS:
         raise ValueError(f"{op}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
     check_tensors(op, q=q, k=k)
+    if isinstance(theta, bool):
+        raise ValueError(f"{op}: theta must be a tensor or a number, got {theta}")
     if isinstance(theta, (int, float, numbers.Real)):
         # not torch.tensor: that copies from the host, which waits for the device and no CUDA graph can capture
         theta = torch.full(
@@ -179,6 +189,8 @@ def check_topk(
         raise ValueError(f"{op}: topk goes with kind 'topk' and no other, got topk={topk!r}, kind {kind!r}")
     if topk is None:
         return None
+    if isinstance(topk, bool):
+        raise ValueError(f"{op}: topk must be a whole number or an int64 tensor, got {topk}")
     if isinstance(topk, (int, numbers.Integral)):
         if not 1 <= topk < 2**63:
             raise ValueError(f"{op}: topk must be at least 1 and below 2^63, got {topk}")

@@ -30,10 +30,11 @@ class SparseGraph(NamedTuple):
         return torch.repeat_interleave(index, counts, output_size=self.columns.numel())
 
     def dense(self) -> Tensor:
-        """[B, H, T, T] with zeros where there is no edge; gradients flow to the weights."""
+        """[B, H, T, T] with zeros where there is no edge (several of one column are added up); gradients flow to
+        the weights."""
         b, h, t = self.shape
         flat = self.weights.new_zeros(b * h * t * t)
-        return flat.index_copy(0, self.rows() * t + self.columns, self.weights).view(b, h, t, t)
+        return flat.index_add(0, self.rows() * t + self.columns, self.weights).view(b, h, t, t)
 
     def detach(self) -> SparseGraph:
         return self._replace(weights=self.weights.detach())

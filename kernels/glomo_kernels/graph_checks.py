@@ -32,6 +32,10 @@ def check_graph(op: str, graph: SparseGraph) -> None:
             f"{op}: graph.weights must be {checks.FLOATING_NAMES} of one dimension, "
             f"got {graph.weights.dtype} {checks.shape(graph.weights)}"
         )
+    if graph.columns.device != graph.weights.device:
+        raise ValueError(
+            f"{op}: graph.columns must be on {graph.weights.device} like graph.weights, got {graph.columns.device}"
+        )
     if graph.columns.dtype != torch.int32 or graph.columns.shape != graph.weights.shape:
         raise ValueError(
             f"{op}: graph.columns must be int32 of the shape of graph.weights {checks.shape(graph.weights)}, "

@@ -53,9 +53,10 @@ def live_shape(q: Tensor, k: Tensor) -> tuple[int, int, int, int]:
 
 
 def kept_size(q: Tensor, k: Tensor) -> int:
-    """Elements of all scores, the rows of a head filled up to a multiple of LIVE."""
+    """Elements of all scores, the rows of a head filled up to a multiple of LIVE, and one: 1 where they are kept, 0
+    of a backend that keeps none."""
     batch, heads, row_tiles, _ = live_shape(q, k)
-    return batch * heads * row_tiles * LIVE * k.shape[2]
+    return batch * heads * row_tiles * LIVE * k.shape[2] + 1
 
 
 def mark_live(live: Tensor, rows: slice, weight: Tensor) -> None:
@@ -76,7 +77,7 @@ def largest(values: Tensor, count: Tensor | int) -> Tensor:
     columns = values.shape[-1]
     if isinstance(count, int):
         count = torch.full((values.shape[0],), count, device=values.device)
-    count = count.clamp(max=columns)[:, None, None, None].expand(*values.shape[:-1], 1)
+    count = count.clamp(1, max(columns, 1))[:, None, None, None].expand(*values.shape[:-1], 1)
     if values.numel() == 0:
         return torch.zeros_like(values, dtype=torch.bool)
     best = values.topk(int(count.max()), dim=-1).values
@@ -110,5 +111,11 @@ def softmax(q: Tensor, k: Tensor, outside: Tensor) -> tuple[Tensor, Tensor]:
     """(weights [B, H, R, T], logsumexp [B, H, R]) of q_i . k_j / sqrt(Dg); (0, -inf) for an empty span."""
     scores = (q * softmax_scale(q.shape[-1])) @ k.transpose(-1, -2)
     scores.masked_fill_(outside, -torch.inf)
-    norm = scores.logsumexp(-1)
-    return scores.sub_(norm.masked_fill(norm == -torch.inf, 0)[..., None]).exp_(), norm
+    # not exp(score - logsumexp): that rounds a number as large as the scores
+    if not scores.shape[-1]:
+        return scores, scores.new_full(scores.shape[:-1], -torch.inf)
+    peak = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(peak.masked_fill(peak == -torch.inf, 0)).exp_()
+    total = weights.sum(-1, keepdim=True)
+    norm = (peak + total.log()).squeeze(-1)
+    return weights.div_(total.masked_fill(total == 0, 1)), norm

@@ -373,15 +373,15 @@ class TestRegistration:
     def plain_memory(self, nan_memory):
         torch.use_deterministic_algorithms(False)
 
+    @pytest.mark.parametrize("keep", [False, True])
     @pytest.mark.parametrize("case", ["threshold", "topk", "softmax"])
-    def test_opcheck(self, backend, case):
+    def test_opcheck(self, backend, case, keep):
         q, k, v, theta = leaves(*make(4), dtype=torch.float32)
         spans = torch.tensor([0, 3]).expand(3, 4, 2).clone()
         theta = theta if case == "threshold" else None
         topk = torch.tensor([2, 1, 2]) if case == "topk" else None
         kind = "relu" if case == "threshold" else case
-        # without `keep`: what is kept is the backend's own, with gaps that hold whatever was there
-        torch.library.opcheck(_forward.overload, (q, k, v, theta, spans, topk, kind, True, False))
+        torch.library.opcheck(_forward.overload, (q, k, v, theta, spans, topk, kind, True, keep))
 
     def test_compiles_as_one_graph(self, backend):
         lengths = torch.tensor([9, 2, 5])
@@ -398,6 +398,27 @@ class TestRegistration:
         torch.testing.assert_close(gradients(out, inputs), gradients(eager, inputs))
 
 
+def test_a_backward_pass_by_another_backend(monkeypatch):
+    """GLOMO_KERNELS was set around the forward pass alone: what is kept for a backend was never put there."""
+    results = []
+    for forced in ("", "reference"):
+        torch.manual_seed(0)
+        inputs = leaves(*make(40, width=32, values=32)[:3], dtype=torch.float32)
+        with monkeypatch.context() as patch:
+            patch.setenv("GLOMO_KERNELS", forced)
+            out = affinity_mix(*inputs)
+        results.append([out, *gradients(out, inputs)])
+    torch.testing.assert_close(*results)
+
+
+def test_a_count_of_zero_where_nobody_could_look_at_it(backend):
+    """Compiled, its tensor is not read: it counts as one."""
+    q, k, v, _ = (x.float() for x in make(9))
+    step = torch.compile(affinity_mix, fullgraph=True, backend="aot_eager")
+    none = step(q, k, v, kind="topk", topk=torch.tensor([0, 2, 0]))
+    torch.testing.assert_close(none, affinity_mix(q, k, v, kind="topk", topk=torch.tensor([1, 2, 1])))
+
+
 @pytest.mark.parametrize(
     "change,message",
     [
@@ -411,6 +432,10 @@ class TestRegistration:
         ({"v": torch.zeros(3, 2, 5, 3)}, r"v must be .* got \(3, 2, 5, 3\)"),
         ({"theta": torch.zeros(3, 2)}, r"theta must be \(3, 2, 4\)"),
         ({"kind": "square"}, "theta is only used by kind 'relu'"),
+        ({"theta": True}, "theta must be a tensor or a number, got True"),
+        ({"causal": "no"}, "causal must be True or False, got 'no'"),
+        ({"return_stats": None}, "return_stats must be True or False, got None"),
+        ({"kind": "topk", "theta": None, "topk": True}, "topk must be a whole number .* got True"),
         ({"lengths": torch.tensor([1, 2])}, r"lengths must be \(3,\), got \(2,\)"),
         ({"lengths": torch.tensor([1, 2, -3])}, r"lengths must lie in 0..T=4, got -3..2"),
         ({"lengths": torch.tensor([1, 2, 5])}, r"lengths must lie in 0..T=4, got 1..5"),

@@ -154,13 +154,14 @@ def test_half_precision_where_denormal_numbers_are_taken_for_zero(backend):
         torch.set_flush_denormal(False)
 
 
+@pytest.mark.parametrize("grads", [False, True])
 @pytest.mark.parametrize("target", [600, -1, -(2**63)])
-def test_a_wrong_target_that_nobody_could_look_at(target):
+def test_a_wrong_target_that_nobody_could_look_at(backend, target, grads):
     """In a compiled graph targets are not read: the loss is NaN, and not what memory holds."""
     hidden, weight = torch.randn(40, 8), torch.randn(600, 8)
     targets = torch.zeros(40, dtype=torch.int64)
     targets[3] = target
-    assert _forward(hidden, weight, targets, -100, False)[0].isnan()
+    assert _forward(hidden, weight, targets, -100, grads)[0].isnan()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

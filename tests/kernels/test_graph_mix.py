@@ -301,6 +301,27 @@ def test_damaged_graphs_are_refused(backend, change, message):
         graph_mix(graph, torch.zeros(4), torch.zeros(3, 5, 2))
 
 
+def test_columns_elsewhere_are_refused():
+    graph = sparse(make(5).float())
+    with pytest.raises(
+        ValueError, match=r"graph_mix: graph\.columns must be on cpu like graph\.weights, got meta"
+    ):
+        graph_mix(graph._replace(columns=graph.columns.to("meta")), torch.zeros(4), torch.zeros(3, 5, 2))
+
+
+def test_edges_of_one_column_are_added_up():
+    graph = SparseGraph(torch.tensor([0, 0, 2]), torch.zeros(2, dtype=torch.int32), torch.ones(2), (1, 1, 2))
+    features = torch.tensor([[[1.0], [5.0]]])
+    torch.testing.assert_close(graph.dense()[:, 0] @ features, graph_mix(graph, torch.ones(1), features))
+
+
+@pytest.mark.parametrize("offset", [0, 3])
+def test_shared_weights_of_products_are_added_up_in_parts(backend, offset):
+    """The gradient of one number for all units is a sum over all of them."""
+    features = torch.randn(3, 150, 100, dtype=torch.float64) + offset
+    compare(both(make(150), weights_of(False, 3, 150, 6), features, torch.float32, heads=2))
+
+
 def test_graph_apply_names_wrong_components():
     graph = sparse(make(5).float())
     with pytest.raises(ValueError, match=r"components 3\.\.4 are not all in 0\.\.3"):

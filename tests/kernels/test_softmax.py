@@ -94,6 +94,17 @@ def test_a_forced_backend_and_statistics_take_our_own_way(monkeypatch, caplog):
     torch.testing.assert_close(affinity_mix(q, k, v, kind="softmax"), plain)
 
 
+@pytest.mark.parametrize("size", [1, 30, 1000])
+def test_large_scores_lose_nothing_by_statistics(size):
+    """Each weight is exp(score - the largest): a logarithm of the sum would be rounded as coarsely as the scores."""
+    q, k, v = (torch.randn(2, 2, 60, 16).round() for _ in range(3))  # exact scores
+    mixed, _ = affinity_mix(q * size, k, v, kind="softmax", return_stats=True, causal=False)
+    exact, plain = (
+        torch.softmax((q * size).to(x) @ k.to(x).mT / 4, -1) @ v.to(x) for x in (torch.float64, torch.float32)
+    )
+    assert_no_worse("mixed", mixed, exact, plain)
+
+
 def test_compiles_as_one_graph():
     q, k, v = leaves(*(torch.randn(2, 2, 9, 4) for _ in range(3)), dtype=torch.float32)
     lengths = torch.tensor([9, 4])

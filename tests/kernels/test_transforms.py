@@ -178,3 +178,7 @@ def test_vmap_is_refused():
         torch.vmap(lambda h: graph_mix(graph, torch.ones(2), h))(torch.randn(3, 2, 5, 6))
     with pytest.raises(RuntimeError, match="decoder_loss: vmap is not implemented"):
         torch.vmap(lambda h: decoder_loss(h, torch.ones(7, 4), torch.tensor([0, 6])))(torch.randn(3, 2, 4))
+    with pytest.raises(RuntimeError, match="decoder_loss: vmap is not implemented"):
+        torch.vmap(lambda t: decoder_loss(torch.ones(2, 4), torch.ones(7, 4), t))(torch.tensor([[0, 6]] * 3))
+    with pytest.raises(RuntimeError, match="affinity_mix: vmap is not implemented"):
+        torch.vmap(lambda n: affinity_mix(*[samples[0]] * 3, lengths=n))(torch.tensor([[5, 3]] * 3))

@@ -48,6 +48,8 @@ def affinity_graph(
     kept = 0
     if keep is not None:
         kept = checks.check_whole(OP, "keep", keep, "a whole number from 1 on, or None for all edges", low=1)
+    checks.check_bool(OP, "causal", causal)
+    checks.check_bool(OP, "renormalise", renormalise)
     checks.check_lengths(OP, lengths, batch, units, q.device)
     counts = checks.check_topk(OP, topk, kind, batch, q.device)
     segments = checks.check_segments(OP, segments, batch, units, q.device)

@@ -70,7 +70,8 @@ def affinity_mix(
     makes row i NaN, and no other; through PyTorch's own attention a NaN in a key may be lost, or reach every row of
     its sample and head. A v_j that is not finite reaches the rows that give it weight and may reach others
     of its sample and head: where many weights of neighbouring rows and keys are positive, the rest are multiplied by
-    zero. The same holds for gradients. Second derivatives, forward-mode derivatives and vmap are refused.
+    zero. The same holds for gradients. Second derivatives, forward-mode derivatives and vmap are refused (through
+    PyTorch's own attention they are what PyTorch makes of them).
     """
     q, k, v = checks.alike(q, k, v)
     theta = checks.check_scores(OP, q, k, theta, kind)
@@ -81,6 +82,8 @@ def affinity_mix(
         expected = (*checks.shape(k)[:3], "Dv")
         raise ValueError(f"{OP}: v must be {expected} to go with k {checks.shape(k)}, got {checks.shape(v)}")
     checks.same_kind(OP, "q", q, "v", v)
+    checks.check_bool(OP, "causal", causal)
+    checks.check_bool(OP, "return_stats", return_stats)
     checks.check_lengths(OP, lengths, batch, columns, q.device)
     positions = checks.check_positions(OP, positions, batch, rows, columns, q.device)
     counts = checks.check_topk(OP, topk, kind, batch, q.device)
@@ -125,7 +128,7 @@ def _forward(
 
     norm is the row sum, or the logsumexp for softmax. live is 0 only for tiles without a positive weight, and
     with stats 1 only for the others. kept holds what the backend's backward pass would have to compute again,
-    in an order of its own; it is empty without `keep`.
+    in an order of its own, see `kept_size`; it is empty without `keep`.
     """
     arguments = (q, k, v, theta, spans, topk, kind, stats, keep)
     result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor] = run(

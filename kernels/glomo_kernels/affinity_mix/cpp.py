@@ -100,6 +100,7 @@ def forward(
     entropy = torch.empty(rows if stats else (0,), dtype=problem.dtype)
     live = torch.empty(live_shape(q, k), dtype=torch.uint8)
     kept = torch.empty(kept_size(q, k) if keep else 0, dtype=problem.dtype)
+    kept[-1:] = 1
     addresses = [x.data_ptr() if x.numel() else 0 for x in (mixed, norm, live, edges, entropy, kept)]
     cpu_extension.loaded().affinity_mix(problem.arguments, *addresses, threads())
     return mixed.to(q.dtype), norm, edges, entropy, live, kept
@@ -123,6 +124,8 @@ def backward(
     problem = _Problem(q, k, v, theta, spans, topk, kind)
     grad, norm = _rows(grad, problem.dtype), contiguous(norm)
     live, kept = contiguous(live), contiguous(kept)
+    if kept.numel() and not kept[-1]:  # the forward pass was another backend's
+        kept = kept[:0]
     dq = torch.empty(q.shape, dtype=problem.dtype)
     dk = torch.empty(k.shape, dtype=problem.dtype)
     dv = torch.empty(v.shape, dtype=problem.dtype)

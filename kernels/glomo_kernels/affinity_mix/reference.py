@@ -57,7 +57,7 @@ def forward(
             total = weight.sum(-1, keepdim=True)
             share = weight.div_(total.masked_fill_(total == 0, 1))
             entropy[b, h, r] = torch.special.entr(share).sum(-1)
-    kept = q.new_empty(scores.kept_size(q, k) if keep else 0, dtype=dtype)
+    kept = q.new_zeros(scores.kept_size(q, k) if keep else 0, dtype=dtype)
     return mixed, norm, edges, entropy, live, kept
 
 

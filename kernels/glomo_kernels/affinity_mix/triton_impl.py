@@ -132,7 +132,7 @@ def forward(
     edges = q.new_empty(counted, dtype=torch.int32)
     entropy = q.new_empty(counted, dtype=torch.float32)
     live = q.new_empty(live_shape(q, k), dtype=torch.uint8)
-    kept = q.new_empty(kept_size(q, k) if keep else 0, dtype=torch.float32)
+    kept = q.new_zeros(kept_size(q, k) if keep else 0, dtype=torch.float32)
     outputs = mixed, norm, edges, entropy, live, kept
     if norm.numel() == 0:
         return outputs

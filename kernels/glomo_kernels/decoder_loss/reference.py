@@ -57,7 +57,8 @@ def forward(
         wanted = target[start : start + rows, None]
         real = wanted != ignore_index
         wanted = torch.where(real, wanted, 0)
-        likelihood = torch.zeros(wanted.shape, dtype=dtype, device=hidden.device)
+        # NaN of a target out of range, where none looks
+        likelihood = torch.full(wanted.shape, torch.nan, dtype=dtype, device=hidden.device)
         blocks, peaks, sums = [], [], []
         for first in range(0, words, block):
             part = weight[first : first + block]
@@ -137,7 +138,7 @@ def add_gradients(
     blocks         (the words, their p with 0 for the target, the target's place or any, whether it is among them);
                    the p are overwritten
     """
-    dchunk = weight[wanted[:, 0]].to(dweight.dtype).mul_(slope)
+    dchunk = weight[wanted[:, 0].clamp(0, len(weight) - 1)].to(dweight.dtype).mul_(slope)
     for words, dlogits, at, here in blocks:
         if dweight.dtype == chunk.dtype:
             dchunk.addmm_(dlogits, weight[words])

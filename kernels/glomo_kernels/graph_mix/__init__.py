@@ -111,9 +111,9 @@ def _with_products(graph: SparseGraph, weights: Tensor, features: Tensor, heads:
 def _weighted(weights: Tensor, product: Tensor) -> Tensor:
     """sum_k w_ik z_k: weights [K] or [B, T, K], product [B, K, T, D] -> [B, T, D]."""
     batch, heads, units, _ = product.shape
-    if weights.ndim == heads == 1:
-        weights = _per_row(weights, batch * units).view(batch, units, 1)
-    return torch.einsum("k,bktd->btd" if weights.ndim == 1 else "btk,bktd->btd", weights, product)
+    if weights.ndim == 1:
+        weights = _per_row(weights, batch * units).view(batch, units, heads)
+    return torch.einsum("btk,bktd->btd", weights, product)
 
 
 def _per_row(weights: Tensor, rows: int) -> Tensor:
