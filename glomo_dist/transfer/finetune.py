@@ -76,15 +76,19 @@ def run(job: FinetuneJob) -> Result:
     limits = task.limits(job.max_units)
     data = task.load(job.task_source, job.max_examples)
     store = require_fit(job, task, data)
-    if job.graphs is not None and (model := model_folder(job.graphs)):
-        store = live_graphs(task, model, data, limits, job.keep)
+    model_at = model_folder(job.graphs) if job.graphs is not None else None
+    if model_at and job.needs_graphs:
+        store = live_graphs(task, model_at, data, limits, job.keep)
+    info = store.info if store else None
+    # The arms without graphs only take the size of the mixture, which a model's configuration has.
+    sized = info or (read_config(model_at) if model_at else None)
+    size = (sized.layers, sized.heads) if sized else (1, 1)
     with _torch_state(job.seed, job.threads):
         inputs = encode(data, task.unit, job.features, limits, job.hidden, job.reader, job.state_cache)
-        model = build(job, task, inputs, len(data.classes), store)
+        model = build(job, task, inputs, len(data.classes), size)
         training = _Training(job, task, data, inputs, model, store if job.needs_graphs else None)
         curve, best = training.fit(began)
         metrics, mixtures = training.test()
-    info = store.info if store else None
     return Result(
         format=FORMAT,
         version=VERSION,
@@ -119,9 +123,9 @@ def run(job: FinetuneJob) -> Result:
     )
 
 
-def build(job: FinetuneJob, task: Task, inputs: Inputs, classes: int, store: GraphStore | None) -> TaskModel:
-    """The task model of `job`; without a store the mixture has one component."""
-    layers, heads = (store.info.layers, store.info.heads) if store else (1, 1)
+def build(job: FinetuneJob, task: Task, inputs: Inputs, classes: int, size: tuple[int, int]) -> TaskModel:
+    """The task model of `job`.  size: layers and heads of the graphs that the mixture is for."""
+    layers, heads = size
     mix: Mix = "graphs" if job.needs_graphs else "none" if job.arm == "none" else "window"
     mixture = GraphMixture(inputs.width, layers, heads, job.mixtures, job.conditioned, job.mixture_scale)
     fusion = Fusion(job.fusion, inputs.width, 2 * job.mixtures)

@@ -127,6 +127,23 @@ def test_live_graphs_of_a_model_that_does_not_fit(tmp_path):
         run(job(source, arm="pretrained", graphs=str(folder)))
 
 
+@pytest.mark.parametrize("arm", ["none", "uniform", "window2"])
+def test_arms_without_graphs_only_take_the_size_of_the_mixture_from_a_model(tmp_path, monkeypatch, arm):
+    """It may know no word of theirs; none of its graphs is computed."""
+    source = write_sst2(tmp_path / "data", sizes=(12, 4, 4))
+    folder = word_model(tmp_path / "model")
+    with_graphs = run(job(source, arm="pretrained", graphs=str(folder), epochs=1))
+    strange = word_model(tmp_path / "strange", ("слово", "mot"))
+    monkeypatch.setattr("glomo_dist.transfer.finetune.live_graphs", None)
+    without = run(job(source, arm=arm, graphs=str(strange), epochs=1))
+    assert without.parameters == with_graphs.parameters
+    assert (without.components, without.fingerprints["graphs"], without.fingerprints["model"]) == (
+        (),
+        None,
+        None,
+    )
+
+
 @pytest.mark.parametrize(
     ("sizes", "why"),
     [

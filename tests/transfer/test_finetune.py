@@ -72,13 +72,13 @@ def test_arms_differ_only_by_their_graphs(sample):
 def test_all_arms_start_from_the_same_parameters(sample):
     task = get_task("sst2")
     data = task.load(sample["source"], None)
-    store = GraphStore.open(sample["planted"])
+    info = GraphStore.open(sample["planted"]).info
     states = []
     for arm in ("none", "uniform", "window2", "planted"):
         torch.manual_seed(3)
         a_job = job(sample["source"], arm=arm, graphs=sample["planted"], conditioned=True, fusion="gate")
         inputs = encode(data, "words", "learned", task.limits(None), 12)
-        states.append(build(a_job, task, inputs, 2, store).state_dict())
+        states.append(build(a_job, task, inputs, 2, (info.layers, info.heads)).state_dict())
     for state in states[1:]:
         assert state.keys() == states[0].keys()
         assert all(torch.equal(state[name], states[0][name]) for name in state)
