@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ NO_LABEL = "no gold label (-)"  # SNLI and MNLI: the annotators did not agree
 PREMISE = ("sentence1", "premise", "sentence_A")
 HYPOTHESIS = ("sentence2", "hypothesis", "sentence_B")
 LABEL = ("gold_label", "label", "entailment_label")
+_ANNOTATOR = re.compile(r"label[1-9]")  # SNLI and MNLI end a row after the annotators that it had
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,12 @@ def _table(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
             raise DataError(
                 f"{where}: {len(cells)} cells, the header has {len(header)}. A text with a tab in it? Mend or "
                 "delete the line."
+            )
+        missing = [name for name in header[len(cells) :] if not _ANNOTATOR.fullmatch(name)]
+        if missing:
+            raise DataError(
+                f"{where}: {len(cells)} cells, the header has {len(header)}: no {missing[0]}. The file may be cut "
+                "off: copy it again, or mend or delete the line."
             )
         yield where, dict(zip(header, cells, strict=False))
 

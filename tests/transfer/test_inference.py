@@ -150,6 +150,45 @@ def test_tables_with_too_many_cells_or_without_labels(tmp_path):
         get_task("snli").load(str(tmp_path / "nothing"), None)
 
 
+SNLI_TABLE = ["gold_label", "sentence1_binary_parse", "sentence2_binary_parse", "sentence1_parse", "sentence2_parse",
+              "sentence1", "sentence2", "captionID", "pairID", *(f"label{n}" for n in range(1, 6))]  # fmt: skip
+
+
+def snli_cells(premise, hypothesis, label, annotators):
+    return [label, *["( A )"] * 4, premise, hypothesis, "1.jpg#0", "1.jpg#0r1n", *annotators]
+
+
+@pytest.mark.parametrize("annotators", [[], ["neutral"], ["neutral", "", "", "", ""], ["neutral"] * 5])
+def test_annotators_that_a_row_did_not_have(tmp_path, annotators):
+    for split in ("train", "dev", "test"):
+        rows = [snli_cells(*pair, annotators) for pair in PAIRS]
+        write_table(tmp_path / f"snli_1.0_{split}.txt", SNLI_TABLE, rows)
+    assert len(get_task("snli").load(str(tmp_path), None).splits["train"].labels) == 3
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        (
+            "neutral\t(\t(\t(\t(\tA man sleeps.\tA man is pla",
+            "7 cells, the header has 14: no captionID. .* cut off",
+        ),
+        ("neutral\t( A ma", "2 cells, the header has 14: no sentence2_binary_parse"),
+        ("\t\t", "3 cells, the header has 14"),
+        ("\t" * 13, "label '' is not one of"),
+    ],
+)
+def test_a_table_that_is_cut_off(tmp_path, row, named):
+    """Half a sentence with the label of the whole is no example."""
+    for split in ("train", "dev", "test"):
+        rows = [snli_cells(*pair, []) for pair in PAIRS]
+        write_table(tmp_path / f"snli_1.0_{split}.txt", SNLI_TABLE, rows)
+    with open(tmp_path / "snli_1.0_train.txt", "a") as table:
+        table.write(row)
+    with pytest.raises(DataError, match=rf"snli_1\.0_train\.txt, line 6: {named}"):
+        get_task("snli").load(str(tmp_path), None)
+
+
 def test_rte_holds_out_whole_premises(tmp_path):
     header = ["index", "sentence1", "sentence2", "label"]
     rows = [
