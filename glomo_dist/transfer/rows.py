@@ -25,8 +25,8 @@ def lines(source: str, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[tuple[i
 
 
 def table(source: str) -> Iterator[tuple[str, list[str]]]:
-    """("file, line n", cells) of a tab-separated file's lines that are not blank, which one with tabs never is; quotes
-    are ordinary characters."""
+    """("file, line n", cells) of a tab-separated file's lines that are not blank; one with tabs never is. Quotes are
+    ordinary characters."""
     for number, line in lines(source):
         if "\t" in line or line.strip():
             yield f"{source}, line {number}", line.split("\t")
