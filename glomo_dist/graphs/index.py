@@ -157,7 +157,7 @@ def _check_sizes(folder: Path, entry: SplitEntry, components: int, where: str) -
             sizes = {name: len(array) for name, array in map_safetensors(folder / chunk.name).items()}
             found = [sizes["units"], sum(sizes[f"{d}.columns"] for d in DIRECTIONS)]
             rows = {d: rows[d] + sizes[f"{d}.counts"] for d in DIRECTIONS}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        except (OSError, ValueError, KeyError, TypeError) as e:  # TypeError: a number has no length
             raise GraphStoreError(
                 f"{folder / chunk.name}: no graphs can be read of it ({describe(e)}). {EXPORT_AGAIN}"
             ) from None

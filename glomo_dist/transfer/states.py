@@ -1,11 +1,12 @@
 """A contextual encoder's states as features: one vector per word, computed once per text and kept on disk.
 
     glomo/states in the user's cache folder, or the folder that is given
-        <encoder>/<texts>.safetensors     states float16 [words of consecutive texts, width]
+        <encoder>/<texts>.safetensors     states float16 [words of consecutive texts, width], and in the metadata the
+                                          SHA-256 of both names and their bytes
 
 Both names are fingerprints, of the encoder's files, layer and pooling and of the texts, so a file is never stale and
 may be deleted at any time. A file appears when it is whole: what an interrupted run has finished, the next one finds.
-Processes that need the same file wait for the first.
+One that is not what was written under its name is made again. Processes that need the same file wait for the first.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from glomo_dist.graphs.chunks import chunk_ranges
-from glomo_dist.graphs.mapped import map_safetensors
+from glomo_dist.graphs.mapped import map_with_metadata
 from glomo_dist.runtime import files
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.progress import bar
@@ -77,6 +78,11 @@ def column_states(
                 starts[first:last] = np.cumsum(lengths[first:last]) - lengths[first:last]
                 progress.update(int(lengths[first:last].sum()))
             found[name] = StateColumn(arrays, np.array([first for first, _ in chunks], np.int64), starts)
+    widths = {states.shape[1] for column in found.values() for states in column.chunks}
+    if len(widths) > 1:
+        raise GlomoError(
+            f"{folder}: states of different widths, {sorted(widths)}, of one encoder. Delete the folder."
+        )
     return found
 
 
@@ -94,7 +100,8 @@ def _chunk(folder: Path, texts: Sequence[list[str]], lazy: _Lazy) -> np.ndarray[
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if (found := _mapped(path, words)) is None:  # nobody has made it meanwhile
-            files.write_bytes(path, save({"states": lazy.encoder().states(texts)}))
+            states = lazy.encoder().states(texts)
+            files.write_bytes(path, save({"states": states}, {"sha256": _digest(path, states)}))
             found = _mapped(path, words)
     path.with_suffix(".lock").unlink(missing_ok=True)
     if found is None:
@@ -103,12 +110,21 @@ def _chunk(folder: Path, texts: Sequence[list[str]], lazy: _Lazy) -> np.ndarray[
 
 
 def _mapped(path: Path, words: int) -> np.ndarray[Any, Any] | None:
-    """The states in a file, or None if it is not there, damaged or of another size."""
+    """The states in a file, or None if it is not there, damaged, of another size or name, or without a digest."""
     try:
-        states = map_safetensors(path)["states"]
+        arrays, metadata = map_with_metadata(path)
+        states = arrays["states"]
     except (OSError, ValueError, KeyError):
         return None
-    return states if len(states) == words else None
+    if states.dtype != np.float16 or states.ndim != 2 or len(states) != words:
+        return None
+    return states if metadata.get("sha256") == _digest(path, states) else None
+
+
+def _digest(path: Path, states: np.ndarray[Any, Any]) -> str:
+    digest = hashlib.sha256(f"{path.parent.name}/{path.stem}".encode())
+    digest.update(np.ascontiguousarray(states).reshape(-1))
+    return digest.hexdigest()
 
 
 class _Lazy:

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from encoder_samples import write_bert, write_gpt2
+from safetensors.numpy import save
 from transfer_samples import job, planted_store, write_sst2, write_vectors
 
-from glomo_dist.runtime.errors import ConfigError, DataError
+from glomo_dist.graphs.mapped import map_with_metadata
+from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError
 from glomo_dist.transfer import encoder as encoders
 from glomo_dist.transfer import states
 from glomo_dist.transfer.encoder import Encoder, encoder_fingerprint, locate, windows
@@ -130,6 +132,51 @@ def test_states_are_computed_once(bert, tmp_path, monkeypatch):
     assert files[1].read_bytes() == content_before
     monkeypatch.setattr(states, "Encoder", None)  # all is there: the encoder is not even loaded
     states.column_states(spec, content, columns, tmp_path)
+
+
+def changed(path, array, name="states"):
+    """The file with another array under the digest that it has."""
+    arrays, metadata = map_with_metadata(path)
+    return save({name: array(arrays["states"].copy())}, metadata)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.read_bytes()[:-40] + bytes(40),
+        lambda path: changed(path, lambda states: states[:, ::2].copy()),
+        lambda path: changed(path, lambda states: states.view(np.int16)),
+        lambda path: changed(path, lambda states: states.reshape(-1)),
+        lambda path: changed(path, lambda states: states, name="other"),
+        lambda path: save({"states": map_with_metadata(path)[0]["states"]}),  # before there was a digest
+        lambda path: (2).to_bytes(8, "little") + b"[]" + path.read_bytes(),
+        lambda path: (16).to_bytes(8, "little") + b'{"states": null}' + path.read_bytes(),
+    ],
+)
+def test_a_file_with_something_else_in_it_is_made_again(bert, tmp_path, damage):
+    spec, columns = FeatureSpec.parse(f"hf:{bert}"), {"train.text": TEXTS}
+    states.column_states(spec, "content", columns, tmp_path)
+    (path,) = tmp_path.rglob("*.safetensors")
+    whole = path.read_bytes()
+    path.write_bytes(damage(path))
+    states.column_states(spec, "content", columns, tmp_path)
+    assert path.read_bytes() == whole
+
+
+def test_a_file_of_another_encoder_is_made_again(bert, tmp_path):
+    """Copied under its name; one rewritten with another width, digest and all, is refused beside others."""
+    specs = [FeatureSpec.parse(f"hf:{f}") for f in (bert, write_bert(tmp_path / "other", layers=1))]
+    for name, spec in zip("ab", specs, strict=True):
+        states.column_states(spec, name, {"train.text": TEXTS}, tmp_path / "cache")
+    one, other = (next((tmp_path / "cache" / name).glob("*.safetensors")) for name in "ab")
+    whole = other.read_bytes()
+    other.write_bytes(one.read_bytes())
+    states.column_states(specs[1], "b", {"train.text": TEXTS}, tmp_path / "cache")
+    assert other.read_bytes() == whole
+    half = map_with_metadata(one)[0]["states"][:, ::2].copy()
+    one.write_bytes(save({"states": half}, {"sha256": states._digest(one, half)}))
+    with pytest.raises(GlomoError, match=r"a: states of different widths, \[8, 16\], .* Delete the folder"):
+        states.column_states(specs[0], "a", {"train.text": TEXTS, "dev.text": TEXTS[:1]}, tmp_path / "cache")
 
 
 def test_a_column_without_texts_has_no_states(bert, tmp_path):
