@@ -229,7 +229,9 @@ def _load(folder: Path) -> tuple[Any, torch.nn.Module]:
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-        encoder = (model.get_encoder() if model.config.is_encoder_decoder else model).eval()
+        # T5EncoderModel is saved as no encoder-decoder, and loaded as one: its decoder is drawn at random.
+        decodes = "decoder_input_ids" in inspect.signature(model.forward).parameters
+        encoder = (model.get_encoder() if decodes or model.config.is_encoder_decoder else model).eval()
     except Exception as e:  # each kind of damage has its own: in safetensors, in JSON, in tokenizers
         if _lacks_memory(e):
             raise

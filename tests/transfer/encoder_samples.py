@@ -18,12 +18,14 @@ def write_bert(folder: Path, layers: int = 2, positions: int = 64) -> str:
 
 
 def write_with_word_pieces(folder: Path, kind: str, **config) -> str:
-    """An encoder of any kind with the tokenizer of `write_bert`."""
+    """An encoder of any kind, "T5" or "T5Encoder", with the tokenizer of `write_bert`."""
     import transformers
 
     vocabulary = {piece: i for i, piece in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *PIECES))}
     model = getattr(transformers, f"{kind}Model")
-    configured = getattr(transformers, f"{kind}Config")(**{"vocab_size": len(vocabulary), **config})
+    configured = getattr(transformers, f"{kind.removesuffix('Encoder')}Config")(
+        **{"vocab_size": len(vocabulary), **config}
+    )
     return _write(folder, transformers.BertTokenizer(vocab=vocabulary), model(configured))
 
 

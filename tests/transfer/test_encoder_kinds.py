@@ -75,6 +75,18 @@ def test_an_encoder_with_a_configuration_of_two_parts(tmp_path):
     assert Encoder(locate(folder), layer=-3).states(TEXTS).shape == (9, 16)
 
 
+@pytest.mark.parametrize("kind", ["T5", "T5Encoder", "UMT5Encoder"])
+def test_the_encoder_of_an_encoder_decoder(tmp_path, kind):
+    """Saved with the decoder or alone, as which its configuration says that it is none."""
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "num_decoder_layers": 1}
+    encoder = Encoder(locate(write_with_word_pieces(tmp_path / "x", kind, **sizes)))
+    saved = load_file(tmp_path / "x" / "model.safetensors")
+    assert any(name.startswith("decoder.") for name in saved) == (kind == "T5")
+    assert encoder.states(TEXTS).shape == (9, 16)
+    last = encoder.model.state_dict()["block.1.layer.1.DenseReluDense.wo.weight"]
+    assert torch.equal(last, saved["encoder.block.1.layer.1.DenseReluDense.wo.weight"])
+
+
 def test_half_a_surrogate_pair(bert, tmp_path):
     for folder in (bert, write_gpt2(tmp_path / "gpt2")):
         half, mended = (Encoder(locate(folder)).states([["film", w]]) for w in ("x\ud83d", "x\ufffd"))
