@@ -39,6 +39,7 @@ from glomo_dist.runtime.fingerprint import code_version, fingerprint
 from glomo_dist.runtime.progress import bar
 
 BATCH_UNITS, CHUNK_UNITS = 1 << 14, 1 << 18
+_SETTINGS_ONLY = ("chunk_units", "batch_units", "examples")  # what the index does not repeat
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def export_graphs(
         "heads": model.config.heads,
         "keep": keep,
         "chunk_units": chunk_units,
+        "batch_units": batch_units,  # rounds weights otherwise
         "examples": {name: fingerprint([e.tolist() for e in examples]) for name, examples in splits.items()},
     }
     _make(out)
@@ -106,7 +108,7 @@ def export_graphs(
             for name in (SETTINGS, INDEX, "chunk-*"):  # what a killed export left
                 files.remove_leftovers(out, f"{name}.*")
         entries = _chunks(model, splits, lengths, out, keep, batch_units, chunk_units)
-        index = {k: v for k, v in settings.items() if k not in ("chunk_units", "examples")}
+        index = {k: v for k, v in settings.items() if k not in _SETTINGS_ONLY}
         index["code"] = code_version()
         index["splits"] = {
             name: {
@@ -196,6 +198,8 @@ def _begin(out: Path, settings: dict[str, Any]) -> None:
         files.write_json(out / SETTINGS, settings)
         return
     before = files.read_json(out / SETTINGS)
+    if isinstance(before, dict):
+        before.setdefault("batch_units", settings["batch_units"])  # an older export does not say it
     different = [k for k in settings if not isinstance(before, dict) or before.get(k) != settings[k]]
     if different:
         key = different[0]

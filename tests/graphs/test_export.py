@@ -63,6 +63,22 @@ def test_other_settings_are_refused(tmp_path):
         export(tmp_path / "store", meta=dataclasses.replace(META, model="other"))
 
 
+def test_chunks_of_other_batches_are_not_mixed_into_a_store(tmp_path):
+    """Their weights are rounded otherwise. An export from before its settings said so can go on."""
+    out = tmp_path / "store"
+    model, splits = export(out)
+    (out / "index.json").unlink()
+    other = {"meta": META, "keep": 3, "chunk_units": 20, "batch_units": 7}
+    with pytest.raises(GraphStoreError, match="batch_units is 40 there and 7 now"):
+        export_graphs(model, splits, out, **other)
+    settings = read_json(out / "settings.json")
+    del settings["batch_units"]
+    write_json(out / "settings.json", settings)
+    export_graphs(model, splits, out, **other)
+    assert "batch_units" not in read_json(out / "index.json")
+    GraphStore.open(out)
+
+
 def test_a_folder_with_something_else_is_left_alone(tmp_path):
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "thesis.txt").write_text("mine")
