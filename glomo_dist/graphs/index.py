@@ -120,8 +120,14 @@ def read_index(folder: Path) -> tuple[StoreInfo, dict[str, SplitEntry]]:
             )
         )
     where = str(folder / INDEX)
+    try:
+        content = files.read_json(where)
+    except DataError as e:
+        raise GraphStoreError(
+            f"{e} If it is damaged, run the same `glomo export` again, which keeps the chunks that are whole."
+        ) from None
     values = check_format(
-        files.read_json(where), FORMAT, VERSION, where, "the index of a graph store", error=GraphStoreError,
+        content, FORMAT, VERSION, where, "the index of a graph store", error=GraphStoreError,
         instead="Give the output folder of `glomo export`.", again=EXPORT_AGAIN,
     )  # fmt: skip
     info = config.from_dict(StoreInfo, values, where)
@@ -138,6 +144,11 @@ def read_index(folder: Path) -> tuple[StoreInfo, dict[str, SplitEntry]]:
         for chunk in entry.chunks:
             if chunk.first != at:
                 break
+            if Path(chunk.name).name != chunk.name:
+                raise GraphStoreError(
+                    f"{where}: {chunk.name!r} is no name of a file in this folder. The index is damaged. "
+                    f"{EXPORT_AGAIN}"
+                )
             check_chunk(folder / chunk.name, chunk.bytes, None)
             at += chunk.examples
         if at != entry.examples:

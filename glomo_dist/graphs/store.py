@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from glomo_kernels import SparseGraph
 
+from glomo_dist.graphs.checks import require_graphs
 from glomo_dist.graphs.index import (
     EXPORT_AGAIN,
     ChunkEntry,
@@ -48,8 +49,8 @@ class GraphStore:
 
     @classmethod
     def open(cls, folder: str | Path) -> GraphStore:
-        """Read and check the index, also against the chunks' sizes; a chunk is compared with its SHA-256 and mapped
-        when it is first used.
+        """Read and check the index, also against the chunks' sizes; a chunk is compared with its SHA-256, mapped and
+        looked through for what is no graph when it is first used.
 
         Raises GraphStoreError if the folder is not a whole store of this format version.
         """
@@ -159,4 +160,6 @@ class GraphStore:
     def _load(self, entry: ChunkEntry) -> dict[str, np.ndarray[Any, Any]]:
         path = self.folder / entry.name
         check_chunk(path, entry.bytes, entry.sha256)
-        return map_safetensors(path)
+        arrays = map_safetensors(path)
+        require_graphs(path, arrays, entry.examples, self.info.layers * self.info.heads)
+        return arrays

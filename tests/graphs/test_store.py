@@ -5,10 +5,12 @@ import pytest
 import torch
 from glomo_kernels import graph_mix
 from graph_samples import dense_of, export
+from safetensors.numpy import load_file, save_file
 
 from glomo_dist.graphs.index import GraphStoreError
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.runtime.errors import ConfigError, GlomoError
+from glomo_dist.runtime.files import sha256_file
 
 
 @pytest.mark.parametrize("keep", [3, None])
@@ -186,3 +188,86 @@ def test_damaged_chunks(tmp_path):
         store.batch("train", [0])  # of another chunk
         with pytest.raises(GraphStoreError, match=r"chunk-train-00001\.safetensors: its SHA-256 .* damaged"):
             store.batch("train", range(6))
+
+
+CHUNK = "chunk-train-00001.safetensors"
+
+
+def rewrite(store, change):
+    """Changes the arrays of a chunk, and its entry in the index so that nothing but its content tells."""
+    arrays = load_file(store / CHUNK)
+    change(arrays)
+    save_file(arrays, store / CHUNK)
+    index = json.loads((store / "index.json").read_text())
+    entry = index["splits"]["train"]["chunks"][1]
+    entry |= {"bytes": (store / CHUNK).stat().st_size, "sha256": sha256_file(store / CHUNK)}
+    (store / "index.json").write_text(json.dumps(index))
+
+
+def shifted(name, by):
+    return lambda arrays: arrays.update({name: (arrays[name] + by).astype(arrays[name].dtype)})
+
+
+def swapped(name):
+    return lambda arrays: arrays.update({name: arrays[name][::-1].copy()})
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda arrays: None, ""),
+        (shifted("forward.columns", 500), "a forward edge is not to an earlier unit of its text"),
+        (shifted("forward.columns", -500), "a forward edge is not to an earlier"),
+        (shifted("forward.columns", 1), "a forward edge is not to an earlier"),
+        (shifted("backward.columns", 1), "a backward edge is not to a later unit of its text"),
+        (shifted("backward.columns", -1), "a backward edge is not to a later"),
+        (shifted("forward.counts", 1), "the forward edges are not as many as its rows say"),
+        (lambda arrays: arrays["forward.counts"].fill(0), "the forward edges are not as many"),
+        (shifted("backward.edges", -3), "the backward edges are not as many"),
+        (swapped("units"), "the forward edges are not as many"),
+        (lambda arrays: arrays["units"].__imul__(-1), "negative numbers of units"),
+        (shifted("forward.weights", np.nan), "a forward weight is negative or not finite"),
+        (shifted("forward.weights", np.inf), "a forward weight is negative or not"),
+        (shifted("backward.weights", -1), "a backward weight is negative or not"),
+        (lambda arrays: arrays.pop("forward.edges"), r"expected forward\.edges int64 \[n\], there are none"),
+        (
+            lambda arrays: arrays.update({"units": arrays["units"].astype(np.int32)}),
+            r"expected units int64 \[\d\], got",
+        ),
+    ],
+)
+def test_chunks_that_were_written_with_something_else(tmp_path, change, named):
+    """Their hash is right: a faulty program wrote them, index and all."""
+    export(tmp_path / "store", chunk_units=25)
+    rewrite(tmp_path / "store", change)
+    store = GraphStore.open(tmp_path / "store")
+    store.batch("train", [0])
+    if not named:
+        store.batch("train", range(6))
+        return
+    with pytest.raises(
+        GraphStoreError, match=rf"{CHUNK}: {named}.* no graphs\. The file is damaged\. Delete the"
+    ):
+        store.batch("train", range(6))
+
+
+def test_chunks_are_files_of_the_folder(tmp_path):
+    for name in ("one", "other"):
+        export(tmp_path / name)
+    path = tmp_path / "one" / "index.json"
+    path.write_text(path.read_text().replace(CHUNK, f"../other/{CHUNK}"))
+    with pytest.raises(GraphStoreError, match=rf"'\.\./other/{CHUNK}' is no name of a file in this folder"):
+        GraphStore.open(tmp_path / "one")
+
+
+def test_an_index_that_is_cut_off(tmp_path):
+    export(tmp_path / "store")
+    path = tmp_path / "store" / "index.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-30])
+    with pytest.raises(
+        GraphStoreError, match=r"index\.json, line \d+: not valid JSON .*run the same `glomo export` again"
+    ):
+        GraphStore.open(tmp_path / "store")
+    export(tmp_path / "store")
+    assert path.read_bytes() == whole

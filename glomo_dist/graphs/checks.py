@@ -1,0 +1,66 @@
+"""Whether the arrays of a chunk are graphs: a hash only says that they are what the index was written with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glomo_dist.graphs.index import DIRECTIONS, EXPORT_AGAIN, GraphStoreError
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+_INFINITE = 0x7C00  # as bits of float16: all below are finite and not negative
+
+
+def require_graphs(path: Path, arrays: Arrays, examples: int, components: int) -> None:
+    """GraphStoreError unless these are the arrays of so many examples (see store.py), each edge within its own and on
+    the side of its direction.  components: layers x heads."""
+    wrong = _units(arrays, examples)
+    for direction in DIRECTIONS:
+        wrong = wrong or _edges(arrays, direction, components)
+    if wrong:
+        raise GraphStoreError(f"{path}: {wrong}, so these are no graphs. The file is damaged. {EXPORT_AGAIN}")
+
+
+def _units(arrays: Arrays, examples: int) -> str:
+    """What is wrong with the numbers of units, or nothing."""
+    units = arrays.get("units")
+    if units is None or units.dtype != np.int64 or units.shape != (examples,):
+        return f"expected units int64 [{examples}]{_found(units)}"
+    return "negative numbers of units" if units.min(initial=0) < 0 else ""
+
+
+def _edges(arrays: Arrays, direction: str, components: int) -> str:
+    """What is wrong with the graphs of a direction, or nothing."""
+    units = arrays["units"]
+    names = [f"{direction}.{part}" for part in ("counts", "columns", "weights", "edges")]
+    counts, columns, weights, edges = found = [arrays.get(name) for name in names]
+    kinds = (np.integer, np.integer, np.float16, np.int64)
+    for name, array, kind in zip(names, found, kinds, strict=True):
+        if array is None or array.ndim != 1 or not np.issubdtype(array.dtype, kind):
+            return f"expected {name} {kind.__name__} [n]{_found(array)}"
+    rows = components * np.concatenate([[0], np.cumsum(units)])  # of each example the first
+    if len(counts) != rows[-1] or len(weights) != len(columns) or len(edges) != len(units) + 1:
+        return f"the {direction} arrays do not fit the units, or each other"
+    offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    if counts.min(initial=0) < 0 or offsets[-1] != len(columns) or not np.array_equal(offsets[rows], edges):
+        return f"the {direction} edges are not as many as its rows say"
+    if weights.view(np.uint16).max(initial=0) >= _INFINITE:
+        return f"a {direction} weight is negative or not finite"
+    full = np.flatnonzero(counts)
+    if not full.size:
+        return ""
+    example = np.searchsorted(rows, full, "right") - 1
+    length = units[example]
+    row = (full - rows[example]) % length
+    first = np.minimum.reduceat(columns, offsets[full])
+    last = np.maximum.reduceat(columns, offsets[full])
+    backward = direction == "backward"
+    if (first < (row + 1 if backward else 0)).any() or (last >= (length if backward else row)).any():
+        return f"a {direction} edge is not to {'a later' if backward else 'an earlier'} unit of its text"
+    return ""
+
+
+def _found(array: np.ndarray[Any, Any] | None) -> str:
+    return ", there are none" if array is None else f", got {array.dtype} {list(array.shape)}"
