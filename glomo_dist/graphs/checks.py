@@ -35,11 +35,11 @@ def _edges(arrays: Arrays, direction: str, components: int) -> str:
     """What is wrong with the graphs of a direction, or nothing."""
     units = arrays["units"]
     names = [f"{direction}.{part}" for part in ("counts", "columns", "weights", "edges")]
-    counts, columns, weights, edges = found = [arrays.get(name) for name in names]
-    kinds = (np.integer, np.integer, np.float16, np.int64)
-    for name, array, kind in zip(names, found, kinds, strict=True):
+    for name, kind in zip(names, (np.integer, np.integer, np.float16, np.int64), strict=True):
+        array = arrays.get(name)
         if array is None or array.ndim != 1 or not np.issubdtype(array.dtype, kind):
             return f"expected {name} {kind.__name__} [n]{_found(array)}"
+    counts, columns, weights, edges = (arrays[name] for name in names)
     rows = components * np.concatenate([[0], np.cumsum(units)])  # of each example the first
     if len(counts) != rows[-1] or len(weights) != len(columns) or len(edges) != len(units) + 1:
         return f"the {direction} arrays do not fit the units, or each other"
@@ -48,17 +48,20 @@ def _edges(arrays: Arrays, direction: str, components: int) -> str:
         return f"the {direction} edges are not as many as its rows say"
     if weights.view(np.uint16).max(initial=0) >= _INFINITE:
         return f"a {direction} weight is negative or not finite"
-    full = np.flatnonzero(counts)
-    if not full.size:
+    if not len(columns):
         return ""
-    example = np.searchsorted(rows, full, "right") - 1
-    length = units[example]
-    row = (full - rows[example]) % length
-    first = np.minimum.reduceat(columns, offsets[full])
-    last = np.maximum.reduceat(columns, offsets[full])
-    backward = direction == "backward"
-    if (first < (row + 1 if backward else 0)).any() or (last >= (length if backward else row)).any():
-        return f"a {direction} edge is not to {'a later' if backward else 'an earlier'} unit of its text"
+    full, some = counts > 0, np.diff(edges) > 0  # rows and texts with edges
+    each = components * units
+    row = ((np.arange(len(counts)) - np.repeat(rows[:-1], each)) % np.repeat(units, each))[full]
+    begin = offsets[:-1][full]
+    if direction == "forward":
+        on_its_side = np.maximum.reduceat(columns, begin) < row
+    else:
+        on_its_side = np.minimum.reduceat(columns, begin) > row
+    last = np.maximum.reduceat(columns, edges[:-1][some])
+    if not on_its_side.all() or columns.min() < 0 or (last >= units[some]).any():
+        side = "an earlier" if direction == "forward" else "a later"
+        return f"a {direction} edge is not to {side} unit of its text"
     return ""
 
 
