@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -197,23 +198,23 @@ def _first_rows(words: list[str], only: Collection[str] | None) -> dict[str, int
 def _text(source: str, only: Collection[str] | None, width: int | None) -> WordVectors:
     words: dict[str, int] = {}
     vectors: list[np.ndarray[Any, Any]] = []
-    promised: int | None = None
+    rows = ((number, line) for number, text in lines(source) if (line := text.rstrip()))
+    begin = list(islice(rows, 2))
+    header = _HEADER.fullmatch(begin[0][1]) if begin and begin[0][0] == 1 else None
+    promised = int(header[1]) if header else None
+    if header:
+        begin, width = begin[1:], int(header[2])
+    elif begin and width is None:
+        width = _width(*(line.split(" ") for _, line in begin))
     count = 0
-    for number, line in lines(source):
-        line = line.rstrip()
+    for number, line in chain(begin, rows):
         cells = line.split(" ")
-        if number == 1 and (header := _HEADER.fullmatch(line)):
-            promised, width = int(header[1]), width or int(header[2])
-            continue
-        if not line:
-            continue
         count += 1
-        if width is None:
-            width = len(cells) - 1
         # With more cells than the width, the word itself has spaces (GloVe 840B), unless they are numbers
-        # too.
+        # too and no header says so.
         word, values = " ".join(cells[:-width]), cells[-width:]
-        if width < 1 or len(cells) <= width or (len(cells) > width + 1 and all(map(_number, cells[1:]))):
+        spare = len(cells) - width - 1
+        if width < 1 or spare < 0 or (spare and not header and all(map(_number, cells[1:]))):
             raise DataError(
                 f"{source}, line {number}: expected a word and {width or 'its'} numbers, got {len(cells)} cells. "
                 "Single spaces (no tabs) separate the cells, and all vectors of a file have one width; repair or "
@@ -241,6 +242,17 @@ def _text(source: str, only: Collection[str] | None, width: int | None) -> WordV
         raise DataError(f"{source}: the file is empty. Expected a word and its numbers on each line.")
     stacked = np.stack(vectors) if vectors else np.zeros((0, width), np.float32)
     return WordVectors(words, stacked, source)
+
+
+def _width(first: list[str], second: list[str] | None = None) -> int:
+    """Of the vectors, by the cells of the first line: all but one, unless the word has spaces and the second line has
+    as many numbers as end this one."""
+    if second and not all(map(_number, first[1:])):
+        ends = [len(list(takewhile(_number, reversed(cells[1:])))) for cells in (first, second)]
+        # a word may end in a number, which the second line tells, if its word is one cell
+        if ends[0] == ends[1] or ends[0] > ends[1] == len(second) - 1:
+            return ends[1] or len(first) - 1
+    return len(first) - 1
 
 
 def _number(cell: str) -> bool:

@@ -37,8 +37,27 @@ def test_glove_text(tmp_path, ending, header):
 
 
 @pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (". . . 1 2 3\nthe 4 5 6\n", [". . .", "the"]),
+        ("to name@domain.com 1 2 3\n\n. . 4 5 6\n", ["to name@domain.com", ". ."]),
+        ("no . 5 1 2 3\nthe 4 5 6\n", ["no . 5", "the"]),
+        ("2 3\n. 1 1 2 3\nthe 4 5 6\n", [". 1", "the"]),  # the header says where the word ends
+        (". . 1 2 3\nthe 4 5 6\n7 8 9 10\n", [". .", "the", "7"]),
+    ],
+)
+def test_glove_with_spaces_in_the_first_word(tmp_path, text, words):
+    (tmp_path / "glove.txt").write_text(text)
+    vectors = WordVectors.load(str(tmp_path / "glove.txt"))
+    assert list(vectors.words) == words
+    assert vectors.vectors[:2].tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+@pytest.mark.parametrize(
     ("text", "named"),
     [
+        (". 1 1 2 3\nthe 4 5 6\n", "line 2: expected a word and 4 numbers, got 4 cells"),
+        (". . 1 2 3\n. . 4 5\n", "line 1: could not convert string to float: '.'"),
         ("the 1 2 3\nfilm 1 2\n", "line 2: expected a word and 3 numbers, got 3 cells"),
         ("the 1 2 3\nfilm 1 2 3 4\n", "line 2: expected a word and 3 numbers, got 5 cells"),
         ("the 1 2 3\nfilm 1 two 3\n", "line 2: could not convert string to float: .*'two'"),
