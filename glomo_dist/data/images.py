@@ -259,7 +259,9 @@ def _idx(file: InputFile) -> Iterator[Picture]:
     with open_stream(file) as stream:
         head = stream.read(4)
         if len(head) < 4 or head[:3] != bytes((0, 0, _IDX_UBYTE)):
-            raise DataError(f"{file.name} is not an idx file of bytes (it begins with {head!r}). Remove it.")
+            raise DataError(
+                f"{file.name} is not an idx file of bytes (it begins with {head!r}). Copy it again, or leave it out."
+            )
         if head[3] == 1 and not file.outright:
             return  # the labels beside the images
         if head[3] != 3:

@@ -57,10 +57,18 @@ def read_idx(images: str, labels: str, classes: int) -> Labelled:
     with open_stream(one_file(labels, ("-ubyte",))) as stream:
         content = stream.read()
     if content[:4] != bytes((0, 0, 8, 1)):
-        raise DataError(f"{labels} is not an idx file of labels (it begins with {content[:4]!r}).")
+        raise DataError(
+            f"{labels} is not an idx file of labels (it begins with {content[:4]!r}). Copy it again."
+        )
     if len(content) < 8 or len(content) - 8 != struct.unpack(">I", content[4:8])[0]:
         raise DataError(f"{labels}: the number of labels is not the promised one. Copy it again.")
-    return check_images(_stacked(images), np.frombuffer(content, np.uint8, offset=8), classes, images)
+    pixels, numbers = _stacked(images), np.frombuffer(content, np.uint8, offset=8)
+    if len(pixels) != len(numbers):
+        raise DataError(
+            f"{images} has {len(pixels)} images, {labels} {len(numbers)} labels. They are of different sets, or one "
+            "is not whole: copy both again."
+        )
+    return check_images(pixels, numbers, classes, labels)
 
 
 def read_archive(path: str, classes: int, channels: int) -> Labelled:
