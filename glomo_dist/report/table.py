@@ -93,7 +93,13 @@ def _points(share: float) -> str:
 
 
 def p_text(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+    """Three digits below 0.1, and as many as it takes to show that p is below 0.05, where it is."""
+    if p < 0.001:
+        return "p < 0.001"
+    digits = 2 if p >= 0.1 else 3
+    while p < 0.05 and round(p, digits) >= 0.05:
+        digits += 1
+    return f"p = {p:.{digits}f}"
 
 
 def header(table: Table) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 from result_folders import id_of, job, result, write
 
 from glomo_dist.report import as_markdown, as_text, build, read_results
-from glomo_dist.report.table import tables
+from glomo_dist.report.table import p_text, tables
 from glomo_dist.runtime.errors import DataError, GlomoError
 
 NONE = {0: 0.70, 1: 0.72, 2: 0.74}
@@ -135,6 +135,23 @@ def test_equal_differences_are_said_to_have_no_spread(tmp_path):
     rows = scores("none", NONE) + scores("pretrained", {0: 0.71, 1: 0.73})
     text = as_text(read_results([write(tmp_path / "out", rows)]))
     assert "+1.00 [+1.00, +1.00] (no spread) (2 common seeds)" in text
+
+
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [
+        (0.0001, "p < 0.001"),
+        (0.0494, "p = 0.049"),
+        (0.0499, "p = 0.0499"),
+        (0.049997, "p = 0.049997"),
+        (0.05, "p = 0.050"),
+        (0.074, "p = 0.074"),
+        (0.234, "p = 0.23"),
+    ],
+)
+def test_what_is_below_the_usual_limit_is_written_so(p, text):
+    assert p_text(p) == text
+    assert p_text(math.nextafter(0.05, 0)) != p_text(0.05)
 
 
 def test_names_change_nothing_around_them(tmp_path):
