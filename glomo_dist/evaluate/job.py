@@ -63,7 +63,8 @@ class EvaluationPlan:
             values = list(getattr(self, name))
             if not values:
                 raise ConfigError(f"plan: {name} is empty; give at least one.")
-            if len(set(values)) != len(values):
+            same = [FeatureSpec.parse(v).absolute() for v in values] if name == "features" else values
+            if len(set(same)) != len(values):
                 raise ConfigError(f"plan: {name} has an entry twice: {', '.join(map(str, values))}.")
         pixels = [text for text in self.features if FeatureSpec.parse(text).kind == "pixels"]
         tasks = self.named_tasks()

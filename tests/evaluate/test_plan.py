@@ -174,6 +174,14 @@ def test_a_plan_of_before_that_calls_cores_cpus(tmp_path):
         ("tasks: [digits]", r"plan.yaml: missing key 'arms'"),
         ("tasks: []\narms: {none: none}", r"tasks is empty"),
         ("tasks: [digits]\narms: {none: none}\nseeds: [1, 1]", r"seeds has an entry twice"),
+        (
+            "tasks: [sst2]\narms: {none: none}\nfeatures: ['learned:64', 'learned:064']",
+            r"features has an entry twice: learned:64, learned:064",
+        ),
+        (
+            "tasks: [sst2]\narms: {none: none}\nfeatures: ['hf:enc', 'hf:enc@-1']",
+            r"features has an entry twice: hf:enc, hf:enc@-1",
+        ),
         ("tasks: [digits]\narms: {none: uniform}", r"arm 'none' is 'uniform'"),
         ("tasks: [digits]\narms: {mine: window3}", r"arm 'mine' is 'window3'"),
         ("tasks: [digits]\narms: {window3: window4}", r"arm 'window3' is 'window4'"),
