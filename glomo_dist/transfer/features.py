@@ -47,6 +47,10 @@ class FeatureSpec:
         below = spec.removeprefix("trnn:")
         recurrent = below != spec
         kind, colon, rest = below.partition(":")
+        if not spec:
+            raise ConfigError(
+                "features '': expected learned, learned:WIDTH, pixels, a file of word vectors or hf:ENCODER."
+            )
         if below == "pixels" or not below:
             if recurrent or not below:
                 raise ConfigError(f"features {spec!r}: trnn: needs features of words after it.")

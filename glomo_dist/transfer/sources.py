@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -252,6 +253,10 @@ def _lack(source: str, names: str) -> str:
         filesystem, root = file_system(source)
         is_file = bool(root) and not over_http(root) and filesystem.info(root)["type"] == "file"
     except (FileNotFoundError, NotADirectoryError):
+        if "::" in source and Path(source).exists():
+            return (
+                "is read as a chained address, as zip://FOLDER::ARCHIVE is. Give it by a path without '::'."
+            )
         return f"does not exist; expected the folder with one of {names}. Check the path.{hint}"
     except Exception:  # a driver may have no such thing as a folder; what was looked for is not there
         is_file = False

@@ -196,6 +196,8 @@ def test_feature_specs(spec, parsed):
 def test_specs_that_are_none(spec):
     with pytest.raises(ConfigError, match="features '"):
         FeatureSpec.parse(spec)
+    with pytest.raises(ConfigError, match=r"features '': expected learned, learned:WIDTH, pixels, a file"):
+        FeatureSpec.parse("")
 
 
 def words_data():

@@ -245,6 +245,8 @@ def test_what_is_wrong_with_a_source_is_said(tmp_path, monkeypatch):
     assert f"task 'sst2': nowhere does not exist; expected the folder with {names}, train.parquet" in said(
         "nowhere"
     )
+    (tmp_path / "a::b").mkdir()
+    assert f"{tmp_path / 'a::b'} is read as a chained address, as zip://" in said(str(tmp_path / "a::b"))
     assert "memory://nowhere does not exist" in said("memory://nowhere")
     assert "SST-2/train.tsv is a file; give the folder that has" in said("SST-2/train.tsv")
     (tmp_path / "empty").mkdir()
