@@ -147,14 +147,15 @@ def test_the_command_line_starts_without_heavy_imports() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_what_starts_a_run_does_without_pytorch() -> None:
-    """Three seconds and 200 MB: its ranks load it, and most mistakes are told before there are any."""
+def test_preparing_and_starting_a_run_do_without_pytorch() -> None:
+    """Three seconds and 200 MB: the ranks load it, and most mistakes are told before there are any."""
     code = (
         "import sys\n"
         "from glomo_dist.cli import main\n"
         "import glomo_dist.pretrain.launch\n"
         "assert main(['pretrain', 'nowhere', '--recipe', 'ancestor_text', '--out', 'nothing']) == 2\n"
-        "bad = {'torch', 'ray', 'deepspeed', 'matplotlib'} & set(sys.modules)\n"
+        "assert main(['prepare', 'text', 'nowhere', '--out', 'nothing']) == 2\n"
+        "bad = {'torch', 'ray', 'deepspeed', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
         "assert not bad, bad\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from glomo_dist.runtime import progress
 from glomo_dist.runtime.errors import DataError
@@ -232,6 +231,8 @@ def _hash(*parts: str) -> str:
 
 
 def _digits() -> bytes:
+    from sklearn.datasets import load_digits  # slow, and `glomo prepare` of one's own files needs none
+
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)  # scikit-learn's pixels are 0..16
     archive = io.BytesIO()
