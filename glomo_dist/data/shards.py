@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import webdataset
 
 from glomo_dist.data.index import INDEX_NAME, SHARDS_FORMAT, SHARDS_VERSION, shards_fingerprint
 from glomo_dist.data.tarsamples import id_dtype, sample_key
@@ -32,6 +31,8 @@ class ShardFolder:
     """
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, shard_bytes: int) -> None:
+        from webdataset import TarWriter  # and with it torch: three seconds, which mistakes need not wait for
+
         check_shard_bytes(shard_bytes)
         folder.mkdir(parents=True, exist_ok=True)
         self.samples = 0
@@ -41,6 +42,7 @@ class ShardFolder:
         self._shards: list[dict[str, Any]] = []
         self._file: BinaryIO | None = None
         self._tar: Any = None
+        self._new_tar = TarWriter
 
     def add(self, ids: np.ndarray, metadata: dict[str, Any]) -> None:
         """One sample: integer ids [n], and JSON-able metadata."""
@@ -62,7 +64,7 @@ class ShardFolder:
         name = f"shard-{len(self._shards):05d}.tar"
         self._shards.append({"name": name, "offsets": [], "lengths": []})
         self._file = open(self._folder / name, "wb")  # noqa: SIM115 - closed by _finish_shard
-        self._tar = webdataset.TarWriter(
+        self._tar = self._new_tar(
             self._file, encoder=False, compress=False, mtime=0, user="glomo", group="glomo"
         )
 
