@@ -2,10 +2,6 @@
 
 namespace SIMD_NAMESPACE {
 
-// Terms that are added up one after the other before their sum is added to the others: the rounding errors of a
-// long sum grow with its length, those of sums of sums with the lengths of the parts.
-constexpr std::int64_t DEPTH = 64;
-
 // Columns of a block that is held in registers.
 template <class T>
 constexpr std::int64_t WIDE = SIMD_VECTORS * Lanes<T>::COUNT;
@@ -17,7 +13,7 @@ inline void product_block(std::int64_t depth, const T* a, std::int64_t lda, cons
                           std::int64_t ldc, bool accumulate) {
   using Vec = typename Lanes<T>::Vec;
   constexpr std::int64_t COUNT = Lanes<T>::COUNT;
-  const std::int64_t parts = depth > 0 ? (depth + DEPTH - 1) / DEPTH : 1;
+  const std::int64_t parts = parts_of(depth);
   for (std::int64_t part = 0; part < parts; ++part) {
     Vec sum[ROWS][VECTORS] = {};
     for (std::int64_t k = depth * part / parts; k < depth * (part + 1) / parts; ++k) {

@@ -140,11 +140,15 @@ void mix_dense_backward_weights(const Graphs<T>& graphs, const T* grad, const T*
       for (std::int64_t i = first; i < last; ++i) {
         for (std::int64_t c = 0; c < graphs.count; ++c) {
           const std::int64_t row = graphs.row(b, c, i);
-          T sum = 0;
-          for (std::int64_t e = graphs.offsets[row]; e < graphs.offsets[row + 1]; ++e) {
-            sum += graphs.values[e] * products.get()[graphs.columns[e] * LANES + i - first];
-          }
-          d_weights[(b * units + i) * graphs.count + c] = sum;
+          const std::int64_t begin = graphs.offsets[row], end = graphs.offsets[row + 1];
+          const auto sum_in = [&](auto sum) {
+            for (std::int64_t e = begin; e < end; ++e) {
+              sum += graphs.values[e] * products.get()[graphs.columns[e] * LANES + i - first];
+            }
+            return static_cast<T>(sum);
+          };
+          // A long sum in double, which costs a little time.
+          d_weights[(b * units + i) * graphs.count + c] = end - begin > 64 ? sum_in(0.0) : sum_in(T(0));
         }
       }
     }

@@ -21,35 +21,60 @@ template <class T>
   __builtin_memcpy(at, &x, sizeof(x));
 }
 
-// Eight registers of y at a time, so that y is written once however many rows are combined.
+// Terms that are added up one after the other before their sum is added to the others: the rounding errors of a
+// long sum grow with its length, those of sums of sums with the lengths of the parts.
+constexpr std::int64_t DEPTH = 64;
+
+// Parts of nearly the same length that a sum of n terms is cut into. Part p has those from n * p / parts on.
+inline std::int64_t parts_of(std::int64_t n) { return n > DEPTH ? (n + DEPTH - 1) / DEPTH : 1; }
+
+// `combine` for BLOCK registers of columns from d on, as often as they fit; returns the first column that is left.
+template <class T, int BLOCK>
+inline std::int64_t combine_blocks(const T* coefficient, const std::int32_t* index, std::int64_t n, const T* x,
+                                   std::int64_t d, std::int64_t width, T* y) {
+  constexpr std::int64_t COUNT = Lanes<T>::COUNT;
+  const std::int64_t parts = parts_of(n);
+  for (; d + BLOCK * COUNT <= width; d += BLOCK * COUNT) {
+    for (std::int64_t part = 0; part < parts; ++part) {
+      typename Lanes<T>::Vec sum[BLOCK] = {};
+      for (std::int64_t e = n * part / parts; e < n * (part + 1) / parts; ++e) {
+        const T* row = x + index[e] * width + d;
+        const T c = coefficient[e];
+#pragma GCC unroll 8
+        for (int v = 0; v < BLOCK; ++v) sum[v] += c * load(row + v * COUNT);
+      }
+#pragma GCC unroll 8
+      for (int v = 0; v < BLOCK; ++v) {
+        T* out = y + d + v * COUNT;
+        store(out, part > 0 ? load(out) + sum[v] : sum[v]);
+      }
+    }
+  }
+  return d;
+}
+
+// Up to eight registers of y at a time, so that each is written once for up to DEPTH rows. The last one may overlap
+// the one before, whose numbers it computes again: the order of the terms is the same everywhere.
 template <class T>
 void combine(const T* coefficient, const std::int32_t* index, std::int64_t n, const T* x, std::int64_t width,
              T* y) {
-  using Vec = typename Lanes<T>::Vec;
-  constexpr int BLOCK = 8;
   constexpr std::int64_t COUNT = Lanes<T>::COUNT;
-  std::int64_t d = 0;
-  for (; d + BLOCK * COUNT <= width; d += BLOCK * COUNT) {
-    Vec sum[BLOCK] = {};
-    for (std::int64_t e = 0; e < n; ++e) {
-      const T* row = x + index[e] * width + d;
-      const T c = coefficient[e];
-#pragma GCC unroll 8
-      for (int v = 0; v < BLOCK; ++v) sum[v] += c * load(row + v * COUNT);
-    }
-    for (int v = 0; v < BLOCK; ++v) store(y + d + v * COUNT, sum[v]);
-  }
-  for (; d + COUNT <= width; d += COUNT) {
-    Vec sum = {};
-    for (std::int64_t e = 0; e < n; ++e) {
-      sum += coefficient[e] * load(x + index[e] * width + d);
-    }
-    store(y + d, sum);
-  }
+  std::int64_t d = combine_blocks<T, 8>(coefficient, index, n, x, 0, width, y);
+  d = combine_blocks<T, 4>(coefficient, index, n, x, d, width, y);
+  d = combine_blocks<T, 2>(coefficient, index, n, x, d, width, y);
+  d = combine_blocks<T, 1>(coefficient, index, n, x, d, width, y);
+  if (d < width && width > COUNT) d = combine_blocks<T, 1>(coefficient, index, n, x, width - COUNT, width, y);
+  const std::int64_t parts = parts_of(n);
   for (; d < width; ++d) {
-    T sum = 0;
-    for (std::int64_t e = 0; e < n; ++e) sum += coefficient[e] * x[index[e] * width + d];
-    y[d] = sum;
+    T total = 0;
+    for (std::int64_t part = 0; part < parts; ++part) {
+      T sum = 0;
+      for (std::int64_t e = n * part / parts; e < n * (part + 1) / parts; ++e) {
+        sum += coefficient[e] * x[index[e] * width + d];
+      }
+      total += sum;
+    }
+    y[d] = total;
   }
 }
 
@@ -67,20 +92,28 @@ T weighted_dots(const T* coefficient, const std::int32_t* index, std::int64_t n,
                 std::int64_t width, const T* y) {
   using Vec = typename Lanes<T>::Vec;
   constexpr std::int64_t COUNT = Lanes<T>::COUNT;
+  const std::int64_t parts = parts_of(n);
   Vec total = {};
   T rest = 0;
-  for (std::int64_t e = 0; e < n; ++e) {
-    const T* row = x + index[e] * width;
-    Vec even = {}, odd = {};
-    std::int64_t d = 0;
-    for (; d + 2 * COUNT <= width; d += 2 * COUNT) {
-      even += load(row + d) * load(y + d);
-      odd += load(row + d + COUNT) * load(y + d + COUNT);
+  for (std::int64_t part = 0; part < parts; ++part) {
+    Vec sum = {};
+    T tails = 0;
+    for (std::int64_t e = n * part / parts; e < n * (part + 1) / parts; ++e) {
+      const T* row = x + index[e] * width;
+      Vec even = {}, odd = {};
+      std::int64_t d = 0;
+      for (; d + 2 * COUNT <= width; d += 2 * COUNT) {
+        even += load(row + d) * load(y + d);
+        odd += load(row + d + COUNT) * load(y + d + COUNT);
+      }
+      for (; d + COUNT <= width; d += COUNT) even += load(row + d) * load(y + d);
+      T tail = 0;
+      for (; d < width; ++d) tail += row[d] * y[d];
+      sum += coefficient[e] * (even + odd);
+      tails += coefficient[e] * tail;
     }
-    T tail = 0;
-    for (; d < width; ++d) tail += row[d] * y[d];
-    total += coefficient[e] * (even + odd);
-    rest += coefficient[e] * tail;
+    total += sum;
+    rest += tails;
   }
   for (int lane = 0; lane < COUNT; ++lane) rest += total[lane];
   return rest;
