@@ -55,6 +55,7 @@ class RowBlock {
 
   // Valid in [begin(r), end(r)). Roots that are not edges are 0, have a square of 0 or are NaN.
   T* roots(std::int64_t r) { return scores_.get() + r * padded_; }
+  std::int64_t pitch() const { return padded_; }  // between the roots of two rows
   std::int64_t edges(std::int64_t r) const { return count_[r]; }
   double sum_of_squares(std::int64_t r) const { return sum_[r]; }
 
@@ -175,15 +176,18 @@ void place_edges(std::vector<EdgeRun<T>>& runs, const std::int64_t* offsets, std
   });
 }
 
-// One thread per (sample, head), so that the rows of dk are written by one thread in one order.
+// One thread per (sample, head), so that the rows of dk are written by one thread in one order. What a block of rows
+// adds to one of them is summed up aside first: `gather` takes it from the slopes, which replace the roots.
 template <class T>
 void affinity_graph_backward(const Affinity<T>& problem, const std::int64_t* offsets,
                              const std::int32_t* columns, const T* weights, const T* grad, T* dq, T* dk,
                              T* dtheta, int threads) {
   const std::int64_t units = problem.units, width = problem.width;
+  static_assert(ROWS <= 64, "a word of 64 bits has a bit for each row");
   parallel(problem.batch * problem.heads, threads, [&](const auto& next) {
     RowBlock<T> block(problem);
     std::vector<T> slope(static_cast<std::size_t>(units));
+    std::vector<std::uint64_t> masks(static_cast<std::size_t>(units));  // [key]: the rows with an edge to it
     std::vector<T> coefficients;
     std::vector<std::int32_t> index;
     for (std::int64_t head = next(); head >= 0; head = next()) {
@@ -194,9 +198,10 @@ void affinity_graph_backward(const Affinity<T>& problem, const std::int64_t* off
       for (std::int64_t first = 0; first < units; first += ROWS) {
         const std::int64_t rows = std::min(ROWS, units - first);
         block.compute(head, first, rows);
+        std::fill(masks.begin(), masks.end(), std::uint64_t{0});
         for (std::int64_t r = 0; r < rows; ++r) {
-          const std::int64_t unit = first + r, row = head * units + unit;
-          const T* root = block.roots(r);
+          const std::int64_t row = head * units + first + r;
+          T* root = block.roots(r);
           double mean = 0, total = 0, sum = 0;
           for (std::int64_t e = offsets[row]; e < offsets[row + 1]; ++e) {
             mean += static_cast<double>(grad[e]) * static_cast<double>(weights[e]);
@@ -225,12 +230,15 @@ void affinity_graph_backward(const Affinity<T>& problem, const std::int64_t* off
           for (std::size_t e = 0; e < index.size(); ++e) {
             coefficients[e] *= scale;
             sum += static_cast<double>(coefficients[e]);
-            simd<T>().add_scaled(coefficients[e], q + unit * width, width, dk_head + index[e] * width);
+            root[index[e]] = coefficients[e];
+            masks[static_cast<std::size_t>(index[e])] |= std::uint64_t{1} << r;
           }
           simd<T>().combine(coefficients.data(), index.data(), static_cast<std::int64_t>(index.size()), k, width,
                             dq + row * width);
           if (dtheta) dtheta[row] = static_cast<T>(-sum);
         }
+        simd<T>().gather(masks.data(), units, block.roots(0), 1, block.pitch(), q + first * width, width, width, dk_head,
+                         width);
       }
     }
   });

@@ -37,13 +37,12 @@ std::int64_t nonzero(const T* tile, std::int64_t keys, std::int64_t rows, std::u
   return count;
 }
 
-// c[0 .. BLOCK registers) += sum over the bits n of mask: a[n * step] * x[n * pitch + ...].
+// c[0 .. BLOCK registers) += sum over the bits n of mask: a[n * step] * x[n * pitch + ...]. The sum is made aside, as
+// that of DEPTH terms in `combine`.
 template <class T, int BLOCK>
 inline void gather_block(std::uint64_t mask, const T* a, std::int64_t step, const T* x, std::int64_t pitch, T* c) {
   constexpr std::int64_t COUNT = Lanes<T>::COUNT;
-  typename Lanes<T>::Vec sum[BLOCK];
-#pragma GCC unroll 16
-  for (int v = 0; v < BLOCK; ++v) sum[v] = load(c + v * COUNT);
+  typename Lanes<T>::Vec sum[BLOCK] = {};
   for (; mask; mask &= mask - 1) {
     const int n = __builtin_ctzll(mask);
     const T factor = a[n * step];
@@ -52,7 +51,7 @@ inline void gather_block(std::uint64_t mask, const T* a, std::int64_t step, cons
     for (int v = 0; v < BLOCK; ++v) sum[v] += factor * load(line + v * COUNT);
   }
 #pragma GCC unroll 16
-  for (int v = 0; v < BLOCK; ++v) store(c + v * COUNT, sum[v]);
+  for (int v = 0; v < BLOCK; ++v) store(c + v * COUNT, load(c + v * COUNT) + sum[v]);
 }
 
 // `gather` for BLOCK registers of columns from d on, as often as they fit; returns the first column that is left.
@@ -77,10 +76,12 @@ void gather(const std::uint64_t* masks, std::int64_t rows, const T* a, std::int6
   std::int64_t d = gather_blocks<T, STRIPE>(masks, rows, a, row, step, x, pitch, 0, width, c, ldc);
   d = gather_blocks<T, 1>(masks, rows, a, row, step, x, pitch, d, width, c, ldc);
   for (std::int64_t r = 0; r < rows && d < width; ++r) {
+    T sum[Lanes<T>::COUNT] = {};
     for (std::uint64_t mask = masks[r]; mask; mask &= mask - 1) {
       const int n = __builtin_ctzll(mask);
-      for (std::int64_t i = d; i < width; ++i) c[r * ldc + i] += a[r * row + n * step] * x[n * pitch + i];
+      for (std::int64_t i = d; i < width; ++i) sum[i - d] += a[r * row + n * step] * x[n * pitch + i];
     }
+    for (std::int64_t i = d; i < width; ++i) c[r * ldc + i] += sum[i - d];
   }
 }
 

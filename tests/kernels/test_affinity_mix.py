@@ -5,7 +5,7 @@ import torch
 from glomo_kernels import BackendUnavailable, affinity_graph, affinity_mix, scores
 from glomo_kernels.affinity_mix import _forward
 from glomo_kernels.spans import make_spans
-from kernel_oracle import assert_no_worse, dense_weights, gradients, leaves
+from kernel_oracle import assert_no_worse, assert_no_worse_on_the_whole, dense_weights, gradients, leaves
 
 OP = "affinity_mix"
 pytestmark = pytest.mark.usefixtures("nan_memory")
@@ -67,6 +67,16 @@ def test_agrees_with_dense_formula(backend, case, units, lengths, causal, dtype)
     with_theta, options = split(case)
     lengths = None if lengths is None else torch.tensor(lengths)
     compare(both(make(units), dtype, with_theta, {**options, "lengths": lengths, "causal": causal}))
+
+
+def test_rows_of_hundreds_of_edges_in_tiles_with_few(monkeypatch):
+    """Each tile's edges are added up aside: one after the other, they miss twice PyTorch's error."""
+    monkeypatch.setenv("GLOMO_KERNELS", "cpp")
+    q, k, v = (torch.randn(1, 1, 2000, 16, dtype=torch.float64) for _ in range(3))
+    theta = torch.full((1, 1, 2000), 0.5, dtype=torch.float64)
+    results = both((q / 4, k, v + 3, theta), torch.float32, True, {"kind": "relu"})
+    for name, *numbers in zip(("mixed", "dq", "dk", "dv", "dtheta"), *results, strict=True):
+        assert_no_worse_on_the_whole(name, *numbers)
 
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "both sides"])
