@@ -8,7 +8,7 @@ It needs gcc or clang: the loops use their vector extensions. _cuda is built whe
 import sys
 from pathlib import Path
 
-from pybind11.setup_helpers import Pybind11Extension
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -28,6 +28,8 @@ HEADERS = [
     "affinity_mix.h", "edges.h", "graph_stripes.h", "kernels.h", "largest.h", "live.h", "panels.h", "scratch.h",
     "simd.h", "threads.h", "turns.h", "simd.inl", "gemm.inl", "softmax.inl", "sparse.inl", "tile.inl",
 ]  # fmt: skip
+
+ParallelCompile().install()  # the sources of an extension on all cores
 
 extensions = [
     Pybind11Extension(
