@@ -25,7 +25,8 @@ from glomo_dist.runtime.fingerprint import COMMAND_VARIABLE, command_line
 from glomo_dist.runtime.processes import import_path, started_by_torchrun, usable_cores
 from glomo_dist.runtime.progress import say
 
-# so that torchrun does not die of SIGUSR1 where a scheduler sends it to every process
+# So that torchrun does not die of SIGUSR1 where a scheduler sends it to every process: its --signals-to-handle, as a
+# variable, since older ones have no such option.
 _SIGNALS = "SIGTERM,SIGHUP,SIGQUIT,SIGUSR1"
 STOP_SECONDS = 60.0  # for the ranks to save after they were asked to stop; then torchrun ends them
 
@@ -116,9 +117,7 @@ class Torchrun:
         threads.wait_briefly(environment)
         environment[COMMAND_VARIABLE] = command_line()
         environment["PYTHONPATH"] = import_path()
-        environment["PET_SIGNALS_TO_HANDLE"] = (
-            _SIGNALS  # its --signals-to-handle, which older ones do not know
-        )
+        environment["PET_SIGNALS_TO_HANDLE"] = _SIGNALS
         self._scratch = scratch
         self.asked = ""
         self._told: set[int] = set()
