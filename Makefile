@@ -24,7 +24,7 @@ export PYTHONUNBUFFERED := 1
 # pip, always with our pins, without the lines that say nothing (errors and downloads stay).
 NOISE := already satisfied|^Looking in|^Collecting|\.metadata|Using cached|^WARNING: Location .* is ignored
 NOISE := $(NOISE)|: still running|: started$$|^ +(Preparing|Getting|Installing build|Checking if|Created wheel|Stored in|Attempting|Found existing|Uninstalling)|^Successfully built
-# (Of 20,000 modules a fifth is ever imported; Python compiles those then.)
+# (Most modules are never imported; Python compiles the others then.)
 INSTALL := $(BIN)/python -m pip install --no-compile --progress-bar off -c constraints.txt
 SIFT := 2>&1 | { grep --line-buffered -vE '$(NOISE)' || true; }
 

@@ -31,8 +31,6 @@ class ShardFolder:
     """
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, shard_bytes: int) -> None:
-        from webdataset import TarWriter  # and with it torch: three seconds, which mistakes need not wait for
-
         check_shard_bytes(shard_bytes)
         folder.mkdir(parents=True, exist_ok=True)
         self.samples = 0
@@ -42,7 +40,6 @@ class ShardFolder:
         self._shards: list[dict[str, Any]] = []
         self._file: BinaryIO | None = None
         self._tar: Any = None
-        self._new_tar = TarWriter
 
     def add(self, ids: np.ndarray, metadata: dict[str, Any]) -> None:
         """One sample: integer ids [n], and JSON-able metadata."""
@@ -60,13 +57,13 @@ class ShardFolder:
         self.tokens += len(ids)
 
     def _next_shard(self) -> None:
+        from webdataset import TarWriter  # and with it torch: three seconds, which mistakes need not wait for
+
         self._finish_shard()
         name = f"shard-{len(self._shards):05d}.tar"
         self._shards.append({"name": name, "offsets": [], "lengths": []})
         self._file = open(self._folder / name, "wb")  # noqa: SIM115 - closed by _finish_shard
-        self._tar = self._new_tar(
-            self._file, encoder=False, compress=False, mtime=0, user="glomo", group="glomo"
-        )
+        self._tar = TarWriter(self._file, encoder=False, compress=False, mtime=0, user="glomo", group="glomo")
 
     def _finish_shard(self) -> None:
         if self._tar is None or self._file is None:

@@ -117,7 +117,9 @@ void clear_unseen(const QueryBlock<T>& block, std::int64_t begin, std::int64_t u
   const std::int64_t end = std::max(begin, block.high);
   std::fill_n(kept, begin * LANES, T(0));
   std::fill_n(kept + end * LANES, (units - end) * LANES, T(0));
-  for (std::int64_t key = begin; key < end; ++key) std::fill_n(kept + key * LANES + block.lanes, LANES - block.lanes, T(0));
+  for (std::int64_t key = begin; key < end; ++key) {
+    std::fill_n(kept + key * LANES + block.lanes, LANES - block.lanes, T(0));
+  }
 }
 
 }  // namespace

@@ -75,11 +75,11 @@ def largest(values: Tensor, count: Tensor | int) -> Tensor:
     count  int, or int64 [B]; at least 1
     """
     columns = values.shape[-1]
-    if isinstance(count, int):
-        count = torch.full((values.shape[0],), count, device=values.device)
-    count = count.clamp(1, max(columns, 1))[:, None, None, None].expand(*values.shape[:-1], 1)
     if values.numel() == 0:
         return torch.zeros_like(values, dtype=torch.bool)
+    if isinstance(count, int):
+        count = torch.full((values.shape[0],), count, device=values.device)
+    count = count.clamp(1, columns)[:, None, None, None].expand(*values.shape[:-1], 1)
     best = values.topk(int(count.max()), dim=-1).values
     smallest = best.gather(-1, count - 1)
     above, equal = values > smallest, values == smallest

@@ -20,7 +20,7 @@ if INTERPRETED:
     import triton_interpreter
 
     triton_interpreter.repair()
-    triton_interpreter.patch_once()
+    triton_interpreter.speed_up()
 # Tests of the kernels: in the interpreter's process, or on a GPU. The others run anywhere, without Triton's import.
 kernels = pytest.mark.usefixtures("triton_backend") if INTERPRETED else pytest.mark.gpu
 anywhere = pytest.mark.skipif(INTERPRETED, reason="runs in the outer process")

@@ -48,7 +48,7 @@ def repair() -> None:
     triton_device.WRONG_IF_INTERPRETED = ()
 
 
-def patch_once() -> None:
+def speed_up() -> None:
     """For this process. At every call of a device function the interpreter goes through all of triton.language, to
     find it patched: two fifths of its time. Once per launch and module is enough."""
     plain_patch, plain_launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
