@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from numbers import Integral
 from typing import Any
 
@@ -26,6 +27,20 @@ def require_label(label: Any, where: str, name: str, classes: tuple[str, ...]) -
             f"{where}: label {label!r:.80} is out of range, task {name!r} has labels "
             f"0..{len(classes) - 1} ({', '.join(classes)}). Correct or remove the row."
         )
+
+
+def require_one_kind(labels: Iterable[tuple[Any, str]], name: str) -> None:
+    """DataError naming the first of the (label, where) that is a class among spans, or a span among classes."""
+    first: tuple[bool, str] | None = None
+    for label, where in labels:
+        span = not isinstance(label, Integral)
+        first = first or (span, where)
+        if span != first[0]:
+            kinds = ("a span", "a class") if span else ("a class", "a span")
+            raise DataError(
+                f"{where}: label {label!r:.80} is {kinds[0]}, that of {first[1]} is {kinds[1]}. The labels of "
+                f"task {name!r} must be of one kind."
+            )
 
 
 def class_numbers(

@@ -13,7 +13,7 @@ import numpy as np
 from glomo_dist.data.text import tokenize
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.fingerprint import derive_seed
-from glomo_dist.transfer.checks import class_numbers, require_label, require_pixels
+from glomo_dist.transfer.checks import class_numbers, require_label, require_one_kind, require_pixels
 from glomo_dist.transfer.models import Reader, ReaderSizes
 
 SPLITS = ("train", "dev", "test")
@@ -176,6 +176,7 @@ def text_data(
     for split in SPLITS:
         for row in rows[split]:
             require_label(row.label, row.where, name, classes)
+        require_one_kind([(row.label, row.where) for row in rows[split]], name)
         kept = [rows[split][i] for i in draw(len(rows[split]), max_examples, name, split)]
         columns = {column: _column(kept, column, words) for column in (kept[0].texts if kept else ())}
         for column in filled:
@@ -195,6 +196,11 @@ def _column(rows: list[Row], column: str, words: dict[str, str]) -> Column:
         if not all(isinstance(text, str) for text in texts):
             raise DataError(f"{row.where}: the {column} must be text, or texts, got {value!r:.80}.")
         of.append([numbers.setdefault(text, len(numbers)) for text in texts])
+        if len(texts) != len(of[0]):
+            raise DataError(
+                f"{row.where}: the {column} has {len(texts)} texts, that of {rows[0].where} has {len(of[0])}. "
+                "Every example needs as many."
+            )
     values = [[words.setdefault(w, w) for w in tokenize(text)] for text in numbers]
     return Column(values, np.array(of, np.int64))
 

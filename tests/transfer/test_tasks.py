@@ -437,6 +437,16 @@ def test_labels_of_numpy_and_spans():
             made_up(label, classes=())
 
 
+def test_labels_of_two_kinds_are_refused_by_the_row():
+    with pytest.raises(DataError, match=r"dev, line 3: label \(0, 1\) is a span, that of dev, line 0 is a class"):
+        made_up((0, 1))
+
+
+def test_rows_with_other_numbers_of_options_are_refused_by_the_row():
+    with pytest.raises(DataError, match=r"dev, line 3: the text has 2 texts, that of dev, line 0 has 1"):
+        made_up(text=("yes", "no"))
+
+
 @pytest.mark.parametrize("text", [None, 5, float("nan"), ("yes", None), b"bytes"])
 def test_a_text_that_is_none_is_named_with_its_row(text):
     with pytest.raises(DataError, match=r"dev, line 3: the text must be text, or texts, got "):
