@@ -16,7 +16,7 @@ from glomo_dist.data.gather import Library, Request
 from glomo_dist.data.index import ShardIndex
 from glomo_dist.data.order import Pieces, WindowOrder, Windows
 from glomo_dist.data.ragged import filled_to, starts_of
-from glomo_dist.data.reader import InProcess, Reader, ReaderProcess
+from glomo_dist.data.reader import ReaderInProcess, ReaderProcess, ShardReader
 from glomo_dist.data.tarsamples import sample_key
 from glomo_dist.runtime.errors import ConfigError, ShardError
 
@@ -93,7 +93,7 @@ class Stream:
 
     def batches(self, steps: Iterable[int]) -> Generator[Batch, None, None]:
         """The batches of these steps, each read when it is asked for, by the calling thread."""
-        reader = InProcess(self.library, self.index)
+        reader = ReaderInProcess(self.library, self.index)
         try:
             for step in steps:
                 yield self._read(reader, step)
@@ -113,12 +113,12 @@ class Stream:
         finally:
             ahead.close()
 
-    def _readers(self) -> list[Reader]:
+    def _readers(self) -> list[ShardReader]:
         if not self._reading.readers:
-            return [InProcess(self.library, self.index)]
+            return [ReaderInProcess(self.library, self.index)]
         return [ReaderProcess(self.library, self.index) for _ in range(self._reading.readers)]
 
-    def _read(self, reader: Reader, step: int) -> Batch:
+    def _read(self, reader: ShardReader, step: int) -> Batch:
         numbers, pieces = self._plan(step)
         lengths = np.bincount(pieces.row, pieces.length, len(numbers)).astype(np.int64)
         request = Request(

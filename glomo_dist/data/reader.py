@@ -33,7 +33,7 @@ from glomo_dist.runtime.processes import import_path
 _OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-class Reader(Protocol):
+class ShardReader(Protocol):
     """Answers one request at a time; raises BadShard or another GlomoError, RankDied where the reader has ended."""
 
     def read(self, request: Request) -> np.ndarray: ...
@@ -41,7 +41,7 @@ class Reader(Protocol):
     def close(self) -> None: ...
 
 
-class InProcess:
+class ReaderInProcess:
     """A reader without a process of its own."""
 
     def __init__(self, library: Library, index: ShardIndex) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from glomo_dist.pretrain import run_folder
-from glomo_dist.pretrain.run_folder import Job
+from glomo_dist.pretrain.run_folder import ResolvedRun
 from glomo_dist.runtime import files
 from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import ConfigError, GlomoError
@@ -208,7 +208,7 @@ def require(trackers: Sequence[str]) -> None:
             )
 
 
-def open_hooks(job: Job, start: int, stack: contextlib.ExitStack) -> list[Hook]:
+def open_hooks(job: ResolvedRun, start: int, stack: contextlib.ExitStack) -> list[Hook]:
     """The hooks of a run that goes on after step `start`; `stack` closes them, also when one cannot be opened."""
     openers: dict[str, Callable[[], Hook]] = {
         "log": lambda: JsonLog(job.out / "log.jsonl", start),

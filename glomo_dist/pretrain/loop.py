@@ -22,7 +22,7 @@ from glomo_dist.pretrain.engine import build_engine, set_learning_rate
 from glomo_dist.pretrain.feed import Feed
 from glomo_dist.pretrain.hooks import Hook, open_hooks
 from glomo_dist.pretrain.ranks import Ranks
-from glomo_dist.pretrain.run_folder import Job
+from glomo_dist.pretrain.run_folder import ResolvedRun
 from glomo_dist.pretrain.saving import Export, Saver, exporter
 from glomo_dist.pretrain.schedule import Plateau, exhausted, learning_rate
 from glomo_dist.pretrain.step import Clock, StepResult, train_step, valid_loss
@@ -62,7 +62,7 @@ class State:
         return value
 
 
-def train(job: Job, ranks: Ranks, claim: run_folder.Claim, clock: Clock, stopping: Stopping) -> None:
+def train(job: ResolvedRun, ranks: Ranks, claim: run_folder.Claim, clock: Clock, stopping: Stopping) -> None:
     """Train from the newest good checkpoint of `job.out` (or from nothing) to the end, on every rank."""
     config = job.config
     torch.manual_seed(derive_seed(config.seed, "weights"))
@@ -110,7 +110,7 @@ def train(job: Job, ranks: Ranks, claim: run_folder.Claim, clock: Clock, stoppin
 
 
 def _steps(
-    job: Job, ranks: Ranks, engine: Any, stream: Stream, feed: Feed, state: State, hooks: Sequence[Hook],
+    job: ResolvedRun, ranks: Ranks, engine: Any, stream: Stream, feed: Feed, state: State, hooks: Sequence[Hook],
     saver: Saver, clock: Clock, stopping: Stopping,
 ) -> None:  # fmt: skip
     config = job.config
@@ -200,7 +200,7 @@ def _row(state: State, rate: float, result: StepResult, logged: bool) -> dict[st
     }
 
 
-def _valid_batches(job: Job, ranks: Ranks) -> list[Batch]:
+def _valid_batches(job: ResolvedRun, ranks: Ranks) -> list[Batch]:
     """This rank's share of the same few batches, whatever the step."""
     if job.valid_index is None or not job.config.valid_every:
         return []
@@ -263,7 +263,7 @@ def _skipped(out: Path, lr: float, state: State) -> str:
     )
 
 
-def _diverged(job: Job, state: State) -> GlomoError:
+def _diverged(job: ResolvedRun, state: State) -> GlomoError:
     return GlomoError(
         f"{state.bad_steps} steps in a row (the last is {state.step}) had a non-finite loss or "
         f"gradient; none of them reached the weights. {job.out / 'log.jsonl'} names their samples. Lower lr "
@@ -271,7 +271,7 @@ def _diverged(job: Job, state: State) -> GlomoError:
     )
 
 
-def _exporter(job: Job) -> Export:
+def _exporter(job: ResolvedRun) -> Export:
     extra = {
         "tokenizer": job.tokenizer.fingerprint,
         "data": job.index.fingerprint,

@@ -43,7 +43,7 @@ _PUT_BACK = f"Put {CONFIG} back, or choose another output folder."
 
 
 @dataclass(frozen=True)
-class Job:
+class ResolvedRun:
     """A run with everything resolved: what the ranks need to begin."""
 
     config: PretrainConfig
@@ -56,7 +56,7 @@ class Job:
 
 def resolve(
     config: PretrainConfig, data: str | Place, out: str | Path, valid: str | Place | None = None
-) -> Job:
+) -> ResolvedRun:
     """Read the shards' index and tokenizer, fill in what the configuration left to them, check the rest."""
     data, out = place(data), Path(out)
     if valid is not None and not config.valid_every:
@@ -92,7 +92,7 @@ def resolve(
             )
         valid_index.check_tokenizer(tokenizer)
     model = dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size, image=image)
-    return Job(dataclasses.replace(config, model=model), data, out, index, valid_index, tokenizer)
+    return ResolvedRun(dataclasses.replace(config, model=model), data, out, index, valid_index, tokenizer)
 
 
 def _image(model: GlomoConfig, tokenizer: Tokenizer, data: Place) -> tuple[int, ...] | None:
@@ -110,7 +110,7 @@ def _image(model: GlomoConfig, tokenizer: Tokenizer, data: Place) -> tuple[int, 
     return tokenizer.shape
 
 
-def describe(job: Job, ranks: int) -> dict[str, Any]:
+def describe(job: ResolvedRun, ranks: int) -> dict[str, Any]:
     """The content of config.json. Raises ConfigError where the batch does not split over the ranks."""
     accumulation(job.config, ranks)
     return {

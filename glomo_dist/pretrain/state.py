@@ -93,14 +93,14 @@ def _copy(value: Tensor) -> Tensor:
     return value.detach().to("cpu", copy=True).contiguous()
 
 
-class Reader:
+class CheckpointReader:
     """The pieces in the files of a checkpoint, whoever wrote them. A context manager."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._files, self._open = files, ExitStack()
         self._found: dict[tuple[str, str], list[tuple[int, int, Any, str]]] = defaultdict(list)
 
-    def __enter__(self) -> Reader:
+    def __enter__(self) -> CheckpointReader:
         for path in self._files:
             try:
                 file = self._open.enter_context(safe_open(path, "pt"))
@@ -164,7 +164,7 @@ def restore(engine: Any, files: Sequence[Path]) -> None:
     stage, states = engine.zero_optimization_stage(), _optimizer_states(engine)
     if stage == 3:
         engine.optimizer.checkpoint_event_prologue()  # parameters that stay whole are divided, too
-    with Reader(files) as reader:
+    with CheckpointReader(files) as reader:
         for piece in pieces(engine):
             weights = reader.range(piece.name, WEIGHTS, piece.start, piece.count)
             piece.of(piece.flat).copy_(weights)
@@ -194,7 +194,7 @@ def model_state(
 
     like: its names and shapes (on any device).  parameters: which of them are parameters.
     """
-    with Reader(files) as reader:
+    with CheckpointReader(files) as reader:
         return {
             name: reader.range(name, WEIGHTS, 0, wanted.numel()).view(wanted.shape)
             if name in parameters

@@ -11,7 +11,7 @@ from glomo_dist.pretrain import run_folder
 from glomo_dist.pretrain.loop import train
 from glomo_dist.pretrain.notice import PID
 from glomo_dist.pretrain.ranks import Ranks
-from glomo_dist.pretrain.run_folder import Job
+from glomo_dist.pretrain.run_folder import ResolvedRun
 from glomo_dist.pretrain.step import Clock
 from glomo_dist.pretrain.stopping import Stopping
 from glomo_dist.pretrain.watchdog import Watchdog
@@ -19,7 +19,7 @@ from glomo_dist.runtime import files
 from glomo_dist.runtime.errors import GlomoError
 
 
-def run(job: Job, notice: Path | None = None) -> Path:
+def run(job: ResolvedRun, notice: Path | None = None) -> Path:
     """Join the group that the environment describes, train, leave. Returns the run folder; then the process must end.
 
     notice: file in which the watchdog leaves word for the program that started the ranks.
@@ -31,7 +31,7 @@ def run(job: Job, notice: Path | None = None) -> Path:
         group.leave()
 
 
-def run_in(job: Job, ranks: Ranks, notice: Path | None = None, *, ends: bool = False) -> Path:
+def run_in(job: ResolvedRun, ranks: Ranks, notice: Path | None = None, *, ends: bool = False) -> Path:
     """Train as one of `ranks`, alone in the run folder; every rank calls this. ends: the process ends after it."""
     with ExitStack() as stack:
         stopping = stack.enter_context(Stopping(ends=ends))

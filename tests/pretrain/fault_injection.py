@@ -15,13 +15,13 @@ import psutil
 
 from glomo_dist.data import Batch, Stream
 from glomo_dist.pretrain import loop
-from glomo_dist.pretrain.run_folder import Job
+from glomo_dist.pretrain.run_folder import ResolvedRun
 from glomo_dist.runtime.errors import ShardError
 
 FILE_EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"}
 
 
-def inject(fault: dict[str, Any], rank: int, job: Job) -> None:
+def inject(fault: dict[str, Any], rank: int, job: ResolvedRun) -> None:
     """fault: {"rank": which, "kind": name, ...}; other ranks are left as they are.
 
     kill_at: SIGKILL just before the `number`-th file operation on the checkpoints.  count: write down how many there
@@ -54,7 +54,7 @@ def inject(fault: dict[str, Any], rank: int, job: Job) -> None:
         raise ValueError(kind)
 
 
-def _at_file_operation(fault: dict[str, Any], job: Job) -> None:
+def _at_file_operation(fault: dict[str, Any], job: ResolvedRun) -> None:
     seen = 0
     folder = str(job.out / "checkpoints")
 

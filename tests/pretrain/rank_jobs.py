@@ -20,7 +20,7 @@ from glomo_dist.pretrain import PretrainConfig, run_folder, worker
 from glomo_dist.pretrain import ranks as group
 from glomo_dist.pretrain.engine import build_engine, set_learning_rate
 from glomo_dist.pretrain.ranks import Ranks
-from glomo_dist.pretrain.run_folder import Job
+from glomo_dist.pretrain.run_folder import ResolvedRun
 from glomo_dist.pretrain.state import snapshot
 from glomo_dist.pretrain.step import Clock, train_step
 from glomo_dist.runtime.config import from_dict
@@ -29,7 +29,7 @@ from glomo_dist.runtime.errors import GlomoError
 POISONED = ("", "nan gradient", "", "inf gradient", "", "nan loss", "", "-inf loss", "")
 
 
-def poison(job: Job, ranks: Ranks) -> dict[str, Any]:
+def poison(job: ResolvedRun, ranks: Ranks) -> dict[str, Any]:
     """A step for each of POISONED: on the last rank, in its first backward pass, one number is not finite."""
     torch.manual_seed(0)
     engine = build_engine(Glomo(job.config.model), job.config, ranks)

@@ -11,7 +11,7 @@ import torch
 from pretrain_samples import Canary
 from safetensors.torch import save_file
 
-from glomo_dist.pretrain.state import Reader, model_state
+from glomo_dist.pretrain.state import CheckpointReader, model_state
 from glomo_dist.runtime.errors import CheckpointError
 
 
@@ -33,7 +33,7 @@ def write(folder: Path, cuts: list[int]) -> list[Path]:
 
 @pytest.mark.parametrize("cuts", [[0, 10], [0, 3, 10], [0, 1, 2, 9, 10]])
 def test_any_range_from_any_division(tmp_path: Path, cuts: list[int]) -> None:
-    with Reader(write(tmp_path, cuts)) as reader:
+    with CheckpointReader(write(tmp_path, cuts)) as reader:
         assert reader.states("a.b") == ["exp_avg", "step"]
         for start in range(10):
             for count in range(1, 11 - start):
@@ -56,9 +56,12 @@ def test_whole_model(tmp_path: Path) -> None:
 
 def test_a_missing_piece_is_an_error(tmp_path: Path) -> None:
     files = write(tmp_path, [0, 3, 6, 10])
-    with Reader([files[0], files[2]]) as reader, pytest.raises(CheckpointError, match="ends at number 3"):
+    with (
+        CheckpointReader([files[0], files[2]]) as reader,
+        pytest.raises(CheckpointError, match="ends at number 3"),
+    ):
         reader.range("a.b", "fp32", 0, 10)
-    with Reader(files) as reader, pytest.raises(CheckpointError, match="no buffer of other"):
+    with CheckpointReader(files) as reader, pytest.raises(CheckpointError, match="no buffer of other"):
         reader.buffer("other", 0, 1)
 
 
@@ -69,7 +72,7 @@ def test_a_pickle_in_the_place_of_a_file_is_refused(tmp_path: Path, how: str) ->
         torch.save({"a": Canary(canary)}, file)
     else:
         file.write_bytes(pickle.dumps(Canary(canary)))
-    with pytest.raises(CheckpointError, match="not a readable safetensors file"), Reader([file]):
+    with pytest.raises(CheckpointError, match="not a readable safetensors file"), CheckpointReader([file]):
         pass
     assert not canary.exists()
     pickle.loads(pickle.dumps(Canary(canary)))

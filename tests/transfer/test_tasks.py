@@ -438,7 +438,9 @@ def test_labels_of_numpy_and_spans():
 
 
 def test_labels_of_two_kinds_are_refused_by_the_row():
-    with pytest.raises(DataError, match=r"dev, line 3: label \(0, 1\) is a span, that of dev, line 0 is a class"):
+    with pytest.raises(
+        DataError, match=r"dev, line 3: label \(0, 1\) is a span, that of dev, line 0 is a class"
+    ):
         made_up((0, 1))
 
 
