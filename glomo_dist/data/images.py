@@ -14,13 +14,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from glomo_dist.data.files import InputFile, find_files, open_seekable, open_stream
 from glomo_dist.data.npy import read_header, read_up_to
 from glomo_dist.runtime.config import whole
 from glomo_dist.runtime.errors import ConfigError, DataError, describe
 
+# A file is what its first bytes say; not all that Pillow reads, as for some it starts other programs.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 IMAGE_SUFFIXES = (*PICTURE_SUFFIXES, ".npz", "-ubyte")
 MOST_PIXELS = 1 << 26  # of a resized image; what is read, Pillow limits
@@ -97,11 +99,16 @@ def encoded_picture(content: bytes, where: str, channels: int) -> np.ndarray:
 def _decode(content: bytes, where: str) -> np.ndarray:
     """uint8 [H, W] for grey, [H, W, 3] for all other kinds of pictures; what is transparent lies on white."""
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if kind := _deep(image):
                 raise DataError(f"{where}: pixels of more than 8 bits ({kind}). Convert the image to 8 bits.")
             mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
             return np.asarray(_on_white(image).convert(mode))
+    except UnidentifiedImageError:
+        known = ", ".join(FORMATS)
+        raise DataError(
+            f"{where} is not a whole image of the formats {known}. Replace or convert it."
+        ) from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         raise DataError(f"{where} is not a whole image: {describe(e)}. Replace or remove it.") from e
 

@@ -27,7 +27,7 @@ def parquet_rows(
 
     with open_seekable(file) as stream:
         try:
-            table = pq.ParquetFile(stream)
+            table = pq.ParquetFile(stream, page_checksum_verification=True)  # where it has them
             known = table.schema_arrow.names
             for name in columns:
                 if name not in known:

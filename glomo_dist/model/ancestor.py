@@ -22,6 +22,7 @@ from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.feature_predictor import Rows, gather_units
 from glomo_dist.model.glomo import Direction, Glomo
 from glomo_dist.model.graph_predictor import Scores, affinity_kind, topk_of_row
+from glomo_dist.model.io import require_numbers
 from glomo_dist.runtime.errors import CheckpointError
 
 # Our parameter names -> theirs. The decoder's `out.weight` is the embedding (tied).
@@ -39,6 +40,7 @@ NAMES = (
     (r"\bbiases$", "sparse_bias"),
     (r"\bcell\.", "gru_cell."),
 )
+COUNTER = ".num_batches_tracked"
 TIED = ("dec_net_fw.out.weight", "dec_net_bw.out.weight")
 
 
@@ -47,13 +49,26 @@ def load(state_dict: Mapping[str, Tensor], options: Mapping[str, Any]) -> Ancest
 
     state_dict: their names, `enc_emb.weight`, `st_predictor_fw.key_cnn.0.0.weight`, ... as saved by their code.
     options: see `config_from_options`; `ntokens` and `d` are read from the embedding when missing.
-    Raises CheckpointError naming the parameter that is missing, superfluous or of another shape.
+    Raises CheckpointError naming the parameter that is missing, superfluous, of another shape or without numbers.
+
+    The counters of batch norm, which nothing here depends on, may be missing: PyTorch of before 0.4.1 saved none.
     """
     options = dict(options)
+    for name, value in state_dict.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"ancestor state dict: {name} must be a tensor, got {type(value).__name__}."
+            )
+        if not name.endswith(COUNTER):
+            require_numbers(value, f"ancestor state dict: {name}")
     embedding = state_dict.get("enc_emb.weight")
     if embedding is None:
         raise CheckpointError(
             "ancestor state dict: enc_emb.weight is missing; is this a model of the authors?"
+        )
+    if embedding.ndim != 2:
+        raise CheckpointError(
+            f"ancestor state dict: enc_emb.weight is {tuple(embedding.shape)}, expected (ntokens, d)."
         )
     for name, size in zip(("ntokens", "d"), embedding.shape, strict=True):
         if name not in options and f"config/{name}" not in options:
@@ -63,13 +78,13 @@ def load(state_dict: Mapping[str, Tensor], options: Mapping[str, Any]) -> Ancest
     for name in sorted(wanted.keys() | state_dict.keys()):
         ours = tuple(wanted[name].shape) if name in wanted else "no such parameter with these options"
         theirs = tuple(state_dict[name].shape) if name in state_dict else "missing"
-        if name in TIED and name not in state_dict:
+        if name not in state_dict and (name in TIED or name.endswith(COUNTER)):
             continue
         if ours != theirs:
             raise CheckpointError(f"ancestor state dict: {name} is {theirs}, expected {ours}.")
         if name in TIED and not torch.equal(state_dict[name], embedding):
             raise CheckpointError(f"ancestor state dict: {name} must equal enc_emb.weight (tied).")
-    model.load_state_dict(dict(state_dict))
+    model.load_state_dict({**wanted, **state_dict})
     return model
 
 

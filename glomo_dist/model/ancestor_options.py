@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from glomo_dist.model.config import GlomoConfig, Sparsity
+from glomo_dist.runtime.config import MOST
 from glomo_dist.runtime.errors import ConfigError, suggest
 
 SPARSE_MODES: dict[int, Sparsity] = {0: "square", 1: "relu", 2: "bias", 3: "topk", 4: "threshold"}
@@ -31,41 +32,58 @@ def config_from_options(options: Mapping[str, Any]) -> GlomoConfig:
     """
     given: dict[str, Any] = {}
     for key, value in options.items():
-        name = key.removeprefix("config/")
+        name = str(key).removeprefix("config/")
         if name not in DEFAULTS and name not in IGNORED:
             raise ConfigError(f"ancestor option {key!r} is unknown.{suggest(name, DEFAULTS)}")
         given[name] = value
     o = {**DEFAULTS, **given}
-    if o["sparse_mode"] not in SPARSE_MODES:
-        raise ConfigError(f"ancestor option sparse_mode must be 0, 1, 2, 3 or 4, got {o['sparse_mode']!r}.")
+    for name in ("use_gru", "no_gru", "use_value", "cnn_sa", "yann"):
+        o[name] = None if o[name] is None and DEFAULTS[name] is None else bool(_whole(name, o[name], 0, 1))
     for name in ("cnn_sa", "yann"):
         if not o[name]:
             raise ConfigError(f"ancestor option {name}=0 selects code that the authors left unfinished.")
     use_gru, no_gru = o["use_gru"], o["no_gru"]
     if use_gru is None:
         use_gru = not no_gru if no_gru is not None else True
-    elif no_gru is not None and bool(use_gru) == bool(no_gru):
+    elif use_gru == no_gru:
         raise ConfigError(
             f"ancestor options use_gru={use_gru!r} and no_gru={no_gru!r} contradict each other."
         )
     return GlomoConfig(
-        vocab_size=int(o["ntokens"]),
-        width=int(o["d"]),
-        heads=int(o["K"]),
-        layers=int(o["nlayers"]),
-        key_layers=int(o["nlayers_key"]),
-        query_layers=int(o["nlayers_query"]),
-        kernel_size=int(o["kernel_size"]),
-        sparsity=SPARSE_MODES[o["sparse_mode"]],
-        topk_rate=float(o["topk_rate"]),
+        vocab_size=_whole("ntokens", o["ntokens"]),
+        width=_whole("d", o["d"]),
+        heads=_whole("K", o["K"]),
+        layers=_whole("nlayers", o["nlayers"]),
+        key_layers=_whole("nlayers_key", o["nlayers_key"]),
+        query_layers=_whole("nlayers_query", o["nlayers_query"]),
+        kernel_size=_whole("kernel_size", o["kernel_size"]),
+        sparsity=SPARSE_MODES[_whole("sparse_mode", o["sparse_mode"], 0, max(SPARSE_MODES))],
+        topk_rate=_number("topk_rate", o["topk_rate"]),
         norm="batch",
         composition="gru" if use_gru else "residual",
-        value="linear" if o["use_value"] == 1 else "features",
-        decoder_layers=int(o["dec_layers"]),
-        decoder_steps=int(o["dec_len"]),
-        dropout=float(o["dropout"]),
+        value="linear" if o["use_value"] else "features",
+        decoder_layers=_whole("dec_layers", o["dec_layers"]),
+        decoder_steps=_whole("dec_len", o["dec_len"]),
+        dropout=_number("dropout", o["dropout"]),
         scale_grad_by_freq=True,
     )
+
+
+def _number(name: str, value: Any) -> float:
+    """Of a number, or of its text as a command line has it."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"ancestor option {name} must be a number, got {value!r:.80}.") from None
+
+
+def _whole(name: str, value: Any, least: int = 0, most: int = MOST) -> int:
+    number = _number(name, value)
+    if not least <= number <= most or number != int(number):
+        raise ConfigError(
+            f"ancestor option {name} must be a whole number from {least} to {most:,}, got {value!r:.80}."
+        )
+    return int(number)
 
 
 def ancestor_text(vocab_size: int = 100_001) -> GlomoConfig:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.glomo import Glomo
@@ -40,8 +41,9 @@ def save_model(
     with files.new_folder(folder) as temporary:
         (temporary / WEIGHTS).write_bytes(save(state, metadata={"format": "pt"}))
         meta["weights_sha256"] = files.sha256_file(temporary / WEIGHTS)
-        meta["fingerprint"] = fingerprint([meta["model"], meta["weights_sha256"]])
+        meta["fingerprint"] = _fingerprint(meta)
         if tokenizer is not None:
+            meta["tokenizer"] = tokenizer.get("fingerprint")
             (temporary / TOKENIZER).write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
         (temporary / CONFIG).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
     return folder
@@ -67,7 +69,16 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
     for name in ("model", "fingerprint"):
         if name not in meta:
             raise CheckpointError(f"{path}: has no {name!r}. The file is damaged: copy the folder again.")
+    if _fingerprint(meta) != meta["fingerprint"]:
+        raise CheckpointError(
+            f"{path}: its model and weights_sha256 are not those of its fingerprint. The file was changed or is "
+            "damaged: copy the folder again."
+        )
     return meta
+
+
+def _fingerprint(meta: dict[str, Any]) -> str:
+    return fingerprint([meta["model"], meta.get("weights_sha256")])
 
 
 def config_of(meta: dict[str, Any], folder: str | Path) -> GlomoConfig:
@@ -85,7 +96,7 @@ def load_model(folder: str | Path) -> tuple[Glomo, dict[str, Any]]:
     meta = read_meta(folder)
     model = Glomo(config_of(meta, folder))
     weights = folder / WEIGHTS
-    if not weights.exists():
+    if not weights.is_file():
         raise CheckpointError(f"{weights} is missing. Copy the whole folder, or export the model again.")
     if files.sha256_file(weights) != meta.get("weights_sha256"):
         raise CheckpointError(f"{weights} is damaged: its SHA-256 differs from the one in {CONFIG}.")
@@ -99,8 +110,19 @@ def load_model(folder: str | Path) -> tuple[Glomo, dict[str, Any]]:
         theirs = tuple(state[name].shape) if name in state else "nothing"
         if ours != theirs:
             raise CheckpointError(f"{weights}: {name} is {theirs}, the configuration asks for {ours}.")
+        if wanted[name].is_floating_point():
+            require_numbers(state[name], f"{weights}: {name}")
     model.load_state_dict(state)
     return model.eval(), meta
+
+
+def require_numbers(tensor: Tensor, what: str) -> None:
+    """CheckpointError, which calls the tensor `what`, unless it is dense, of a float dtype and finite."""
+    if not tensor.is_floating_point() or tensor.layout != torch.strided:
+        raise CheckpointError(f"{what} is of {tensor.dtype} ({tensor.layout}), expected dense float numbers.")
+    if not (finite := torch.isfinite(tensor)).all():
+        bad = tensor.numel() - int(finite.sum())
+        raise CheckpointError(f"{what} has {bad} values of {tensor.numel()} that are NaN or infinite.")
 
 
 def random_model(source: str | Path | GlomoConfig, seed: int) -> Glomo:

@@ -273,7 +273,6 @@ def _diverged(job: ResolvedRun, state: State) -> GlomoError:
 
 def _exporter(job: ResolvedRun) -> Export:
     extra = {
-        "tokenizer": job.tokenizer.fingerprint,
         "data": job.index.fingerprint,
         "pretrain": to_dict(job.config),
         "code": code_version(),

@@ -120,6 +120,13 @@ class _Predictor:
                 f"{model_folder}: tokenizer.json has {self.tokenizer.vocab_size} units, the model was trained with "
                 f"{self.model.config.vocab_size}. Put back the tokenizer it was trained with."
             )
+        if meta.get("tokenizer") not in (None, self.tokenizer.fingerprint):
+            raise CheckpointError(
+                f"{model_folder}: tokenizer.json has as many units as the model's, but is another. Put back the "
+                "tokenizer it was trained with."
+            )
+        if isinstance(self.tokenizer, PixelTokenizer):
+            _require_image(self.model.config.image, self.tokenizer.shape, model_folder)
         self.fingerprint = str(meta["fingerprint"])
         if random_seed is not None:
             self.model = random_model(model_folder, random_seed)
@@ -163,6 +170,15 @@ class _Predictor:
             unknown_words=words,
             predictor="trained" if self.random_seed is None else "random",
             random_seed=self.random_seed,
+        )
+
+
+def _require_image(image: tuple[int, int] | None, shape: tuple[int, int], folder: str | Path) -> None:
+    if image not in (None, shape):
+        theirs, ours = (" x ".join(map(str, size)) for size in (image, shape) if size)
+        raise CheckpointError(
+            f"{folder}: tokenizer.json is of {ours} images, the model of {theirs} (height x width). Put back the "
+            "tokenizer it was trained with."
         )
 
 

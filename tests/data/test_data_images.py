@@ -254,6 +254,23 @@ def test_pickled_arrays_are_not_loaded(tmp_path: Path) -> None:
         pixels(tmp_path / "a.npz")
 
 
+def test_what_a_file_is_called_starts_no_other_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow would have Ghostscript run the one, and ends in errors of its own with the other."""
+    started: list[object] = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.has_ghostscript", lambda: started.append("gs") or True)
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nshowpage\n%%EOF\n"
+    texture = b"DDS " + (124).to_bytes(4, "little") + bytes(120)
+    for content in (postscript, texture):
+        (tmp_path / "cat.png").write_bytes(content)
+        with pytest.raises(
+            DataError, match=r"cat\.png is not a whole image of the formats PNG, JPEG, .*Replace"
+        ):
+            pixels(tmp_path / "cat.png")
+    assert not started
+
+
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded(RANDOM.integers(0, 256, (64, 64), dtype=np.uint8))[:-200])
     with pytest.raises(DataError, match=r"a\.png is not a whole image"):

@@ -52,6 +52,25 @@ def test_json_lines_in_every_packing(tmp_path: Path, packing: str) -> None:
     ]
 
 
+def test_a_page_of_a_table_that_is_not_as_it_was_written(tmp_path: Path) -> None:
+    """Where its pages have checksums, text that has turned into another is not read."""
+    path, table = tmp_path / "t.parquet", pa.table({"text": ["a text of some words"]})
+    pq.write_table(
+        table,
+        path,
+        compression="none",
+        use_dictionary=False,
+        write_statistics=False,
+        write_page_checksum=True,
+    )
+    content = path.read_bytes()
+    assert [d.text for d in documents([str(path)])] == ["a text of some words"]
+    assert content.count(b"some") == 1
+    path.write_bytes(content.replace(b"some", b"sOme"))
+    with pytest.raises(DataError, match=r"t\.parquet.*crc|t\.parquet.*CRC"):
+        list(documents([str(path)]))
+
+
 @pytest.mark.parametrize("packing", PACK)
 def test_parquet_in_every_packing(tmp_path: Path, packing: str) -> None:
     pq.write_table(pa.table({"body": ["a b", "", "c"], "n": [1, 2, 3]}), tmp_path / "t")

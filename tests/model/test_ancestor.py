@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -230,6 +231,32 @@ def test_state_dict_goes_round() -> None:
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in state.items())
 
 
+def test_a_state_without_the_counters_of_batch_norm() -> None:
+    """As PyTorch saved it when the authors' code was written."""
+    options = {"d": 16, "ntokens": 9, "sparse_mode": 4}
+    state = ancestor.AncestorModel(ancestor.config_from_options(options)).state_dict()
+    old = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    assert len(old) < len(state)
+    again = ancestor.load(old, options).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in state.items())
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("nlayers", 2.7), ("nlayers", None), ("sparse_mode", [4]), ("topk_rate", "all"), ("use_value", 2),
+     ("use_gru", "no"), ("kernel_size", float("inf")), (5, 3)],
+)  # fmt: skip
+def test_values_that_the_authors_do_not_have(option: object, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"ancestor option {option}"):
+        ancestor.config_from_options({option: value})
+
+
+def test_numbers_as_a_command_line_has_them() -> None:
+    read = ancestor.config_from_options({"nlayers": "2", "use_gru": "0", "topk_rate": "0.5"})
+    assert read == ancestor.config_from_options({"nlayers": 2, "use_gru": 0, "topk_rate": 0.5})
+    assert read.composition == "residual"
+
+
 def test_errors_name_the_option_or_the_parameter() -> None:
     with pytest.raises(ConfigError, match=r"sparse_mod'.*sparse_mode"):
         ancestor.config_from_options({"sparse_mod": 1})
@@ -243,6 +270,17 @@ def test_errors_name_the_option_or_the_parameter() -> None:
         ancestor.load(state, {**options, "sparse_mode": 1})
     with pytest.raises(CheckpointError, match=r"enc_emb\.weight is missing"):
         ancestor.load({}, options)
+    name = "st_predictor_fw.sparse_trans.0.bias"
+    for wrong, message in (
+        (torch.full_like(state[name], torch.nan), "values of .* that are NaN"),
+        (state[name].int(), "is of torch.int32"),
+        (state[name].to_sparse(), "sparse_coo"),
+        (state[name].numpy(), "must be a tensor, got ndarray"),
+    ):
+        with pytest.raises(CheckpointError, match=f"{re.escape(name)} .*{message}"):
+            ancestor.load({**state, name: wrong}, options)
+    with pytest.raises(CheckpointError, match=r"enc_emb\.weight is \(144,\), expected \(ntokens, d\)"):
+        ancestor.load({**state, "enc_emb.weight": state["enc_emb.weight"].flatten()}, {"sparse_mode": 4})
     state["dec_net_bw.out.weight"] = torch.zeros(9, 16)
     with pytest.raises(CheckpointError, match="tied"):
         ancestor.load(state, options)

@@ -1,11 +1,17 @@
+import hashlib
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from glomo_dist.model import Glomo, GlomoConfig, load_model, random_model, save_model
 from glomo_dist.runtime.errors import GlomoError
+from glomo_dist.runtime.fingerprint import fingerprint
 
 CONFIG = GlomoConfig(vocab_size=11, width=8, heads=2, layers=1, key_layers=1, query_layers=1)
 
@@ -50,8 +56,14 @@ def test_random_model_leaves_the_global_generator_alone(folder: Path) -> None:
         (lambda f: edit(f, format="x"), "not the description of a model"),
         (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
         (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 40), "damaged"),
-        (lambda f: edit(f, model={**vars(CONFIG), "vocab_size": 12}), r"embedding.weight is \(11, 8\)"),
-        (lambda f: edit(f, model={**vars(CONFIG), "widht": 8}), "Did you mean 'width'"),
+        (lambda f: sign(f, model={**vars(CONFIG), "vocab_size": 12}), r"embedding.weight is \(11, 8\)"),
+        (lambda f: sign(f, model={**vars(CONFIG), "widht": 8}), "Did you mean 'width'"),
+        (lambda f: edit(f, model={**vars(CONFIG), "sparsity": "relu"}), "not those of its fingerprint"),
+        (lambda f: edit(f, weights_sha256="0" * 64), "not those of its fingerprint"),
+        (lambda f: edit(f, fingerprint=5), "not those of its fingerprint"),
+        (lambda f: rewrite(f, lambda w: w.fill_(math.nan)), r"thresholds.* 1 values of 1 that are NaN"),
+        (lambda f: rewrite(f, Tensor.int), r"thresholds.* is of torch.int32 .*expected dense float"),
+        (lambda f: (f / "model.safetensors").unlink() or (f / "model.safetensors").mkdir(), "is missing"),
         (lambda f: leave_out(f, "model"), "config.json: has no 'model'"),
         (lambda f: leave_out(f, "fingerprint"), "config.json: has no 'fingerprint'"),
     ],
@@ -66,6 +78,22 @@ def test_damage_is_named(folder: Path, damage, message: str) -> None:
 def edit(folder: Path, **changes: object) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def sign(folder: Path, **changes: object) -> None:
+    """`edit`, and what it says of itself is true."""
+    edit(folder, **changes)
+    meta = json.loads((folder / "config.json").read_text())
+    edit(folder, fingerprint=fingerprint([meta["model"], meta["weights_sha256"]]))
+
+
+def rewrite(folder: Path, change: Callable[[Tensor], Tensor]) -> None:
+    """Other values of one parameter."""
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    name = next(name for name in state if "thresholds" in name and state[name].numel() == 1)
+    save_file({**state, name: change(state[name])}, path)
+    sign(folder, weights_sha256=hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def leave_out(folder: Path, key: str) -> None:

@@ -127,6 +127,25 @@ def test_live_graphs_of_a_model_that_does_not_fit(tmp_path):
         run(job(source, arm="pretrained", graphs=str(folder)))
 
 
+def test_another_tokenizer_of_as_many_units(tmp_path):
+    source = write_sst2(tmp_path / "data", sizes=(4, 2, 2))
+    folder = word_model(tmp_path / "model")
+    strange = word_model(tmp_path / "strange", ("film", "good", "voice", "script", "other"))
+    (folder / "tokenizer.json").write_bytes((strange / "tokenizer.json").read_bytes())
+    with pytest.raises(
+        CheckpointError, match=r"tokenizer\.json has as many units as the model's, but is another"
+    ):
+        export_task("sst2", folder, tmp_path / "store", source=source)
+
+
+def test_a_tokenizer_of_other_images(tmp_path):
+    tokenizer = PixelTokenizer(4, 16, bits=2)
+    config = GlomoConfig(vocab_size=tokenizer.vocab_size, width=8, heads=2, image=(8, 8), sparsity="relu")
+    save_model(tmp_path / "model", Glomo(config), tokenizer.to_json())
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is of 4 x 16 images, the model of 8 x 8"):
+        export_task("digits", tmp_path / "model", tmp_path / "store", max_examples=10)
+
+
 @pytest.mark.parametrize("arm", ["none", "uniform", "window2"])
 def test_arms_without_graphs_only_take_the_size_of_the_mixture_from_a_model(tmp_path, monkeypatch, arm):
     """It may know no word of theirs; none of its graphs is computed."""
