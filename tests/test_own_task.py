@@ -166,10 +166,15 @@ def test_a_file_that_is_no_task_is_refused(tmp_path: Path, content: str | None, 
         export_task(str(file), tmp_path / "run", tmp_path / "out")
 
 
-def test_an_error_in_its_own_code_is_named_with_its_line(here: Path, capfd: Capture) -> None:
-    """And ends a command as bad data do, not with a traceback."""
-    Path("own/topics.py").write_text(TASK_FILE.replace("    rows = {", "    {}['Title']\n    rows = {", 1))
-    line = Path("own/topics.py").read_text().splitlines().index("    {}['Title']") + 1
+@pytest.mark.parametrize(
+    ("wrong", "said"), [("{}['Title']", "KeyError: 'Title'"), ("raise SystemExit(0)", "SystemExit: 0")]
+)
+def test_an_error_in_its_own_code_is_named_with_its_line(
+    here: Path, capfd: Capture, wrong: str, said: str
+) -> None:
+    """And ends a command as bad data do, not with a traceback, nor with success."""
+    Path("own/topics.py").write_text(TASK_FILE.replace("    rows = {", f"    {wrong}\n    rows = {{", 1))
+    line = Path("own/topics.py").read_text().splitlines().index(f"    {wrong}") + 1
     command = [
         "evaluate",
         "--tasks",
@@ -181,7 +186,7 @@ def test_an_error_in_its_own_code_is_named_with_its_line(here: Path, capfd: Capt
         "--out",
         "results",
     ]
-    refused(command, capfd, f"task {here / 'own/topics.py'}: line {line}: KeyError: 'Title'")
+    refused(command, capfd, f"task {here / 'own/topics.py'}: line {line}: {said}")
     nothing_at(here / "results" / "plan.json")
 
 

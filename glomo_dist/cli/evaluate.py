@@ -29,13 +29,12 @@ from glomo_dist.evaluate.job import EvaluationPlan, plan_jobs
 from glomo_dist.evaluate.notes import notes
 from glomo_dist.evaluate.plan_file import read_plan
 from glomo_dist.evaluate.ray_executor import RayExecutor
-from glomo_dist.evaluate.task_data import require_fitting_data
+from glomo_dist.evaluate.task_data import reader_of, require_fitting_data
 from glomo_dist.runtime.config import from_dict, to_dict
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 from glomo_dist.runtime.progress import say
 from glomo_dist.transfer.finetune import require_kernels, run
 from glomo_dist.transfer.job import PLANNED, FinetuneJob, needs_graphs
-from glomo_dist.transfer.result import Result
 from glomo_dist.transfer.task import chosen_tasks
 
 
@@ -115,7 +114,7 @@ def main(argv: Sequence[str]) -> None:
         for work in {job.work.graphs: job.work for job in jobs if job.work.needs_graphs}.values():
             require_kernels(work)
     summary = evaluate(
-        jobs, run, command.out, executor, plan=to_dict(plan), read=Result.read, check=require_fitting_data
+        jobs, run, command.out, executor, plan=to_dict(plan), read=reader_of(jobs), check=require_fitting_data
     )
     say(f"{command.out}: {summary}")
     for line in notes(command.out, jobs):

@@ -5,7 +5,7 @@ from glomo_dist.evaluate.executor import Executor, InProcess, Summary, evaluate
 from glomo_dist.evaluate.job import EvaluationPlan, plan_jobs
 from glomo_dist.evaluate.plan_file import read_plan
 from glomo_dist.evaluate.ray_executor import RayExecutor
-from glomo_dist.evaluate.task_data import require_fitting_data
+from glomo_dist.evaluate.task_data import reader_of, require_fitting_data
 
 __all__ = [
     "EvaluationPlan",
@@ -18,5 +18,6 @@ __all__ = [
     "evaluate",
     "plan_jobs",
     "read_plan",
+    "reader_of",
     "require_fitting_data",
 ]

@@ -25,12 +25,13 @@ from threadpoolctl import threadpool_limits
 
 from glomo_dist.runtime.config import check_least
 from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError
-from glomo_dist.runtime.files import json_bytes, read_json, write_bytes, write_json, writing
+from glomo_dist.runtime.files import json_bytes, read_json, remove_leftovers, write_bytes, write_json, writing
 from glomo_dist.runtime.fingerprint import code_version
 from glomo_dist.runtime.processes import usable_cores
 from glomo_dist.runtime.secrets import shown, shown_in
 
 JOB_FORMAT, ERROR_FORMAT, VERSION = "glomo-job", "glomo-error", 1
+LAST_WORDS = 1 << 16  # bytes
 MOST = 1e9  # gigabytes or seconds (30 years) of a job; what counts them in smaller units takes no infinity
 
 
@@ -63,7 +64,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a job ended. error: the last line of the traceback, None if it finished."""
+    """How a job ended. error: what it raised, in one line; None if it finished."""
 
     id: str
     seconds: float
@@ -103,13 +104,14 @@ def attempt(run: Run, job: Job, out: str | Path, *, capture: bool = False) -> Ou
     """Run one job with the threads it asked for and write what came of it.
 
     capture: send everything the job prints to its `log.txt` (workers; in process it stays on the terminal).
-    An exception of the job is its result and not an error of the fan-out, so it is written down, not raised;
-    KeyboardInterrupt and the like pass through.
+    An exception of the job, sys.exit() too, is its result and not an error of the fan-out, so it is written down, not
+    raised; KeyboardInterrupt and the like pass through.
     """
     folder = job_folder(out, job.id)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    started = time.time()
+        remove_leftovers(folder)
+    started, began = time.time(), time.monotonic()
     write_json(
         folder / "running.json", {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
     )
@@ -117,12 +119,12 @@ def attempt(run: Run, job: Job, out: str | Path, *, capture: bool = False) -> Ou
         with _captured(folder / "log.txt") if capture else contextlib.nullcontext(), _threads(job.cores):
             try:
                 result = json_bytes(_plain(run(job.work)))
-            except Exception as e:
+            except (Exception, SystemExit) as e:
                 trace = shown(_printable(traceback.format_exc()))
                 if capture:
                     print(trace, file=sys.stderr)
-                return write_error(job, out, time.time() - started, _last_line(e), trace)
-        seconds = time.time() - started
+                return write_error(job, out, time.monotonic() - began, _in_one_line(e), trace)
+        seconds = time.monotonic() - began
         write_json(
             folder / "job.json",
             {
@@ -168,7 +170,10 @@ def log_tail(out: str | Path, id: str, lines: int = 30) -> str:
     path = job_folder(out, id) / "log.txt"
     if not path.exists():
         return ""
-    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+    with path.open("rb") as f:  # however much it printed
+        f.seek(max(path.stat().st_size - LAST_WORDS, 0))
+        text = f.read().decode(errors="replace")
+    return "\n".join(text.splitlines()[-lines:])
 
 
 def machine() -> dict[str, Any]:
@@ -205,8 +210,11 @@ def _plain(value: Any) -> Any:
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
 
 
-def _last_line(error: BaseException) -> str:
-    return shown(_printable(traceback.format_exception_only(type(error), error)[-1].strip()))
+def _in_one_line(error: BaseException) -> str:
+    """As at the end of a traceback, without its notes."""
+    summary = traceback.TracebackException(type(error), error, None)
+    summary.__notes__ = None
+    return shown(_printable(" ".join([*summary.format_exception_only()][-1].split())))
 
 
 def _printable(text: str) -> str:

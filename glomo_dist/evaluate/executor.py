@@ -51,12 +51,12 @@ class InProcess:
 
     def outcomes(self, run: Run, jobs: Sequence[Job], out: Path) -> Iterator[Outcome]:
         for job in jobs:
-            started = time.time()
+            began = time.monotonic()
             try:
                 with _alarm(job.time_limit_seconds):
                     outcome = attempt(run, job, out)
             except _TimeLimitReached:
-                outcome = time_limit_error(job, out, time.time() - started)
+                outcome = time_limit_error(job, out, time.monotonic() - began)
             yield outcome
 
 
@@ -112,7 +112,7 @@ def evaluate(
         _require_evaluation_folder(out)
         out.mkdir(parents=True, exist_ok=True)
     with only_one(out, "evaluating"), _signals_stop():
-        started = time.time()
+        began = time.monotonic()
         with writing(out):
             todo = [job for job in jobs if not is_finished(out, job.id, read)]
         before = len(jobs) - len(todo)
@@ -162,7 +162,7 @@ def evaluate(
                         f"run the same command again to go on."
                     )
                 raise
-        return Summary(len(jobs), before, finished, tuple(failed), time.time() - started)
+        return Summary(len(jobs), before, finished, tuple(failed), time.monotonic() - began)
 
 
 def time_limit_error(job: Job, out: Path, seconds: float, last_words: str = "") -> Outcome:
@@ -232,7 +232,8 @@ class _TimeLimitReached(BaseException):
 
 @contextlib.contextmanager
 def _alarm(seconds: float | None) -> Iterator[None]:
-    """Interrupt the block after `seconds`. Only Python's main thread can be interrupted so."""
+    """Interrupt the block after `seconds`, and every second from then on: Python drops what is raised in a
+    `__del__`, and so may the job. Only Python's main thread can be interrupted so."""
     if seconds is None:
         yield
         return
@@ -243,7 +244,7 @@ def _alarm(seconds: float | None) -> Iterator[None]:
         raise _TimeLimitReached
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
         yield
     finally:

@@ -7,10 +7,11 @@ stores and the training sizes of the jobs to do fit them?
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from glomo_dist.evaluate.attempt import Job, job_folder
+from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import DataError, GlomoError
 from glomo_dist.runtime.progress import say
 from glomo_dist.transfer.finetune import demands_of_data, require_fit
@@ -33,6 +34,18 @@ def require_fitting_data(out: Path, finished: Sequence[Job], todo: Sequence[Job]
     done, waiting = _by_set(finished), _by_set(todo)
     for key in sorted({**waiting, **done}, key=lambda key: key[2] is not None):  # without a source first
         _check_set(out, key, done.get(key, []), waiting.get(key, []))
+
+
+def reader_of(jobs: Sequence[Job]) -> Callable[[Path], Result]:
+    """The `read` of `evaluate` for jobs of `finetune.run`: DataError also for the result of another job."""
+    works = {job.id: to_dict(job.work) for job in jobs}
+
+    def read(path: Path) -> Result:
+        result = Result.read(path)
+        result.require_of(works[path.parent.name], path)
+        return result
+
+    return read
 
 
 def _check_set(out: Path, key: Set, finished: Sequence[Job], todo: Sequence[Job]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,14 @@ from glomo_dist.transfer.result import Result
 
 # What may differ between the rows of one table: the arm and its graphs, the seed, and where files lie.
 _NOT_A_SETTING = (*PLANNED, "state_cache")
+_READ = {
+    "task": str,
+    "arm": str,
+    "features": str,
+    "seed": int,
+    "train_size": int | None,
+    "graphs": str | None,
+}
 _EXPECTED = "Give the output folder of `glomo evaluate`."
 
 
@@ -126,11 +133,11 @@ def read_results(folders: Sequence[str | Path]) -> Results:
             ids = [_text(entry["id"]) for entry in plan["jobs"]]
             planned[folder] = [entry["job"] for entry in plan["jobs"]]
             for job in planned[folder]:
-                _place(job), job["arm"], job["seed"]
-        for id in ids:
+                _require_types(job)
+        for id, job in zip(ids, planned[folder], strict=True):
             here = folder / "results" / id
             if (here / "result.json").exists():
-                finished.append(_finished(id, folder, here))
+                finished.append(_finished(id, job, folder, here))
             elif (here / "error.json").exists():
                 with _whole(here / "error.json"):
                     error = read_json(here / "error.json")
@@ -169,37 +176,17 @@ def _plan(folder: Path) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _finished(id: str, folder: Path, here: Path) -> Finished:
+def _finished(id: str, job: dict[str, Any], folder: Path, here: Path) -> Finished:
     path = here / "result.json"
     result = Result.read(path)
     with _whole(path):
-        _place(result.job), result.job["graphs"]
-        _require_numbers(result)
+        _require_types(result.job)
+        result.require_of(job, path)
     machine: dict[str, Any] = {}
     if (here / "job.json").exists():
         with contextlib.suppress(DataError, AttributeError, TypeError, ValueError):  # a detail of provenance
             machine = dict(read_json(here / "job.json").get("machine", {}))
     return Finished(id, folder, path, result, machine)
-
-
-def _require_numbers(result: Result) -> None:
-    """ValueError unless what is drawn and averaged of the result is as its type says."""
-    shares = {
-        "test": [result.test],
-        "dev": [epoch.dev for epoch in result.curve],
-        "a mixture's weight": [weight for mixed in result.mixtures for weight in mixed.weights],
-        "majority": [] if result.majority is None else [result.majority],
-        "without_vector": [] if result.without_vector is None else list(vars(result.without_vector).values()),
-        "unknown_to_predictor": [] if result.unknown_to_predictor is None else [result.unknown_to_predictor],
-    }
-    for name, values in shares.items():
-        for value in values:
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be a share in [0, 1], got {value}")
-    if any(len(mixed.weights) != len(result.components) for mixed in result.mixtures):
-        raise ValueError("a mixture has other components than the result")
-    if not math.isfinite(result.seconds):
-        raise ValueError(f"seconds must be finite, got {result.seconds}")
 
 
 @contextlib.contextmanager
@@ -212,6 +199,14 @@ def _whole(path: Path) -> Iterator[None]:
             f"{path}: not as `glomo evaluate` writes it ({type(e).__name__}: {e}). The file is damaged: delete it "
             "and run `glomo evaluate` again."
         ) from None
+
+
+def _require_types(job: dict[str, Any]) -> None:
+    """KeyError, TypeError or ConfigError unless the fields of a job that are read here are of their types."""
+    for name, types in _READ.items():
+        if not isinstance(job[name], types):
+            raise TypeError(f"{name} of a job is {job[name]!r:.80}")
+    features_name(job["features"])
 
 
 def _text(value: Any) -> str:

@@ -170,7 +170,7 @@ def _empty_rows(values: Any) -> np.ndarray[Any, Any] | None:
         return None
     try:
         shares = np.asarray(values, float)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         shares = np.empty(0)
     if shares.ndim != 2 or not shares.size:
         raise ValueError(f"empty_rows must be numbers per layer and head, got {str(values)!r:.60}")

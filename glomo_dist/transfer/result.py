@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from glomo_dist.runtime import config, files
+from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.formats import check_format
 from glomo_dist.transfer.coverage import Unknown
 
@@ -77,6 +80,16 @@ class Result:
     without_vector: Unknown | None = None
     unknown_to_predictor: float | None = None
 
+    def require_of(self, job: Mapping[str, Any], path: Path) -> None:
+        """DataError, which names `path`, if this is the result of another job than that of these fields."""
+        names = ("task", "arm", "seed", "train_size")
+        ours, theirs = ({name: fields.get(name) for name in names} for fields in (self.job, job))
+        if ours != theirs:
+            raise DataError(
+                f"{path}: is the result of another job ({ours}, not {theirs}). Put it back where it was, or "
+                "delete it and run `glomo evaluate` again."
+            )
+
     def write(self, path: str | Path) -> None:
         files.write_json(path, config.to_dict(self))
 
@@ -84,8 +97,32 @@ class Result:
     def read(cls, path: str | Path) -> Result:
         """The result at `path`.
 
-        Raises DataError if it is missing, no result or of another version, ConfigError for wrong keys.
+        Raises DataError if it is missing, no result, of another version or with numbers that none can have,
+        ConfigError for wrong keys.
         """
         again = "Delete the result and evaluate again."
         values = check_format(files.read_json(path), FORMAT, VERSION, path, "a result file", again=again)
-        return config.from_dict(cls, values, str(path))
+        result = config.from_dict(cls, values, str(path))
+        if wrong := result._wrong():
+            raise DataError(f"{path}: {wrong}. The file is damaged. {again}")
+        return result
+
+    def _wrong(self) -> str | None:
+        """What is not as the types say of the numbers that are averaged and drawn; None if all is."""
+        shares = {
+            "test": [self.test],
+            "dev": [epoch.dev for epoch in self.curve],
+            "a mixture's weight": [weight for mixed in self.mixtures for weight in mixed.weights],
+            "majority": [self.majority],
+            "without_vector": [] if self.without_vector is None else list(vars(self.without_vector).values()),
+            "unknown_to_predictor": [self.unknown_to_predictor],
+        }
+        for name, values in shares.items():
+            for value in values:
+                if value is not None and not 0 <= value <= 1:
+                    return f"{name} must be a share in [0, 1], got {value}"
+        if any(len(mixed.weights) != len(self.components) for mixed in self.mixtures):
+            return "a mixture has other components than the result"
+        if not math.isfinite(self.seconds):
+            return f"seconds must be finite, got {self.seconds}"
+        return None

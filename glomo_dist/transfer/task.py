@@ -134,7 +134,7 @@ def _named(load: Callable[..., TaskData], file: str) -> Callable[..., TaskData]:
             data: Any = load(source, max_examples)
         except GlomoError:
             raise
-        except Exception as e:
+        except (Exception, SystemExit) as e:
             raise DataError(f"task {file}: {_line_of(e, file)}{describe(e)}.") from e
         if not isinstance(data, TaskData):
             raise DataError(f"task {file}: `load` must return TaskData, got {data!r:.80}.")

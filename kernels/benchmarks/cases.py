@@ -17,6 +17,9 @@ from torch import Tensor
 Run = Callable[[], list[Tensor]]
 
 
+OPS = ("affinity_mix", "affinity_graph", "graph_mix", "decoder_loss")
+
+
 class Case(NamedTuple):
     """runs: by name, each returning what it computed; the first is what the others are compared with.
 

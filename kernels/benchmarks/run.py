@@ -15,6 +15,7 @@ import ctypes
 import datetime
 import math
 import platform
+import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from cases import Case, Run, cases
+from cases import OPS, Case, Run, cases
 from glomo_kernels import cpu_extension
 
 COLUMNS = (
@@ -123,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--quick", action="store_true", help="only the sizes of the demo")
     parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--only", metavar="OP", help="only the cases of this op")
+    parser.add_argument("--only", choices=OPS, help="only the cases of this op")
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args(arguments)
     if options.csv:
@@ -151,7 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
         base = next(iter(quantiles))
         for name, (low, middle, high) in quantiles.items():
             # the median of ratios within a round: a busy moment hits both
-            ratio = torch.tensor([a / b for a, b in zip(times[base], times[name], strict=True)]).median()
+            ratio = statistics.median(a / b for a, b in zip(times[base], times[name], strict=True))
             spread = f"({low:.2f} .. {high:.2f})"
             print(f"  {name:24} {middle:9.2f} ms  {spread:22} {ratio:6.2f}x  {memory[name]:8.1f} MB")
             numbers = [f"{x:.3f}" for x in (low, middle, high, memory[name])]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+import statistics
 from pathlib import Path
 
 import matplotlib
@@ -41,7 +42,7 @@ def main() -> None:
             run()
         memory = {name: peak_memory(run) for name, run in runs.items()}
         for name, times in measure(runs, options.rounds).items():
-            middle = float(torch.tensor(times).median())
+            middle = statistics.median(times)
             rows.append([units, name, f"{middle:.3f}", f"{memory[name]:.1f}"])
             print(f"T {units:5}  {name:16} {middle:9.2f} ms  {memory[name]:8.1f} MB", flush=True)
     RESULTS.mkdir(exist_ok=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,19 @@ def run(work: Work) -> dict[str, object]:
     (folder / f"{work.kind}-{work.value}.{starts}").touch()
     if work.kind == "raise":
         raise ValueError(f"a job with value {work.value} cannot work")
+    if work.kind == "exit":
+        sys.exit(work.value)
+    if work.kind == "noted":
+        error = ValueError("two lines\nof reason")
+        error.add_note("Is the batch\nempty?")
+        raise error
+    if work.kind == "swallows":
+        for _ in range(600):
+            with contextlib.suppress(BaseException):
+                time.sleep(0.05)
+                continue
+            break
+        time.sleep(30)
     if work.kind == "no_text":
         raise ValueError("no text: \udce9")
     if work.kind == "no_json":

@@ -19,7 +19,7 @@ from cluster_faults import GOOD, good_jobs
 from evaluate_jobs import Work, job, starts
 
 from glomo_dist.evaluate import ray_executor, ray_start
-from glomo_dist.evaluate.attempt import Job, is_finished, job_folder
+from glomo_dist.evaluate.attempt import Job, is_finished, job_folder, log_tail
 from glomo_dist.evaluate.executor import InProcess, evaluate, time_limit_error
 from glomo_dist.evaluate.ray_executor import RayExecutor
 from glomo_dist.evaluate.ray_start import running_ray
@@ -91,6 +91,50 @@ def test_what_cannot_be_written_as_it_is_counts_too(executor, tmp_path):
     assert {failed.id for failed in summary.failed} == {"no_json-0", "no_text-0"}
     assert "set is not JSON serializable" in read(out, "no_json-0", "error")["error"]
     assert read(out, "no_text-0", "error")["error"] == r"ValueError: no text: \udce9"
+
+
+def test_the_reason_of_a_failure_is_what_was_raised_in_one_line(executor, tmp_path, marks):
+    """Also of sys.exit(), which would end the evaluation without a word, and not the last note of an exception."""
+    out = tmp_path / "out"
+    jobs = [job("exit", marks, 0), job("exit", marks, 3), job("noted", marks), job("double", marks, 1)]
+    summary = evaluate(jobs, evaluate_jobs.run, out, executor)
+    assert summary.finished == 1
+    assert {failed.id: failed.error for failed in summary.failed} == {
+        "exit-0": "SystemExit: 0",
+        "exit-3": "SystemExit: 3",
+        "noted-0": "ValueError: two lines of reason",
+    }
+    assert "Is the batch\nempty?" in read(out, "noted-0", "error")["traceback"]
+
+
+def test_a_job_that_swallows_its_time_limit_is_asked_again(tmp_path, marks):
+    limited = job("swallows", marks, time_limit_seconds=0.2)
+    (failed,) = evaluate([limited], evaluate_jobs.run, tmp_path / "out", InProcess()).failed
+    assert "time limit: still running after 1 s" in failed.error
+
+
+def test_durations_do_not_follow_the_clock(tmp_path, marks, monkeypatch):
+    monkeypatch.setattr("time.time", iter(range(10**9, 0, -3600)).__next__)
+    summary = evaluate([job("double", marks)], evaluate_jobs.run, tmp_path / "out", InProcess())
+    assert 0 <= summary.seconds < 60 and 0 <= read(tmp_path / "out", "double-0", "job")["seconds"] < 60
+
+
+def test_the_last_words_of_a_job_that_printed_without_end(tmp_path):
+    folder = job_folder(tmp_path, "loud")
+    folder.mkdir(parents=True)
+    (folder / "log.txt").write_bytes(b"first\n" + b"x" * (1 << 20) + b"\nlast\n")
+    words = log_tail(tmp_path, "loud")
+    assert words.endswith("x\nlast") and len(words) < 1 << 17
+
+
+def test_what_a_killed_program_left_in_the_folder_of_a_job_goes(tmp_path, marks):
+    out = tmp_path / "out"
+    folder = job_folder(out, "double-1")
+    folder.mkdir(parents=True)
+    (folder / ".result.json.abcdefgh.tmp").write_text("{")
+    (out / "plan.json").write_text("{}")
+    assert evaluate([job("double", marks, 1)], evaluate_jobs.run, out, InProcess()).finished == 1
+    assert sorted(path.name for path in folder.iterdir()) == ["job.json", "result.json"]
 
 
 def test_an_error_of_many_jobs_is_said_once(executor, tmp_path, marks, capfd):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 from pathlib import Path
 
 import pytest
 from transfer_samples import planted_store, write_sst2
 
-from glomo_dist.evaluate import InProcess, evaluate, plan_jobs, require_fitting_data
+from glomo_dist.evaluate import InProcess, evaluate, plan_jobs, reader_of, require_fitting_data
 from glomo_dist.evaluate.attempt import job_folder
 from glomo_dist.evaluate.job import EvaluationPlan
 from glomo_dist.graphs.index import GraphStoreError
+from glomo_dist.report.results import read_results
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.files import read_json, write_json
 from glomo_dist.transfer.finetune import run
@@ -29,7 +32,7 @@ def begin(out: Path, source: Path | str, arms=("none",), sizes=(8,), work=run, s
         settings={"epochs": 1, "hidden": 2, **settings},
     )
     jobs = plan_jobs(plan)
-    return jobs, evaluate(jobs, work, out, InProcess(), read=Result.read, check=require_fitting_data)
+    return jobs, evaluate(jobs, work, out, InProcess(), read=reader_of(jobs), check=require_fitting_data)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -130,6 +133,29 @@ def test_one_set_by_two_paths_is_one_job(out, data, monkeypatch):
     (data.with_name("link")).symlink_to(data)  # not followed: what it names may change
     (job,), summary = begin(out, data.with_name("link"))
     assert summary.finished == 1 and job_folder(out, job.id).is_dir()
+
+
+def test_a_result_that_no_job_of_this_kind_has_runs_again(data, tmp_path):
+    """With a number that none can have, and that of another job; as `glomo report` refuses them."""
+    out = tmp_path / "out"
+    (none, uniform), _ = begin(out, data, ("none", "uniform"))
+    path, other = (job_folder(out, job.id) / "result.json" for job in (none, uniform))
+    whole = path.read_bytes()
+    path.write_text(json.dumps({**json.loads(whole), "test": math.nan}))
+    with pytest.raises(DataError, match=r"result\.json: test must be a share in \[0, 1\], got nan"):
+        read_results([out])
+    assert (
+        begin(out, data, ("none", "uniform"))[1].finished,
+        path.with_suffix(".json.unreadable").exists(),
+    ) == (
+        1,
+        True,
+    )
+    other.write_bytes(path.read_bytes())
+    with pytest.raises(DataError, match=r"result\.json: is the result of another job .*'none'.*'uniform'"):
+        read_results([out])
+    assert begin(out, data, ("none", "uniform"))[1].finished == 1
+    assert json.loads(other.read_text())["arm"] == "uniform"
 
 
 def test_a_task_without_its_source_is_refused_before_the_others_run(data, tmp_path):

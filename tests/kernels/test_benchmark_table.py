@@ -96,6 +96,18 @@ def test_a_case_is_kept_when_the_next_one_ends_the_program(measured, monkeypatch
     assert [row["op"] for row in rows(tmp_path / "here.csv")] == ["first", "first"]
 
 
+def test_the_factor_of_an_even_number_of_rounds_is_the_median(measured, monkeypatch, capsys):
+    monkeypatch.setattr(run, "measure", lambda runs, rounds: {"plain": [1.0, 3.0], "ours": [1.0, 1.0]})
+    assert run.main(["--rounds", "2"]) == 0
+    assert "2.00x" in capsys.readouterr().out
+
+
+def test_an_op_that_is_none_is_refused(measured, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run.main(["--only", "afinity_mix"])
+    assert "affinity_mix" in capsys.readouterr().err and not measured
+
+
 def test_the_command_says_so(tmp_path, capfd):
     assert main(["bench", "--csv", str(tmp_path)]) == 2
     said = capfd.readouterr()

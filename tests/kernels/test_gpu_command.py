@@ -2,8 +2,12 @@
 
 import argparse
 import importlib
+import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -64,6 +68,41 @@ def test_a_part_is_stopped_at_its_time_with_all_it_started(tmp_path, monkeypatch
     running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert str(tmp_path) not in running
     assert "==> tests: STOPPED" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_signal_ends_the_part_too(tmp_path, monkeypatch):
+    """A part has a session of its own, and would keep the GPU."""
+    options = argparse.Namespace(out=str(tmp_path), dry=True, seconds=60.0)
+    before = signal.getsignal(signal.SIGTERM)
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    try:
+        with pytest.raises(SystemExit) as left:
+            command.run_all(["tests"], options)
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGTERM, before)
+    assert left.value.code == 143
+    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert str(tmp_path) not in running
+
+
+def test_rows_beside_one_that_was_cut_off_count(tmp_path):
+    rows = [{"test": name, "outcome": "passed"} for name in ("a", "b")]
+    first, second = map(json.dumps, rows)
+    (tmp_path / "rows").write_text(f'{first}\n{{"test": "c", "outc{first}\n{second}\n{{"test": "d')
+    assert gpu_tests.read(tmp_path / "rows") == {row["test"]: row for row in rows}
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_take_the_table_along(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "run", lambda *_: ("ok", 1.0))
+    monkeypatch.setattr(command, "machine", dict)
+    monkeypatch.setattr(report, "draw", lambda _: 1 / 0)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    options = argparse.Namespace(out=str(tmp_path), dry=True, seconds=60.0)
+    assert command.run_all(["tests"], options) == 1
+    said = capsys.readouterr()
+    assert "tests     ok, 1 s" in said.out and "ZeroDivisionError" in said.err
 
 
 def test_unknown_part(tmp_path):

@@ -42,6 +42,7 @@ def test_names_tell_runs_apart_and_a_run_counts_once(tmp_path, monkeypatch):
         ({"empty_rows": []}, r"empty_rows must be numbers per layer and head, got '\[\]'"),
         ({"empty_rows": [[0.1], [0.1, 0.2]]}, "empty_rows must be numbers per layer and head"),
         ({"empty_rows": [[[0.1, 0.2], [0.3, 0.4]]]}, "empty_rows must be numbers per layer and head"),
+        ({"empty_rows": [[10**400]]}, "empty_rows must be numbers per layer and head"),
         ({"empty_rows": {}}, "empty_rows must be numbers per layer and head"),
         ({"empty_rows": [[0.1, 0.2]]}, r"empty_rows of shape \(1, 2\), before of shape \(2, 2\)"),
     ],

@@ -299,6 +299,22 @@ def test_damaged_result_is_named(tmp_path, content, message):
         read_results([folder])
 
 
+@pytest.mark.parametrize("name", ["plan.json", "result.json"])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("task", {"a": 1}), ("task", -1), ("arm", ["a"]), ("seed", {"a": 1}), ("train_size", "all"), ("graphs", ["x"]),
+     ("features", 5)],
+)  # fmt: skip
+def test_a_field_of_another_type_is_named(tmp_path, name, field, value):
+    folder = write(tmp_path / "out", scores("none", NONE))
+    path = folder / name if name == "plan.json" else folder / "results" / id_of(job("none", 1)) / name
+    content = json.loads(path.read_text())
+    (content["jobs"][0] if name == "plan.json" else content)["job"][field] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"{name}: not as `glomo evaluate` writes it .*{field} of a job is"):
+        read_results([folder])
+
+
 def test_folders_without_an_evaluation(tmp_path):
     with pytest.raises(DataError, match=r"absent does not exist or is no folder"):
         read_results([tmp_path / "absent"])

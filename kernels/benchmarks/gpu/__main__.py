@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,6 +106,11 @@ def run(name: str, options: argparse.Namespace, seconds: float, scratch: Path) -
     return outcome, took
 
 
+def stop(*_: object) -> None:
+    """SIGTERM as an exception: a part has a session of its own, which is ended on the way out."""
+    sys.exit(128 + signal.SIGTERM)
+
+
 def end(process: subprocess.Popen[bytes]) -> None:
     """The part and everything that it started."""
     with contextlib.suppress(ProcessLookupError):
@@ -141,6 +147,7 @@ def main() -> int:
 
 def run_all(chosen: list[str], options: argparse.Namespace) -> int:
     deadline = time.monotonic() + options.seconds
+    signal.signal(signal.SIGTERM, stop)
     out = Path(options.out)
     (out / "log.txt").write_bytes(b"")
     lines = [", ".join(f"{name} {value}" for name, value in machine().items())]
@@ -156,10 +163,11 @@ def run_all(chosen: list[str], options: argparse.Namespace) -> int:
         good &= outcome == "ok"
         lines += [f"{name:9} {outcome}, {took:.0f} s", *(f"    {line}" for line in said)]
         (out / "summary.txt").write_text("\n".join(lines) + "\n")
-    if out == RESULTS:
-        report.write(out)
-    else:
-        report.draw(out)
+    try:
+        (report.write if out == RESULTS else report.draw)(out)
+    except Exception:
+        good = False
+        traceback.print_exc()
     print("\n" + "\n".join(lines) + f"\nin {options.out}", flush=True)
     return 0 if good else 1
 
