@@ -34,6 +34,13 @@ if ((${#hosts[@]} == 0)); then
   echo "$hostfile names no host: give lines \"host slots=N\"" >&2
   exit 2
 fi
+first=${hosts[0]##*@} # ssh's USER@ is not part of where the others meet it
+for host in "${hosts[@]}"; do
+  if [[ $first =~ ^(localhost|127\..*|::1)$ && $host != "${hosts[0]}" ]]; then
+    echo "$hostfile: $host cannot meet the first host as \"$first\": give it the name that the others reach it by" >&2
+    exit 2
+  fi
+done
 names=(RESTARTS JOIN_SECONDS LOST_SECONDS SAVE_SECONDS PYTHON)
 for name in ${FORWARD:-}; do
   if [[ ! $name =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]]; then
@@ -52,7 +59,7 @@ exec {open}<> "$scratch/open"
 cluster=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 tasks=()
 for i in "${!hosts[@]}"; do
-  variables=("NODES=${#hosts[@]}" "NODE_INDEX=$i" "MEET=${hosts[0]}:${PORT:-29500}" "RANKS_PER_NODE=${slots[i]}")
+  variables=("NODES=${#hosts[@]}" "NODE_INDEX=$i" "MEET=$first:${PORT:-29500}" "RANKS_PER_NODE=${slots[i]}")
   for name in "${names[@]}"; do
     [[ -n ${!name:-} ]] && variables+=("$name=${!name}")
   done

@@ -27,6 +27,7 @@ from glomo_dist.model import Glomo, GlomoConfig
 from glomo_dist.model.config import LARGEST_VOCABULARY
 from glomo_dist.pretrain import PretrainConfig
 from glomo_dist.pretrain.config import accumulation
+from glomo_dist.pretrain.deepspeed_settings import bucket
 from glomo_dist.pretrain.run_folder import resolve
 from glomo_dist.runtime.errors import ConfigError
 
@@ -95,17 +96,20 @@ def cost(config: PretrainConfig) -> Cost:
 
 
 def state_bytes(config: PretrainConfig, parameters: int, ranks: int) -> dict[str, float]:
-    """Bytes per rank that a ZeRO stage holds: parameters, gradients, optimizer states (with bf16: float32 copies).
+    """Bytes per rank that a ZeRO stage holds: parameters, gradients, optimizer states, the bucket of gradients.
 
-    Stage 1 shares out the optimizer states, 2 the gradients too, 3 the parameters too.
+    Stage 1 shares out the optimizer states, 2 the gradients too, 3 the parameters too. With ZeRO the optimizer
+    updates float32 copies of its share, whatever the precision, and gradients are collected in a bucket.
     """
     bf16 = config.precision == "bf16"
+    numbers = 2 if bf16 else 4
     moments = 2 if config.optimizer == "adamw" else (1 if config.momentum else 0)
     stage = config.zero_stage
     return {
-        "parameters": parameters * (2 if bf16 else 4) / (ranks if stage >= 3 else 1),
-        "gradients": parameters * (2 if bf16 else 4) / (ranks if stage >= 2 else 1),
-        "optimizer": parameters * (4 * moments + (4 if bf16 else 0)) / (ranks if stage >= 1 else 1),
+        "parameters": parameters * numbers / (ranks if stage >= 3 else 1),
+        "gradients": parameters * numbers / (ranks if stage >= 2 else 1),
+        "optimizer": parameters * 4 * (moments + (stage >= 1)) / (ranks if stage >= 1 else 1),
+        "bucket": bucket(parameters) * numbers if stage >= 1 else 0,
     }
 
 

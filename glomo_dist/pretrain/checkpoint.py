@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from glomo_dist.pretrain import run_folder, state
+from glomo_dist.pretrain.ranks import Ranks
 from glomo_dist.runtime import files
 from glomo_dist.runtime.errors import CheckpointError, DataError, OtherVersion
 from glomo_dist.runtime.fingerprint import fingerprint
@@ -141,6 +142,6 @@ def _state_files(folder: Path, manifest: dict[str, Any]) -> list[Path]:
     return [folder / name for name in sorted(manifest["files"]) if name.startswith(f"{STATE}/rank-")]
 
 
-def load(engine: Any, folder: Path, manifest: dict[str, Any]) -> None:
+def load(engine: Any, folder: Path, manifest: dict[str, Any], ranks: Ranks) -> None:
     """Put weights and optimizer of `folder` (verified) into a fresh engine, on any number of ranks."""
-    state.restore(engine, _state_files(folder, manifest))
+    state.restore(engine, _state_files(folder, manifest), ranks.agree_on)

@@ -22,6 +22,7 @@ OURS = {
     "torch_autocast": "precision",
     "zero_optimization.stage": "zero_stage",
 }
+DEEPSPEEDS_BUCKET = 500_000_000
 
 
 def extra_settings(config: PretrainConfig) -> dict[str, Any]:
@@ -34,21 +35,29 @@ def extra_settings(config: PretrainConfig) -> dict[str, Any]:
             f"{config.deepspeed}: expected a JSON object of DeepSpeed settings, zero_optimization an object too."
         )
     for key, ours in OURS.items():
-        value: Any = extra
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if value is not None:
+        section, _, name = key.rpartition(".")
+        if name in (extra.get(section, {}) if section else extra):  # null too would take the place of ours
             raise ConfigError(
                 f"{config.deepspeed}: {key} follows from the run's {ours!r}. Remove it from the file."
             )
     return extra
 
 
-def deepspeed_settings(config: PretrainConfig, ranks: int) -> dict[str, Any]:
-    """The configuration that `deepspeed.initialize` gets."""
+def bucket(parameters: int) -> int:
+    """Numbers of the buffer in which a rank collects gradients, from ZeRO 1 on; a file may give another. DeepSpeed's
+    own default has them for models of any size: 2 GB in float32."""
+    return min(DEEPSPEEDS_BUCKET, parameters)
+
+
+def deepspeed_settings(config: PretrainConfig, parameters: int, ranks: int) -> dict[str, Any]:
+    """The configuration that `deepspeed.initialize` gets for a model of so many parameters."""
     micro, passes = accumulation(config, ranks)
     extra = extra_settings(config)
-    zero = {"stage": config.zero_stage, **extra.pop("zero_optimization", {})}
+    zero = {
+        "stage": config.zero_stage,
+        "reduce_bucket_size": bucket(parameters),
+        **extra.pop("zero_optimization", {}),
+    }
     return {
         "train_batch_size": config.global_batch,
         "train_micro_batch_size_per_gpu": micro,

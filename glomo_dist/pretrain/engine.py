@@ -52,7 +52,7 @@ def build_engine(model: nn.Module, config: PretrainConfig, ranks: Ranks) -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # the loop itself reports skipped steps
     _import_muon_uncompiled()
     optimizer = build_optimizer(model, config, ranks.device)
-    settings = deepspeed_settings(config, ranks.world)
+    settings = deepspeed_settings(config, sum(p.numel() for p in model.parameters()), ranks.world)
     error: ConfigError | None = None
     cause: Exception | None = None
     try:

@@ -75,7 +75,7 @@ def train(job: ResolvedRun, ranks: Ranks, claim: run_folder.Claim, clock: Clock,
     found = ranks.from_first(lambda: checkpoint.find_newest(folder))
     if found is not None:
         path, manifest = found
-        checkpoint.load(engine, path, manifest)
+        checkpoint.load(engine, path, manifest, ranks)
         state = State.from_json(manifest["state"])
         if ranks.first:
             say(f"continuing {job.out} from step {state.step} of {config.steps}{_moved(manifest, ranks)}")

@@ -12,7 +12,7 @@ settings of the first.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from glomo_dist.runtime.errors import CheckpointError
+from glomo_dist.runtime.errors import CheckpointError, GlomoError, describe
 
 WEIGHTS, BUFFER = "fp32", "buffer"
 
@@ -106,6 +106,8 @@ class CheckpointReader:
                 file = self._open.enter_context(safe_open(path, "pt"))
             except SafetensorError as e:
                 raise CheckpointError(f"{path} is not a readable safetensors file: {e}.") from None
+            except OSError as e:
+                raise CheckpointError(f"{path} cannot be read: {describe(e)}.") from None
             for key in file.keys():  # noqa: SIM118 (no mapping)
                 name, state, start = key.rsplit("/", 2)
                 shape = file.get_slice(key).get_shape()
@@ -159,11 +161,30 @@ _ADVICE = "The checkpoint is of another model."
 
 
 @torch.no_grad()
-def restore(engine: Any, files: Sequence[Path]) -> None:
-    """Put the state in `files`, those of all ranks that wrote it, into a fresh engine; every rank calls this."""
-    stage, states = engine.zero_optimization_stage(), _optimizer_states(engine)
+def restore(engine: Any, files: Sequence[Path], agree_on: Callable[[GlomoError | None], None]) -> None:
+    """Put the state in `files`, those of all ranks that wrote it, into a fresh engine; every rank calls this.
+
+    agree_on: raises on every rank the error that one of them has, say of a file that it alone cannot read.
+    """
+    stage, error = engine.zero_optimization_stage(), None
     if stage == 3:
         engine.optimizer.checkpoint_event_prologue()  # parameters that stay whole are divided, too
+    try:
+        _read_into(engine, files)
+    except GlomoError as e:
+        error = e
+    agree_on(error)
+    # from the float32 master weights to the parameters that the model computes with
+    if stage in (1, 2):
+        engine.optimizer.update_lp_params()
+    elif stage == 3:
+        for group in range(len(engine.optimizer.fp16_groups)):
+            engine.optimizer._reassign_or_swap_out_partitioned_parameters(group)
+        engine.optimizer.checkpoint_event_epilogue()
+
+
+def _read_into(engine: Any, files: Sequence[Path]) -> None:
+    states = _optimizer_states(engine)
     with CheckpointReader(files) as reader:
         for piece in pieces(engine):
             weights = reader.range(piece.name, WEIGHTS, piece.start, piece.count)
@@ -178,13 +199,6 @@ def restore(engine: Any, files: Sequence[Path]) -> None:
                 piece.of(there).copy_(reader.range(piece.name, state, piece.start, piece.count))
         for name, buffer in _buffers(engine):
             buffer.copy_(reader.buffer(name, engine.global_rank, engine.world_size))
-    # from the float32 master weights to the parameters that the model computes with
-    if stage in (1, 2):
-        engine.optimizer.update_lp_params()
-    elif stage == 3:
-        for group in range(len(engine.optimizer.fp16_groups)):
-            engine.optimizer._reassign_or_swap_out_partitioned_parameters(group)
-        engine.optimizer.checkpoint_event_epilogue()
 
 
 def model_state(

@@ -27,7 +27,8 @@ def accepted(settings: dict) -> object:
 
 
 def whole(path: Path, stage: int) -> dict:
-    return deepspeed_settings(replace(recipes.get("tiny"), deepspeed=str(path), zero_stage=stage), ranks=2)
+    config = replace(recipes.get("tiny"), deepspeed=str(path), zero_stage=stage)
+    return deepspeed_settings(config, parameters=10**6, ranks=2)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
@@ -49,14 +50,15 @@ def test_a_misspelt_key_is_refused(path: Path) -> None:
         accepted(settings)
 
 
+@pytest.mark.parametrize("given", [1, None])  # null would switch off what the run has set
 @pytest.mark.parametrize("key", sorted(OURS))
-def test_a_key_of_the_run_is_refused(key: str, tmp_path: Path) -> None:
+def test_a_key_of_the_run_is_refused(key: str, given: int | None, tmp_path: Path) -> None:
     value: dict = {}
     inner = value
     *outer, last = key.split(".")
     for part in outer:
         inner = inner.setdefault(part, {})
-    inner[last] = 1
+    inner[last] = given
     path = tmp_path / "deepspeed.json"
     path.write_text(json.dumps(value))
     with pytest.raises(ConfigError, match=rf"{key} follows from the run's '{OURS[key]}'"):

@@ -46,7 +46,13 @@ def launch(variables: dict[str, str], *words: str, cwd: Path = ROOT) -> subproce
 
 
 @pytest.mark.parametrize(
-    ("text", "named"), [("node-a slots=0\n", 'expected "node-a slots=N"'), ("# nothing\n", "names no host")]
+    ("text", "named"),
+    [
+        ("node-a slots=0\n", 'expected "node-a slots=N"'),
+        ("# nothing\n", "names no host"),
+        ("localhost slots=2\nnode-b slots=2\n", 'node-b cannot meet the first host as "localhost"'),
+        ("127.0.0.1 slots=2\nnode-b slots=2\n", 'node-b cannot meet the first host as "127.0.0.1"'),
+    ],
 )
 def test_bad_hostfile(tmp_path: Path, text: str, named: str) -> None:
     (tmp_path / "hosts").write_text(text)
@@ -80,6 +86,18 @@ def test_every_line_of_a_hostfile_counts_from_any_folder(text: str, tmp_path: Pa
     calls = [(tmp_path / f"calls-{index}").read_text() for index in (0, 1)]
     assert all("NODES=2 MEET=localhost:" in call for call in calls)
     assert "<--nproc-per-node> <1>" in calls[0] and "<--nproc-per-node> <2>" in calls[1]
+
+
+def test_the_user_for_ssh_is_no_part_of_the_meeting_point(tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("me@localhost slots=1\n")
+    (tmp_path / "ssh").write_text('#!/bin/sh\nexec sh -c "$(for last; do :; done; echo "$last")"\n')
+    (tmp_path / "ssh").chmod(0o755)
+    with socket.create_server(("", 0)) as meeting:
+        variables = stand_in(tmp_path, "finish", str(meeting.getsockname()[1]))
+        variables["PATH"] = f"{tmp_path}{os.pathsep}{variables['PATH']}"
+        done = launch(variables, "hosts", "shards", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "MEET=localhost:" in (tmp_path / "calls-0").read_text()
 
 
 def test_each_machine_gets_its_part(here: Path, tmp_path: Path) -> None:

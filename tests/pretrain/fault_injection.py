@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from glomo_dist.data import Batch, Stream
-from glomo_dist.pretrain import loop
+from glomo_dist.pretrain import loop, state
 from glomo_dist.pretrain.run_folder import ResolvedRun
 from glomo_dist.runtime.errors import ShardError
 
@@ -29,6 +29,7 @@ def inject(fault: dict[str, Any], rank: int, job: ResolvedRun) -> None:
     hang_lock: from step `step` on the read of a batch, the step, or a call that holds the interpreter lock never
     ends.
     slow_step: step `step` takes `seconds`.  bad_data: the batch of step `step` cannot be read.
+    no_checkpoint: its files cannot be opened.
     stop_step: SIGSTOP in step `step`.  unwatched: SIGKILL to its watchdog in step `step`, SIGSTOP three steps later.
     """
     if not fault or fault["rank"] != rank:
@@ -48,6 +49,12 @@ def inject(fault: dict[str, Any], rank: int, job: ResolvedRun) -> None:
                 yield batch
 
         Stream.iterate = spoilt
+    elif kind == "no_checkpoint":
+
+        def denied(path: object, framework: str) -> None:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+        state.safe_open = denied
     elif kind in ("hang_step", "hang_lock", "slow_step", "stop_step", "unwatched"):
         _in_step(fault)
     else:

@@ -122,6 +122,17 @@ def test_what_one_rank_cannot_read_ends_all_in_its_words(
     assert [checkpoint.verify(path)["step"] for path in kept] == [4, 2], "what was being written was finished"
 
 
+def test_a_checkpoint_that_one_rank_cannot_read_ends_all_in_its_words(
+    ranks: Nursery, references: dict[int, Path], tiny_shards: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(references[2], tmp_path / "run")
+    shutil.rmtree(run / "model")
+    group = ranks.start(SHORT, tiny_shards, run, fault={"kind": "no_checkpoint", "rank": 1})
+    assert group.wait() == [2, 2], group.log.read_text()[-3000:]
+    said = group.log.read_text()
+    assert said.count(".safetensors cannot be read: Permission denied") == 2 and "Traceback" not in said
+
+
 def test_a_checkpoint_with_a_pickle_in_it_is_refused_and_nothing_runs(
     ranks: Nursery, references: dict[int, Path], tiny_shards: Path, tmp_path: Path
 ) -> None:

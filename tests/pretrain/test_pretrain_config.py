@@ -71,20 +71,20 @@ def test_deepspeed_file_may_add_but_not_contradict(tmp_path: Path) -> None:
     path = tmp_path / "zero.json"
     config = dataclasses.replace(TINY, deepspeed=str(path))
     path.write_text('{"zero_optimization": {"reduce_bucket_size": 1000}, "prescale_gradients": true}')
-    settings = deepspeed_settings(config, 2)
+    settings = deepspeed_settings(config, 900, 2)
     assert settings["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000}
     assert settings["prescale_gradients"] is True and settings["train_micro_batch_size_per_gpu"] == 4
     path.write_text('{"zero_optimization": {"stage": 3}}')
     with pytest.raises(
         ConfigError, match=r"zero\.json: zero_optimization\.stage follows from .*'zero_stage'"
     ):
-        deepspeed_settings(config, 2)
+        deepspeed_settings(config, 900, 2)
     path.write_text('{"gradient_clipping": 0}')
     with pytest.raises(ConfigError, match="gradient_clipping"):
-        deepspeed_settings(config, 2)
+        deepspeed_settings(config, 900, 2)
     path.write_text('{"torch_autocast": {"enabled": true, "dtype": "bfloat16"}}')
     with pytest.raises(ConfigError, match="torch_autocast follows from the run's 'precision'"):
-        deepspeed_settings(config, 2)
+        deepspeed_settings(config, 900, 2)
 
 
 def test_settings_that_deepspeed_refuses_are_a_setting_error(
