@@ -7,6 +7,7 @@ import importlib
 import json
 import math
 import sys
+import uuid
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +18,6 @@ from glomo_dist.pretrain.run_folder import ResolvedRun
 from glomo_dist.runtime import files
 from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import ConfigError, GlomoError
-from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.runtime.progress import bar, say
 
 
@@ -127,10 +127,12 @@ class WandB:
 
     def __init__(self, out: Path, config: dict[str, Any]) -> None:
         wandb = _optional("wandb")
-        name = fingerprint([str(out.resolve()), run_folder.comparable({"config": config})])
+        known = out / "wandb.json"
+        if not known.exists():
+            files.write_json(known, {"run_id": uuid.uuid4().hex})
         self._run = wandb.init(
-            project="glomo-dist", id=name, name=out.name, dir=str(out), config=config, resume="allow",
-            allow_val_change=True,
+            project="glomo-dist", id=files.read_json(known)["run_id"], name=out.name, dir=str(out), config=config,
+            resume="allow", allow_val_change=True,
         )  # fmt: skip
 
     def step(self, row: dict[str, Any]) -> None:

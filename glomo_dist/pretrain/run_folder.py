@@ -37,7 +37,7 @@ from glomo_dist.runtime.progress import say
 FORMAT, VERSION = "glomo-run", 1
 CONFIG, LOCK, MODEL, LAUNCH = "config.json", ".lock", "model", ".launch-"
 # under a temporary name before, then at once
-WRITTEN = (CONFIG, MODEL, "quarantine.json", "log.jsonl", "mlflow.json")
+WRITTEN = (CONFIG, MODEL, "quarantine.json", "log.jsonl", "mlflow.json", "wandb.json")
 GO_ON = "The checkpoints are untouched. Free space or mend the disk, then run the same command again."
 _PUT_BACK = f"Put {CONFIG} back, or choose another output folder."
 

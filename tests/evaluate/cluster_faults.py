@@ -52,7 +52,7 @@ def main(out: str, marks: str) -> None:
 
 def harm(out: Path, marks: Path, cluster: Cluster, second: Node) -> None:
     """When a job works on each node: kill the worker of the first, then the second node."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     try:
         while len(working := at_work(out, marks)) < 2:
             assert time.monotonic() < deadline

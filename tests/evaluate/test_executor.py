@@ -442,7 +442,7 @@ def test_faults_on_a_cluster_of_two_nodes(tmp_path, marks):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=420,
     )
     assert done.returncode == 0, done.stderr
     failed = json.loads(done.stdout.splitlines()[-1])

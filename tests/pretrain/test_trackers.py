@@ -65,7 +65,8 @@ def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         hook.step({**ROW, "logged": False})
         hook.close()
     assert logged == [(NUMBERS, 3), "end"] * 2
-    WandB(tmp_path, {"lr": 2.0, "micro_batch": 2})
+    (tmp_path / "wandb.json").unlink()  # as where the folder was deleted and the run begun anew
+    WandB(tmp_path, {"lr": 1.0, "micro_batch": 2})
     first, second, other = (named for _, _, named in calls)
     assert first["id"] == second["id"] != other["id"] and second["config"]["micro_batch"] == 2
     assert first["resume"] == "allow" and first["dir"] == str(tmp_path)
