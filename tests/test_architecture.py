@@ -148,13 +148,15 @@ def test_the_command_line_starts_without_heavy_imports() -> None:
 
 
 def test_preparing_and_starting_a_run_do_without_pytorch() -> None:
-    """Three seconds and 200 MB: the ranks load it, and most mistakes are told before there are any."""
+    """Three seconds and 200 MB: the ranks load it, and most mistakes are told before there are any. Nor do
+    mistakes on the command line of a report wait for it."""
     code = (
         "import sys\n"
         "from glomo_dist.cli import main\n"
         "import glomo_dist.pretrain.launch\n"
         "assert main(['pretrain', 'nowhere', '--recipe', 'ancestor_text', '--out', 'nothing']) == 2\n"
         "assert main(['prepare', 'text', 'nowhere', '--out', 'nothing']) == 2\n"
+        "assert main(['report']) == 2\n"
         "bad = {'torch', 'ray', 'deepspeed', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
         "assert not bad, bad\n"
     )

@@ -17,7 +17,6 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from glomo_dist.cli.arguments import parse
-from glomo_dist.report import as_text, build
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.runtime.progress import say
 
@@ -40,6 +39,9 @@ def main(argv: Sequence[str]) -> None:
     command = parse(Report, argv, name="report", description=__doc__)
     if not command.results:
         raise ConfigError("report: no results given. Name the output folders of `glomo evaluate`.")
+    # Seconds, which neither --help nor a mistyped flag should wait for.
+    from glomo_dist.report import as_text, build
+
     found = build(command.results, command.out, command.runs, command.stores, command.tasks)
     print(as_text(found))
     say(f"report: {Path(command.out).resolve()}")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy import stats
+from scipy import special
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     if n == 1:
         return Estimate(1, mean)
     sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    half = float(stats.t.ppf(0.975, n - 1)) * sd / math.sqrt(n)
+    half = float(special.stdtrit(n - 1, 0.975)) * sd / math.sqrt(n)
     return Estimate(n, mean, sd, mean - half, mean + half)
 
 
@@ -56,5 +56,5 @@ def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Paired:
     # A spread of rounding errors only is no spread: 0.7 - 0.6 and 0.8 - 0.7 differ in the last bit.
     if difference.sd is not None and difference.mean is not None and difference.sd > 1e-12:
         t = difference.mean / (difference.sd / math.sqrt(difference.n))
-        p = float(2 * stats.t.sf(abs(t), difference.n - 1))
+        p = float(2 * special.stdtr(difference.n - 1, -abs(t)))
     return Paired(difference, p, tuple(sorted(a.keys() ^ b.keys())))
