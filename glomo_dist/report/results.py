@@ -17,18 +17,10 @@ from glomo_dist.runtime.files import read_json
 from glomo_dist.runtime.formats import check_format
 from glomo_dist.transfer.features import FeatureSpec
 from glomo_dist.transfer.job import PLANNED, FinetuneJob
-from glomo_dist.transfer.result import Result
+from glomo_dist.transfer.result import Result, wrong_field
 
 # What may differ between the rows of one table: the arm and its graphs, the seed, and where files lie.
 _NOT_A_SETTING = (*PLANNED, "state_cache")
-_READ = {
-    "task": str,
-    "arm": str,
-    "features": str,
-    "seed": int,
-    "train_size": int | None,
-    "graphs": str | None,
-}
 _EXPECTED = "Give the output folder of `glomo evaluate`."
 
 
@@ -180,7 +172,7 @@ def _finished(id: str, job: dict[str, Any], folder: Path, here: Path) -> Finishe
     path = here / "result.json"
     result = Result.read(path)
     with _whole(path):
-        _require_types(result.job)
+        features_name(result.job["features"])
         result.require_of(job, path)
     machine: dict[str, Any] = {}
     if (here / "job.json").exists():
@@ -202,10 +194,9 @@ def _whole(path: Path) -> Iterator[None]:
 
 
 def _require_types(job: dict[str, Any]) -> None:
-    """KeyError, TypeError or ConfigError unless the fields of a job that are read here are of their types."""
-    for name, types in _READ.items():
-        if not isinstance(job[name], types):
-            raise TypeError(f"{name} of a job is {job[name]!r:.80}")
+    """TypeError or ConfigError unless the fields of a job that are read here are of their types."""
+    if wrong := wrong_field(job):
+        raise TypeError(wrong)
     features_name(job["features"])
 
 

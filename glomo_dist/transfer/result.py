@@ -14,6 +14,24 @@ from glomo_dist.runtime.formats import check_format
 from glomo_dist.transfer.coverage import Unknown
 
 FORMAT, VERSION = "glomo-result", 2
+_OF_A_JOB = {
+    "task": str,
+    "arm": str,
+    "features": str,
+    "seed": int,
+    "train_size": int | None,
+    "graphs": str | None,
+}
+
+
+def wrong_field(job: Mapping[str, Any]) -> str | None:
+    """What is missing or of another type among the fields of a job that a report reads; None if nothing is."""
+    for name, types in _OF_A_JOB.items():
+        if name not in job:
+            return f"the job has no {name}"
+        if not isinstance(job[name], types):
+            return f"{name} of the job is {job[name]!r:.80}"
+    return None
 
 
 @dataclass(frozen=True)
@@ -117,6 +135,8 @@ class Result:
             "without_vector": [] if self.without_vector is None else list(vars(self.without_vector).values()),
             "unknown_to_predictor": [self.unknown_to_predictor],
         }
+        if wrong := wrong_field(self.job):
+            return wrong
         for name, values in shares.items():
             for value in values:
                 if value is not None and not 0 <= value <= 1:

@@ -12,6 +12,7 @@ from result_folders import id_of, job, result, write
 from glomo_dist.report import as_markdown, as_text, build, read_results
 from glomo_dist.report.table import p_text, tables
 from glomo_dist.runtime.errors import DataError, GlomoError
+from glomo_dist.transfer.result import Result
 
 NONE = {0: 0.70, 1: 0.72, 2: 0.74}
 PRETRAINED = {0: 0.71, 1: 0.74, 2: 0.77}  # differences 1, 2, 3 points
@@ -311,8 +312,11 @@ def test_a_field_of_another_type_is_named(tmp_path, name, field, value):
     content = json.loads(path.read_text())
     (content["jobs"][0] if name == "plan.json" else content)["job"][field] = value
     path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=rf"{name}: not as `glomo evaluate` writes it .*{field} of a job is"):
+    with pytest.raises(DataError, match=rf"{name}: .*{field} of the job is .*damaged"):
         read_results([folder])
+    if name == "result.json":  # `glomo evaluate` then runs the job again
+        with pytest.raises(DataError, match=f"{field} of the job is"):
+            Result.read(path)
 
 
 def test_folders_without_an_evaluation(tmp_path):

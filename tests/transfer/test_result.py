@@ -3,14 +3,16 @@ import json
 
 import pytest
 
+from glomo_dist.runtime import config
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.transfer.coverage import Unknown
+from glomo_dist.transfer.job import FinetuneJob
 from glomo_dist.transfer.result import FORMAT, VERSION, Epoch, MixedGraph, Result
 
 RESULT = Result(
     format=FORMAT,
     version=VERSION,
-    job={"task": "sst2", "seed": 1, "graphs": None},
+    job=config.to_dict(FinetuneJob("sst2", "pretrained", graphs="/gone/store", seed=1)),
     task="sst2",
     task_version=1,
     arm="pretrained",
