@@ -80,7 +80,7 @@ def svg(figure: Figure, title: str) -> Markup:
         count=1,
     )
     text = re.sub(r'width="[\d.]+pt"', "", text, count=1)
-    text = text.replace(_INK, "currentColor")
+    text = re.sub(r"<[^>]*>", lambda tag: tag[0].replace(_INK, "currentColor"), text)
     head, bracket, rest = text.partition(">")
     return Markup(head + bracket) + Markup("<title>{}</title>").format(title) + Markup(rest)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -116,6 +117,16 @@ def test_no_id_is_there_twice_and_all_references_are_kept(tmp_path):
     referred = set(re.findall(r'(?:href="#|="url\(#)([^")]*)', source))
     assert len(referred) > 10 and referred <= set(ids)
     assert page.text.count('id="a" url(#b)') >= 4
+
+
+def test_headings_leave_no_level_out_and_an_arm_may_be_named_as_the_colour_of_text(tmp_path):
+    rows = [result(job(arm, seed), 0.5) for arm in ("none", "#010203") for seed in (0, 1)]
+    build([write(tmp_path / "in", rows)], tmp_path / "report.html")
+    page = Tags(source := (tmp_path / "report.html").read_text())
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1 and all(next <= level + 1 for level, next in itertools.pairwise(levels))
+    assert ">#010203</text>" in source and "currentColor</text>" not in source
+    assert re.search(r"<text[^>]*currentColor", source) and not re.search(r"<text[^>]*#010203", source)
 
 
 def test_a_p_value_is_not_broken_between_lines(tmp_path):
