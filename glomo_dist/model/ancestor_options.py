@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from glomo_dist.model.config import GlomoConfig, Sparsity
-from glomo_dist.runtime.config import MOST
+from glomo_dist.runtime.config import MOST, whole
 from glomo_dist.runtime.errors import ConfigError, suggest
 
 SPARSE_MODES: dict[int, Sparsity] = {0: "square", 1: "relu", 2: "bias", 3: "topk", 4: "threshold"}
@@ -79,11 +79,7 @@ def _number(name: str, value: Any) -> float:
 
 def _whole(name: str, value: Any, least: int = 0, most: int = MOST) -> int:
     number = _number(name, value)
-    if not least <= number <= most or number != int(number):
-        raise ConfigError(
-            f"ancestor option {name} must be a whole number from {least} to {most:,}, got {value!r:.80}."
-        )
-    return int(number)
+    return whole(f"ancestor option {name}", int(number) if number.is_integer() else value, least, most)
 
 
 def ancestor_text(vocab_size: int = 100_001) -> GlomoConfig:

@@ -174,8 +174,8 @@ class _Predictor:
 
 
 def _require_image(image: tuple[int, int] | None, shape: tuple[int, int], folder: str | Path) -> None:
-    if image not in (None, shape):
-        theirs, ours = (" x ".join(map(str, size)) for size in (image, shape) if size)
+    if image is not None and image != shape:
+        theirs, ours = (" x ".join(map(str, size)) for size in (image, shape))
         raise CheckpointError(
             f"{folder}: tokenizer.json is of {ours} images, the model of {theirs} (height x width). Put back the "
             "tokenizer it was trained with."

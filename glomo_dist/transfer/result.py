@@ -115,7 +115,7 @@ class Result:
     def read(cls, path: str | Path) -> Result:
         """The result at `path`.
 
-        Raises DataError if it is missing, no result, of another version or with numbers that none can have,
+        Raises DataError if it is missing, no result, of another version or with values that none can have,
         ConfigError for wrong keys.
         """
         again = "Delete the result and evaluate again."
@@ -126,7 +126,7 @@ class Result:
         return result
 
     def _wrong(self) -> str | None:
-        """What is not as the types say of the numbers that are averaged and drawn; None if all is."""
+        """What of that which is averaged and drawn no result can have; None if nothing."""
         shares = {
             "test": [self.test],
             "dev": [epoch.dev for epoch in self.curve],

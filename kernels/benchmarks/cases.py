@@ -15,8 +15,6 @@ from glomo_kernels.dispatch import VARIABLE
 from torch import Tensor
 
 Run = Callable[[], list[Tensor]]
-
-
 OPS = ("affinity_mix", "affinity_graph", "graph_mix", "decoder_loss")
 
 
