@@ -30,8 +30,10 @@ def environment(**changes: str) -> dict[str, str]:
     return {**ours, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **changes}
 
 
-@pytest.mark.parametrize("unbuffered", ["1", ""])
-@pytest.mark.parametrize("argv", [["--help"], ["bench", "--help"], ["bench", "--rounds", "1"]])
+HELP = [(argv, unbuffered) for argv in (["--help"], ["bench", "--help"]) for unbuffered in ("1", "")]
+
+
+@pytest.mark.parametrize(("argv", "unbuffered"), [*HELP, (["bench", "--rounds", "1"], "")])
 def test_output_that_nobody_reads(argv: list[str], unbuffered: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -51,8 +53,7 @@ def test_a_broken_pipe_inside_a_command_is_a_bug(monkeypatch: pytest.MonkeyPatch
         main(["bench"])
 
 
-@pytest.mark.parametrize("unbuffered", ["1", ""])
-@pytest.mark.parametrize("argv", [["--help"], ["bench", "--help"], ["bench", "--rounds", "1"]])
+@pytest.mark.parametrize(("argv", "unbuffered"), [*HELP, (["bench", "--rounds", "1"], "1")])
 def test_output_on_a_full_disk(argv: list[str], unbuffered: str) -> None:
     with open("/dev/full", "wb") as full:
         done = subprocess.run(

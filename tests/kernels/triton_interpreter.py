@@ -4,6 +4,7 @@ The interpreter keeps a bfloat16 as the 16 bits of an integer. It multiplies the
 float32 off where a GPU rounds it (Triton 3.6 to 3.7).
 """
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -72,3 +73,7 @@ def speed_up() -> None:
         return np.dtype(np.uint64) if type.scalar.is_ptr() else of_number(type.scalar)
 
     interpreter._get_np_dtype = of_any
+
+    # It works out whether an integer sum overflows, and then says so only where `debug` is on, which it is not.
+    builder = interpreter.interpreter_builder
+    builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)

@@ -13,15 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from nursery import Group, Nursery
-from pretrain_samples import TINY, rows, steps_done, weights_hash, without_times
+from pretrain_samples import PLAIN, rows, steps_done, weights_hash, without_times
 
-from glomo_dist.data import Reading
 from glomo_dist.pretrain import PretrainConfig, checkpoint
 from glomo_dist.runtime.errors import Interrupted
 
-SHORT = dataclasses.replace(
-    TINY, steps=12, checkpoint_every=2, trackers=(), hang_timeout=60.0, reading=Reading(readers=0)
-)
+SHORT = dataclasses.replace(PLAIN, steps=12, checkpoint_every=2, hang_timeout=60.0)
 DIED_SECONDS, STOP_SECONDS = 10.0, 30.0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from glomo_dist.data import Reading
 from glomo_dist.model import GlomoConfig
 from glomo_dist.pretrain import PretrainConfig
 from glomo_dist.runtime.config import to_dict
@@ -26,6 +28,8 @@ TINY = PretrainConfig(
     weight_decay=0.1,
     positions_per_sequence=4,
 )
+# without processes that read and without a tracker, which take longer to start than such a run takes
+PLAIN = dataclasses.replace(TINY, reading=Reading(readers=0), trackers=())
 
 
 def write_text(path: Path, documents: int = 60, seed: int = 0) -> Path:
@@ -50,10 +54,7 @@ def run_ranks(folder: Path, jobs: list[dict[str, Any]], ranks: int) -> str:
     """Do `jobs` in one group of `ranks` processes on CPU; returns what they printed."""
     listed = folder / f"jobs-{ranks}-{len(jobs)}.json"
     listed.write_text(json.dumps(jobs))
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
-        str(Path(__file__).with_name("rank_jobs.py")), str(listed),
-    ]  # fmt: skip
+    command = [sys.executable, str(Path(__file__).with_name("rank_jobs.py")), str(listed), str(ranks)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

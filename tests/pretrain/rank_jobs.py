@@ -1,6 +1,6 @@
-"""Runs under torchrun: does a list of jobs one after another in one group of ranks (starting ranks is slow).
+"""Does a list of jobs one after another in one group of ranks (starting ranks is slow, also when they are forked).
 
-torchrun ... tests/pretrain/rank_jobs.py JOBS.json
+python tests/pretrain/rank_jobs.py JOBS.json RANKS
 JOBS.json: list of {"do": "train" | "poison", "config": {...}, "data": folder, "out": folder}
 """
 
@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import Any
 
+import deepspeed  # noqa: F401 (so that the ranks need not)
 import torch
+from torch.multiprocessing import start_processes
 
 from glomo_dist.data import Stream
 from glomo_dist.model import Glomo
@@ -75,9 +78,13 @@ def poison(job: ResolvedRun, ranks: Ranks) -> dict[str, Any]:
     return {"applied": applied, "changed": changed, "finite": all(ranks.gather(finite)), "suspects": suspects}
 
 
-def main() -> None:
+def work(rank: int, world: int, port: int, jobs: list[dict[str, Any]]) -> None:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+    )  # fmt: skip
     ranks = group.join()
-    for item in json.loads(Path(sys.argv[1]).read_text()):
+    for item in jobs:
         job = run_folder.resolve(
             from_dict(PretrainConfig, item["config"]), item["data"], item["out"], item.get("valid")
         )
@@ -98,4 +105,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    jobs, world = json.loads(Path(sys.argv[1]).read_text()), int(sys.argv[2])
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    start_processes(work, (world, port, jobs), world, start_method="fork")

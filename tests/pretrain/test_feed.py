@@ -28,8 +28,9 @@ WINDOWS = ("random", "packed")
 LAST = "the last shard's"
 
 
-def config(folder: Path, limit: int) -> PretrainConfig:
-    return dataclasses.replace(TINY, reading=Reading(cache=str(folder / "cache"), max_bad_shards=limit))
+def config(folder: Path, limit: int, readers: int = 0) -> PretrainConfig:
+    reading = Reading(readers=readers, cache=str(folder / "cache"), max_bad_shards=limit)
+    return dataclasses.replace(TINY, reading=reading, trackers=())
 
 
 @pytest.fixture(scope="module")

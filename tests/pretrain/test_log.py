@@ -2,21 +2,77 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import math
 import os
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pretrain_samples import PLAIN, job, rows, run_ranks
 
-from glomo_dist.pretrain import loop
+from glomo_dist.pretrain import loop, run_folder
 from glomo_dist.pretrain.hooks import JsonLog
 from glomo_dist.pretrain.loop import State
 from glomo_dist.pretrain.schedule import Plateau
 from glomo_dist.runtime.errors import GlomoError
+
+OFTEN = dataclasses.replace(PLAIN, steps=7, log_every=4, valid_every=3, valid_batches=1, checkpoint_every=2)
+DIVERGING = dataclasses.replace(
+    PLAIN, steps=4, optimizer="sgd", weight_decay=0.0, lr=1e30, clip=None, schedule="constant"
+)
+PLATEAU = dataclasses.replace(
+    PLAIN, steps=9, log_every=9, schedule="plateau", valid_every=1, valid_batches=1, plateau_patience=1,
+    plateau_divisor=1e9, optimizer="sgd", lr=1e-12, weight_decay=0.0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of three runs of one rank, and what was said."""
+    folder = tmp_path_factory.mktemp("runs")
+    jobs = [
+        {**job(config, tiny_shards, folder / name), "valid": str(tiny_shards) if config.valid_every else None}
+        for name, config in (("often", OFTEN), ("diverging", DIVERGING), ("plateau", PLATEAU))
+    ]
+    return folder, run_ranks(folder, jobs, 1)
+
+
+def test_every_validation_is_a_row_and_seconds_are_those_since_the_row_before(runs: tuple[Path, str]) -> None:
+    log = rows(runs[0] / "often")
+    assert [row["step"] for row in log] == [3, 4, 6, 7]
+    assert ["valid_loss" in row for row in log] == [True, False, True, True]
+    # The checkpoint of step 2 was begun before step 3, that of 4 before 5, which has no row of its own, that of 6
+    # before 7.
+    assert [row["checkpoint_seconds"] > 0 for row in log] == [True, False, True, True]
+
+
+def test_a_run_that_ends_in_skipped_steps_says_so(runs: tuple[Path, str]) -> None:
+    out = runs[0] / "diverging"
+    skipped = [row["applied"] for row in rows(out)].count(False)
+    assert 0 < skipped < 4 and not rows(out)[-1]["applied"] and run_folder.finished(out)
+    assert f"WARNING: {out}: {skipped} of 4 steps skipped" in runs[1]
+
+
+def test_a_plateau_that_ends_the_run_leaves_its_last_row(runs: tuple[Path, str]) -> None:
+    log = rows(runs[0] / "plateau")
+    assert 1 < len(log) < 9 and all("valid_loss" in row for row in log)
+
+
+def test_seconds_of_steps_that_are_not_logged_are_in_the_next_row() -> None:
+    taken = iter([{"data": 1.0, "forward": 2.0}, {"forward": 4.0}, {"forward": 8.0, "other": 16.0}])
+    clock = SimpleNamespace(take=lambda: next(taken), lap=lambda part: None)
+    since_logged: Counter[str] = Counter()
+    found = []
+    for logged in (False, True, True):
+        row = {"units": 24, "logged": logged}
+        loop._tell([], row, clock, since_logged)
+        found.append((row["seconds"], row["data_seconds"], row["forward_seconds"], row["units_per_second"]))
+    assert found == [(3.0, 1.0, 2.0, 8.0), (7.0, 1.0, 6.0, 6.0), (24.0, 0.0, 8.0, 1.0)]
 
 
 @pytest.mark.parametrize("cut", ["", "\0\0\0\0\0", '"}\n[]\n5\nnull\n{}\n', "\udcff\n"])
