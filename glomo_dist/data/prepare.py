@@ -34,6 +34,7 @@ from glomo_dist.runtime.files import new_folder, require_absent_or_empty
 SHARD_BYTES = 64 << 20
 VOCAB_SIZE, MIN_COUNT, BITS = 30_000, 1, 4
 MANY_PIXEL_IDS = 1 << 16  # a softmax over more makes no sense: so fine a colour is hardly seen twice
+MANY_UNKNOWN = 0.5  # above this share of <unk> it is said aloud
 MOST_WORDS = 1 << 31  # ids are int32 until they are written
 
 
@@ -110,8 +111,17 @@ def prepare_text(
             ) as bar:
                 unknown += _write(writer, ((provisional_to_id[ids], meta) for ids, meta in bar))
             spool.delete()
+        if unknown == total:
+            raise DataError(
+                f"{_named(sources)}: not one word is in the vocabulary of {tokenizer}, so every unit would be <unk>. "
+                "Is it that of other texts?"
+            )
     units = f"vocabulary {vocabulary.vocab_size:,}; {100 * unknown / total:.2f} % of the words are not in it"
     _report(Path(out), parts, units, left_out)
+    if unknown > MANY_UNKNOWN * total:
+        progress.say(
+            f"WARNING: {100 * unknown / total:.0f} % of the words will be <unk>, of which little is learned"
+        )
     if warning:
         progress.say(f"WARNING: {warning}")
     return Path(out)

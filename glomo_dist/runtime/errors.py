@@ -75,5 +75,5 @@ def describe(e: BaseException) -> str:
     """One line for a foreign exception."""
     if isinstance(e, OSError) and e.strerror:
         return e.strerror
-    text = " ".join(str(e).split())
+    text = " ".join(str(e).split()).rstrip(".")  # whoever cites it ends the sentence
     return f"{type(e).__name__}: {text}" if text else type(e).__name__

@@ -160,6 +160,10 @@ def find(source: str, candidates: tuple[str, ...]) -> str | None:
     except DataError:
         raise
     except Exception as e:  # a file system driver may raise anything: bad scheme, credentials, network
+        if "::" in source and isinstance(e, ValueError) and "range requests" in str(e):
+            raise DataError(
+                f"{source}: the server gives no parts of a file, as an archive needs. Download the archive first."
+            ) from e
         raise DataError(f"{source} cannot be opened: {describe(e)}.") from e
     if refused:
         say(f"WARNING: {source}: the server refuses (403) {', '.join(refused)}; taken as not there")

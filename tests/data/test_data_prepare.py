@@ -137,6 +137,20 @@ def test_full_output_folder_is_not_touched(corpus: str, tmp_path: Path) -> None:
     assert [p.name for p in out.iterdir()] == ["mine"]
 
 
+def test_texts_of_which_a_tokenizer_knows_little(
+    corpus: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = prepare_text([corpus], tmp_path / "known", vocab_size=4)
+    other = tmp_path / "b.txt"
+    other.write_text("Zwölf Boxkämpfer jagen Viktor")
+    with pytest.raises(DataError, match=r"b\.txt: not one word is in the vocabulary of .*known.* <unk>"):
+        prepare_text([str(other)], tmp_path / "out", tokenizer=tokenizer)
+    assert not (tmp_path / "out").exists()
+    other.write_text(f"Boxkämpfer jagen {load_tokenizer(tokenizer).words[1]}")
+    prepare_text([str(other)], tmp_path / "out", tokenizer=tokenizer)
+    assert "WARNING: 67 % of the words will be <unk>" in capfd.readouterr().err
+
+
 def test_documents_without_a_word_are_left_out_and_zero_documents_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "___"}\n{"text": "a word"}\n')

@@ -157,6 +157,17 @@ def test_tasks_and_vectors_with_a_query_and_in_archives(tmp_path, web):
             assert get_task(task).load(source, None).fingerprint == local.fingerprint
 
 
+def test_an_archive_of_a_server_without_parts_of_a_file(tmp_path, web):
+    write_sst2(tmp_path / "sst2")
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for path in (tmp_path / "sst2").iterdir():
+            archive.write(path, path.name)
+    with pytest.raises(
+        DataError, match=r"all\.zip: the server gives no parts of a file, .* Download the archive"
+    ):
+        get_task("sst2").load(f"zip://::{web.address}/all.zip", None)
+
+
 @pytest.mark.parametrize("task", ["imdb", "race"])
 def test_texts_in_a_packed_archive_are_read_in_its_order(tmp_path, monkeypatch, task):
     """By name each step back in gzip began at the start: hours for all of IMDB. The examples stay in their order."""
