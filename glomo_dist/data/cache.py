@@ -12,6 +12,7 @@ the file it reads; what is so held is never deleted.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import mmap
@@ -81,7 +82,7 @@ class ShardCache:
 
     def __init__(self, folder: Path, limit: int, patience: float) -> None:
         self.folder, self._limit, self._patience = folder, limit, patience
-        with self._writing():
+        with self._working("write to"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             (folder / ".lock").touch()
 
@@ -92,14 +93,16 @@ class ShardCache:
 
         make: writes all ids from the beginning of the file that it is given, and returns their SHA-256.
         release: called when there is no room; gives back something of the caller's own and says whether it could.
-        Raises whatever `make` raises, GlomoError for a folder that cannot be written or is too small.
+        Raises whatever `make` raises, GlomoError for a folder that cannot be read or written or is too small.
         """
         path, size = self.folder / f"{key}.ids", units * dtype.itemsize + _DIGEST
         until = time.monotonic() + self._patience
         while True:
-            if (found := self._present(path, dtype, units)) is not None:
+            with self._working("read"):
+                found = self._present(path, dtype, units)
+            if found is not None:
                 return found
-            with self._writing(), self._held(path.with_suffix(".lock"), until, f"to make {path}"):
+            with self._working("write to"), self._held(path.with_suffix(".lock"), until, f"to make {path}"):
                 if path.exists():
                     continue  # another process has made it meanwhile
                 for left in self.folder.glob(f"{key}.*.tmp"):
@@ -205,13 +208,14 @@ class ShardCache:
             os.close(descriptor)
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _working(self, how: str) -> Iterator[None]:
         try:
             yield
         except OSError as e:
+            first = "Allow more (ulimit -n)" if e.errno in (errno.EMFILE, errno.ENFILE) else "Free space"
             raise GlomoError(
-                f"cannot write to the cache of shards {self.folder}: {e.strerror or e}. Free space, or name another "
-                "folder (reading.cache)."
+                f"cannot {how} the cache of shards {self.folder}: {e.strerror or e}. {first}, or name another folder "
+                "(reading.cache)."
             ) from e
 
 

@@ -26,11 +26,12 @@ from glomo_dist.data.decode import Layout
 from glomo_dist.data.gather import BadShard, Gatherer, Library, Request
 from glomo_dist.data.index import ShardIndex
 from glomo_dist.data.tarsamples import id_dtype
-from glomo_dist.runtime.errors import GlomoError, RankDied
+from glomo_dist.runtime.errors import GlomoError, RankDied, describe
 from glomo_dist.runtime.processes import import_path
 
 # A reader is no rank: what looks for ranks by these names must not find it, and it must not take itself for one.
 _OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_NAMED = 3  # shards of a request, where a reader has died
 
 
 class ShardReader(Protocol):
@@ -118,6 +119,8 @@ class ReaderProcess:
         except subprocess.TimeoutExpired:
             code = 0
         names = [self._library.names[i] for i in np.unique(request.shard).tolist()]
+        if len(names) > _NAMED:
+            names = [*names[:_NAMED], f"{len(names) - _NAMED} others"]
         reason = f"ended with exit code {code}"
         if code < 0:
             reason = f"was killed by {signal.Signals(-code).name}"
@@ -175,6 +178,11 @@ def _serve(connection: Connection) -> None:
             ids = gatherer.gather(Request(asked["rows"], asked["width"], *numbers))
         except GlomoError as e:
             send({"error": str(e), "shard": e.shard if isinstance(e, BadShard) else -1})
+            continue
+        except (
+            OSError
+        ) as e:  # as too many open files; where it is the rank that has ended, sending fails as well
+            send({"error": f"a reader process cannot go on: {describe(e)}.", "shard": -1})
             continue
         send({"ok": True})
         connection.send_bytes(np.ascontiguousarray(ids).data.cast("B"))

@@ -126,6 +126,35 @@ def test_readers_end_when_their_rank_is_killed(index: ShardIndex, tmp_path: Path
         until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in mine), 5.0)
 
 
+FEW_FILES = """
+import resource, sys
+from glomo_dist.data import ShardIndex, Stream, Reading
+index = ShardIndex.read(sys.argv[1])
+def batches():
+    reading = Reading(readers=int(sys.argv[3]), cache=sys.argv[2])
+    return Stream(index, window=10, seed=3, global_batch=256, reading=reading).iterate()
+made = batches()
+next(made)
+made.close()
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[4]), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+next(batches())
+"""
+
+
+@pytest.mark.parametrize(("readers", "files"), [(0, 12), (1, 16)])
+def test_a_reason_that_is_of_no_shard_is_said(
+    make_shards: MakeShards, tmp_path: Path, readers: int, files: int
+) -> None:
+    index = make_shards([20] * 200, 2048)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, "-c", FEW_FILES, str(index.folder), str(tmp_path), str(readers), str(files)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (
+        f"GlomoError: cannot read the cache of shards {tmp_path}: Too many open files. Allow more"
+        in done.stderr
+    )
+
+
 def test_closing_does_not_wait_for_a_download(index: ShardIndex, tmp_path: Path) -> None:
     with serving(Path(str(index.folder))) as server:
         for shard in index.shards:

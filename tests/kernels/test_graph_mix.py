@@ -299,6 +299,8 @@ def test_damaged_graphs_are_refused(backend, change, message):
     graph = change(sparse(make(5).float()))
     with pytest.raises(ValueError, match="graph_mix: " + message):
         graph_mix(graph, torch.zeros(4), torch.zeros(3, 5, 2))
+    with pytest.raises(ValueError, match="graph_apply: " + message):
+        graph_apply(graph, torch.zeros(3, 2, 5, 2))
 
 
 def test_columns_elsewhere_are_refused():

@@ -224,7 +224,7 @@ _mix_backward.refuse_derivative(OP)
 def _apply(
     offsets: Tensor, columns: Tensor, values: Tensor, components: int, first: int, count: int, x: Tensor
 ) -> Tensor:
-    graph_checks.check_edges(OP, offsets, columns, x.shape[2])
+    graph_checks.check_edges("graph_apply", offsets, columns, x.shape[2])
     arguments = (offsets, columns, values, components, first, count, x)
     result: Tensor = run(OP, "apply_forward", x.device, (x,), *arguments)
     return result
