@@ -18,24 +18,19 @@ import dataclasses
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg
 
 from glomo_dist.cli.arguments import pairs, parse
-from glomo_dist.evaluate.executor import Executor, InProcess, evaluate
-from glomo_dist.evaluate.job import EvaluationPlan, plan_jobs
-from glomo_dist.evaluate.notes import notes
-from glomo_dist.evaluate.plan_file import read_plan
-from glomo_dist.evaluate.ray_executor import RayExecutor
-from glomo_dist.evaluate.task_data import reader_of, require_fitting_data
 from glomo_dist.runtime.config import from_dict, to_dict
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 from glomo_dist.runtime.progress import say
-from glomo_dist.transfer.finetune import require_kernels, run
 from glomo_dist.transfer.job import FinetuneSettings, needs_graphs
-from glomo_dist.transfer.task import chosen_tasks
+
+if TYPE_CHECKING:
+    from glomo_dist.evaluate import EvaluationPlan
 
 
 def _without(default: str) -> Any:
@@ -77,8 +72,11 @@ class Evaluate:
 
 
 def main(argv: Sequence[str]) -> None:
-    file = _plan_file(argv)
-    given = read_plan(file) if file else None
+    file, given = _plan_file(argv), None
+    if file is not None:
+        from glomo_dist.evaluate import read_plan
+
+        given = read_plan(file)
     settings = from_dict(FinetuneSettings, given.settings if given else {}, f"{file}: settings")
     default = Evaluate(
         settings,
@@ -88,11 +86,24 @@ def main(argv: Sequence[str]) -> None:
         time_limit_seconds=given.time_limit_seconds if given else None,
     )
     command = parse(Evaluate, argv, name="evaluate", description=__doc__, default=default)
-    plan = _plan(command, given, _flags(argv))
+    _evaluate(command, _plan(command, given, _flags(argv)))
+
+
+def _evaluate(command: Evaluate, plan: EvaluationPlan) -> None:
+    # Seconds, which neither --help nor a mistyped flag should wait for.
+    from glomo_dist.evaluate import (
+        InProcess,
+        RayExecutor,
+        evaluate,
+        plan_jobs,
+        reader_of,
+        require_fitting_data,
+    )
+    from glomo_dist.evaluate.notes import notes
+    from glomo_dist.transfer.finetune import require_kernels, run
+
     jobs = plan_jobs(plan)
-    executor: Executor = InProcess()
-    if command.executor == "ray":
-        executor = RayExecutor(cores=command.cores, address=command.address)
+    executor = InProcess() if command.executor == "process" else RayExecutor(command.cores, command.address)
     if command.executor == "process" or command.address is None:  # a cluster's nodes are asked by each job
         for work in {job.work.graphs: job.work for job in jobs if job.work.needs_graphs}.values():
             require_kernels(work)
@@ -148,6 +159,8 @@ def _plan(command: Evaluate, given: EvaluationPlan | None, flags: set[str]) -> E
     values["memory_gb"] = command.job_memory_gb
     values["time_limit_seconds"] = command.time_limit_seconds
     if given is not None:
+        from glomo_dist.transfer.task import chosen_tasks
+
         left = chosen_tasks(command.tasks or given.tasks)
         sources = {task: source for task, source in given.sources.items() if task in left}
         values["sources"] = {**sources, **values.get("sources", {})}
@@ -160,4 +173,6 @@ def _plan(command: Evaluate, given: EvaluationPlan | None, flags: set[str]) -> E
     for name in ("tasks", "arms"):
         if name not in values:
             raise ConfigError(f"evaluate: give --{name} or a plan file. See `glomo evaluate --help`.")
+    from glomo_dist.evaluate import EvaluationPlan
+
     return EvaluationPlan(**values)
