@@ -147,9 +147,26 @@ def test_the_command_line_starts_without_heavy_imports() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_no_help_waits_for_pytorch() -> None:
+    """Of a command by itself, in one process for all."""
+    code = (
+        "import contextlib, sys\n"
+        "from glomo_dist.cli import COMMANDS, main\n"
+        "for name in COMMANDS:\n"
+        "    if name == 'plan':  # counts parameters\n"
+        "        continue\n"
+        "    with contextlib.suppress(SystemExit):\n"
+        "        main([name, '--help'])\n"
+        "    bad = {'torch', 'ray', 'deepspeed', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
+        "    assert not bad, (name, bad)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0 and done.stdout.count("usage: glomo") == 7, done.stderr
+
+
 def test_preparing_and_starting_a_run_do_without_pytorch() -> None:
     """Three seconds and 200 MB: the ranks load it, and most mistakes are told before there are any. Nor do
-    mistakes on the command line of a report wait for it."""
+    mistakes on the command line of an evaluation or a report wait for it."""
     code = (
         "import sys\n"
         "from glomo_dist.cli import main\n"
@@ -157,6 +174,8 @@ def test_preparing_and_starting_a_run_do_without_pytorch() -> None:
         "assert main(['pretrain', 'nowhere', '--recipe', 'ancestor_text', '--out', 'nothing']) == 2\n"
         "assert main(['prepare', 'text', 'nowhere', '--out', 'nothing']) == 2\n"
         "assert main(['report']) == 2\n"
+        "assert main(['evaluate', '--out', 'nothing', '--tasks', 'sst2', '--arms', 'pretrained']) == 2\n"
+        "assert main(['evaluate', '--out', 'nothing', '--lr', '-1']) == 2\n"
         "bad = {'torch', 'ray', 'deepspeed', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
         "assert not bad, bad\n"
     )

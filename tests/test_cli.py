@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -32,9 +34,30 @@ def test_settings_of_nested_parts_are_explained(capfd: Capture) -> None:
     assert run(["pretrain", "--help"]) == 0
     text = " ".join(capfd.readouterr().out.split())
     assert "--model.sparsity" in text and "--global-batch" in text
-    assert "sequences per optimizer step" in text  # from the docstring of PretrainConfig
-    assert "convolutions in the two CNNs" in text.replace("│ │ ", "")
+    assert "Sequences per optimizer step" in text  # from the docstring of PretrainConfig
+    assert "Convolutions in the CNN of the keys" in text.replace("│ │ ", "")
     assert all(name in text for name in recipes.RECIPES)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [*(name for name in COMMANDS if name != "prepare"), "prepare text", "prepare images", "prepare demo"],
+)
+def test_every_setting_says_what_it_is(command: str, capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In more than its default, and in full lines: one that ends early was broken in the source."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run([*command.split(), "--help"]) == 0
+    page = capfd.readouterr().out
+    text = "\n".join(line[2:-2] for line in page.splitlines() if line.startswith("│"))
+    settings = re.split(r"^(?=-|[A-Z[]{2})", text, flags=re.MULTILINE)[1:]
+    assert settings
+    for setting in settings:
+        name, *said = re.split(r" {2,}|\n +", setting.split("─")[0].rstrip())
+        assert re.match(r"[^(]", " ".join(said)), f"{name}: nothing but {said}"
+        for line, following in itertools.pairwise(setting.split("\n")[1:]):
+            if following.startswith("  ") and following.strip():
+                word = following.split()[0]
+                assert len(line.rstrip()) + 1 + len(word) > 76, f"{name}: broken before {word!r}"
 
 
 @pytest.mark.parametrize("kind", ["text", "images", "demo"])

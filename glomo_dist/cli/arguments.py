@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import tyro
 
@@ -16,7 +15,6 @@ from glomo_dist.runtime.files import write_json
 from glomo_dist.runtime.fingerprint import code_version
 from glomo_dist.runtime.secrets import shown_in
 
-T = TypeVar("T")
 COMMAND_FILE = "command.json"
 RENAMED = {  # before: now
     "--batch-tokens": "--batch-units",
@@ -69,28 +67,6 @@ def pairs(flag: str, values: Sequence[str]) -> dict[str, str]:
             raise ConfigError(f"{flag}: {key!r} is given twice.")
         found[key] = content
     return found
-
-
-def explained(cls: type[T]) -> type[T]:
-    """`cls`, its docstring turned into the form from which tyro takes the help of each field.
-
-    Ours describe fields in running text, "width: d, of the embeddings.  heads: K."; tyro reads an "Attributes:" list.
-    """
-    text = inspect.cleandoc(cls.__doc__ or "")
-    if "Attributes:" in text:
-        return cls
-    names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    head = re.compile(r"(?:^|(?<=\s\s)|(?<=\n))(\w+(?:, \w+)*)(?:, [\w -]+)?: ", re.MULTILINE)
-    marks = [m for m in head.finditer(text) if all(n in names for n in m[1].split(", "))]
-    if not marks:
-        return cls
-    lines = [text[: marks[0].start()].strip(), "", "Attributes:"]
-    for mark, following in zip(marks, [*marks[1:], None], strict=True):
-        end = following.start() if following else len(text)
-        help_text = " ".join(text[mark.end() : end].split("\n\n")[0].split())
-        lines += [f"    {name}: {help_text}" for name in mark[1].split(", ")]
-    cls.__doc__ = "\n".join(lines)
-    return cls
 
 
 def save_command(folder: str | Path, name: str, arguments: Any) -> None:

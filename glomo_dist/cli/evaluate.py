@@ -6,8 +6,8 @@ Examples:
   glomo evaluate plan.yaml --out results --seeds 0 1        # a plan in a file; flags change it
   glomo evaluate plan.yaml --out results --executor process # no Ray: for a debugger
 
-An arm is `none` (no graph), `uniform`, `windowN` (the N nearest words), or NAME=STORE with any name; {task} and
-{seed} in STORE are filled in. A run of `glomo pretrain` in the place of STORE: its graphs are computed in the jobs,
+An arm is `none` (no graph), `uniform`, `windowN` (the N nearest words), or NAME=STORE with any name, in which {task}
+and {seed} are filled in. A run of `glomo pretrain` in the place of STORE: its graphs are computed in the jobs,
 the same numbers. Equal seeds see the same examples in the same order in all arms. The plan is kept in OUT/plan.json,
 a failed job in OUT/results/JOB/error.json: it does not stop the others.
 """
@@ -18,45 +18,29 @@ import dataclasses
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg
 
-from glomo_dist.cli.arguments import explained, pairs, parse
-from glomo_dist.evaluate.executor import Executor, InProcess, evaluate
-from glomo_dist.evaluate.job import EvaluationPlan, plan_jobs
-from glomo_dist.evaluate.notes import notes
-from glomo_dist.evaluate.plan_file import read_plan
-from glomo_dist.evaluate.ray_executor import RayExecutor
-from glomo_dist.evaluate.task_data import reader_of, require_fitting_data
+from glomo_dist.cli.arguments import pairs, parse
 from glomo_dist.runtime.config import from_dict, to_dict
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 from glomo_dist.runtime.progress import say
-from glomo_dist.transfer.finetune import require_kernels, run
-from glomo_dist.transfer.job import PLANNED, FinetuneJob, needs_graphs
-from glomo_dist.transfer.task import chosen_tasks
+from glomo_dist.transfer.job import FinetuneSettings, needs_graphs
+
+if TYPE_CHECKING:
+    from glomo_dist.evaluate import EvaluationPlan
 
 
-def _settings_class() -> type:
-    """FinetuneJob without what the plan decides, its defaults and help kept: each has a flag of its own."""
-    hints = get_type_hints(explained(FinetuneJob))
-    kept = [
-        (f.name, hints[f.name], dataclasses.field(default=f.default))
-        for f in dataclasses.fields(FinetuneJob)
-        if f.name not in PLANNED
-    ]
-    made = dataclasses.make_dataclass("Settings", kept, frozen=True)
-    made.__doc__ = FinetuneJob.__doc__
-    return made
-
-
-Settings = _settings_class()
+def _without(default: str) -> Any:
+    """What stands in --help for a setting that is left to the plan, or to what is decided later."""
+    return arg(help_behavior_hint=f"(default: {default})")
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    settings: Annotated[Settings, arg(name="")]  # type: ignore[valid-type]
+    settings: Annotated[FinetuneSettings, arg(name="")]
     out: str
     """Folder of results; new, or of an earlier evaluation to go on with."""
     plan: Positional[Annotated[str | None, arg(metavar="[PLAN]")]] = None
@@ -67,19 +51,18 @@ class Evaluate:
     """none, uniform, window1, window2, ..., NAME=STORE, NAME=RUN."""
     sources: tuple[str, ...] = ()
     """TASK=PATH of the data of each task that needs one."""
-    features: tuple[str, ...] = ()
-    """What the model sees of a word: learned, learned:WIDTH, word vectors (.npz, or GloVe's text format),
-    hf:ENCODER[@LAYER[,first]]; trnn: before one of these."""
-    seeds: tuple[int, ...] = ()
-    """One job per seed and arm (default: 0 1 2)."""
-    train_sizes: tuple[int, ...] = ()
-    """Training examples, to compare several (default: all)."""
+    features: Annotated[tuple[str, ...], _without("learned")] = ()
+    """What it sees of words: learned[:WIDTH], a file of vectors, hf:ENCODER[@LAYER[,first]]; trnn: before one."""
+    seeds: Annotated[tuple[int, ...], _without("0 1 2")] = ()
+    """One job per seed and arm."""
+    train_sizes: Annotated[tuple[int, ...], _without("all")] = ()
+    """Training examples, to compare several."""
     executor: Literal["ray", "process"] = "ray"
     """ray: in parallel; process: one after the other in this process."""
     address: str | None = None
     """A running Ray cluster ("auto", "host:6379"); without it one is started here and stopped at the end."""
-    cores: int | None = None
-    """Of the local Ray (default: all)."""
+    cores: Annotated[int | None, _without("all")] = None
+    """Of the local Ray."""
     job_cores: int = 1
     """Cores and threads of each job."""
     job_memory_gb: float | None = None
@@ -89,14 +72,12 @@ class Evaluate:
 
 
 def main(argv: Sequence[str]) -> None:
-    file = _plan_file(argv)
-    given = read_plan(file) if file else None
-    known = {f.name for f in dataclasses.fields(Settings)}
-    settings = from_dict(
-        Settings,
-        {k: v for k, v in given.settings.items() if k in known} if given else {},
-        f"{file}: settings",
-    )
+    file, given = _plan_file(argv), None
+    if file is not None:
+        from glomo_dist.evaluate import read_plan
+
+        given = read_plan(file)
+    settings = from_dict(FinetuneSettings, given.settings if given else {}, f"{file}: settings")
     default = Evaluate(
         settings,
         tyro.MISSING,
@@ -105,11 +86,24 @@ def main(argv: Sequence[str]) -> None:
         time_limit_seconds=given.time_limit_seconds if given else None,
     )
     command = parse(Evaluate, argv, name="evaluate", description=__doc__, default=default)
-    plan = _plan(command, given, _flags(argv))
+    _evaluate(command, _plan(command, given, _flags(argv)))
+
+
+def _evaluate(command: Evaluate, plan: EvaluationPlan) -> None:
+    # Seconds, which neither --help nor a mistyped flag should wait for.
+    from glomo_dist.evaluate import (
+        InProcess,
+        RayExecutor,
+        evaluate,
+        plan_jobs,
+        reader_of,
+        require_fitting_data,
+    )
+    from glomo_dist.evaluate.notes import notes
+    from glomo_dist.transfer.finetune import require_kernels, run
+
     jobs = plan_jobs(plan)
-    executor: Executor = InProcess()
-    if command.executor == "ray":
-        executor = RayExecutor(cores=command.cores, address=command.address)
+    executor = InProcess() if command.executor == "process" else RayExecutor(command.cores, command.address)
     if command.executor == "process" or command.address is None:  # a cluster's nodes are asked by each job
         for work in {job.work.graphs: job.work for job in jobs if job.work.needs_graphs}.values():
             require_kernels(work)
@@ -165,6 +159,8 @@ def _plan(command: Evaluate, given: EvaluationPlan | None, flags: set[str]) -> E
     values["memory_gb"] = command.job_memory_gb
     values["time_limit_seconds"] = command.time_limit_seconds
     if given is not None:
+        from glomo_dist.transfer.task import chosen_tasks
+
         left = chosen_tasks(command.tasks or given.tasks)
         sources = {task: source for task, source in given.sources.items() if task in left}
         values["sources"] = {**sources, **values.get("sources", {})}
@@ -177,4 +173,6 @@ def _plan(command: Evaluate, given: EvaluationPlan | None, flags: set[str]) -> E
     for name in ("tasks", "arms"):
         if name not in values:
             raise ConfigError(f"evaluate: give --{name} or a plan file. See `glomo evaluate --help`.")
+    from glomo_dist.evaluate import EvaluationPlan
+
     return EvaluationPlan(**values)

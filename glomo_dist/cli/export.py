@@ -18,11 +18,9 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from glomo_dist.cli.arguments import parse, save_command
-from glomo_dist.model.io import model_folder
 from glomo_dist.runtime.errors import CheckpointError
 from glomo_dist.runtime.progress import say
-from glomo_dist.transfer.export import export_task
-from glomo_dist.transfer.task import TASKS, find_task
+from glomo_dist.transfer.tasks import NAMES
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,12 @@ class Export:
 
 def main(argv: Sequence[str]) -> None:
     command = parse(
-        Export, argv, name="export", description=(__doc__ or "").replace("TASKS", ", ".join(TASKS))
+        Export, argv, name="export", description=(__doc__ or "").replace("TASKS", ", ".join(NAMES))
     )
+    # Seconds, which neither --help nor a mistyped flag should wait for.
+    from glomo_dist.model.io import model_folder
+    from glomo_dist.transfer.export import export_task
+
     model = model_folder(command.model)
     if model is None and (Path(command.model) / "checkpoints").is_dir():
         raise CheckpointError(
@@ -68,6 +70,8 @@ def main(argv: Sequence[str]) -> None:
 
 def _next(command: Export, store: Path) -> list[str]:
     """The evaluation of the graphs, on the same data cut in the same way."""
+    from glomo_dist.transfer.task import find_task
+
     arm = "pretrained" if command.random_seed is None else "random"
     words = ["glomo", "evaluate", "--tasks", command.task, "--arms", "none", "uniform", f"{arm}={store}"]
     words += ["--sources", f"{find_task(command.task)[0].name}={command.source}"] if command.source else []

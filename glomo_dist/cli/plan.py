@@ -21,9 +21,9 @@ from glomo_kernels.decoder_loss.triton_impl import CHUNK_BYTES
 from tyro.conf import arg
 
 from glomo_dist import recipes
-from glomo_dist.cli.arguments import explained, parse, recipe_of
-from glomo_dist.data import Reading, WindowOrder
-from glomo_dist.model import Glomo, GlomoConfig
+from glomo_dist.cli.arguments import parse, recipe_of
+from glomo_dist.data import WindowOrder
+from glomo_dist.model import Glomo
 from glomo_dist.model.config import LARGEST_VOCABULARY
 from glomo_dist.pretrain import PretrainConfig
 from glomo_dist.pretrain.config import accumulation
@@ -137,7 +137,6 @@ def activation_bytes(config: PretrainConfig, ranks: int) -> float:
 
 def main(argv: Sequence[str]) -> None:
     recipe = recipe_of(argv, "base")
-    explained(GlomoConfig), explained(PretrainConfig), explained(Reading)
     command = parse(Plan, argv, name="plan", description=__doc__, default=Plan(recipes.get(recipe), recipe))
     config = command.config
     if not 2 <= command.vocabulary <= LARGEST_VOCABULARY:

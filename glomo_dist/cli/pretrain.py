@@ -5,7 +5,7 @@ Examples:
   glomo pretrain shards --out run --recipe wiki_small --steps 20000 --model.layers 3 --model.sparsity topk
   torchrun --nproc-per-node 8 -m glomo_dist.cli pretrain shards --out run --recipe base   # your own launcher
 
---recipe sets all defaults (RECIPES); every other flag changes one of them. The resolved settings are
+The recipe sets all defaults (RECIPES); every other flag changes one of them. The resolved settings are
 kept in OUT/config.json, one line per step in OUT/log.jsonl, the trained model in OUT/model.
 
 Exit codes: 0 finished; 2 something to mend; 70 a rank died, 71 a rank hung, 75 stopped by SIGTERM or SIGUSR1 after
@@ -24,9 +24,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from glomo_dist import recipes
-from glomo_dist.cli.arguments import explained, parse, recipe_of
-from glomo_dist.data import Reading
-from glomo_dist.model import GlomoConfig
+from glomo_dist.cli.arguments import parse, recipe_of
 from glomo_dist.pretrain import PretrainConfig, pretrain
 from glomo_dist.runtime.progress import say
 
@@ -50,7 +48,6 @@ class Pretrain:
 
 def main(argv: Sequence[str]) -> None:
     recipe = recipe_of(argv, "base")
-    explained(GlomoConfig), explained(PretrainConfig), explained(Reading)
     command = parse(
         Pretrain, argv, name="pretrain",
         description=(__doc__ or "").replace("RECIPES", ", ".join(recipes.RECIPES)),

@@ -13,13 +13,14 @@ from glomo_dist.runtime.errors import ConfigError
 class Reading:
     """Readers, cache, and what happens when a shard cannot be read.
 
-    readers: processes per rank that read ahead; 0: a thread of the rank itself.
-    prefetch: batches per rank that are ready or being read.
-    cache: folder for the checked ids of shards, shared by the ranks and runs of a machine (None: glomo/shards in the
-        user's cache folder).
-    cache_gb: 10^9 bytes that it may take.
-    retry_seconds: how long it is tried to get a shard from an address before it counts as bad.
-    max_bad_shards: bad shards that are set aside, with other samples in their place; one more ends the run.
+    Attributes:
+        readers: Processes per rank that read ahead; 0: a thread of the rank itself.
+        prefetch: Batches per rank that are ready or being read.
+        cache: Folder for the checked ids of shards, shared by the ranks and runs of a machine (None: glomo/shards in
+            the user's cache folder).
+        cache_gb: 10^9 bytes that it may take.
+        retry_seconds: How long it is tried to get a shard from an address before it counts as bad.
+        max_bad_shards: Bad shards that are set aside, with other samples in their place; one more ends the run.
     """
 
     readers: int = 2

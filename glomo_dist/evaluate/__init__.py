@@ -1,11 +1,21 @@
-"""Many fine-tuning jobs from one description: in this process, on a local Ray or on a cluster."""
+"""Many fine-tuning jobs from one description: in this process, on a local Ray or on a cluster.
 
-from glomo_dist.evaluate.attempt import Job, Outcome
-from glomo_dist.evaluate.executor import Executor, InProcess, Summary, evaluate
-from glomo_dist.evaluate.job import EvaluationPlan, plan_jobs
-from glomo_dist.evaluate.plan_file import read_plan
-from glomo_dist.evaluate.ray_executor import RayExecutor
-from glomo_dist.evaluate.task_data import reader_of, require_fitting_data
+Names are imported when they are used, as in `glomo_dist.data`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from glomo_dist.runtime import lazy
+
+if TYPE_CHECKING:
+    from glomo_dist.evaluate.attempt import Job, Outcome
+    from glomo_dist.evaluate.executor import Executor, InProcess, Summary, evaluate
+    from glomo_dist.evaluate.job import EvaluationPlan, plan_jobs
+    from glomo_dist.evaluate.plan_file import read_plan
+    from glomo_dist.evaluate.ray_executor import RayExecutor
+    from glomo_dist.evaluate.task_data import reader_of, require_fitting_data
 
 __all__ = [
     "EvaluationPlan",
@@ -21,3 +31,15 @@ __all__ = [
     "reader_of",
     "require_fitting_data",
 ]
+
+__getattr__ = lazy.names(
+    __name__,
+    {
+        "attempt": ("Job", "Outcome"),
+        "executor": ("Executor", "InProcess", "Summary", "evaluate"),
+        "job": ("EvaluationPlan", "plan_jobs"),
+        "plan_file": ("read_plan",),
+        "ray_executor": ("RayExecutor",),
+        "task_data": ("reader_of", "require_fitting_data"),
+    },
+)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ from glomo_dist.runtime.errors import ConfigError, suggest
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.transfer.encoder import encoder_fingerprint
 from glomo_dist.transfer.features import FeatureSpec, vectors_content
-from glomo_dist.transfer.job import PLANNED, FinetuneJob, needs_graphs
+from glomo_dist.transfer.job import PLANNED, SETTINGS, FinetuneJob, needs_graphs
 from glomo_dist.transfer.task import chosen_tasks, get_task
 
 _RESOURCES = ("cores", "memory_gb", "time_limit_seconds")
@@ -39,7 +39,7 @@ class EvaluationPlan:
     seeds: of the initial parameters, the order and the drawn training examples; equal seeds pair the arms.
     train_sizes: training examples (none: all).
     sources: task -> file or folder of its data, where it does not come with the installed packages.
-    settings: other fields of `FinetuneJob` for all jobs.  task_settings: task -> the same, for its jobs only; cores,
+    settings: fields of `FinetuneSettings` for all jobs.  task_settings: task -> the same, for its jobs only; cores,
         memory_gb and time_limit_seconds may be among them.
     cores: of each job, and its threads.  memory_gb: 10^9 bytes that must be free where a job is started.
     time_limit_seconds: of each job.
@@ -86,9 +86,8 @@ class EvaluationPlan:
                     f"plan: arm {arm!r} is {graphs!r}. The arms without graphs are written 'none: none', "
                     "'uniform: uniform', 'window3: window3'; any other name stands for a graph store."
                 )
-        fields_of_job = [f.name for f in fields(FinetuneJob) if f.name not in PLANNED]
         for where, settings in (("settings", self.settings), *self.task_settings.items()):
-            known = fields_of_job if where == "settings" else [*fields_of_job, *_RESOURCES]
+            known = SETTINGS if where == "settings" else (*SETTINGS, *_RESOURCES)
             for key in settings:
                 if key in PLANNED:
                     raise ConfigError(f"plan: {key!r} cannot be in {where}: it follows from the plan itself.")

@@ -20,34 +20,46 @@ Sparsity = Literal["threshold", "bias", "relu", "square", "topk", "softmax"]
 class GlomoConfig:
     """Sizes and choices of one model; the paper's text model is `recipes.ancestor_text_paper`.
 
-    vocab_size: number of different units; 0 means "take it from the data" and must be filled in before building.
-    width: d, of the embeddings and features.  heads: K.  head_width: d_g of queries and keys (None: width // 2).
-    layers: graph layers L.  key_layers, query_layers: convolutions in the two CNNs, of width kernel_size.
-    sparsity: how scores become edge weights, relu(score - threshold)^2 divided by the row's sum: threshold (learned
-        per query), bias (one learned threshold per layer), relu (no threshold), square (no ReLU either), topk (the k
-        largest squares, k = floor(topk_rate * sqrt(T)), at least 1), softmax (of the scores divided by sqrt(d_g), as
-        in attention, in the place of the squares; with score "scaled" that is twice).
-    coupled: an ablation of the paper: the graph of a layer comes from the features of the layer below, through the
-        same CNNs (with key_layers and query_layers 0 through the linear maps alone, as in self-attention), instead of
-        from a network of its own.
-    score: of query and key: their product; divided by sqrt(d_g); or of both at unit length, so between -1 and 1.
-    distance: whether scores may depend on how far apart two units are: none (the authors': only through what the
-        CNNs see around each), rotary (queries and keys turned by their positions, Su et al. 2021; the score then
-        depends on the difference alone) or rotary_2d, for images (half of the features turned by the pixel's row,
-        half by its column).
-    threshold_init: every threshold when training begins (None: small and random, for bias 1e-4); below 0 the first
-        graphs are dense.
-    edge_floor: a threshold never exceeds the score of the row's so many largest less MARGIN, so that a row with
-        enough units before it has at least so many edges (0: it may have none).
-    empty_row_penalty: weight of a hinge on the largest score of the sampled rows, max(0, MARGIN - score), added to
-        the training loss per predicted unit: the gradient that a row without edges otherwise lacks.
-    norm: inside the CNNs; layer is causal and the same on any number of ranks, batch is the authors'.
-    composition: how mixed features join the unit's own.  value: for residual, what is mixed: a linear map of the
-        features (per layer) or the features themselves.
-    decoder_layers, decoder_steps: GRU layers and predicted units D.
-    scale_grad_by_freq: divide the input embedding's gradient by the unit's count in the batch (the authors do).
-    image: (height, width) when the units are the pixels of an image in raster order; None for text, and in
-        pretraining for what the shards hold.
+    Attributes:
+        vocab_size: Number of different units; 0: taken from the data, before the model is built.
+        width: d, of the embeddings and features.
+        heads: K, the graphs of each layer; each mixes its own slice of the features, so width is a multiple of it.
+        head_width: d_g, of one head's queries and keys (None: width // 2).
+        layers: L, of graphs.
+        key_layers: Convolutions in the CNN of the keys.
+        query_layers: Convolutions in the CNN of the queries.
+        kernel_size: Units that a convolution sees, the last of them the unit itself; for images how wide it is, an
+            odd number: of pixels in the row above and, up to the pixel itself, in its own.
+        sparsity: How scores become edge weights, relu(score - threshold)^2 divided by the row's sum:
+            threshold (learned per query), bias (one learned threshold per layer), relu (no threshold), square (no
+            ReLU either), topk (the k largest squares, see topk_rate), softmax (of the scores divided by sqrt(d_g), as
+            in attention, in the place of the squares; with score "scaled" that is twice).
+        topk_rate: For sparsity topk: k = floor(topk_rate * sqrt(T)) edges of a row are kept, at least 1; T: units of
+            the sequence.
+        coupled: An ablation of the paper: the graph of a layer comes from the features of the layer below, through
+            the same CNNs (with key_layers and query_layers 0 through the linear maps alone, as in self-attention),
+            instead of from a network of its own.
+        score: Of query and key: their product; divided by sqrt(d_g); or of both at unit length, so between -1 and 1.
+        distance: Whether scores may depend on how far apart two units are: none (the authors': only through what the
+            CNNs see around each), rotary (queries and keys turned by their positions, Su et al. 2021; the score then
+            depends on the difference alone) or rotary_2d, for images (half of the features turned by the pixel's row,
+            half by its column).
+        threshold_init: Every threshold when training begins (None: small and random, for bias 1e-4); below 0 the
+            first graphs are dense.
+        edge_floor: A threshold never exceeds the score of the row's so many largest less 0.1, so that a row with
+            enough units before it has at least so many edges (0: it may have none).
+        empty_row_penalty: Weight of a hinge on the largest score of the sampled rows, max(0, 0.1 - score), added to
+            the training loss per predicted unit: the gradient that a row without edges otherwise lacks.
+        norm: Inside the CNNs; layer is causal and the same on any number of ranks, batch is the authors'.
+        composition: How mixed features join the unit's own: through a cell that all layers share, or added to them.
+        value: For composition residual, what is mixed: a linear map of the features (per layer) or the features
+            themselves.
+        decoder_layers: GRU layers of the decoder.
+        decoder_steps: D, the units that are predicted after each sampled one.
+        dropout: Share of what enters the CNNs and leaves the decoder's layers that is set to 0 in training.
+        scale_grad_by_freq: Divide the input embedding's gradient by the unit's count in the batch (the authors do).
+        image: Height and width when the units are the pixels of an image in raster order (None: text, and in
+            pretraining what the shards hold).
     """
 
     vocab_size: int = 0

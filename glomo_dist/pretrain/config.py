@@ -32,41 +32,53 @@ FREE_TO_CHANGE = (
 class PretrainConfig:
     """One run. Two runs with equal configurations, data and number of ranks give the same weights.
 
-    model: what is trained; `model.vocab_size` 0 is filled in from the tokenizer of the shards.
-    seed: of the initial weights, the order of samples, the sampled positions and dropout.
-    window: units of a training sequence at most (a longer document gives several).
-    windows: how documents are cut into sequences: fixed (end to end), random (lengths and places drawn anew in each
-        epoch, as the paper's authors do) or packed (fixed, and short documents share a row without seeing each
-        other; positions_per_sequence is then per row).
-    reading: how shards are fetched, cached and read ahead.
-    global_batch: sequences per optimizer step over all ranks.  micro_batch: sequences per rank and backward
-        pass (None: the rank's whole share); smaller ones are accumulated and give the same step, but for what sees
-        one micro-batch at a time: model.norm batch, model.scale_grad_by_freq and dropout.
-    steps: optimizer steps.
-    positions_per_sequence: units per sequence and direction whose context is predicted (paper code: 20), drawn from
-        the first max(length - model.decoder_steps, 1) of each document.
-    optimizer: adamw (with betas) or sgd (with momentum; the authors' run: lr 8, momentum 0.2, clip 0.25,
-        schedule plateau).
-    lr: peak learning rate.  schedule, after a linear warm-up of warmup_steps: cosine down to
-        final_lr_share * lr at the last step, constant, or plateau: each time plateau_patience validations in
-        a row were no better than the best, divide by plateau_divisor; the run ends below 1 % of lr.
-    graph_lr_share: the graph predictors' learning rate relative to lr. A row of the graph with no positive score
-        has no gradient: with the full rate of AdamW thresholds overshoot and all rows die within 50 steps.
-    weight_decay: decoupled for adamw; biases, norms and other vectors are spared.
-    clip: largest global gradient norm (None: no clipping).
-    valid_every: steps between validations (0: none; else validation shards are needed), each of
-        valid_batches global batches.
-    zero_stage: 0 replicates everything, 1 shares out optimizer states, 2 gradients too, 3 parameters too.
-    precision: fp32, or bf16 with fp32 master weights (zero_stage 1 or more).
-    activation_checkpointing: keep only the inputs of graph layers, convolutions and decoder during the forward pass
-        and compute the rest again in the backward pass: less memory, more time, the same numbers.
-    deepspeed: path of a JSON file with further DeepSpeed settings, e.g. bucket sizes or offloading.
-    checkpoint_every: steps between checkpoints (the last step always is one).  keep_checkpoints: that stay.
-    log_every: steps between rows of log.jsonl and graph statistics.
-    max_bad_steps: steps in a row with a non-finite loss or gradient (they are skipped) before giving up.
-    hang_timeout: seconds without progress after which the watchdog shows every rank's stacks and ends the run
-        (until the first step is done, which may compile, at least 15 minutes).
-    trackers: where the run can be watched besides log.jsonl: tensorboard, wandb, mlflow.
+    Attributes:
+        model: What is trained; vocab_size 0 and an image that is None are taken from the shards.
+        seed: Of the initial weights, the order of samples, the sampled positions and dropout.
+        window: Units of a training sequence at most (a longer document gives several).
+        windows: How documents are cut into sequences: fixed (end to end), random (lengths and places drawn anew in
+            each epoch, as the paper's authors do) or packed (fixed, and short documents share a row without seeing
+            each other; positions_per_sequence is then per row).
+        reading: How shards are fetched, cached and read ahead.
+        global_batch: Sequences per optimizer step over all ranks.
+        micro_batch: Sequences per rank and backward pass (None: the rank's whole share); smaller ones are accumulated
+            and give the same step, but for what sees one micro-batch at a time: model.norm batch,
+            model.scale_grad_by_freq and dropout.
+        steps: Optimizer steps.
+        positions_per_sequence: Units per sequence and direction whose context is predicted (paper code: 20), drawn
+            from the first max(length - model.decoder_steps, 1) of each document.
+        optimizer: adamw (with betas) or sgd (with momentum; the authors' run: lr 8, momentum 0.2, clip 0.25, schedule
+            plateau).
+        lr: Peak learning rate.
+        graph_lr_share: The graph predictors' learning rate relative to lr. A row of the graph with no positive score
+            has no gradient: with the full rate of AdamW thresholds overshoot and all rows die within 50 steps.
+        betas: For optimizer adamw: two numbers, how much of the running means of gradients and of their squares stays
+            in a step.
+        momentum: For optimizer sgd: how much of the last step goes into the next.
+        weight_decay: How strongly weights are drawn to 0, for adamw decoupled; biases, norms and other vectors are
+            spared.
+        clip: Largest global gradient norm (None: no clipping).
+        schedule: Of the learning rate after the warm-up: cosine (falls to final_lr_share at the last step), constant,
+            or plateau (is divided each time the validations stop getting better; the run ends below 1 % of lr).
+        warmup_steps: Steps in which the learning rate rises to lr, in equal parts.
+        final_lr_share: For schedule cosine: the learning rate of the last step relative to lr.
+        plateau_patience: For schedule plateau: validations in a row, none better than the best, before the learning
+            rate is divided.
+        plateau_divisor: For schedule plateau: what the learning rate is divided by.
+        valid_every: Steps between validations (0: none; else validation shards are needed).
+        valid_batches: Global batches of a validation, the same ones each time.
+        zero_stage: 0 replicates everything, 1 shares out optimizer states, 2 gradients too, 3 parameters too.
+        precision: fp32, or bf16 with fp32 master weights (zero_stage 1 or more).
+        activation_checkpointing: Keep only the inputs of graph layers, convolutions and decoder during the forward
+            pass and compute the rest again in the backward pass: less memory, more time, the same numbers.
+        deepspeed: Path of a JSON file with further DeepSpeed settings, e.g. bucket sizes or offloading.
+        checkpoint_every: Steps between checkpoints (the last step always is one).
+        keep_checkpoints: Newest checkpoints that stay; older ones are deleted.
+        log_every: Steps between rows of log.jsonl and graph statistics.
+        max_bad_steps: Steps in a row with a non-finite loss or gradient (they are skipped) before giving up.
+        hang_timeout: Seconds without progress after which the watchdog shows every rank's stacks and ends the
+            run (until the first step is done, which may compile, at least 15 minutes).
+        trackers: Where the run can be watched besides log.jsonl.
     """
 
     model: GlomoConfig = field(default_factory=GlomoConfig)

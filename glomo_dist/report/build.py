@@ -101,6 +101,7 @@ def _sections(results: Results, tasks: Mapping[str, Task]) -> list[dict[str, Any
     sections = []
     for table in tables(results):
         result = table.group.any.result
+        task = tasks.get(result.task)
         sections.append(
             {
                 "title": table.group.title,
@@ -114,7 +115,8 @@ def _sections(results: Results, tasks: Mapping[str, Task]) -> list[dict[str, Any
                 "classes": len(result.classes),
                 "examples": result.examples,
                 "remarks": remarks.about_examples(table.group),
-                "published": tasks[result.task].published if result.task in tasks else (),
+                "source": "" if task is None else task.data_source,
+                "published": () if task is None else task.published,
                 "incomplete": [
                     f"{arm_name(r.arm)} ({seeds_text(r)})" for r in table.rows if r.score.n < r.planned
                 ],

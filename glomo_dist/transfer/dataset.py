@@ -97,6 +97,7 @@ class Task:
     model: makes the reader; the arguments of its `forward` are the columns, which is checked here if it is a class.
     measure(split, predictions [examples, …] in the order of the split): all metrics, shares in [0, 1].
     metric: the one that chooses the epoch and stands in tables.
+    data_source: the set by its name, with who published it, for the report.
     """
 
     name: str

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from glomo_dist.transfer.features import pixel_positions
-from glomo_dist.transfer.models import Cell, Sequences, sequence_layer
+from glomo_dist.transfer.job import Cell
+from glomo_dist.transfer.models import Sequences, sequence_layer
 from glomo_dist.transfer.states import StateColumn
 
 PAD, UNKNOWN = 0, 1

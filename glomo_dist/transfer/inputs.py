@@ -26,7 +26,7 @@ from glomo_dist.transfer.feature_modules import (
     WordFeatures,
 )
 from glomo_dist.transfer.features import FeatureSpec, WordVectors, table_fingerprint
-from glomo_dist.transfer.models import Cell
+from glomo_dist.transfer.job import Cell
 from glomo_dist.transfer.states import column_states
 
 

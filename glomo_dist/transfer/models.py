@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from glomo_dist.model.glomo import reversal
 from glomo_dist.transfer.head import Fusion, GraphMixture, Graphs
+from glomo_dist.transfer.job import Cell
 
 Mix = Literal["none", "window", "graphs"]
-Cell = Literal["gru", "lstm", "bag"]
 
 
 class Sequences(NamedTuple):

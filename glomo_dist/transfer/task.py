@@ -1,4 +1,4 @@
-"""The tasks there are: those of the package (a file in `tasks/`, and its line in `TASKS`), and those of a file."""
+"""The tasks there are: those of the package (a file in `tasks/`, its name in `NAMES` there), and those of a file."""
 
 from __future__ import annotations
 
@@ -14,20 +14,7 @@ from typing import Any
 from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError, describe, suggest
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.transfer.dataset import Column, Published, Split, Task, TaskData
-from glomo_dist.transfer.tasks import (
-    cifar10,
-    digits,
-    docstring,
-    imdb,
-    mnist,
-    mnli,
-    race,
-    rte,
-    sick,
-    snli,
-    squad,
-    sst2,
-)
+from glomo_dist.transfer.tasks import NAMES
 
 __all__ = [
     "TASKS",
@@ -42,8 +29,7 @@ __all__ = [
 ]
 
 TASKS: dict[str, Task] = {
-    module.TASK.name: module.TASK
-    for module in (sst2, imdb, snli, mnli, rte, sick, race, squad, mnist, cifar10, docstring, digits)
+    name: importlib.import_module(f"glomo_dist.transfer.tasks.{name}").TASK for name in NAMES
 }
 
 

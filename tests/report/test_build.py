@@ -72,6 +72,11 @@ def test_hostile_strings_are_only_text(tmp_path):
     assert "store is" not in page.text and "no longer there" in page.text
 
 
+def test_the_data_of_a_task_are_named(tmp_path):
+    build([write(tmp_path / "in", [result(job("none", 0), 0.5)])], tmp_path / "report.html")
+    assert f"{get_task('sst2').data_source}: " in Tags((tmp_path / "report.html").read_text()).text
+
+
 def test_names_that_are_not_utf_8_are_shown(tmp_path):
     """Python has half a surrogate pair for each byte that it cannot read in a file's name."""
     bad = "caf\udce9"

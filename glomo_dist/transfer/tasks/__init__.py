@@ -1,1 +1,16 @@
-"""One file per task of the package, named in `glomo_dist.transfer.task.TASKS`. Others may lie anywhere."""
+"""One file per task of the package, named here. Others may lie anywhere."""
+
+NAMES = (
+    "sst2",
+    "imdb",
+    "snli",
+    "mnli",
+    "rte",
+    "sick",
+    "race",
+    "squad",
+    "mnist",
+    "cifar10",
+    "docstring",
+    "digits",
+)
