@@ -135,3 +135,37 @@ def test_a_default_that_is_given_contradicts_too(
     for given in ([flag, default], [f"{flag}={default}"]):
         refused([*command, *given], capfd, flag.strip("-").replace("-", "_"), "Leave them or it out")
     nothing_at(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["evaluate", "--tasks", "sst2", "--arms", "none", "--arms=uniform"], "--arms is given 2 times"),
+        (["evaluate", "--train_sizes", "9", "--train-sizes", "8"], "--train-sizes is given 2 times"),
+        (["report", "o", "--runs", "a", "--runs", "b", "--runs", "c"], "--runs is given 3 times"),
+        (["pretrain", "s", "--trackers", "--out", "o", "--trackers", "wandb"], "--trackers is given 2 times"),
+    ],
+)  # fmt: skip
+def test_values_of_a_list_are_not_forgotten(
+    argv: list[str], said: str, tmp_path: Path, capfd: Capture
+) -> None:
+    refused(argv, capfd, said, "with all its values")
+
+
+def test_of_a_flag_of_one_value_the_last_holds(capfd: Capture) -> None:
+    assert run(["plan", "--recipe", "tiny", "--model.vocab-size", "9", "--model.vocab-size", "100"]) == 0
+    assert "100" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arms", "said"),
+    [
+        (["unifrom"], ["expected NAME=VALUE, got 'unifrom'. Did you mean 'uniform'?", "window2"]),
+        (["window0"], ["got 'window0'", "window1"]),
+        (["none", "uniform", "none"], ["'none' is given twice"]),
+    ],
+)
+def test_mistaken_arms(arms: list[str], said: list[str], tmp_path: Path, capfd: Capture) -> None:
+    out = tmp_path / "out"
+    refused(["evaluate", "--tasks", "sst2", "--arms", *arms, "--out", out], capfd, "--arms", *said)
+    nothing_at(out)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import tyro
 
-from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.runtime.errors import ConfigError, suggest
 from glomo_dist.runtime.files import write_json
 from glomo_dist.runtime.fingerprint import code_version
 from glomo_dist.runtime.secrets import shown_in
@@ -28,11 +29,15 @@ def parse(cls: Any, argv: Sequence[str], *, name: str, description: str | None, 
 
     default: an instance whose values stand where `argv` has none; `tyro.MISSING` marks required ones.
     Raises SystemExit(2) for unknown flags (with near names) and values of the wrong type, SystemExit(0) for --help;
-    ConfigError for a flag by the name that it had before.
+    ConfigError for a flag by the name that it had before, and for a flag of several values that is given twice: the
+    parser would forget the values of the first. Of a flag of one value the last one holds, as elsewhere.
     """
-    for flag in (word.partition("=")[0].replace("_", "-") for word in argv):
+    given = Counter(word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--"))
+    for flag, times in given.items():
         if flag in RENAMED:
             raise ConfigError(f"{name}: {flag} is called {RENAMED[flag]} now.")
+        if times > 1 and flag.rpartition(".")[2].removeprefix("--") in _lists(cls):
+            raise ConfigError(f"{name}: {flag} is given {times} times. Give it once, with all its values.")
     return tyro.cli(
         cls,
         args=list(argv),
@@ -40,6 +45,15 @@ def parse(cls: Any, argv: Sequence[str], *, name: str, description: str | None, 
         description=inspect.cleandoc(description or ""),
         default=tyro.MISSING_NONPROP if default is None else default,
     )
+
+
+def _lists(cls: Any) -> set[str]:
+    """Flags that take several values, of a dataclass, the dataclasses in it, or a union of them."""
+    if not dataclasses.is_dataclass(cls):
+        return set().union(*map(_lists, get_args(cls)))
+    hints = get_type_hints(cls)
+    several = {name.replace("_", "-") for name, hint in hints.items() if get_origin(hint) is tuple}
+    return several.union(*map(_lists, filter(dataclasses.is_dataclass, hints.values())))
 
 
 def recipe_of(argv: Sequence[str], default: str) -> str:
@@ -56,13 +70,14 @@ def recipe_of(argv: Sequence[str], default: str) -> str:
     return found
 
 
-def pairs(flag: str, values: Sequence[str]) -> dict[str, str]:
-    """{"a": "x"} of ("a=x",); ConfigError naming `flag` for anything else."""
+def pairs(flag: str, values: Sequence[str], others: Sequence[str] = ()) -> dict[str, str]:
+    """{"a": "x"} of ("a=x",); ConfigError for anything else, with the `others` that the flag takes."""
     found: dict[str, str] = {}
     for value in values:
         key, equals, content = value.partition("=")
         if not (key and equals and content):
-            raise ConfigError(f"{flag}: expected NAME=VALUE, got {value!r}.")
+            known = suggest(value, others) if others else ""
+            raise ConfigError(f"{flag}: expected NAME=VALUE, got {value!r}.{known}")
         if key in found:
             raise ConfigError(f"{flag}: {key!r} is given twice.")
         found[key] = content

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -31,6 +32,8 @@ from glomo_dist.transfer.job import FinetuneSettings, needs_graphs
 
 if TYPE_CHECKING:
     from glomo_dist.evaluate import EvaluationPlan
+
+BARE_ARMS = ("none", "uniform", "window1", "window2", "window3")  # and so on
 
 
 def _without(default: str) -> Any:
@@ -150,8 +153,11 @@ def _plan(command: Evaluate, given: EvaluationPlan | None, flags: set[str]) -> E
         if getattr(command, name):
             values[name] = getattr(command, name)
     if command.arms:
-        bare = {arm: arm for arm in command.arms if not needs_graphs(arm)}
-        values["arms"] = {**bare, **pairs("--arms", [arm for arm in command.arms if arm not in bare])}
+        bare = [arm for arm in command.arms if not needs_graphs(arm)]
+        if again := [arm for arm, times in Counter(bare).items() if times > 1]:
+            raise ConfigError(f"--arms: {again[0]!r} is given twice.")
+        stores = pairs("--arms", [arm for arm in command.arms if arm not in bare], BARE_ARMS)
+        values["arms"] = {**dict(zip(bare, bare, strict=True)), **stores}
     if command.sources:
         values["sources"] = pairs("--sources", command.sources)
     values["settings"] = to_dict(command.settings)

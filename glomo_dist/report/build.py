@@ -11,6 +11,7 @@ from typing import Any
 
 import jinja2
 
+from glomo_dist.graphs.store import GraphStore
 from glomo_dist.report import drawings, provenance, remarks, runs, scores
 from glomo_dist.report.figures import with_own_ids
 from glomo_dist.report.names import counted, one_line, printable
@@ -36,14 +37,16 @@ def build(
     results: output folders of `glomo evaluate`.  run_folders: pretraining runs.  stores: graph stores to draw
     beside those of the results.  tasks: files of those that are not of the package; without them, as no code is run
     that a result names, their published numbers and drawings are left out.
-    Raises GlomoError naming the file for anything that cannot be read. A store that is gone, or whose task data
-    are gone, is a sentence in the report.
+    Raises GlomoError naming the file for anything that cannot be read. A store of the results that is gone, or whose
+    task data are gone, is a sentence in the report.
     """
     out = Path(out)
     _require_file(out)
     known = {**TASKS, **{name: get_task(name, file) for name, file in chosen_tasks(tasks).items()}}
     found = read_results(results)
     pretraining = runs.read_runs(run_folders)
+    for store in stores:
+        GraphStore.open(store)  # one that was asked for is there, or its name is wrong
     # The name of a folder given as "." or ".." is in its full path alone.
     page = _render(found, pretraining, [Path(os.path.abspath(store)) for store in stores], known)
     _write(out, printable(with_own_ids(page)).encode())

@@ -254,6 +254,8 @@ def test_unusable_runs_and_outputs_are_named(tmp_path):
         build([results], page, [tmp_path / "in"])
     with pytest.raises(DataError, match=r"log.jsonl: no row with a step and a loss"):
         build([results], page, [run_folder(tmp_path / "young", [])])
+    with pytest.raises(GlomoError, match=r"nothere.*index\.json"):
+        build([results], page, stores=[tmp_path / "nothere"])
     damaged = run_folder(tmp_path / "damaged", [log_row(1), log_row(2)])
     text = (damaged / "log.jsonl").read_text()
     (damaged / "log.jsonl").write_text("}" + text)
