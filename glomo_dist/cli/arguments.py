@@ -16,23 +16,14 @@ from glomo_dist.runtime.fingerprint import code_version
 from glomo_dist.runtime.secrets import shown_in
 
 COMMAND_FILE = "command.json"
-RENAMED = {  # before: now
-    "--batch-tokens": "--batch-units",
-    "--tokens-per-second": "--units-per-second",
-    "--job-cpus": "--job-cores",
-}
 
 
 def parse(cls: Any, argv: Sequence[str], *, name: str, description: str | None, default: Any = None) -> Any:
     """An instance of `cls` (a dataclass, or a union of them: subcommands) from `argv`.
 
     default: an instance whose values stand where `argv` has none; `tyro.MISSING` marks required ones.
-    Raises SystemExit(2) for unknown flags (with near names) and values of the wrong type, SystemExit(0) for --help;
-    ConfigError for a flag by the name that it had before.
+    Raises SystemExit(2) for unknown flags (with near names) and values of the wrong type, SystemExit(0) for --help.
     """
-    for flag in (word.partition("=")[0].replace("_", "-") for word in argv):
-        if flag in RENAMED:
-            raise ConfigError(f"{name}: {flag} is called {RENAMED[flag]} now.")
     return tyro.cli(
         cls,
         args=list(argv),
