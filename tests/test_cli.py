@@ -78,14 +78,6 @@ def test_unknown_key_is_refused_with_a_suggestion(tmp_path: Path, capfd: Capture
     nothing_at(out)
 
 
-@pytest.mark.parametrize("flag", ["--batch-tokens", "--batch_tokens=8"])
-def test_a_flag_by_its_former_name_is_refused_with_the_new_one(
-    flag: str, tmp_path: Path, capfd: Capture
-) -> None:
-    command = ["export", tmp_path, "--task", "digits", "--out", tmp_path / "graphs"]
-    refused([*command, flag, "8"], capfd, "--batch-tokens is called --batch-units now")
-
-
 def test_value_of_the_wrong_type_is_refused(tmp_path: Path, capfd: Capture) -> None:
     assert run(["pretrain", tmp_path, "--out", tmp_path / "run", "--steps", "many"]) == 2
     assert "--steps" in capfd.readouterr().err

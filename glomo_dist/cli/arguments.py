@@ -17,11 +17,6 @@ from glomo_dist.runtime.fingerprint import code_version
 from glomo_dist.runtime.secrets import shown_in
 
 COMMAND_FILE = "command.json"
-RENAMED = {  # before: now
-    "--batch-tokens": "--batch-units",
-    "--tokens-per-second": "--units-per-second",
-    "--job-cpus": "--job-cores",
-}
 
 
 def parse(cls: Any, argv: Sequence[str], *, name: str, description: str | None, default: Any = None) -> Any:
@@ -29,13 +24,11 @@ def parse(cls: Any, argv: Sequence[str], *, name: str, description: str | None, 
 
     default: an instance whose values stand where `argv` has none; `tyro.MISSING` marks required ones.
     Raises SystemExit(2) for unknown flags (with near names) and values of the wrong type, SystemExit(0) for --help;
-    ConfigError for a flag by the name that it had before, and for a flag of several values that is given twice: the
-    parser would forget the values of the first. Of a flag of one value the last one holds, as elsewhere.
+    ConfigError for a flag of several values that is given twice, as the parser would forget the first ones. Of a flag of
+    one value the last one holds, as elsewhere.
     """
     given = Counter(word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--"))
     for flag, times in given.items():
-        if flag in RENAMED:
-            raise ConfigError(f"{name}: {flag} is called {RENAMED[flag]} now.")
         if times > 1 and flag.rpartition(".")[2].removeprefix("--") in _lists(cls):
             raise ConfigError(f"{name}: {flag} is given {times} times. Give it once, with all its values.")
     return tyro.cli(

@@ -31,7 +31,7 @@ from glomo_dist.runtime.processes import usable_cores
 from glomo_dist.runtime.secrets import shown, shown_in
 
 JOB_FORMAT, ERROR_FORMAT, VERSION = "glomo-job", "glomo-error", 1
-LAST_WORDS = 1 << 16  # bytes
+LAST_WORDS, LAST_LINES = 1 << 16, 30  # bytes, and lines of these
 MOST = 1e9  # gigabytes or seconds (30 years) of a job; what counts them in smaller units takes no infinity
 
 
@@ -165,15 +165,15 @@ def write_error(job: Job, out: str | Path, seconds: float, message: str, trace: 
     return Outcome(job.id, seconds, message)
 
 
-def log_tail(out: str | Path, id: str, lines: int = 30) -> str:
-    """The last words of a worker, for a job that can no longer say anything itself."""
+def log_tail(out: str | Path, id: str) -> str:
+    """The last lines of a worker, for a job that can no longer say anything itself."""
     path = job_folder(out, id) / "log.txt"
     if not path.exists():
         return ""
     with path.open("rb") as f:  # however much it printed
         f.seek(max(path.stat().st_size - LAST_WORDS, 0))
         text = f.read().decode(errors="replace")
-    return "\n".join(text.splitlines()[-lines:])
+    return "\n".join(text.splitlines()[-LAST_LINES:])
 
 
 def machine() -> dict[str, Any]:

@@ -39,13 +39,6 @@ class _StrictLoader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
 
 
-def _renamed(settings: Any) -> Any:
-    """The cores of a job were called cpus in plans of before."""
-    if isinstance(settings, dict) and "cpus" in settings and "cores" not in settings:
-        return {"cores" if key == "cpus" else key: value for key, value in settings.items()}
-    return settings
-
-
 def read_plan(path: str | Path) -> EvaluationPlan:
     """A plan from a .yaml, .yml or .json file. ConfigError or DataError with the file and the key."""
     path = Path(path)
@@ -70,7 +63,4 @@ def read_plan(path: str | Path) -> EvaluationPlan:
         raise ConfigError(f"{path}: a plan is a .yaml, .yml or .json file.")
     if values is None:
         raise DataError(f"{path} is empty. A plan has at least tasks and arms.")
-    values = _renamed(values)
-    if isinstance(values, dict) and isinstance(own := values.get("task_settings"), dict):
-        values["task_settings"] = {task: _renamed(settings) for task, settings in own.items()}
     return from_dict(EvaluationPlan, values, str(path))

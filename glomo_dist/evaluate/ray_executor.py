@@ -34,13 +34,11 @@ class RayExecutor:
     address: of a running cluster ("auto", "host:6379", "ray://host:10001"); None: start a local Ray and stop
         it at the end. An already running one in this process (`ray.init` by the caller) is used as it is.
     max_retries: how often a job whose worker died is started again.
-    max_pending: jobs handed to Ray at a time; None: what fits into its cores, and a few more.
     """
 
     cores: int | None = None
     address: str | None = None
     max_retries: int = 2
-    max_pending: int | None = None
 
     def __post_init__(self) -> None:
         if self.cores is not None and self.cores < 1:
@@ -106,8 +104,8 @@ class _Fanout:
 
     def submit(self) -> None:
         """Hand over jobs until Ray has enough of them."""
-        # nodes join and are lost, so this changes
-        limit = self.settings.max_pending or max(2, int(self.nodes.cores) // self.fewest + 2)
+        # what fits into the cores and a few more; nodes join and are lost, so this changes
+        limit = max(2, int(self.nodes.cores) // self.fewest + 2)
         while self.pending and len(self.running) < limit:
             job = self.pending.popleft()
             needs = {} if job.memory_gb is None else {"memory": int(job.memory_gb * 1e9)}

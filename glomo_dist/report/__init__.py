@@ -2,6 +2,6 @@
 
 from glomo_dist.report.build import build
 from glomo_dist.report.results import read_results
-from glomo_dist.report.table import as_markdown, as_text
+from glomo_dist.report.table import as_text
 
-__all__ = ["as_markdown", "as_text", "build", "read_results"]
+__all__ = ["as_text", "build", "read_results"]

@@ -31,7 +31,7 @@ def build(
     stores: Sequence[str | Path] = (),
     tasks: Sequence[str] = (),
 ) -> Results:
-    """Write the report to the file `out` and return the results it shows (for `as_text`, `as_markdown`).
+    """Write the report to the file `out` and return the results it shows (for `as_text`).
 
     out: replaced if it is there; a link leads to what is replaced, a pipe or a device (/dev/null) is written to.
     results: output folders of `glomo evaluate`.  run_folders: pretraining runs.  stores: graph stores to draw

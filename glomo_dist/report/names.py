@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
+SHORT = 24  # columns
+
 # What a terminal obeys, what turns the text after it around, and halves of surrogate pairs: what Python makes of a
 # file's name that is not UTF-8, and what no encoding takes.
 _UNFIT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -29,10 +31,10 @@ def text_width(text: str) -> int:
     )
 
 
-def short(text: str, width: int = 24) -> str:
-    """`text` in `width` columns: where it is longer, an ellipsis stands for its middle."""
-    cut, kept = text, width - 1
-    while text_width(cut) > width:
+def short(text: str) -> str:
+    """`text` in SHORT columns: where it is longer, an ellipsis stands for its middle."""
+    cut, kept = text, SHORT - 1
+    while text_width(cut) > SHORT:
         cut = f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
         kept -= 1
     return cut

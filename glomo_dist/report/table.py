@@ -1,8 +1,7 @@
-"""The results as rows of numbers, and those rows as text for a terminal and as Markdown."""
+"""The results as rows of numbers, and those rows as text for a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from glomo_dist.report.names import counted, one_line, printable, short, text_width
@@ -135,23 +134,6 @@ def as_text(results: Results) -> str:
             "\n".join([table.group.title, "", drawn[0].rstrip(), rule, *(d.rstrip() for d in drawn[1:])])
         )
     return printable("\n\n".join(parts + _remarks(results)) + "\n")
-
-
-def as_markdown(results: Results) -> str:
-    """For a README: one table per group."""
-    parts = []
-    for table in tables(results):
-        rows = [header(table), ["---"] * len(header(table)), *cells(table)]
-        parts.append(f"**{_plain(table.group.title)}**\n\n" + "\n".join(_line(row) for row in rows))
-    return printable("\n\n".join(parts + _remarks(results)) + "\n")
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(_plain(cell) for cell in cells) + " |"
-
-
-def _plain(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def job_and_others(id: str, jobs: int) -> str:

@@ -68,8 +68,8 @@ class Result:
         its product with the layers below); empty for arms without graphs.
     fingerprints: of the task data ("data"), the word vectors ("features"), the graphs' index ("graphs"), and
         the predictor behind them ("model"); None where there is none.
-    without_vector: the task's words without one, where the features are word vectors; None also in results from
-        before it was counted.  unknown_to_predictor: `StoreInfo.unknown_words` of the graphs.
+    without_vector: the task's words without one, where the features are word vectors.
+    unknown_to_predictor: `StoreInfo.unknown_words` of the graphs.
     """
 
     format: str
@@ -95,8 +95,8 @@ class Result:
     mixtures: tuple[MixedGraph, ...]
     fingerprints: dict[str, str | None]
     code: str
-    without_vector: Unknown | None = None
-    unknown_to_predictor: float | None = None
+    without_vector: Unknown | None
+    unknown_to_predictor: float | None
 
     def require_of(self, job: Mapping[str, Any], path: Path) -> None:
         """DataError, which names `path`, if this is the result of another job than that of these fields."""

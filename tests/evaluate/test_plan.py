@@ -153,16 +153,6 @@ def test_file_and_back(tmp_path, suffix):
     assert read_plan(path) == plan
 
 
-def test_a_plan_of_before_that_calls_cores_cpus(tmp_path):
-    path = tmp_path / "plan.yaml"
-    text = "tasks: [digits]\narms: {none: none}\ncpus: 2\ntask_settings: {digits: {cpus: 3, epochs: 1}}\n"
-    path.write_text(text)
-    assert read_plan(path).cores == 2 and [job.cores for job in plan_jobs(read_plan(path))] == 3 * [3]
-    path.write_text(f"{text}cores: 2\n")
-    with pytest.raises(ConfigError, match="unknown key 'cpus'"):
-        read_plan(path)
-
-
 @pytest.mark.parametrize(
     "text, message",
     [

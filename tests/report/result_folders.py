@@ -28,6 +28,7 @@ def result(work: FinetuneJob, test: float, **fields) -> Result:
         if work.needs_graphs
         else (),
         fingerprints={"data": "d" * 16, "features": None, "graphs": None, "model": None}, code="0.1.0",
+        without_vector=None, unknown_to_predictor=None,
     )  # fmt: skip
     return dataclasses.replace(plain, **fields)
 

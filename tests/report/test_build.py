@@ -87,12 +87,16 @@ def test_names_that_are_not_utf_8_are_shown(tmp_path):
     plan = json.loads((folder / "plan.json").read_text())
     (folder / "plan.json").write_text(json.dumps({**plan, "command": f"glomo evaluate {bad}.yaml"}))
     pretraining = run_folder(tmp_path / bad, [log_row(1), log_row(2)])
-    build([folder], tmp_path / "report.html", [pretraining], [f"/gone/{bad}"])
+    ids = {name: [np.zeros(64, np.int32)] for name in ("train", "dev", "test")}
+    meta = StoreMeta("digits", 1, "another", "m", "t", {"image": None})
+    predictor = Glomo(GlomoConfig(vocab_size=16, width=8, heads=1, layers=1))
+    store = export_graphs(predictor, ids, tmp_path / "stores" / bad, meta=meta)
+    build([folder], tmp_path / "report.html", [pretraining], [store])
     page = Tags((tmp_path / "report.html").read_text(encoding="utf-8"))
     for text in (
         "sst2, caf\ufffd",
         "glomo evaluate caf\ufffd.yaml",
-        "/gone/caf\ufffd",
+        "stores/caf\ufffd",
         "FileNotFoundError: caf\ufffd",
     ):
         assert text in page.text

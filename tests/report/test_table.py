@@ -9,7 +9,7 @@ import math
 import pytest
 from result_folders import id_of, job, result, write
 
-from glomo_dist.report import as_markdown, as_text, build, read_results
+from glomo_dist.report import as_text, build, read_results
 from glomo_dist.report.table import p_text, tables
 from glomo_dist.runtime.errors import DataError, GlomoError
 from glomo_dist.transfer.result import Result
@@ -37,7 +37,6 @@ def test_rows_by_hand(tmp_path):
     assert pretrained.to_none.p == pytest.approx(0.07418, abs=1e-5)
     text = as_text(read_results([folder]))
     assert "72.00 ± 2.00" in text and "+2.00 [−0.48, +4.48], p = 0.074" in text
-    assert "| no graph | 72.00 ± 2.00 | 3 |" in as_markdown(read_results([folder]))
 
 
 def test_missing_seeds_and_failures_are_said(tmp_path):
@@ -162,10 +161,10 @@ def test_names_change_nothing_around_them(tmp_path):
     rows += scores(name, PRETRAINED)
     failed = {job("none", 7): "ValueError: a\nb\x1b"}
     results = read_results([write(tmp_path / "out", rows, failed)])
-    for text in (as_text(results), as_markdown(results)):
-        assert "a b\ufffd[31m\ufffdc\ufffd" in text and "ValueError: a b\ufffd" in text
-        assert "sst2, w\ufffd" in text
-        assert not set(text) & set("\x1b\u202e\udcff")
+    text = as_text(results)
+    assert "a b\ufffd[31m\ufffdc\ufffd" in text and "ValueError: a b\ufffd" in text
+    assert "sst2, w\ufffd" in text
+    assert not set(text) & set("\x1b\u202e\udcff")
 
 
 def test_results_of_no_plan_are_left_out(tmp_path):

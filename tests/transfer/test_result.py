@@ -43,14 +43,6 @@ def test_round_trip(tmp_path):
     assert Result.read(tmp_path / "result.json") == RESULT
 
 
-def test_results_of_before_words_were_counted_are_read(tmp_path):
-    values = dataclasses.asdict(RESULT)
-    del values["without_vector"], values["unknown_to_predictor"]
-    (tmp_path / "result.json").write_text(json.dumps(values))
-    read = Result.read(tmp_path / "result.json")
-    assert read == dataclasses.replace(RESULT, without_vector=None, unknown_to_predictor=None)
-
-
 @pytest.mark.parametrize(
     ("change", "error", "named"),
     [
