@@ -24,8 +24,8 @@ def parse(cls: Any, argv: Sequence[str], *, name: str, description: str | None, 
 
     default: an instance whose values stand where `argv` has none; `tyro.MISSING` marks required ones.
     Raises SystemExit(2) for unknown flags (with near names) and values of the wrong type, SystemExit(0) for --help;
-    ConfigError for a flag of several values that is given twice, as the parser would forget the first ones. Of a flag of
-    one value the last one holds, as elsewhere.
+    ConfigError for a flag of several values that is given twice, as the parser would forget the first ones. Of a flag
+    of one value the last one holds, as elsewhere.
     """
     given = Counter(word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--"))
     for flag, times in given.items():
