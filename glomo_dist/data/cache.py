@@ -5,14 +5,13 @@ CACHE/KEY.lock   held while the ids are made; its time is when they were last as
 CACHE/*.tmp      ids being made, already as large as they will be; left only by a process that was killed
 CACHE/.lock      held while room is made
 
-All locks are flock(2): the kernel frees them when a process ends, however it ends. A reader holds a shared lock on
-the file it reads; what is so held is never deleted.
+A reader holds a shared lock on the file it reads; what is so held is never deleted. Many processes share a cache at
+any time, so on a file system without locks it is refused (runtime/locks.py).
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import mmap
 import os
@@ -26,6 +25,7 @@ import numpy as np
 
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.files import user_cache
+from glomo_dist.runtime.locks import Lock, take
 from glomo_dist.runtime.progress import say
 
 _DIGEST = 32  # bytes of SHA-256 behind the ids
@@ -118,7 +118,8 @@ class ShardCache:
         except FileNotFoundError:
             return None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH)  # only held otherwise for the moment of deleting it
+            # only held otherwise for the moment of deleting it
+            _locked(descriptor, path, shared=True, wait=True)
             if not os.fstat(descriptor).st_nlink:
                 os.close(descriptor)
                 return None
@@ -184,7 +185,7 @@ class ShardCache:
         except FileNotFoundError:
             return True
         try:
-            return _try_lock(descriptor)
+            return _locked(descriptor, temporary)
         finally:
             os.close(descriptor)
 
@@ -193,7 +194,7 @@ class ShardCache:
         """The lock file `path`, as soon as no other process holds it."""
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            while not _try_lock(descriptor):
+            while not _locked(descriptor, path):
                 if time.monotonic() > until:
                     raise GlomoError(
                         f"another process has held {path} for {self._patience:g} s {purpose}. End it, or use another "
@@ -215,19 +216,22 @@ class ShardCache:
             ) from e
 
 
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
+def _locked(descriptor: int, path: Path, *, shared: bool = False, wait: bool = False) -> bool:
+    """Whether the lock of `path` is ours now, as `take`; GlomoError where there are none."""
+    lock = take(descriptor, shared=shared, wait=wait)
+    if lock is Lock.UNSUPPORTED:
+        raise GlomoError(
+            f"{path} cannot be locked: its file system has no locks (flock), and processes that share a cache of "
+            "shards need them. Name a folder on a local disk (reading.cache)."
+        )
+    return lock is Lock.HELD
 
 
 def _delete_unused(path: Path) -> bool:
     """Delete a file unless somebody reads it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        if not _try_lock(descriptor):
+        if not _locked(descriptor, path):
             return False
         path.unlink()
         return True
