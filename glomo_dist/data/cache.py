@@ -12,6 +12,7 @@ any time, so on a file system without locks it is refused (runtime/locks.py).
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import mmap
 import os
@@ -81,25 +82,33 @@ class ShardCache:
 
     def __init__(self, folder: Path, limit: int, patience: float) -> None:
         self.folder, self._limit, self._patience = folder, limit, patience
-        with self._writing():
+        with self._using():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             (folder / ".lock").touch()
 
     def open(
-        self, key: str, dtype: np.dtype, units: int, make: Callable[[BinaryIO], bytes], release: Callable[[], bool]
+        self, key: str, dtype: np.dtype, units: int, make: Callable[[BinaryIO], bytes], release: Callable[[], bool],
+        name: str,
     ) -> Ids:  # fmt: skip
         """The ids `key`: those that are there, or else made, by one process at a time.
 
         make: writes all ids from the beginning of the file that it is given, and returns their SHA-256.
         release: called when there is no room; gives back something of the caller's own and says whether it could.
-        Raises whatever `make` raises, GlomoError for a folder that cannot be written or is too small.
+        name: of the shard, in errors.
+        Raises whatever `make` raises, GlomoError for a folder that cannot be read or written or is too small.
         """
+        with self._using(f" for {name}"):
+            return self._open(key, dtype, units, make, release)
+
+    def _open(
+        self, key: str, dtype: np.dtype, units: int, make: Callable[[BinaryIO], bytes], release: Callable[[], bool]
+    ) -> Ids:  # fmt: skip
         path, size = self.folder / f"{key}.ids", units * dtype.itemsize + _DIGEST
         until = time.monotonic() + self._patience
         while True:
             if (found := self._present(path, dtype, units)) is not None:
                 return found
-            with self._writing(), self._held(path.with_suffix(".lock"), until, f"to make {path}"):
+            with self._held(path.with_suffix(".lock"), until, f"to make {path}"):
                 if path.exists():
                     continue  # another process has made it meanwhile
                 for left in self.folder.glob(f"{key}.*.tmp"):
@@ -206,13 +215,15 @@ class ShardCache:
             os.close(descriptor)
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _using(self, purpose: str = "") -> Iterator[None]:
         try:
             yield
         except OSError as e:
+            advice = "Free space, or name another folder (reading.cache)."
+            if e.errno in (errno.EMFILE, errno.ENFILE):
+                advice = "Allow more open files (ulimit -n)."
             raise GlomoError(
-                f"cannot write to the cache of shards {self.folder}: {e.strerror or e}. Free space, or name another "
-                "folder (reading.cache)."
+                f"cannot use the cache of shards {self.folder}{purpose}: {e.strerror or e}. {advice}"
             ) from e
 
 

@@ -104,4 +104,6 @@ def test_folders_under_temporary_names_are_made_and_left(tmp_path: Path) -> None
 def test_what_many_processes_share_is_refused(tmp_path: Path) -> None:
     shards = ShardCache(tmp_path, 1000, 1.0)
     with pytest.raises(GlomoError, match=r"has no locks.*on a local disk \(reading\.cache\)"):
-        shards.open("key", np.dtype(np.uint8), 1, lambda file: hashlib.sha256(b"").digest(), lambda: False)
+        shards.open(
+            "key", np.dtype(np.uint8), 1, lambda file: hashlib.sha256(b"").digest(), lambda: False, "shard"
+        )
