@@ -81,7 +81,6 @@ class Gatherer:
         # another process may be making the shard that this one needs: it has its own time for it
         self._cache = ShardCache(folder, int(reading.cache_gb * 1e9), 2 * reading.retry_seconds + 60)
         self._open: OrderedDict[int, Ids] = OrderedDict()
-        self._in_use = -1
 
     def gather(self, request: Request) -> np.ndarray:
         """Ids [rows, width] in the type they are stored in, zero behind the last window of a row.
@@ -122,7 +121,6 @@ class Gatherer:
             self._open.popitem()[1].close()
 
     def _shard(self, number: int) -> Ids:
-        self._in_use = number
         if number in self._open:
             self._open.move_to_end(number)
             return self._open[number]
