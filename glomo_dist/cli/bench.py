@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glomo_dist.cli.arguments import parse
-from glomo_dist.runtime.errors import ConfigError, GlomoError
+from glomo_dist.runtime.config import check_least
+from glomo_dist.runtime.errors import GlomoError
 
 PROGRAM = Path(__file__).resolve().parents[2] / "kernels" / "benchmarks" / "run.py"
 
@@ -39,8 +40,7 @@ def main(argv: Sequence[str]) -> None:
             f"{PROGRAM} does not exist: the benchmarks are in the source checkout, not in the installed package. "
             "Install with `make setup` from a checkout."
         )
-    if command.rounds < 1:
-        raise ConfigError(f"rounds must be at least 1, got {command.rounds}.")
+    check_least(command, "", 1, "rounds")
     flags = ["--rounds", str(command.rounds)]
     flags += [] if command.full else ["--quick"]
     flags += ["--csv", command.csv] if command.csv else []

@@ -5,15 +5,14 @@ CACHE/KEY.lock   held while the ids are made; its time is when they were last as
 CACHE/*.tmp      ids being made, already as large as they will be; left only by a process that was killed
 CACHE/.lock      held while room is made
 
-All locks are flock(2): the kernel frees them when a process ends, however it ends. A reader holds a shared lock on
-the file it reads; what is so held is never deleted.
+A reader holds a shared lock on the file it reads; what is so held is never deleted. Many processes share a cache at
+any time, so on a file system without locks it is refused (runtime/locks.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import mmap
 import os
@@ -27,6 +26,7 @@ import numpy as np
 
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.files import user_cache
+from glomo_dist.runtime.locks import Lock, take
 from glomo_dist.runtime.progress import say
 
 _DIGEST = 32  # bytes of SHA-256 behind the ids
@@ -82,27 +82,33 @@ class ShardCache:
 
     def __init__(self, folder: Path, limit: int, patience: float) -> None:
         self.folder, self._limit, self._patience = folder, limit, patience
-        with self._working("write to"):
+        with self._using():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             (folder / ".lock").touch()
 
     def open(
-        self, key: str, dtype: np.dtype, units: int, make: Callable[[BinaryIO], bytes], release: Callable[[], bool]
+        self, key: str, dtype: np.dtype, units: int, make: Callable[[BinaryIO], bytes], release: Callable[[], bool],
+        name: str,
     ) -> Ids:  # fmt: skip
         """The ids `key`: those that are there, or else made, by one process at a time.
 
         make: writes all ids from the beginning of the file that it is given, and returns their SHA-256.
         release: called when there is no room; gives back something of the caller's own and says whether it could.
+        name: of the shard, in errors.
         Raises whatever `make` raises, GlomoError for a folder that cannot be read or written or is too small.
         """
+        with self._using(f" for {name}"):
+            return self._open(key, dtype, units, make, release)
+
+    def _open(
+        self, key: str, dtype: np.dtype, units: int, make: Callable[[BinaryIO], bytes], release: Callable[[], bool]
+    ) -> Ids:  # fmt: skip
         path, size = self.folder / f"{key}.ids", units * dtype.itemsize + _DIGEST
         until = time.monotonic() + self._patience
         while True:
-            with self._working("read"):
-                found = self._present(path, dtype, units)
-            if found is not None:
+            if (found := self._present(path, dtype, units)) is not None:
                 return found
-            with self._working("write to"), self._held(path.with_suffix(".lock"), until, f"to make {path}"):
+            with self._held(path.with_suffix(".lock"), until, f"to make {path}"):
                 if path.exists():
                     continue  # another process has made it meanwhile
                 for left in self.folder.glob(f"{key}.*.tmp"):
@@ -121,7 +127,8 @@ class ShardCache:
         except FileNotFoundError:
             return None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH)  # only held otherwise for the moment of deleting it
+            # only held otherwise for the moment of deleting it
+            _locked(descriptor, path, shared=True, wait=True)
             if not os.fstat(descriptor).st_nlink:
                 os.close(descriptor)
                 return None
@@ -187,7 +194,7 @@ class ShardCache:
         except FileNotFoundError:
             return True
         try:
-            return _try_lock(descriptor)
+            return _locked(descriptor, temporary)
         finally:
             os.close(descriptor)
 
@@ -196,7 +203,7 @@ class ShardCache:
         """The lock file `path`, as soon as no other process holds it."""
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            while not _try_lock(descriptor):
+            while not _locked(descriptor, path):
                 if time.monotonic() > until:
                     raise GlomoError(
                         f"another process has held {path} for {self._patience:g} s {purpose}. End it, or use another "
@@ -208,30 +215,34 @@ class ShardCache:
             os.close(descriptor)
 
     @contextlib.contextmanager
-    def _working(self, how: str) -> Iterator[None]:
+    def _using(self, purpose: str = "") -> Iterator[None]:
         try:
             yield
         except OSError as e:
-            first = "Allow more (ulimit -n)" if e.errno in (errno.EMFILE, errno.ENFILE) else "Free space"
+            advice = "Free space, or name another folder (reading.cache)."
+            if e.errno in (errno.EMFILE, errno.ENFILE):
+                advice = "Allow more open files (ulimit -n)."
             raise GlomoError(
-                f"cannot {how} the cache of shards {self.folder}: {e.strerror or e}. {first}, or name another folder "
-                "(reading.cache)."
+                f"cannot use the cache of shards {self.folder}{purpose}: {e.strerror or e}. {advice}"
             ) from e
 
 
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
+def _locked(descriptor: int, path: Path, *, shared: bool = False, wait: bool = False) -> bool:
+    """Whether the lock of `path` is ours now, as `take`; GlomoError where there are none."""
+    lock = take(descriptor, shared=shared, wait=wait)
+    if lock is Lock.UNSUPPORTED:
+        raise GlomoError(
+            f"{path} cannot be locked: its file system has no locks (flock), and processes that share a cache of "
+            "shards need them. Name a folder on a local disk (reading.cache)."
+        )
+    return lock is Lock.HELD
 
 
 def _delete_unused(path: Path) -> bool:
     """Delete a file unless somebody reads it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        if not _try_lock(descriptor):
+        if not _locked(descriptor, path):
             return False
         path.unlink()
         return True

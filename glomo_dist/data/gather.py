@@ -133,6 +133,7 @@ class Gatherer:
             int(layout.lengths.sum()),
             lambda file: self._make(number, layout, file),
             self._release,
+            self._library.names[number],
         )
         self._open[number] = held
         return held

@@ -19,7 +19,7 @@ from glomo_dist.data.cutting import Cuts, fixed_cuts, random_cuts, random_keys
 from glomo_dist.data.index import ShardIndex
 from glomo_dist.data.packing import pack, reorder
 from glomo_dist.data.ragged import ranges, starts_of
-from glomo_dist.runtime.config import MOST
+from glomo_dist.runtime.config import MOST, whole
 from glomo_dist.runtime.errors import ConfigError, DataError, suggest
 from glomo_dist.runtime.fingerprint import derive_seed
 
@@ -73,8 +73,7 @@ class WindowOrder:
             )
         if windows not in get_args(Windows):
             raise ConfigError(f"unknown kind of windows {windows!r}.{suggest(windows, get_args(Windows))}")
-        if block_shards < 1:
-            raise ConfigError(f"block_shards must be at least 1, got {block_shards}.")
+        whole("block_shards", block_shards, 1)
         if not (index.lengths >= 2).any():
             raise DataError(
                 f"{index.folder}: no sample has two units or more, so there is nothing to predict."
@@ -135,10 +134,10 @@ class WindowOrder:
         begin, end = (blocks[block], blocks[block + 1]) if attempt < 16 else (blocks[0], blocks[-1])
         return first + int(begin) + derive_seed("spare", self.seed, number, attempt) % int(end - begin)
 
-    def filled(self, epoch: int = 0) -> float:
-        """Share of the places of an epoch's rows that hold a unit, if all rows were `window` long."""
-        units = int(self._epoch_of(epoch).cuts.length.sum(dtype=np.int64))
-        return units / (self.window_units * (self.epoch_first(epoch + 1) - self.epoch_first(epoch)))
+    def filled(self) -> float:
+        """Share of the places of the first epoch's rows that hold a unit, if all rows were `window` long."""
+        units = int(self._epoch_of(0).cuts.length.sum(dtype=np.int64))
+        return units / (self.window_units * self.per_epoch)
 
     def _by_epoch(self, numbers: np.ndarray) -> list[tuple[int, np.ndarray]]:
         """Epochs, and the places in `numbers` that lie in each."""

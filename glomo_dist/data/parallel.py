@@ -12,7 +12,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from glomo_dist.runtime.errors import ConfigError, GlomoError
+from glomo_dist.runtime.config import whole
+from glomo_dist.runtime.errors import GlomoError
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -22,9 +23,7 @@ _AHEAD = 3  # items in flight per worker: enough to keep it busy, little enough 
 
 def ordered_map(function: Callable[[A], B], items: Iterable[A], workers: int) -> Iterator[B]:
     """`map(function, items)`, by `workers` processes if more than one; errors are raised where they belong."""
-    if workers < 1:
-        raise ConfigError(f"workers must be at least 1, got {workers}.")
-    if workers == 1:
+    if whole("workers", workers, 1) == 1:
         yield from map(function, items)
         return
     # Spawned, not forked: the parent may have threads (network, progress), whose locks a fork would copy.

@@ -20,12 +20,12 @@ from glomo_dist.data.images import pictures
 from glomo_dist.data.index import ShardIndex
 from glomo_dist.data.parallel import ordered_map
 from glomo_dist.data.pixels import PixelCensus, PixelTokenizer
-from glomo_dist.data.scripts import uncut
 from glomo_dist.data.shards import ShardFolder, check_shard_bytes
 from glomo_dist.data.sources import WORDLESS, Split, documents
 from glomo_dist.data.spool import Numbering, Spool, chunks, number_words
 from glomo_dist.data.text import UNKNOWN, WordTokenizer
 from glomo_dist.data.tokenizer import load_tokenizer
+from glomo_dist.data.writing_systems import uncut
 from glomo_dist.runtime import progress
 from glomo_dist.runtime.config import whole
 from glomo_dist.runtime.errors import ConfigError, DataError

@@ -3,7 +3,7 @@
 A message is JSON, then where there are numbers their bytes. The rank asks {"rows", "width"} with int64 [4, n] (shard,
 start, length, row); the reader answers {"ok"} with the ids, {"error"}, or {"layout": shard} when it has to open a
 shard, and gets that shard's part of the index. When either side ends, however it ends, the other sees the socket
-close.
+close. Only that ends a reader quietly: another error that is no GlomoError is a bug, and shown.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import socket
 import subprocess
 import sys
 import threading
+import traceback
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
@@ -26,12 +28,13 @@ from glomo_dist.data.decode import Layout
 from glomo_dist.data.gather import BadShard, Gatherer, Library, Request
 from glomo_dist.data.index import ShardIndex
 from glomo_dist.data.tarsamples import id_dtype
-from glomo_dist.runtime.errors import GlomoError, RankDied, describe
+from glomo_dist.runtime.errors import GlomoError, RankDied
 from glomo_dist.runtime.processes import import_path
 
 # A reader is no rank: what looks for ranks by these names must not find it, and it must not take itself for one.
 _OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_NAMED = 3  # shards of a request, where a reader has died
+
+_NAMED = 3  # shards in the message about a reader that has ended
 
 
 class ShardReader(Protocol):
@@ -118,9 +121,9 @@ class ReaderProcess:
             code = self._process.wait(10)
         except subprocess.TimeoutExpired:
             code = 0
-        names = [self._library.names[i] for i in np.unique(request.shard).tolist()]
-        if len(names) > _NAMED:
-            names = [*names[:_NAMED], f"{len(names) - _NAMED} others"]
+        shards = np.unique(request.shard).tolist()
+        names = ", ".join(self._library.names[i] for i in shards[:_NAMED])
+        names += f" and {len(shards) - _NAMED} more" if len(shards) > _NAMED else ""
         reason = f"ended with exit code {code}"
         if code < 0:
             reason = f"was killed by {signal.Signals(-code).name}"
@@ -129,7 +132,7 @@ class ReaderProcess:
                 signal.SIGBUS: " (a file in the cache was cut while in use, or the disk failed)",
             }.get(signal.Signals(-code), "")
         return (
-            f"a reader process (pid {self._process.pid}) {reason} while it read from {', '.join(names)}. Run the "
+            f"a reader process (pid {self._process.pid}) {reason} while it read from {names}. Run the "
             "same command again to continue."
         )
 
@@ -142,10 +145,15 @@ def main() -> None:
         )  # sent to the whole group; the rank decides when to end, and we follow
     descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
     threading.Thread(target=_end_with, args=(descriptor, parent), daemon=True).start()
-    connection = Connection(descriptor)
-    with contextlib.suppress(EOFError, OSError):  # the rank has ended or closed us
-        _serve(connection)
-    os._exit(0)  # threads of network libraries may hang
+    code = 0
+    try:
+        _serve(Connection(descriptor))
+    except _RankGone:
+        pass
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    os._exit(code)  # threads of network libraries may hang
 
 
 def _end_with(descriptor: int, parent: int) -> None:
@@ -157,35 +165,47 @@ def _end_with(descriptor: int, parent: int) -> None:
     os._exit(0)
 
 
-def _serve(connection: Connection) -> None:
-    library = Library.from_json(json.loads(connection.recv_bytes()))
+class _RankGone(Exception):
+    """The rank has ended, or closed the socket."""
 
-    def send(value: dict[str, Any]) -> None:
+
+@contextlib.contextmanager
+def _with_rank() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, OSError) as e:
+        raise _RankGone from e
+
+
+def _serve(connection: Connection) -> None:
+    @_with_rank()
+    def receive() -> bytes:
+        return connection.recv_bytes()
+
+    @_with_rank()
+    def send(value: dict[str, Any], content: Any = None) -> None:
         connection.send_bytes(json.dumps(value).encode())
+        if content is not None:
+            connection.send_bytes(content)
 
     def layout(shard: int) -> Layout:
         send({"layout": shard})
-        numbers = json.loads(connection.recv_bytes())
-        offsets, lengths = np.frombuffer(connection.recv_bytes(), np.int64).reshape(2, -1)
+        numbers = json.loads(receive())
+        offsets, lengths = np.frombuffer(receive(), np.int64).reshape(2, -1)
         return Layout(**numbers, offsets=offsets, lengths=lengths)
 
+    library = Library.from_json(json.loads(receive()))
     gatherer = None
     while True:
-        asked = json.loads(connection.recv_bytes())
-        numbers = np.frombuffer(connection.recv_bytes(), np.int64).reshape(4, -1)
+        asked = json.loads(receive())
+        numbers = np.frombuffer(receive(), np.int64).reshape(4, -1)
         try:
             gatherer = gatherer or Gatherer(library, layout)
             ids = gatherer.gather(Request(asked["rows"], asked["width"], *numbers))
         except GlomoError as e:
             send({"error": str(e), "shard": e.shard if isinstance(e, BadShard) else -1})
             continue
-        except (
-            OSError
-        ) as e:  # as too many open files; where it is the rank that has ended, sending fails as well
-            send({"error": f"a reader process cannot go on: {describe(e)}.", "shard": -1})
-            continue
-        send({"ok": True})
-        connection.send_bytes(np.ascontiguousarray(ids).data.cast("B"))
+        send({"ok": True}, np.ascontiguousarray(ids).data.cast("B"))
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ class GlomoConfig:
     decoder_steps: int = 3
     dropout: float = 0.0
     scale_grad_by_freq: bool = False
-    image: tuple[int, ...] | None = None
+    image: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "model.")
@@ -129,7 +129,7 @@ class GlomoConfig:
         if not 0 < self.topk_rate < math.inf:
             raise ConfigError(f"model.topk_rate must be positive and finite, got {self.topk_rate}.")
         if self.image is not None:
-            if len(self.image) != 2 or min(self.image) < 1:
+            if min(self.image) < 1:
                 raise ConfigError(f"model.image must be (height, width) in pixels, got {self.image}.")
             if self.kernel_size % 2 == 0:
                 raise ConfigError(f"model.kernel_size must be odd for images, got {self.kernel_size}.")

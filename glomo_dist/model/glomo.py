@@ -23,7 +23,7 @@ from glomo_dist.model.graph_predictor import (
     floored,
     topk_per_sample,
 )
-from glomo_dist.model.graph_stats import row_means, row_sums
+from glomo_dist.model.graph_stats import row_sums
 from glomo_dist.model.packing import Apart, Packed
 from glomo_dist.runtime.errors import ConfigError
 
@@ -76,11 +76,6 @@ class Glomo(nn.Module):
         self.backwards = Direction(config)
         self.collect_stats = False
         self.last_sums: Tensor | None = None
-
-    @property
-    def last_stats(self) -> dict[str, Tensor]:
-        """The means of the last such forward, per layer and head: see `row_means`."""
-        return {} if self.last_sums is None else row_means(self.last_sums)
 
     def forward(
         self, tokens: Tensor, lengths: Tensor, positions: Tensor, segments: Tensor | None = None

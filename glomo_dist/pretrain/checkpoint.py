@@ -26,7 +26,7 @@ from glomo_dist.runtime.progress import say
 
 FORMAT, VERSION = "glomo-checkpoint", 2
 STATE, MODEL, MANIFEST = "state", "model", "manifest.json"
-_KEYS, SEAL = {"format", "version", "step", "ranks", "state", "files"}, "fingerprint"
+SEAL = "fingerprint"
 _NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -86,11 +86,14 @@ def verify(folder: Path) -> dict[str, Any]:
         manifest, FORMAT, VERSION, f"checkpoint {path}", "the manifest of a checkpoint", error=CheckpointError,
         other=OtherVersion, instead="It is damaged.", again="Continue the run with the version that wrote it.",
     )  # fmt: skip
+    if SEAL not in manifest:
+        raise CheckpointError(
+            f"checkpoint {folder} is damaged: {path.name} has no {SEAL} that vouches for it."
+        )
     try:
         wanted = {name: (int(f["bytes"]), str(f["sha256"])) for name, f in manifest["files"].items()}
         complete = manifest["step"] == manifest["state"]["step"] == step_of(folder)
-        # those of earlier versions have no fingerprint
-        complete = complete and (manifest.keys() == _KEYS or manifest == sealed(manifest))
+        complete = complete and manifest == sealed(manifest)
         complete = complete and len(_state_files(folder, manifest)) == manifest["ranks"]
         complete = complete and not any(
             ".." in Path(name).parts or Path(name).is_absolute() for name in wanted

@@ -93,7 +93,7 @@ class PretrainConfig:
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = 1e-3
     graph_lr_share: float = 0.1
-    betas: tuple[float, ...] = (0.9, 0.98)
+    betas: tuple[float, float] = (0.9, 0.98)
     momentum: float = 0.0
     weight_decay: float = 0.0
     clip: float | None = 1.0
@@ -127,7 +127,7 @@ class PretrainConfig:
             raise ConfigError(f"seed must be in 0..2^64 - 1, got {self.seed}.")
         if not 0 < self.lr < math.inf:
             raise ConfigError(f"lr must be positive, got {self.lr}.")
-        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
+        if not all(0 <= b < 1 for b in self.betas):
             raise ConfigError(f"betas must be two numbers in [0, 1), got {self.betas}.")
         if not 0 < self.hang_timeout <= LONGEST_WAIT:
             raise ConfigError(

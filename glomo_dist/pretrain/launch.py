@@ -19,7 +19,7 @@ from glomo_dist.pretrain import hooks, notice, run_folder
 from glomo_dist.pretrain.config import PretrainConfig
 from glomo_dist.pretrain.stopping import SIGNALS
 from glomo_dist.runtime import errors, files, kernels, threads
-from glomo_dist.runtime.config import to_dict
+from glomo_dist.runtime.config import to_dict, whole
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.fingerprint import COMMAND_VARIABLE, command_line
 from glomo_dist.runtime.processes import import_path, started_by_torchrun, usable_cores
@@ -58,10 +58,7 @@ def pretrain(
         from glomo_dist.pretrain import worker  # and with it PyTorch, which only ranks need
 
         return worker.run(job)
-    if ranks < 1:
-        raise errors.ConfigError(f"ranks must be at least 1, got {ranks}.")
-    if restarts < 0:
-        raise errors.ConfigError(f"restarts must not be negative, got {restarts}.")
+    ranks, restarts = whole("ranks", ranks, 1), whole("restarts", restarts, 0)
     hooks.require(config.trackers)
     if run_folder.finished_already(job.out, run_folder.describe(job, ranks)):
         return job.out

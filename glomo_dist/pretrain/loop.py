@@ -35,7 +35,7 @@ from glomo_dist.runtime.progress import say
 
 
 @dataclasses.dataclass
-class State:
+class LoopState:
     """What the loop must remember besides weights and optimizer; goes into every checkpoint.
 
     step: optimizer steps done; it is also the whole state of the data stream.  bad_steps: skipped in a row.
@@ -48,12 +48,11 @@ class State:
     skipped: int = 0
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> State:
+    def from_json(cls, value: dict[str, Any]) -> LoopState:
         plateau = dict(value["plateau"])
         if plateau["best"] is None:
             plateau["best"] = math.inf
-        # checkpoints of earlier versions do not count them
-        return cls(value["step"], value["bad_steps"], Plateau(**plateau), value.get("skipped", 0))
+        return cls(value["step"], value["bad_steps"], Plateau(**plateau), value["skipped"])
 
     def to_json(self) -> dict[str, Any]:
         value = dataclasses.asdict(self)
@@ -71,12 +70,12 @@ def train(job: ResolvedRun, ranks: Ranks, claim: run_folder.Claim, clock: Clock,
         checkpoint_activations(model)
     engine = build_engine(model, config, ranks)
     folder = job.out / "checkpoints"
-    state = State()
+    state = LoopState()
     found = ranks.from_first(lambda: checkpoint.find_newest(folder))
     if found is not None:
         path, manifest = found
         checkpoint.load(engine, path, manifest, ranks)
-        state = State.from_json(manifest["state"])
+        state = LoopState.from_json(manifest["state"])
         if ranks.first:
             say(f"continuing {job.out} from step {state.step} of {config.steps}{_moved(manifest, ranks)}")
     stream = Stream(
@@ -110,7 +109,7 @@ def train(job: ResolvedRun, ranks: Ranks, claim: run_folder.Claim, clock: Clock,
 
 
 def _steps(
-    job: ResolvedRun, ranks: Ranks, engine: Any, stream: Stream, feed: Feed, state: State, hooks: Sequence[Hook],
+    job: ResolvedRun, ranks: Ranks, engine: Any, stream: Stream, feed: Feed, state: LoopState, hooks: Sequence[Hook],
     saver: Saver, clock: Clock, stopping: Stopping,
 ) -> None:  # fmt: skip
     config = job.config
@@ -185,7 +184,7 @@ def _tell(
 PARTS = ("data", "forward", "backward", "optimizer", "valid", "checkpoint", "other")
 
 
-def _row(state: State, rate: float, result: StepResult, logged: bool) -> dict[str, Any]:
+def _row(state: LoopState, rate: float, result: StepResult, logged: bool) -> dict[str, Any]:
     """One row of log.jsonl."""
     return {
         "step": state.step,
@@ -242,7 +241,7 @@ def _moved(manifest: dict[str, Any], ranks: Ranks) -> str:
     )
 
 
-def _interrupted(out: Path, state: State, asked: str) -> Interrupted | None:
+def _interrupted(out: Path, state: LoopState, asked: str) -> Interrupted | None:
     """The end of the run on all ranks, in the words of the first that was asked to stop."""
     if not asked:
         return None
@@ -252,7 +251,7 @@ def _interrupted(out: Path, state: State, asked: str) -> Interrupted | None:
     return Interrupted(f"{asked} asked {out} to stop: {saved}. Run the same command again to continue.")
 
 
-def _skipped(out: Path, lr: float, state: State) -> str:
+def _skipped(out: Path, lr: float, state: LoopState) -> str:
     """What is said at the end of a run with skipped steps: not all is well if the last was one."""
     text = f"{out}: {state.skipped} of {state.step} steps skipped, with a non-finite loss or gradient."
     if not state.bad_steps:
@@ -263,7 +262,7 @@ def _skipped(out: Path, lr: float, state: State) -> str:
     )
 
 
-def _diverged(job: ResolvedRun, state: State) -> GlomoError:
+def _diverged(job: ResolvedRun, state: LoopState) -> GlomoError:
     return GlomoError(
         f"{state.bad_steps} steps in a row (the last is {state.step}) had a non-finite loss or "
         f"gradient; none of them reached the weights. {job.out / 'log.jsonl'} names their samples. Lower lr "

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import os
 import shutil
 import socket
@@ -32,6 +31,7 @@ from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import CheckpointError, ConfigError, DataError, GlomoError, OtherVersion
 from glomo_dist.runtime.fingerprint import code_version, command_line
 from glomo_dist.runtime.formats import check_format
+from glomo_dist.runtime.locks import Lock, take, unguarded
 from glomo_dist.runtime.progress import say
 
 FORMAT, VERSION = "glomo-run", 1
@@ -231,16 +231,16 @@ def locked(out: Path) -> Iterator[Claim]:
     except OSError as e:
         raise files.cannot_write(path, e, "Choose another output folder.") from None
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        with files.writing(path, "Choose another output folder."):
+            taken = take(lock)
+        if taken is Lock.BUSY:
             lock.seek(0)
             raise GlomoError(
                 f"another run is writing to {out} ({_owner(lock.read())}). Wait until it ends, or choose another "
                 "output folder."
-            ) from None
-        except OSError as e:
-            say(f"WARNING: {path} cannot be locked ({e.strerror}): take care that no second run uses {out}.")
+            )
+        if taken is Lock.UNSUPPORTED:
+            unguarded(out, "take care that no second run uses it.")
         since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         claim = Claim(path, f"{socket.gethostname()} {os.getpid()} {since} {uuid.uuid4().hex}")
         try:
@@ -278,8 +278,8 @@ def launch_folder(out: Path) -> Iterator[Path]:
     """
     for old in out.glob(f"{LAUNCH}*"):
         with contextlib.suppress(OSError), open(old / LOCK, "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(old)
+            if take(lock) is Lock.HELD:
+                shutil.rmtree(old)
     path = out / f"{LAUNCH}{uuid.uuid4().hex[:8]}"
     try:
         path.mkdir(parents=True)
@@ -287,8 +287,8 @@ def launch_folder(out: Path) -> Iterator[Path]:
     except OSError as e:
         raise files.cannot_write(path, e, "Free space on the disk.") from None
     with lock:
-        with contextlib.suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(OSError):  # without it, another launch leaves the folder as well
+            take(lock)
         try:
             yield path
         finally:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import glob
 import hashlib
 import json
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from glomo_dist.runtime.errors import DataError, GlomoError
+from glomo_dist.runtime.locks import Lock, take, unguarded
 from glomo_dist.runtime.progress import say
 
 # No room, or none for this user, or not allowed: what a folder may answer in the middle of writing, too.
@@ -185,19 +185,21 @@ def new_folder(path: str | Path, more: str = _ADVICE) -> Iterator[Path]:
 def only_one(folder: Path, doing: str) -> Iterator[None]:
     """Hold a lock on `folder` in the block; the system drops it if the process dies.
 
-    doing: what, as in "another process is exporting into …", the GlomoError where somebody else holds it.
+    doing: what, as in "another process is exporting into …", the GlomoError where somebody else holds it. A warning
+    where the file system has no locks.
     """
     path = folder / LOCK
     with writing(path):
         f = open(path, "w", encoding="utf-8")  # noqa: SIM115 - closed below
     with f:
         with writing(path):
-            try:
-                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise GlomoError(
-                    f"another process is {doing} into {folder}. Wait for it, or choose another folder."
-                ) from None
+            lock = take(f)
+        if lock is Lock.BUSY:
+            raise GlomoError(
+                f"another process is {doing} into {folder}. Wait for it, or choose another folder."
+            )
+        if lock is Lock.UNSUPPORTED:
+            unguarded(folder, f"take care that no other process is {doing} into it.")
         yield
 
 
@@ -214,8 +216,8 @@ def _marked(folder: Path) -> Iterator[None]:
     """
     with open(folder / _MARK, "wb", buffering=0) as mark:
         with contextlib.suppress(OSError):
-            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            mark.write(socket.gethostname().encode())
+            if take(mark) is Lock.HELD:
+                mark.write(socket.gethostname().encode())
         yield
 
 
@@ -223,8 +225,7 @@ def _abandoned(folder: Path) -> bool:
     """Whether it is certain that nobody writes the folder any more."""
     try:
         with open(folder / _MARK, "r+b") as mark:
-            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return mark.read() == socket.gethostname().encode()
+            return take(mark) is Lock.HELD and mark.read() == socket.gethostname().encode()
     except OSError:
         return False
 

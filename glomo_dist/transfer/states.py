@@ -11,7 +11,6 @@ One that is not what was written under its name is made again. Processes that ne
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from glomo_dist.graphs.chunks import chunk_ranges
 from glomo_dist.graphs.mapped import map_with_metadata
 from glomo_dist.runtime import files
 from glomo_dist.runtime.errors import GlomoError
+from glomo_dist.runtime.locks import Lock, take, unguarded
 from glomo_dist.runtime.progress import bar
 from glomo_dist.transfer.encoder import Encoder, locate
 from glomo_dist.transfer.features import FeatureSpec
@@ -92,13 +92,13 @@ def _chunk(folder: Path, texts: Sequence[list[str]], lazy: _Lazy) -> np.ndarray[
     words = sum(map(len, texts))
     if (found := _mapped(path, words)) is not None:
         return found
-    try:
+    with files.writing(path, "Choose another state_cache."):
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(path.with_suffix(".lock"), "w", encoding="utf-8")  # noqa: SIM115 (closed below)
-    except OSError as e:
-        raise GlomoError(f"cannot write {path}: {e.strerror or e}. Choose another state_cache.") from e
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with files.writing(path, "Choose another state_cache."):
+            if take(lock, wait=True) is Lock.UNSUPPORTED:
+                unguarded(folder, "processes that need the same states may each compute them.")
         if (found := _mapped(path, words)) is None:  # nobody has made it meanwhile
             states = lazy.encoder().states(texts)
             files.write_bytes(path, save({"states": states}, {"sha256": _digest(path, states)}))

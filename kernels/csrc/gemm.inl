@@ -1,4 +1,4 @@
-// Small dense products for affinity_mix, with one operand in registers. Included by simd.inl.
+// Small dense products of all operators, with one operand in registers. Included by simd.inl.
 
 namespace SIMD_NAMESPACE {
 

@@ -9,7 +9,7 @@
 
 namespace glomo {
 
-// Query rows that affinity_mix computes side by side; a tile of scores has as many keys.
+// Query rows that affinity_mix computes side by side; a tile of scores has as many keys. Also a stripe of graph_mix.
 constexpr std::int64_t LANES = 64;
 
 // Values in a line of the cache: the fewest columns that `multiply` computes at once.

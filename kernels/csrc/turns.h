@@ -1,4 +1,4 @@
-// Whose turn it is to add to a tile of dk and dv.
+// Whose turn it is to add to rows that several threads add to: dk and dv, the decoder's gradients.
 #pragma once
 
 #include <atomic>

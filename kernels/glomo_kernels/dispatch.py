@@ -1,8 +1,8 @@
 """The one place that chooses a backend, and says why not the others.
 
-A backend is a module `glomo_kernels.<op>.<module>` with `forward`, `backward` and
-`why_not(*arguments of forward) -> str | None`; `why_not()` without arguments says whether it can be used here
-at all. The first backend of the table whose `why_not` is None runs. The environment variable GLOMO_KERNELS
+A backend is a module `glomo_kernels.<op>.<module>` with `forward`, `backward` (of graph_mix also `apply_forward` and
+`apply_backward`) and `why_not(*arguments) -> str | None`; `why_not()` without arguments says whether it can be used
+here at all. The first backend of the table whose `why_not` is None runs. The environment variable GLOMO_KERNELS
 names one backend, which then runs or raises: nothing falls back silently.
 """
 

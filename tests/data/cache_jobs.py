@@ -31,7 +31,7 @@ def use(cache: ShardCache, key: str, size: int, slow: bool = False) -> Ids:
         print("made", key, flush=True)
         return hashlib.sha256(ids).digest()
 
-    held = cache.open(key, DTYPE, size, make, lambda: False)
+    held = cache.open(key, DTYPE, size, make, lambda: False, f"shard {key}")
     assert held.ids.tobytes() == content(key, size)
     return held
 

@@ -170,7 +170,7 @@ def test_a_change_while_in_use_is_seen(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(GlomoError, match=r"cannot write to the cache .*file.*reading\.cache"):
+    with pytest.raises(GlomoError, match=r"cannot use the cache .*file.*reading\.cache"):
         ShardCache(tmp_path / "file" / "cache", 1, 1.0)
 
 
@@ -181,6 +181,6 @@ def test_a_full_disk_is_named_and_nothing_is_left_on_it(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(GlomoError, match=rf"cannot write to the cache of shards {tmp_path}: No space left"):
+    with pytest.raises(GlomoError, match=rf"cannot use the cache of shards {tmp_path} for shard a: No space"):
         use(cache(tmp_path, 2), "a", SIZE)
     assert not list(tmp_path.glob("*.tmp"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -81,6 +82,47 @@ def test_a_killed_reader_is_an_error_at_once(index: ShardIndex, number: signal.S
     assert not readers_of(os.getpid())
 
 
+def test_a_killed_reader_names_few_of_its_shards(make_shards: MakeShards) -> None:
+    index = make_shards([20] * 200, 4096)
+    batches = stream(index, global_batch=64, reading={"readers": 1, "prefetch": 1}).iterate()
+    next(batches)
+    os.kill(readers_of(os.getpid())[0], signal.SIGKILL)
+    with pytest.raises(RankDied, match=r"read from (shard-\d+\.tar(, )?){3} and \d+ more\. Run"):
+        for _ in range(4):
+            next(batches)
+
+
+@pytest.mark.parametrize("readers", [0, 1])
+def test_too_many_open_files_are_an_error_that_says_so(
+    make_shards: MakeShards, tmp_path: Path, readers: int
+) -> None:
+    s = stream(
+        make_shards([20] * 200, 4096),
+        global_batch=256,
+        reading={"readers": readers, "prefetch": 1, "cache": str(tmp_path / "cache")},
+    )
+    for _ in s.batches(range(2)):  # all shards are in the cache
+        pass
+    batches = s.iterate()
+    with contextlib.closing(batches):
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        few = (len(os.listdir("/proc/self/fd")) + 4, before[1])
+        if not readers:
+            resource.setrlimit(resource.RLIMIT_NOFILE, few)
+        try:
+            if readers:
+                next(batches)
+                resource.prlimit(readers_of(os.getpid())[0], resource.RLIMIT_NOFILE, (8, before[1]))
+            with pytest.raises(
+                GlomoError, match=r"cache.* for shard-\d+\.tar: Too many open files\..*ulimit -n"
+            ) as e:
+                for _ in range(4):
+                    next(batches)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert type(e.value) is GlomoError, "neither the shard nor the reader is at fault"
+
+
 def test_signals_to_the_whole_group_do_not_end_readers(index: ShardIndex) -> None:
     """SIGTERM before pre-emption reaches every process of a job; the rank still needs its batches to end well."""
     batches = stream(index, reading={"readers": 1}).iterate()
@@ -124,35 +166,6 @@ def test_readers_end_when_their_rank_is_killed(index: ShardIndex, tmp_path: Path
         rank.kill()
         rank.wait()
         until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in mine), 5.0)
-
-
-FEW_FILES = """
-import resource, sys
-from glomo_dist.data import ShardIndex, Stream, Reading
-index = ShardIndex.read(sys.argv[1])
-def batches():
-    reading = Reading(readers=int(sys.argv[3]), cache=sys.argv[2])
-    return Stream(index, window=10, seed=3, global_batch=256, reading=reading).iterate()
-made = batches()
-next(made)
-made.close()
-resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[4]), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-next(batches())
-"""
-
-
-@pytest.mark.parametrize(("readers", "files"), [(0, 12), (1, 16)])
-def test_a_reason_that_is_of_no_shard_is_said(
-    make_shards: MakeShards, tmp_path: Path, readers: int, files: int
-) -> None:
-    index = make_shards([20] * 200, 2048)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    command = [sys.executable, "-c", FEW_FILES, str(index.folder), str(tmp_path), str(readers), str(files)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert (
-        f"GlomoError: cannot read the cache of shards {tmp_path}: Too many open files. Allow more"
-        in done.stderr
-    )
 
 
 def test_closing_does_not_wait_for_a_download(index: ShardIndex, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from glomo_dist import recipes
 from glomo_dist.model import Glomo, GlomoConfig
+from glomo_dist.model.graph_stats import row_means
 from glomo_dist.model.packing import Apart, Packed
 
 KINDS = ("threshold", "bias", "relu", "square", "topk", "softmax")
@@ -168,14 +169,14 @@ def test_statistics_are_those_of_the_documents(sparsity: str) -> None:
     # all real units once, those of short rows again and again: rows of padding count for nothing
     everywhere = torch.stack([torch.arange(WIDTH) for _ in ROWS]).expand(2, -1, -1)
     model(tokens, lengths, everywhere, segments)
-    found = model.last_stats
+    found = row_means(model.last_sums)
     alone = torch.zeros(len(documents()), WIDTH, dtype=torch.int64)
     sizes = torch.tensor([n for _, _, n in documents()])
     for i, (row, begin, n) in enumerate(documents()):
         alone[i, :n] = tokens[row, begin : begin + n]
     model(alone, sizes, torch.arange(WIDTH).expand(2, len(alone), -1))
     for name in found:
-        assert torch.allclose(found[name], model.last_stats[name], atol=1e-6), name
+        assert torch.allclose(found[name], row_means(model.last_sums)[name], atol=1e-6), name
 
 
 def test_apart_and_back() -> None:

@@ -33,7 +33,7 @@ from glomo_dist.runtime.errors import ConfigError, GlomoError
         ({"lr": 0.0}, "lr must be positive"),
         ({"lr": float("nan")}, "lr must be positive"),
         ({"clip": -1.0}, "clip must be positive"),
-        ({"betas": (0.9,)}, "betas must be two"),
+        ({"betas": (0.9,)}, "betas must be a list of 2"),
         ({"momentum": 0.5}, "momentum 0.5 is for optimizer sgd"),
         ({"optimizer": "sgd", "betas": (0.9, 0.99)}, r"betas \(0.9, 0.99\) are for optimizer adamw"),
         ({"warmup_steps": 2000}, "warmup_steps 2000 is more than steps 1000"),

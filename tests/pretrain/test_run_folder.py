@@ -336,12 +336,16 @@ def test_every_damage_is_seen(tmp_path: Path, damage: str, capfd: pytest.Capture
             checkpoint.find_newest(tmp_path)
 
 
-def test_checkpoint_of_before_manifests_had_a_fingerprint(tmp_path: Path) -> None:
-    path = write_checkpoint(tmp_path, 3)
+def test_a_manifest_without_a_fingerprint_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    old, path = write_checkpoint(tmp_path, 2), write_checkpoint(tmp_path, 3)
     value = json.loads((path / "manifest.json").read_text())
     del value["fingerprint"]
     (path / "manifest.json").write_text(json.dumps(value))
-    assert checkpoint.find_newest(tmp_path) == (path, value)
+    found = checkpoint.find_newest(tmp_path)
+    assert found is not None and found[0] == old
+    assert "manifest.json has no fingerprint that vouches for it" in capfd.readouterr().err
 
 
 def test_checkpoint_of_another_version(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_what_they_do_not_is_an_error(name: str, value: Any, message: str) -> No
         (lambda: GlomoConfig(vocab_size=9, sparsity="thresold"), "model.sparsity must be one of threshold, "),  # type: ignore[arg-type]
         (lambda: GlomoConfig(vocab_size=9, layers=1.5), "model.layers must be int, got 1.5"),  # type: ignore[arg-type]
         (lambda: PretrainConfig(GlomoConfig(9), steps="5"), "steps must be int, got '5'"),  # type: ignore[arg-type]
-        (lambda: PretrainConfig(GlomoConfig(9), betas=(0.9,)), "betas must be two numbers"),  # type: ignore[arg-type]
+        (lambda: PretrainConfig(GlomoConfig(9), betas=(0.9,)), r"betas must be a list of 2, got \[0.9\]"),  # type: ignore[arg-type]
         (lambda: FinetuneJob("sst2", reader="bagg"), "job: reader must be one of gru, lstm, bag, got 'bagg'"),  # type: ignore[arg-type]
         (lambda: FinetuneJob("sst2", epochs=1.5), "job: epochs must be int, got 1.5"),  # type: ignore[arg-type]
         (lambda: EvaluationPlan("sst2", {"none": "none"}), "plan: tasks must be a list, got 'sst2'"),  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from glomo_kernels.graph import SparseGraph
 from glomo_kernels.registration import operator
 from glomo_kernels.scores import compute_dtype
 
-OP = "graph_mix"
+OP, APPLY = "graph_mix", "graph_apply"
 
 
 def graph_mix(graph: SparseGraph, weights: Tensor, features: Tensor, *, heads: int | None = None) -> Tensor:
@@ -220,11 +220,11 @@ _mix_backward.refuse_derivative(OP)
 # ---- z_k = P_(first+k) x_k for k < count; x [B, count, T, D], or [B, 1, T, D] to give all of them the same x
 
 
-@operator("graph_apply")
+@operator(APPLY)
 def _apply(
     offsets: Tensor, columns: Tensor, values: Tensor, components: int, first: int, count: int, x: Tensor
 ) -> Tensor:
-    graph_checks.check_edges("graph_apply", offsets, columns, x.shape[2])
+    graph_checks.check_edges(APPLY, offsets, columns, x.shape[2])
     arguments = (offsets, columns, values, components, first, count, x)
     result: Tensor = run(OP, "apply_forward", x.device, (x,), *arguments)
     return result
@@ -280,4 +280,4 @@ def _apply_autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _apply.register_autograd(_apply_autograd, setup_context=_apply_setup)
-_apply_backward.refuse_derivative("graph_apply")
+_apply_backward.refuse_derivative(APPLY)

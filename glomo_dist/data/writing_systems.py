@@ -1,4 +1,4 @@
-"""A warning for text whose words the tokenizer cannot find: scripts without spaces, and what is no text at all."""
+"""A warning for text whose words cannot be found: writing systems without spaces, and what is no text at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 _SHARE = 0.2  # of all characters; a few names in another script are no reason to warn
 _LONG = 20  # characters of a mean word: no language has such, but encoded bytes and tables without spaces do
-# Scripts written without spaces, and how long the mean word is at most where a person has cut the text into words:
+# Writing systems without spaces, and how long the mean word is at most where a person has cut the text into words:
 # some 1.5 letters in Chinese, 2 in Japanese, 5 in Thai, vowel signs counted. Between two marks or spaces stand more.
 _SPACELESS = (
     (
