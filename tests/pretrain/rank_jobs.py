@@ -16,11 +16,11 @@ import torch
 
 from glomo_dist.data import Stream
 from glomo_dist.model import Glomo
-from glomo_dist.pretrain import PretrainConfig, run_folder, worker
+from glomo_dist.pretrain import PretrainConfig, worker
 from glomo_dist.pretrain import ranks as group
 from glomo_dist.pretrain.engine import build_engine, set_learning_rate
 from glomo_dist.pretrain.ranks import Ranks
-from glomo_dist.pretrain.run_folder import ResolvedRun
+from glomo_dist.pretrain.resolve import ResolvedRun, resolve
 from glomo_dist.pretrain.state import snapshot
 from glomo_dist.pretrain.step import Clock, train_step
 from glomo_dist.runtime.config import from_dict
@@ -78,9 +78,7 @@ def poison(job: ResolvedRun, ranks: Ranks) -> dict[str, Any]:
 def main() -> None:
     ranks = group.join()
     for item in json.loads(Path(sys.argv[1]).read_text()):
-        job = run_folder.resolve(
-            from_dict(PretrainConfig, item["config"]), item["data"], item["out"], item.get("valid")
-        )
+        job = resolve(from_dict(PretrainConfig, item["config"]), item["data"], item["out"], item.get("valid"))
         if item["do"] == "poison":
             result = poison(job, ranks)
             if ranks.first:
