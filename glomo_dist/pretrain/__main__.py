@@ -7,8 +7,9 @@ import os
 import sys
 from pathlib import Path
 
-from glomo_dist.pretrain import notice, run_folder, worker
+from glomo_dist.pretrain import notice, worker
 from glomo_dist.pretrain.config import PretrainConfig
+from glomo_dist.pretrain.resolve import resolve
 from glomo_dist.runtime import files
 from glomo_dist.runtime.config import from_dict
 from glomo_dist.runtime.errors import GlomoError, RankDied
@@ -24,7 +25,7 @@ def main() -> None:
     try:
         value = files.read_json(arguments.job)
         config = from_dict(PretrainConfig, value["config"], arguments.job)
-        job = run_folder.resolve(config, value["data"], value["out"], value["valid"])
+        job = resolve(config, value["data"], value["out"], value["valid"])
         worker.run(job, Path(arguments.errors) if arguments.errors else None)
     except GlomoError as e:
         # torchrun is to start the ranks again, if it may, only after what passes by itself

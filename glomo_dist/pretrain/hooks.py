@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from glomo_dist.pretrain import run_folder
-from glomo_dist.pretrain.run_folder import ResolvedRun
+from glomo_dist.pretrain.resolve import ResolvedRun
 from glomo_dist.runtime import files
 from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import ConfigError, GlomoError

@@ -17,6 +17,7 @@ from types import FrameType
 from glomo_dist.data import Address, Place
 from glomo_dist.pretrain import hooks, notice, run_folder
 from glomo_dist.pretrain.config import PretrainConfig
+from glomo_dist.pretrain.resolve import resolve
 from glomo_dist.pretrain.stopping import SIGNALS
 from glomo_dist.runtime import errors, files, kernels, threads
 from glomo_dist.runtime.config import to_dict, whole
@@ -51,7 +52,7 @@ def pretrain(
     this program or to a rank: saved), RankDied, RankHung (the watchdog ended the run), and after Ctrl-C, saved too,
     KeyboardInterrupt.
     """
-    job = run_folder.resolve(config, data, out, valid)
+    job = resolve(config, data, out, valid)
     for op in ("affinity_mix", "decoder_loss"):
         kernels.require(op)
     if started_by_torchrun():

@@ -22,7 +22,7 @@ from glomo_dist.pretrain.engine import build_engine, set_learning_rate
 from glomo_dist.pretrain.feed import Feed
 from glomo_dist.pretrain.hooks import Hook, open_hooks
 from glomo_dist.pretrain.ranks import Ranks
-from glomo_dist.pretrain.run_folder import ResolvedRun
+from glomo_dist.pretrain.resolve import ResolvedRun
 from glomo_dist.pretrain.saving import Export, Saver, exporter
 from glomo_dist.pretrain.schedule import Plateau, exhausted, learning_rate
 from glomo_dist.pretrain.step import Clock, StepResult, train_step, valid_loss

@@ -11,7 +11,6 @@ RUN/model/        the trained model; there only when the run is finished
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import os
 import shutil
@@ -22,13 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glomo_dist.data import PixelTokenizer, Place, ShardIndex, Tokenizer, exists, place
-from glomo_dist.model import GlomoConfig
-from glomo_dist.pretrain.config import FREE_TO_CHANGE, PretrainConfig, accumulation
+from glomo_dist.pretrain.config import FREE_TO_CHANGE, accumulation
 from glomo_dist.pretrain.deepspeed_settings import extra_settings
+from glomo_dist.pretrain.resolve import ResolvedRun
 from glomo_dist.runtime import files
 from glomo_dist.runtime.config import to_dict
-from glomo_dist.runtime.errors import CheckpointError, ConfigError, DataError, GlomoError, OtherVersion
+from glomo_dist.runtime.errors import CheckpointError, DataError, GlomoError, OtherVersion
 from glomo_dist.runtime.fingerprint import code_version, command_line
 from glomo_dist.runtime.formats import check_format
 from glomo_dist.runtime.locks import Lock, take, unguarded
@@ -40,74 +38,6 @@ CONFIG, LOCK, MODEL, LAUNCH = "config.json", ".lock", "model", ".launch-"
 WRITTEN = (CONFIG, MODEL, "quarantine.json", "log.jsonl", "mlflow.json", "wandb.json")
 GO_ON = "The checkpoints are untouched. Free space or mend the disk, then run the same command again."
 _PUT_BACK = f"Put {CONFIG} back, or choose another output folder."
-
-
-@dataclass(frozen=True)
-class ResolvedRun:
-    """A run with everything resolved: what the ranks need to begin."""
-
-    config: PretrainConfig
-    data: Place
-    out: Path
-    index: ShardIndex
-    valid_index: ShardIndex | None
-    tokenizer: Tokenizer
-
-
-def resolve(
-    config: PretrainConfig, data: str | Place, out: str | Path, valid: str | Place | None = None
-) -> ResolvedRun:
-    """Read the shards' index and tokenizer, fill in what the configuration left to them, check the rest."""
-    data, out = place(data), Path(out)
-    if valid is not None and not config.valid_every:
-        raise ConfigError(
-            f"valid {place(valid)} needs valid_every, which is 0. Set valid_every (steps between validations), "
-            "or leave valid out."
-        )
-    if not exists(data / "index.json") and exists(data / "train" / "index.json"):
-        # prepared with a validation share: one folder holds both parts
-        valid = data / "valid" if valid is None and config.valid_every else valid
-        data = data / "train"
-    index = ShardIndex.read(data, max_bad_shards=config.reading.max_bad_shards)
-    tokenizer = index.load_tokenizer()
-    asked = config.model.vocab_size
-    if asked not in (0, tokenizer.vocab_size):
-        raise ConfigError(
-            f"model.vocab_size {asked} does not fit {data / 'tokenizer.json'}, which has "
-            f"{tokenizer.vocab_size} units. Set model.vocab_size 0 to take it from the data."
-        )
-    image = _image(config.model, tokenizer, data)
-    valid_index = None
-    if config.valid_every:
-        if valid is None:
-            raise ConfigError(
-                f"valid_every {config.valid_every} needs validation shards: prepare with valid_share, name "
-                "their folder (valid), or set valid_every 0."
-            )
-        valid_index = ShardIndex.read(valid)
-        if valid_index.tokenizer != index.tokenizer:
-            raise ConfigError(
-                f"the validation shards {valid} were made with another tokenizer than {data}. Prepare both "
-                "with the same."
-            )
-        valid_index.check_tokenizer(tokenizer)
-    model = dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size, image=image)
-    return ResolvedRun(dataclasses.replace(config, model=model), data, out, index, valid_index, tokenizer)
-
-
-def _image(model: GlomoConfig, tokenizer: Tokenizer, data: Place) -> tuple[int, ...] | None:
-    """Height and width of the images in the shards, None for text; ConfigError where the configuration has others."""
-    if not isinstance(tokenizer, PixelTokenizer):
-        given = f"image {model.image}" if model.image is not None else f"distance {model.distance}"
-        if model.image is not None or model.distance == "rotary_2d":
-            raise ConfigError(f"model.{given} is for pixels, {data} holds {tokenizer.kind}. Remove it.")
-        return None
-    if model.image is not None and tuple(model.image) != tokenizer.shape:
-        raise ConfigError(
-            f"model.image {tuple(model.image)} does not fit the images in {data}, which are {tokenizer.shape} "
-            "(height, width)."
-        )
-    return tokenizer.shape
 
 
 def describe(job: ResolvedRun, ranks: int) -> dict[str, Any]:

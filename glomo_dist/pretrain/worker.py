@@ -11,7 +11,7 @@ from glomo_dist.pretrain import run_folder
 from glomo_dist.pretrain.loop import train
 from glomo_dist.pretrain.notice import PID
 from glomo_dist.pretrain.ranks import Ranks
-from glomo_dist.pretrain.run_folder import ResolvedRun
+from glomo_dist.pretrain.resolve import ResolvedRun
 from glomo_dist.pretrain.step import Clock
 from glomo_dist.pretrain.stopping import Stopping
 from glomo_dist.pretrain.watchdog import Watchdog

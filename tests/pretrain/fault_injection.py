@@ -15,7 +15,7 @@ import psutil
 
 from glomo_dist.data import Batch, Stream
 from glomo_dist.pretrain import loop, state
-from glomo_dist.pretrain.run_folder import ResolvedRun
+from glomo_dist.pretrain.resolve import ResolvedRun
 from glomo_dist.runtime.errors import ShardError
 
 FILE_EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"}

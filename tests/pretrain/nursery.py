@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from glomo_dist.pretrain import PretrainConfig
+from glomo_dist.pretrain.resolve import resolve
 from glomo_dist.runtime.config import from_dict, to_dict
 
 
@@ -149,7 +150,7 @@ def rank_of_run(request: dict[str, Any], rank: int) -> int:
     known = set(sys.modules)
     from fault_injection import inject
 
-    from glomo_dist.pretrain import run_folder, worker
+    from glomo_dist.pretrain import worker
     from glomo_dist.runtime.errors import GlomoError
 
     os.environ.update(
@@ -158,7 +159,7 @@ def rank_of_run(request: dict[str, Any], rank: int) -> int:
     )  # fmt: skip
     try:
         config = from_dict(PretrainConfig, request["config"])
-        job = run_folder.resolve(config, request["data"], request["out"])
+        job = resolve(config, request["data"], request["out"])
         inject(request["fault"], rank, job)
         worker.run(job)
         if rank == 0 and (new := [name for name in sys.modules if name not in known]):

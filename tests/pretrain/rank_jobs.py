@@ -19,11 +19,11 @@ from torch.multiprocessing import start_processes
 
 from glomo_dist.data import Stream
 from glomo_dist.model import Glomo
-from glomo_dist.pretrain import PretrainConfig, run_folder, worker
+from glomo_dist.pretrain import PretrainConfig, worker
 from glomo_dist.pretrain import ranks as group
 from glomo_dist.pretrain.engine import build_engine, set_learning_rate
 from glomo_dist.pretrain.ranks import Ranks
-from glomo_dist.pretrain.run_folder import ResolvedRun
+from glomo_dist.pretrain.resolve import ResolvedRun, resolve
 from glomo_dist.pretrain.state import snapshot
 from glomo_dist.pretrain.step import Clock, train_step
 from glomo_dist.runtime.config import from_dict
@@ -85,9 +85,7 @@ def work(rank: int, world: int, port: int, jobs: list[dict[str, Any]]) -> None:
     )  # fmt: skip
     ranks = group.join()
     for item in jobs:
-        job = run_folder.resolve(
-            from_dict(PretrainConfig, item["config"]), item["data"], item["out"], item.get("valid")
-        )
+        job = resolve(from_dict(PretrainConfig, item["config"]), item["data"], item["out"], item.get("valid"))
         if item["do"] == "poison":
             result = poison(job, ranks)
             if ranks.first:

@@ -18,6 +18,7 @@ from pretrain_samples import TINY, job, losses, rows, run_ranks, weights_hash, w
 from glomo_dist.data import Reading, Stream, prepare_text
 from glomo_dist.pretrain import PretrainConfig, run_folder
 from glomo_dist.pretrain.feed import Feed
+from glomo_dist.pretrain.resolve import resolve
 from glomo_dist.runtime import files
 from glomo_dist.runtime.errors import DataError, GlomoError
 
@@ -68,7 +69,7 @@ def test_the_first_bad_shard_ends_the_run_with_its_name(runs: Path) -> None:
 def test_a_shard_set_aside_is_recorded_with_its_samples(runs: Path, shards: Path, run: str) -> None:
     value = json.loads((runs / run / "quarantine.json").read_text())
     (entry,) = value["shards"]
-    index = run_folder.resolve(TINY, shards, runs / "x").index
+    index = resolve(TINY, shards, runs / "x").index
     assert (entry["name"], entry["shard"]) == ("shard-00001.tar", 1)
     assert (entry["samples"], entry["units"]) == (index.shards[1].samples, index.shards[1].tokens)
     assert "shard-00001.tar" in entry["reason"]
@@ -89,7 +90,7 @@ def write_record(out: Path, entries: Sequence[Any]) -> None:
 
 def feed_of(shards: Path, out: Path, limit: int) -> Feed:
     """Of a run with one rank, in this process."""
-    index = run_folder.resolve(TINY, shards, out).index
+    index = resolve(TINY, shards, out).index
     reading = Reading(readers=0, cache=str(out / "cache"))
     stream = Stream(index, window=24, seed=0, global_batch=8, reading=reading)
 
@@ -120,7 +121,7 @@ def feed_of(shards: Path, out: Path, limit: int) -> Feed:
 def test_a_damaged_record_is_refused(
     change: dict[str, Any], message: str, shards: Path, tmp_path: Path
 ) -> None:
-    last = run_folder.resolve(TINY, shards, tmp_path).index.shards[-1].name
+    last = resolve(TINY, shards, tmp_path).index.shards[-1].name
     entry = {**ENTRY, **change}
     write_record(tmp_path, [{**entry, "name": last} if entry["name"] == LAST else entry])
     with pytest.raises(

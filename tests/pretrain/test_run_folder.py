@@ -15,13 +15,14 @@ from pretrain_samples import TINY, write_text
 
 from glomo_dist.data import exists, prepare_images, prepare_text
 from glomo_dist.pretrain import PretrainConfig, checkpoint, notice, pretrain, run_folder, worker
+from glomo_dist.pretrain.resolve import resolve
 from glomo_dist.runtime import files
 from glomo_dist.runtime.errors import CheckpointError, ConfigError, GlomoError, ShardError
 
 
 def begun(config: PretrainConfig, shards: Path, out: Path, ranks: int = 2) -> Path:
     """A run folder as it is just after the start."""
-    files.write_json(out / "config.json", run_folder.describe(run_folder.resolve(config, shards, out), ranks))
+    files.write_json(out / "config.json", run_folder.describe(resolve(config, shards, out), ranks))
     return out
 
 
@@ -35,7 +36,7 @@ def run_alone(
         rank=0, world=1, device="cpu", gather=lambda value: [value], from_first=lambda function: function(),
         barrier=lambda: None,
     )  # fmt: skip
-    worker.run_in(run_folder.resolve(config, shards, out), ranks)  # type: ignore[arg-type]
+    worker.run_in(resolve(config, shards, out), ranks)  # type: ignore[arg-type]
     return found
 
 
@@ -44,7 +45,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_vocabulary_comes_from_the_shards(tiny_shards: Path, tmp_path: Path) -> None:
-    job = run_folder.resolve(TINY, tiny_shards, tmp_path / "run")
+    job = resolve(TINY, tiny_shards, tmp_path / "run")
     assert job.config.model.vocab_size == job.tokenizer.vocab_size > 0
     wrong = dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, vocab_size=999))
     with pytest.raises(
@@ -81,13 +82,13 @@ def test_moved_shards_and_harmless_settings_are_the_same_run(tiny_shards: Path, 
     run = begun(TINY, tiny_shards, tmp_path / "run")
     moved = shutil.copytree(tiny_shards, tmp_path / "moved")
     config = dataclasses.replace(TINY, keep_checkpoints=7, log_every=3)
-    assert run_folder.check(run, run_folder.describe(run_folder.resolve(config, moved, run), 2))
+    assert run_folder.check(run, run_folder.describe(resolve(config, moved, run), 2))
 
 
 def test_a_run_goes_on_with_another_micro_batch(tiny_shards: Path, tmp_path: Path) -> None:
     """On two ranks passes of 2 rows; on 8 that divides no share any more."""
     run = begun(dataclasses.replace(TINY, micro_batch=2), tiny_shards, tmp_path / "run")
-    job = run_folder.resolve(dataclasses.replace(TINY, micro_batch=1), tiny_shards, run)
+    job = resolve(dataclasses.replace(TINY, micro_batch=1), tiny_shards, run)
     assert run_folder.check(run, run_folder.describe(job, 8))
 
 
@@ -238,7 +239,7 @@ def test_as_many_missing_or_cut_shards_as_may_be_set_aside(tmp_path: Path) -> No
 
     def resolve(limit: int) -> None:
         reading = dataclasses.replace(TINY.reading, max_bad_shards=limit)
-        run_folder.resolve(dataclasses.replace(TINY, reading=reading), shards, tmp_path / "run")
+        resolve(dataclasses.replace(TINY, reading=reading), shards, tmp_path / "run")
 
     resolve(2)
     with pytest.raises(ShardError, match=r"2 bad shards, max_bad_shards allows 1\..*00000\.tar is missing"):
@@ -253,16 +254,16 @@ def test_validation_shards(tiny_shards: Path, split_shards: Path, tmp_path: Path
         pretrain(config, tiny_shards, tmp_path / "run", 2)
     with pytest.raises(ConfigError, match="valid nowhere needs valid_every"):
         pretrain(TINY, tiny_shards, tmp_path / "run", 2, valid="nowhere")
-    job = run_folder.resolve(config, split_shards, tmp_path / "run")
+    job = resolve(config, split_shards, tmp_path / "run")
     assert job.data.name == "train" and job.valid_index is not None and job.valid_index.samples == 15
     other = prepare_text([str(write_text(tmp_path / "o.jsonl", seed=1))], tmp_path / "o", vocab_size=9)
     with pytest.raises(ConfigError, match="another tokenizer"):
-        run_folder.resolve(config, split_shards, tmp_path / "run", valid=other)
+        resolve(config, split_shards, tmp_path / "run", valid=other)
     changed = shutil.copytree(split_shards, tmp_path / "changed")
     index = changed / "valid" / "index.json"
     index.write_text(index.read_text().replace('"kind": "words"', '"kind": "pixels"'))
     with pytest.raises(ShardError, match=r"valid/index\.json: kind is 'pixels', that of the tokenizer"):
-        run_folder.resolve(config, changed, tmp_path / "run")
+        resolve(config, changed, tmp_path / "run")
 
 
 def test_image_model_must_fit_the_images(tiny_shards: Path, tmp_path: Path) -> None:
@@ -272,20 +273,20 @@ def test_image_model_must_fit_the_images(tiny_shards: Path, tmp_path: Path) -> N
     pixels = prepare_images([str(tmp_path / "i.npz")], tmp_path / "pixels", bits=2)
     model = dataclasses.replace(TINY.model, image=(5, 6))
     config = dataclasses.replace(TINY, window=30, model=model)
-    assert run_folder.resolve(config, pixels, tmp_path / "run").config.model.vocab_size == 4
+    assert resolve(config, pixels, tmp_path / "run").config.model.vocab_size == 4
     with pytest.raises(ConfigError, match="is for pixels"):
-        run_folder.resolve(config, tiny_shards, tmp_path / "run")
+        resolve(config, tiny_shards, tmp_path / "run")
     flat = dataclasses.replace(TINY.model, distance="rotary_2d")
     with pytest.raises(ConfigError, match=r"rotary_2d is for pixels"):
-        run_folder.resolve(dataclasses.replace(TINY, model=flat), tiny_shards, tmp_path / "run")
+        resolve(dataclasses.replace(TINY, model=flat), tiny_shards, tmp_path / "run")
     for model in (TINY.model, flat):  # the size comes from the shards, and no window may cut an image
         untold = dataclasses.replace(TINY, window=30, model=model)
-        assert run_folder.resolve(untold, pixels, tmp_path / "run").config.model.image == (5, 6)
+        assert resolve(untold, pixels, tmp_path / "run").config.model.image == (5, 6)
         with pytest.raises(ConfigError, match="cut images of 5 x 6 pixels: set 30"):
-            run_folder.resolve(dataclasses.replace(untold, window=29), pixels, tmp_path / "run")
+            resolve(dataclasses.replace(untold, window=29), pixels, tmp_path / "run")
     turned = dataclasses.replace(config, model=dataclasses.replace(config.model, image=(6, 5)))
     with pytest.raises(ConfigError, match="does not fit the images"):
-        run_folder.resolve(turned, pixels, tmp_path / "run")
+        resolve(turned, pixels, tmp_path / "run")
 
 
 WRONG_DIGITS = {

@@ -1,0 +1,97 @@
+"""What a run costs, from its settings alone: parameters, arithmetic and memory, by formulas."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from glomo_kernels.decoder_loss.triton_impl import CHUNK_BYTES
+
+from glomo_dist.model import Glomo
+from glomo_dist.pretrain.config import PretrainConfig, accumulation
+from glomo_dist.pretrain.deepspeed_settings import bucket
+
+BACKWARD = 3  # forward + backward is three times the arithmetic of forward: each product has two gradients
+
+
+@dataclass(frozen=True)
+class Cost:
+    """embedding: parameters of it (tied to the softmax).  others: all other parameters.
+    flops_per_unit: forward and backward.  units_per_step: units read by all ranks, at most.
+    """
+
+    embedding: int
+    others: int
+    flops_per_unit: float
+    units_per_step: int
+
+    @property
+    def parameters(self) -> int:
+        return self.embedding + self.others
+
+
+def cost(config: PretrainConfig) -> Cost:
+    """The parameters are counted (on the meta device, without memory); the arithmetic is estimated.
+
+    Per unit and direction, 2 per multiply-add: the convolutions and linear maps of both CNNs and of every graph
+    layer; per layer and head 2·d_g·T/2 for the scores and 2·(d/K)·T/2 for mixing, as only j < i counts. The decoder
+    runs at the sampled positions only: D steps of its GRU, and the softmax over all units.
+    """
+    m = config.model
+    with torch.device("meta"):
+        model = Glomo(m)
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    total = sum(sizes.values())
+    embedding = m.vocab_size * m.width
+    decoder = sum(n for name, n in sizes.items() if ".decoder." in name)
+    # one cell for all layers; coupled, one graph predictor's convolutions too
+    every_layer = (".cell.", "_cnn.") if m.coupled else (".cell.",)
+    repeated = (m.layers - 1) * sum(
+        n for name, n in sizes.items() if any(part in name for part in every_layer)
+    )
+    # j < i halves the pairs, two directions double them
+    pairs = m.layers * m.heads * (m.graph_width + m.width // m.heads) * config.window
+    sampled = min(1.0, config.positions_per_sequence / config.window)
+    predicted = sampled * m.decoder_steps * (decoder + 2 * embedding)
+    forward = 2 * ((total - embedding - decoder) + repeated + pairs + predicted)
+    return Cost(embedding, total - embedding, BACKWARD * forward, config.global_batch * config.window)
+
+
+def state_bytes(config: PretrainConfig, parameters: int, ranks: int) -> dict[str, float]:
+    """Bytes per rank that a ZeRO stage holds: parameters, gradients, optimizer states, the bucket of gradients.
+
+    Stage 1 shares out the optimizer states, 2 the gradients too, 3 the parameters too. With ZeRO the optimizer
+    updates float32 copies of its share, whatever the precision, and gradients are collected in a bucket.
+    """
+    bf16 = config.precision == "bf16"
+    numbers = 2 if bf16 else 4
+    moments = 2 if config.optimizer == "adamw" else (1 if config.momentum else 0)
+    stage = config.zero_stage
+    return {
+        "parameters": parameters * numbers / (ranks if stage >= 3 else 1),
+        "gradients": parameters * numbers / (ranks if stage >= 2 else 1),
+        "optimizer": parameters * 4 * (moments + (stage >= 1)) / (ranks if stage >= 1 else 1),
+        "bucket": bucket(parameters) * numbers if stage >= 1 else 0,
+    }
+
+
+def activation_bytes(config: PretrainConfig, ranks: int) -> float:
+    """Bytes per rank of one backward pass, roughly: features of every layer and direction, and what the loss holds.
+
+    `decoder_loss` has some of the sampled units' logits at a time, and keeps the gradient of the words' weights in
+    float32, of both directions. The graphs do not count: `affinity_mix` keeps none. With activation checkpointing
+    (pretrain/activations.py) the inputs and outputs of its parts are kept, among them every layer's scores, and one
+    part's inside at a time.
+    """
+    m = config.model
+    micro, _ = accumulation(config, ranks)
+    width = 2 if config.precision == "bf16" else 4
+    convolutions = 3 * (m.key_layers + m.query_layers) * m.width
+    scores, layer = 2 * m.heads * m.graph_width, 10 * m.width
+    per_unit = 2 * (convolutions + m.layers * (scores + layer))
+    if config.activation_checkpointing:
+        kept = convolutions if m.norm == "batch" else 3 * m.width
+        per_unit = 2 * (kept + m.layers * (scores + m.width)) + max(convolutions, layer)
+    sampled = min(config.positions_per_sequence, config.window) * m.decoder_steps
+    logits = min(sampled * micro * m.vocab_size * width, CHUNK_BYTES)
+    return float(micro * config.window * per_unit * width + logits + 2 * m.vocab_size * m.width * 4)

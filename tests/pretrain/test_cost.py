@@ -1,0 +1,87 @@
+"""What a run costs by the formulas: parameters, arithmetic and memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from glomo_dist import recipes
+from glomo_dist.model import GlomoConfig
+from glomo_dist.model.config import LARGEST_VOCABULARY, WIDEST, WIDEST_KERNEL
+from glomo_dist.pretrain import PretrainConfig
+from glomo_dist.pretrain.cost import activation_bytes, cost, state_bytes
+
+
+def with_vocabulary(config: PretrainConfig) -> PretrainConfig:
+    return replace(config, model=replace(config.model, vocab_size=1000))
+
+
+def test_memory_follows_the_stages() -> None:
+    """16 bytes per parameter in float32 with Adam, with ZeRO 4 more for the copy that it updates and 4 for the
+    bucket, which is whole; each stage shares out one more part over the ranks."""
+    sizes = [sum(state_bytes(PretrainConfig(zero_stage=stage), 1000, 4).values()) for stage in (0, 1, 2, 3)]
+    assert sizes == [16000, 15000, 12000, 9000]
+    half = state_bytes(PretrainConfig(zero_stage=1, precision="bf16"), 10**9, 1)
+    assert {name: size / 10**9 for name, size in half.items()} == {
+        "parameters": 2, "gradients": 2, "optimizer": 12, "bucket": 1,
+    }  # fmt: skip
+
+
+def test_arithmetic_grows_with_the_pairs() -> None:
+    """Twice the window and twice the sampled positions leave all else per unit as it was: what is added is, forward
+    and backward (x3), a multiply-add (x2) for each pair, layer and head, over d_g score and d/K feature entries."""
+    short = with_vocabulary(recipes.get("tiny"))
+    long = replace(short, window=2 * short.window, positions_per_sequence=2 * short.positions_per_sequence)
+    m, pairs = short.model, short.window  # T/2 pairs per unit and direction
+    added = 3 * 2 * m.layers * m.heads * (m.graph_width + m.width // m.heads) * pairs
+    assert cost(long).flops_per_unit - cost(short).flops_per_unit == pytest.approx(added)
+    assert cost(long).units_per_step == 2 * cost(short).units_per_step
+
+
+def test_arithmetic_where_the_embedding_is_as_large_as_another_parameter() -> None:
+    """A vocabulary of three widths: the GRU's matrices have as many numbers. Each word costs the same."""
+    recipe = recipes.get("tiny")
+    near = [recipe.model.width * 3 + more for more in (-1, 0, 1)]
+    flops = [
+        cost(replace(recipe, model=replace(recipe.model, vocab_size=size))).flops_per_unit for size in near
+    ]
+    assert flops[1] - flops[0] == pytest.approx(flops[2] - flops[1])
+
+
+@pytest.mark.parametrize("image", [None, (4, 4)])
+@pytest.mark.parametrize("composition", ["gru", "lstm", "residual"])
+def test_sizes_of_the_largest_model(image: tuple[int, int] | None, composition: str) -> None:
+    """No size that is allowed is one that torch cannot count the bytes of."""
+    model = GlomoConfig(
+        LARGEST_VOCABULARY, width=WIDEST, heads=WIDEST, head_width=WIDEST,
+        kernel_size=WIDEST_KERNEL - (image is not None), composition=composition, image=image,
+    )  # fmt: skip
+    estimate = cost(PretrainConfig(model))
+    assert estimate.embedding == 2**52 and estimate.others > 2**61
+
+
+def test_memory_counts_what_the_loss_holds() -> None:
+    """Few sampled units have few logits, many half a gigabyte; beside them the gradient of the words' weights."""
+    few = replace(with_vocabulary(recipes.get("tiny")), global_batch=2, positions_per_sequence=3)
+    model = replace(few.model, vocab_size=few.model.vocab_size + 1)
+    rows = 2 * 3 * few.model.decoder_steps
+    added = activation_bytes(replace(few, model=model), 1) - activation_bytes(few, 1)
+    assert added == rows * 4 + 2 * few.model.width * 4
+    many = replace(few, model=replace(few.model, vocab_size=10**8))
+    features = activation_bytes(few, 1) - few.model.vocab_size * added
+    assert activation_bytes(many, 1) - features == (1 << 29) + 10**8 * 2 * few.model.width * 4
+
+
+def test_memory_follows_activation_checkpointing() -> None:
+    """A layer more is then its scores and its input more, in both directions; the rest is computed again."""
+    config = replace(with_vocabulary(recipes.get("base")), global_batch=8, activation_checkpointing=True)
+    m, units = config.model, 8 * config.window
+    deeper = replace(config, model=replace(m, layers=m.layers + 1))
+    added = 2 * (2 * m.heads * m.graph_width + m.width) * units * 4
+    assert activation_bytes(deeper, 1) - activation_bytes(config, 1) == added
+    batch_norm = replace(config, model=replace(m, norm="batch"))  # its convolutions are not computed again
+    sizes = [
+        activation_bytes(c, 1) for c in (config, batch_norm, replace(config, activation_checkpointing=False))
+    ]
+    assert sizes == sorted(set(sizes))
