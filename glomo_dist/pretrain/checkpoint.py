@@ -19,7 +19,7 @@ from typing import Any
 from glomo_dist.pretrain import run_folder, state
 from glomo_dist.pretrain.ranks import Ranks
 from glomo_dist.runtime import files
-from glomo_dist.runtime.errors import CheckpointError, DataError, OtherVersion
+from glomo_dist.runtime.errors import CheckpointError, DataError, GlomoError, OtherVersion, describe
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.runtime.formats import check_format
 from glomo_dist.runtime.progress import say
@@ -106,7 +106,14 @@ def verify(folder: Path) -> dict[str, Any]:
         file = folder / name
         if not file.is_file():
             raise CheckpointError(f"checkpoint {folder} is damaged: {name} is missing.")
-        if file.stat().st_size != size or files.sha256_file(file) != sha256:
+        try:
+            same = file.stat().st_size == size and files.sha256_file(file) == sha256
+        except OSError as e:  # of the disk or the network: may be over in a minute, so nothing is set aside
+            raise GlomoError(
+                f"{file} cannot be read: {describe(e)}. Run the same command again when it can; without "
+                f"{folder.name}, which you may move elsewhere, the run goes on from the checkpoint before it."
+            ) from e
+        if not same:
             raise CheckpointError(
                 f"checkpoint {folder} is damaged: {name} is not what was written (SHA-256)."
             )
@@ -127,10 +134,11 @@ def find_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             raise
         except CheckpointError as e:
             aside = candidate.with_name(f"damaged-{candidate.name}")
-            if aside.is_dir():
-                shutil.rmtree(aside)
-            aside.unlink(missing_ok=True)
-            candidate.rename(aside)
+            with files.writing(candidate, "It is damaged and cannot be set aside. Move it elsewhere."):
+                if aside.is_dir():
+                    shutil.rmtree(aside)
+                aside.unlink(missing_ok=True)
+                candidate.rename(aside)
             say(f"WARNING: {e} It was renamed to {aside.name}; going back to the checkpoint before it.")
     if any(folder.glob("damaged-step-*")):
         raise CheckpointError(

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from glomo_kernels.decoder_loss.triton_impl import CHUNK_BYTES
-
-from glomo_dist.model import Glomo
 from glomo_dist.pretrain.config import PretrainConfig, accumulation
 from glomo_dist.pretrain.deepspeed_settings import bucket
 
@@ -34,9 +30,14 @@ def cost(config: PretrainConfig) -> Cost:
     """The parameters are counted (on the meta device, without memory); the arithmetic is estimated.
 
     Per unit and direction, 2 per multiply-add: the convolutions and linear maps of both CNNs and of every graph
-    layer; per layer and head 2·d_g·T/2 for the scores and 2·(d/K)·T/2 for mixing, as only j < i counts. The decoder
-    runs at the sampled positions only: D steps of its GRU, and the softmax over all units.
+    layer; per layer and head 2·d_g·T/2 for the scores and 2·(d/K)·T/2 for mixing, as only j < i counts. At the
+    sampled positions only: the queries, scores, mixing and composition of the last layer, D steps of the decoder's
+    GRU, and the softmax over all units.
     """
+    import torch  # seconds, which --help need not wait for
+
+    from glomo_dist.model import Glomo
+
     m = config.model
     with torch.device("meta"):
         model = Glomo(m)
@@ -49,11 +50,13 @@ def cost(config: PretrainConfig) -> Cost:
     repeated = (m.layers - 1) * sum(
         n for name, n in sizes.items() if any(part in name for part in every_layer)
     )
-    # j < i halves the pairs, two directions double them
-    pairs = m.layers * m.heads * (m.graph_width + m.width // m.heads) * config.window
     sampled = min(1.0, config.positions_per_sequence / config.window)
+    at_sampled = (".cell.", f".query_maps.{m.layers - 1}.")
+    left_out = (1 - sampled) * sum(n for name, n in sizes.items() if any(part in name for part in at_sampled))
+    # j < i halves the pairs, two directions double them
+    pairs = (m.layers - 1 + sampled) * m.heads * (m.graph_width + m.width // m.heads) * config.window
     predicted = sampled * m.decoder_steps * (decoder + 2 * embedding)
-    forward = 2 * ((total - embedding - decoder) + repeated + pairs + predicted)
+    forward = 2 * ((total - embedding - decoder) + repeated - left_out + pairs + predicted)
     return Cost(embedding, total - embedding, BACKWARD * forward, config.global_batch * config.window)
 
 
@@ -83,6 +86,8 @@ def activation_bytes(config: PretrainConfig, ranks: int) -> float:
     (pretrain/activations.py) the inputs and outputs of its parts are kept, among them every layer's scores, and one
     part's inside at a time.
     """
+    from glomo_kernels.decoder_loss.triton_impl import CHUNK_BYTES  # and with it PyTorch
+
     m = config.model
     micro, _ = accumulation(config, ranks)
     width = 2 if config.precision == "bf16" else 4

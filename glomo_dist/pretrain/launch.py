@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Collection
 from pathlib import Path
 from types import FrameType
 
@@ -28,7 +29,10 @@ from glomo_dist.runtime.progress import say
 
 # So that torchrun does not die of SIGUSR1 where a scheduler sends it to every process: its --signals-to-handle, as a
 # variable, since older ones have no such option.
-_SIGNALS = "SIGTERM,SIGHUP,SIGQUIT,SIGUSR1"
+_SIGNALS = "SIGTERM,SIGUSR1"
+# What a terminal sends to all processes: Ctrl-C, Ctrl-\, and when it is closed. torchrun and the ranks leave it to
+# this program, which tells the ranks to save, or ends.
+_OF_TERMINALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 STOP_SECONDS = 60.0  # for the ranks to save after they were asked to stop; then torchrun ends them
 
 
@@ -49,8 +53,8 @@ def pretrain(
     valid: validation shards.  restarts: how often torchrun starts all ranks again after one died.
     Raises ConfigError, ShardError, CheckpointError (the folder holds another run, or nothing readable),
     GlomoError (the folder is in use or holds something else, the disk is full), Interrupted (SIGTERM or SIGUSR1, to
-    this program or to a rank: saved), RankDied, RankHung (the watchdog ended the run), and after Ctrl-C, saved too,
-    KeyboardInterrupt.
+    this program or to a rank, or SIGHUP to this program: saved), RankDied, RankHung (the watchdog ended the run), and
+    after Ctrl-C, saved too, KeyboardInterrupt.
     """
     job = resolve(config, data, out, valid)
     for op in ("affinity_mix", "decoder_loss"):
@@ -86,6 +90,8 @@ def pretrain(
     if error is not None:
         how = " Run the same command again to continue from the last checkpoint."
         message = error["message"] + (how if error["type"] == "RankHung" else "")
+        if torchrun.asked:
+            message = message.replace(signal.SIGTERM.name, torchrun.asked, 1)
         raise getattr(errors, error["type"], GlomoError)(message)
     if torchrun.asked:
         raise errors.Interrupted(
@@ -122,9 +128,8 @@ class Torchrun:
         self._asked_at = math.inf
         self._handlers = {}
         if threading.current_thread() is threading.main_thread():
-            asking = [
-                number for number in (*SIGNALS, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN
-            ]
+            ask = (*SIGNALS, signal.SIGHUP, signal.SIGINT)
+            asking = [number for number in ask if signal.getsignal(number) != signal.SIG_IGN]
             self._handlers = {number: signal.signal(number, self._ask) for number in asking}
         self._process = subprocess.Popen(command, env=environment, preexec_fn=_prepare)
 
@@ -140,6 +145,8 @@ class Torchrun:
                     self._asked_at = math.inf
                     self._process.send_signal(signal.SIGTERM)  # it kills what has not ended in 30 s
         except BaseException:  # a second Ctrl-C or an exception from a signal handler: no rank may outlive us
+            if self.asked == signal.SIGINT.name:
+                self._signal_ranks(signal.SIGKILL)  # SIGTERM would ask them to save
             self._process.send_signal(signal.SIGTERM)
             self._process.wait()
             raise
@@ -158,12 +165,15 @@ class Torchrun:
         Those that have only begun to start, also again after one died, are not ready for it: they are told once
         they have left their number, in the place of that of the rank before.
         """
-        for file in self._scratch.glob(f"*{notice.PID}"):
-            pid = int(file.read_text())
-            if pid not in self._told:
-                self._told.add(pid)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)
+        self._told |= self._signal_ranks(signal.SIGTERM, self._told)
+
+    def _signal_ranks(self, number: int, told: Collection[int] = ()) -> set[int]:
+        """To those that have left their process id, but not to the `told`; returns their ids."""
+        pids = {int(file.read_text()) for file in self._scratch.glob(f"*{notice.PID}")} - set(told)
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        return pids
 
 
 def _spelt(folder: str | Place) -> str:
@@ -172,8 +182,8 @@ def _spelt(folder: str | Place) -> str:
 
 
 def _prepare() -> None:
-    """In torchrun before it begins: be told to end when this program is gone, even by kill -9 (Linux). Ctrl-C, which
-    a terminal sends to all, is for this program alone, which tells the ranks to save."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """In torchrun before it begins: be told to end when this program is gone, even by kill -9 (Linux)."""
+    for number in _OF_TERMINALS:
+        signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG, see prctl(2)

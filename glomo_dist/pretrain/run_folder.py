@@ -71,9 +71,13 @@ def check(out: Path, description: dict[str, Any]) -> bool:
         if not (out / CONFIG).exists():
             # all that a start can leave that was killed before there was a CONFIG
             begun = (LOCK, LAUNCH, f".{CONFIG}.")
-            if out.is_dir() and all(p.name.startswith(begun) for p in out.iterdir()):
+            checkpoints = out / "checkpoints"
+            kept = checkpoints.is_dir() and any(checkpoints.iterdir())
+            if out.is_dir() and all(
+                p.name.startswith(begun) or (p == checkpoints and not kept) for p in out.iterdir()
+            ):
                 return False
-            if (out / "checkpoints").is_dir():
+            if kept:
                 raise GlomoError(f"{out} holds checkpoints, but not the {CONFIG} of their run. {_PUT_BACK}")
             files.require_absent_or_empty(out)
             return False
@@ -134,9 +138,14 @@ class Claim:
     mark: str
 
     def check(self) -> None:
-        """Raises GlomoError if another run has come since."""
+        """Raises GlomoError if another run has come since, or the folder has gone."""
         try:
             found = self.lock.read_text()
+        except FileNotFoundError:
+            raise GlomoError(
+                f"{self.lock} is gone: {self.lock.parent} was moved or deleted while the run was at work, which "
+                "stops. Run the same command again, with the folder in its place to continue."
+            ) from None
         except OSError:
             found = ""
         if found != self.mark:

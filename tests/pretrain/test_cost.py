@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from glomo_dist import recipes
-from glomo_dist.model import GlomoConfig
+from glomo_dist.model import Glomo, GlomoConfig
 from glomo_dist.model.config import LARGEST_VOCABULARY, WIDEST, WIDEST_KERNEL
 from glomo_dist.pretrain import PretrainConfig
 from glomo_dist.pretrain.cost import activation_bytes, cost, state_bytes
@@ -34,9 +37,35 @@ def test_arithmetic_grows_with_the_pairs() -> None:
     short = with_vocabulary(recipes.get("tiny"))
     long = replace(short, window=2 * short.window, positions_per_sequence=2 * short.positions_per_sequence)
     m, pairs = short.model, short.window  # T/2 pairs per unit and direction
-    added = 3 * 2 * m.layers * m.heads * (m.graph_width + m.width // m.heads) * pairs
+    layers = (
+        m.layers - 1 + short.positions_per_sequence / short.window
+    )  # the last one at the sampled positions
+    added = 3 * 2 * layers * m.heads * (m.graph_width + m.width // m.heads) * pairs
     assert cost(long).flops_per_unit - cost(short).flops_per_unit == pytest.approx(added)
     assert cost(long).units_per_step == 2 * cost(short).units_per_step
+
+
+@pytest.mark.parametrize(
+    ("changes", "window", "positions"),
+    [({}, 64, 20), ({"layers": 1}, 512, 20), ({}, 64, 1), ({"layers": 4, "coupled": True}, 64, 20),
+     ({"composition": "residual"}, 64, 20)],
+)  # fmt: skip
+def test_arithmetic_is_what_a_step_does(
+    changes: dict[str, Any], window: int, positions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As PyTorch counts its own ops; what ours do is added by the formula of DESIGN: pairs, and the softmax."""
+    monkeypatch.setenv("GLOMO_KERNELS", "reference")
+    m = GlomoConfig(**{"vocab_size": 500, "width": 64, "heads": 4, "layers": 2, **changes})
+    config = PretrainConfig(m, window=window, global_batch=2, positions_per_sequence=positions)
+    tokens = torch.randint(500, (2, window))
+    at = torch.randint(window - m.decoder_steps, (2, 2, positions))
+    with FlopCounterMode(display=False) as counter:
+        Glomo(m)(tokens, torch.full((2,), window), at).loss_sum.backward()
+    sampled = positions / window
+    pairs = (m.layers - 1 + sampled) * m.heads * (m.graph_width + m.width // m.heads) * window
+    ours = 6 * (pairs + sampled * m.decoder_steps * 2 * m.vocab_size * m.width)
+    found = counter.get_total_flops() / tokens.numel() + ours
+    assert cost(config).flops_per_unit == pytest.approx(found, rel=0.05)
 
 
 def test_arithmetic_where_the_embedding_is_as_large_as_another_parameter() -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -192,6 +193,43 @@ def test_a_second_ctrl_c_does_not_wait(monkeypatch: pytest.MonkeyPatch, tmp_path
         torchrun.wait()
     assert sent == [signal.SIGTERM] and torchrun.asked == "SIGINT"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_ends_ranks_that_are_busy(tiny_shards: Path, tmp_path: Path) -> None:
+    """In a step that takes minutes no rank can save; torchrun alone would wait for 30 s."""
+    out = tmp_path / "run"
+    run = start_program(tmp_path, CONFIG, tiny_shards, start_new_session=True)
+    try:
+        wait_for(lambda: steps_done(out) > 2 or run.poll() is not None)
+        ranks = [rank_process(run.pid, rank) for rank in (0, 1)]
+        for rank in ranks:
+            os.kill(rank, signal.SIGSTOP)
+        run.send_signal(signal.SIGINT)
+        time.sleep(1.0)
+        run.send_signal(signal.SIGINT)
+        assert run.wait(timeout=20) in (-signal.SIGINT, 130)
+        assert not any(psutil.pid_exists(rank) for rank in ranks)
+    finally:
+        run.kill()
+
+
+def test_a_terminal_that_is_closed_saves(tiny_shards: Path, tmp_path: Path) -> None:
+    """There all processes of the group get SIGHUP."""
+    out = tmp_path / "run"
+    run = start_program(tmp_path, CONFIG, tiny_shards, start_new_session=True)
+    try:
+        wait_for(lambda: steps_done(out) > 2 or run.poll() is not None)
+        os.killpg(run.pid, signal.SIGHUP)
+        assert run.wait(timeout=30) == Interrupted.exit_code, (tmp_path / "stderr").read_text()[-3000:]
+    finally:
+        run.kill()
+    said = (tmp_path / "stderr").read_text()
+    assert (
+        checkpoint.verify(checkpoint.existing(out / "checkpoints")[0])["step"]
+        == len(rows(out))
+        < CONFIG.steps
+    )
+    assert "SIGHUP asked" in said and "Traceback" not in said
 
 
 def test_ranks_that_were_started_again_are_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from pretrain_samples import TINY, write_text
 from glomo_dist.data import exists, prepare_images, prepare_text
 from glomo_dist.pretrain import PretrainConfig, checkpoint, notice, pretrain, run_folder, worker
 from glomo_dist.pretrain.resolve import resolve
+from glomo_dist.pretrain.saving import Saver
 from glomo_dist.runtime import files
 from glomo_dist.runtime.errors import CheckpointError, ConfigError, GlomoError, ShardError
 
@@ -132,7 +133,7 @@ def test_folder_of_something_else(tiny_shards: Path, tmp_path: Path) -> None:
 
 def test_checkpoints_without_a_whole_config_are_not_to_be_deleted(tiny_shards: Path, tmp_path: Path) -> None:
     run = begun(TINY, tiny_shards, tmp_path / "run")
-    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "damaged-step-000003").mkdir(parents=True)
     (run / "config.json").write_text("")
     with pytest.raises(
         GlomoError, match=r"config\.json, line 1: not valid JSON.*The checkpoints are untouched"
@@ -143,6 +144,8 @@ def test_checkpoints_without_a_whole_config_are_not_to_be_deleted(tiny_shards: P
         GlomoError, match=r"run holds checkpoints, but not the config\.json of their run\. Put"
     ):
         pretrain(TINY, tiny_shards, run, 2)
+    shutil.rmtree(run / "checkpoints" / "damaged-step-000003")
+    assert not run_folder.check(run, {}), "an empty folder holds none"
 
 
 def test_folders_that_may_not_be_looked_into(
@@ -218,6 +221,17 @@ def test_a_run_notices_that_another_has_taken_its_folder(tmp_path: Path) -> None
             GlomoError, match=r"another run has taken .* \(process 17 on other-host, since 2030"
         ):
             claim.check()
+
+
+def test_a_run_whose_folder_is_moved_away_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with run_folder.locked(out) as claim:
+        ranks: Any = SimpleNamespace(first=True, from_first=lambda function: function())
+        saver = Saver(out / "checkpoints", ranks, 2, lambda _: None, claim.check, lambda: None)
+        out.rename(tmp_path / "moved")
+        with pytest.raises(GlomoError, match=r"run/\.lock is gone: .*run was moved or deleted"):
+            saver.save(None, 3, {})
+    assert not out.exists()
 
 
 def test_shards_that_are_missing_or_of_another_version(tiny_shards: Path, tmp_path: Path) -> None:
@@ -335,6 +349,29 @@ def test_every_damage_is_seen(tmp_path: Path, damage: str, capfd: pytest.Capture
     for _ in range(2):  # also when asked again: never a silent new start
         with pytest.raises(CheckpointError, match="no checkpoint in"):
             checkpoint.find_newest(tmp_path)
+
+
+def test_a_checkpoint_that_cannot_be_read_or_set_aside_is_an_error_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk may answer again in a minute: nothing is renamed, nothing begins anew."""
+    old, new = write_checkpoint(tmp_path, 2), write_checkpoint(tmp_path, 3)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.files, "sha256_file", fail)
+        with pytest.raises(
+            GlomoError, match=r"rank-00000\.safetensors cannot be read: Input/output.*step-000003"
+        ):
+            checkpoint.find_newest(tmp_path)
+    (new / "state" / "rank-00000.safetensors").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fail)
+        with pytest.raises(GlomoError, match=r"step-000003: Input/output error.*cannot be set aside"):
+            checkpoint.find_newest(tmp_path)
+    assert old.is_dir() and new.is_dir()
 
 
 def test_a_manifest_without_a_fingerprint_is_refused(
