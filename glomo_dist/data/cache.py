@@ -31,6 +31,7 @@ from glomo_dist.runtime.progress import say
 
 _DIGEST = 32  # bytes of SHA-256 behind the ids
 _POLL = 0.05  # seconds between looks at a lock that another process holds
+NO_FILES_LEFT, MORE_FILES = (errno.EMFILE, errno.ENFILE), "Allow more open files (ulimit -n)."
 
 
 def default_folder() -> Path:
@@ -220,8 +221,8 @@ class ShardCache:
             yield
         except OSError as e:
             advice = "Free space, or name another folder (reading.cache)."
-            if e.errno in (errno.EMFILE, errno.ENFILE):
-                advice = "Allow more open files (ulimit -n)."
+            if e.errno in NO_FILES_LEFT:
+                advice = MORE_FILES
             raise GlomoError(
                 f"cannot use the cache of shards {self.folder}{purpose}: {e.strerror or e}. {advice}"
             ) from e

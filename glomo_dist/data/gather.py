@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from glomo_dist.data.cache import Ids, ShardCache, default_folder
+from glomo_dist.data.cache import MORE_FILES, NO_FILES_LEFT, Ids, ShardCache, default_folder
 from glomo_dist.data.config import Reading
 from glomo_dist.data.decode import Layout, decode
 from glomo_dist.data.places import Address, Place, attempts, open_place
@@ -167,6 +167,10 @@ class Gatherer:
         try:
             return attempts(attempt, place, self._library.reading.retry_seconds)
         except DataError as e:
+            if (
+                isinstance(e.__cause__, OSError) and e.__cause__.errno in NO_FILES_LEFT
+            ):  # not the shard's fault
+                raise GlomoError(f"{e} {MORE_FILES}") from e
             waited = time.monotonic() - began
             raise BadShard(f"{e}" + (f" ({waited:.0f} s)" if waited > 1 else ""), number) from e
 

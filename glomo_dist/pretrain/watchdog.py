@@ -6,7 +6,7 @@ ends or restarts the job. It works when the rank is stopped (SIGSTOP), stuck in 
 the interpreter lock, since none of that concerns this process. It also ends a rank that waits for one that has
 died, and asks the rank to stop (SIGTERM) when the launcher above it is gone.
 
-`python watchdog.py ...` is that process: only the standard library is used here, so that it is small and starts fast.
+`python watchdog.py JSON` is that process: it uses only the standard library, so that it is small and starts fast.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ class Watchdog:
 
     def __init__(self, timeout: float, rank: int, peers: Sequence[int], notice: Path | None) -> None:
         self._timeout, self._step, self._warm = timeout, 0, False
-        self._arguments = [str(notice or ""), *map(str, peers)]
-        self._rank = rank
+        self._rank, self._notice, self._peers = rank, str(notice or ""), list(peers)
         self._start()
         self.beat("begin")
 
     def _start(self) -> None:
         stacks_out, stacks_in = os.pipe()
-        command = [
-            sys.executable, "-I", "-S", __file__, str(os.getpid()), str(os.getppid()), str(self._rank),
-            str(self._timeout), str(stacks_out), *self._arguments,
-        ]  # fmt: skip
+        watched = {
+            "pid": os.getpid(), "parent": os.getppid(), "rank": self._rank, "timeout": self._timeout,
+            "stacks": stacks_out, "notice": self._notice, "peers": self._peers,
+        }  # fmt: skip
+        command = [sys.executable, "-I", "-S", __file__, json.dumps(watched)]
         # without the rank's environment: it is not to be taken for a rank
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(stacks_out,), env={})
         os.close(stacks_out)
@@ -87,10 +87,13 @@ class Watchdog:
 
 
 class _Guard:
-    """The process's side: watches one rank."""
+    """The process's side: watches one rank, as the one argument in JSON says, whose keys are the parameters.
+
+    parent: process id of the launcher above the rank.  stacks: descriptor from which the rank's stacks are read.
+    """
 
     def __init__(
-        self, pid: int, parent: int, rank: int, timeout: float, stacks: int, notice: str, peers: list[int]
+        self, *, pid: int, parent: int, rank: int, timeout: float, stacks: int, notice: str, peers: list[int]
     ) -> None:
         self._pid, self._parent, self._rank, self._timeout = pid, parent, rank, timeout
         self._stacks, self._notice, self._peers = stacks, notice, peers
@@ -213,14 +216,11 @@ def _parent_of(pid: int) -> int | None:
     return int(fields[1]) if fields else None
 
 
-def main(arguments: list[str]) -> None:
-    pid, parent, rank, timeout, stacks, notice, *peers = arguments
+def main(watched: str) -> None:
     for ignored in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(ignored, signal.SIG_IGN)  # they mean the rank; this process ends after it
-    _Guard(
-        int(pid), int(parent), int(rank), float(timeout), int(stacks), notice, [int(p) for p in peers]
-    ).run()
+    _Guard(**json.loads(watched)).run()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import signal
@@ -19,7 +20,7 @@ import pytest
 from shard_samples import MakeShards
 from web_faults import serving, stall
 
-from glomo_dist.data import Reading, ShardIndex, Stream
+from glomo_dist.data import Reading, ShardIndex, Stream, gather
 from glomo_dist.data.cache import default_folder
 from glomo_dist.runtime.errors import GlomoError, RankDied, ShardError
 
@@ -121,6 +122,18 @@ def test_too_many_open_files_are_an_error_that_says_so(
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert type(e.value) is GlomoError, "neither the shard nor the reader is at fault"
+
+
+def test_a_shard_that_cannot_be_opened_for_want_of_files_is_not_bad(
+    index: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(gather, "open_place", none_left)
+    with pytest.raises(GlomoError, match=r"shard-\d+\.tar cannot be read: Too many.*ulimit -n") as e:
+        stream(index, reading={"readers": 0, "cache": str(tmp_path)}).batch(0)
+    assert type(e.value) is GlomoError
 
 
 def test_signals_to_the_whole_group_do_not_end_readers(index: ShardIndex) -> None:
