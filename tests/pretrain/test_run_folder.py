@@ -251,15 +251,15 @@ def test_as_many_missing_or_cut_shards_as_may_be_set_aside(tmp_path: Path) -> No
     (shards / "shard-00000.tar").unlink()
     os.truncate(shards / "shard-00001.tar", 600)
 
-    def resolve(limit: int) -> None:
+    def with_limit(limit: int) -> None:
         reading = dataclasses.replace(TINY.reading, max_bad_shards=limit)
         resolve(dataclasses.replace(TINY, reading=reading), shards, tmp_path / "run")
 
-    resolve(2)
+    with_limit(2)
     with pytest.raises(ShardError, match=r"2 bad shards, max_bad_shards allows 1\..*00000\.tar is missing"):
-        resolve(1)
+        with_limit(1)
     with pytest.raises(ShardError, match=r"^shard .*00000\.tar is missing"):
-        resolve(0)
+        with_limit(0)
 
 
 def test_validation_shards(tiny_shards: Path, split_shards: Path, tmp_path: Path) -> None:
