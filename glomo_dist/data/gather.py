@@ -167,9 +167,8 @@ class Gatherer:
         try:
             return attempts(attempt, place, self._library.reading.retry_seconds)
         except DataError as e:
-            if (
-                isinstance(e.__cause__, OSError) and e.__cause__.errno in NO_FILES_LEFT
-            ):  # not the shard's fault
+            cause = e.__cause__
+            if isinstance(cause, OSError) and cause.errno in NO_FILES_LEFT:  # not the shard's fault
                 raise GlomoError(f"{e} {MORE_FILES}") from e
             waited = time.monotonic() - began
             raise BadShard(f"{e}" + (f" ({waited:.0f} s)" if waited > 1 else ""), number) from e
