@@ -158,7 +158,7 @@ def test_flags_change_a_plan_for_all_its_tasks(tmp_path: Path, monkeypatch: pyte
         jobs.extend(planned)
         return executor.Summary(len(planned), 0, len(planned), (), 0.0)
 
-    monkeypatch.setattr("glomo_dist.cli.evaluate.evaluate", no_jobs)
+    monkeypatch.setattr("glomo_dist.evaluate.evaluate", no_jobs)
     flags = ["--epochs", "3", "--job-cores=2", "--sources", "sst2=elsewhere"]
     assert run(["evaluate", plan, *flags, "--out", tmp_path / "out", "--executor", "process"]) == 0
     found = {job.work.task: job for job in jobs}

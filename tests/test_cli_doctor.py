@@ -104,7 +104,7 @@ def test_kernels_on_a_cluster_are_asked_for_there(
         begun.append(len(planned))
         return executor.Summary(len(planned), 0, len(planned), (), 0.0)
 
-    monkeypatch.setattr("glomo_dist.cli.evaluate.evaluate", no_jobs)
+    monkeypatch.setattr("glomo_dist.evaluate.evaluate", no_jobs)
     monkeypatch.setenv("GLOMO_KERNELS", "xyz")
     evaluate = ["evaluate", "--tasks", "docstring", "--arms", f"p={road.text_run}", "--out", tmp_path / "out"]
     assert run([*evaluate, "--address", "host:6379"]) == 0 and begun == [3]

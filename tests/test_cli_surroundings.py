@@ -184,7 +184,7 @@ def test_what_export_says_comes_next_can_be_run(
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("next: ")]
     given: list[Evaluate] = []
     monkeypatch.setattr("glomo_dist.cli.evaluate._plan", lambda command, *_: given.append(command))
-    monkeypatch.setattr("glomo_dist.cli.evaluate.plan_jobs", lambda plan: sys.exit(0))
+    monkeypatch.setattr("glomo_dist.evaluate.plan_jobs", lambda plan: sys.exit(0))
     with pytest.raises(SystemExit):
         main(shlex.split(line.removeprefix("next: glomo ")))
     (command,) = given

@@ -107,9 +107,13 @@ def test_up_that_was_killed_leaves_nothing_after_down(reason_against_hosts: str 
     name = f"glomo-test-{os.getpid()}-torn"
     try:
         for milliseconds in (30, 60, 90, 120):
-            up = subprocess.Popen([PROGRAM, "up", "--name", name, "--hosts", "20"], stdout=subprocess.DEVNULL)
+            up = subprocess.Popen(
+                [PROGRAM, "up", "--name", name, "--hosts", "20"],
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+            )
             time.sleep(milliseconds / 1000)
-            up.kill()
+            os.killpg(up.pid, signal.SIGKILL)  # and the `ip` that it runs, which would end what it has begun
             up.wait()
             hosts.down(name)
             assert name not in hosts.networks()
