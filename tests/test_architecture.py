@@ -7,6 +7,7 @@ import subprocess
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from setuptools.config.pyprojecttoml import read_configuration
@@ -211,3 +212,25 @@ def test_constraints_pin_every_dependency() -> None:
     for requirement in needed:
         name = requirement.split(">")[0].split("[")[0].lower()
         assert name in pinned, f"constraints.txt does not pin {name}"
+
+
+def test_names_that_benchmarks_take_from_the_package_are_there() -> None:
+    """They import inside of functions, some of which run on a GPU alone."""
+    missing = []
+    for path in sorted((ROOT / "kernels" / "benchmarks").rglob("*.py")):
+        for scope in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(scope, ast.FunctionDef):
+                continue
+            nodes, taken = list(ast.walk(scope)), {}
+            for node in nodes:
+                if isinstance(node, ast.ImportFrom) and str(node.module).startswith("glomo_"):
+                    try:
+                        exec(ast.unparse(node), taken)
+                    except ImportError as e:
+                        missing.append(f"{path.name}: {e}")
+            for node in nodes:
+                if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                    home = taken.get(node.value.id)
+                    if isinstance(home, ModuleType) and not hasattr(home, node.attr):
+                        missing.append(f"{path.name}: {ast.unparse(node)}")
+    assert not missing

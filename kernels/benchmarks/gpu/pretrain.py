@@ -115,9 +115,10 @@ def start_run(config: Any, data: Path, out: Path, on_cpu: bool = False) -> subpr
 
 
 def train_here(config: Any, data: Path, out: Path, ranks: Any) -> list[float]:
-    from glomo_dist.pretrain import run_folder, worker
+    from glomo_dist.pretrain import worker
+    from glomo_dist.pretrain.resolve import resolve
 
-    worker.run_in(run_folder.resolve(config, data, out), ranks)
+    worker.run_in(resolve(config, data, out), ranks)
     return losses(out)
 
 
@@ -194,11 +195,11 @@ def resume(part: Part, config: Any, data: Path, scratch: Path) -> list[str]:
 
 def speed(part: Part, table: Table, data: Path, ranks: Any) -> None:
     """Steps without checkpoints, for several batches: units per second, share of the measured peak, the kernels."""
-    from glomo_dist.cli.plan import cost
     from glomo_dist.data import Stream
     from glomo_dist.model import Glomo
-    from glomo_dist.pretrain import run_folder
+    from glomo_dist.pretrain.cost import cost
     from glomo_dist.pretrain.engine import build_engine
+    from glomo_dist.pretrain.resolve import resolve_inputs
     from glomo_dist.pretrain.step import Clock
 
     peak = timing.ceilings(part.device).half
@@ -206,9 +207,7 @@ def speed(part: Part, table: Table, data: Path, ranks: Any) -> None:
         if part.left() < 15 and not part.dry:
             part.note("no time for larger batches")
             return
-        job = run_folder.resolve(
-            recipe(part, 20, precision="bf16", global_batch=batch), data, data / "unused"
-        )
+        job = resolve_inputs(recipe(part, 20, precision="bf16", global_batch=batch), data)
         model = Glomo(job.config.model)
         engine = build_engine(model, job.config, ranks)
         stream = Stream(

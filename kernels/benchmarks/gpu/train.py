@@ -62,11 +62,11 @@ def find_data(part: Part, scratch: Path) -> Path:
 def seconds_per_step(config: Any, data: Path, ranks: Any) -> float:
     from glomo_dist.data import Stream
     from glomo_dist.model import Glomo
-    from glomo_dist.pretrain import run_folder
     from glomo_dist.pretrain.engine import build_engine
+    from glomo_dist.pretrain.resolve import resolve_inputs
     from glomo_dist.pretrain.step import Clock, train_step
 
-    job = run_folder.resolve(config, data, data / "unused")
+    job = resolve_inputs(config, data)
     engine = build_engine(Glomo(job.config.model), job.config, ranks)
     stream = Stream(
         job.index,
@@ -93,7 +93,8 @@ def main(part: Part) -> None:
     wheels.use(part)
     from glomo_dist.model import load_model, save_model
     from glomo_dist.pretrain import ranks as group
-    from glomo_dist.pretrain import run_folder, worker
+    from glomo_dist.pretrain import worker
+    from glomo_dist.pretrain.resolve import resolve
 
     with tempfile.TemporaryDirectory(prefix="glomo-train-") as folder:
         scratch = Path(folder)
@@ -106,7 +107,7 @@ def main(part: Part) -> None:
             config = dataclasses.replace(config, steps=steps)
             batch = f"{config.global_batch} x {config.window} units"
             part.note(f"{each * 1e3:.1f} ms a step, so {steps} steps of {batch}")
-            worker.run_in(run_folder.resolve(config, data, scratch / "run"), ranks)
+            worker.run_in(resolve(config, data, scratch / "run"), ranks)
         finally:
             group.leave()
         rows = [json.loads(line) for line in (scratch / "run" / "log.jsonl").read_text().splitlines()]
