@@ -66,7 +66,7 @@ def ray_hosts(network: Network, monkeypatch: pytest.MonkeyPatch) -> Network:
             f"node-{index}", str(CLUSTER / "ray_host.sh"), "--num-cpus", "1", "--object-store-memory", "80000000",
             NODE_INDEX=str(index), MEET="node-0:6379", **ALERT,
         )  # fmt: skip
-    wait_until(lambda: "will now block" in network.said("node-1"), 120, "a second host")
+    wait_until(lambda: "will now block" in network.said("node-1"), 300, "a second host")
     return network
 
 
@@ -89,7 +89,7 @@ def test_a_host_is_lost_during_an_evaluation(ray_hosts: Network, tmp_path: Path)
                 os.kill(job["pid"], signal.SIGCONT)
         return False
 
-    wait_until(held, 120, "a job done on the second host, and another begun")
+    wait_until(held, 300, "a job done on the second host, and another begun")
     assert network.hosts("kill", "node-1").returncode == 0
     began = time.monotonic()
     assert main(arguments(source, alone, "--executor", "process")) == 0
@@ -105,7 +105,7 @@ def test_what_is_sent_to_a_host_after_it_is_lost_waits_no_longer_than_its_loss_i
 ) -> None:
     """For some seconds all take the host for one that has nothing to do. Ray alone would wait for more than 120 s."""
     driver = ray_hosts.start("node-0", sys.executable, str(IDLE_HOST_LOST), str(tmp_path / "out"))
-    wait_until((tmp_path / "out.idle").exists, 120, "a job done on each host")
+    wait_until((tmp_path / "out.idle").exists, 300, "a job done on each host")
     assert ray_hosts.hosts("kill", "node-1").returncode == 0
     (tmp_path / "out.lost").touch()
     assert driver.wait(90) == 0, ray_hosts.said("node-0")[-4000:]
