@@ -93,7 +93,7 @@ def test_unknown_loops_are_refused_and_an_empty_name_is_none():
         return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
 
     assert "GLOMO_SIMD must be one of portable, avx2, avx512, got 'AVX2'." in run("AVX2").stderr
-    assert run("").stdout.strip() in LOOPS, "the best of this machine"
+    assert run("").stdout == run("avx512").stdout != ""
 
 
 @pytest.mark.parametrize("op", dispatch.TABLE)

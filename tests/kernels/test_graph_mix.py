@@ -324,13 +324,6 @@ def test_shared_weights_of_products_are_added_up_in_parts(backend, offset):
     compare(both(make(150), weights_of(False, 3, 150, 6), features, torch.float32, heads=2))
 
 
-def test_graph_apply_names_itself_where_the_graph_is_damaged():
-    columns = torch.tensor([7], dtype=torch.int32)
-    graph = SparseGraph(torch.tensor([0, 1, 1]), columns, torch.ones(1), (1, 1, 2))
-    with pytest.raises(ValueError, match=r"^graph_apply: "):
-        graph_apply(graph, torch.ones(1, 1, 2, 3))
-
-
 def test_graph_apply_names_wrong_components():
     graph = sparse(make(5).float())
     with pytest.raises(ValueError, match=r"components 3\.\.4 are not all in 0\.\.3"):

@@ -50,7 +50,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
-    jobs = [job(config(folder, RUNS[name]), shards, folder / name) for name in ("fails", "aside")]
+    jobs = [job(config(folder, RUNS[name], readers=2), shards, folder / name) for name in ("fails", "aside")]
     jobs += [
         job(dataclasses.replace(config(folder, 1), windows=windows), shards, folder / windows)  # type: ignore[arg-type]
         for windows in WINDOWS
