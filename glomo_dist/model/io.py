@@ -29,16 +29,18 @@ def save_model(
     model: Glomo,
     tokenizer: dict[str, Any] | None = None,
     extra: dict[str, Any] | None = None,
+    advice: str = "Free space or choose another folder.",
 ) -> Path:
-    """Write `folder` (which must not exist, or be empty).
+    """Write `folder` (which must not exist, or be empty). Raises GlomoError where it cannot be written.
 
     tokenizer: the tokenizer's JSON form, kept beside the weights so that the folder is enough to use the model.
     extra: further facts for config.json (what data, how many steps).
+    advice: what that error says is to be done.
     """
     folder = Path(folder)
     state = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
     meta = {"format": FORMAT, "version": VERSION, "model": to_dict(model.config), **(extra or {})}
-    with files.new_folder(folder) as temporary:
+    with files.new_folder(folder, advice) as temporary:
         (temporary / WEIGHTS).write_bytes(save(state, metadata={"format": "pt"}))
         meta["weights_sha256"] = files.sha256_file(temporary / WEIGHTS)
         meta["fingerprint"] = _fingerprint(meta)

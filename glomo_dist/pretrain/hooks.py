@@ -65,7 +65,22 @@ class JsonLog:
             if path.exists():
                 if start == 0 and path.stat().st_size:
                     say(f"{path.parent} has logged steps and no checkpoint of them: it begins again.")
-                files.write_bytes(path, b"".join(_rows_until(path.read_bytes(), start)))
+                content = path.read_bytes()
+                rows, damaged = _rows_until(content, start)
+                if damaged:
+                    aside = path.with_name(f"{path.name}.damaged")
+                    files.write_bytes(aside, content, run_folder.GO_ON)
+                    more = f" and {len(damaged) - 5} more" if len(damaged) > 5 else ""
+                    say(
+                        f"WARNING: {path}: line {', '.join(map(str, damaged[:5]))}{more} cannot be read and is left "
+                        f"out; as it was, the log is kept as {aside.name}. The training does not depend on it."
+                    )
+                files.write_bytes(path, b"".join(rows), run_folder.GO_ON)
+            elif start:
+                say(
+                    f"WARNING: {path} is gone: the steps up to {start} will be missing in it. The training does not "
+                    "depend on it."
+                )
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
         except OSError as e:
             raise files.cannot_write(path, e, run_folder.GO_ON) from None
@@ -226,20 +241,24 @@ def open_hooks(job: ResolvedRun, start: int, stack: contextlib.ExitStack) -> lis
     return opened
 
 
-def _rows_until(content: bytes, step: int) -> list[bytes]:
-    rows = []
-    for line in content.splitlines(keepends=True):
+def _rows_until(content: bytes, step: int) -> tuple[list[bytes], list[int]]:
+    """The rows up to `step`, and the numbers, from 1, of lines before the last that are no rows.
+
+    The last line may have been cut by what ended the run.
+    """
+    rows, damaged = [], []
+    lines = content.splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line.decode())
-        except (
-            ValueError,
-            RecursionError,
-        ):  # it was being written when the run was killed, or the power went
-            continue
-        whole = isinstance(row, dict) and isinstance(row.get("step"), int) and line.endswith(b"\n")
-        if whole and row["step"] <= step:
+        except (ValueError, RecursionError):
+            row = None
+        if not (isinstance(row, dict) and isinstance(row.get("step"), int) and line.endswith(b"\n")):
+            if number < len(lines):
+                damaged.append(number)
+        elif row["step"] <= step:
             rows.append(line)
-    return rows
+    return rows, damaged
 
 
 def _finite(value: Any) -> Any:

@@ -14,12 +14,13 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from glomo_dist.data import Address, Place
 from glomo_dist.pretrain import hooks, notice, run_folder
 from glomo_dist.pretrain.config import PretrainConfig
-from glomo_dist.pretrain.resolve import resolve
-from glomo_dist.pretrain.stopping import SIGNALS
+from glomo_dist.pretrain.resolve import ResolvedRun, resolve
+from glomo_dist.pretrain.stopping import ASKING, ending_at_once
 from glomo_dist.runtime import errors, files, kernels, threads
 from glomo_dist.runtime.config import to_dict, whole
 from glomo_dist.runtime.errors import GlomoError
@@ -56,28 +57,32 @@ def pretrain(
     this program or to a rank, or SIGHUP to this program: saved), RankDied, RankHung (the watchdog ended the run), and
     after Ctrl-C, saved too, KeyboardInterrupt.
     """
-    job = resolve(config, data, out, valid)
-    for op in ("affinity_mix", "decoder_loss"):
-        kernels.require(op)
-    if started_by_torchrun():
+    with ending_at_once(out):  # the data may be far away, and its index large
+        job = resolve(config, data, out, valid)
+        for op in ("affinity_mix", "decoder_loss"):
+            kernels.require(op)
+        if not started_by_torchrun():
+            asked = {
+                "config": to_dict(config),
+                "data": _spelt(data),
+                "out": str(out),
+                "valid": valid and _spelt(valid),
+            }
+            return _launch(job, asked, whole("ranks", ranks, 1), whole("restarts", restarts, 0))
         from glomo_dist.pretrain import worker  # and with it PyTorch, which only ranks need
+    return worker.run(job)
 
-        return worker.run(job)
-    ranks, restarts = whole("ranks", ranks, 1), whole("restarts", restarts, 0)
-    hooks.require(config.trackers)
+
+def _launch(job: ResolvedRun, asked: dict[str, Any], ranks: int, restarts: int) -> Path:
+    """Start the ranks, wait for them and tell how they ended. asked: what each rank is to resolve again."""
+    hooks.require(job.config.trackers)
     if run_folder.finished_already(job.out, run_folder.describe(job, ranks)):
         return job.out
     with run_folder.locked(job.out):  # fails here, at once, if another run is at work
         pass  # rank 0 takes the lock for good
     with run_folder.launch_folder(job.out) as scratch:
         job_file, error_file = scratch / "job.json", scratch / "error.json"
-        value = {
-            "config": to_dict(config),
-            "data": _spelt(data),
-            "out": str(out),
-            "valid": valid and _spelt(valid),
-        }
-        files.write_json(job_file, value)
+        files.write_json(job_file, asked)
         torchrun = Torchrun(ranks, restarts, scratch, ["--job", str(job_file), "--errors", str(error_file)])
         code = torchrun.wait()
         error = notice.take(error_file)
@@ -128,8 +133,9 @@ class Torchrun:
         self._asked_at = math.inf
         self._handlers = {}
         if threading.current_thread() is threading.main_thread():
-            ask = (*SIGNALS, signal.SIGHUP, signal.SIGINT)
-            asking = [number for number in ask if signal.getsignal(number) != signal.SIG_IGN]
+            asking = [
+                number for number in (*ASKING, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN
+            ]
             self._handlers = {number: signal.signal(number, self._ask) for number in asking}
         self._process = subprocess.Popen(command, env=environment, preexec_fn=_prepare)
 

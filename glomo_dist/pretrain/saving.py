@@ -41,7 +41,7 @@ def exporter(config: GlomoConfig, tokenizer: dict[str, Any], extra: dict[str, An
 
     def export(folder: Path, pieces: list[Path], step: int) -> None:
         model.load_state_dict(model_state(pieces, model.state_dict(), parameters), assign=True)
-        save_model(folder, model, tokenizer, {**extra, "step": step})
+        save_model(folder, model, tokenizer, {**extra, "step": step}, run_folder.GO_ON)
         model.to("meta")  # gives the memory back
 
     return export

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import threading
+from collections.abc import Iterator
 from types import FrameType
 
+from glomo_dist.runtime.errors import Interrupted
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+ASKING = (*SIGNALS, signal.SIGHUP)  # of the program that started the ranks: also a terminal that is closed
 
 
 class Stopping:
@@ -29,3 +35,28 @@ class Stopping:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = signal.Signals(number).name
+
+
+@contextlib.contextmanager
+def ending_at_once(out: object) -> Iterator[None]:
+    """While a run into `out` is not training yet, the signals raise Interrupted: nothing is there to be saved.
+
+    Ignored ones (nohup) stay ignored. Outside of the main thread, where Python allows no handlers, nothing changes.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        raise Interrupted(
+            f"{name} stopped {out} before it began to train. Run the same command again to begin or continue."
+        )
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    taken = [number for number in ASKING if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, end) for number in taken}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -121,6 +121,28 @@ def test_a_log_without_a_checkpoint_is_not_emptied_without_a_word(
         assert (f"{tmp_path} has logged steps and no checkpoint of them" in capfd.readouterr().err) == said
 
 
+def test_a_log_that_was_damaged_or_lost_is_not_shortened_without_a_word(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "log.jsonl"
+    whole = b"".join(b'{"step": %d}\n' % step for step in range(1, 5))
+    damaged = whole.replace(b'{"step": 2}', b'{"st\xff\x00: 2}').replace(b'{"step": 4}\n', b'{"step": 4')
+    path.write_bytes(damaged)
+    JsonLog(path, 3).close()
+    said = capfd.readouterr().err
+    assert f"WARNING: {path}: line 2 cannot be read and is left out" in said and "log.jsonl.damaged" in said
+    assert (tmp_path / "log.jsonl.damaged").read_bytes() == damaged
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 3}\n'
+    JsonLog(path, 3).close()
+    assert "WARNING" not in capfd.readouterr().err
+    path.unlink()
+    JsonLog(path, 0).close()
+    assert "WARNING" not in capfd.readouterr().err, "a run that begins"
+    path.unlink()
+    JsonLog(path, 3).close()
+    assert f"WARNING: {path} is gone: the steps up to 3 will be missing" in capfd.readouterr().err
+
+
 def test_the_end_of_a_run_tells_of_skipped_steps() -> None:
     said = loop._skipped(Path("run"), 0.1, LoopState(9, skipped=2))
     assert said == "run: 2 of 9 steps skipped, with a non-finite loss or gradient."

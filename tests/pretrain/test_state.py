@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import itertools
+import os
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
-from pretrain_samples import Canary
+from pretrain_samples import TINY, Canary
 from safetensors.torch import save_file
 
+from glomo_dist.model import Glomo
+from glomo_dist.pretrain.saving import exporter
 from glomo_dist.pretrain.state import CheckpointReader, model_state
-from glomo_dist.runtime.errors import CheckpointError
+from glomo_dist.runtime.errors import CheckpointError, GlomoError
 
 
 def write(folder: Path, cuts: list[int]) -> list[Path]:
@@ -77,3 +82,22 @@ def test_a_pickle_in_the_place_of_a_file_is_refused(tmp_path: Path, how: str) ->
     assert not canary.exists()
     pickle.loads(pickle.dumps(Canary(canary)))
     assert canary.exists(), "the canary is one"
+
+
+def test_a_disk_that_is_full_when_the_model_is_written_does_not_advise_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(TINY.model, vocab_size=5)
+    model = Glomo(config)
+    pieces = {f"{name}/fp32/0": tensor.view(-1).clone() for name, tensor in model.state_dict().items()}
+    save_file(pieces, tmp_path / "rank-00000.safetensors")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    export = exporter(config, {}, {})
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(
+        GlomoError, match=r"cannot write .*model: No space left on device\. The checkpoints are unt"
+    ):
+        export(tmp_path / "model", [tmp_path / "rank-00000.safetensors"], 1)
