@@ -76,7 +76,9 @@ def pretrain(
 def _launch(job: ResolvedRun, asked: dict[str, Any], ranks: int, restarts: int) -> Path:
     """Start the ranks, wait for them and tell how they ended. asked: what each rank is to resolve again."""
     hooks.require(job.config.trackers)
-    if run_folder.finished_already(job.out, run_folder.describe(job, ranks)):
+    finished = run_folder.finished_already(job.out, run_folder.describe(job, ranks))
+    run_folder.remove_launches(job.out)
+    if finished:
         return job.out
     with run_folder.locked(job.out):  # fails here, at once, if another run is at work
         pass  # rank 0 takes the lock for good

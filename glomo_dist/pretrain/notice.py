@@ -1,6 +1,7 @@
 """The word that ranks leave for the program that started them, about an error on which they all agree.
 
-It lies in the launch's folder in the run folder, or, where that disk is full, in the folder for temporary files.
+It lies in the launch's folder in the run folder, or, where that disk is full or the folder has gone, in the folder
+for temporary files.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ PID = ".pid"  # files beside it, by which the program knows the ranks
 
 def leave(path: Path, error: GlomoError) -> None:
     value = {"type": type(error).__name__, "message": str(error)}
-    try:
-        files.write_json(path, value)
-    except GlomoError:
-        files.write_json(_second(path), value)
+    if path.parent.is_dir():  # else it would be made anew, where the run is to be moved back to
+        with contextlib.suppress(GlomoError):
+            files.write_json(path, value)
+            return
+    files.write_json(_second(path), value)
 
 
 def take(path: Path) -> dict[str, Any] | None:

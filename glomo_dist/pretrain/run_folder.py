@@ -209,19 +209,20 @@ def remove_leftovers(out: Path) -> None:
         files.remove_leftovers(out, f"{name}.*")
 
 
-@contextlib.contextmanager
-def launch_folder(out: Path) -> Iterator[Path]:
-    """A folder in the run folder for what one launch keeps in files; it goes with the launch.
-
-    What a launch left that was killed goes with the next one; that of a launch in progress is locked.
-    """
+def remove_launches(out: Path) -> None:
+    """Delete the folders of launches that were killed; that of one in progress is locked."""
     for old in out.glob(f"{LAUNCH}*"):
         with contextlib.suppress(OSError), open(old / LOCK, "a") as lock:
             if take(lock) is Lock.HELD:
                 shutil.rmtree(old)
+
+
+@contextlib.contextmanager
+def launch_folder(out: Path) -> Iterator[Path]:
+    """A folder in the run folder for what one launch keeps in files, for this user alone; it goes with the launch."""
     path = out / f"{LAUNCH}{uuid.uuid4().hex[:8]}"
     try:
-        path.mkdir(parents=True)
+        path.mkdir(0o700, parents=True)  # the address of the data may hold what opens it
         lock = open(path / LOCK, "a")  # noqa: SIM115 (closed below)
     except OSError as e:
         raise files.cannot_write(path, e, "Free space on the disk.") from None

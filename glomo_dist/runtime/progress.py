@@ -1,9 +1,14 @@
-"""One progress bar for the whole program, readable in a terminal and in a log file."""
+"""One progress bar for the whole program, readable in a terminal and in a log file.
+
+What stderr cannot take is dropped: that nobody reads it any more, or that its disk is full, ends no work of hours.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -11,6 +16,46 @@ from tqdm import tqdm
 from glomo_dist.runtime.secrets import shown
 
 T = TypeVar("T")
+
+
+class _Stderr:
+    """sys.stderr, whatever it is at the time, as a file whose writing never fails."""
+
+    def write(self, text: str) -> int:
+        with _dropping():
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with _dropping():
+            sys.stderr.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+
+@contextlib.contextmanager
+def _dropping() -> Iterator[None]:
+    """An OSError of the block ends with an empty buffer.
+
+    What is held back would be tried again at the end of the process, whose exit code would then be 120.
+    """
+    try:
+        yield
+    except OSError:
+        with contextlib.suppress(OSError):
+            number = sys.stderr.fileno()
+            there, nowhere = os.dup(number), os.open(os.devnull, os.O_WRONLY)
+            try:
+                os.dup2(nowhere, number)
+                sys.stderr.flush()
+            finally:
+                os.dup2(there, number)
+                os.close(there)
+                os.close(nowhere)
+
+
+_STDERR = _Stderr()  # one for all, by which tqdm knows bars that a line would break
 
 
 def bar(iterable: Iterable[T] | None = None, **options: Any) -> tqdm[T]:
@@ -21,11 +66,11 @@ def bar(iterable: Iterable[T] | None = None, **options: Any) -> tqdm[T]:
     terminal = sys.stderr.isatty()
     options.setdefault("mininterval", 0.2 if terminal else 10.0)
     options.setdefault("dynamic_ncols", terminal)
-    options.setdefault("file", sys.stderr)
+    options.setdefault("file", _STDERR)
     return tqdm(iterable, **options)
 
 
 def say(message: str) -> None:
     """One line to the person watching, without breaking a bar, and without what is secret in an address."""
-    tqdm.write(shown(message), file=sys.stderr)
-    sys.stderr.flush()
+    tqdm.write(shown(message), file=_STDERR)
+    _STDERR.flush()
