@@ -18,9 +18,10 @@ from glomo_dist.data.ragged import starts_of
 from glomo_dist.data.tarsamples import AGAIN, BLOCK, Sample, parse_sample, sample_key
 from glomo_dist.data.tokenizer import Tokenizer, tokenizer_from_json
 from glomo_dist.runtime.errors import DataError, ShardError
-from glomo_dist.runtime.files import parse_json, sha256_file
+from glomo_dist.runtime.files import sha256_file
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.runtime.formats import check_format
+from glomo_dist.runtime.json_files import parse_json
 
 INDEX_NAME = "index.json"
 SHARDS_FORMAT = "glomo-shards"

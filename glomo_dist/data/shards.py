@@ -15,7 +15,8 @@ from glomo_dist.data.tarsamples import id_dtype, sample_key
 from glomo_dist.data.tokenizer import Tokenizer
 from glomo_dist.runtime.config import whole
 from glomo_dist.runtime.errors import DataError
-from glomo_dist.runtime.files import sha256_file, write_bytes, write_json
+from glomo_dist.runtime.files import sha256_file, write_bytes
+from glomo_dist.runtime.json_files import write_json
 
 
 def check_shard_bytes(shard_bytes: int) -> None:

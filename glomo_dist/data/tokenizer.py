@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from glomo_dist.data.pixels import PixelTokenizer
 from glomo_dist.data.text import WordTokenizer, check_header
 from glomo_dist.runtime.errors import DataError, suggest
-from glomo_dist.runtime.files import read_json
+from glomo_dist.runtime.json_files import read_json
 
 Tokenizer: TypeAlias = WordTokenizer | PixelTokenizer
 

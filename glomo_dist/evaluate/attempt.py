@@ -25,8 +25,9 @@ from threadpoolctl import threadpool_limits
 
 from glomo_dist.runtime.config import check_least
 from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError
-from glomo_dist.runtime.files import json_bytes, read_json, remove_leftovers, write_bytes, write_json, writing
+from glomo_dist.runtime.files import remove_leftovers, write_bytes, writing
 from glomo_dist.runtime.fingerprint import code_version
+from glomo_dist.runtime.json_files import json_bytes, read_json, write_json
 from glomo_dist.runtime.processes import usable_cores
 from glomo_dist.runtime.secrets import shown, shown_in
 

@@ -24,8 +24,9 @@ from glomo_dist.evaluate.attempt import (
     write_error,
 )
 from glomo_dist.runtime.errors import ConfigError, GlomoError, Interrupted
-from glomo_dist.runtime.files import before_first, only_one, write_json, writing
+from glomo_dist.runtime.files import before_first, only_one, writing
 from glomo_dist.runtime.fingerprint import command_line
+from glomo_dist.runtime.json_files import write_json
 from glomo_dist.runtime.progress import bar, say
 from glomo_dist.runtime.secrets import shown_in
 from glomo_dist.runtime.signals import as_interrupt

@@ -20,7 +20,7 @@ from glomo_dist.evaluate.attempt import Job, Outcome, Run, attempt, job_folder, 
 from glomo_dist.evaluate.executor import time_limit_error
 from glomo_dist.evaluate.ray_start import running_ray
 from glomo_dist.runtime.errors import ConfigError, GlomoError
-from glomo_dist.runtime.files import read_json
+from glomo_dist.runtime.json_files import read_json
 from glomo_dist.runtime.progress import say
 
 POLL_SECONDS = 0.5  # how often time limits are looked at; results are taken as soon as they come

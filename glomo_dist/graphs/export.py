@@ -33,7 +33,7 @@ from glomo_dist.graphs.index import (
 from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.glomo import Glomo
 from glomo_dist.model.graph_predictor import affinity_kind
-from glomo_dist.runtime import config, files, kernels
+from glomo_dist.runtime import config, files, json_files, kernels
 from glomo_dist.runtime.errors import CheckpointError, ConfigError, DataError
 from glomo_dist.runtime.fingerprint import code_version, fingerprint
 from glomo_dist.runtime.progress import bar
@@ -122,7 +122,7 @@ def export_graphs(
         before = _before(out / INDEX, index)
         whole = {**(before or index), **later}
         if whole != before:
-            files.write_json(out / INDEX, whole)
+            json_files.write_json(out / INDEX, whole)
     return out
 
 
@@ -159,7 +159,7 @@ def _before(path: Path, index: dict[str, Any]) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        before = files.read_json(path)
+        before = json_files.read_json(path)
     except DataError:
         return None
     may_differ = dict.fromkeys(("code", *RECORDED_LATER))
@@ -195,9 +195,9 @@ def _make(out: Path) -> None:
 def _begin(out: Path, settings: dict[str, Any]) -> None:
     """Write the settings, or make sure it was begun with the same ones."""
     if not (out / SETTINGS).is_file():
-        files.write_json(out / SETTINGS, settings)
+        json_files.write_json(out / SETTINGS, settings)
         return
-    before = files.read_json(out / SETTINGS)
+    before = json_files.read_json(out / SETTINGS)
     if isinstance(before, dict):
         before.setdefault("batch_units", settings["batch_units"])  # an older export does not say it
     different = [k for k in settings if not isinstance(before, dict) or before.get(k) != settings[k]]
@@ -216,7 +216,7 @@ def _finished(path: Path, first: int, examples: int) -> ChunkEntry | None:
     if not sidecar.is_file():
         return None
     try:
-        entry = config.from_dict(ChunkEntry, files.read_json(sidecar), str(sidecar))
+        entry = config.from_dict(ChunkEntry, json_files.read_json(sidecar), str(sidecar))
         check_chunk(path, entry.bytes, entry.sha256)
     except (ConfigError, DataError):
         return None
@@ -227,7 +227,7 @@ def _write(path: Path, arrays: dict[str, np.ndarray[Any, Any]], first: int, exam
     files.write_bytes(path, save(arrays))
     edges = sum(int(arrays[f"{d}.edges"][-1]) for d in DIRECTIONS)
     entry = ChunkEntry(path.name, first, examples, edges, path.stat().st_size, files.sha256_file(path))
-    files.write_json(path.with_suffix(".json"), config.to_dict(entry))
+    json_files.write_json(path.with_suffix(".json"), config.to_dict(entry))
     return entry
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from glomo_dist.graphs.mapped import map_safetensors
-from glomo_dist.runtime import config, files
+from glomo_dist.runtime import config, files, json_files
 from glomo_dist.runtime.errors import DataError, describe
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.runtime.formats import check_format
@@ -121,7 +121,7 @@ def read_index(folder: Path) -> tuple[StoreInfo, dict[str, SplitEntry]]:
         )
     where = str(folder / INDEX)
     try:
-        content = files.read_json(where)
+        content = json_files.read_json(where)
     except DataError as e:
         raise GraphStoreError(
             f"{e} If it is damaged, run the same `glomo export` again, which keeps the chunks that are whole."

@@ -20,7 +20,7 @@ from glomo_dist.pretrain import hooks, notice, run_folder
 from glomo_dist.pretrain.config import PretrainConfig
 from glomo_dist.pretrain.resolve import resolve
 from glomo_dist.pretrain.stopping import SIGNALS
-from glomo_dist.runtime import errors, files, kernels, threads
+from glomo_dist.runtime import errors, json_files, kernels, threads
 from glomo_dist.runtime.config import to_dict, whole
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.fingerprint import COMMAND_VARIABLE, command_line
@@ -77,7 +77,7 @@ def pretrain(
             "out": str(out),
             "valid": valid and _spelt(valid),
         }
-        files.write_json(job_file, value)
+        json_files.write_json(job_file, value)
         torchrun = Torchrun(ranks, restarts, scratch, ["--job", str(job_file), "--errors", str(error_file)])
         code = torchrun.wait()
         error = notice.take(error_file)

@@ -13,8 +13,8 @@ from typing import Any
 from glomo_dist.evaluate.executor import PLAN_FORMAT, PLAN_VERSION
 from glomo_dist.report.names import counted, one_line
 from glomo_dist.runtime.errors import ConfigError, DataError
-from glomo_dist.runtime.files import read_json
 from glomo_dist.runtime.formats import check_format
+from glomo_dist.runtime.json_files import read_json
 from glomo_dist.transfer.features import FeatureSpec
 from glomo_dist.transfer.job import PLANNED, FinetuneJob
 from glomo_dist.transfer.result import Result, wrong_field

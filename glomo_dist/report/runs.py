@@ -15,7 +15,7 @@ from markupsafe import Markup
 from glomo_dist.report.figures import COLOURS, new, percent, smooth, style, svg
 from glomo_dist.report.names import folder_names
 from glomo_dist.runtime.errors import DataError
-from glomo_dist.runtime.files import read_json
+from glomo_dist.runtime.json_files import read_json
 
 _LARGEST = float(np.finfo(np.float32).max)  # of what a run logs; above it a number is not finite
 

@@ -24,7 +24,7 @@ from glomo_dist.evaluate.executor import InProcess, evaluate, time_limit_error
 from glomo_dist.evaluate.ray_executor import RayExecutor
 from glomo_dist.evaluate.ray_start import running_ray
 from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError
-from glomo_dist.runtime.files import read_json
+from glomo_dist.runtime.json_files import read_json
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from glomo_dist.graphs.store import GraphStore
 from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.glomo import Glomo
 from glomo_dist.runtime.errors import CheckpointError, ConfigError, DataError, GlomoError
-from glomo_dist.runtime.files import read_json, write_json
 from glomo_dist.runtime.fingerprint import fingerprint
+from glomo_dist.runtime.json_files import read_json, write_json
 
 
 def chunks(folder):

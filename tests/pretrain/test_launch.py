@@ -29,7 +29,7 @@ from pretrain_samples import (
 
 from glomo_dist.model import load_model
 from glomo_dist.pretrain import checkpoint, launch, notice, pretrain, run_folder
-from glomo_dist.runtime import files
+from glomo_dist.runtime import json_files
 from glomo_dist.runtime.errors import GlomoError, Interrupted, RankDied
 from glomo_dist.runtime.fingerprint import command_line
 
@@ -79,7 +79,7 @@ def test_run_learns_and_ends_whole(uninterrupted: Path) -> None:
     ]
     model, meta = load_model(uninterrupted / "model")
     assert model.config.vocab_size == 41 and meta["step"] == CONFIG.steps
-    description = files.read_json(uninterrupted / "config.json")
+    description = json_files.read_json(uninterrupted / "config.json")
     assert meta["tokenizer"] == description["data"]["tokenizer"]
     assert description["command"] == command_line(), "that of the user, not of the launcher"
 

@@ -17,13 +17,13 @@ from glomo_dist.data import exists, prepare_images, prepare_text
 from glomo_dist.pretrain import PretrainConfig, checkpoint, notice, pretrain, run_folder, worker
 from glomo_dist.pretrain.resolve import resolve
 from glomo_dist.pretrain.saving import Saver
-from glomo_dist.runtime import files
+from glomo_dist.runtime import json_files
 from glomo_dist.runtime.errors import CheckpointError, ConfigError, GlomoError, ShardError
 
 
 def begun(config: PretrainConfig, shards: Path, out: Path, ranks: int = 2) -> Path:
     """A run folder as it is just after the start."""
-    files.write_json(out / "config.json", run_folder.describe(resolve(config, shards, out), ranks))
+    json_files.write_json(out / "config.json", run_folder.describe(resolve(config, shards, out), ranks))
     return out
 
 
@@ -98,7 +98,7 @@ def test_a_finished_run_is_not_trained_again(
 ) -> None:
     """Also where its checkpoints were deleted, and under one's own torchrun."""
     run = begun(TINY, tiny_shards, tmp_path / "run", 1)
-    files.write_json(run / "model" / "config.json", {})
+    json_files.write_json(run / "model" / "config.json", {})
     assert not run_alone(TINY, tiny_shards, run, monkeypatch)
     assert "is finished already" in capfd.readouterr().err
 
@@ -172,7 +172,7 @@ def test_folders_that_may_not_be_looked_into(
 def test_run_of_another_version(tiny_shards: Path, tmp_path: Path) -> None:
     run = begun(TINY, tiny_shards, tmp_path / "run")
     value = json.loads((run / "config.json").read_text())
-    files.write_json(run / "config.json", {**value, "version": 99})
+    json_files.write_json(run / "config.json", {**value, "version": 99})
     with pytest.raises(CheckpointError, match="format version 99"):
         pretrain(TINY, tiny_shards, run, 2)
 

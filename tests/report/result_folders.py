@@ -7,7 +7,7 @@ from pathlib import Path
 
 from glomo_dist.evaluate.attempt import Job, write_error
 from glomo_dist.runtime.config import to_dict
-from glomo_dist.runtime.files import write_json
+from glomo_dist.runtime.json_files import write_json
 from glomo_dist.transfer.job import FinetuneJob, needs_graphs
 from glomo_dist.transfer.result import Epoch, MixedGraph, Result
 
