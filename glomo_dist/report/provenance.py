@@ -106,14 +106,12 @@ def _store_fact(path: Path) -> Fact:
     edges = sum(split["edges"] for split in info.splits.values())
     units = sum(split["units"] for split in info.splits.values())
     keep = "all" if info.keep is None else f"at most {info.keep}"
+    seed = "" if info.random_seed is None else f", seed {info.random_seed}"
     details = (
-        f"{info.layers} layers, {info.heads} heads, {keep} edges a row kept, "
+        f"{info.predictor} predictor{seed}, {info.layers} layers, {info.heads} heads, {keep} edges a row kept, "
         f"{edges / max(1, 2 * units * info.layers * info.heads):.1f} edges a row, model {info.model}, "
         f"tokenizer {info.tokenizer}, code {info.code}"
     )
-    if info.predictor is not None:
-        seed = "" if info.random_seed is None else f", seed {info.random_seed}"
-        details = f"{info.predictor} predictor{seed}, {details}"
     if info.unknown_words is not None:
         details += f", {percent(info.unknown_words)} of the task's words unknown"
     return Fact("graphs", name, info.fingerprint, details)

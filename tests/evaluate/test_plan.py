@@ -10,24 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transfer_samples import store_meta
 
 from glomo_dist.evaluate.job import EvaluationPlan, plan_jobs
 from glomo_dist.evaluate.plan_file import read_plan
 from glomo_dist.graphs.export import export_graphs
-from glomo_dist.graphs.index import StoreMeta
 from glomo_dist.model import Glomo, GlomoConfig, save_model
 from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.transfer.job import PLANNED, FinetuneJob
-from glomo_dist.transfer.task import get_task
 
 
 def store(folder, task="digits", model="m1", data="d1", **recorded):
     torch.manual_seed(0)
     predictor = Glomo(GlomoConfig(vocab_size=4, width=8, heads=2, layers=2))
     splits = {f"{name}.image": [np.array([1, 2, 3], np.int32)] for name in ("train", "dev", "test")}
-    meta = StoreMeta(task, get_task(task).version, data, model, "t", get_task(task).columns, **recorded)
-    return str(export_graphs(predictor, splits, folder, meta=meta))
+    return str(export_graphs(predictor, splits, folder, meta=store_meta(task, data, model, **recorded)))
 
 
 def test_every_combination_once_and_ids_are_stable(tmp_path):
@@ -83,7 +81,8 @@ def test_none_and_uniform_get_the_size_of_the_first_store(tmp_path):
 
 def test_task_and_seed_in_the_path(tmp_path):
     for seed in (0, 1):
-        store(tmp_path / "digits" / f"random-{seed}", model=f"r{seed}")
+        folder = tmp_path / "digits" / f"random-{seed}"
+        store(folder, model=f"r{seed}", predictor="random", random_seed=seed)
     plan = EvaluationPlan(
         tasks=("digits",), arms={"random": str(tmp_path / "{task}" / "random-{seed}")}, seeds=(0, 1)
     )
@@ -293,10 +292,9 @@ def test_the_plans_of_the_docs_can_be_read(name):
 
 
 def test_stores_under_the_name_of_the_other_are_refused(tmp_path):
-    """Before any job; a store that does not say it, and an arm of any other name, pass."""
-    trained = store(tmp_path / "trained", predictor="trained")
+    """Before any job; an arm of any other name passes."""
+    trained = store(tmp_path / "trained")
     random = store(tmp_path / "random-0", predictor="random", random_seed=0)
-    silent = store(tmp_path / "silent")
     model = str(save_model(tmp_path / "model", Glomo(GlomoConfig(vocab_size=4, width=8, heads=2))))
 
     def plan(**arms):
@@ -310,5 +308,4 @@ def test_stores_under_the_name_of_the_other_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"'pretrained' has the graphs of a random predictor .*random-0"):
         plan(pretrained=str(tmp_path / "random-{seed}"))
     assert len(plan(random=random, pretrained=trained)) == 3
-    assert len(plan(random=silent, pretrained=silent)) == 3
     assert len(plan(mine=random, yours=trained, live=model)) == 4

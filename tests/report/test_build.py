@@ -16,10 +16,10 @@ import pytest
 import torch
 from result_folders import job, result, write
 from run_folders import log_row, run_folder
+from transfer_samples import store_meta
 
 from glomo_dist.evaluate import EvaluationPlan, InProcess, evaluate, plan_jobs
 from glomo_dist.graphs.export import export_graphs
-from glomo_dist.graphs.index import StoreMeta
 from glomo_dist.model import Glomo, GlomoConfig, save_model
 from glomo_dist.report import build, read_results
 from glomo_dist.report.drawings import Example, strongest, words_figure
@@ -88,7 +88,7 @@ def test_names_that_are_not_utf_8_are_shown(tmp_path):
     (folder / "plan.json").write_text(json.dumps({**plan, "command": f"glomo evaluate {bad}.yaml"}))
     pretraining = run_folder(tmp_path / bad, [log_row(1), log_row(2)])
     ids = {name: [np.zeros(64, np.int32)] for name in ("train", "dev", "test")}
-    meta = StoreMeta("digits", 1, "another", "m", "t", {"image": None})
+    meta = store_meta("digits", "another")
     predictor = Glomo(GlomoConfig(vocab_size=16, width=8, heads=1, layers=1))
     store = export_graphs(predictor, ids, tmp_path / "stores" / bad, meta=meta)
     build([folder], tmp_path / "report.html", [pretraining], [store])
@@ -176,7 +176,7 @@ def test_a_real_evaluation_with_graphs_over_pixels_and_words(tmp_path):
             for split, examples in data.splits.items()
             for name, column in examples.columns.items()
         }
-        meta = StoreMeta(task_name, task.version, data.fingerprint, "m", "t", task.columns)
+        meta = store_meta(task_name, data.fingerprint)
         export_graphs(predictor, ids, tmp_path / "graphs" / task_name, meta=meta)
     plan = EvaluationPlan(
         tasks=("digits", "docstring"),
@@ -242,7 +242,7 @@ def test_graphs_that_jobs_computed_and_kinds_of_features(tmp_path):
 
 def test_data_that_changed_is_said_and_not_drawn(tmp_path):
     predictor = Glomo(GlomoConfig(vocab_size=16, width=8, heads=1, layers=1))
-    meta = StoreMeta("digits", 1, "another", "m", "t", {"image": None})
+    meta = store_meta("digits", "another")
     ids = {name: [np.zeros(64, np.int32)] for name in ("train", "dev", "test")}
     store = export_graphs(predictor, ids, tmp_path / "store", meta=meta)
     build([write(tmp_path / "in", [result(job("none", 0), 0.5)])], tmp_path / "report.html", stores=[store])
