@@ -12,11 +12,12 @@ from typing import Any
 from glomo_dist.evaluate.attempt import Job
 from glomo_dist.graphs.index import PredictorKind
 from glomo_dist.graphs.store import GraphStore
-from glomo_dist.model.io import config_of, model_folder, read_meta
+from glomo_dist.model.io import config_of, read_meta
 from glomo_dist.runtime.config import check_fields, from_dict, to_dict
 from glomo_dist.runtime.errors import ConfigError, suggest
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.transfer.encoder import encoder_fingerprint
+from glomo_dist.transfer.export import live_model
 from glomo_dist.transfer.features import FeatureSpec, vectors_content
 from glomo_dist.transfer.job import PLANNED, SETTINGS, FinetuneJob, needs_graphs
 from glomo_dist.transfer.task import chosen_tasks, get_task
@@ -211,7 +212,7 @@ class _Graphs:
     @classmethod
     def at(cls, path: str) -> _Graphs:
         """Of a store, or of a model that is to compute them: models in folders are trained ones."""
-        if folder := model_folder(path):
+        if folder := live_model(path):
             meta = read_meta(folder)
             config = config_of(meta, folder)
             content = {
