@@ -177,8 +177,8 @@ def log_tail(out: str | Path, id: str) -> str:
     return "\n".join(text.splitlines()[-LAST_LINES:])
 
 
-def machine() -> dict[str, Any]:
-    """What a number was computed on."""
+def _computed_on() -> dict[str, Any]:
+    """The machine, as far as it may matter to a number."""
     return {
         "host": socket.gethostname(),
         "cpu": _cpu_name(),
@@ -203,7 +203,7 @@ def _record(job: Job) -> dict[str, Any]:
         "cores": job.cores,
         "memory_gb": job.memory_gb,
         "code": code_version(),
-        "machine": machine(),
+        "machine": _computed_on(),
     }
 
 

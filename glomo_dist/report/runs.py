@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from glomo_dist.report.figures import COLOURS, new, percent, smooth, style, svg
+from glomo_dist.report.figures import COLOURS, new, percent_axis, smooth, style, svg
 from glomo_dist.report.names import folder_names
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.json_files import read_json
@@ -219,7 +219,7 @@ def empty_rows_figure(run: Run) -> Markup | None:
                 label=f"layer {layer}, mean of heads",
             )
         axes.set_ylim(0, 1)
-        percent(axes, "y")
+        percent_axis(axes, "y")
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("units without edges, %")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=9)
