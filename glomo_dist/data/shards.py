@@ -12,7 +12,7 @@ import numpy as np
 
 from glomo_dist.data.index import INDEX_NAME, SHARDS_FORMAT, SHARDS_VERSION, shards_fingerprint
 from glomo_dist.data.tarsamples import id_dtype, sample_key
-from glomo_dist.data.tokenizer import Tokenizer
+from glomo_dist.data.tokenizer import TOKENIZER, Tokenizer
 from glomo_dist.runtime.config import whole
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.files import sha256_file, write_bytes
@@ -82,7 +82,7 @@ class ShardFolder:
         self._finish_shard()
         if not self.samples:
             raise DataError("no sample to write: the inputs hold nothing usable.")
-        write_json(self._folder / "tokenizer.json", self._tokenizer.to_json())
+        write_json(self._folder / TOKENIZER, self._tokenizer.to_json())
         head = {
             "format": SHARDS_FORMAT,
             "version": SHARDS_VERSION,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from glomo_dist.pretrain.run_folder import CONFIG
 from glomo_dist.report.figures import COLOURS, new, percent_axis, smooth, style, svg
 from glomo_dist.report.names import folder_names
 from glomo_dist.runtime.errors import DataError
@@ -80,11 +81,11 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
 def _read_run(folder: Path, name: str) -> Run:
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist or is no folder. Give the folder of a pretraining run.")
-    if not (folder / "config.json").exists():
+    if not (folder / CONFIG).exists():
         raise DataError(
-            f"{folder} is no run of `glomo pretrain`: config.json is missing. Give the folder of its --out."
+            f"{folder} is no run of `glomo pretrain`: {CONFIG} is missing. Give the folder of its --out."
         )
-    config = _config(folder / "config.json")
+    config = _config(folder / CONFIG)
     return Run(name, config, _rows(folder / "log.jsonl"))
 
 
