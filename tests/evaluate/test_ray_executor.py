@@ -112,7 +112,7 @@ def test_the_folder_for_temporary_files_may_have_a_long_path(tmp_path, monkeypat
 
 
 def test_ray_that_is_not_there(tmp_path, marks):
-    program = "import sys; from test_executor import *; without_ray(*map(Path, sys.argv[1:]))"
+    program = "import sys; from test_ray_executor import *; without_ray(*map(Path, sys.argv[1:]))"
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]),
