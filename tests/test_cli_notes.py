@@ -10,6 +10,8 @@ import pytest
 from cli_samples import Capture, run
 from transfer_samples import WORDS, word_model, write_sst2
 
+from glomo_dist.transfer.result import Result
+
 QUICK = ["--epochs", "1", "--hidden", "2", "--executor", "process"]
 
 
@@ -29,6 +31,18 @@ def test_vectors_that_know_few_of_the_words(
         for path in (tmp_path / "out").glob("results/*/result.json")
     }
     assert len(shares) == 1 and (shares.pop() > 0.5) == said
+
+
+def test_an_evaluation_reads_each_result_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To know what is finished, to compare its data, to say what it has to say."""
+    source, read, paths = write_sst2(tmp_path / "data", sizes=(16, 8, 8)), Result.read, []
+    monkeypatch.setattr(Result, "read", lambda path: paths.append(path) or read(path))
+    command = ["evaluate", "--tasks", "sst2", "--sources", f"sst2={source}", *QUICK]
+    command += ["--arms", "none", "uniform", "--seeds", "0", "--out", tmp_path / "out"]
+    for _ in ("all are to do", "all are finished"):
+        paths.clear()
+        assert run(command) == 0
+        assert len(paths) == len(set(paths)) == 2
 
 
 def test_examples_that_are_left_out(tmp_path: Path, capfd: Capture) -> None:

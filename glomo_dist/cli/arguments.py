@@ -12,8 +12,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 import tyro
 
 from glomo_dist.runtime.errors import ConfigError, suggest
-from glomo_dist.runtime.files import write_json
 from glomo_dist.runtime.fingerprint import code_version
+from glomo_dist.runtime.json_files import write_json
 from glomo_dist.runtime.secrets import shown_in
 
 COMMAND_FILE = "command.json"

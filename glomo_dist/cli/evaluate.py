@@ -19,6 +19,7 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -102,6 +103,7 @@ def _evaluate(command: Evaluate, plan: EvaluationPlan) -> None:
         reader_of,
         require_fitting_data,
     )
+    from glomo_dist.evaluate.attempt import ERROR, job_folder
     from glomo_dist.evaluate.notes import notes
     from glomo_dist.transfer.finetune import require_kernels, run
 
@@ -110,18 +112,18 @@ def _evaluate(command: Evaluate, plan: EvaluationPlan) -> None:
     if command.executor == "process" or command.address is None:  # a cluster's nodes are asked by each job
         for work in {job.work.graphs: job.work for job in jobs if job.work.needs_graphs}.values():
             require_kernels(work)
-    summary = evaluate(
-        jobs, run, command.out, executor, plan=to_dict(plan), read=reader_of(jobs), check=require_fitting_data
-    )
+    read = reader_of(jobs)
+    check = partial(require_fitting_data, read=read)
+    summary = evaluate(jobs, run, command.out, executor, plan=to_dict(plan), read=read, check=check)
     say(f"{command.out}: {summary}")
-    for line in notes(command.out, jobs):
+    for line in notes(command.out, jobs, read):
         say(line)
     if summary.failed:
         first, alike = summary.main_reason()
         share = "" if alike == len(summary.failed) else f"{alike} of them "
         raise GlomoError(
             f"{len(summary.failed)} of {summary.jobs} jobs failed, {share}because: {first.error} "
-            f"(traceback: {command.out}/results/{first.id}/error.json). The results of the others are kept; run the "
+            f"(traceback: {job_folder(command.out, first.id) / ERROR}). The results of the others are kept; run the "
             "same command again to try the failed ones again."
         )
     files = [file for file in plan.named_tasks().values() if file is not None]

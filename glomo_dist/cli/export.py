@@ -53,14 +53,13 @@ def main(argv: Sequence[str]) -> None:
     from glomo_dist.model.io import model_folder
     from glomo_dist.transfer.export import export_task
 
-    model = model_folder(command.model)
-    if model is None and (Path(command.model) / "checkpoints").is_dir():
+    if model_folder(command.model) is None and (Path(command.model) / "checkpoints").is_dir():
         raise CheckpointError(
             f"{command.model} is not finished: it has no model yet. Run `glomo pretrain` again to its end, or "
             f"give one of its checkpoints, {command.model}/checkpoints/step-N."
         )
     store = export_task(
-        command.task, model or command.model, command.out, source=command.source, random_seed=command.random_seed,
+        command.task, command.model, command.out, source=command.source, random_seed=command.random_seed,
         keep=command.keep, max_units=command.max_units, max_examples=command.max_examples,
         batch_units=command.batch_units,
     )  # fmt: skip

@@ -16,11 +16,12 @@ from glomo_dist.data.decode import Layout
 from glomo_dist.data.places import Address, Place, exists, place, read_place
 from glomo_dist.data.ragged import starts_of
 from glomo_dist.data.tarsamples import AGAIN, BLOCK, Sample, parse_sample, sample_key
-from glomo_dist.data.tokenizer import Tokenizer, tokenizer_from_json
+from glomo_dist.data.tokenizer import TOKENIZER, Tokenizer, tokenizer_from_json
 from glomo_dist.runtime.errors import DataError, ShardError
-from glomo_dist.runtime.files import parse_json, sha256_file
+from glomo_dist.runtime.files import sha256_file
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.runtime.formats import check_format
+from glomo_dist.runtime.json_files import parse_json
 
 INDEX_NAME = "index.json"
 SHARDS_FORMAT = "glomo-shards"
@@ -131,11 +132,11 @@ class ShardIndex:
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer beside the shards; ShardError if it is not the one that made them."""
-        where = self.folder / "tokenizer.json"
+        where = self.folder / TOKENIZER
         tokenizer = tokenizer_from_json(parse_json(read_place(where, _RETRY_SECONDS), str(where)), str(where))
         if tokenizer.fingerprint != self.tokenizer:
             raise ShardError(
-                f"{self.folder / 'tokenizer.json'} has fingerprint {tokenizer.fingerprint}, the shards were made "
+                f"{where} has fingerprint {tokenizer.fingerprint}, the shards were made "
                 f"with {self.tokenizer}. Copy the whole folder again."
             )
         self.check_tokenizer(tokenizer)

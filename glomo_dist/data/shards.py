@@ -12,10 +12,11 @@ import numpy as np
 
 from glomo_dist.data.index import INDEX_NAME, SHARDS_FORMAT, SHARDS_VERSION, shards_fingerprint
 from glomo_dist.data.tarsamples import id_dtype, sample_key
-from glomo_dist.data.tokenizer import Tokenizer
+from glomo_dist.data.tokenizer import TOKENIZER, Tokenizer
 from glomo_dist.runtime.config import whole
 from glomo_dist.runtime.errors import DataError
-from glomo_dist.runtime.files import sha256_file, write_bytes, write_json
+from glomo_dist.runtime.files import sha256_file, write_bytes
+from glomo_dist.runtime.json_files import write_json
 
 
 def check_shard_bytes(shard_bytes: int) -> None:
@@ -81,7 +82,7 @@ class ShardFolder:
         self._finish_shard()
         if not self.samples:
             raise DataError("no sample to write: the inputs hold nothing usable.")
-        write_json(self._folder / "tokenizer.json", self._tokenizer.to_json())
+        write_json(self._folder / TOKENIZER, self._tokenizer.to_json())
         head = {
             "format": SHARDS_FORMAT,
             "version": SHARDS_VERSION,

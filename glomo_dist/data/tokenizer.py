@@ -8,8 +8,9 @@ from typing import Any, TypeAlias
 from glomo_dist.data.pixels import PixelTokenizer
 from glomo_dist.data.text import WordTokenizer, check_header
 from glomo_dist.runtime.errors import DataError, suggest
-from glomo_dist.runtime.files import read_json
+from glomo_dist.runtime.json_files import read_json
 
+TOKENIZER = "tokenizer.json"  # beside shards; that of a model is the same file
 Tokenizer: TypeAlias = WordTokenizer | PixelTokenizer
 
 KINDS: dict[str, type[WordTokenizer] | type[PixelTokenizer]] = {
@@ -34,11 +35,11 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """
     path = Path(path)
     if path.is_dir():
-        places = [path / part / "tokenizer.json" for part in ("", "train", "model")]
+        places = [path / part / TOKENIZER for part in ("", "train", "model")]
         found = next((file for file in places if file.is_file()), None)
         if found is None:
             raise DataError(
-                f"{path} holds no tokenizer.json. Expected a folder of shards (`glomo prepare`) or of a model "
+                f"{path} holds no {TOKENIZER}. Expected a folder of shards (`glomo prepare`) or of a model "
                 "(RUN/model)."
             )
         path = found

@@ -2,7 +2,7 @@
 
 A job's folder is OUT/results/<id>/. `result.json` is there when the job is finished, and is what the job function
 returned. Beside it: `job.json` (what was asked for, and on what machine it ran), `error.json` (the last failure),
-`running.json` (who works on it since when) and `log.txt` (what a worker printed).
+`running.json` (who works on it since when) and `log.txt` (what a worker printed). Others take these names from here.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ from threadpoolctl import threadpool_limits
 
 from glomo_dist.runtime.config import check_least
 from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError
-from glomo_dist.runtime.files import json_bytes, read_json, remove_leftovers, write_bytes, write_json, writing
+from glomo_dist.runtime.files import remove_leftovers, write_bytes, writing
 from glomo_dist.runtime.fingerprint import code_version
+from glomo_dist.runtime.json_files import json_bytes, read_json, write_json
 from glomo_dist.runtime.processes import usable_cores
 from glomo_dist.runtime.secrets import shown, shown_in
 
 JOB_FORMAT, ERROR_FORMAT, VERSION = "glomo-job", "glomo-error", 1
+RESULT, JOB, ERROR, RUNNING, LOG = "result.json", "job.json", "error.json", "running.json", "log.txt"
+_RESULTS = "results"
 LAST_WORDS, LAST_LINES = 1 << 16, 30  # bytes, and lines of these
 MOST = 1e9  # gigabytes or seconds (30 years) of a job; what counts them in smaller units takes no infinity
 
@@ -75,7 +78,12 @@ Run = Callable[[Any], Any]  # Job.work -> result (a dataclass or a dictionary, J
 
 
 def job_folder(out: str | Path, id: str) -> Path:
-    return Path(out) / "results" / id
+    return Path(out) / _RESULTS / id
+
+
+def result_files(out: Path) -> Iterator[Path]:
+    """The `result.json` of all jobs under `out`, of whatever plan."""
+    return out.glob(f"{_RESULTS}/*/{RESULT}")
 
 
 def read_object(path: Path) -> object:
@@ -90,7 +98,7 @@ def is_finished(out: str | Path, id: str, read: Callable[[Path], object] = read_
 
     read: raises GlomoError for a file that is none.
     """
-    path = job_folder(out, id) / "result.json"
+    path = job_folder(out, id) / RESULT
     if not path.exists():
         return False
     try:
@@ -112,11 +120,9 @@ def attempt(run: Run, job: Job, out: str | Path, *, capture: bool = False) -> Ou
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
     started, began = time.time(), time.monotonic()
-    write_json(
-        folder / "running.json", {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
-    )
+    write_json(folder / RUNNING, {"host": socket.gethostname(), "pid": os.getpid(), "started": started})
     try:
-        with _captured(folder / "log.txt") if capture else contextlib.nullcontext(), _threads(job.cores):
+        with _captured(folder / LOG) if capture else contextlib.nullcontext(), _threads(job.cores):
             try:
                 result = json_bytes(_plain(run(job.work)))
             except (Exception, SystemExit) as e:
@@ -126,7 +132,7 @@ def attempt(run: Run, job: Job, out: str | Path, *, capture: bool = False) -> Ou
                 return write_error(job, out, time.monotonic() - began, _in_one_line(e), trace)
         seconds = time.monotonic() - began
         write_json(
-            folder / "job.json",
+            folder / JOB,
             {
                 "format": JOB_FORMAT,
                 "version": VERSION,
@@ -135,11 +141,11 @@ def attempt(run: Run, job: Job, out: str | Path, *, capture: bool = False) -> Ou
                 "seconds": seconds,
             },
         )
-        write_bytes(folder / "result.json", result)  # last: with it the job counts as finished
-        (folder / "error.json").unlink(missing_ok=True)
+        write_bytes(folder / RESULT, result)  # last: with it the job counts as finished
+        (folder / ERROR).unlink(missing_ok=True)
         return Outcome(job.id, seconds)
     finally:
-        (folder / "running.json").unlink(missing_ok=True)
+        (folder / RUNNING).unlink(missing_ok=True)
 
 
 def write_error(job: Job, out: str | Path, seconds: float, message: str, trace: str) -> Outcome:
@@ -148,11 +154,11 @@ def write_error(job: Job, out: str | Path, seconds: float, message: str, trace: 
     A job whose result is there had just finished when it was given up, and counts as finished.
     """
     folder = job_folder(out, job.id)
-    if (folder / "result.json").exists():
-        (folder / "error.json").unlink(missing_ok=True)
+    if (folder / RESULT).exists():
+        (folder / ERROR).unlink(missing_ok=True)
         return Outcome(job.id, seconds)
     write_json(
-        folder / "error.json",
+        folder / ERROR,
         {
             "format": ERROR_FORMAT,
             "version": VERSION,
@@ -167,7 +173,7 @@ def write_error(job: Job, out: str | Path, seconds: float, message: str, trace: 
 
 def log_tail(out: str | Path, id: str) -> str:
     """The last lines of a worker, for a job that can no longer say anything itself."""
-    path = job_folder(out, id) / "log.txt"
+    path = job_folder(out, id) / LOG
     if not path.exists():
         return ""
     with path.open("rb") as f:  # however much it printed
@@ -176,8 +182,8 @@ def log_tail(out: str | Path, id: str) -> str:
     return "\n".join(text.splitlines()[-LAST_LINES:])
 
 
-def machine() -> dict[str, Any]:
-    """What a number was computed on."""
+def _computed_on() -> dict[str, Any]:
+    """The machine, as far as it may matter to a number."""
     return {
         "host": socket.gethostname(),
         "cpu": _cpu_name(),
@@ -202,7 +208,7 @@ def _record(job: Job) -> dict[str, Any]:
         "cores": job.cores,
         "memory_gb": job.memory_gb,
         "code": code_version(),
-        "machine": machine(),
+        "machine": _computed_on(),
     }
 
 

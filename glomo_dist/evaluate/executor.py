@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from glomo_dist.evaluate.attempt import (
+    RESULT,
     Job,
     Outcome,
     Run,
@@ -21,17 +22,18 @@ from glomo_dist.evaluate.attempt import (
     is_finished,
     job_folder,
     read_object,
+    result_files,
     write_error,
 )
 from glomo_dist.runtime.errors import ConfigError, GlomoError, Interrupted
-from glomo_dist.runtime.files import before_first, only_one, write_json, writing
+from glomo_dist.runtime.files import before_first, only_one, writing
 from glomo_dist.runtime.fingerprint import command_line
+from glomo_dist.runtime.json_files import write_json
 from glomo_dist.runtime.progress import bar, say
 from glomo_dist.runtime.secrets import shown_in
 from glomo_dist.runtime.signals import as_interrupt
 
-PLAN_FORMAT = "glomo-evaluation"
-PLAN_VERSION = 1
+PLAN, PLAN_FORMAT, PLAN_VERSION = "plan.json", "glomo-evaluation", 1
 Check = Callable[[Path, Sequence[Job], Sequence[Job]], None]  # output folder, finished jobs, jobs to do
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # besides Ctrl-C
 
@@ -122,7 +124,7 @@ def evaluate(
         with writing(out):
             _say_left_out(out, jobs)
         write_json(
-            out / "plan.json",
+            out / PLAN,
             {
                 "format": PLAN_FORMAT,
                 "version": PLAN_VERSION,
@@ -133,7 +135,7 @@ def evaluate(
         )
         with writing(out):
             for job in todo:
-                _set_aside(job_folder(out, job.id) / "result.json")
+                _set_aside(job_folder(out, job.id) / RESULT)
         if before:
             say(f"evaluate: {before} of {len(jobs)} jobs are finished already, {len(todo)} to do.")
         failed: list[Outcome] = []
@@ -179,7 +181,7 @@ def _as_generator(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
 
 def _set_aside(result: Path) -> None:
     if result.exists():
-        aside = result.with_name("result.json.unreadable")
+        aside = result.with_name(f"{RESULT}.unreadable")
         result.replace(aside)
         say(f"evaluate: {result} cannot be read as a result; it is now {aside.name}, and the job runs again.")
 
@@ -187,7 +189,7 @@ def _set_aside(result: Path) -> None:
 def _say_left_out(out: Path, jobs: Sequence[Job]) -> None:
     """That a mistyped plan takes results out of the report is said before it replaces the one in the folder."""
     ids = {job.id for job in jobs}
-    left = sum(path.parent.name not in ids for path in out.glob("results/*/result.json"))
+    left = sum(path.parent.name not in ids for path in result_files(out))
     if left:
         say(
             f"evaluate: earlier results in {out} that are not of this plan: {left}. `glomo report` leaves them out; "
@@ -206,10 +208,10 @@ def _require_unique(jobs: Sequence[Job]) -> None:
 def _require_evaluation_folder(out: Path) -> None:
     if out.is_file():
         raise GlomoError(f"output {out} is a file; a folder was expected. Choose another name.")
-    new = out.is_dir() and not (out / "plan.json").exists()
-    if new and {*out.iterdir()} - before_first(out, "plan.json"):
+    new = out.is_dir() and not (out / PLAN).exists()
+    if new and {*out.iterdir()} - before_first(out, PLAN):
         raise GlomoError(
-            f"output folder {out} is not empty and holds no evaluation (no plan.json). "
+            f"output folder {out} is not empty and holds no evaluation (no {PLAN}). "
             f"Choose another one, or delete it first."
         )
 

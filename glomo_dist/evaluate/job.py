@@ -7,16 +7,17 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from glomo_dist.evaluate.attempt import Job
 from glomo_dist.graphs.index import PredictorKind
 from glomo_dist.graphs.store import GraphStore
-from glomo_dist.model.io import config_of, model_folder, read_meta
+from glomo_dist.model.io import config_of, read_meta
 from glomo_dist.runtime.config import check_fields, from_dict, to_dict
 from glomo_dist.runtime.errors import ConfigError, suggest
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.transfer.encoder import encoder_fingerprint
+from glomo_dist.transfer.export import live_model
 from glomo_dist.transfer.features import FeatureSpec, vectors_content
 from glomo_dist.transfer.job import PLANNED, SETTINGS, FinetuneJob, needs_graphs
 from glomo_dist.transfer.task import chosen_tasks, get_task
@@ -133,10 +134,9 @@ def _job(
         graphs = _local(graphs.replace("{task}", task).replace("{seed}", str(seed)))
         info = contents.graphs(graphs)
         _require_named_rightly(arm, graphs, info.predictor)
-        theirs = info.task
-        if theirs not in (task, None):
+        if info.task not in (task, None):
             raise ConfigError(
-                f"plan: arm {arm!r} has graphs of task {theirs!r} ({graphs}) for task {task!r}. "
+                f"plan: arm {arm!r} has graphs of task {info.task!r} ({graphs}) for task {task!r}. "
                 "Write {task} into the path, or evaluate each task with its own plan."
             )
     source = plan.sources.get(task)
@@ -165,13 +165,11 @@ def _job(
     return dataclasses.replace(job, id=job_id(work, contents), work=work)
 
 
-def _require_named_rightly(arm: str, graphs: str, predictor: PredictorKind | None) -> None:
-    """ConfigError for the two names that the report reads as a kind of predictor, if the graphs are of the other.
-
-    predictor: None where the store does not say it; what other arms are called is free.
-    """
+def _require_named_rightly(arm: str, graphs: str, predictor: PredictorKind) -> None:
+    """ConfigError for the two names that the report reads as a kind of predictor, if the graphs are of the other;
+    what other arms are called is free."""
     other: dict[str, PredictorKind] = {"random": "trained", "pretrained": "random"}
-    if predictor is not None and other.get(arm) == predictor:
+    if other.get(arm) == predictor:
         raise ConfigError(
             f"plan: arm {arm!r} has the graphs of a {predictor} predictor ({graphs}); the report would call them "
             f"those of a {arm} one. Were two paths exchanged? An arm of any other name may have any graphs."
@@ -202,35 +200,42 @@ def job_id(work: FinetuneJob, contents: _Contents | None = None) -> str:
 
 
 @dataclass(frozen=True)
-class _Live:
-    """A model that is to compute the graphs: of any task. Models in folders are trained ones."""
+class _Graphs:
+    """What a plan asks of the graphs at a path.  task: that they are of, None where they can be of any."""
 
-    model: str
+    fingerprint: str
     layers: int
     heads: int
-    task: None = None
-    predictor: ClassVar[PredictorKind] = "trained"
+    task: str | None
+    predictor: PredictorKind
 
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint(to_dict(self))
+    @classmethod
+    def at(cls, path: str) -> _Graphs:
+        """Of a store, or of a model that is to compute them: models in folders are trained ones."""
+        if folder := live_model(path):
+            meta = read_meta(folder)
+            config = config_of(meta, folder)
+            content = {
+                "model": meta["fingerprint"],
+                "layers": config.layers,
+                "heads": config.heads,
+                "task": None,
+            }
+            return cls(fingerprint(content), config.layers, config.heads, None, "trained")
+        info = GraphStore.open(path).info
+        return cls(info.fingerprint, info.layers, info.heads, info.task, info.predictor)
 
 
 class _Contents:
-    """Index of each store or model and hash of each file, read once per plan."""
+    """What is in each store or model, and the hash of each file, read once per plan."""
 
     def __init__(self) -> None:
-        self._graphs: dict[str, Any] = {}
+        self._graphs: dict[str, _Graphs] = {}
         self._features: dict[str, str] = {}
 
-    def graphs(self, path: str) -> Any:
+    def graphs(self, path: str) -> _Graphs:
         if path not in self._graphs:
-            if folder := model_folder(path):
-                meta = read_meta(folder)
-                config = config_of(meta, folder)
-                self._graphs[path] = _Live(str(meta["fingerprint"]), config.layers, config.heads)
-            else:
-                self._graphs[path] = GraphStore.open(path).info
+            self._graphs[path] = _Graphs.at(path)
         return self._graphs[path]
 
     def features(self, text: str) -> str:

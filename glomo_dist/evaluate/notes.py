@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from glomo_dist.evaluate.attempt import Job, job_folder
+from glomo_dist.evaluate.attempt import RESULT, Job, job_folder
+from glomo_dist.evaluate.task_data import Read
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.transfer.coverage import MANY, percent
 from glomo_dist.transfer.dataset import left_out
@@ -13,15 +14,15 @@ from glomo_dist.transfer.features import FeatureSpec
 from glomo_dist.transfer.result import Result
 
 
-def notes(out: str | Path, jobs: Sequence[Job]) -> list[str]:
-    """Lines to say after `evaluate`; each once, however many of the jobs it is true of."""
-    return list(dict.fromkeys(line for result in _results(out, jobs) for line in _lines(result)))
+def notes(out: str | Path, jobs: Sequence[Job], read: Read) -> list[str]:
+    """Lines to say after `evaluate`; each once, however many of the jobs it is true of.  read: as given to it."""
+    return list(dict.fromkeys(line for result in _results(out, jobs, read) for line in _lines(result)))
 
 
-def _results(out: str | Path, jobs: Sequence[Job]) -> Iterator[Result]:
+def _results(out: str | Path, jobs: Sequence[Job], read: Read) -> Iterator[Result]:
     for job in jobs:
         try:
-            yield Result.read(job_folder(out, job.id) / "result.json")
+            yield read(job_folder(Path(out).absolute(), job.id) / RESULT)
         except GlomoError:  # it failed, which is said elsewhere
             continue
 

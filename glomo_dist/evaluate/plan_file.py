@@ -10,7 +10,7 @@ import yaml
 from glomo_dist.evaluate.job import EvaluationPlan
 from glomo_dist.runtime.config import from_dict
 from glomo_dist.runtime.errors import ConfigError, DataError, describe
-from glomo_dist.runtime.files import read_json
+from glomo_dist.runtime.json_files import read_json
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -16,11 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from glomo_dist.evaluate.attempt import Job, Outcome, Run, attempt, job_folder, log_tail, write_error
+from glomo_dist.evaluate.attempt import (
+    RUNNING,
+    Job,
+    Outcome,
+    Run,
+    attempt,
+    job_folder,
+    log_tail,
+    write_error,
+)
 from glomo_dist.evaluate.executor import time_limit_error
 from glomo_dist.evaluate.ray_start import running_ray
 from glomo_dist.runtime.errors import ConfigError, GlomoError
-from glomo_dist.runtime.files import read_json
+from glomo_dist.runtime.json_files import read_json
 from glomo_dist.runtime.progress import say
 
 POLL_SECONDS = 0.5  # how often time limits are looked at; results are taken as soon as they come
@@ -109,7 +118,7 @@ class _Fanout:
         while self.pending and len(self.running) < limit:
             job = self.pending.popleft()
             needs = {} if job.memory_gb is None else {"memory": int(job.memory_gb * 1e9)}
-            clock = _Clock(job_folder(self.out, job.id) / "running.json")
+            clock = _Clock(job_folder(self.out, job.id) / RUNNING)
             clock.file.unlink(missing_ok=True)  # of a run that was killed
             task = self.remote.options(num_cpus=job.cores, name=job.id, **needs)
             self.running[task.remote(self.run, job, self.out, capture=True)] = _Running(job, clock)

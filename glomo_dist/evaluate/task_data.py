@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
-from glomo_dist.evaluate.attempt import Job, job_folder
+from glomo_dist.evaluate.attempt import RESULT, Job, job_folder
 from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import DataError, GlomoError
 from glomo_dist.runtime.progress import say
@@ -18,12 +19,15 @@ from glomo_dist.transfer.finetune import demands_of_data, require_fit
 from glomo_dist.transfer.result import Result
 from glomo_dist.transfer.task import get_task
 
+Read = Callable[[Path], Result]
 # Task, its file, source, max_examples: what its data depend on.
 Set = tuple[str, str | None, str | None, int | None]
 
 
-def require_fitting_data(out: Path, finished: Sequence[Job], todo: Sequence[Job]) -> None:
-    """The `check` of `evaluate` for jobs of `finetune.run`.
+def require_fitting_data(
+    out: Path, finished: Sequence[Job], todo: Sequence[Job], read: Read = Result.read
+) -> None:
+    """The `check` of `evaluate` for jobs of `finetune.run`.  read: of a result's file.
 
     Each set that finished results are of, or that a job to do makes demands on, is read here once. Raises DataError
     if it is not what the results are of or what a graph store of a job to do is of, and ConfigError if such a job
@@ -33,13 +37,18 @@ def require_fitting_data(out: Path, finished: Sequence[Job], todo: Sequence[Job]
     """
     done, waiting = _by_set(finished), _by_set(todo)
     for key in sorted({**waiting, **done}, key=lambda key: key[2] is not None):  # without a source first
-        _check_set(out, key, done.get(key, []), waiting.get(key, []))
+        results = [read(job_folder(out, job.id) / RESULT) for job in done.get(key, [])]
+        _check_set(out, key, results, waiting.get(key, []))
 
 
-def reader_of(jobs: Sequence[Job]) -> Callable[[Path], Result]:
-    """The `read` of `evaluate` for jobs of `finetune.run`: DataError also for the result of another job."""
+def reader_of(jobs: Sequence[Job]) -> Read:
+    """The `read` of `evaluate` for jobs of `finetune.run`: DataError also for the result of another job.
+
+    Each result is read once: one that is whole is not written again while the evaluation has its folder.
+    """
     works = {job.id: to_dict(job.work) for job in jobs}
 
+    @cache  # of what was read, not of errors
     def read(path: Path) -> Result:
         result = Result.read(path)
         result.require_of(works[path.parent.name], path)
@@ -48,16 +57,15 @@ def reader_of(jobs: Sequence[Job]) -> Callable[[Path], Result]:
     return read
 
 
-def _check_set(out: Path, key: Set, finished: Sequence[Job], todo: Sequence[Job]) -> None:
+def _check_set(out: Path, key: Set, results: Sequence[Result], todo: Sequence[Job]) -> None:
     name, file, source, max_examples = key
-    results = [Result.read(job_folder(out, job.id) / "result.json") for job in finished]
     found = {_content(r.task_version, r.fingerprints["data"]) for r in results if r.fingerprints.get("data")}
     demanding = [job for job in todo if source is None or demands_of_data(job.work)]
     if not found and not demanding:
         return
     task = get_task(name, file)
     what = f"the data of task {name!r}" + (f" in {source}" if source is not None else "")
-    say(f"evaluate: reading {what}: do they fit its jobs ({len(finished)} finished, {len(todo)} to do)?")
+    say(f"evaluate: reading {what}: do they fit its jobs ({len(results)} finished, {len(todo)} to do)?")
     try:
         data = task.load(source, max_examples)
     except GlomoError as e:

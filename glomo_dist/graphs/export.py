@@ -22,7 +22,7 @@ from glomo_dist.graphs.index import (
     DIRECTIONS,
     FORMAT,
     INDEX,
-    RECORDED_LATER,
+    NO_IDENTITY,
     SETTINGS,
     VERSION,
     ChunkEntry,
@@ -33,7 +33,7 @@ from glomo_dist.graphs.index import (
 from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.glomo import Glomo
 from glomo_dist.model.graph_predictor import affinity_kind
-from glomo_dist.runtime import config, files, kernels
+from glomo_dist.runtime import config, files, json_files, kernels
 from glomo_dist.runtime.errors import CheckpointError, ConfigError, DataError
 from glomo_dist.runtime.fingerprint import code_version, fingerprint
 from glomo_dist.runtime.progress import bar
@@ -89,9 +89,8 @@ def export_graphs(
     check_ids(model, splits, "export")
     lengths = {name: np.array([len(e) for e in examples], np.int64) for name, examples in splits.items()}
     facts = config.to_dict(meta)
-    later = {name: facts.pop(name) for name in RECORDED_LATER}  # no settings: an older export can go on
     settings = {
-        **facts,
+        **{name: value for name, value in facts.items() if name not in NO_IDENTITY},
         "format": FORMAT,
         "version": VERSION,
         "layers": model.config.layers,
@@ -109,6 +108,7 @@ def export_graphs(
                 files.remove_leftovers(out, f"{name}.*")
         entries = _chunks(model, splits, lengths, out, keep, batch_units, chunk_units)
         index = {k: v for k, v in settings.items() if k not in _SETTINGS_ONLY}
+        index |= {name: facts[name] for name in NO_IDENTITY}
         index["code"] = code_version()
         index["splits"] = {
             name: {
@@ -119,10 +119,8 @@ def export_graphs(
             }
             for name, written in entries.items()
         }
-        before = _before(out / INDEX, index)
-        whole = {**(before or index), **later}
-        if whole != before:
-            files.write_json(out / INDEX, whole)
+        if not _is_of(out / INDEX, index):
+            json_files.write_json(out / INDEX, index)
     return out
 
 
@@ -153,18 +151,16 @@ def _chunks(
     return entries
 
 
-def _before(path: Path, index: dict[str, Any]) -> dict[str, Any] | None:
-    """The index that is there, if it is of these very chunks, whichever code it was written by: it names the code
+def _is_of(path: Path, index: dict[str, Any]) -> bool:
+    """Whether the index that is there is of these very chunks, whichever code it was written by: it names the code
     that made them, and is the identity of the store."""
     if not path.is_file():
-        return None
+        return False
     try:
-        before = files.read_json(path)
+        before = json_files.read_json(path)
     except DataError:
-        return None
-    may_differ = dict.fromkeys(("code", *RECORDED_LATER))
-    same = isinstance(before, dict) and {**before, **may_differ} == {**index, **may_differ}
-    return before if same else None
+        return False
+    return isinstance(before, dict) and {**before, "code": None} == {**index, "code": None}
 
 
 def check_ids(model: Glomo, splits: dict[str, list[np.ndarray[Any, Any]]], asking: str) -> None:
@@ -195,11 +191,9 @@ def _make(out: Path) -> None:
 def _begin(out: Path, settings: dict[str, Any]) -> None:
     """Write the settings, or make sure it was begun with the same ones."""
     if not (out / SETTINGS).is_file():
-        files.write_json(out / SETTINGS, settings)
+        json_files.write_json(out / SETTINGS, settings)
         return
-    before = files.read_json(out / SETTINGS)
-    if isinstance(before, dict):
-        before.setdefault("batch_units", settings["batch_units"])  # an older export does not say it
+    before = json_files.read_json(out / SETTINGS)
     different = [k for k in settings if not isinstance(before, dict) or before.get(k) != settings[k]]
     if different:
         key = different[0]
@@ -216,7 +210,7 @@ def _finished(path: Path, first: int, examples: int) -> ChunkEntry | None:
     if not sidecar.is_file():
         return None
     try:
-        entry = config.from_dict(ChunkEntry, files.read_json(sidecar), str(sidecar))
+        entry = config.from_dict(ChunkEntry, json_files.read_json(sidecar), str(sidecar))
         check_chunk(path, entry.bytes, entry.sha256)
     except (ConfigError, DataError):
         return None
@@ -227,7 +221,7 @@ def _write(path: Path, arrays: dict[str, np.ndarray[Any, Any]], first: int, exam
     files.write_bytes(path, save(arrays))
     edges = sum(int(arrays[f"{d}.edges"][-1]) for d in DIRECTIONS)
     entry = ChunkEntry(path.name, first, examples, edges, path.stat().st_size, files.sha256_file(path))
-    files.write_json(path.with_suffix(".json"), config.to_dict(entry))
+    json_files.write_json(path.with_suffix(".json"), config.to_dict(entry))
     return entry
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from glomo_dist.graphs.mapped import map_safetensors
-from glomo_dist.runtime import config, files
-from glomo_dist.runtime.errors import DataError, describe
+from glomo_dist.runtime import config, files, json_files
+from glomo_dist.runtime.errors import ConfigError, DataError, describe
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.runtime.formats import check_format
 
 FORMAT, VERSION = "glomo-graphs", 2
 INDEX, SETTINGS = "index.json", "settings.json"
-RECORDED_LATER = ("unknown_words", "predictor", "random_seed")  # fields of StoreMeta and StoreInfo
+NO_IDENTITY = ("unknown_words", "predictor", "random_seed")  # fields of StoreMeta that follow from the others
 PredictorKind = Literal["trained", "random"]
 DIRECTIONS = ("forward", "backward")
 EXPORT_AGAIN = "Delete the folder and run `glomo export` again."
@@ -28,8 +28,10 @@ class GraphStoreError(DataError):
 class StoreMeta:
     """What the graphs are of: recorded in the index and checked when the store is used.
 
-    data: fingerprint of the task's data; model, tokenizer: of the predictor; max_units: the truncation applied
-        to each of the task's inputs.  unknown_words, predictor, random_seed: as in `StoreInfo`.
+    data: fingerprint of the task's data; model, tokenizer: of the predictor.
+    max_units: per column of the task, the truncation applied to its inputs (None: none).
+    unknown_words: share of the task's words that the predictor does not know, None for images.
+    predictor: whether it was trained or has random parameters, then those of `random_seed`, else None.
     """
 
     task: str
@@ -38,9 +40,9 @@ class StoreMeta:
     model: str
     tokenizer: str
     max_units: dict[str, int | None]
-    unknown_words: float | None = None
-    predictor: PredictorKind | None = None
-    random_seed: int | None = None
+    unknown_words: float | None
+    predictor: PredictorKind
+    random_seed: int | None
 
 
 @dataclass(frozen=True)
@@ -62,36 +64,25 @@ class SplitEntry:
 
 
 @dataclass(frozen=True)
-class StoreInfo:
-    """The content of index.json. `data` is the fingerprint of the task data, `model` of the predictor.
+class StoreInfo(StoreMeta):
+    """The content of index.json: what the graphs are of, and how they were made.
 
-    The fields with defaults are None in stores of before they were recorded. unknown_words: share of the task's words
-    that the predictor does not know, None for images too. predictor: whether it was trained or has random parameters,
-    then those of `random_seed`.
+    layers, heads: of the predictor.  keep: at most so many edges per row (None: all).  code: version of the program.
+    splits: split -> the fields of its `SplitEntry`.
     """
 
     format: str
     version: int
-    task: str
-    task_version: int
-    data: str
-    model: str
-    tokenizer: str
     layers: int
     heads: int
     keep: int | None
-    max_units: dict[str, int | None]
     code: str
     splits: dict[str, Any]
-    unknown_words: float | None = None
-    predictor: PredictorKind | None = None
-    random_seed: int | None = None
 
     @property
     def fingerprint(self) -> str:
-        """What the names of jobs and their results know the store by. Without what was recorded later and follows
-        from the rest: an older store keeps its jobs when that is added to its index."""
-        return fingerprint({k: v for k, v in config.to_dict(self).items() if k not in RECORDED_LATER})
+        """What the names of jobs and their results know the store by."""
+        return fingerprint({k: v for k, v in config.to_dict(self).items() if k not in NO_IDENTITY})
 
     @property
     def components(self) -> int:
@@ -121,7 +112,7 @@ def read_index(folder: Path) -> tuple[StoreInfo, dict[str, SplitEntry]]:
         )
     where = str(folder / INDEX)
     try:
-        content = files.read_json(where)
+        content = json_files.read_json(where)
     except DataError as e:
         raise GraphStoreError(
             f"{e} If it is damaged, run the same `glomo export` again, which keeps the chunks that are whole."
@@ -130,11 +121,14 @@ def read_index(folder: Path) -> tuple[StoreInfo, dict[str, SplitEntry]]:
         content, FORMAT, VERSION, where, "the index of a graph store", error=GraphStoreError,
         instead="Give the output folder of `glomo export`.", again=EXPORT_AGAIN,
     )  # fmt: skip
-    info = config.from_dict(StoreInfo, values, where)
-    splits = {
-        name: config.from_dict(SplitEntry, entry, f"{where}: splits.{name}")
-        for name, entry in info.splits.items()
-    }
+    try:
+        info = config.from_dict(StoreInfo, values, where)
+        splits = {
+            name: config.from_dict(SplitEntry, entry, f"{where}: splits.{name}")
+            for name, entry in info.splits.items()
+        }
+    except ConfigError as e:
+        raise GraphStoreError(f"{e} {EXPORT_AGAIN}") from None
     if min(info.layers, info.heads) < 1:
         raise GraphStoreError(
             f"{where}: {info.layers} layers and {info.heads} heads. The index is damaged. {EXPORT_AGAIN}"

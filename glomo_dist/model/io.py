@@ -13,7 +13,7 @@ from torch import Tensor
 
 from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.glomo import Glomo
-from glomo_dist.runtime import files
+from glomo_dist.runtime import files, json_files
 from glomo_dist.runtime.config import from_dict, to_dict
 from glomo_dist.runtime.errors import CheckpointError
 from glomo_dist.runtime.fingerprint import fingerprint
@@ -65,7 +65,7 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
     if not path.exists():
         raise CheckpointError(f"{folder} holds no model: {CONFIG} is missing. {_EXPECTED}")
     meta = check_format(
-        files.read_json(path), FORMAT, VERSION, path, "the description of a model", error=CheckpointError,
+        json_files.read_json(path), FORMAT, VERSION, path, "the description of a model", error=CheckpointError,
         instead=_EXPECTED, again="Export the model again with this version.",
     )  # fmt: skip
     for name in ("model", "fingerprint"):

@@ -10,7 +10,7 @@ from pathlib import Path
 from glomo_dist.pretrain import notice, worker
 from glomo_dist.pretrain.config import PretrainConfig
 from glomo_dist.pretrain.resolve import resolve
-from glomo_dist.runtime import files
+from glomo_dist.runtime import json_files
 from glomo_dist.runtime.config import from_dict
 from glomo_dist.runtime.errors import GlomoError, RankDied
 from glomo_dist.runtime.progress import say
@@ -23,7 +23,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rank = os.environ.get("RANK", "0")
     try:
-        value = files.read_json(arguments.job)
+        value = json_files.read_json(arguments.job)
         config = from_dict(PretrainConfig, value["config"], arguments.job)
         job = resolve(config, value["data"], value["out"], value["valid"])
         worker.run(job, Path(arguments.errors) if arguments.errors else None)

@@ -18,7 +18,7 @@ from typing import Any
 
 from glomo_dist.pretrain import run_folder, state
 from glomo_dist.pretrain.ranks import Ranks
-from glomo_dist.runtime import files
+from glomo_dist.runtime import files, json_files
 from glomo_dist.runtime.errors import CheckpointError, DataError, GlomoError, OtherVersion, describe
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.runtime.formats import check_format
@@ -66,7 +66,7 @@ def write_manifest(
     manifest = {
         "format": FORMAT, "version": VERSION, "step": step, "ranks": world, "state": loop, "files": content,
     }  # fmt: skip
-    files.write_json(folder / MANIFEST, sealed(manifest), run_folder.GO_ON)
+    json_files.write_json(folder / MANIFEST, sealed(manifest), run_folder.GO_ON)
 
 
 def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def verify(folder: Path) -> dict[str, Any]:
     """The manifest of a good checkpoint; CheckpointError that says what is wrong with a bad one."""
     path = folder / MANIFEST
     try:
-        manifest = files.read_json(path)
+        manifest = json_files.read_json(path)
     except DataError as e:
         raise CheckpointError(f"checkpoint {folder} is damaged: {e}") from None
     check_format(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from glomo_dist.pretrain.config import PretrainConfig, accumulation
-from glomo_dist.runtime import files
+from glomo_dist.runtime import json_files
 from glomo_dist.runtime.errors import ConfigError
 
 # DeepSpeed settings that follow from PretrainConfig: giving them twice could only contradict.
@@ -29,7 +29,7 @@ def extra_settings(config: PretrainConfig) -> dict[str, Any]:
     """The content of the file `config.deepspeed`; ConfigError where it says what PretrainConfig does."""
     if config.deepspeed is None:
         return {}
-    extra = files.read_json(config.deepspeed)
+    extra = json_files.read_json(config.deepspeed)
     if not isinstance(extra, dict) or not isinstance(extra.get("zero_optimization", {}), dict):
         raise ConfigError(
             f"{config.deepspeed}: expected a JSON object of DeepSpeed settings, zero_optimization an object too."

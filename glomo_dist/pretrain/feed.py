@@ -12,7 +12,7 @@ from typing import Any
 
 from glomo_dist.data import BadShard, Batch, Stream
 from glomo_dist.pretrain.ranks import Ranks
-from glomo_dist.runtime import files
+from glomo_dist.runtime import json_files
 from glomo_dist.runtime.errors import DataError, GlomoError, ShardError
 from glomo_dist.runtime.formats import check_format
 from glomo_dist.runtime.progress import say
@@ -82,7 +82,7 @@ class Feed:
             self._stream.set_aside(shard, self._step)
 
         def record() -> None:
-            files.write_json(self._path, {"format": FORMAT, "version": VERSION, "shards": entries})
+            json_files.write_json(self._path, {"format": FORMAT, "version": VERSION, "shards": entries})
             for entry in new:
                 say(
                     f"WARNING: set aside from step {self._step + 1} on, {len(entries)} of at most {limit}: "
@@ -108,7 +108,7 @@ class Feed:
         path, limit = self._path, self._limit
         if not path.exists():
             return []
-        value = check_format(files.read_json(path), FORMAT, VERSION, path, _LIST, again=_AGAIN)
+        value = check_format(json_files.read_json(path), FORMAT, VERSION, path, _LIST, again=_AGAIN)
         try:
             entries = list(value["shards"])
             for entry in entries:

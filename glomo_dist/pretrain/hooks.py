@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from glomo_dist.pretrain import run_folder
 from glomo_dist.pretrain.resolve import ResolvedRun
-from glomo_dist.runtime import files
+from glomo_dist.runtime import files, json_files
 from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 from glomo_dist.runtime.progress import bar, say
@@ -144,10 +144,10 @@ class WandB:
         wandb = _optional("wandb")
         known = out / "wandb.json"
         if not known.exists():
-            files.write_json(known, {"run_id": uuid.uuid4().hex})
+            json_files.write_json(known, {"run_id": uuid.uuid4().hex})
         self._run = wandb.init(
-            project="glomo-dist", id=files.read_json(known)["run_id"], name=out.name, dir=str(out), config=config,
-            resume="allow", allow_val_change=True,
+            project="glomo-dist", id=json_files.read_json(known)["run_id"], name=out.name, dir=str(out),
+            config=config, resume="allow", allow_val_change=True,
         )  # fmt: skip
 
     def step(self, row: dict[str, Any]) -> None:
@@ -164,10 +164,10 @@ class MLflow:
     def __init__(self, out: Path, config: dict[str, Any]) -> None:
         self._mlflow = _optional("mlflow")
         known = out / "mlflow.json"
-        begun = files.read_json(known)["run_id"] if known.exists() else None
+        begun = json_files.read_json(known)["run_id"] if known.exists() else None
         run = self._mlflow.start_run(run_id=begun, run_name=None if begun else out.name)
         if begun is None:
-            files.write_json(known, {"run_id": run.info.run_id})
+            json_files.write_json(known, {"run_id": run.info.run_id})
             self._mlflow.log_params({key: str(value)[:500] for key, value in config.items()})
 
     def step(self, row: dict[str, Any]) -> None:

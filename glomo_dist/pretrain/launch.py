@@ -21,7 +21,7 @@ from glomo_dist.pretrain import hooks, notice, run_folder
 from glomo_dist.pretrain.config import PretrainConfig
 from glomo_dist.pretrain.resolve import ResolvedRun, resolve
 from glomo_dist.pretrain.stopping import ASKING, ending_at_once
-from glomo_dist.runtime import errors, files, kernels, threads
+from glomo_dist.runtime import errors, json_files, kernels, threads
 from glomo_dist.runtime.config import to_dict, whole
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.fingerprint import COMMAND_VARIABLE, command_line
@@ -84,7 +84,7 @@ def _launch(job: ResolvedRun, asked: dict[str, Any], ranks: int, restarts: int) 
         pass  # rank 0 takes the lock for good
     with run_folder.launch_folder(job.out) as scratch:
         job_file, error_file = scratch / "job.json", scratch / "error.json"
-        files.write_json(job_file, asked)
+        json_files.write_json(job_file, asked)
         torchrun = Torchrun(ranks, restarts, scratch, ["--job", str(job_file), "--errors", str(error_file)])
         code = torchrun.wait()
         error = notice.take(error_file)

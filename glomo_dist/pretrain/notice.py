@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from glomo_dist.runtime import files
+from glomo_dist.runtime import json_files
 from glomo_dist.runtime.errors import GlomoError
 
 PID = ".pid"  # files beside it, by which the program knows the ranks
@@ -21,16 +21,16 @@ def leave(path: Path, error: GlomoError) -> None:
     value = {"type": type(error).__name__, "message": str(error)}
     if path.parent.is_dir():  # else it would be made anew, where the run is to be moved back to
         with contextlib.suppress(GlomoError):
-            files.write_json(path, value)
+            json_files.write_json(path, value)
             return
-    files.write_json(_second(path), value)
+    json_files.write_json(_second(path), value)
 
 
 def take(path: Path) -> dict[str, Any] | None:
     """{"type": name of the error, "message"}, taken away; None where nothing was left."""
     for place in (path, _second(path)):
         with contextlib.suppress(GlomoError, OSError):  # not there, or cut by a full disk
-            word: dict[str, Any] = files.read_json(place)
+            word: dict[str, Any] = json_files.read_json(place)
             place.unlink()
             return word
     return None

@@ -24,7 +24,7 @@ from typing import Any
 from glomo_dist.pretrain.config import FREE_TO_CHANGE, accumulation
 from glomo_dist.pretrain.deepspeed_settings import extra_settings
 from glomo_dist.pretrain.resolve import ResolvedRun
-from glomo_dist.runtime import files
+from glomo_dist.runtime import files, json_files
 from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import CheckpointError, DataError, GlomoError, OtherVersion
 from glomo_dist.runtime.fingerprint import code_version, command_line
@@ -82,7 +82,7 @@ def check(out: Path, description: dict[str, Any]) -> bool:
             files.require_absent_or_empty(out)
             return False
     try:
-        before = files.read_json(out / CONFIG)
+        before = json_files.read_json(out / CONFIG)
     except DataError as e:
         raise GlomoError(f"{e} The checkpoints are untouched. {_PUT_BACK}") from None
     check_format(

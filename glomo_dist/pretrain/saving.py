@@ -24,7 +24,7 @@ from glomo_dist.model import Glomo, GlomoConfig, save_model
 from glomo_dist.pretrain import checkpoint, run_folder
 from glomo_dist.pretrain.ranks import Ranks
 from glomo_dist.pretrain.state import model_state, snapshot
-from glomo_dist.runtime import files
+from glomo_dist.runtime import files, json_files
 from glomo_dist.runtime.errors import DataError, GlomoError
 
 Export = Callable[[Path, list[Path], int], None]
@@ -136,7 +136,7 @@ class Saver:
             )
             del content
             self._progress += 1
-            files.write_json(self._temporary / checkpoint.STATE / f"{name}.json", note, run_folder.GO_ON)
+            json_files.write_json(self._temporary / checkpoint.STATE / f"{name}.json", note, run_folder.GO_ON)
             if self._ranks.first:
                 self._complete(step, loop)
         except GlomoError as e:
@@ -173,7 +173,7 @@ class Saver:
     def _read_note(self, path: Path) -> dict[str, Any]:
         while not self._stop.is_set():
             try:
-                note: dict[str, Any] = files.read_json(path)
+                note: dict[str, Any] = json_files.read_json(path)
                 return note
             except DataError:  # not there yet
                 self._stop.wait(0.01)

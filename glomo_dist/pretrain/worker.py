@@ -15,7 +15,7 @@ from glomo_dist.pretrain.resolve import ResolvedRun
 from glomo_dist.pretrain.step import Clock
 from glomo_dist.pretrain.stopping import Stopping
 from glomo_dist.pretrain.watchdog import Watchdog
-from glomo_dist.runtime import files
+from glomo_dist.runtime import files, json_files
 from glomo_dist.runtime.errors import GlomoError
 
 
@@ -50,7 +50,7 @@ def run_in(job: ResolvedRun, ranks: Ranks, notice: Path | None = None, *, ends: 
             if run_folder.finished_already(job.out, description):
                 return None
             run_folder.remove_leftovers(job.out)
-            files.write_json(job.out / run_folder.CONFIG, description)
+            json_files.write_json(job.out / run_folder.CONFIG, description)
             return claim
 
         try:

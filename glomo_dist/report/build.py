@@ -14,7 +14,7 @@ import jinja2
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.report import drawings, provenance, remarks, runs, scores
 from glomo_dist.report.figures import with_own_ids
-from glomo_dist.report.names import counted, one_line, printable
+from glomo_dist.report.names import counted, one_line, printable, store_name
 from glomo_dist.report.results import Results, read_results
 from glomo_dist.report.table import arm_name, cells, header, job_and_others, seeds_text, tables
 from glomo_dist.runtime.errors import GlomoError
@@ -151,7 +151,7 @@ def _drawings(
             sources[path] = drawings.Source(name, path, given["task_source"], given["max_examples"])
     for path in stores:
         if path not in sources:
-            sources[path] = drawings.Source("/".join(path.parts[-2:]), path)
+            sources[path] = drawings.Source(store_name(path), path)
     drawn, problems = [], []
     for source in sources.values():
         try:

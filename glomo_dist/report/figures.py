@@ -101,7 +101,7 @@ def literal(text: str) -> str:
     return printable(text).replace("$", r"\$")
 
 
-def percent(axes: Axes, axis: str = "x") -> None:
+def percent_axis(axes: Axes, axis: str = "x") -> None:
     """Label an axis of shares in percent."""
     target = axes.xaxis if axis == "x" else axes.yaxis
     target.set_major_formatter(lambda value, _: f"{100 * value:g}")

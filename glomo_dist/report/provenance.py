@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from glomo_dist.graphs.store import GraphStore
-from glomo_dist.model.io import model_folder
-from glomo_dist.report.names import counted
+from glomo_dist.report.names import counted, store_name
 from glomo_dist.report.results import Finished, Results, features_name
 from glomo_dist.report.runs import Run
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.secrets import shown
 from glomo_dist.transfer.coverage import percent
+from glomo_dist.transfer.export import live_model
 
 
 @dataclass(frozen=True)
@@ -28,65 +29,77 @@ class Fact:
 
 
 def facts(results: Results, runs: Sequence[Run], stores: Sequence[Path]) -> list[Fact]:
+    """Each once, from the raw files to the commands.  stores: further ones than those of the results."""
     jobs = results.finished
-    found: dict[Fact, None] = {}
-    for run in runs:
-        data = run.config.get("data", {})
-        found[
-            Fact(
-                "shards", Path(data.get("folder", "?")).name, data.get("fingerprint", ""), "pretraining data"
-            )
-        ] = None
-        skipped = f" ({run.skipped:,} of them skipped)" if run.skipped else ""
-        details = (
-            f"{run.steps:,} steps{skipped}, ranks: {run.config.get('ranks', '?')}, {duration(run.seconds)}"
-        )
-        found[Fact("pretraining", run.name, "", f"{details}, code {run.config.get('code', '?')}")] = None
-    for path in dict.fromkeys([*stores, *store_paths(jobs)]):
-        found[_store_fact(path)] = None
-    for job in jobs:
-        result = job.result
-        sizes = ", ".join(f"{count:,} {split}" for split, count in result.examples.items())
-        data = result.fingerprints.get("data") or ""
-        found[Fact("task data", f"{result.task}, version {result.task_version}", data, sizes)] = None
-        path = result.job.get("graphs")
-        if result.components and path and model_folder(path):
-            details = f"computed in the jobs by model {result.fingerprints['model']}"
-            found[Fact("graphs", "/".join(Path(path).parts[-2:]), "", details)] = None
-        if result.fingerprints.get("features"):
-            name = features_name(result.job["features"])
-            found[Fact("features", name, result.fingerprints["features"] or "", f"for {result.task}")] = None
-    by_code: dict[str, int] = defaultdict(int)
-    by_machine: dict[str, int] = defaultdict(int)
-    for job in jobs:
-        by_code[job.result.code] += 1
-        m = job.machine
-        if m:
-            cpu, cores, python, torch = (m.get(name, "?") for name in ("cpu", "cores", "python", "torch"))
-            by_machine[f"{cpu}, {cores} cores, Python {python}, torch {torch}"] += 1
-    for code, count in by_code.items():
-        found[Fact("code", f"glomo-dist {code}", "", counted(count, "job", "jobs"))] = None
-    for machine, count in by_machine.items():
-        found[Fact("machine", machine, "", counted(count, "job", "jobs"))] = None
-    if jobs:
-        seconds = sum(job.result.seconds for job in jobs)
-        found[Fact("time", f"{duration(seconds)} of jobs", "", f"{duration(seconds / len(jobs))} a job")] = (
-            None
-        )
-    commands = [run.config["command"] for run in runs if run.config.get("command")]
-    for command in dict.fromkeys([*commands, *results.commands]):
-        found[Fact("command", shown(command), "", "")] = None
-    return list(found)
+    every = [
+        *(fact for run in runs for fact in _run_facts(run)),
+        *(_store_fact(path) for path in dict.fromkeys([*stores, *store_paths(jobs)])),
+        *(fact for job in jobs for fact in _job_facts(job)),
+        *_counts("code", (f"glomo-dist {job.result.code}" for job in jobs)),
+        *_counts("machine", (_machine(job.machine) for job in jobs if job.machine)),
+        *_time_facts(jobs),
+        *_command_facts(results, runs),
+    ]
+    return list(dict.fromkeys(every))
 
 
 def store_paths(jobs: Sequence[Finished]) -> dict[Path, Finished]:
-    """Stores whose graphs the jobs used (not only for the size of the mixture), with a job that did."""
+    """Stores whose graphs the jobs used, with a job that did."""
     paths: dict[Path, Finished] = {}
     for job in jobs:
-        path = job.result.job.get("graphs")
-        if job.result.components and path and not model_folder(path):
+        if (path := _graphs(job)) and not live_model(path):
             paths.setdefault(Path(path), job)
     return paths
+
+
+def _graphs(job: Finished) -> str | None:
+    """Path of the graphs that the job used, not only for the size of its mixture."""
+    return job.result.job.get("graphs") if job.result.components else None
+
+
+def _run_facts(run: Run) -> Iterator[Fact]:
+    data = run.config.get("data", {})
+    yield Fact("shards", Path(data.get("folder", "?")).name, data.get("fingerprint", ""), "pretraining data")
+    skipped = f" ({run.skipped:,} of them skipped)" if run.skipped else ""
+    ranks, code = run.config.get("ranks", "?"), run.config.get("code", "?")
+    details = f"{run.steps:,} steps{skipped}, ranks: {ranks}, {duration(run.seconds)}, code {code}"
+    yield Fact("pretraining", run.name, "", details)
+
+
+def _job_facts(job: Finished) -> Iterator[Fact]:
+    """The data of its task, the model that computed its graphs, its features."""
+    result = job.result
+    sizes = ", ".join(f"{count:,} {split}" for split, count in result.examples.items())
+    data = result.fingerprints.get("data") or ""
+    yield Fact("task data", f"{result.task}, version {result.task_version}", data, sizes)
+    if (path := _graphs(job)) and live_model(path):
+        details = f"computed in the jobs by model {result.fingerprints['model']}"
+        yield Fact("graphs", store_name(path), "", details)
+    if features := result.fingerprints.get("features"):
+        yield Fact("features", features_name(result.job["features"]), features, f"for {result.task}")
+
+
+def _counts(what: str, names: Iterable[str]) -> Iterator[Fact]:
+    """Each of the jobs' names, with how many jobs have it."""
+    for name, count in Counter(names).items():
+        yield Fact(what, name, "", counted(count, "job", "jobs"))
+
+
+def _machine(facts: dict[str, Any]) -> str:
+    cpu, cores, python, torch = (facts.get(name, "?") for name in ("cpu", "cores", "python", "torch"))
+    return f"{cpu}, {cores} cores, Python {python}, torch {torch}"
+
+
+def _time_facts(jobs: Sequence[Finished]) -> Iterator[Fact]:
+    if jobs:
+        seconds = sum(job.result.seconds for job in jobs)
+        yield Fact("time", f"{duration(seconds)} of jobs", "", f"{duration(seconds / len(jobs))} a job")
+
+
+def _command_facts(results: Results, runs: Sequence[Run]) -> Iterator[Fact]:
+    commands = [run.config["command"] for run in runs if run.config.get("command")]
+    for command in [*commands, *results.commands]:
+        yield Fact("command", shown(command), "", "")
 
 
 def duration(seconds: float) -> str:
@@ -98,7 +111,7 @@ def duration(seconds: float) -> str:
 
 
 def _store_fact(path: Path) -> Fact:
-    name = "/".join(path.parts[-2:])
+    name = store_name(path)
     try:
         info = GraphStore.open(path).info
     except GlomoError:  # a report outlives its stores: the results carry their fingerprints
@@ -106,14 +119,12 @@ def _store_fact(path: Path) -> Fact:
     edges = sum(split["edges"] for split in info.splits.values())
     units = sum(split["units"] for split in info.splits.values())
     keep = "all" if info.keep is None else f"at most {info.keep}"
+    seed = "" if info.random_seed is None else f", seed {info.random_seed}"
     details = (
-        f"{info.layers} layers, {info.heads} heads, {keep} edges a row kept, "
+        f"{info.predictor} predictor{seed}, {info.layers} layers, {info.heads} heads, {keep} edges a row kept, "
         f"{edges / max(1, 2 * units * info.layers * info.heads):.1f} edges a row, model {info.model}, "
         f"tokenizer {info.tokenizer}, code {info.code}"
     )
-    if info.predictor is not None:
-        seed = "" if info.random_seed is None else f", seed {info.random_seed}"
-        details = f"{info.predictor} predictor{seed}, {details}"
     if info.unknown_words is not None:
         details += f", {percent(info.unknown_words)} of the task's words unknown"
     return Fact("graphs", name, info.fingerprint, details)

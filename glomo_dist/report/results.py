@@ -10,11 +10,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from glomo_dist.evaluate.executor import PLAN_FORMAT, PLAN_VERSION
+from glomo_dist.evaluate.attempt import ERROR, JOB, RESULT, job_folder, result_files
+from glomo_dist.evaluate.executor import PLAN, PLAN_FORMAT, PLAN_VERSION
 from glomo_dist.report.names import counted, one_line
 from glomo_dist.runtime.errors import ConfigError, DataError
-from glomo_dist.runtime.files import read_json
 from glomo_dist.runtime.formats import check_format
+from glomo_dist.runtime.json_files import read_json
 from glomo_dist.transfer.features import FeatureSpec
 from glomo_dist.transfer.job import PLANNED, FinetuneJob
 from glomo_dist.transfer.result import Result, wrong_field
@@ -120,23 +121,23 @@ def read_results(folders: Sequence[str | Path]) -> Results:
     commands: list[str] = []
     for folder in {Path(folder).resolve(): Path(folder) for folder in folders}.values():
         plan = _plan(folder)
-        with _whole(folder / "plan.json"):
+        with _whole(folder / PLAN):
             commands += [_text(plan["command"])] if plan.get("command") else []
             ids = [_text(entry["id"]) for entry in plan["jobs"]]
             planned[folder] = [entry["job"] for entry in plan["jobs"]]
             for job in planned[folder]:
                 _require_types(job)
         for id, job in zip(ids, planned[folder], strict=True):
-            here = folder / "results" / id
-            if (here / "result.json").exists():
+            here = job_folder(folder, id)
+            if (here / RESULT).exists():
                 finished.append(_finished(id, job, folder, here))
-            elif (here / "error.json").exists():
-                with _whole(here / "error.json"):
-                    error = read_json(here / "error.json")
+            elif (here / ERROR).exists():
+                with _whole(here / ERROR):
+                    error = read_json(here / ERROR)
                     failed.append(Failed(id, error["job"], str(error["error"]), str(error["traceback"])))
             else:
                 missing.append(id)
-        strays += sorted({p.parent.name for p in folder.glob("results/*/result.json")} - set(ids))
+        strays += sorted({p.parent.name for p in result_files(folder)} - set(ids))
     if not finished:
         raise DataError(f"{', '.join(map(str, folders))}: {_why_none(failed, strays)}")
     return Results(_group(finished, planned), failed, missing, strays, commands)
@@ -147,7 +148,7 @@ def _why_none(failed: list[Failed], strays: list[str]) -> str:
     if failed:
         text += one_line(
             f" {counted(len(failed), 'job', 'jobs')} failed, the first with: {failed[0].error} (traceback: "
-            f"results/{failed[0].id}/error.json)."
+            f"{job_folder('', failed[0].id) / ERROR})."
         )
     if strays:
         return (
@@ -160,24 +161,24 @@ def _why_none(failed: list[Failed], strays: list[str]) -> str:
 def _plan(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist or is no folder. {_EXPECTED}")
-    if not (folder / "plan.json").exists():
-        raise DataError(f"{folder} holds no evaluation (no plan.json). {_EXPECTED}")
+    if not (folder / PLAN).exists():
+        raise DataError(f"{folder} holds no evaluation (no {PLAN}). {_EXPECTED}")
     return check_format(
-        read_json(folder / "plan.json"), PLAN_FORMAT, PLAN_VERSION, folder / "plan.json", "the plan of an evaluation",
+        read_json(folder / PLAN), PLAN_FORMAT, PLAN_VERSION, folder / PLAN, "the plan of an evaluation",
         instead=_EXPECTED, again="Run `glomo evaluate` again with this version.",
     )  # fmt: skip
 
 
 def _finished(id: str, job: dict[str, Any], folder: Path, here: Path) -> Finished:
-    path = here / "result.json"
+    path = here / RESULT
     result = Result.read(path)
     with _whole(path):
         features_name(result.job["features"])
         result.require_of(job, path)
     machine: dict[str, Any] = {}
-    if (here / "job.json").exists():
+    if (here / JOB).exists():
         with contextlib.suppress(DataError, AttributeError, TypeError, ValueError):  # a detail of provenance
-            machine = dict(read_json(here / "job.json").get("machine", {}))
+            machine = dict(read_json(here / JOB).get("machine", {}))
     return Finished(id, folder, path, result, machine)
 
 

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from glomo_dist.report.figures import COLOURS, new, percent, smooth, style, svg
+from glomo_dist.pretrain.run_folder import CONFIG
+from glomo_dist.report.figures import COLOURS, new, percent_axis, smooth, style, svg
 from glomo_dist.report.names import folder_names
 from glomo_dist.runtime.errors import DataError
-from glomo_dist.runtime.files import read_json
+from glomo_dist.runtime.json_files import read_json
 
 _LARGEST = float(np.finfo(np.float32).max)  # of what a run logs; above it a number is not finite
 
@@ -80,11 +81,11 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
 def _read_run(folder: Path, name: str) -> Run:
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist or is no folder. Give the folder of a pretraining run.")
-    if not (folder / "config.json").exists():
+    if not (folder / CONFIG).exists():
         raise DataError(
-            f"{folder} is no run of `glomo pretrain`: config.json is missing. Give the folder of its --out."
+            f"{folder} is no run of `glomo pretrain`: {CONFIG} is missing. Give the folder of its --out."
         )
-    config = _config(folder / "config.json")
+    config = _config(folder / CONFIG)
     return Run(name, config, _rows(folder / "log.jsonl"))
 
 
@@ -219,7 +220,7 @@ def empty_rows_figure(run: Run) -> Markup | None:
                 label=f"layer {layer}, mean of heads",
             )
         axes.set_ylim(0, 1)
-        percent(axes, "y")
+        percent_axis(axes, "y")
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("units without edges, %")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=9)

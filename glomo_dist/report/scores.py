@@ -6,7 +6,7 @@ import numpy as np
 from markupsafe import Markup
 
 from glomo_dist.graphs.index import DIRECTIONS
-from glomo_dist.report.figures import COLOURS, literal, new, percent, style, svg
+from glomo_dist.report.figures import COLOURS, literal, new, percent_axis, style, svg
 from glomo_dist.report.names import labels, one_line
 from glomo_dist.report.results import Group
 from glomo_dist.report.statistics import estimate
@@ -56,7 +56,7 @@ def dots_figure(group: Group) -> Markup:
         axes.spines["left"].set_visible(False)
         axes.grid(axis="x", linewidth=0.4, alpha=0.25)
         axes.set_xlabel(literal(f"test {one_line(group.any.result.metric)}, %"))
-        percent(axes)
+        percent_axis(axes)
         return svg(figure, f"Test scores of every seed and arm: {group.title} ({arm_names(group)})")
 
 
@@ -77,7 +77,7 @@ def curves_figure(group: Group) -> Markup:
         axes.set_xlabel("epoch")
         axes.set_ylabel(literal(f"dev {one_line(group.any.result.metric)}, %"))
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-        percent(axes, "y")
+        percent_axis(axes, "y")
         # Names given here: as labels of the lines, those that begin with an underscore would be left out.
         axes.legend(
             means, arm_labels(group), loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=9
@@ -109,7 +109,7 @@ def _weights_figure(arm: str, colour: str, results: list[Result]) -> Markup:
             ax.axhline(1 / len(names), color="#8a8f98", linewidth=0.8, linestyle="--")
             ax.set_xticks(at[::every], names[::every], rotation=90, fontsize=8)
             ax.set_title(direction, fontsize=10)
-            percent(ax, "y")
+            percent_axis(ax, "y")
         axes[0].set_ylabel("weight, %")
         figure.tight_layout()
         return svg(figure, f"Mixture weights per component: {arm_name(arm)}")

@@ -9,22 +9,20 @@ import contextlib
 import errno
 import glob
 import hashlib
-import json
 import os
 import shutil
 import socket
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from glomo_dist.runtime.errors import DataError, GlomoError
+from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.locks import Lock, take, unguarded
 from glomo_dist.runtime.progress import say
 
 # No room, or none for this user, or not allowed: what a folder may answer in the middle of writing, too.
 _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
-_ADVICE = "Free space or choose another folder."
+ADVICE = "Free space or choose another folder."
 LOCK = ".lock"  # in a folder that is written file by file
 _MARK = ".writing"  # in a temporary folder, locked by who writes it
 _LAST = ("config.json", "index.json")  # by these readers know a folder that is whole
@@ -46,13 +44,13 @@ def sync_tree(folder: Path) -> None:
     sync(folder)
 
 
-def cannot_write(path: Path, error: OSError, more: str = _ADVICE) -> GlomoError:
+def cannot_write(path: Path, error: OSError, more: str = ADVICE) -> GlomoError:
     """What to raise when `path` could not be written. more: what to do."""
     return GlomoError(f"cannot write {path}: {error.strerror or error}. {more}")
 
 
 @contextlib.contextmanager
-def writing(path: Path, more: str = _ADVICE) -> Iterator[None]:
+def writing(path: Path, more: str = ADVICE) -> Iterator[None]:
     """An OSError of the block is `cannot_write` of `path`."""
     try:
         yield
@@ -64,7 +62,7 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
-def write_bytes(path: str | Path, content: bytes, more: str = _ADVICE) -> None:
+def write_bytes(path: str | Path, content: bytes, more: str = ADVICE) -> None:
     """Replace `path` by `content` in one step; the old content stays until the new one is on disk.
 
     Raises GlomoError where that fails; more: what to do then.
@@ -86,57 +84,8 @@ def write_bytes(path: str | Path, content: bytes, more: str = _ADVICE) -> None:
             temporary.unlink()
 
 
-def write_json(path: str | Path, value: Any, more: str = _ADVICE) -> None:
-    write_bytes(path, json_bytes(value), more)
-
-
-def json_bytes(value: Any) -> bytes:
-    """In UTF-8. A surrogate, as in the name of a file that is not UTF-8, is escaped, and is read back as it was."""
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
-
-
-def read_json(path: str | Path, *, keys_once: bool = False) -> Any:
-    """Parsed JSON; a missing, unreadable or malformed file is a `DataError` that names it and the line.
-
-    keys_once: so is one with a key twice in an object, of which JSON silently takes the last.
-    """
-    path = Path(path)
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist.") from None
-    except OSError as e:
-        raise DataError(
-            f"{path} cannot be read: {e.strerror or e}. Expected a JSON file that you may read."
-        ) from e
-    return parse_json(content, str(path), keys_once)
-
-
-def parse_json(content: bytes, where: str, keys_once: bool = False) -> Any:
-    """Parsed JSON of the file `where`; DataError naming it and the line if it is not JSON."""
-    try:
-        return json.loads(content.decode("utf-8"), object_pairs_hook=_keys_once if keys_once else None)
-    except UnicodeDecodeError as e:
-        raise DataError(f"{where} is not UTF-8 text (byte {e.start}).") from None
-    except json.JSONDecodeError as e:
-        raise DataError(f"{where}, line {e.lineno}: not valid JSON ({e.msg}).") from None
-    except ValueError as e:  # a number of thousands of digits, a key that is there twice
-        raise DataError(f"{where}: JSON that cannot be read ({e}).") from None
-    except RecursionError:
-        raise DataError(f"{where}: JSON that is nested too deeply.") from None
-
-
-def _keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in values:
-            raise ValueError(f"the key {key!r} is there twice")
-        values[key] = value
-    return values
-
-
 @contextlib.contextmanager
-def new_folder(path: str | Path, more: str = _ADVICE) -> Iterator[Path]:
+def new_folder(path: str | Path, more: str = ADVICE) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block ends well, and vanishes when it does not.
 
     An empty folder at `path` (perhaps a mount point, or behind a link) stays, and what was written moves into it: not

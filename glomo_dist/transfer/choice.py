@@ -26,6 +26,8 @@ class ChoiceReader(Reader):
         self.score = nn.Linear(sizes.hidden, 1)
 
     def forward(self, article: Sequences, question: Sequences, options: Sequences) -> Tensor:
+        """Units float [B, T, width], [B, J, width] and, the k options of an example next to each other,
+        [B · k, O, width] -> logits float [B, k]. An empty text counts as one zero unit."""
         read = self.states(article).transpose(0, 1)  # [B, T, width]
         asked = self.pool(self.states(question), question.real)  # [B, width]
         offered = self.pool(self.states(options), options.real).view(

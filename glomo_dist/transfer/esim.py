@@ -31,6 +31,8 @@ class PairReader(Reader):
         self.classify = nn.Linear(hidden, sizes.classes)
 
     def forward(self, premise: Sequences, hypothesis: Sequences) -> Tensor:
+        """Units float [B, S, width] and [B, T, width] -> logits float [B, classes]; an empty text counts as one
+        zero unit."""
         a, b = (self.encode(text).transpose(0, 1) for text in (premise, hypothesis))  # [B, T, 2 · hidden]
         scores = self._scores(premise, hypothesis) if self.attend is not None else a @ b.transpose(1, 2)
         aligned = align(scores, a, b, premise.real, hypothesis.real)

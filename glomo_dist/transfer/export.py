@@ -83,6 +83,14 @@ class _Numbers(ExportNumbers):
             )
 
 
+def live_model(graphs: str | None) -> Path | None:
+    """Folder of the model that is to compute the graphs of a job; None where they are in a store, or there are none.
+
+    graphs: as the job names them.
+    """
+    return None if graphs is None else find_model(graphs)
+
+
 def live_graphs(
     task: Task, model_folder: str | Path, data: TaskData, limits: dict[str, int | None], keep: int | None
 ) -> LiveGraphs:

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from glomo_dist.graphs.export import require_graph_kernels
 from glomo_dist.graphs.index import DIRECTIONS
 from glomo_dist.graphs.store import GraphStore
-from glomo_dist.model.io import model_folder, read_config
+from glomo_dist.model.io import read_config
 from glomo_dist.runtime import config, kernels
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 from glomo_dist.runtime.fingerprint import code_version, derive_seed
 from glomo_dist.runtime.secrets import shown_in
 from glomo_dist.transfer.dataset import Task, TaskData, draw, section
-from glomo_dist.transfer.export import live_graphs
+from glomo_dist.transfer.export import live_graphs, live_model
 from glomo_dist.transfer.head import Fusion, GraphMixture
 from glomo_dist.transfer.inputs import Inputs, bucketed, by_length, encode
 from glomo_dist.transfer.job import FinetuneJob, window_size
@@ -35,15 +35,15 @@ EVALUATION_BATCH = 128  # examples; memory stays small, and dropout-free passes 
 
 def require_kernels(job: FinetuneJob) -> None:
     """ConfigError where GLOMO_KERNELS names a backend that cannot run here what the job needs."""
-    if job.needs_graphs and job.graphs is not None:
+    if job.needs_graphs:
         kernels.require("graph_mix", torch.empty(1, 1, 1))
-        if model := model_folder(job.graphs):
+        if model := live_model(job.graphs):
             require_graph_kernels(read_config(model))
 
 
 def demands_of_data(job: FinetuneJob) -> bool:
     """Whether `require_fit` may refuse the job: it has a graph store, or says how many examples it wants."""
-    return job.train_size is not None or (job.graphs is not None and model_folder(job.graphs) is None)
+    return job.train_size is not None or (job.graphs is not None and live_model(job.graphs) is None)
 
 
 def require_fit(job: FinetuneJob, task: Task, data: TaskData) -> GraphStore | None:
@@ -53,7 +53,7 @@ def require_fit(job: FinetuneJob, task: Task, data: TaskData) -> GraphStore | No
     `train_size` that the data do not have.
     """
     job.require_examples(len(data.splits["train"].labels))
-    if job.graphs is None or model_folder(job.graphs):
+    if job.graphs is None or live_model(job.graphs):
         return None
     store = GraphStore.open(job.graphs)
     store.check(task.name, task.version, data.fingerprint, task.limits(job.max_units))
@@ -76,7 +76,7 @@ def run(job: FinetuneJob) -> Result:
     limits = task.limits(job.max_units)
     data = task.load(job.task_source, job.max_examples)
     store = require_fit(job, task, data)
-    model_at = model_folder(job.graphs) if job.graphs is not None else None
+    model_at = live_model(job.graphs)
     if model_at and job.needs_graphs:
         store = live_graphs(task, model_at, data, limits, job.keep)
     info = store.info if store else None

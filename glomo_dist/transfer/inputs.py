@@ -29,6 +29,8 @@ from glomo_dist.transfer.features import FeatureSpec, WordVectors, table_fingerp
 from glomo_dist.transfer.job import Cell
 from glomo_dist.transfer.states import column_states
 
+_POOL = 32  # batches
+
 
 @dataclass(frozen=True)
 class EncodedColumn:
@@ -42,6 +44,8 @@ class EncodedColumn:
     of: np.ndarray[Any, Any]
 
     def batch(self, indices: np.ndarray[Any, Any]) -> ColumnBatch:
+        """The values of the examples `indices`, int64 [B]: units int64 [B · k, T], of pixels uint8
+        [B · k, T, channels], padded with 0, where T is the longest of them and at least 1."""
         numbers = self.of[indices].reshape(-1)
         first, lengths = self.starts[numbers], self.starts[numbers + 1] - self.starts[numbers]
         T = max(1, int(lengths.max(initial=1)))
@@ -205,13 +209,16 @@ def _pixels(data: TaskData) -> Inputs:
 
 
 def bucketed(
-    lengths: np.ndarray[Any, Any], batch_size: int, generator: np.random.Generator, pool: int = 32
+    lengths: np.ndarray[Any, Any], batch_size: int, generator: np.random.Generator
 ) -> list[np.ndarray[Any, Any]]:
-    """A random order of all examples as batches of similar length: sorted within pools of `pool` batches."""
-    order = generator.permutation(len(lengths))
+    """A random order of all examples as batches of similar length: sorted within pools of _POOL batches.
+
+    lengths: int64 [examples].  -> numbers of examples, int64 [batch_size] each, the last of a pool perhaps fewer.
+    """
+    order, pool = generator.permutation(len(lengths)), _POOL * batch_size
     batches = []
-    for start in range(0, len(order), pool * batch_size):
-        part = order[start : start + pool * batch_size]
+    for start in range(0, len(order), pool):
+        part = order[start : start + pool]
         part = part[np.argsort(lengths[part], kind="stable")]
         batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
     return [batches[i] for i in generator.permutation(len(batches))]

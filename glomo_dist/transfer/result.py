@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glomo_dist.runtime import config, files
+from glomo_dist.runtime import config, json_files
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.formats import check_format
 from glomo_dist.transfer.coverage import Unknown
@@ -109,7 +109,7 @@ class Result:
             )
 
     def write(self, path: str | Path) -> None:
-        files.write_json(path, config.to_dict(self))
+        json_files.write_json(path, config.to_dict(self))
 
     @classmethod
     def read(cls, path: str | Path) -> Result:
@@ -119,7 +119,7 @@ class Result:
         ConfigError for wrong keys.
         """
         again = "Delete the result and evaluate again."
-        values = check_format(files.read_json(path), FORMAT, VERSION, path, "a result file", again=again)
+        values = check_format(json_files.read_json(path), FORMAT, VERSION, path, "a result file", again=again)
         result = config.from_dict(cls, values, str(path))
         if wrong := result._wrong():
             raise DataError(f"{path}: {wrong}. The file is damaged. {again}")

@@ -34,6 +34,10 @@ class SpanReader(Reader):
         self.score = nn.ModuleList([nn.Linear(width, 1), nn.Linear(width, 1)])
 
     def forward(self, paragraph: Sequences, question: Sequences) -> Tensor:
+        """Units float [B, T, width] and [B, J, width] -> logits float [B, 2, T], -inf for padding.
+
+        An empty paragraph or question counts as one zero unit.
+        """
         lengths, real = paragraph.lengths, paragraph.real
         p, q = (self.dropout(self.encode(text).transpose(0, 1)) for text in (paragraph, question))
         scores = self.flow(p, q).masked_fill(~question.real[:, None], float("-inf"))  # [B, T, J]

@@ -1,34 +1,20 @@
-"""Reading images: folders, archives, idx files, and every way they can be bad."""
+"""Reading images: folders, archives, idx files, and their colours."""
 
 from __future__ import annotations
 
 import gzip
 import io
 import struct
-import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from image_samples import COLOUR, GREY, RANDOM, encoded, pixels
 from PIL import Image
 
 from glomo_dist.data.images import pictures
 from glomo_dist.runtime.errors import ConfigError, DataError
-
-RANDOM = np.random.default_rng(0)
-GREY = RANDOM.integers(0, 256, (5, 4, 6), dtype=np.uint8)
-COLOUR = RANDOM.integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
-
-
-def pixels(*sources: Path, **options) -> list[np.ndarray]:
-    return [p.pixels for p in pictures([str(s) for s in sources], **options)]
-
-
-def encoded(image: np.ndarray, kind: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, kind)
-    return buffer.getvalue()
 
 
 def idx(images: np.ndarray) -> bytes:
@@ -158,157 +144,6 @@ def test_idx_files_and_their_labels(tmp_path: Path) -> None:
     short.write_bytes(b"<html>")
     with pytest.raises(DataError, match=r"not an idx file.*<htm"):
         pixels(short)
-
-
-BAD = np.full((3, 2, 2), 0.5, np.float32)
-
-
-def changed(index: tuple[int, ...], value: float) -> np.ndarray:
-    images = BAD.copy()
-    images[index] = value
-    return images
-
-
-@pytest.mark.parametrize(
-    "arrays, message",
-    [
-        ({"images": changed((1, 0, 1), np.nan)}, r"image 1: nan at pixel \[0, 1\]"),
-        ({"images": changed((2, 1, 0), np.inf)}, r"image 2: inf at pixel \[1, 0\]"),
-        ({"images": changed((2, 1, 0), 255.0)}, r"image 2: float pixels must be from 0 to 1, got 0.5 to 255"),
-        ({"images": BAD.astype(np.int64)}, "expected uint8, or floats from 0 to 1, got int64"),
-        ({"images": BAD[0]}, r"expected shape \[n, H, W\].*got \[2, 2\]"),
-        ({"images": np.zeros((2, 3, 3, 2), np.uint8)}, r"got \[2, 3, 3, 2\]"),
-        ({"images": np.asfortranarray(BAD)}, "Fortran order"),
-        ({"images": np.zeros((0, 2, 2), np.uint8)}, "has no image in it"),
-        ({"pictures": BAD}, r"has the members \['pictures\.npy'\]; expected 'images\.npy'"),
-        ({"jpeg": BAD, "offset": BAD}, "expected 'jpeg' uint8"),
-    ],
-)
-def test_bad_arrays(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
-    np.savez(tmp_path / "a.npz", **arrays)
-    with pytest.raises(DataError, match=message) as error:
-        pixels(tmp_path / "a.npz")
-    assert "a.npz" in str(error.value)
-
-
-def test_archives_that_zipfile_cannot_read(tmp_path: Path) -> None:
-    path = tmp_path / "a.npz"
-    array = io.BytesIO()
-    np.save(array, GREY)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("images", array.getvalue())
-    with pytest.raises(DataError, match=r"a\.npz has the members \['images'\]; expected 'images\.npy'"):
-        pixels(path)
-    np.savez(path, images=GREY)
-    whole = path.read_bytes()
-    local, central = whole.index(b"PK\3\4"), whole.index(b"PK\1\2")
-    for at, value, message in ((6, 1, "encrypted"), (8, 99, "compression")):  # flags and method of a member
-        changed = bytearray(whole)
-        changed[local + at] = changed[central + at + 2] = value
-        path.write_bytes(changed)
-        with pytest.raises(DataError, match=rf"a\.npz cannot be unpacked: .*{message}.*numpy\.savez"):
-            pixels(path)
-
-
-@pytest.mark.parametrize(
-    "height, width, message",
-    [
-        (0xFFFFFFFF, 0xFFFFFFFF, "image 0: the file ends early, 1 images were promised"),
-        (0x7FFFFFFF, 0x7FFFFFFF, "image 0: the file ends early"),
-        (0, 5, "promises images of 0 x 5"),
-    ],
-)
-def test_idx_files_that_promise_too_much(tmp_path: Path, height: int, width: int, message: str) -> None:
-    (tmp_path / "a-ubyte").write_bytes(struct.pack(">HBBIII", 0, 8, 3, 1, height, width) + bytes(100))
-    with pytest.raises(DataError, match=f"a-ubyte.*{message}"):
-        pixels(tmp_path / "a-ubyte")
-
-
-@pytest.mark.parametrize(
-    "name, shape, message",
-    [
-        ("jpeg", (10**15,), "array 'jpeg': 1,000,000,000,000,000 bytes were promised, 100 are there"),
-        ("jpeg", (-3,), "array 'jpeg': .*the shape .* negative"),
-        ("images", (1, 2**40, 2**40), "image 0: the array ends early"),
-        ("images", (1, -3, 4), "array 'images': .*the shape .* negative"),
-    ],
-)
-def test_arrays_that_promise_too_much(
-    tmp_path: Path, name: str, shape: tuple[int, ...], message: str
-) -> None:
-    head = io.BytesIO()
-    np.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
-        archive.writestr(f"{name}.npy", head.getvalue() + bytes(100))
-        archive.writestr("offset.npy", head.getvalue() + bytes(100))
-    with pytest.raises(DataError, match=rf"a\.npz, {message}"):
-        pixels(tmp_path / "a.npz")
-
-
-def test_pickled_arrays_are_not_loaded(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", images=np.array([{"a": 1}], object))
-    with pytest.raises(DataError, match=r"a\.npz, array 'images'"):
-        pixels(tmp_path / "a.npz")
-    np.savez(tmp_path / "a.npz", jpeg=np.array([{"a": 1}], object), offset=np.array([0, 1]))
-    with pytest.raises(DataError, match=r"a\.npz, array 'jpeg'"):
-        pixels(tmp_path / "a.npz")
-
-
-def test_what_a_file_is_called_starts_no_other_format(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Pillow would have Ghostscript run the one, and ends in errors of its own with the other."""
-    started: list[object] = []
-    monkeypatch.setattr("PIL.EpsImagePlugin.has_ghostscript", lambda: started.append("gs") or True)
-    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nshowpage\n%%EOF\n"
-    texture = b"DDS " + (124).to_bytes(4, "little") + bytes(120)
-    for content in (postscript, texture):
-        (tmp_path / "cat.png").write_bytes(content)
-        with pytest.raises(
-            DataError, match=r"cat\.png is not a whole image of the formats PNG, JPEG, .*Replace"
-        ):
-            pixels(tmp_path / "cat.png")
-    assert not started
-
-
-def test_damaged_files_are_named(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(encoded(RANDOM.integers(0, 256, (64, 64), dtype=np.uint8))[:-200])
-    with pytest.raises(DataError, match=r"a\.png is not a whole image"):
-        pixels(tmp_path / "a.png")
-    (tmp_path / "a.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"a\.png is not a whole image"):
-        pixels(tmp_path / "a.png")
-    np.savez(tmp_path / "b.npz", images=GREY)
-    (tmp_path / "b.npz").write_bytes((tmp_path / "b.npz").read_bytes()[:-40])
-    with pytest.raises(DataError, match=r"b\.npz is not a whole \.npz file"):
-        pixels(tmp_path / "b.npz")
-    np.savez_compressed(tmp_path / "b.npz", images=GREY)
-    deflated = bytearray((tmp_path / "b.npz").read_bytes())
-    first = deflated.index(b"images.npy") + 40
-    deflated[first : first + 30] = b"\xff" * 30
-    (tmp_path / "b.npz").write_bytes(deflated)
-    with pytest.raises(DataError, match=r"b\.npz is not a whole \.npz file"):
-        pixels(tmp_path / "b.npz")
-    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "c.png")
-    with pytest.raises(DataError, match=r"c\.png: pixels of more than 8 bits"):
-        pixels(tmp_path / "c.png")
-
-
-@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_damaged_archives_of_every_compression_are_named(tmp_path: Path, method: int) -> None:
-    path, array = tmp_path / "a.npz", io.BytesIO()
-    np.save(array, RANDOM.integers(0, 256, (20, 8, 8), dtype=np.uint8))
-    with zipfile.ZipFile(path, "w", method) as archive:
-        archive.writestr("images.npy", array.getvalue())
-    whole = path.read_bytes()
-    assert len(pixels(path)) == 20
-    for places in [(len(whole) // 3, len(whole) // 2), *((at,) for at in range(60, len(whole) - 150, 60))]:
-        damaged = bytearray(whole)
-        for at in places:
-            damaged[at] ^= 0xFF
-        path.write_bytes(damaged)
-        with pytest.raises(DataError, match=r"a\.npz"):
-            pixels(path)
 
 
 def png(kind: int, samples: np.ndarray) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import shutil
 import tarfile
@@ -20,8 +19,8 @@ from glomo_dist.data.index import ShardIndex, read_metadata, read_sample
 from glomo_dist.data.shards import ShardFolder
 from glomo_dist.data.tarsamples import sample_key
 from glomo_dist.data.text import WordTokenizer
-from glomo_dist.runtime.errors import DataError, ShardError
-from glomo_dist.runtime.files import read_json, sha256_file, write_json
+from glomo_dist.runtime.errors import ShardError
+from glomo_dist.runtime.files import sha256_file
 
 LENGTHS = [3, 1, 0, 700, 5, 2000, 1, 9, 12, 40, 8, 8]
 
@@ -253,19 +252,3 @@ def test_abandoning_does_not_hide_what_failed_first(tmp_path: Path) -> None:
     writer.abandon()
     assert writer._file.closed
     whole.close()
-
-
-def test_json_that_cannot_be_read(tmp_path: Path) -> None:
-    (tmp_path / "a.json").touch()
-    for path, reason in ((tmp_path, "Is a directory"), (tmp_path / "a.json" / "b.json", "Not a directory")):
-        with pytest.raises(DataError, match=f"{path} cannot be read: {reason}"):
-            read_json(path)
-    (tmp_path / "a.json").write_text("9" * 5000)
-    with pytest.raises(DataError, match=r"a.json: JSON that cannot be read .*digits"):
-        read_json(tmp_path / "a.json")
-
-
-def test_json_of_a_file_name_that_is_no_text(tmp_path: Path) -> None:
-    name = os.fsdecode(b"\xe9.tar")
-    write_json(tmp_path / name, {name: "é"})
-    assert read_json(tmp_path / name) == {name: "é"}

@@ -3,42 +3,22 @@
 from __future__ import annotations
 
 import errno
-import functools
 import gzip
-import http.server
-import json
-import lzma
 import os
-import threading
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import zstandard
+from document_samples import LINES, PACK, texts
 
 from glomo_dist.data.files import find_files, open_seekable
 from glomo_dist.data.sources import TEXT_SUFFIXES, WORDLESS, Document, documents
 from glomo_dist.data.spool import number_words
 from glomo_dist.data.text import tokenize
 from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError
-
-PACK: dict[str, Callable[[bytes], bytes]] = {
-    "": lambda content: content,
-    ".gz": gzip.compress,
-    ".xz": lzma.compress,
-    ".zst": zstandard.ZstdCompressor().compress,
-}
-LINES = b'{"text": "one fish", "id": 1}\n\n{"text": "two \\u00e9"}\n'
-
-
-def texts(*sources: Path | str, **options) -> list[str]:
-    return [d.text for d in documents([str(s) for s in sources], **options)]
 
 
 @pytest.mark.parametrize("packing", PACK)
@@ -216,153 +196,6 @@ def test_a_name_that_is_not_utf8_can_be_written(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/lat\xe9.txt")).write_text("x")
     (document,) = documents([str(tmp_path)])
     assert document.source == "lat\ufffd.txt"
-
-
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-
-@pytest.fixture
-def web(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A folder and the address under which it is served."""
-    server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(_Quiet, directory=str(tmp_path))
-    )
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield tmp_path, f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def test_http_with_the_packing_decided_by_the_ending(web: tuple[Path, str]) -> None:
-    folder, address = web
-    (folder / "a.jsonl.xz").write_bytes(lzma.compress(LINES))
-    pq.write_table(pa.table({"text": ["from a table"]}), folder / "t.parquet")
-    assert texts(f"{address}/a.jsonl.xz?token=1") == ["one fish", "two é"]
-    assert texts(f"{address}/t.parquet") == ["from a table"]
-    with pytest.raises(DataError, match=r"missing\.jsonl"):
-        texts(f"{address}/missing.jsonl")
-
-
-def test_http_without_parts_of_a_file(web: tuple[Path, str], tmp_path: Path) -> None:
-    folder, address = web
-    text = "a line of text\n" * 1_500_000  # more than one block of fsspec
-    (folder / "a.txt").write_text(text)
-    (folder / "a.txt.gz").write_bytes(gzip.compress(text.encode(), 1))
-    assert texts(f"{address}/a.txt") == texts(f"{address}/a.txt.gz") == [text[:-1]]
-
-
-def test_a_star_in_a_query_is_no_pattern(web: tuple[Path, str]) -> None:
-    folder, address = web
-    (folder / "a.txt").write_text("x")
-    (folder / "b.txt").write_text("y")
-    assert texts(f"{address}/a.txt?sig=a*b") == ["x"]
-    assert texts(f"{address}/*.txt") == ["x", "y"]
-
-
-SECRETS = ["http://me:SECRET@127.0.0.1:9/a.txt", "http://127.0.0.1:9/a.txt?token=SECRET"]
-
-
-@pytest.mark.parametrize(
-    "source", [*SECRETS, *(s.replace("a.txt", "*.txt") for s in SECRETS), "{web}?key=SECRET"]
-)
-def test_no_error_repeats_a_secret(web: tuple[Path, str], source: str) -> None:
-    with pytest.raises(DataError) as error:
-        texts(source.format(web=f"{web[1]}/missing.txt"))
-    assert "SECRET" not in str(error.value) and ".txt" in str(error.value)
-
-
-def test_s3_files_folders_and_patterns(bucket: Any) -> None:
-    bucket.pipe_file("corpus/sub/a.jsonl.zst", zstandard.compress(LINES))
-    bucket.pipe_file("corpus/b.txt", b"plain")
-    assert texts("s3://corpus/sub/a.jsonl.zst") == ["one fish", "two é"]
-    assert texts("s3://corpus") == ["plain", "one fish", "two é"]
-    assert texts("s3://corpus/s*/*.jsonl.zst") == ["one fish", "two é"]
-    assert [d.source for d in documents(["s3://corpus"])] == ["b.txt", "sub/a.jsonl.zst", "sub/a.jsonl.zst"]
-
-
-def test_s3_table_larger_than_one_block(bucket: Any, tmp_path: Path) -> None:
-    rows = [f"{i} " + "x" * 4000 for i in range(4000)]  # 16 MB, read in several requests
-    pq.write_table(pa.table({"text": rows}), tmp_path / "t.parquet", compression=None, use_dictionary=False)
-    bucket.put_file(str(tmp_path / "t.parquet"), "corpus/table/t.parquet")
-    assert texts("s3://corpus/table/t.parquet") == rows
-
-
-@pytest.mark.parametrize("source", ["s3://corpus/missing.txt", "s3://no-such-bucket/a.txt"])
-def test_what_s3_does_not_have_is_named(bucket: Any, source: str) -> None:
-    with pytest.raises(DataError, match=source):
-        texts(source)
-
-
-def test_s3_without_a_server(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    fsspec.filesystem("s3").clear_instance_cache()
-    try:
-        with pytest.raises(DataError, match=r"s3://corpus/b\.txt.*connect"):
-            texts("s3://corpus/b.txt")
-    finally:
-        fsspec.filesystem("s3").clear_instance_cache()
-
-
-def test_any_fsspec_place_is_read() -> None:
-    memory = fsspec.filesystem("memory")
-    memory.pipe_file("/corpus/a.jsonl.gz", gzip.compress(LINES))
-    assert texts("memory://corpus/a.jsonl.gz") == ["one fish", "two é"]
-    assert texts("memory://corpus") == ["one fish", "two é"]
-    with pytest.raises(DataError, match="nowhere"):
-        texts("memory://nowhere/a.jsonl")
-    with pytest.raises(DataError, match=r"gopher.*known|known.*gopher|Protocol"):
-        texts("gopher://a/b.txt")
-
-
-@pytest.mark.parametrize("packing", [".gz", ".xz", ".zst"])
-def test_cut_packed_file_is_an_error_that_names_it(tmp_path: Path, packing: str) -> None:
-    rows = b"".join(json.dumps({"text": os.urandom(50).hex()}).encode() + b"\n" for _ in range(2000))
-    path = tmp_path / f"a.jsonl{packing}"
-    path.write_bytes(PACK[packing](rows)[:-100])
-    with pytest.raises(DataError, match=rf"a\.jsonl\{packing} cannot be read.*copy it again"):
-        texts(path)
-    path.write_bytes(b"this was never packed")
-    with pytest.raises(DataError, match=rf"a\.jsonl\{packing} cannot be read"):
-        texts(path)
-
-
-@pytest.mark.parametrize("packing", [".gz", ".xz", ".zst"])
-def test_several_frames_end_to_end(tmp_path: Path, packing: str) -> None:
-    pack, path = PACK[packing], tmp_path / f"a.txt{packing}"
-    path.write_bytes(pack(b"one ") + pack(b"") + pack(b"two"))
-    assert texts(path) == ["one two"]
-
-
-@pytest.mark.parametrize("zeros", [4, 8, 1 << 19])
-def test_padding_between_xz_streams(tmp_path: Path, zeros: int) -> None:
-    path, padding = tmp_path / "a.txt.xz", b"\0" * zeros
-    path.write_bytes(lzma.compress(b"one ") + padding + lzma.compress(b"two") + padding)
-    assert texts(path) == ["one two"]
-
-
-@pytest.mark.parametrize("zeros", [1, 4096])
-def test_zeros_are_no_xz_file(tmp_path: Path, zeros: int) -> None:
-    """A crash may leave a file of the right size and nothing in it."""
-    (tmp_path / "a.txt.xz").write_bytes(b"\0" * zeros)
-    with pytest.raises(DataError, match=r"a\.txt\.xz cannot be read.*copy it again"):
-        texts(tmp_path / "a.txt.xz")
-
-
-@pytest.mark.parametrize(
-    "behind",
-    [b"\0\0\0", b"\0" * 5 + lzma.compress(b"two"), b"garbage", b"\0" * 4 + b"garbage", b"\xfd6zXZ\0"],
-)
-def test_no_xz_stream_behind_another(tmp_path: Path, behind: bytes) -> None:
-    """lzma itself takes what it does not know for the end."""
-    path = tmp_path / "a.txt.xz"
-    path.write_bytes(lzma.compress(b"one ") + behind)
-    with pytest.raises(DataError, match=r"a\.txt\.xz cannot be read.*copy it again"):
-        texts(path)
 
 
 def test_byte_order_marks_of_joined_files_are_no_text(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_tables_and_packed_files(web: Server, name: str) -> None:
     if name.endswith(".parquet"):
         pq.write_table(pa.Table.from_pylist(rows), path)
     else:
-        from test_data_sources import PACK
+        from document_samples import PACK
 
         path.write_bytes(PACK[path.suffix](lines()))
     web.faults[name] = [faults.cut_after(30_000), faults.cut_after(500)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from glomo_dist.evaluate.attempt import Job
+from glomo_dist.evaluate.attempt import Job, job_folder
 
 HARM_DONE = "harm-done"
 
@@ -73,3 +74,7 @@ def run(work: Work) -> dict[str, object]:
 
 def starts(folder: Path, kind: str, value: int = 0) -> int:
     return len(list(folder.glob(f"{kind}-{value}.*")))
+
+
+def read(out: Path, id: str, name: str = "result") -> dict:
+    return json.loads((job_folder(out, id) / f"{name}.json").read_text())

@@ -16,7 +16,7 @@ from glomo_dist.evaluate.job import EvaluationPlan
 from glomo_dist.graphs.index import GraphStoreError
 from glomo_dist.report.results import read_results
 from glomo_dist.runtime.errors import ConfigError, DataError
-from glomo_dist.runtime.files import read_json, write_json
+from glomo_dist.runtime.json_files import read_json, write_json
 from glomo_dist.transfer.finetune import run
 from glomo_dist.transfer.result import Result
 

@@ -18,7 +18,15 @@ TEXTS = [
     "it 's a long way",
 ]
 META = StoreMeta(
-    task="sample", task_version=3, data="d" * 16, model="m" * 16, tokenizer="t" * 16, max_units={"text": 50}
+    task="sample",
+    task_version=3,
+    data="d" * 16,
+    model="m" * 16,
+    tokenizer="t" * 16,
+    max_units={"text": 50},
+    unknown_words=None,
+    predictor="trained",
+    random_seed=None,
 )
 
 

@@ -8,14 +8,14 @@ from graph_samples import META, encoded, export, predictor
 
 from glomo_dist.graphs.chunks import chunk_ranges
 from glomo_dist.graphs.export import export_graphs
-from glomo_dist.graphs.index import RECORDED_LATER, GraphStoreError, StoreMeta
+from glomo_dist.graphs.index import NO_IDENTITY, GraphStoreError
 from glomo_dist.graphs.live import LiveGraphs
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.glomo import Glomo
 from glomo_dist.runtime.errors import CheckpointError, ConfigError, DataError, GlomoError
-from glomo_dist.runtime.files import read_json, write_json
 from glomo_dist.runtime.fingerprint import fingerprint
+from glomo_dist.runtime.json_files import read_json
 
 
 def chunks(folder):
@@ -64,19 +64,13 @@ def test_other_settings_are_refused(tmp_path):
 
 
 def test_chunks_of_other_batches_are_not_mixed_into_a_store(tmp_path):
-    """Their weights are rounded otherwise. An export from before its settings said so can go on."""
+    """Their weights are rounded otherwise."""
     out = tmp_path / "store"
     model, splits = export(out)
     (out / "index.json").unlink()
     other = {"meta": META, "keep": 3, "chunk_units": 20, "batch_units": 7}
     with pytest.raises(GraphStoreError, match="batch_units is 40 there and 7 now"):
         export_graphs(model, splits, out, **other)
-    settings = read_json(out / "settings.json")
-    del settings["batch_units"]
-    write_json(out / "settings.json", settings)
-    export_graphs(model, splits, out, **other)
-    assert "batch_units" not in read_json(out / "index.json")
-    GraphStore.open(out)
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path):
@@ -175,32 +169,23 @@ def test_training_mode_is_put_back(tmp_path):
 def test_meta_is_in_the_index(tmp_path):
     export(tmp_path / "store")
     info = GraphStore.open(tmp_path / "store").info
-    assert (
-        StoreMeta(info.task, info.task_version, info.data, info.model, info.tokenizer, info.max_units) == META
-    )
+    assert {name: getattr(info, name) for name in vars(META)} == vars(META)
     assert (info.layers, info.heads, info.keep) == (2, 2, 3)
 
 
-def test_what_is_recorded_later_changes_no_identity(tmp_path):
-    """A store of before it was recorded is read, keeps its fingerprint, and is completed by another export."""
-    out, index = tmp_path / "store", tmp_path / "store" / "index.json"
-    export(out)
-    old = {k: v for k, v in read_json(index).items() if k not in RECORDED_LATER}
-    write_json(index, {**old, "code": "of long ago"})
-    before = GraphStore.open(out).info
-    assert before.unknown_words is before.predictor is before.random_seed is None
-    assert before.fingerprint == fingerprint({**old, "code": "of long ago"})
-    export(out, meta=dataclasses.replace(META, unknown_words=0.25, predictor="random", random_seed=7))
-    after = GraphStore.open(out).info
-    assert (after.unknown_words, after.code) == (0.25, "of long ago")
-    assert (after.predictor, after.random_seed) == ("random", 7)
-    assert after.fingerprint == before.fingerprint
+def test_what_follows_from_the_rest_is_no_identity(tmp_path):
+    """Else the jobs of every store would get other names."""
+    export(tmp_path / "one", meta=dataclasses.replace(META, unknown_words=0.25))
+    export(tmp_path / "other", meta=dataclasses.replace(META, predictor="random", random_seed=7))
+    one, other = (GraphStore.open(tmp_path / name).info for name in ("one", "other"))
+    assert (one.unknown_words, other.predictor, other.random_seed) == (0.25, "random", 7)
+    identity = {k: v for k, v in read_json(tmp_path / "one" / "index.json").items() if k not in NO_IDENTITY}
+    assert one.fingerprint == other.fingerprint == fingerprint(identity)
 
 
-def test_an_export_begun_before_it_was_recorded_goes_on(tmp_path):
+def test_what_follows_from_the_rest_is_no_setting(tmp_path):
     out = tmp_path / "store"
     export(out)
-    assert not set(read_json(out / "settings.json")) & set(RECORDED_LATER)
     (out / "index.json").unlink()
     export(out, meta=dataclasses.replace(META, unknown_words=0.25))
     assert GraphStore.open(out).info.unknown_words == 0.25

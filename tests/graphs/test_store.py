@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from glomo_dist.graphs.index import GraphStoreError
 from glomo_dist.graphs.store import GraphStore
-from glomo_dist.runtime.errors import ConfigError, GlomoError
+from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.files import sha256_file
 
 
@@ -105,8 +105,23 @@ def test_other_format_version(tmp_path):
     with pytest.raises(GraphStoreError, match="not the index of a graph store"):
         GraphStore.open(tmp_path / "store")
     path.write_text(json.dumps({**index, "keeep": 3}))
-    with pytest.raises(ConfigError, match="'keeep'"):
+    with pytest.raises(GraphStoreError, match="'keeep'"):
         GraphStore.open(tmp_path / "store")
+
+
+@pytest.mark.parametrize("name", ["unknown_words", "predictor", "random_seed"])
+def test_an_index_that_does_not_say_all_is_refused_until_it_is_exported_again(tmp_path, name):
+    """The export keeps the chunks, and makes the index whole."""
+    export(tmp_path / "store")
+    path = tmp_path / "store" / "index.json"
+    whole = path.read_text()
+    path.write_text(json.dumps({k: v for k, v in json.loads(whole).items() if k != name}))
+    with pytest.raises(
+        GraphStoreError, match=rf"index\.json: missing key '{name}'.* run `glomo export` again"
+    ):
+        GraphStore.open(tmp_path / "store")
+    export(tmp_path / "store")
+    assert path.read_text() == whole
 
 
 @pytest.mark.parametrize("damage", ["no dictionary", "a chunk less", "first", "order", "examples"])

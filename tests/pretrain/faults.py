@@ -38,7 +38,7 @@ from pretrain_samples import (
 
 from glomo_dist.data import prepare_text
 from glomo_dist.pretrain import PretrainConfig, checkpoint
-from glomo_dist.runtime import files
+from glomo_dist.runtime import json_files
 from glomo_dist.runtime.errors import Interrupted, RankDied, RankHung
 
 
@@ -301,7 +301,7 @@ def main() -> int:
     arguments = parser.parse_args()
     results = {}
     if arguments.results and arguments.results.exists():
-        results = files.read_json(arguments.results)
+        results = json_files.read_json(arguments.results)
     failed = []
     with tempfile.TemporaryDirectory(prefix="glomo-faults-") as scratch, nursery() as ranks:
         folder = Path(scratch)
@@ -320,7 +320,7 @@ def main() -> int:
                 row = {"promise": name, "attack": "", "times": 0, "result": "FAILED, see the output"}
             results[name] = {**row, "date": date.today().isoformat(), "seconds": time.monotonic() - began}
             if arguments.results:
-                files.write_json(arguments.results, results)
+                json_files.write_json(arguments.results, results)
             print(f"{name}: {row['result']} ({time.monotonic() - began:.0f} s)", file=sys.stderr, flush=True)
     print(table(results))
     return 1 if failed else 0

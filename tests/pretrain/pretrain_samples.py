@@ -65,10 +65,10 @@ def run_ranks(folder: Path, jobs: list[dict[str, Any]], ranks: int) -> str:
 PROGRAM = """
 import sys
 from glomo_dist.pretrain import PretrainConfig, pretrain
-from glomo_dist.runtime import files
+from glomo_dist.runtime import files, json_files
 from glomo_dist.runtime.config import from_dict
 from glomo_dist.runtime.errors import GlomoError
-config = from_dict(PretrainConfig, files.read_json(sys.argv[1]))
+config = from_dict(PretrainConfig, json_files.read_json(sys.argv[1]))
 try:
     pretrain(config, sys.argv[2], sys.argv[3], 2, restarts=int(sys.argv[4]))
 except GlomoError as e:

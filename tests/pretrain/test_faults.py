@@ -18,7 +18,7 @@ from nursery import Nursery, nursery
 from pretrain_samples import Canary
 
 from glomo_dist.pretrain import checkpoint
-from glomo_dist.runtime import files
+from glomo_dist.runtime import files, json_files
 
 pytestmark = pytest.mark.slow
 
@@ -142,11 +142,11 @@ def test_a_checkpoint_with_a_pickle_in_it_is_refused_and_nothing_runs(
     folder = checkpoint.existing(run / "checkpoints")[0]
     file = folder / "state" / "rank-00001.safetensors"
     torch.save({"weights": Canary(canary)}, file)
-    manifest = files.read_json(folder / "manifest.json")
+    manifest = json_files.read_json(folder / "manifest.json")
     manifest["files"]["state/rank-00001.safetensors"] = {
         "bytes": file.stat().st_size, "sha256": files.sha256_file(file),
     }  # fmt: skip
-    files.write_json(folder / "manifest.json", checkpoint.sealed(manifest))
+    json_files.write_json(folder / "manifest.json", checkpoint.sealed(manifest))
     (folder / "state" / "rank-00002.pt").write_bytes(pickle.dumps(Canary(canary)))
     group = ranks.start(SHORT, tiny_shards, run)
     assert group.wait() == [2, 2], group.log.read_text()[-3000:]

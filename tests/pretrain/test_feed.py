@@ -19,7 +19,7 @@ from glomo_dist.data import Reading, Stream, prepare_text
 from glomo_dist.pretrain import PretrainConfig, run_folder
 from glomo_dist.pretrain.feed import Feed
 from glomo_dist.pretrain.resolve import resolve
-from glomo_dist.runtime import files
+from glomo_dist.runtime import json_files
 from glomo_dist.runtime.errors import DataError, GlomoError
 
 pytestmark = pytest.mark.slow
@@ -85,7 +85,7 @@ ENTRY = {"name": "shard-00001.tar", "shard": 1, "from_step": 1000, "samples": 1,
 
 def write_record(out: Path, entries: Sequence[Any]) -> None:
     record = {"format": "glomo-quarantine", "version": 1, "shards": entries}
-    files.write_json(out / "quarantine.json", record)
+    json_files.write_json(out / "quarantine.json", record)
 
 
 def feed_of(shards: Path, out: Path, limit: int) -> Feed:

@@ -29,7 +29,7 @@ from pretrain_samples import (
 
 from glomo_dist.model import load_model
 from glomo_dist.pretrain import checkpoint, launch, notice, pretrain, run_folder
-from glomo_dist.runtime import files
+from glomo_dist.runtime import json_files
 from glomo_dist.runtime.errors import GlomoError, Interrupted, RankDied
 from glomo_dist.runtime.fingerprint import command_line
 
@@ -79,7 +79,7 @@ def test_run_learns_and_ends_whole(uninterrupted: Path) -> None:
     ]
     model, meta = load_model(uninterrupted / "model")
     assert model.config.vocab_size == 41 and meta["step"] == CONFIG.steps
-    description = files.read_json(uninterrupted / "config.json")
+    description = json_files.read_json(uninterrupted / "config.json")
     assert meta["tokenizer"] == description["data"]["tokenizer"]
     assert description["command"] == command_line(), "that of the user, not of the launcher"
 
@@ -158,21 +158,27 @@ def test_restarted_after_the_death_of_a_reader_and_stopped_by_a_signal(
     assert checkpoint.verify(checkpoint.existing(out / "checkpoints")[0])["step"] == len(rows(out))
 
 
-def test_ctrl_c_in_a_terminal_saves(tiny_shards: Path, tmp_path: Path) -> None:
-    """There all processes of the group get SIGINT: the launcher, torchrun, the ranks and their readers."""
-    out = tmp_path / "run"
-    run = start_program(tmp_path, CONFIG, tiny_shards, start_new_session=True)
+def signalled(shards: Path, folder: Path, number: signal.Signals) -> tuple[int, int, str]:
+    """A run of which all processes get the signal, as from a terminal: the launcher, torchrun, the ranks and their
+    readers. Its exit code, the steps it has done, of which none is lost, and what it said."""
+    out = folder / "run"
+    run = start_program(folder, CONFIG, shards, start_new_session=True)
     try:
         wait_for(lambda: steps_done(out) > 2 or run.poll() is not None)
-        os.killpg(run.pid, signal.SIGINT)
-        assert run.wait(timeout=30) in (-signal.SIGINT, 130), (tmp_path / "stderr").read_text()[-3000:]
+        os.killpg(run.pid, number)
+        code = run.wait(timeout=30)
     finally:
         run.kill()
-    done = len(rows(out))
-    assert done < CONFIG.steps
-    newest = checkpoint.existing(out / "checkpoints")[0]
-    assert checkpoint.verify(newest)["step"] == done
-    said = (tmp_path / "stderr").read_text()
+    done, said = len(rows(out)), (folder / "stderr").read_text()
+    assert done < CONFIG.steps, said[-3000:]
+    assert checkpoint.verify(checkpoint.existing(out / "checkpoints")[0])["step"] == done
+    return code, done, said
+
+
+def test_ctrl_c_in_a_terminal_saves(tiny_shards: Path, tmp_path: Path) -> None:
+    code, done, said = signalled(tiny_shards, tmp_path, signal.SIGINT)
+    assert code in (-signal.SIGINT, 130), said[-3000:]
+    out = tmp_path / "run"
     assert f"Ctrl-C asked {out} to stop: saved at step {done}. Run the same command again" in said
     assert said.count("Traceback") == 1, "that of this program, whose KeyboardInterrupt nobody catches"
 
@@ -214,21 +220,8 @@ def test_a_second_ctrl_c_ends_ranks_that_are_busy(tiny_shards: Path, tmp_path: P
 
 
 def test_a_terminal_that_is_closed_saves(tiny_shards: Path, tmp_path: Path) -> None:
-    """There all processes of the group get SIGHUP."""
-    out = tmp_path / "run"
-    run = start_program(tmp_path, CONFIG, tiny_shards, start_new_session=True)
-    try:
-        wait_for(lambda: steps_done(out) > 2 or run.poll() is not None)
-        os.killpg(run.pid, signal.SIGHUP)
-        assert run.wait(timeout=30) == Interrupted.exit_code, (tmp_path / "stderr").read_text()[-3000:]
-    finally:
-        run.kill()
-    said = (tmp_path / "stderr").read_text()
-    assert (
-        checkpoint.verify(checkpoint.existing(out / "checkpoints")[0])["step"]
-        == len(rows(out))
-        < CONFIG.steps
-    )
+    code, _, said = signalled(tiny_shards, tmp_path, signal.SIGHUP)
+    assert code == Interrupted.exit_code, said[-3000:]
     assert "SIGHUP asked" in said and "Traceback" not in said
 
 

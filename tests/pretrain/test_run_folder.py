@@ -14,16 +14,16 @@ import pytest
 from pretrain_samples import TINY, write_text
 
 from glomo_dist.data import exists, prepare_images, prepare_text
-from glomo_dist.pretrain import PretrainConfig, checkpoint, notice, pretrain, run_folder, worker
+from glomo_dist.pretrain import PretrainConfig, launch, notice, pretrain, run_folder, worker
 from glomo_dist.pretrain.resolve import resolve
 from glomo_dist.pretrain.saving import Saver
-from glomo_dist.runtime import files
+from glomo_dist.runtime import json_files
 from glomo_dist.runtime.errors import CheckpointError, ConfigError, GlomoError, ShardError
 
 
 def begun(config: PretrainConfig, shards: Path, out: Path, ranks: int = 2) -> Path:
     """A run folder as it is just after the start."""
-    files.write_json(out / "config.json", run_folder.describe(resolve(config, shards, out), ranks))
+    json_files.write_json(out / "config.json", run_folder.describe(resolve(config, shards, out), ranks))
     return out
 
 
@@ -98,7 +98,7 @@ def test_a_finished_run_is_not_trained_again(
 ) -> None:
     """Also where its checkpoints were deleted, and under one's own torchrun."""
     run = begun(TINY, tiny_shards, tmp_path / "run", 1)
-    files.write_json(run / "model" / "config.json", {})
+    json_files.write_json(run / "model" / "config.json", {})
     assert not run_alone(TINY, tiny_shards, run, monkeypatch)
     assert "is finished already" in capfd.readouterr().err
 
@@ -172,7 +172,7 @@ def test_folders_that_may_not_be_looked_into(
 def test_run_of_another_version(tiny_shards: Path, tmp_path: Path) -> None:
     run = begun(TINY, tiny_shards, tmp_path / "run")
     value = json.loads((run / "config.json").read_text())
-    files.write_json(run / "config.json", {**value, "version": 99})
+    json_files.write_json(run / "config.json", {**value, "version": 99})
     with pytest.raises(CheckpointError, match="format version 99"):
         pretrain(TINY, tiny_shards, run, 2)
 
@@ -196,19 +196,35 @@ def test_an_error_reaches_the_launcher_from_a_full_disk_too(
 ) -> None:
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / ".launch-0").mkdir()
     (tmp_path / "no folder").write_text("")
-    for folder in (tmp_path / ".launch-0", tmp_path / "no folder"):
+    for folder in (tmp_path / ".launch-0", tmp_path / "no folder", tmp_path / "moved" / ".launch-1"):
         notice.leave(folder / "error.json", ConfigError("lr must be positive"))
         assert notice.take(folder / "error.json") == {"type": "ConfigError", "message": "lr must be positive"}
         assert notice.take(folder / "error.json") is None
     assert not list((tmp_path / "tmp").iterdir())
+    assert not (tmp_path / "moved").exists(), "a run folder that was moved away is not made anew"
 
 
 def test_files_of_a_launch_go_with_it_but_not_those_of_another(tmp_path: Path) -> None:
     dead = tmp_path / ".launch-0123"
     dead.mkdir()
     with run_folder.launch_folder(tmp_path) as first, run_folder.launch_folder(tmp_path) as second:
+        run_folder.remove_launches(tmp_path)
         assert first.is_dir() and second.is_dir() and first != second and not dead.exists()
+        assert first.stat().st_mode & 0o777 == 0o700, "the address of the data may hold what opens it"
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_launch_left_goes_also_when_the_run_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ranks finish without their launcher, and the same command starts nothing more."""
+    job: Any = SimpleNamespace(config=SimpleNamespace(trackers=()), out=tmp_path)
+    monkeypatch.setattr(run_folder, "describe", lambda *_: {})
+    monkeypatch.setattr(run_folder, "finished_already", lambda *_: True)
+    (tmp_path / ".launch-0123").mkdir()
+    assert launch._launch(job, {}, 1, 0) == tmp_path
     assert not list(tmp_path.iterdir())
 
 
@@ -301,95 +317,3 @@ def test_image_model_must_fit_the_images(tiny_shards: Path, tmp_path: Path) -> N
     turned = dataclasses.replace(config, model=dataclasses.replace(config.model, image=(6, 5)))
     with pytest.raises(ConfigError, match="does not fit the images"):
         resolve(turned, pixels, tmp_path / "run")
-
-
-WRONG_DIGITS = {
-    "step": ('"step": 12,\n  "best"', '"step": 13,\n  "best"'),
-    "loss": ('"best": 2.5', '"best": 2.4'),
-    "key": ('"fingerprint"', '"fingerprinu"'),
-}
-
-
-def write_checkpoint(folder: Path, step: int, ranks: int = 1) -> Path:
-    path = folder / f"step-{step:06d}"
-    (path / "state").mkdir(parents=True)
-    (path / "state" / "rank-00000.safetensors").write_bytes(bytes(range(step)))
-    checkpoint.write_manifest(path, step, {"step": step, "best": 2.5}, ranks, {})
-    return path
-
-
-@pytest.mark.parametrize(
-    "damage", ["changed", "cut", "missing", "manifest", "format", "no manifest", "step", "loss", "key"]
-)
-def test_every_damage_is_seen(tmp_path: Path, damage: str, capfd: pytest.CaptureFixture[str]) -> None:
-    old, new = write_checkpoint(tmp_path, 5), write_checkpoint(tmp_path, 12)
-    (tmp_path / "damaged-step-000012").touch()  # a file in the way
-    assert checkpoint.find_newest(tmp_path) == (new, checkpoint.verify(new))
-    file, manifest = new / "state" / "rank-00000.safetensors", new / "manifest.json"
-    if damage == "changed":
-        file.write_bytes(bytes(range(11)) + b"!")
-    elif damage == "cut":
-        file.write_bytes(bytes(range(11)))
-    elif damage == "missing":
-        file.unlink()
-    elif damage == "manifest":
-        manifest.write_text(manifest.read_text()[:-20])
-    elif damage == "format":
-        manifest.write_text("{}")
-    elif damage in WRONG_DIGITS:  # of the loop state
-        before, after = WRONG_DIGITS[damage]
-        assert manifest.read_text().count(before) == 1
-        manifest.write_text(manifest.read_text().replace(before, after))
-    else:
-        manifest.unlink()
-    found = checkpoint.find_newest(tmp_path)
-    assert found is not None and found[0] == old and found[1]["state"] == {"step": 5, "best": 2.5}
-    assert "WARNING: checkpoint" in capfd.readouterr().err and (tmp_path / "damaged-step-000012").is_dir()
-    shutil.rmtree(old)
-    for _ in range(2):  # also when asked again: never a silent new start
-        with pytest.raises(CheckpointError, match="no checkpoint in"):
-            checkpoint.find_newest(tmp_path)
-
-
-def test_a_checkpoint_that_cannot_be_read_or_set_aside_is_an_error_that_names_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The disk may answer again in a minute: nothing is renamed, nothing begins anew."""
-    old, new = write_checkpoint(tmp_path, 2), write_checkpoint(tmp_path, 3)
-
-    def fail(*_: object) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.files, "sha256_file", fail)
-        with pytest.raises(
-            GlomoError, match=r"rank-00000\.safetensors cannot be read: Input/output.*step-000003"
-        ):
-            checkpoint.find_newest(tmp_path)
-    (new / "state" / "rank-00000.safetensors").unlink()
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", fail)
-        with pytest.raises(GlomoError, match=r"step-000003: Input/output error.*cannot be set aside"):
-            checkpoint.find_newest(tmp_path)
-    assert old.is_dir() and new.is_dir()
-
-
-def test_a_manifest_without_a_fingerprint_is_refused(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    old, path = write_checkpoint(tmp_path, 2), write_checkpoint(tmp_path, 3)
-    value = json.loads((path / "manifest.json").read_text())
-    del value["fingerprint"]
-    (path / "manifest.json").write_text(json.dumps(value))
-    found = checkpoint.find_newest(tmp_path)
-    assert found is not None and found[0] == old
-    assert "manifest.json has no fingerprint that vouches for it" in capfd.readouterr().err
-
-
-def test_checkpoint_of_another_version(tmp_path: Path) -> None:
-    path = write_checkpoint(tmp_path, 3)
-    value = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps({**value, "version": 99}))
-    with pytest.raises(CheckpointError, match="format version 99"):
-        checkpoint.find_newest(tmp_path)
-    assert path.is_dir(), "a newer format is not damage"

@@ -16,19 +16,15 @@ import pytest
 import torch
 from result_folders import job, result, write
 from run_folders import log_row, run_folder
+from transfer_samples import store_meta
 
 from glomo_dist.evaluate import EvaluationPlan, InProcess, evaluate, plan_jobs
 from glomo_dist.graphs.export import export_graphs
-from glomo_dist.graphs.index import StoreMeta
 from glomo_dist.model import Glomo, GlomoConfig, save_model
-from glomo_dist.report import build, read_results
-from glomo_dist.report.drawings import Example, strongest, words_figure
-from glomo_dist.report.names import labels, text_width
-from glomo_dist.report.scores import curves_figure
+from glomo_dist.report import build
 from glomo_dist.runtime.errors import DataError, GlomoError
 from glomo_dist.transfer.dataset import section
 from glomo_dist.transfer.finetune import run
-from glomo_dist.transfer.result import Epoch
 from glomo_dist.transfer.task import get_task
 
 HOSTILE = '<script>alert("x")</script> & $x_1$'
@@ -88,7 +84,7 @@ def test_names_that_are_not_utf_8_are_shown(tmp_path):
     (folder / "plan.json").write_text(json.dumps({**plan, "command": f"glomo evaluate {bad}.yaml"}))
     pretraining = run_folder(tmp_path / bad, [log_row(1), log_row(2)])
     ids = {name: [np.zeros(64, np.int32)] for name in ("train", "dev", "test")}
-    meta = StoreMeta("digits", 1, "another", "m", "t", {"image": None})
+    meta = store_meta("digits", "another")
     predictor = Glomo(GlomoConfig(vocab_size=16, width=8, heads=1, layers=1))
     store = export_graphs(predictor, ids, tmp_path / "stores" / bad, meta=meta)
     build([folder], tmp_path / "report.html", [pretraining], [store])
@@ -176,7 +172,7 @@ def test_a_real_evaluation_with_graphs_over_pixels_and_words(tmp_path):
             for split, examples in data.splits.items()
             for name, column in examples.columns.items()
         }
-        meta = StoreMeta(task_name, task.version, data.fingerprint, "m", "t", task.columns)
+        meta = store_meta(task_name, data.fingerprint)
         export_graphs(predictor, ids, tmp_path / "graphs" / task_name, meta=meta)
     plan = EvaluationPlan(
         tasks=("digits", "docstring"),
@@ -242,7 +238,7 @@ def test_graphs_that_jobs_computed_and_kinds_of_features(tmp_path):
 
 def test_data_that_changed_is_said_and_not_drawn(tmp_path):
     predictor = Glomo(GlomoConfig(vocab_size=16, width=8, heads=1, layers=1))
-    meta = StoreMeta("digits", 1, "another", "m", "t", {"image": None})
+    meta = store_meta("digits", "another")
     ids = {name: [np.zeros(64, np.int32)] for name in ("train", "dev", "test")}
     store = export_graphs(predictor, ids, tmp_path / "store", meta=meta)
     build([write(tmp_path / "in", [result(job("none", 0), 0.5)])], tmp_path / "report.html", stores=[store])
@@ -290,33 +286,3 @@ def test_outputs_that_are_no_plain_files_stay_what_they_are(tmp_path):
         assert link.is_symlink() and (tmp_path / "page.html").read_text().startswith("<!DOCTYPE html>")
     with pytest.raises(GlomoError, match=r"x\.html lies below .*page\.html, which is a file"):
         build(results, tmp_path / "page.html" / "x.html")
-
-
-def test_the_only_epoch_has_a_tick_and_no_others(tmp_path):
-    one = [replace(result(job("none", seed), 0.5), curve=(Epoch(1, 0.7, 0.5, 1.0),)) for seed in range(2)]
-    (group,) = read_results([write(tmp_path / "in", one)]).groups
-    ticks = re.findall(r'id="xtick_\d+">.*?<text[^>]*>([^<]+)</text>', curves_figure(group), re.DOTALL)
-    assert ticks == ["1"]
-
-
-@pytest.mark.filterwarnings("error")
-def test_words_that_matplotlib_has_no_letters_for():
-    """The browser has them; an arc begins where such a wide word ends."""
-    graph = np.array([[[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]])
-    example = Example(0, "", None, graph, np.zeros_like(graph))
-    pictures = [words_figure(words, example) for words in (["\u8bed" * 8, "b", "c"], ["a" * 16, "b", "c"])]
-    assert "\u8bed" * 8 in pictures[0]
-    sizes = [re.search(r'viewBox="([^"]+)"', picture)[1] for picture in pictures]
-    assert sizes[0] == sizes[1]
-
-
-def test_labels_fit_and_differ():
-    assert labels(["a" * 24, "b" * 25]) == ["a" * 24, "b" * 12 + "…" + "b" * 11]
-    assert labels(["c" * 30, "c" * 31]) == ["c" * 12 + "…" + "c" * 11 + end for end in (" (1)", " (2)")]
-    assert text_width(labels(["\u8bed" * 20])[0]) in (23, 24)
-
-
-def test_strongest_edges():
-    graph = np.array([[0, 0, 0], [0.5, 0, 0], [0.1, 0.9, 0]])
-    assert strongest(graph, 2) == [(1, 0, 0.5), (2, 1, 0.9)]
-    assert len(strongest(graph, 9)) == 3, "an entry of zero is no edge"

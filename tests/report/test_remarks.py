@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 from result_folders import id_of, job, result, write
+from transfer_samples import store_meta
 
 from glomo_dist.graphs.export import export_graphs
-from glomo_dist.graphs.index import StoreMeta
 from glomo_dist.model import Glomo, GlomoConfig
 from glomo_dist.report import as_text, build
 from glomo_dist.report.provenance import facts
@@ -109,11 +109,10 @@ def test_arms_of_other_sizes_are_said_once(tmp_path, sizes, said):
     [
         ({"predictor": "random", "random_seed": 3}, "random predictor, seed 3, 2 layers, 2 heads"),
         ({"predictor": "trained", "unknown_words": 0.0625}, "trained predictor, 2 layers, 2 heads"),
-        ({}, "2 layers, 2 heads"),  # a store of before it was recorded
     ],
 )
 def test_stores_say_what_predictor_they_are_of(tmp_path, recorded, said):
-    meta = StoreMeta("digits", 1, "d", "m", "t", {"image": None}, **recorded)
+    meta = store_meta("digits", "d", **recorded)
     predictor = Glomo(GlomoConfig(vocab_size=4, width=8, heads=2, layers=2))
     store = export_graphs(predictor, {"test.image": [np.array([1, 2])]}, tmp_path / "store", meta=meta)
     (fact,) = facts(Results([], []), [], [store])

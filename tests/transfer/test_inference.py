@@ -7,18 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from transfer_samples import WORDS, word_model, write_vectors
 
 from glomo_dist.graphs.index import GraphStoreError
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer.dataset import Split, accuracy
-from glomo_dist.transfer.esim import PairReader, align
 from glomo_dist.transfer.export import export_task
 from glomo_dist.transfer.finetune import run
 from glomo_dist.transfer.job import FinetuneJob
-from glomo_dist.transfer.models import ReaderSizes, Sequences
 from glomo_dist.transfer.task import get_task
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "nli"
@@ -247,54 +244,6 @@ def test_sick_table(tmp_path):
 def test_accuracy_without_groups():
     split = Split({}, np.array([0, 1, 2, 1]))
     assert accuracy(split, np.array([0, 1, 1, 0])) == {"accuracy": 0.5}
-
-
-def test_alignment_is_that_of_the_paper():
-    torch.manual_seed(0)
-    a, b = torch.randn(2, 4, 3), torch.randn(2, 5, 3)
-    n = [(4, 5), (2, 3)]
-    real_a, real_b = (
-        torch.arange(t.shape[1]) < torch.tensor([m[x] for m in n])[:, None] for x, t in ((0, a), (1, b))
-    )
-    to_a, to_b = align(a @ b.transpose(1, 2), a, b, real_a, real_b)
-    for s, (p, h) in enumerate(n):
-        for i in range(p):
-            weight = torch.exp(torch.stack([a[s, i] @ b[s, j] for j in range(h)]))
-            torch.testing.assert_close(to_a[s, i], (weight[:, None] * b[s, :h]).sum(0) / weight.sum())
-        for j in range(h):
-            weight = torch.exp(torch.stack([a[s, i] @ b[s, j] for i in range(p)]))
-            torch.testing.assert_close(to_b[s, j], (weight[:, None] * a[s, :p]).sum(0) / weight.sum())
-
-
-@pytest.mark.parametrize("cell", ["gru", "lstm", "bag"])
-def test_reader_ignores_padding(cell):
-    torch.manual_seed(0)
-    reader = PairReader(ReaderSizes(3, 4, 3, 0.5, cell)).eval()
-    p, h = torch.randn(2, 6, 3), torch.randn(2, 5, 3)
-    lengths = torch.tensor([6, 2]), torch.tensor([1, 5])
-    together = reader(Sequences(p, lengths[0]), Sequences(h, lengths[1]))
-    for i in range(2):
-        alone = [Sequences(x[i : i + 1, : n[i]], n[i : i + 1]) for x, n in ((p, lengths[0]), (h, lengths[1]))]
-        torch.testing.assert_close(reader(*alone)[0], together[i])
-        turned = reader(*alone[::-1])
-        assert not torch.allclose(turned[0], together[i], atol=1e-4), (
-            "premise and hypothesis are not the same"
-        )
-
-
-def test_a_bag_aligns_words_by_themselves_and_compares_them_in_context():
-    torch.manual_seed(0)
-    reader = PairReader(ReaderSizes(5, 4, 3, 0.0, "bag", own=2)).eval()
-    lengths = torch.tensor([4, 3])
-    p, h = torch.randn(2, 4, 5), torch.randn(2, 4, 5)
-    aligned = []
-    reader.attend.register_forward_hook(lambda module, args, out: aligned.append(out))
-    outputs = []
-    for context in (0.0, 1.0):  # what the graphs bring stands behind the words' own two features
-        moved = [torch.cat([x[..., :2], x[..., 2:] + context], -1) for x in (p, h)]
-        outputs.append(reader(*(Sequences(x, lengths) for x in moved)))
-    assert torch.equal(aligned[0], aligned[2]) and torch.equal(aligned[1], aligned[3])
-    assert not torch.allclose(*outputs, atol=1e-3)
 
 
 def write_containment(folder, sizes):

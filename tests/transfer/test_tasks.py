@@ -11,10 +11,6 @@ import zstandard
 
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.fingerprint import derive_seed, fingerprint
-from glomo_dist.transfer.dataset import SPLITS, Column, Row, Split, Task, checked, images_split, text_data
-from glomo_dist.transfer.esim import PairReader
-from glomo_dist.transfer.inputs import truncate
-from glomo_dist.transfer.models import Reader, TextReader
 from glomo_dist.transfer.task import TASKS, get_task
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "sentiment"
@@ -331,49 +327,6 @@ def test_shared_imdb():
     assert 180 < data.splits["test"].labels.sum() < 320
 
 
-def a_task(**fields):
-    kept = {
-        "name": "mine",
-        "version": 1,
-        "unit": "words",
-        "load": None,
-        "data_source": "mine",
-        "model": TextReader,
-    }
-    return Task(**{**kept, **fields})
-
-
-class OptionalReader(Reader):
-    def forward(self, text, title=None):
-        return text
-
-
-class AnyReader(Reader):
-    def forward(self, **columns):
-        return columns
-
-
-def test_columns_that_the_reader_does_not_take_are_refused_with_the_task():
-    wrong = r"task 'mine': its columns are first, second, but PairReader reads premise, hypothesis\. Give the columns"
-    with pytest.raises(ConfigError, match=wrong):
-        a_task(columns={"first": 9, "second": 9}, model=PairReader)
-    with pytest.raises(ConfigError, match="its columns are text, title, but TextReader reads text"):
-        a_task(columns={"text": 9, "title": 9})
-    with pytest.raises(ConfigError, match="its columns are title, but OptionalReader reads text, title"):
-        a_task(columns={"title": 9}, model=OptionalReader)
-    assert a_task(columns={"hypothesis": 9, "premise": 9}, model=PairReader)
-    assert a_task(columns={"text": 9}, model=OptionalReader)
-    assert a_task(columns={"text": 9, "title": 9}, model=OptionalReader)
-    assert a_task(columns={"one": 9, "two": 9}, model=AnyReader)
-    assert a_task(columns={"one": 9}, model=lambda sizes: AnyReader())
-
-
-def test_rows_with_other_columns_than_the_task_are_refused():
-    split = Split({"sentence": Column([["fine"]], np.zeros((1, 1), np.int64))}, np.zeros(1, np.int64))
-    with pytest.raises(ConfigError, match="the examples have the columns sentence, their task text"):
-        truncate(split, a_task(columns={"text": 9}).limits(None))
-
-
 @pytest.mark.parametrize("task", ["sst2", "imdb", "docstring"])
 def test_a_text_without_a_word_is_refused(tmp_path, task):
     source = tmp_path / task
@@ -411,73 +364,3 @@ def test_sst2_columns_are_read_by_their_names(tmp_path):
         get_task("sst2").load(write_sst2(tmp_path / "b", "label\tsentence\nfine 1\n"), None)
     with pytest.raises(DataError, match=r"train\.tsv, line 1: expected the columns .*got index, sentence\.$"):
         get_task("sst2").load(write_sst2(tmp_path / "c", "index\tsentence\n0\tfine\n"), None)
-
-
-def made_up(label=0, text="a word", classes=("neg", "pos")):
-    """A task's data of a person's own code, with this label and text in its fourth row of dev."""
-    rows = {split: [Row({"text": "fine"}, 0 if classes else (0, 0), f"{split}, line {i}") for i in range(4)]
-            for split in SPLITS}  # fmt: skip
-    rows["dev"][3] = Row({"text": text}, label, "dev, line 3")
-    return text_data("mine", rows, classes, None)
-
-
-@pytest.mark.parametrize("label", [2, -100, np.int64(7), np.int64(-100), np.uint8(2), "1", 0.9, 1.0, None])
-def test_a_label_that_is_no_class_is_refused_whatever_its_type(label):
-    named = re.escape(f"dev, line 3: label {label!r} is out of range, task 'mine' has labels 0..1 (neg, pos)")
-    with pytest.raises(DataError, match=named):
-        made_up(label)
-
-
-def test_labels_of_numpy_and_spans():
-    assert made_up(np.uint8(1)).fingerprint == made_up(1).fingerprint
-    labels = made_up((np.int64(3), 4), classes=()).splits["dev"].labels
-    assert labels.dtype == np.int64 and labels.tolist() == [[0, 0]] * 3 + [[3, 4]]
-    for label in ((0, None), (0, 1.5), (0, 1, 2), ("0", "1")):
-        with pytest.raises(DataError, match=r"dev, line 3: label .* is no span"):
-            made_up(label, classes=())
-
-
-def test_labels_of_two_kinds_are_refused_by_the_row():
-    with pytest.raises(
-        DataError, match=r"dev, line 3: label \(0, 1\) is a span, that of dev, line 0 is a class"
-    ):
-        made_up((0, 1))
-
-
-def test_rows_with_other_numbers_of_options_are_refused_by_the_row():
-    with pytest.raises(DataError, match=r"dev, line 3: the text has 2 texts, that of dev, line 0 has 1"):
-        made_up(text=("yes", "no"))
-
-
-@pytest.mark.parametrize("text", [None, 5, float("nan"), ("yes", None), b"bytes"])
-def test_a_text_that_is_none_is_named_with_its_row(text):
-    with pytest.raises(DataError, match=r"dev, line 3: the text must be text, or texts, got "):
-        made_up(text=text)
-
-
-def test_labels_of_images_are_checked():
-    def labelled(labels):
-        good, images = np.zeros(4, np.int32), np.ones((4, 2, 2), np.uint8)
-        splits = {s: images_split(images, labels if s == "test" else good) for s in SPLITS}
-        return checked("mine", splits, ("a", "b"))
-
-    assert labelled(np.array([0, 1, 1, 0], np.uint8)).splits["test"].labels.dtype == np.int64
-    for wrong in (2, -1):
-        with pytest.raises(
-            DataError, match=rf"'mine': label {wrong} of test example 2 is out of range, .*0\.\.1"
-        ):
-            labelled(np.array([0, 1, wrong, 0]))
-    with pytest.raises(DataError, match="'mine': labels of test must be whole numbers, got float64"):
-        labelled(np.full(4, 0.9))
-
-
-def test_images_that_are_no_bytes_are_refused():
-    """They would be cut to whole numbers: black, if they are scaled to [0, 1]."""
-    images = np.full((4, 2, 2), 128, np.uint8)
-    assert len(images_split(images, np.zeros(4, np.int64)).labels) == 4
-    with pytest.raises(
-        DataError, match=r"images_split: images must be uint8 0\.\.255, got float64\. Scale them"
-    ):
-        images_split(images / 255, np.zeros(4, np.int64))
-    with pytest.raises(DataError, match=r"expected images .* and labels \[n\], got \(4, 2, 2\) and \(3,\)"):
-        images_split(images, np.zeros(3, np.int64))

@@ -90,6 +90,18 @@ class Planted(nn.Module):
         return tuple(both)
 
 
+def store_meta(task: str, data: str, model="m", tokenizer="t", **fields) -> StoreMeta:
+    """Of graphs of a trained predictor. data, model, tokenizer: fingerprints."""
+    known = get_task(task)
+    fields = {
+        "max_units": known.columns,
+        "predictor": "trained",
+        "random_seed": None,
+        "unknown_words": None,
+    } | fields
+    return StoreMeta(task, known.version, data, model, tokenizer, **fields)
+
+
 def planted_store(folder: Path, source: str, max_units=None, max_examples=None, empty=False) -> str:
     task = get_task("sst2")
     data = task.load(source, max_examples)
@@ -102,7 +114,7 @@ def planted_store(folder: Path, source: str, max_units=None, max_examples=None, 
         for split, examples in data.splits.items()
         for name, values in truncate(examples, limits).items()
     }
-    meta = StoreMeta("sst2", task.version, data.fingerprint, "planted", tokenizer.fingerprint, limits)
+    meta = store_meta("sst2", data.fingerprint, "planted", tokenizer.fingerprint, max_units=limits)
     export_graphs(Planted(tokenizer, empty), splits, folder, meta=meta)
     return str(folder)
 

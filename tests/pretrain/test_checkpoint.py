@@ -1,0 +1,105 @@
+"""Checkpoints that are damaged, of another version, or cannot be read."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from glomo_dist.pretrain import checkpoint
+from glomo_dist.runtime.errors import CheckpointError, GlomoError
+
+WRONG_DIGITS = {
+    "step": ('"step": 12,\n  "best"', '"step": 13,\n  "best"'),
+    "loss": ('"best": 2.5', '"best": 2.4'),
+    "key": ('"fingerprint"', '"fingerprinu"'),
+}
+
+
+def write_checkpoint(folder: Path, step: int, ranks: int = 1) -> Path:
+    path = folder / f"step-{step:06d}"
+    (path / "state").mkdir(parents=True)
+    (path / "state" / "rank-00000.safetensors").write_bytes(bytes(range(step)))
+    checkpoint.write_manifest(path, step, {"step": step, "best": 2.5}, ranks, {})
+    return path
+
+
+@pytest.mark.parametrize(
+    "damage", ["changed", "cut", "missing", "manifest", "format", "no manifest", "step", "loss", "key"]
+)
+def test_every_damage_is_seen(tmp_path: Path, damage: str, capfd: pytest.CaptureFixture[str]) -> None:
+    old, new = write_checkpoint(tmp_path, 5), write_checkpoint(tmp_path, 12)
+    (tmp_path / "damaged-step-000012").touch()  # a file in the way
+    assert checkpoint.find_newest(tmp_path) == (new, checkpoint.verify(new))
+    file, manifest = new / "state" / "rank-00000.safetensors", new / "manifest.json"
+    if damage == "changed":
+        file.write_bytes(bytes(range(11)) + b"!")
+    elif damage == "cut":
+        file.write_bytes(bytes(range(11)))
+    elif damage == "missing":
+        file.unlink()
+    elif damage == "manifest":
+        manifest.write_text(manifest.read_text()[:-20])
+    elif damage == "format":
+        manifest.write_text("{}")
+    elif damage in WRONG_DIGITS:  # of the loop state
+        before, after = WRONG_DIGITS[damage]
+        assert manifest.read_text().count(before) == 1
+        manifest.write_text(manifest.read_text().replace(before, after))
+    else:
+        manifest.unlink()
+    found = checkpoint.find_newest(tmp_path)
+    assert found is not None and found[0] == old and found[1]["state"] == {"step": 5, "best": 2.5}
+    assert "WARNING: checkpoint" in capfd.readouterr().err and (tmp_path / "damaged-step-000012").is_dir()
+    shutil.rmtree(old)
+    for _ in range(2):  # also when asked again: never a silent new start
+        with pytest.raises(CheckpointError, match="no checkpoint in"):
+            checkpoint.find_newest(tmp_path)
+
+
+def test_a_checkpoint_that_cannot_be_read_or_set_aside_is_an_error_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk may answer again in a minute: nothing is renamed, nothing begins anew."""
+    old, new = write_checkpoint(tmp_path, 2), write_checkpoint(tmp_path, 3)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.files, "sha256_file", fail)
+        with pytest.raises(
+            GlomoError, match=r"rank-00000\.safetensors cannot be read: Input/output.*step-000003"
+        ):
+            checkpoint.find_newest(tmp_path)
+    (new / "state" / "rank-00000.safetensors").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fail)
+        with pytest.raises(GlomoError, match=r"step-000003: Input/output error.*cannot be set aside"):
+            checkpoint.find_newest(tmp_path)
+    assert old.is_dir() and new.is_dir()
+
+
+def test_a_manifest_without_a_fingerprint_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    old, path = write_checkpoint(tmp_path, 2), write_checkpoint(tmp_path, 3)
+    value = json.loads((path / "manifest.json").read_text())
+    del value["fingerprint"]
+    (path / "manifest.json").write_text(json.dumps(value))
+    found = checkpoint.find_newest(tmp_path)
+    assert found is not None and found[0] == old
+    assert "manifest.json has no fingerprint that vouches for it" in capfd.readouterr().err
+
+
+def test_checkpoint_of_another_version(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path, 3)
+    value = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**value, "version": 99}))
+    with pytest.raises(CheckpointError, match="format version 99"):
+        checkpoint.find_newest(tmp_path)
+    assert path.is_dir(), "a newer format is not damage"

@@ -1,0 +1,55 @@
+"""Bars and lines on a stderr that fails: the work goes on, and the exit code is its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from glomo_dist.runtime.progress import bar, say
+
+shown = bar(total=3, mininterval=0)
+for number in range(3):
+    shown.update()
+    say(f"line {number}")
+shown.close()
+Path(sys.argv[1]).write_text("done")
+sys.exit(75)
+"""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("where", ["full", "unread"])
+def test_work_goes_on_where_stderr_takes_nothing(where: str, unbuffered: str, tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open("/dev/full", "wb") as full, os.fdopen(writer, "wb") as unread:
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, str(tmp_path / "end")],
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            stderr=full if where == "full" else unread,
+        )
+    assert done.returncode == 75 and (tmp_path / "end").read_text() == "done"
+
+
+def test_what_is_said_after_the_disk_has_room_again_is_seen(tmp_path: Path) -> None:
+    """One stream fails and then does not: here a pipe without a reader that becomes a file."""
+    program = """
+import os, sys
+from glomo_dist.runtime.progress import say
+reader, writer = os.pipe()
+os.close(reader)
+log = os.dup(2)
+os.dup2(writer, 2)
+say("lost")
+os.dup2(log, 2)
+say("seen")
+"""
+    done = subprocess.run([sys.executable, "-c", program], stderr=subprocess.PIPE, check=True)
+    assert done.stderr == b"seen\n"
