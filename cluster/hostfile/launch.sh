@@ -14,8 +14,8 @@
 # Exit codes: those of pretrain_host.sh, from the host that ended first.
 set -euo pipefail
 
-if (($# < 2)) || [[ ! -r $1 ]]; then
-  echo "usage: $0 HOSTFILE SHARDS --out RUN [glomo pretrain flags]; HOSTFILE must be readable" >&2
+if (($# < 2)) || [[ ! -r $1 || -d $1 ]]; then
+  echo "usage: $0 HOSTFILE SHARDS --out RUN [glomo pretrain flags]; HOSTFILE must be a readable file" >&2
   exit 2
 fi
 hostfile=$1
@@ -52,7 +52,7 @@ done
 
 # The other end of every host's standard input. When it is closed, here or because this script is gone, while_open.sh
 # there tells the ranks to save and exit.
-scratch=$(mktemp -d)
+scratch=$(mktemp -d) || exit 2 # it has said why: TMPDIR
 mkfifo "$scratch/open"
 exec {open}<> "$scratch/open"
 

@@ -1,5 +1,8 @@
 # Sourced by the batch scripts, on a job's first node: where its nodes meet, and how it ends or comes back.
 # shellcheck shell=bash
+# shellcheck source=cluster/meet.sh
+. cluster/meet.sh
+whole MAX_REQUEUES 0
 
 # Since Slurm 22.05 srun does not take over what sbatch was told by --cpus-per-task: its tasks would get one core.
 if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
@@ -15,19 +18,36 @@ meet() {
   echo "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $SLURM_JOB_NODELIST meet at $first:$port"
 }
 
-# in_steps SRUN...: run it, hand SIGUSR1 and SIGTERM on to its tasks, and exit as it did; except that a job that was asked
-# to stop (by a signal to this script, or to its tasks: exit code 75) and is not finished goes back into the queue.
+# obey: from here on SIGUSR1 and SIGTERM are handed on to what in_steps runs; before that there is nothing to save, and
+# the job goes back into the queue at once.
+obey() {
+  signalled='' step=''
+  trap 'asked USR1' USR1
+  trap 'asked TERM' TERM
+}
+
+asked() {
+  signalled=SIG$1
+  [[ -n $step ]] || leave 75
+  kill "-$1" "$step" 2> /dev/null || true # it may have ended by itself
+}
+
+# in_steps SRUN...: run it, and exit as it did (see leave).
 in_steps() {
-  local step code=0 requeues=${SLURM_RESTART_COUNT:-0}
-  signalled=
+  local code=0
   "$@" &
   step=$!
-  trap 'signalled=SIGUSR1; kill -USR1 $step' USR1
-  trap 'signalled=SIGTERM; kill -TERM $step' TERM
   while :; do # a signal ends `wait`, not what it waits for
     wait "$step" && code=0 || code=$?
     kill -0 "$step" 2> /dev/null || break
   done
+  leave "$code"
+}
+
+# leave EXIT_CODE: end with it; except that a job that was asked to stop (by a signal to this script, or to its tasks: exit
+# code 75) and is not finished goes back into the queue.
+leave() {
+  local code=$1 requeues=${SLURM_RESTART_COUNT:-0}
   trap '' USR1 TERM
   ((code == 0)) && exit 0
   if [[ -n $signalled || $code == 75 ]] && ((requeues < ${MAX_REQUEUES:-1000})); then

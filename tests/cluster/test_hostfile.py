@@ -60,6 +60,13 @@ def test_bad_hostfile(tmp_path: Path, text: str, named: str) -> None:
     assert done.returncode == 2 and named in done.stderr and str(tmp_path / "hosts") in done.stderr
 
 
+def test_what_is_no_hostfile_and_where_no_temporary_file_can_be(here: Path, tmp_path: Path) -> None:
+    done = launch(environment(), str(tmp_path), "shards")
+    assert done.returncode == 2 and "HOSTFILE must be a readable file" in done.stderr
+    done = launch(environment(TMPDIR=str(tmp_path / "missing")), str(here), "shards")
+    assert done.returncode == 2 and str(tmp_path / "missing") in done.stderr
+
+
 def test_bad_name_to_forward(here: Path) -> None:
     done = launch(environment(FORWARD="HF_HOME a-b"), str(here), "shards")
     assert (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,7 @@ def test_a_job_of_many_nodes(tmp_path: Path) -> None:
     (tmp_path / "nodes").write_text(nodes)
     variables = {
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "PYTHON": sys.executable,
         "SLURM_JOB_ID": "7",
         "SLURM_JOB_NODELIST": "node-[0-19999]",
     }
@@ -125,6 +127,20 @@ def test_requeues_are_counted(tmp_path: Path, open_port: str) -> None:
     assert job.run() == 75 and not job.requeued
 
 
+@pytest.mark.parametrize("script", ["pretrain.sbatch", "evaluate.sbatch"])
+@pytest.mark.parametrize(
+    ("name", "value"), [("MAX_REQUEUES", "unlimited"), ("MAX_REQUEUES", "08"), ("JOIN_SECONDS", "abc")]
+)
+def test_a_setting_that_is_no_number_is_named_before_anything_runs(
+    tmp_path: Path, script: str, name: str, value: str
+) -> None:
+    """And not at the end, when the job should go back into the queue."""
+    job = slurm(tmp_path, "exit-75", script, **{name: value})
+    assert job.run() == 2 and not job.requeued
+    assert f"{name} must be a whole number from " in job.said and f'got "{value}"' in job.said
+    assert not list(tmp_path.glob("calls-*"))
+
+
 def test_outside_of_the_checkout(tmp_path: Path) -> None:
     job = slurm(tmp_path, "finish")
     assert job.run(SLURM_SUBMIT_DIR=str(tmp_path)) == 2 and "run sbatch from the checkout" in job.said
@@ -154,6 +170,21 @@ def test_evaluation_goes_back_into_the_queue(tmp_path: Path) -> None:
         wait_until(lambda: (tmp_path / "waiting-x").exists(), 30, "evaluation at work")
         batch.send_signal(signal.SIGUSR1)
         assert batch.wait(30) == 0 and job.requeued, job.said
+    finally:
+        kill_group(batch)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_evaluation_goes_back_into_the_queue_also_while_it_waits_for_ray(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    job = slurm(tmp_path, "silent", "evaluate.sbatch")
+    batch = job.start()
+    try:
+        wait_until(lambda: (tmp_path / "calls-0").exists(), 30, "Ray's head is started")
+        batch.send_signal(number)
+        assert batch.wait(30) == 0 and job.requeued and not (tmp_path / "calls-x").exists(), job.said
+        assert f"stopped by {number.name}: back into the queue (this was start 1)" in job.said
     finally:
         kill_group(batch)
 
