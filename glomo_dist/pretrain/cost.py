@@ -79,7 +79,8 @@ def state_bytes(config: PretrainConfig, parameters: int, ranks: int) -> dict[str
 
 
 def activation_bytes(config: PretrainConfig, ranks: int) -> float:
-    """Bytes per rank of one backward pass, roughly: features of every layer and direction, and what the loss holds.
+    """Bytes per rank of one backward pass, roughly: features of every layer and direction, what the decoder's GRU
+    keeps of every step (as PyTorch does without cuDNN), and what the loss holds.
 
     `decoder_loss` has some of the sampled units' logits at a time, and keeps the gradient of the words' weights in
     float32, of both directions. The graphs do not count: `affinity_mix` keeps none. With activation checkpointing
@@ -98,5 +99,7 @@ def activation_bytes(config: PretrainConfig, ranks: int) -> float:
         kept = convolutions if m.norm == "batch" else 3 * m.width
         per_unit = 2 * (kept + m.layers * (scores + m.width)) + max(convolutions, layer)
     sampled = min(config.positions_per_sequence, config.window) * m.decoder_steps
+    decoder = 2 * sampled * (2 + 8 * m.decoder_layers) * m.width
     logits = min(sampled * micro * m.vocab_size * width, CHUNK_BYTES)
-    return float(micro * config.window * per_unit * width + logits + 2 * m.vocab_size * m.width * 4)
+    features = config.window * per_unit
+    return float(micro * (features + decoder) * width + logits + 2 * m.vocab_size * m.width * 4)

@@ -114,3 +114,28 @@ def test_memory_follows_activation_checkpointing() -> None:
         activation_bytes(c, 1) for c in (config, batch_norm, replace(config, activation_checkpointing=False))
     ]
     assert sizes == sorted(set(sizes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "window", "positions"),
+    [({}, 64, 20), ({"decoder_steps": 8, "decoder_layers": 3}, 64, 20), ({"layers": 4}, 64, 4),
+     ({"key_layers": 4, "kernel_size": 7}, 64, 20), ({"decoder_steps": 1}, 64, 20)],
+)  # fmt: skip
+def test_memory_is_what_a_forward_pass_keeps(changes: dict[str, Any], window: int, positions: int) -> None:
+    """What autograd saves of a real pass, each storage once and parameters not; roughly: within a quarter."""
+    m = GlomoConfig(**{"vocab_size": 500, "width": 64, "heads": 4, "layers": 2, **changes})
+    config = PretrainConfig(m, window=window, global_batch=32, positions_per_sequence=positions)
+    model = Glomo(m)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor  # which keeps its address from being used again
+        return tensor
+
+    tokens = torch.randint(500, (32, window))
+    at = torch.randint(window - m.decoder_steps, (2, 32, positions))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = model(tokens, torch.full((32,), window), at).loss_sum
+    found = sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in weights)
+    assert loss.isfinite() and 0.8 < activation_bytes(config, 1) / found < 1.25
