@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from glomo_dist.data import BadShard, Batch, Stream
+from glomo_dist.pretrain import run_folder
 from glomo_dist.pretrain.ranks import Ranks
 from glomo_dist.runtime import json_files
 from glomo_dist.runtime.errors import DataError, GlomoError, ShardError
 from glomo_dist.runtime.formats import check_format
 from glomo_dist.runtime.progress import say
 
-QUARANTINE = "quarantine.json"
 FORMAT, VERSION = "glomo-quarantine", 1
 _LIST, _AGAIN = "a list of shards that were set aside", "Delete it to begin with none."
 
@@ -30,7 +30,7 @@ class Feed:
 
     def __init__(self, stream: Stream, ranks: Ranks, from_step: int, out: Path, limit: int) -> None:
         self._stream, self._ranks, self._step = stream, ranks, from_step
-        self._path, self._limit = out / QUARANTINE, limit
+        self._path, self._limit = out / run_folder.QUARANTINE, limit
         self._entries: list[dict[str, Any]] = ranks.from_first(self._read)
         for entry in self._entries:
             stream.set_aside(entry["shard"], entry["from_step"])

@@ -142,7 +142,7 @@ class WandB:
 
     def __init__(self, out: Path, config: dict[str, Any]) -> None:
         wandb = _optional("wandb")
-        known = out / "wandb.json"
+        known = out / run_folder.WANDB
         if not known.exists():
             json_files.write_json(known, {"run_id": uuid.uuid4().hex})
         self._run = wandb.init(
@@ -163,7 +163,7 @@ class MLflow:
 
     def __init__(self, out: Path, config: dict[str, Any]) -> None:
         self._mlflow = _optional("mlflow")
-        known = out / "mlflow.json"
+        known = out / run_folder.MLFLOW
         begun = json_files.read_json(known)["run_id"] if known.exists() else None
         run = self._mlflow.start_run(run_id=begun, run_name=None if begun else out.name)
         if begun is None:
@@ -228,8 +228,8 @@ def require(trackers: Sequence[str]) -> None:
 def open_hooks(job: ResolvedRun, start: int, stack: contextlib.ExitStack) -> list[Hook]:
     """The hooks of a run that goes on after step `start`; `stack` closes them, also when one cannot be opened."""
     openers: dict[str, Callable[[], Hook]] = {
-        "log": lambda: JsonLog(job.out / "log.jsonl", start),
-        "tensorboard": lambda: TensorBoard(job.out / "tensorboard", start),
+        "log": lambda: JsonLog(job.out / run_folder.LOG, start),
+        "tensorboard": lambda: TensorBoard(job.out / run_folder.TENSORBOARD, start),
         "wandb": lambda: Guest("wandb", lambda: WandB(job.out, to_dict(job.config))),
         "mlflow": lambda: Guest("mlflow", lambda: MLflow(job.out, to_dict(job.config))),
         "bar": lambda: ProgressBar(start, job.config.steps),

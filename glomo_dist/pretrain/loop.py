@@ -69,7 +69,7 @@ def train(job: ResolvedRun, ranks: Ranks, claim: run_folder.Claim, clock: Clock,
     if config.activation_checkpointing:
         checkpoint_activations(model)
     engine = build_engine(model, config, ranks)
-    folder = job.out / "checkpoints"
+    folder = job.out / run_folder.CHECKPOINTS
     state = LoopState()
     found = ranks.from_first(lambda: checkpoint.find_newest(folder))
     if found is not None:
@@ -258,14 +258,15 @@ def _skipped(out: Path, lr: float, state: LoopState) -> str:
         return text
     return (
         f"WARNING: {text} The last is one of them: the run has probably diverged, its model is that of step "
-        f"{state.step - state.bad_steps}. Look at {out / 'log.jsonl'}, lower --lr ({lr:g}), start in another folder."
+        f"{state.step - state.bad_steps}. Look at {out / run_folder.LOG}, lower --lr ({lr:g}), start in another "
+        "folder."
     )
 
 
 def _diverged(job: ResolvedRun, state: LoopState) -> GlomoError:
     return GlomoError(
         f"{state.bad_steps} steps in a row (the last is {state.step}) had a non-finite loss or "
-        f"gradient; none of them reached the weights. {job.out / 'log.jsonl'} names their samples. Lower lr "
+        f"gradient; none of them reached the weights. {job.out / run_folder.LOG} names their samples. Lower lr "
         f"({job.config.lr}) or clip, or lengthen warmup_steps, and start in another folder."
     )
 
@@ -281,6 +282,6 @@ def _exporter(job: ResolvedRun) -> Export:
 
 def _publish(out: Path) -> None:
     """Copy the last checkpoint's model to RUN/model: its presence says that the run is finished."""
-    newest, model = checkpoint.existing(out / "checkpoints")[0], out / run_folder.MODEL
+    newest, model = checkpoint.existing(out / run_folder.CHECKPOINTS)[0], out / run_folder.MODEL
     with files.new_folder(model, run_folder.GO_ON) as temporary, files.writing(model, run_folder.GO_ON):
         shutil.copytree(newest / checkpoint.MODEL, temporary, dirs_exist_ok=True)

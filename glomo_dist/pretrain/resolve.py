@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glomo_dist.data import PixelTokenizer, Place, ShardIndex, Tokenizer, exists, place
+from glomo_dist.data.index import INDEX_NAME
 from glomo_dist.model import GlomoConfig
 from glomo_dist.pretrain.config import PretrainConfig
 from glomo_dist.runtime.errors import ConfigError
@@ -48,7 +49,7 @@ def resolve_inputs(config: PretrainConfig, data: str | Place, valid: str | Place
             f"valid {place(valid)} needs valid_every, which is 0. Set valid_every (steps between validations), "
             "or leave valid out."
         )
-    if not exists(data / "index.json") and exists(data / "train" / "index.json"):
+    if not exists(data / INDEX_NAME) and exists(data / "train" / INDEX_NAME):
         # prepared with a validation share: one folder holds both parts
         valid = data / "valid" if valid is None and config.valid_every else valid
         data = data / "train"

@@ -34,8 +34,10 @@ from glomo_dist.runtime.progress import say
 
 FORMAT, VERSION = "glomo-run", 1
 CONFIG, LOCK, MODEL, LAUNCH = "config.json", ".lock", "model", ".launch-"
+LOG, CHECKPOINTS, QUARANTINE = "log.jsonl", "checkpoints", "quarantine.json"
+WANDB, MLFLOW, TENSORBOARD = "wandb.json", "mlflow.json", "tensorboard"
 # under a temporary name before, then at once
-WRITTEN = (CONFIG, MODEL, "quarantine.json", "log.jsonl", "mlflow.json", "wandb.json")
+WRITTEN = (CONFIG, MODEL, QUARANTINE, LOG, MLFLOW, WANDB)
 GO_ON = "The checkpoints are untouched. Free space or mend the disk, then run the same command again."
 _PUT_BACK = f"Put {CONFIG} back, or choose another output folder."
 
@@ -71,7 +73,7 @@ def check(out: Path, description: dict[str, Any]) -> bool:
         if not (out / CONFIG).exists():
             # all that a start can leave that was killed before there was a CONFIG
             begun = (LOCK, LAUNCH, f".{CONFIG}.")
-            checkpoints = out / "checkpoints"
+            checkpoints = out / CHECKPOINTS
             kept = checkpoints.is_dir() and any(checkpoints.iterdir())
             if out.is_dir() and all(
                 p.name.startswith(begun) or (p == checkpoints and not kept) for p in out.iterdir()

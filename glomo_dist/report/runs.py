@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from glomo_dist.pretrain.run_folder import CONFIG
+from glomo_dist.pretrain.run_folder import CONFIG, LOG
 from glomo_dist.report.figures import COLOURS, new, percent_axis, smooth, style, svg
 from glomo_dist.report.names import folder_names
 from glomo_dist.runtime.errors import DataError
@@ -86,7 +86,7 @@ def _read_run(folder: Path, name: str) -> Run:
             f"{folder} is no run of `glomo pretrain`: {CONFIG} is missing. Give the folder of its --out."
         )
     config = _config(folder / CONFIG)
-    return Run(name, config, _rows(folder / "log.jsonl"))
+    return Run(name, config, _rows(folder / LOG))
 
 
 def _rows(path: Path) -> list[Row]:
