@@ -91,8 +91,10 @@ def check_scores(op: str, q: Tensor, k: Tensor, theta: Tensor | float | None, ki
     if kind not in KINDS:
         raise ValueError(f"{op}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
     check_tensors(op, q=q, k=k)
-    if isinstance(theta, bool):
-        raise ValueError(f"{op}: theta must be a tensor or a number, got {theta}")
+    if isinstance(theta, bool) or not (
+        theta is None or isinstance(theta, (Tensor, int, float, numbers.Real))
+    ):
+        raise ValueError(f"{op}: theta must be a tensor or a number, got {theta!r}")
     if isinstance(theta, (int, float, numbers.Real)):
         # not torch.tensor: that copies from the host, which waits for the device and no CUDA graph can capture
         theta = torch.full(
@@ -189,8 +191,8 @@ def check_topk(
         raise ValueError(f"{op}: topk goes with kind 'topk' and no other, got topk={topk!r}, kind {kind!r}")
     if topk is None:
         return None
-    if isinstance(topk, bool):
-        raise ValueError(f"{op}: topk must be a whole number or an int64 tensor, got {topk}")
+    if isinstance(topk, bool) or not isinstance(topk, (Tensor, int, numbers.Integral)):
+        raise ValueError(f"{op}: topk must be a whole number or an int64 tensor, got {topk!r}")
     if isinstance(topk, (int, numbers.Integral)):
         if not 1 <= topk < 2**63:
             raise ValueError(f"{op}: topk must be at least 1 and below 2^63, got {topk}")

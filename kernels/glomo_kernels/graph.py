@@ -39,7 +39,12 @@ class SparseGraph(NamedTuple):
     def detach(self) -> SparseGraph:
         return self._replace(weights=self.weights.detach())
 
-    def to(self, device: torch.device | str) -> SparseGraph:
+    def to(self, device: torch.device | str | int) -> SparseGraph:
+        if isinstance(device, torch.dtype):
+            raise TypeError(
+                f"SparseGraph.to takes a device, got {device}: offsets and columns are whole numbers. For other "
+                "weights use graph._replace(weights=graph.weights.to(dtype))."
+            )
         return SparseGraph(
             self.offsets.to(device), self.columns.to(device), self.weights.to(device), self.shape
         )

@@ -311,6 +311,15 @@ def test_columns_elsewhere_are_refused():
         graph_mix(graph._replace(columns=graph.columns.to("meta")), torch.zeros(4), torch.zeros(3, 5, 2))
 
 
+def test_a_graph_has_no_dtype_of_its_own():
+    graph = sparse(make(5).float())
+    assert graph.to("meta").offsets.is_meta and graph.to("meta").shape == graph.shape
+    with pytest.raises(
+        TypeError, match=r"SparseGraph\.to takes a device, got torch\.float16: offsets and columns"
+    ):
+        graph.to(torch.float16)
+
+
 def test_edges_of_one_column_are_added_up():
     graph = SparseGraph(torch.tensor([0, 0, 2]), torch.zeros(2, dtype=torch.int32), torch.ones(2), (1, 1, 2))
     features = torch.tensor([[[1.0], [5.0]]])
