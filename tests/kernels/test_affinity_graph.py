@@ -261,7 +261,7 @@ class TestRegistration:
         ({"keep": 2.5}, "keep must be a whole number from 1 on, or None for all edges, got 2.5"),
         ({"keep": torch.tensor([3, 4])}, r"keep must be a whole number .* got tensor\(\[3, 4\]\)"),
         ({"keep": torch.tensor(2.0)}, r"keep must be a whole number .* got tensor\(2\.\)"),
-        ({"theta": [1.0]}, "theta must be a tensor, got list"),
+        ({"theta": [1.0]}, r"theta must be a tensor or a number, got \["),
         ({"kind": "nearest"}, "kind must be one of"),
         ({"lengths": torch.tensor([1, 2, 5])}, r"lengths must lie in 0..T=4, got 1..5"),
         ({"theta": torch.zeros(3, 2, 5)}, r"theta must be \(3, 2, 4\)"),
