@@ -201,6 +201,17 @@ def test_every_package_is_installed() -> None:
         assert not bare, f"folders with modules and without __init__.py: {sorted(map(str, bare))}"
 
 
+def test_a_source_distribution_has_what_readers_and_type_checkers_look_for(tmp_path: Path) -> None:
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    (sources,) = tmp_path.glob("*.egg-info/SOURCES.txt")
+    listed = {line.removeprefix("./") for line in sources.read_text().splitlines()}
+    plans = {str(path.relative_to(ROOT)) for path in (ROOT / "docs/plans").iterdir()}
+    typed = {str(folder.relative_to(ROOT) / "py.typed") for folder in FOLDERS.values()}
+    assert plans and plans | typed | {"constraints.txt"} <= listed
+
+
 def test_constraints_pin_every_dependency() -> None:
     project = read_configuration(ROOT / "pyproject.toml")["project"]
     needed = [*project["dependencies"], *project["optional-dependencies"]["dev"]]

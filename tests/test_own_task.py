@@ -15,6 +15,7 @@ from glomo_dist.evaluate.job import EvaluationPlan, plan_jobs
 from glomo_dist.model import Glomo, GlomoConfig, save_model
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.transfer.export import export_task
+from glomo_dist.transfer.job import FinetuneJob
 from glomo_dist.transfer.task import find_task, get_task
 
 # With a reader of its own, and a dataclass, which looks its module up.
@@ -215,6 +216,19 @@ def test_two_tasks_of_one_name_and_a_name_that_is_not_there(here: Path, capfd: C
     with pytest.raises(ConfigError, match="has the task 'topics'; 'themes' was asked for"):
         get_task("themes", "own/topics.py")
     nothing_at(here / "results")
+
+
+def test_each_way_to_name_a_task_says_what_it_takes(here: Path) -> None:
+    """A job has the name and the file, all others one of them, or are told so."""
+    task, file = find_task(Path("own/topics.py"))
+    assert (task.name, file) == ("topics", str(here / "own/topics.py"))
+    with pytest.raises(ConfigError, match=r"'own/topics\.py' is the path of a file; .* task_file the path"):
+        FinetuneJob("own/topics.py")
+    with pytest.raises(ConfigError, match=r"unknown task 'topics'.* the file as task_file"):
+        get_task(FinetuneJob("topics").task)
+    with pytest.raises(ConfigError, match=r"by its name or the path of its \.py file, got Task"):
+        export_task(task, "run", "graphs")  # type: ignore[arg-type]
+    nothing_at(here / "graphs")
 
 
 def test_a_file_that_has_changed_is_read_again(here: Path) -> None:

@@ -45,8 +45,8 @@ class InputFile:
     outright: bool
 
 
-def listed(sources: str | Path | Sequence[str]) -> Sequence[str]:
-    """One source need not be a list."""
+def listed(sources: str | Path | Sequence[str | Path]) -> Sequence[str | Path]:
+    """One source, or folder, need not be a list."""
     return [str(sources)] if isinstance(sources, str | Path) else sources
 
 

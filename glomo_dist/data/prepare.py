@@ -20,7 +20,7 @@ from glomo_dist.data.images import pictures
 from glomo_dist.data.index import ShardIndex
 from glomo_dist.data.parallel import ordered_map
 from glomo_dist.data.pixels import PixelCensus, PixelTokenizer
-from glomo_dist.data.shards import ShardFolder, check_shard_bytes
+from glomo_dist.data.shards import ShardFolder, require_writer
 from glomo_dist.data.sources import WORDLESS, Split, documents
 from glomo_dist.data.spool import Numbering, Spool, chunks, number_words
 from glomo_dist.data.text import UNKNOWN, WordTokenizer
@@ -74,7 +74,7 @@ def prepare_text(
     vocab_size = whole("vocab_size", vocab_size, 2, MOST_WORDS, f" ({UNKNOWN} and a word)")
     min_count = whole("min_count", MIN_COUNT if min_count is None else min_count, 1)
     workers = whole("workers", workers, 1)
-    check_shard_bytes(shard_bytes)
+    require_writer(shard_bytes)
     require_absent_or_empty(out)
     given = _word_tokenizer(tokenizer) if tokenizer is not None else None
     left_out: Counter[str] = Counter()
@@ -152,7 +152,7 @@ def prepare_images(
     if tokenizer is not None and (bits, size, channels) != (None, None, None):
         raise ConfigError("bits, size and channels are those of the tokenizer. Leave them or it out.")
     bits = whole("bits", BITS if bits is None else bits, 1, 8)
-    check_shard_bytes(shard_bytes)
+    require_writer(shard_bytes)
     require_absent_or_empty(out)
     pixel_tokenizer: PixelTokenizer | None = None
     if tokenizer is not None:

@@ -13,14 +13,16 @@ import numpy as np
 from glomo_dist.data.index import INDEX_NAME, SHARDS_FORMAT, SHARDS_VERSION, shards_fingerprint
 from glomo_dist.data.tarsamples import id_dtype, sample_key
 from glomo_dist.data.tokenizer import TOKENIZER, Tokenizer
+from glomo_dist.runtime import packages
 from glomo_dist.runtime.config import whole
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.files import sha256_file, write_bytes
 from glomo_dist.runtime.json_files import write_json
 
 
-def check_shard_bytes(shard_bytes: int) -> None:
+def require_writer(shard_bytes: int) -> None:
     """Raises ConfigError for what `ShardFolder` would refuse: to be called before hours of reading."""
+    packages.require("webdataset", "writing shards")
     whole("shard_bytes", shard_bytes, 1024, why=" (--shard-mib 1)")
 
 
@@ -32,7 +34,7 @@ class ShardFolder:
     """
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, shard_bytes: int) -> None:
-        check_shard_bytes(shard_bytes)
+        require_writer(shard_bytes)
         folder.mkdir(parents=True, exist_ok=True)
         self.samples = 0
         self.tokens = 0

@@ -124,7 +124,7 @@ def attempt(run: Run, job: Job, out: str | Path, *, capture: bool = False) -> Ou
     try:
         with _captured(folder / LOG) if capture else contextlib.nullcontext(), _threads(job.cores):
             try:
-                result = json_bytes(_plain(run(job.work)))
+                result = json_bytes(_result(run(job.work)))
             except (Exception, SystemExit) as e:
                 trace = shown(_printable(traceback.format_exc()))
                 if capture:
@@ -214,6 +214,14 @@ def _record(job: Job) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+
+
+def _result(value: Any) -> dict[Any, Any]:
+    """What `run` returned, for its file; TypeError for what `read_object` would not take back."""
+    result = _plain(value)
+    if not isinstance(result, dict):
+        raise TypeError(f"the job function must return a dataclass or a dictionary, got {value!r:.80}.")
+    return result
 
 
 def _in_one_line(error: BaseException) -> str:

@@ -109,7 +109,7 @@ def evaluate(
     Interrupted after SIGTERM, SIGUSR1 or SIGHUP, with the same left behind as by Ctrl-C.
     """
     out = Path(out).absolute()
-    _require_unique(jobs)
+    _require_jobs(jobs)
     with writing(out):
         _require_evaluation_folder(out)
         out.mkdir(parents=True, exist_ok=True)
@@ -197,7 +197,14 @@ def _say_left_out(out: Path, jobs: Sequence[Job]) -> None:
         )
 
 
-def _require_unique(jobs: Sequence[Job]) -> None:
+def _require_jobs(jobs: Sequence[Job]) -> None:
+    """ConfigError unless they are jobs in a list, each with an id of its own."""
+    strangers = [job for job in jobs if not isinstance(job, Job)] if isinstance(jobs, Sequence) else [jobs]
+    if strangers:
+        raise ConfigError(
+            f"evaluate: jobs must be a list of Job, got {type(strangers[0]).__name__}. plan_jobs(plan) gives those "
+            "of an EvaluationPlan."
+        )
     seen: set[str] = set()
     for job in jobs:
         if job.id in seen:

@@ -27,7 +27,8 @@ from glomo_dist.evaluate.attempt import (
     write_error,
 )
 from glomo_dist.evaluate.executor import time_limit_error
-from glomo_dist.evaluate.ray_start import running_ray
+from glomo_dist.evaluate.ray_start import WITHOUT_RAY, running_ray
+from glomo_dist.runtime import packages
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 from glomo_dist.runtime.json_files import read_json
 from glomo_dist.runtime.progress import say
@@ -43,6 +44,7 @@ class RayExecutor:
     address: of a running cluster ("auto", "host:6379", "ray://host:10001"); None: start a local Ray and stop
         it at the end. An already running one in this process (`ray.init` by the caller) is used as it is.
     max_retries: how often a job whose worker died is started again.
+    Raises ConfigError where Ray is not installed.
     """
 
     cores: int | None = None
@@ -50,6 +52,7 @@ class RayExecutor:
     max_retries: int = 2
 
     def __post_init__(self) -> None:
+        packages.require("ray", "jobs on Ray", "'ray[default]'", instead=WITHOUT_RAY)
         if self.cores is not None and self.cores < 1:
             raise ConfigError(f"cores of the local Ray (--cores) must be at least 1, got {self.cores}.")
 

@@ -21,6 +21,7 @@ OBJECT_STORE_BYTES = 100 << 20  # results are files; Ray's minimum is about 75 M
 # system takes paths of 103 (macOS) or 107 bytes. So the folder is not in the output folder.
 FOLDER_PREFIX = "glomo-ray-"
 LONGEST_PARENT = 20
+WITHOUT_RAY = "`--executor process` runs the jobs without it."
 
 # Read by Ray when it is imported or started.
 QUIET = {
@@ -104,7 +105,7 @@ def _start(folder: str, cores: int | None) -> None:
 
 def _not_started(error: Exception) -> GlomoError:
     why = str(error).rstrip(".\n") or type(error).__name__
-    return GlomoError(f"Ray did not start here: {why}. `--executor process` runs the jobs without it.")
+    return GlomoError(f"Ray did not start here: {why}. {WITHOUT_RAY}")
 
 
 @contextlib.contextmanager

@@ -88,13 +88,10 @@ class GraphStore:
         """Graphs (forward, backward) of the examples `indices` of `split`, shape (B, layers·heads, T).
 
         T: padded length, default the longest example of the batch; rows of padding units are empty.
-        Raises GraphStoreError for an unknown split or index and for a damaged chunk, ValueError if T is too
-        small.
+        Raises GraphStoreError for an unknown split or index and for a damaged chunk, ValueError for indices that are
+        no list of whole numbers and if T is too small.
         """
-        if split not in self.splits:
-            raise GraphStoreError(f"{self.folder}: no split {split!r}; it has {', '.join(self.splits)}.")
-        indices = np.asarray(indices, np.int64)
-        entry = self.splits[split]
+        entry, indices = self._split(split), _whole_numbers(indices)
         if indices.size and (indices.min() < 0 or indices.max() >= entry.examples):
             raise GraphStoreError(
                 f"{self.folder}: split {split!r} has examples 0..{entry.examples - 1}, asked for "
@@ -117,10 +114,14 @@ class GraphStore:
         return self._assemble(located, units, T, "forward"), self._assemble(located, units, T, "backward")
 
     def units(self, split: str) -> np.ndarray[Any, Any]:
-        """Units of every example of `split`, int64 [examples]."""
-        return np.concatenate(
-            [np.zeros(0, np.int64)] + [self._chunk(c)["units"] for c in self.splits[split].chunks]
-        )
+        """Units of every example of `split`, int64 [examples]. Raises GraphStoreError as `batch` does."""
+        chunks = self._split(split).chunks
+        return np.concatenate([np.zeros(0, np.int64)] + [self._chunk(c)["units"] for c in chunks])
+
+    def _split(self, name: str) -> SplitEntry:
+        if name not in self.splits:
+            raise GraphStoreError(f"{self.folder}: no split {name!r}; it has {', '.join(self.splits)}.")
+        return self.splits[name]
 
     def _assemble(
         self,
@@ -163,3 +164,14 @@ class GraphStore:
         arrays = map_safetensors(path)
         require_graphs(path, arrays, entry.examples, self.info.layers * self.info.heads)
         return arrays
+
+
+def _whole_numbers(indices: Sequence[int] | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """As int64 [n]. A cast alone would take a mask for the examples 0 and 1, and cut fractions off."""
+    given = np.asarray(indices)
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+        raise ValueError(
+            "GraphStore.batch: indices must be a list of whole numbers, the numbers of the examples, got "
+            f"{given.dtype} {list(given.shape)}. Of a mask, numpy.flatnonzero gives them."
+        )
+    return given.astype(np.int64)

@@ -86,8 +86,13 @@ class Glomo(nn.Module):
         units of each direction, counted in that direction's own order.
         segments [B, T] int64: for rows of several documents side by side, see `model.packing`. The loss is that of
         the documents in rows of their own (but for batch statistics and the dropout mask, which a row shares).
+        Raises ValueError for sizes that do not fit, T = 0 among them: a batch without a unit has no loss.
         """
         self._check(tokens, lengths)
+        if not tokens.shape[1]:
+            raise ValueError(
+                "Glomo: no text of the batch has a unit (T = 0), so there is no loss; leave it out."
+            )
         if segments is not None and self.config.image is not None:
             raise ValueError("Glomo: images cannot be packed, each is a row; leave segments out")
         packed = None if segments is None else Packed.of(segments)
@@ -166,9 +171,22 @@ class Glomo(nn.Module):
 
         Both in the units' own order: row i of the backward graph has columns j > i.
         tokens [B, T] int64, lengths [B] int64; keep: at most so many largest edges per row, renormalised.
+        Raises ValueError for sizes that do not fit and, on the CPU, for ids beyond the vocabulary.
         """
         self._check(tokens, lengths)
-        embeddings = self.embedding(tokens)
+        try:
+            embeddings = self.embedding(tokens)
+        except IndexError:  # of the CPU alone: to look at ids on a GPU would wait for it
+            raise ValueError(
+                f"Glomo: the ids in tokens must be from 0 to {self.config.vocab_size - 1}, got "
+                f"{int(tokens.min())} to {int(tokens.max())}. Encode the texts with the tokenizer of this model."
+            ) from None
+        if not tokens.shape[1]:  # every text is empty, which a convolution does not take
+            nothing = embeddings.new_zeros(
+                len(tokens), self.config.layers * self.config.heads, 0, self.config.graph_width
+            )
+            empty = affinity_graph(nothing, nothing, lengths=lengths, keep=keep)
+            return empty, empty
         order = reversal(lengths, tokens.shape[1])
         forward = self._direction_graph(self.forwards, embeddings, lengths, keep)
         backward = self._direction_graph(self.backwards, gather_units(embeddings, order), lengths, keep)
@@ -200,6 +218,11 @@ class Glomo(nn.Module):
         )
 
     def _check(self, tokens: Tensor, lengths: Tensor) -> None:
+        if not (isinstance(tokens, Tensor) and isinstance(lengths, Tensor)):
+            raise TypeError(
+                "Glomo: tokens [B, T] and lengths [B] must be tensors, got "
+                f"{type(tokens).__name__} and {type(lengths).__name__}"
+            )
         if tokens.ndim != 2 or lengths.shape != tokens.shape[:1]:
             raise ValueError(
                 f"Glomo: tokens must be [B, T] and lengths [B], got {tuple(tokens.shape)} and "

@@ -6,18 +6,16 @@ import contextlib
 import importlib
 import json
 import math
-import sys
 import uuid
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from glomo_dist.pretrain import run_folder
 from glomo_dist.pretrain.resolve import ResolvedRun
-from glomo_dist.runtime import files, json_files
+from glomo_dist.runtime import files, json_files, packages
 from glomo_dist.runtime.config import to_dict
-from glomo_dist.runtime.errors import ConfigError, GlomoError
+from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.progress import bar, say
 
 
@@ -218,11 +216,8 @@ def _optional(name: str) -> Any:
 def require(trackers: Sequence[str]) -> None:
     """ConfigError if a tracker's package is not here; asked before any rank is started."""
     for name in trackers:
-        if name in ("wandb", "mlflow") and name not in sys.modules and find_spec(name) is None:
-            raise ConfigError(
-                f"tracker {name} needs the package {name}, which is not installed. Install it "
-                f"(`pip install {name}`), or leave it out of trackers."
-            )
+        if name in ("wandb", "mlflow"):
+            packages.require(name, f"tracker {name}", instead="Or leave it out of trackers.")
 
 
 def open_hooks(job: ResolvedRun, start: int, stack: contextlib.ExitStack) -> list[Hook]:

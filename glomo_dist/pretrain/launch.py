@@ -23,7 +23,7 @@ from glomo_dist.pretrain.resolve import ResolvedRun, resolve
 from glomo_dist.pretrain.stopping import ASKING, ending_at_once
 from glomo_dist.runtime import errors, json_files, kernels, threads
 from glomo_dist.runtime.config import to_dict, whole
-from glomo_dist.runtime.errors import GlomoError
+from glomo_dist.runtime.errors import ConfigError, GlomoError
 from glomo_dist.runtime.fingerprint import COMMAND_VARIABLE, command_line
 from glomo_dist.runtime.processes import import_path, started_by_torchrun, usable_cores
 from glomo_dist.runtime.progress import say
@@ -57,6 +57,11 @@ def pretrain(
     this program or to a rank, or SIGHUP to this program: saved), RankDied, RankHung (the watchdog ended the run), and
     after Ctrl-C, saved too, KeyboardInterrupt.
     """
+    if not isinstance(config, PretrainConfig):
+        raise ConfigError(
+            f"pretrain: config must be a PretrainConfig, got {config!r:.80}. glomo_dist.recipes.get gives that of a "
+            'recipe by its name, e.g. get("tiny").'
+        )
     with ending_at_once(out):  # the data may be far away, and its index large
         job = resolve(config, data, out, valid)
         for op in ("affinity_mix", "decoder_loss"):

@@ -11,6 +11,7 @@ from typing import Any
 
 import jinja2
 
+from glomo_dist.data.files import listed
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.report import drawings, provenance, remarks, runs, scores
 from glomo_dist.report.figures import with_own_ids
@@ -25,26 +26,27 @@ from glomo_dist.transfer.task import TASKS, Task, chosen_tasks, get_task
 
 
 def build(
-    results: Sequence[str | Path],
+    results: str | Path | Sequence[str | Path],
     out: str | Path,
-    run_folders: Sequence[str | Path] = (),
-    stores: Sequence[str | Path] = (),
-    tasks: Sequence[str] = (),
+    run_folders: str | Path | Sequence[str | Path] = (),
+    stores: str | Path | Sequence[str | Path] = (),
+    tasks: str | Path | Sequence[str | Path] = (),
 ) -> Results:
     """Write the report to the file `out` and return the results it shows (for `as_text`).
 
     out: replaced if it is there; a link leads to what is replaced, a pipe or a device (/dev/null) is written to.
     results: output folders of `glomo evaluate`.  run_folders: pretraining runs.  stores: graph stores to draw
     beside those of the results.  tasks: files of those that are not of the package; without them, as no code is run
-    that a result names, their published numbers and drawings are left out.
+    that a result names, their published numbers and drawings are left out. One of each need not be in a list.
     Raises GlomoError naming the file for anything that cannot be read. A store of the results that is gone, or whose
     task data are gone, is a sentence in the report.
     """
     out = Path(out)
     _require_file(out)
-    known = {**TASKS, **{name: get_task(name, file) for name, file in chosen_tasks(tasks).items()}}
+    known = {**TASKS, **{name: get_task(name, file) for name, file in chosen_tasks(listed(tasks)).items()}}
     found = read_results(results)
     pretraining = runs.read_runs(run_folders)
+    stores = listed(stores)
     for store in stores:
         GraphStore.open(store)  # one that was asked for is there, or its name is wrong
     # The name of a folder given as "." or ".." is in its full path alone.

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from glomo_dist.data.files import listed
 from glomo_dist.evaluate.attempt import ERROR, JOB, RESULT, job_folder, result_files
 from glomo_dist.evaluate.executor import PLAN, PLAN_FORMAT, PLAN_VERSION
 from glomo_dist.report.names import counted, one_line
@@ -108,11 +109,15 @@ class Results:
         return [(first[error], jobs) for error, jobs in count.most_common()]
 
 
-def read_results(folders: Sequence[str | Path]) -> Results:
+def read_results(folders: str | Path | Sequence[str | Path]) -> Results:
     """All results below the output folders of evaluations; a folder that is named twice counts once.
 
-    Raises DataError naming the file: a folder without an evaluation, no result of a job of the plan, a damaged file.
+    Raises DataError naming the file: a folder without an evaluation, no result of a job of the plan, a damaged file;
+    and where no folder is named.
     """
+    folders = listed(folders)
+    if not folders:
+        raise DataError(f"no results were named. {_EXPECTED}")
     finished: list[Finished] = []
     failed: list[Failed] = []
     missing: list[str] = []

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from glomo_dist.data.files import listed
 from glomo_dist.pretrain.run_folder import CONFIG, LOG
 from glomo_dist.report.figures import COLOURS, new, percent_axis, smooth, style, svg
 from glomo_dist.report.names import folder_names
@@ -66,12 +67,12 @@ class Run:
         return sum(row.seconds for row in self.log)
 
 
-def read_runs(folders: Sequence[str | Path]) -> list[Run]:
+def read_runs(folders: str | Path | Sequence[str | Path]) -> list[Run]:
     """Run folders of `glomo pretrain`; one that is named twice counts once.
 
     Raises DataError naming the file, and the line, if it cannot be read.
     """
-    given = {Path(folder).resolve(): Path(folder) for folder in folders}
+    given = {Path(folder).resolve(): Path(folder) for folder in listed(folders)}
     return [
         _read_run(folder, name)
         for folder, name in zip(given.values(), folder_names(list(given)), strict=True)

@@ -6,7 +6,6 @@ and code that comes with a model is never run.
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 
 from glomo_dist.data.lines import HALF_PAIR
-from glomo_dist.runtime import files
+from glomo_dist.runtime import files, packages
 from glomo_dist.runtime.errors import ConfigError, DataError, describe
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.transfer.features import FeatureSpec
@@ -288,7 +287,4 @@ class _Piece:
 
 
 def _require_transformers() -> None:
-    if importlib.util.find_spec("transformers") is None:
-        raise ConfigError(
-            "features hf:…: the package transformers is not installed. Install it: pip install 'glomo-dist[hf]'."
-        )
+    packages.require("transformers", "features hf:…", "'glomo-dist[hf]'")

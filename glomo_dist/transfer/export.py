@@ -32,11 +32,11 @@ from glomo_dist.transfer.task import find_task
 
 
 def export_task(
-    task_name: str,
+    task_name: str | Path,
     model_folder: str | Path,
     out: str | Path,
     *,
-    source: str | None = None,
+    source: str | Path | None = None,
     random_seed: int | None = None,
     keep: int | None = 8,
     max_units: int | None = None,
@@ -56,7 +56,7 @@ def export_task(
     limits = task.limits(numbers.max_units)
     predictor = _Predictor(model_folder, task, numbers.random_seed)
     require_graph_kernels(predictor.model.config)
-    data = task.load(source, numbers.max_examples)
+    data = task.load(None if source is None else str(source), numbers.max_examples)
     units = predictor.encode(data, limits)
     meta = predictor.meta(task, data, limits, units)
     store = export_graphs(

@@ -71,6 +71,8 @@ def run(job: FinetuneJob) -> Result:
     wrong with the job or its files.
     """
     began = time.perf_counter()
+    if not isinstance(job, FinetuneJob):
+        raise ConfigError(f"finetune.run takes a FinetuneJob, got {type(job).__name__}.")
     require_kernels(job)
     task = get_task(job.task, job.task_file)
     limits = task.limits(job.max_units)

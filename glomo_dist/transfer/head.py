@@ -11,6 +11,7 @@ import torch
 from glomo_kernels import SparseGraph, graph_mix
 from torch import Tensor, nn
 
+from glomo_dist.runtime.config import whole
 from glomo_dist.runtime.errors import ConfigError
 
 Graphs = tuple[SparseGraph, SparseGraph]  # forward (j < i), backward (j > i)
@@ -22,6 +23,7 @@ class GraphMixture(nn.Module):
     conditioned: the weights of a unit's row come from its own features (softmax of a linear map), else one
         vector for the task. Both start as the plain mean of the components.
     scale: of every mixed graph at the start; from 0, the task decides whether it wants any of it.
+    Raises ConfigError for sizes that are no whole numbers from 1.
     Initialised without random numbers, so that the rest of a model starts the same whatever the graphs are.
     """
 
@@ -35,9 +37,10 @@ class GraphMixture(nn.Module):
         scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.heads = heads
-        self.mixtures = mixtures
-        components = (2 * layers - 1) * heads
+        width, layers = whole("mixture: width", width, 1), whole("mixture: layers", layers, 1)
+        self.heads = whole("mixture: heads", heads, 1)
+        self.mixtures = mixtures = whole("mixture: mixtures", mixtures, 1)
+        components = (2 * layers - 1) * self.heads
         self.logits = nn.Parameter(torch.zeros(2, mixtures, components))
         self.condition = nn.Parameter(torch.zeros(2, mixtures, components, width)) if conditioned else None
         self.scale = nn.Parameter(torch.full((2, mixtures), float(scale)))
@@ -50,7 +53,16 @@ class GraphMixture(nn.Module):
         return (logits + self.logits[:, :, None, None]).softmax(-1)
 
     def forward(self, features: Tensor, graphs: Graphs) -> Tensor:
-        """[B, T, D] -> [B, T, 2 · mixtures · D]: forward mixtures first."""
+        """[B, T, D] -> [B, T, 2 · mixtures · D]: forward mixtures first.
+
+        Raises ValueError unless `graphs` is a pair of them.
+        """
+        pair = isinstance(graphs, (tuple, list)) and len(graphs) == 2
+        if not pair or not all(isinstance(graph, SparseGraph) for graph in graphs):
+            raise ValueError(
+                "GraphMixture: graphs must be a pair of SparseGraph, forward and backward, as from GraphStore.batch "
+                f"or Glomo.graphs, got {type(graphs).__name__}."
+            )
         weights = self.weights(features)
         mixed = [
             self.scale[direction, m] * graph_mix(graph, weights[direction, m], features, heads=self.heads)
@@ -93,17 +105,26 @@ class Fusion(nn.Module):
     """[H ; M H] by concatenation, or [H ; gate] with gate = linear ⊙ sigmoid(linear) over [H ; all M H].
 
     width: D; mixed: how many mixed graphs, both directions together.  `out` is the resulting width.
+    Raises ConfigError for sizes that are no whole numbers.
     """
 
     def __init__(self, kind: Literal["concat", "gate"], width: int, mixed: int) -> None:
         super().__init__()
         if kind not in ("concat", "gate"):
             raise ConfigError(f"fusion must be one of concat, gate, got {kind!r}.")
+        self.width, self.mixed = whole("fusion: width", width, 1), whole("fusion: mixed", mixed, 0)
         fused = width * (1 + mixed)
         self.linear = nn.Linear(fused, 2 * width) if kind == "gate" else None
         self.out = fused if self.linear is None else 2 * width
 
     def forward(self, features: Tensor, mixed: Tensor) -> Tensor:
+        """features [B, T, D], mixed [B, T, mixed · D] -> [B, T, out]. Raises ValueError for other widths."""
+        expected, got = (self.width, self.mixed * self.width), (features.shape[-1], mixed.shape[-1])
+        if got != expected:
+            raise ValueError(
+                f"Fusion: features and mixed must be {expected[0]} and {expected[1]} wide (width and mixed · width), "
+                f"got {got[0]} and {got[1]}. `mixed` is 2 · mixtures of the GraphMixture."
+            )
         both = torch.cat([features, mixed], -1)
         if self.linear is None:
             return both

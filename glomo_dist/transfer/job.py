@@ -123,6 +123,11 @@ class FinetuneJob(FinetuneSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.task.endswith(".py"):
+            raise ConfigError(
+                f"job: task {self.task!r} is the path of a file; task must be the name in its TASK, "
+                "and task_file the path."
+            )
         check_least(self, "job: ", 1, "train_size", "threads")
         FeatureSpec.parse(self.features)
         if self.needs_graphs and self.graphs is None:

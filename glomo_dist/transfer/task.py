@@ -45,20 +45,26 @@ def get_task(name: str, file: str | None = None) -> Task:
         return task
     if name not in TASKS:
         raise ConfigError(
-            f"unknown task {name!r}.{suggest(name, TASKS)} A task of your own is named by its file, PATH.py."
+            f"unknown task {name!r}.{suggest(name, TASKS)} A task of your own is named by its file, PATH.py; a "
+            "FinetuneJob has its name as task and the file as task_file."
         )
     return TASKS[name]
 
 
-def find_task(text: str) -> tuple[Task, str | None]:
+def find_task(text: str | os.PathLike[str]) -> tuple[Task, str | None]:
     """The task that a person calls `text`, a name or the path of a .py file, and the file's absolute path."""
+    if not isinstance(text, (str, os.PathLike)):
+        raise ConfigError(
+            f"a task is given by its name or the path of its .py file, got {type(text).__name__}."
+        )
+    text = os.fspath(text)
     if text.endswith(".py"):
         file = os.path.abspath(os.path.expanduser(text))  # workers may run in another folder
         return _task_of(file), file
     return get_task(text), None
 
 
-def chosen_tasks(texts: Iterable[str]) -> dict[str, str | None]:
+def chosen_tasks(texts: Iterable[str | os.PathLike[str]]) -> dict[str, str | None]:
     """Name -> file (None: of the package) of the tasks, each called as in `find_task`."""
     found: dict[str, str | None] = {}
     for text in texts:

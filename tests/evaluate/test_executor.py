@@ -14,6 +14,7 @@ from evaluate_jobs import Work, job, read, starts
 
 from glomo_dist.evaluate.attempt import Job, is_finished, job_folder, log_tail
 from glomo_dist.evaluate.executor import InProcess, evaluate, time_limit_error
+from glomo_dist.evaluate.job import EvaluationPlan
 from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError
 from glomo_dist.runtime.json_files import read_json
 
@@ -72,6 +73,18 @@ def test_what_cannot_be_written_as_it_is_counts_too(executor, tmp_path):
     assert {failed.id for failed in summary.failed} == {"no_json-0", "no_text-0"}
     assert "set is not JSON serializable" in read(out, "no_json-0", "error")["error"]
     assert read(out, "no_text-0", "error")["error"] == r"ValueError: no text: \udce9"
+
+
+@pytest.mark.parametrize("value", [None, "done", [1, 2]])
+def test_a_job_function_that_returns_no_result_has_failed(tmp_path, marks, value):
+    """As one without its `return`: its file could not be read, and the job would run again each time."""
+    jobs = [job("double", marks)]
+    failed = evaluate(jobs, lambda work: value, tmp_path / "out", InProcess()).failed
+    assert [outcome.error for outcome in failed] == [
+        f"TypeError: the job function must return a dataclass or a dictionary, got {value!r}."
+    ]
+    assert not (job_folder(tmp_path / "out", "double-0") / "result.json").exists()
+    assert evaluate(jobs, lambda work: {"a": 1}, tmp_path / "out", InProcess()).finished == 1
 
 
 def test_the_reason_of_a_failure_is_what_was_raised_in_one_line(executor, tmp_path, marks):
@@ -264,6 +277,15 @@ def test_two_programs_in_one_folder_are_refused(tmp_path, marks):
         (tmp_path / "out" / "plan.json").write_text("{}")
         with pytest.raises(GlomoError, match="another process is evaluating into"):
             evaluate([job("double", marks)], evaluate_jobs.run, tmp_path / "out", InProcess())
+
+
+@pytest.mark.parametrize(
+    "jobs", [EvaluationPlan(("digits",), {"none": "none"}), "jobs", [Work("double", "")]]
+)
+def test_what_are_no_jobs(tmp_path, jobs):
+    with pytest.raises(ConfigError, match=r"jobs must be a list of Job, got \w+\. plan_jobs\(plan\)"):
+        evaluate(jobs, evaluate_jobs.run, tmp_path / "out", InProcess())
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_same_id_twice_is_refused(tmp_path, marks):

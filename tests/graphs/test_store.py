@@ -68,8 +68,29 @@ def test_unknown_split_and_index(tmp_path):
     store = GraphStore.open(tmp_path / "store")
     with pytest.raises(GraphStoreError, match="no split 'dev'; it has train, test"):
         store.batch("dev", [0])
+    with pytest.raises(GraphStoreError, match="no split 'dev'; it has train, test"):
+        store.units("dev")
     with pytest.raises(GraphStoreError, match=r"examples 0\.\.5"):
         store.batch("train", [6])
+
+
+@pytest.mark.parametrize(
+    "indices", [[True, False, True], np.ones(6, bool), [0.7, 1.9], ["0"], 3, [[0, 1]], None], ids=str
+)
+def test_indices_that_are_no_numbers_of_examples(tmp_path, indices):
+    """A mask or fractions would be the graphs of other examples."""
+    export(tmp_path / "store")
+    with pytest.raises(ValueError, match="indices must be a list of whole numbers"):
+        GraphStore.open(tmp_path / "store").batch("train", indices)
+
+
+def test_indices_may_be_none_at_all_and_of_any_whole_type(tmp_path):
+    export(tmp_path / "store")
+    store = GraphStore.open(tmp_path / "store")
+    assert store.batch("train", [])[0].shape == (0, 4, 0)
+    expected = store.batch("train", [2, 0])[0]
+    for indices in (np.array([2, 0], np.uint8), torch.tensor([2, 0]), (2, 0), range(2, -1, -2)):
+        assert torch.equal(store.batch("train", indices)[0].columns, expected.columns)
 
 
 @pytest.mark.parametrize(

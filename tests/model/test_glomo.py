@@ -277,3 +277,25 @@ def test_bad_sizes_are_named() -> None:
         GlomoConfig(image=(2, 2), kernel_size=2)
     with pytest.raises(ValueError, match="4 x 5 pixels"):
         build(IMAGE).graphs(tokens(1, 19), torch.tensor([19]))
+    with pytest.raises(TypeError, match=r"must be tensors, got Tensor and NoneType"):
+        build().graphs(tokens(1, 3), None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("beyond", [23, -1])
+def test_ids_beyond_the_vocabulary_are_named(beyond: int) -> None:
+    with pytest.raises(ValueError, match=rf"from 0 to 22, got {min(beyond, 2)} to {max(beyond, 2)}\."):
+        build().graphs(torch.tensor([[2, beyond]]), torch.tensor([2]))
+
+
+@pytest.mark.parametrize("changes", [{"sparsity": kind} for kind in KINDS] + list(VARIANTS))
+def test_a_batch_of_empty_texts_has_empty_graphs(changes: dict[str, object]) -> None:
+    """As each of them has beside another text; it has no loss."""
+    model, lengths = build(**changes), torch.zeros(3, dtype=torch.int64)
+    beside = model.graphs(tokens(3, 1), lengths)
+    for graph, expected in zip(model.graphs(tokens(3, 0), lengths, keep=2), beside, strict=True):
+        assert graph.shape == (*expected.shape[:2], 0)
+        assert graph.offsets.tolist() == [0] and graph.columns.numel() == 0
+        assert graph.weights.dtype == expected.weights.dtype
+    positions = torch.zeros(2, 3, 1, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"no text of the batch has a unit"):
+        model(tokens(3, 0), lengths, positions)

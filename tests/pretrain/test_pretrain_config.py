@@ -13,7 +13,7 @@ from pretrain_samples import TINY
 from torch import nn
 
 from glomo_dist.model import GlomoConfig
-from glomo_dist.pretrain import PretrainConfig, engine
+from glomo_dist.pretrain import PretrainConfig, engine, pretrain
 from glomo_dist.pretrain.config import accumulation
 from glomo_dist.pretrain.deepspeed_settings import deepspeed_settings
 from glomo_dist.pretrain.engine import build_engine
@@ -57,6 +57,12 @@ def test_batch_that_does_not_split() -> None:
         accumulation(TINY, 3)
     with pytest.raises(ConfigError, match="Choose a divisor of 4"):
         accumulation(dataclasses.replace(TINY, micro_batch=3), 2)
+
+
+def test_the_name_of_a_recipe_is_no_config(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"must be a PretrainConfig, got 'tiny'\. glomo_dist\.recipes\.get"):
+        pretrain("tiny", tmp_path / "shards", tmp_path / "run")  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_misspelt_key_is_refused_with_a_suggestion() -> None:

@@ -10,6 +10,7 @@ import stat
 import threading
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,6 +67,21 @@ def test_hostile_strings_are_only_text(tmp_path):
     assert page.text.count("<script>alert(") >= 3  # the table, the plots, the traceback: as words
     assert "1 failed" in page.text and 'f"{' not in source
     assert "store is" not in page.text and "no longer there" in page.text
+
+
+def test_one_of_each_need_not_be_in_a_list(tmp_path):
+    folder = write(tmp_path / "in", [result(job("none", 0), 0.5)])
+    page = tmp_path / "report.html"
+    pretraining = run_folder(tmp_path / "run", [log_row(1)])
+    for kind in (str, Path):
+        assert len(build(kind(folder), page, run_folders=kind(pretraining)).finished) == 1
+        assert "1 steps, ranks: 2" in Tags(page.read_text()).text
+        with pytest.raises(GlomoError, match=r"nothere"):
+            build(folder, page, stores=kind(tmp_path / "nothere"))
+        with pytest.raises(GlomoError, match=r"task .*nothere\.py: No such file"):
+            build(folder, page, tasks=kind(tmp_path / "nothere.py"))
+    with pytest.raises(DataError, match="no results were named"):
+        build([], page)
 
 
 def test_the_data_of_a_task_are_named(tmp_path):

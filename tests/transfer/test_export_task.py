@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,7 @@ from glomo_dist.transfer.task import get_task
 
 
 def test_exported_graphs_are_those_of_the_texts(tmp_path):
-    source = write_sst2(tmp_path / "data", sizes=(30, 10, 10))
+    source = Path(write_sst2(tmp_path / "data", sizes=(30, 10, 10)))
     folder = word_model(tmp_path / "model")
     store = GraphStore.open(  # a finished run is as good as its model
         export_task("sst2", tmp_path, tmp_path / "store", source=source, max_units=6, keep=None)

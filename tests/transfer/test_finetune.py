@@ -289,6 +289,11 @@ def test_bad_jobs(fields, named):
         FinetuneJob("sst2", **fields)
 
 
+def test_what_is_no_job():
+    with pytest.raises(ConfigError, match="takes a FinetuneJob, got dict"):
+        run({"task": "sst2"})
+
+
 def test_features_must_fit_the_task(sample):
     with pytest.raises(ConfigError, match="words"):
         run(job(sample["source"], "pixels"))

@@ -2,6 +2,7 @@ import pytest
 import torch
 from glomo_kernels import SparseGraph
 
+from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.transfer.head import Fusion, GraphMixture, window_mix
 from glomo_dist.transfer.models import ReaderSizes, Sequences, TaskModel, TextReader
 
@@ -107,6 +108,42 @@ def test_concat_is_concatenation():
     features, mixed = torch.randn(2, 5, 3), torch.randn(2, 5, 6)
     assert torch.equal(fusion(features, mixed), torch.cat([features, mixed], -1))
     assert fusion.out == 9
+
+
+@pytest.mark.parametrize(
+    ("sizes", "named"),
+    [
+        ({"mixtures": 0}, "mixture: mixtures must be a whole number from 1 to .*, got 0"),
+        ({"layers": 0}, "mixture: layers"),
+        ({"heads": 1.5}, r"mixture: heads must be .*, got 1\.5"),
+        ({"width": "3"}, "mixture: width"),
+    ],
+)
+def test_sizes_of_no_mixture(sizes, named):
+    with pytest.raises(ConfigError, match=named):
+        GraphMixture(**{"width": 3, "layers": 2, "heads": 2, **sizes})
+
+
+def test_a_mixture_takes_the_pair_of_graphs():
+    """A SparseGraph is a tuple, and was taken for the pair."""
+    forward, backward = (sparse(dense) for dense in random_graphs(1, 2, 4))
+    mixture, features = GraphMixture(3, layers=1, heads=2), torch.randn(1, 4, 3)
+    assert mixture(features, [forward, backward]).shape == (1, 4, 6)
+    for graphs in (forward, (forward,), (forward, backward, backward), (forward, None), None):
+        with pytest.raises(ValueError, match="graphs must be a pair of SparseGraph, forward and backward"):
+            mixture(features, graphs)
+
+
+@pytest.mark.parametrize("kind", ["concat", "gate"])
+def test_fusion_takes_the_widths_it_was_made_for(kind):
+    fusion = Fusion(kind, width=3, mixed=2)
+    for widths in ((3, 12), (4, 5), (6, 3)):
+        features, mixed = (torch.randn(2, 5, width) for width in widths)
+        named = f"must be 3 and 6 wide .*, got {widths[0]} and {widths[1]}"
+        with pytest.raises(ValueError, match=named):
+            fusion(features, mixed)
+    with pytest.raises(ConfigError, match="fusion: width must be a whole number from 1"):
+        Fusion(kind, width=0, mixed=2)
 
 
 @pytest.mark.parametrize("kind", ["gru", "lstm"])

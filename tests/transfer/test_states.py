@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import sys
 import threading
 import time
 
@@ -16,7 +17,6 @@ from transfer_samples import job, planted_store, write_sst2, write_vectors
 
 from glomo_dist.graphs.mapped import map_with_metadata
 from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError
-from glomo_dist.transfer import encoder as encoders
 from glomo_dist.transfer import states
 from glomo_dist.transfer.encoder import Encoder, encoder_fingerprint, locate, windows
 from glomo_dist.transfer.features import FeatureSpec
@@ -291,6 +291,6 @@ def test_encoders_that_cannot_be_used(sample, bert, tmp_path, monkeypatch, spec,
 
 
 def test_transformers_missing(bert, tmp_path, monkeypatch):
-    monkeypatch.setattr(encoders.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as if it were not installed
     with pytest.raises(ConfigError, match=r"pip install 'glomo-dist\[hf\]'"):
         Encoder(locate(bert))
