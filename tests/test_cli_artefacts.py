@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from cli_samples import Capture, nothing_at, refused, run
 from road_samples import Road
 
+from glomo_dist.cli import main
 from glomo_dist.evaluate import executor
 
 
@@ -176,3 +179,34 @@ def test_report_of_nothing(tmp_path: Path, capfd: Capture) -> None:
     refused(["report", tmp_path / "absent", "--out", out], capfd, tmp_path / "absent")
     refused(["report", "--out", out], capfd, "no results")
     nothing_at(out)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_comes_when_the_shards_are_there_changes_nothing(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then it removes what was written; afterwards the same command would be refused the folder."""
+    (tmp_path / "a.txt").write_text("one two one two three")
+    out, original = tmp_path / "out", os.replace
+
+    def then_signal(source: Path, target: Path) -> None:
+        original(source, target)
+        if Path(target).name in ("out", "command.json"):
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(os, "replace", then_signal)
+    assert main(["prepare", "text", str(tmp_path / "a.txt"), "--out", str(out), "--min-count", "1"]) == 0
+    assert json.loads((out / "command.json").read_text())["command"] == "prepare text"
+    assert not list(tmp_path.glob(".*")) and not list(out.glob(".*"))
+
+
+def test_a_stop_before_anything_is_written_leaves_a_folder_of_the_user_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes").write_text("mine")
+    monkeypatch.setattr(
+        "glomo_dist.cli.prepare.prepare_text", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)
+    )
+    assert main(["prepare", "text", "a.txt", "--out", str(tmp_path / "out")]) == 130
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes"]

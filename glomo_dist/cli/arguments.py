@@ -12,6 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import tyro
 
 from glomo_dist.runtime.errors import ConfigError, suggest
+from glomo_dist.runtime.files import remove_leftovers
 from glomo_dist.runtime.fingerprint import code_version
 from glomo_dist.runtime.json_files import write_json
 from glomo_dist.runtime.secrets import shown_in
@@ -79,6 +80,7 @@ def pairs(flag: str, values: Sequence[str], others: Sequence[str] = ()) -> dict[
 
 def save_command(folder: str | Path, name: str, arguments: Any) -> None:
     """Write `folder`/command.json: the resolved arguments of the command that made the folder, secrets left out."""
+    remove_leftovers(Path(folder), f"{COMMAND_FILE}.*")  # of one that was killed
     write_json(
         Path(folder) / COMMAND_FILE,
         {"command": name, "arguments": shown_in(dataclasses.asdict(arguments)), "code": code_version()},

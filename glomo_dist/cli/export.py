@@ -20,6 +20,7 @@ from tyro.conf import Positional, arg
 from glomo_dist.cli.arguments import parse, save_command
 from glomo_dist.runtime.errors import CheckpointError
 from glomo_dist.runtime.progress import say
+from glomo_dist.runtime.signals import STOP_SIGNALS, as_interrupt
 from glomo_dist.transfer.tasks import NAMES
 
 
@@ -58,12 +59,13 @@ def main(argv: Sequence[str]) -> None:
             f"{command.model} is not finished: it has no model yet. Run `glomo pretrain` again to its end, or "
             f"give one of its checkpoints, {command.model}/checkpoints/step-N."
         )
-    store = export_task(
-        command.task, command.model, command.out, source=command.source, random_seed=command.random_seed,
-        keep=command.keep, max_units=command.max_units, max_examples=command.max_examples,
-        batch_units=command.batch_units,
-    )  # fmt: skip
-    save_command(store, "export", command)
+    with as_interrupt(STOP_SIGNALS):  # no temporary file stays; the same command goes on
+        store = export_task(
+            command.task, command.model, command.out, source=command.source, random_seed=command.random_seed,
+            keep=command.keep, max_units=command.max_units, max_examples=command.max_examples,
+            batch_units=command.batch_units,
+        )  # fmt: skip
+        save_command(store, "export", command)
     say(f"next: {shlex.join(_next(command, store))}")
 
 

@@ -96,7 +96,7 @@ def describe(command: Plan, config: PretrainConfig, estimate: Cost) -> list[str]
         f"{estimate.units_per_step:,} units; per rank {passes} x {micro} sequences",
         f"the run         {config.steps:,} steps, {units:,} units",
         f"memory, rank    {(sum(states.values()) + activations) / MIB:,.0f} MiB with ZeRO {config.zero_stage} on "
-        f"{ranks} ranks: {parts}, activations about {activations / MIB:,.0f}",
+        f"{ranks} ranks: {parts}, activations about {activations / MIB:,.0f}; beside the program's own",
         f"  by stage      {', '.join(others)} MiB without activations",
         f"arithmetic      {estimate.flops_per_unit / 1e6:,.2f} MFLOP per unit, {flops / 1e15:,.2f} PFLOP in all",
     ]

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import math
 import shlex
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg, subcommand
@@ -29,11 +29,10 @@ from glomo_dist.data.prepare import BITS, MIN_COUNT, VOCAB_SIZE
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.runtime.files import require_absent_or_empty
 from glomo_dist.runtime.progress import say
-from glomo_dist.runtime.signals import as_interrupt
+from glomo_dist.runtime.signals import STOP_SIGNALS, as_interrupt, held
 
 Sources = Positional[Annotated[tuple[str, ...], arg(metavar="SOURCE [SOURCE ...]")]]
 MIB = 1 << 20
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # besides Ctrl-C
 
 
 def _int(default: int) -> Any:
@@ -134,9 +133,24 @@ def _required(sources: Sequence[str]) -> list[str]:
 
 def main(argv: Sequence[str]) -> None:
     command = parse(Kind, argv, name="prepare", description=__doc__)
+    before = _written(command.out)
     with as_interrupt(STOP_SIGNALS):  # so that nothing half-written stays
-        command.run()
-    save_command(command.out, f"prepare {type(command).__name__.lower()}", command)
+        try:
+            command.run()
+        except KeyboardInterrupt:
+            if before or not _written(command.out):
+                raise
+        with held(drop=True):  # the folder is whole, and the same command would refuse it
+            save_command(command.out, f"prepare {type(command).__name__.lower()}", command)
+            _say_next(command)
+
+
+def _written(out: str) -> bool:
+    """Whether there is anything in the folder: what is written comes into it at the very end, and all of it."""
+    return Path(out).is_dir() and any(not entry.name.startswith(".") for entry in Path(out).iterdir())
+
+
+def _say_next(command: Text | Images | Demo) -> None:
     if isinstance(command, Demo):
         say(f"next: glomo prepare text {shlex.quote(f'{command.out}/text.jsonl')} --out shards/text")
     else:

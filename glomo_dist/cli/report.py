@@ -19,6 +19,7 @@ from tyro.conf import Positional, arg
 from glomo_dist.cli.arguments import parse
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.runtime.progress import say
+from glomo_dist.runtime.signals import STOP_SIGNALS, as_interrupt
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def main(argv: Sequence[str]) -> None:
     # Seconds, which neither --help nor a mistyped flag should wait for.
     from glomo_dist.report import as_text, build
 
-    found = build(command.results, command.out, command.runs, command.stores, command.tasks)
+    with as_interrupt(STOP_SIGNALS):  # no temporary file stays
+        found = build(command.results, command.out, command.runs, command.stores, command.tasks)
     print(as_text(found))
     say(f"report: {Path(command.out).resolve()}")

@@ -19,6 +19,7 @@ from pathlib import Path
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.locks import Lock, take, unguarded
 from glomo_dist.runtime.progress import say
+from glomo_dist.runtime.signals import held
 
 # No room, or none for this user, or not allowed: what a folder may answer in the middle of writing, too.
 _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
@@ -105,29 +106,40 @@ def new_folder(path: str | Path, more: str = ADVICE) -> Iterator[Path]:
         above = target if there else target.parent
         _remove_abandoned(above, target.name)
         temporary = _temporary(above / target.name)
-        temporary.mkdir()
     try:
-        try:
-            with _marked(temporary):
-                yield temporary
-        except OSError as e:
-            if _refused(e, temporary):
-                raise cannot_write(path, e, more) from e
-            raise
-        require_absent_or_empty(path)
         with writing(path, more):
-            (temporary / _MARK).unlink(missing_ok=True)
-            sync_tree(temporary)
-            if there:
-                for entry in sorted(temporary.iterdir(), key=lambda entry: entry.name in _LAST):
-                    os.replace(entry, target / entry.name)
-            else:
-                os.replace(temporary, target)
-            sync(above)
+            temporary.mkdir()
+        with _marked(temporary):
+            try:
+                yield temporary
+            except OSError as e:
+                if _refused(e, temporary):
+                    raise cannot_write(path, e, more) from e
+                raise
+            require_absent_or_empty(path)
+            with writing(path, more):
+                sync_tree(
+                    temporary
+                )  # gigabytes, perhaps: of a process that is killed here it is known that it is gone
+                with held():
+                    _publish(temporary, target, there)
     finally:
         with contextlib.suppress(OSError):  # what failed first is the error to show
             if temporary.exists():
                 shutil.rmtree(temporary)
+
+
+def _publish(temporary: Path, target: Path, there: bool) -> None:
+    """Give `target` what is in `temporary`, its mark left out. there: the folder stays and is filled."""
+    mark = temporary / _MARK
+    if there:
+        entries = [entry for entry in temporary.iterdir() if entry != mark]
+        for entry in sorted(entries, key=lambda entry: entry.name in _LAST):
+            os.replace(entry, target / entry.name)
+    else:
+        mark.unlink(missing_ok=True)
+        os.replace(temporary, target)
+    sync(temporary.parent)
 
 
 @contextlib.contextmanager

@@ -1,12 +1,15 @@
-"""Signals that ask a program to end, taken as Ctrl-C is."""
+"""Signals that ask a program to end: taken as Ctrl-C is, or kept from what must not be left half done."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # besides Ctrl-C
 
 
 @contextlib.contextmanager
@@ -36,3 +39,27 @@ def as_interrupt(numbers: Sequence[signal.Signals]) -> Iterator[list[str]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def held(*, drop: bool = False) -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SIGHUP come after the block, or, with `drop`, not at all: what they ask for is over then.
+
+    Not by a mask: a process of several threads would get them in another one. Outside of Python's main thread, which
+    alone they interrupt, nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, *STOP_SIGNALS)}
+    before = {number: handler for number, handler in found.items() if handler not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came and not drop:
+            os.kill(os.getpid(), came[0])
