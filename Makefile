@@ -79,7 +79,7 @@ $(VENV)/.stamp: $(VENV)/.dependencies setup.py kernels/build_cuda.py $(wildcard 
 	@echo '==> ready: $(BIN)/glomo'
 
 # Processes that share the tests; more than four would wait for the longest of files.
-PROCESSES ?= $(shell n=$$(nproc 2> /dev/null || echo 2); echo $$((n < 3 ? n + 1 : 4)))
+PROCESSES ?= $(shell n=$$(nproc 2> /dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 test: setup
 	@$(BIN)/python -m pytest -n $(PROCESSES) --durations=10
 

@@ -23,7 +23,7 @@ LOST_SECONDS = 5.0  # the limits in the tests: of silence of the first host,
 HANG_SECONDS = 5.0  # and of the watchdog of a rank
 MORE_SECONDS = 15.0  # what is promised beyond them
 WATCHED = ("--hang-timeout", str(HANG_SECONDS))
-START_SECONDS = 120.0  # to the first steps, on a busy machine
+START_SECONDS = 300.0  # to the first steps, on a busy machine
 
 
 @pytest.fixture(scope="module")
