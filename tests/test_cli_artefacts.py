@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -210,3 +211,19 @@ def test_a_stop_before_anything_is_written_leaves_a_folder_of_the_user_alone(
     )
     assert main(["prepare", "text", "a.txt", "--out", str(tmp_path / "out")]) == 130
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes"]
+
+
+def test_an_output_folder_that_may_not_be_looked_at_is_named(
+    tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a user who is not root."""
+
+    def forbidden(path: object = ".") -> Any:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    (tmp_path / "a.txt").write_text("one two")
+    (tmp_path / "out").mkdir()
+    for name in ("listdir", "scandir"):  # one of them is under Path.iterdir
+        monkeypatch.setattr(os, name, forbidden)
+    assert main(["prepare", "text", str(tmp_path / "a.txt"), "--out", str(tmp_path / "out")]) == 2
+    assert f"{tmp_path}/out: Permission denied" in capfd.readouterr().err

@@ -14,10 +14,10 @@ settings of one kind.
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg, subcommand
@@ -147,7 +147,12 @@ def main(argv: Sequence[str]) -> None:
 
 def _written(out: str) -> bool:
     """Whether there is anything in the folder: what is written comes into it at the very end, and all of it."""
-    return Path(out).is_dir() and any(not entry.name.startswith(".") for entry in Path(out).iterdir())
+    try:
+        return any(not name.startswith(".") for name in os.listdir(out))
+    except FileNotFoundError:
+        return False
+    except OSError:  # it may not be looked at, or is a file: the command itself says so
+        return True
 
 
 def _say_next(command: Text | Images | Demo) -> None:

@@ -29,7 +29,7 @@ def save_model(
     model: Glomo,
     tokenizer: dict[str, Any] | None = None,
     extra: dict[str, Any] | None = None,
-    advice: str = "Free space or choose another folder.",
+    advice: str = files.ADVICE,
 ) -> Path:
     """Write `folder` (which must not exist, or be empty). Raises GlomoError where it cannot be written.
 

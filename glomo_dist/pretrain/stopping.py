@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import threading
 from collections.abc import Iterator
 from types import FrameType
 
 from glomo_dist.runtime.errors import Interrupted
+from glomo_dist.runtime.signals import as_interrupt
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 ASKING = (*SIGNALS, signal.SIGHUP)  # of the program that started the ranks: also a terminal that is closed
@@ -43,20 +43,12 @@ def ending_at_once(out: object) -> Iterator[None]:
 
     Ignored ones (nohup) stay ignored. Outside of the main thread, where Python allows no handlers, nothing changes.
     """
-
-    def end(number: int, frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
-        raise Interrupted(
-            f"{name} stopped {out} before it began to train. Run the same command again to begin or continue."
-        )
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    taken = [number for number in ASKING if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, end) for number in taken}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with as_interrupt(ASKING) as came:
+        try:
+            yield
+        except KeyboardInterrupt:
+            if not came:
+                raise
+            raise Interrupted(
+                f"{came[0]} stopped {out} before it began to train. Run the same command again to begin or continue."
+            ) from None
