@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import lzma
 import math
-import re
 import struct
 import zipfile
 import zlib
@@ -14,20 +12,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image
 
+from glomo_dist.data.encoded import decoded
 from glomo_dist.data.files import InputFile, find_files, open_seekable, open_stream
 from glomo_dist.data.npy import read_header, read_up_to
 from glomo_dist.runtime.config import whole
 from glomo_dist.runtime.errors import ConfigError, DataError, describe
 
-# A file is what its first bytes say; not all that Pillow reads, as for some it starts other programs.
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 IMAGE_SUFFIXES = (*PICTURE_SUFFIXES, ".npz", "-ubyte")
 MOST_PIXELS = 1 << 26  # of a resized image; what is read, Pillow limits
 _IDX_UBYTE = 0x08  # third byte of an idx file: its element type; the fourth is the number of dimensions
-_TIFF_BITS = 258  # number of the tag BitsPerSample
 
 
 @dataclass(frozen=True)
@@ -88,53 +84,12 @@ def _of_file(file: InputFile) -> Iterator[Picture]:
 def _picture_file(file: InputFile) -> Iterator[Picture]:
     with open_stream(file) as stream:
         content = stream.read()
-    yield Picture(_decode(content, file.name), file.label, 0, file.name)
+    yield Picture(decoded(content, file.name), file.label, 0, file.name)
 
 
 def encoded_picture(content: bytes, where: str, channels: int) -> np.ndarray:
     """uint8 [H, W] (channels 1) or [H, W, 3] of one encoded image; raises DataError naming `where`."""
-    return _converted(Picture(_decode(content, where), "", 0, where), None, channels).pixels
-
-
-def _decode(content: bytes, where: str) -> np.ndarray:
-    """uint8 [H, W] for grey, [H, W, 3] for all other kinds of pictures; what is transparent lies on white."""
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            if kind := _deep(image):
-                raise DataError(f"{where}: pixels of more than 8 bits ({kind}). Convert the image to 8 bits.")
-            mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
-            return np.asarray(_on_white(image).convert(mode))
-    except UnidentifiedImageError:
-        known = ", ".join(FORMATS)
-        raise DataError(
-            f"{where} is not a whole image of the formats {known}. Replace or convert it."
-        ) from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-        raise DataError(f"{where} is not a whole image: {describe(e)}. Replace or remove it.") from e
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    """The picture as a viewer shows it: what its transparent pixels store, often black, is not meant to be seen."""
-    if image.mode not in ("LA", "PA", "RGBA", "RGBa") and "transparency" not in image.info:
-        return image
-    colours = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours)
-
-
-def _deep(image: ImageFile.ImageFile) -> str:
-    """Kind of the pixels of a file that has more than 8 bits a channel, else "". Opened in colour, such a file has an
-    ordinary mode and would be cut to 8 bits: what is read of it says more."""
-    if image.mode.startswith(("I", "F")):
-        return image.mode
-    bits = max(getattr(image, "tag_v2", {}).get(_TIFF_BITS, (8,)))
-    if bits > 8:  # asked of the file: of one with a plane for each colour, every plane is read as if of 8
-        return f"{bits} a channel"
-    for decoder, _, _, arguments in image.tile:
-        if found := re.search(r"\w+;16[BLNRS]", str(arguments)):  # but "BGR;16" is 5, 6 and 5 bits
-            return found[0]
-        if decoder in ("ppm", "ppm_plain") and isinstance(arguments, tuple) and arguments[1] > 255:
-            return f"values to {arguments[1]}"
-    return ""
+    return _converted(Picture(decoded(content, where), "", 0, where), None, channels).pixels
 
 
 def _converted(picture: Picture, size: tuple[int, int] | None, channels: int | None) -> Picture:
@@ -240,7 +195,7 @@ def _jpeg(archive: zipfile.ZipFile, file: InputFile) -> Iterator[Picture]:
     for index in range(len(offset) - 1):
         where = f"{file.name}, image {index}"
         content = jpeg[offset[index] : offset[index + 1]].tobytes()
-        yield Picture(_decode(content, where), file.label, index, where)
+        yield Picture(decoded(content, where), file.label, index, where)
 
 
 def _whole_array(archive: zipfile.ZipFile, name: str, file: InputFile) -> np.ndarray:

@@ -60,6 +60,42 @@ def test_opaque_and_palette_images_keep_their_colours(tmp_path: Path) -> None:
         assert image.shape == np.shape(expected) and (image == np.asarray(expected)).all()
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_images_are_upright_as_the_camera_was_held(tmp_path: Path, kind: str) -> None:
+    """EXIF says which side of the stored pixels is up; TIFF was turned before, the others were not."""
+    upright = COLOUR[0]
+    stored = {
+        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright), 7: np.rot90(upright[:, ::-1], -1), 8: np.rot90(upright, -1),
+    }  # fmt: skip
+    for orientation, picture in stored.items():
+        exif = Image.Exif()
+        exif[0x112] = orientation
+        options = {"lossless": True} if kind == "WEBP" else {}
+        buffer = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(picture)).save(buffer, kind, exif=exif, **options)
+        (tmp_path / f"{orientation}.{kind.lower()}").write_bytes(buffer.getvalue())
+    for image in pixels(tmp_path):
+        assert image.shape == upright.shape and (image == upright).all()
+
+
+@pytest.mark.parametrize("exif", [b"junk", b"Exif\0\0II*\0", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"])
+def test_a_damaged_note_of_the_camera_is_no_damaged_image(tmp_path: Path, exif: bytes) -> None:
+    Image.fromarray(COLOUR[0]).save(tmp_path / "a.png", exif=exif)
+    (image,) = pixels(tmp_path / "a.png")
+    assert (image == COLOUR[0]).all()
+
+
+def test_turned_transparent_images_are_on_white(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x112] = 6
+    shown = Image.fromarray(np.array([[0, 0, 1], [0, 0, 0]], np.uint8))
+    shown.putpalette([0, 0, 0, 0, 0, 0])
+    shown.save(tmp_path / "a.png", transparency=b"\0\xff", exif=exif)
+    (image,) = pixels(tmp_path / "a.png")
+    assert image[..., 0].tolist() == [[255, 255], [255, 255], [255, 0]]
+
+
 def test_transparent_images_are_on_white(tmp_path: Path) -> None:
     """A black logo of one pixel, on black that is not to be seen."""
     alpha = np.zeros((4, 6), np.uint8)
