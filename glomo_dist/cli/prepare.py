@@ -6,9 +6,9 @@ Examples:
   glomo prepare images photos/ --size 32 32 --bits 3 --out pixels
   glomo prepare demo --out raw      # text.jsonl, docstrings.jsonl (a task) and digits.npz, to try the others on
 
-Text: .txt .jsonl .tokens .parquet (each also .gz .xz .zst); images: folders of image files, .npz, idx files.
-A source is a file, a folder, a pattern, or an http(s):// or s3:// address. `glomo prepare text --help` lists the
-settings of one kind.
+Text: .txt .jsonl .tokens .parquet (each also .gz .xz .zst); images: folders of image files, .npz, idx files, binary
+batches of CIFAR-10. A source is a file, a folder, a pattern, or an http(s):// or s3:// address. `glomo prepare text
+--help` lists the settings of one kind.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Images:
     """Pixels. Example: glomo prepare images photos/ --size 32 32 --bits 3 --out pixels"""
 
     sources: Sources
-    """Image files, folders of them, .npz, idx files, patterns or URLs."""
+    """Image files, folders of them, .npz, idx files, binary batches of CIFAR-10, patterns or URLs."""
     out: str
     """Folder to write; it must not exist, or be empty."""
     bits: Annotated[int | None, _int(BITS)] = None

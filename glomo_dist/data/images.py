@@ -1,4 +1,4 @@
-"""Images from folders of image files, `.npz` archives (arrays or JPEG streams) and MNIST's idx files."""
+"""Images from folders of image files, `.npz` archives (arrays or JPEG streams), MNIST's and CIFAR-10's own files."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from glomo_dist.data.cifar import cifar_images
 from glomo_dist.data.encoded import decoded
 from glomo_dist.data.files import InputFile, find_files, open_seekable, open_stream
 from glomo_dist.data.npy import read_header, read_up_to
@@ -21,7 +22,7 @@ from glomo_dist.runtime.config import whole
 from glomo_dist.runtime.errors import ConfigError, DataError, describe
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
-IMAGE_SUFFIXES = (*PICTURE_SUFFIXES, ".npz", "-ubyte")
+IMAGE_SUFFIXES = (*PICTURE_SUFFIXES, ".npz", "-ubyte", ".bin")
 MOST_PIXELS = 1 << 26  # of a resized image; what is read, Pillow limits
 _IDX_UBYTE = 0x08  # third byte of an idx file: its element type; the fourth is the number of dimensions
 
@@ -45,7 +46,8 @@ def pictures(
 ) -> Iterator[Picture]:
     """All images of `sources`, in a stable order, read as a stream.
 
-    sources: image files, `.npz`, idx files (`*-ubyte`, label files in a folder are skipped); each also packed.
+    sources: image files, `.npz`, idx files (`*-ubyte`, label files in a folder are skipped), binary batches of
+        CIFAR-10 (`.bin`); each also packed.
     size: (height, width) to resize to, bicubic; None keeps the size.
     channels: 1 or 3 to convert to; None keeps what each image has.
     left_out: counts the files that are none of these (see `find_files`).
@@ -78,6 +80,8 @@ def _pictures(
 def _of_file(file: InputFile) -> Iterator[Picture]:
     if file.suffix == "-ubyte":
         return _idx(file)
+    if file.suffix == ".bin":
+        return _batch(file)
     return _archive(file) if file.suffix == ".npz" else _picture_file(file)
 
 
@@ -214,6 +218,11 @@ def _whole_array(archive: zipfile.ZipFile, name: str, file: InputFile) -> np.nda
             raise DataError(
                 f"{file.name}, array {name!r}: {describe(e)}. Save it again with numpy.savez."
             ) from e
+
+
+def _batch(file: InputFile) -> Iterator[Picture]:
+    for index, (pixels, _) in enumerate(cifar_images(file)):
+        yield Picture(pixels, file.label, index, f"{file.name}, image {index}")
 
 
 def _idx(file: InputFile) -> Iterator[Picture]:

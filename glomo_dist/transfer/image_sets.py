@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from glomo_dist.data.cifar import cifar_images
 from glomo_dist.data.files import open_stream
 from glomo_dist.data.images import encoded_picture, pictures
 from glomo_dist.runtime.errors import DataError
@@ -96,23 +97,11 @@ def read_rows(path: str, classes: tuple[str, ...], channels: int) -> Labelled:
     return np.stack(images), np.array(labels, np.int64)
 
 
-def read_cifar_batches(paths: list[str], classes: int) -> Labelled:
-    """Images [n, 32, 32, 3] and labels of CIFAR-10's binary batches: per image a label byte, then the red, the green
-    and the blue plane (cs.toronto.edu/~kriz/cifar.html)."""
-    size = 1 + 3 * 32 * 32
-    found = []
-    for path in paths:
-        with open_stream(one_file(path, (".bin",))) as stream:
-            content = np.frombuffer(stream.read(), np.uint8)
-        if not content.size or content.size % size:
-            raise DataError(
-                f"{path}: {content.size} bytes, expected a multiple of {size}, the size of an image with its label. "
-                "The file is cut off, or no binary batch of CIFAR-10: copy it again."
-            )
-        rows = content.reshape(-1, size)
-        images = np.ascontiguousarray(rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-        found.append(check_images(images, rows[:, 0], classes, path))
-    return np.concatenate([images for images, _ in found]), np.concatenate([labels for _, labels in found])
+def read_cifar_batches(paths: list[str]) -> Labelled:
+    """Images [n, 32, 32, 3] and labels of CIFAR-10's binary batches."""
+    found = [image for path in paths for image in cifar_images(one_file(path, (".bin",)))]
+    images, labels = zip(*found, strict=True)  # a file without an image is refused
+    return np.stack(images), np.array(labels, np.int64)
 
 
 def _stacked(path: str, channels: int = 1) -> np.ndarray[Any, Any]:

@@ -43,9 +43,9 @@ def _read(source: str | None, part: str) -> Labelled:
     if has_ending(path, ".npz"):
         return read_archive(path, len(CLASSES), channels=3)
     if part == "test":
-        return read_cifar_batches([path], len(CLASSES))
+        return read_cifar_batches([path])
     batches = [require(source, _batch(f"data_batch_{number}"), "cifar10") for number in range(1, 6)]
-    return read_cifar_batches(batches, len(CLASSES))
+    return read_cifar_batches(batches)
 
 
 def _hub(part: str) -> tuple[str, ...]:
