@@ -7,8 +7,9 @@ Examples:
   glomo prepare demo --out raw      # text.jsonl, docstrings.jsonl (a task) and digits.npz, to try the others on
 
 Text: .txt .jsonl .tokens .parquet (each also .gz .xz .zst); images: folders of image files, .npz, idx files, binary
-batches of CIFAR-10. A source is a file, a folder, a pattern, or an http(s):// or s3:// address. `glomo prepare text
---help` lists the settings of one kind.
+batches of CIFAR-10.
+A source is a file, a folder, a pattern, or an http(s):// or s3:// address. `glomo prepare text --help` lists the
+settings of one kind.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ def build_optimizer(model: nn.Module, config: PretrainConfig, device: torch.devi
     for name, p in model.named_parameters():
         if p.requires_grad:
             share = config.graph_lr_share if "graph_predictor" in name else 1.0
-            decay = config.weight_decay if p.ndim > 1 else 0.0
+            # a threshold is w·q + c: of the map to it the weight is a vector, too, though it has two dimensions
+            decay = config.weight_decay if p.ndim > 1 and "thresholds" not in name else 0.0
             groups.setdefault((share, decay), []).append(p)
     settings: list[dict[str, Any]] = [
         {"params": parameters, "weight_decay": decay, "lr_share": share, "lr": config.lr * share}

@@ -183,10 +183,13 @@ def test_imdb_without_one_class(tmp_path):
         get_task("imdb").load(str(folder), None)
 
 
-def test_imdb_in_any_place_and_after_macos(tmp_path):
+def test_imdb_in_any_place_and_after_macos_and_windows(tmp_path):
+    """What these leave: hidden files, and a mark of byte order before a text."""
     plain = get_task("imdb").load(str(write_imdb(tmp_path / "plain")), None)
     odd = write_imdb(tmp_path / "sets [v1] *?" / "aclImdb")
     (odd / "train" / "neg" / "._0_3.txt").write_bytes(b"\0\5\x16\7\0Mac OS X")
+    review = odd / "train" / "neg" / "0_3.txt"
+    review.write_bytes(b"\xef\xbb\xbf" + review.read_bytes())
     assert get_task("imdb").load(str(odd), None).fingerprint == plain.fingerprint
     memory = fsspec.filesystem("memory")
     memory.put(str(tmp_path / "plain"), "/test_imdb", recursive=True)

@@ -66,7 +66,7 @@ def _folder(path: str) -> list[Row]:
             )
         for file, content in text_files(folder):
             try:
-                rows.append(Row({"text": _plain(content.decode("utf-8"))}, label, file))
+                rows.append(Row({"text": _plain(content.decode("utf-8-sig"))}, label, file))
             except UnicodeDecodeError as e:
                 raise DataError(f"{file}: not UTF-8 text (byte {e.start}). Unpack the set again.") from None
     return rows
