@@ -20,13 +20,15 @@ SOURCES = [
     "simd.cpp",
     "affinity_graph.cpp",
     "affinity_mix.cpp",
+    "bfloat16.cpp",
     "decoder_loss.cpp",
     "graph_mix.cpp",
     "graph_stripes.cpp",
 ]
 HEADERS = [
-    "affinity_mix.h", "edges.h", "graph_stripes.h", "kernels.h", "largest.h", "live.h", "panels.h", "scratch.h",
-    "simd.h", "threads.h", "turns.h", "simd.inl", "gemm.inl", "softmax.inl", "sparse.inl", "tile.inl",
+    "affinity_mix.h", "bfloat16.h", "decoder_products.h", "edges.h", "graph_stripes.h", "half_products.h",
+    "kernels.h", "largest.h", "live.h", "panels.h", "products.h", "scratch.h", "simd.h", "threads.h", "turns.h",
+    "simd.inl", "gemm.inl", "softmax.inl", "sparse.inl", "tile.inl",
 ]  # fmt: skip
 
 ParallelCompile().install()  # the sources of an extension on all cores

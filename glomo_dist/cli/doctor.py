@@ -183,7 +183,9 @@ def _kernels() -> Iterator[Finding]:
         yield Finding(op, here, refused or what, needed=True)
     extension = _imported("glomo_kernels.cpu_extension")
     with contextlib.suppress(ImportError, ValueError):  # said above
-        yield Finding("C++ loops", True, f"{extension.loaded().instruction_set()} (GLOMO_SIMD chooses less)")
+        half = extension.loaded().bfloat16()
+        found = extension.loaded().instruction_set() + (f", {half} for bfloat16" if half else "")
+        yield Finding("C++ loops", True, f"{found} (GLOMO_SIMD chooses less)")
 
 
 def _imported(module: str) -> Any:

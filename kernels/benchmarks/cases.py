@@ -100,10 +100,13 @@ def affinity_mix(
     backward: bool = True,
     live: float = 1.0,
     edges: float = 0.1,
+    dtype: torch.dtype = torch.float32,
 ) -> Case:
     q, k, theta = scores(b, h, t, width, edges) if live == 1 else planted(b, h, t, width, live)
-    inputs = [x.detach().requires_grad_(backward) for x in (q, k, torch.randn(b, h, t, values), theta)]
+    tensors = [x.detach().to(dtype) for x in (q, k, torch.randn(b, h, t, values), theta)]
+    inputs = [x.requires_grad_(backward) for x in tensors]
     hidden = hidden_keys(t) if causal else None
+    torch._dynamo.reset()  # torch.compile gives up on a function that it has seen with many shapes
 
     def mixed(q: Tensor, k: Tensor, v: Tensor, theta: Tensor) -> Tensor:
         return dense_weights(q, k, theta, hidden) @ v
@@ -130,6 +133,7 @@ def affinity_mix(
     parts = ["causal" if causal else "both sides", "forward+backward" if backward else "forward"]
     parts += [f"{live:.0%} of tiles live"] if live < 1 else []
     parts += [f"{edges:.0%} of edges"] if edges != 0.1 else []
+    parts += ["bfloat16"] if dtype == torch.bfloat16 else []
     return Case("affinity_mix", f"B{b} H{h} T{t} {width}/{values} {', '.join(parts)}", runs, peers)
 
 
@@ -209,10 +213,12 @@ def scipy_csr(csr: Tensor) -> Any:
     return csr_matrix(tuple(part.numpy() for part in parts), shape=csr.shape)
 
 
-def decoder_loss(n: int, width: int, words: int, rounds: int = 1000) -> Case:
+def decoder_loss(
+    n: int, width: int, words: int, rounds: int = 1000, dtype: torch.dtype = torch.float32
+) -> Case:
     # logits of size 1: larger ones would time the arithmetic of denormal exponentials
     inputs = [torch.randn(n, width), torch.randn(words, width) / width**0.5]
-    inputs = [x.requires_grad_() for x in inputs]
+    inputs = [x.to(dtype).requires_grad_() for x in inputs]
     target = torch.randint(0, words, (n,))
 
     def plain(hidden: Tensor, weight: Tensor) -> Tensor:
@@ -234,7 +240,8 @@ def decoder_loss(n: int, width: int, words: int, rounds: int = 1000) -> Case:
         others,
         lambda: with_gradients(gk.decoder_loss(*inputs, target), inputs),
     )
-    return Case("decoder_loss", f"N{n} d{width} V{words} forward+backward", runs, rounds=rounds)
+    shape = f"N{n} d{width} V{words} forward+backward" + (", bfloat16" if dtype == torch.bfloat16 else "")
+    return Case("decoder_loss", shape, runs, rounds=rounds)
 
 
 def cases(quick: bool) -> Iterator[Case]:
@@ -257,3 +264,9 @@ def cases(quick: bool) -> Iterator[Case]:
     yield affinity_graph(1, 8, 2048, 256)
     yield graph_mix(4, 40, 400, 300)
     yield decoder_loss(1920, 512, 100_000, rounds=3)
+    half = {"dtype": torch.bfloat16}
+    for values in (256, 64):
+        yield affinity_mix(1, 8, 2048, values, 64, backward=False, **half)
+        for b, t in ((8, 200), (4, 512), (1, 2048)):
+            yield affinity_mix(b, 8, t, values, 64, **half)
+    yield decoder_loss(1920, 512, 100_000, rounds=3, **half)

@@ -1,5 +1,5 @@
-// What forward and backward of affinity_mix share: a block of LANES query rows of one (sample, head), and its
-// scores. Nothing of size T x T exists: a thread holds the scores of its block, LANES x T, or a tile of them.
+// What forward and backward of affinity_mix share: a block of LANES query rows of one (sample, head), and which keys
+// they see. Nothing of size T x T exists: a thread holds the scores of its block, LANES x T, or a tile of them.
 #pragma once
 
 #include <algorithm>
@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "kernels.h"
-#include "panels.h"
 #include "scratch.h"
 #include "simd.h"
 
@@ -23,8 +22,8 @@ inline std::pair<std::int64_t, std::int64_t> rows_of_block(std::int64_t index, s
 }
 
 // The range of keys that any of `rows` rows of a sample sees.
-template <class T>
-std::pair<std::int64_t, std::int64_t> keys_seen(const Mix<T>& problem, std::int64_t sample, std::int64_t first,
+template <class Element>
+std::pair<std::int64_t, std::int64_t> keys_seen(const Mix<Element>& problem, std::int64_t sample, std::int64_t first,
                                                 std::int64_t rows) {
   std::int64_t low = problem.units, high = 0;
   const std::int64_t* span = problem.spans + 2 * (sample * problem.rows + first);
@@ -36,16 +35,21 @@ std::pair<std::int64_t, std::int64_t> keys_seen(const Mix<T>& problem, std::int6
   return {low, high};
 }
 
-template <class T>
+// As many heads as threads are worked on side by side, so that the blocks of one seldom wait for each other.
+template <class Element>
+std::int64_t heads_at_once(const Mix<Element>& problem, int threads) {
+  return std::max<std::int64_t>(1, std::min<std::int64_t>(threads, problem.batch * problem.heads));
+}
+
+template <class Element>
 class QueryBlock {
  public:
-  QueryBlock(const Mix<T>& problem, int threads)
-      : problem_(problem),
-        team_(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, problem.batch * problem.heads))),
-        across_(problem.width * LANES), theta_(LANES), begin_(LANES), end_(LANES) {}
+  using T = Sum<Element>;
 
-  // Items are the blocks of all heads, those of a head from the last: with causal spans it is the longest. As many
-  // heads as threads are worked on side by side, so that the blocks of one seldom wait for each other.
+  QueryBlock(const Mix<Element>& problem, int threads)
+      : problem_(problem), team_(heads_at_once(problem, threads)), theta_(LANES), begin_(LANES), end_(LANES) {}
+
+  // Items are the blocks of all heads, those of a head from the last: with causal spans it is the longest.
   void load(std::int64_t item) {
     const std::int64_t per_head = blocks(problem_.rows), heads = problem_.batch * problem_.heads;
     const std::int64_t team = item / (team_ * per_head), members = std::min(team_, heads - team * team_);
@@ -57,46 +61,16 @@ class QueryBlock {
     sample = head / problem_.heads;
     within = head % problem_.heads;
     load_spans();
-    laid_ = false;
     for (std::int64_t i = 0; i < LANES; ++i) {
       const bool used = problem_.theta && i < rows;
       theta_.get()[i] = used ? problem_.theta[head * problem_.rows + first + i] : T(0);
     }
   }
 
-  // Scores of the keys [key, key + count) in tile [count][LANES], then roots; adds r^2 to sum[lane]. Returns
-  // whether the tile has a weight. Keys that no lane of a group sees are not computed.
-  bool score(std::int64_t key, std::int64_t count, T* tile, double* sum) {
-    if (!laid_) lay_across(problem_.q.at(sample, within, first), problem_.q.row, problem_.width, across_);
-    laid_ = true;
-    const bool cut = crossed(key, count);
-    products(problem_.k.at(sample, within, key), problem_.k.row, key, count, problem_.width, across_, tile);
-    return simd<T>().roots(tile, count, key, lanes, theta_.get(),
-                           problem_.kind == Kind::relu, begin_.get(), end_.get(), cut, sum);
-  }
-
-  // x [rows][width] of the block in panels of lanes.
-  void lay_across(const T* x, std::int64_t stride, std::int64_t width, Buffer<T>& out) const {
-    if (rows < lanes) out.clear();
-    glomo::lay_across(x, stride, rows, width, out.get());
-  }
-
-  // tile[j][lane] = x_j . y_lane for the keys j of [key, key + count), x from the first of them on and y laid
-  // across; 0 for keys that no lane of a panel sees.
-  void products(const T* x, std::int64_t stride, std::int64_t key, std::int64_t count, std::int64_t width,
-                const Buffer<T>& y, T* tile) const {
-    const bool cut = crossed(key, count);
-    const std::int64_t panel = simd<T>().columns;
-    for (std::int64_t lane = 0; lane < lanes; lane += panel) {
-      const std::int64_t some = std::min(panel, lanes - lane);
-      const auto [from, to] = cut ? seen(lane, some, key, count) : std::pair<std::int64_t, std::int64_t>{0, count};
-      for (std::int64_t j = 0; j < count; ++j) {
-        if (j < from || j >= to) std::fill_n(tile + j * LANES + lane, some, T(0));
-      }
-      if (from >= to) continue;
-      simd<T>().multiply(to - from, some, width, x + from * stride, stride, false, y.get() + lane * width, panel,
-                         tile + from * LANES + lane, LANES, false);
-    }
+  // Scores of the keys [key, key + count) become roots; adds r^2 to sum[lane]. Returns whether the tile has a weight.
+  bool roots(std::int64_t key, std::int64_t count, T* tile, double* sum) const {
+    return simd<T>().roots(tile, count, key, lanes, theta_.get(), problem_.kind == Kind::relu, begin_.get(), end_.get(),
+                           crossed(key, count), sum);
   }
 
   // Keys of the tile from `key` on that come before the last one that a row sees.
@@ -152,10 +126,9 @@ class QueryBlock {
     }
   }
 
-  const Mix<T>& problem_;
+  const Mix<Element>& problem_;
   std::int64_t team_;
-  Buffer<T> across_, theta_, begin_, end_;  // spans in T, to be compared in registers: exact below 2^24
-  bool laid_ = false;                       // whether across_ holds the queries of this block
+  Buffer<T> theta_, begin_, end_;  // spans in T, to be compared in registers: exact below 2^24
   std::int64_t all_from_ = 0, all_to_ = 0;
 };
 

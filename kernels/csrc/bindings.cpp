@@ -7,6 +7,7 @@
 #include <variant>
 #include <vector>
 
+#include "bfloat16.h"
 #include "kernels.h"
 #include "simd.h"
 
@@ -31,6 +32,18 @@ void with_type(bool is_double, const F& f) {
   } else {
     f(static_cast<float*>(nullptr));
   }
+}
+
+// The same of the elements' type, which may be half of a float, too.
+template <class F>
+void with_element(bool is_double, bool is_half, const F& f) {
+  with_type(is_double, [&](auto* type) {
+    if (is_half) {
+      f(static_cast<glomo::Half*>(nullptr));
+    } else {
+      f(type);
+    }
+  });
 }
 
 struct AffinityArguments {
@@ -63,15 +76,15 @@ glomo::Rows<T> rows(const RowsArguments& r) {
 }
 
 struct MixArguments {
-  bool is_double;
+  bool is_double, is_half;
   RowsArguments q, k, v;
   Address theta, spans, topk;
   Size batch, heads, rows_count, units, width, values;
   int kind;
 
-  template <class T>
-  glomo::Mix<T> as() const {
-    return {rows<T>(q), rows<T>(k), rows<T>(v), at<const T>(theta), at<const Size>(spans), at<const Size>(topk),
+  template <class E>
+  glomo::Mix<E> as() const {
+    return {rows<E>(q), rows<E>(k), rows<E>(v), at<const glomo::Sum<E>>(theta), at<const Size>(spans), at<const Size>(topk),
             batch, heads, rows_count, units, width, values, static_cast<glomo::Kind>(kind)};
   }
 };
@@ -89,14 +102,14 @@ struct GraphArguments {
 };
 
 struct DecoderArguments {
-  bool is_double;
+  bool is_double, is_half;
   Address hidden, weight, target;
   int stored;
   Size rows, words, width;
 
-  template <class T>
-  glomo::Decoder<T> as() const {
-    return {at<const T>(hidden), at<const void>(weight), static_cast<glomo::Stored>(stored), at<const Size>(target),
+  template <class E>
+  glomo::Decoder<E> as() const {
+    return {at<const E>(hidden), at<const void>(weight), static_cast<glomo::Stored>(stored), at<const Size>(target),
             rows, words, width};
   }
 };
@@ -107,6 +120,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "Compiled CPU kernels; called by glomo_kernels, not by users.";
   m.attr("interface") = glomo::INTERFACE;
   m.def("instruction_set", [] { return glomo::simd<float>().name; });
+  m.def("bfloat16", [] { return glomo::bfloat16() ? glomo::bfloat16()->name : ""; });
 
   py::class_<AffinityArguments>(m, "Affinity")
       .def(py::init([](bool is_double, Address q, Address k, Address theta, Address spans, Address topk, Size batch,
@@ -145,28 +159,31 @@ PYBIND11_MODULE(_cpu, m) {
         });
 
   py::class_<MixArguments>(m, "Mix")
-      .def(py::init([](bool is_double, RowsArguments q, RowsArguments k, RowsArguments v, Address theta,
+      .def(py::init([](bool is_double, bool is_half, RowsArguments q, RowsArguments k, RowsArguments v, Address theta,
                        Address spans, Address topk, Size batch, Size heads, Size rows, Size units, Size width,
                        Size values, int kind) {
-             return MixArguments{is_double, q, k, v, theta, spans, topk, batch, heads, rows, units, width, values, kind};
+             return MixArguments{is_double, is_half, q,     k,     v,      theta, spans, topk,
+                                 batch,     heads,   rows,  units, width,  values, kind};
            }),
-           py::kw_only(), py::arg("is_double"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("theta"),
+           py::kw_only(), py::arg("is_double"), py::arg("is_half"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("theta"),
            py::arg("spans"), py::arg("topk"), py::arg("batch"), py::arg("heads"), py::arg("rows"), py::arg("units"),
            py::arg("width"), py::arg("values"), py::arg("kind"));
   m.def("affinity_mix", [](const MixArguments& a, Address mixed, Address norm, Address live, Address edges,
                            Address entropy, Address kept, int threads) {
-    with_type(a.is_double, [&](auto* type) {
-      using T = std::remove_pointer_t<decltype(type)>;
-      glomo::affinity_mix<T>(a.as<T>(), at<T>(mixed), at<T>(norm), at<std::uint8_t>(live), at<std::int32_t>(edges),
+    with_element(a.is_double, a.is_half, [&](auto* type) {
+      using E = std::remove_pointer_t<decltype(type)>;
+      using T = glomo::Sum<E>;
+      glomo::affinity_mix<E>(a.as<E>(), at<E>(mixed), at<T>(norm), at<std::uint8_t>(live), at<std::int32_t>(edges),
                              at<T>(entropy), at<T>(kept), threads);
     });
   });
   m.def("affinity_mix_backward", [](const MixArguments& a, RowsArguments grad, Address norm, Address live, Address kept,
                                     Address dq, Address dk, Address dv, Address dtheta, int threads) {
-    with_type(a.is_double, [&](auto* type) {
-      using T = std::remove_pointer_t<decltype(type)>;
-      glomo::affinity_mix_backward<T>(a.as<T>(), rows<T>(grad), at<const T>(norm), at<const std::uint8_t>(live),
-                                      at<const T>(kept), at<T>(dq), at<T>(dk), at<T>(dv), at<T>(dtheta), threads);
+    with_element(a.is_double, a.is_half, [&](auto* type) {
+      using E = std::remove_pointer_t<decltype(type)>;
+      using T = glomo::Sum<E>;
+      glomo::affinity_mix_backward<E>(a.as<E>(), rows<E>(grad), at<const T>(norm), at<const std::uint8_t>(live),
+                                      at<const T>(kept), at<E>(dq), at<E>(dk), at<E>(dv), at<T>(dtheta), threads);
     });
   });
 
@@ -216,25 +233,27 @@ PYBIND11_MODULE(_cpu, m) {
   });
 
   py::class_<DecoderArguments>(m, "Decoder")
-      .def(py::init([](bool is_double, Address hidden, Address weight, Address target, int stored, Size rows, Size words,
-                       Size width) {
-             return DecoderArguments{is_double, hidden, weight, target, stored, rows, words, width};
+      .def(py::init([](bool is_double, bool is_half, Address hidden, Address weight, Address target, int stored,
+                       Size rows, Size words, Size width) {
+             return DecoderArguments{is_double, is_half, hidden, weight, target, stored, rows, words, width};
            }),
-           py::kw_only(), py::arg("is_double"), py::arg("hidden"), py::arg("weight"), py::arg("target"),
+           py::kw_only(), py::arg("is_double"), py::arg("is_half"), py::arg("hidden"), py::arg("weight"), py::arg("target"),
            py::arg("stored"), py::arg("rows"), py::arg("words"), py::arg("width"));
   m.attr("decoder_block") = glomo::DECODER_BLOCK;
   m.def("decoder_exponentials", [](const DecoderArguments& d, Address kept, Address peak, Address sum,
                                    Address likelihood, int threads) {
-    with_type(d.is_double, [&](auto* type) {
-      using T = std::remove_pointer_t<decltype(type)>;
-      glomo::decoder_exponentials<T>(d.as<T>(), at<T>(kept), at<T>(peak), at<T>(sum), at<T>(likelihood), threads);
+    with_element(d.is_double, d.is_half, [&](auto* type) {
+      using E = std::remove_pointer_t<decltype(type)>;
+      using T = glomo::Sum<E>;
+      glomo::decoder_exponentials<E>(d.as<E>(), at<T>(kept), at<T>(peak), at<T>(sum), at<T>(likelihood), threads);
     });
   });
   m.def("decoder_gradients", [](const DecoderArguments& d, Address kept, Address factor, Address slope,
                                 Address d_hidden, Address d_weight, bool accumulate, int threads) {
-    with_type(d.is_double, [&](auto* type) {
-      using T = std::remove_pointer_t<decltype(type)>;
-      glomo::decoder_gradients<T>(d.as<T>(), at<T>(kept), at<const T>(factor), at<const T>(slope), at<T>(d_hidden),
+    with_element(d.is_double, d.is_half, [&](auto* type) {
+      using E = std::remove_pointer_t<decltype(type)>;
+      using T = glomo::Sum<E>;
+      glomo::decoder_gradients<E>(d.as<E>(), at<T>(kept), at<const T>(factor), at<const T>(slope), at<T>(d_hidden),
                                   at<T>(d_weight), accumulate, threads);
     });
   });

@@ -7,8 +7,8 @@
 #include <limits>
 #include <vector>
 
+#include "decoder_products.h"
 #include "kernels.h"
-#include "panels.h"
 #include "scratch.h"
 #include "simd.h"
 #include "threads.h"
@@ -23,21 +23,6 @@ std::int64_t share_of(std::int64_t words) {
   return std::clamp<std::int64_t>(part, DECODER_BLOCK, 8 * DECODER_BLOCK);
 }
 
-// Rows of the weight from word `first` on: where they are, or widened into scratch memory.
-template <class T>
-const T* weight_rows(const Decoder<T>& problem, std::int64_t first, std::int64_t count, T* scratch) {
-  const std::int64_t start = first * problem.width;
-  if (problem.stored == Stored::same) return static_cast<const T*>(problem.weight) + start;
-  simd<T>().widen(static_cast<const std::uint16_t*>(problem.weight) + start, count * problem.width,
-                  problem.stored == Stored::bfloat16, scratch);
-  return scratch;
-}
-
-template <class T>
-std::int64_t scratch_of(const Decoder<T>& problem) {
-  return problem.stored == Stored::same ? 0 : DECODER_BLOCK * problem.width;
-}
-
 // Calls f(block, first word, number of words) for the blocks of a share.
 template <class F>
 void for_blocks(std::int64_t words, std::int64_t item, const F& f) {
@@ -48,8 +33,8 @@ void for_blocks(std::int64_t words, std::int64_t item, const F& f) {
 }
 
 // Calls f(row, its target's place in the block) for the rows whose target is in the block.
-template <class T, class F>
-void for_targets(const Decoder<T>& problem, std::int64_t first, std::int64_t count, const F& f) {
+template <class Element, class F>
+void for_targets(const Decoder<Element>& problem, std::int64_t first, std::int64_t count, const F& f) {
   for (std::int64_t i = 0; i < problem.rows; ++i) {
     const std::int64_t word = problem.target[i];
     if (word >= first && word < first + count) f(i, word - first);
@@ -58,19 +43,20 @@ void for_targets(const Decoder<T>& problem, std::int64_t first, std::int64_t cou
 
 }  // namespace
 
-template <class T>
-void decoder_exponentials(const Decoder<T>& problem, T* kept, T* peak, T* sum, T* likelihood, int threads) {
-  const std::int64_t rows = problem.rows, words = problem.words, width = problem.width;
+template <class Element>
+void decoder_exponentials(const Decoder<Element>& problem, Sum<Element>* kept, Sum<Element>* peak, Sum<Element>* sum,
+                          Sum<Element>* likelihood, int threads) {
+  using T = Sum<Element>;
+  const std::int64_t rows = problem.rows, words = problem.words;
   const std::int64_t lanes = lanes_of<T>(rows), share = share_of(words);
-  Buffer<T> across(in_panels<T>(rows) * width);
-  lay_across(problem.hidden, width, rows, width, across.get());
+  const LogitProducts<Element> products(problem);
   parallel((words + share - 1) / share, threads, [&](const auto& next) {
-    Buffer<T> own(kept ? 0 : DECODER_BLOCK * lanes), largest(lanes), total(lanes), wide(scratch_of(problem));
+    typename LogitProducts<Element>::Own own(problem);
+    Buffer<T> block_of_logits(kept ? 0 : DECODER_BLOCK * lanes), largest(lanes), total(lanes);
     for (std::int64_t item = next(); item >= 0; item = next()) {
       for_blocks(words, item, [&](std::int64_t block, std::int64_t first, std::int64_t count) {
-        T* logits = kept ? kept + first * lanes : own.get();
-        multiply_panels(count, lanes, width, weight_rows(problem, first, count, wide.get()), width, false,
-                        across.get(), logits, lanes, false);
+        T* logits = kept ? kept + first * lanes : block_of_logits.get();
+        products.logits(own, first, count, logits);
         simd<T>().peaks(logits, count, lanes, lanes, largest.get());
         for_targets(problem, first, count, [&](std::int64_t i, std::int64_t word) {
           likelihood[i] = logits[word * lanes + i];
@@ -84,18 +70,20 @@ void decoder_exponentials(const Decoder<T>& problem, T* kept, T* peak, T* sum, T
   });
 }
 
-template <class T>
-void decoder_gradients(const Decoder<T>& problem, T* kept, const T* factor, const T* slope, T* d_hidden, T* d_weight,
-                       bool accumulate, int threads) {
+template <class Element>
+void decoder_gradients(const Decoder<Element>& problem, Sum<Element>* kept, const Sum<Element>* factor,
+                       const Sum<Element>* slope, Sum<Element>* d_hidden, Sum<Element>* d_weight, bool accumulate,
+                       int threads) {
+  using T = Sum<Element>;
   const std::int64_t rows = problem.rows, words = problem.words, width = problem.width;
   const std::int64_t lanes = lanes_of<T>(rows), share = share_of(words), items = (words + share - 1) / share;
-  const std::int64_t columns = in_panels<T>(width), pitch = padded<T>(width);
-  Buffer<T> hidden(columns * rows);
-  lay_panels(problem.hidden, width, rows, width, hidden.get());
+  const std::int64_t pitch = padded<T>(width);
+  const GradientProducts<Element> products(problem);
   const std::vector<std::uint8_t> all(static_cast<std::size_t>(items), 1);
   Turns turns(1, items, 1, all.data());
   parallel(items, threads, [&](const auto& next) {
-    Buffer<T> weight(columns * DECODER_BLOCK), part(rows * pitch), factors(lanes), wide(scratch_of(problem));
+    typename GradientProducts<Element>::Own own(problem);
+    Buffer<T> part(lanes * pitch), factors(lanes);
     for (std::int64_t item = next(); item >= 0; item = next()) {
       for_blocks(words, item, [&](std::int64_t block, std::int64_t first, std::int64_t count) {
         T* shares = kept + first * lanes;
@@ -103,11 +91,8 @@ void decoder_gradients(const Decoder<T>& problem, T* kept, const T* factor, cons
         simd<T>().scale_lanes(shares, count, lanes, lanes, factors.get());
         for_targets(problem, first, count,
                     [&](std::int64_t i, std::int64_t word) { shares[word * lanes + i] = slope[i]; });
-        multiply_panels(count, width, rows, shares, lanes, false, hidden.get(), d_weight + first * width, width,
-                        accumulate);
-        lay_panels(weight_rows(problem, first, count, wide.get()), width, count, width, weight.get());
-        multiply_panels(rows, width, count, shares, lanes, true, weight.get(), part.get(), pitch,
-                        first != item * share);
+        products.add(own, first, count, shares, d_weight + first * width, accumulate, part.get(), pitch,
+                     first != item * share);
       });
       const std::int64_t turn = items - 1 - item;  // the order of Turns is from the last
       const bool first_turn = turns.wait(0, turn, 0);
@@ -124,10 +109,12 @@ void decoder_gradients(const Decoder<T>& problem, T* kept, const T* factor, cons
   });
 }
 
-#define INSTANTIATE(T)                                                                                              \
-  template void decoder_exponentials<T>(const Decoder<T>&, T*, T*, T*, T*, int);                                     \
-  template void decoder_gradients<T>(const Decoder<T>&, T*, const T*, const T*, T*, T*, bool, int);
+#define INSTANTIATE(E)                                                                                                \
+  template void decoder_exponentials<E>(const Decoder<E>&, Sum<E>*, Sum<E>*, Sum<E>*, Sum<E>*, int);                  \
+  template void decoder_gradients<E>(const Decoder<E>&, Sum<E>*, const Sum<E>*, const Sum<E>*, Sum<E>*, Sum<E>*, bool, \
+                                     int);
 INSTANTIATE(float)
 INSTANTIATE(double)
+INSTANTIATE(Half)
 
 }  // namespace glomo

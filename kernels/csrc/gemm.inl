@@ -95,10 +95,49 @@ void multiply(std::int64_t rows, std::int64_t columns, std::int64_t depth, const
   run(rows, columns, depth, a, lda, b, ldb, c, ldc, accumulate);
 }
 
+#if defined(__x86_64__) && SIMD_BYTES == 64
+// 16 rows of 16 at once. Pairs of rows exchange their elements at a distance of 1, 2, 4, 8: what is left of a step's
+// first row and comes from its second one, or the other way round.
+inline void transpose_square(const float* x, std::int64_t stride, float* out, std::int64_t ld) {
+  typedef float Row __attribute__((vector_size(64)));
+  Row a[16], b[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) a[i] = load(x + i * stride);
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i += 2) {
+    b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]), b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i += 4) {
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      const __m512d low = (__m512d)b[i + j], high = (__m512d)b[i + j + 2];
+      a[i + 2 * j] = (Row)_mm512_unpacklo_pd(low, high), a[i + 2 * j + 1] = (Row)_mm512_unpackhi_pd(low, high);
+    }
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {  // row j of each four has columns j, 4 + j, 8 + j, 12 + j of these four rows
+    b[j] = _mm512_shuffle_f32x4(a[j], a[j + 4], 0x88), b[j + 4] = _mm512_shuffle_f32x4(a[j], a[j + 4], 0xdd);
+    b[j + 8] = _mm512_shuffle_f32x4(a[j + 8], a[j + 12], 0x88), b[j + 12] = _mm512_shuffle_f32x4(a[j + 8], a[j + 12], 0xdd);
+    store(out + j * ld, (Row)_mm512_shuffle_f32x4(b[j], b[j + 8], 0x88));
+    store(out + (j + 8) * ld, (Row)_mm512_shuffle_f32x4(b[j], b[j + 8], 0xdd));
+    store(out + (j + 4) * ld, (Row)_mm512_shuffle_f32x4(b[j + 4], b[j + 12], 0x88));
+    store(out + (j + 12) * ld, (Row)_mm512_shuffle_f32x4(b[j + 4], b[j + 12], 0xdd));
+  }
+}
+#endif
+
 // out[d * ld + i] = x[i * stride + d] for i < rows, d < width.
 template <class T>
 void transpose(const T* x, std::int64_t stride, std::int64_t rows, std::int64_t width, T* out, std::int64_t ld) {
   std::int64_t i = 0;
+#if defined(__x86_64__) && SIMD_BYTES == 64
+  if constexpr (sizeof(T) == 4) {
+    for (; i + 16 <= rows && width % 16 == 0; i += 16) {
+      for (std::int64_t d = 0; d < width; d += 16) transpose_square(x + i * stride + d, stride, out + d * ld + i, ld);
+    }
+  }
+#endif
 #if defined(__clang__) || __GNUC__ >= 12
   if constexpr (sizeof(T) == 4) {
     typedef T Four __attribute__((vector_size(16), aligned(4), may_alias));  // no reference to it is made

@@ -3,12 +3,13 @@
 
 #include <cstdint>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 namespace glomo {
 
 // glomo_kernels/extensions.py says when to raise it.
-constexpr int INTERFACE = 2;
+constexpr int INTERFACE = 3;
 
 enum class Kind : int { relu = 0, square = 1, topk = 2 };
 
@@ -64,11 +65,17 @@ struct Rows {
   const T* at(std::int64_t b, std::int64_t h, std::int64_t i) const { return data + b * sample + h * head + i * row; }
 };
 
+using Half = std::uint16_t;  // the bits of a bfloat16
+
+// What elements are added up in.
+template <class Element>
+using Sum = std::conditional_t<std::is_same_v<Element, Half>, float, Element>;
+
 // Arguments of affinity_mix. `live`: [batch, heads, blocks(rows), blocks(units)], see affinity_mix/__init__.py.
-template <class T>
+template <class Element>
 struct Mix {
-  Rows<T> q, k, v;
-  const T* theta;             // [batch, heads, rows] or null
+  Rows<Element> q, k, v;
+  const Sum<Element>* theta;  // [batch, heads, rows] or null
   const std::int64_t* spans;  // [batch, rows, 2]
   const std::int64_t* topk;   // [batch], only for Kind::topk
   std::int64_t batch, heads, rows, units, width, values;
@@ -77,14 +84,15 @@ struct Mix {
 
 // mixed [batch, heads, rows, values]; norm, edges, entropy [batch, heads, rows], the last two or null; kept
 // [batch, heads, blocks(rows), units, LANES] or null: the roots, for the backward pass.
-template <class T>
-void affinity_mix(const Mix<T>& problem, T* mixed, T* norm, std::uint8_t* live, std::int32_t* edges, T* entropy,
-                  T* kept, int threads);
+template <class Element>
+void affinity_mix(const Mix<Element>& problem, Element* mixed, Sum<Element>* norm, std::uint8_t* live,
+                  std::int32_t* edges, Sum<Element>* entropy, Sum<Element>* kept, int threads);
 
 // dq as q, dk and dv as k and v, contiguous; dtheta may be null.
-template <class T>
-void affinity_mix_backward(const Mix<T>& problem, const Rows<T>& grad, const T* norm, const std::uint8_t* live,
-                           const T* kept, T* dq, T* dk, T* dv, T* dtheta, int threads);
+template <class Element>
+void affinity_mix_backward(const Mix<Element>& problem, const Rows<Element>& grad, const Sum<Element>* norm,
+                           const std::uint8_t* live, const Sum<Element>* kept, Element* dq, Element* dk, Element* dv,
+                           Sum<Element>* dtheta, int threads);
 
 // `count` components, from `first` on, of a batch of graphs with `components` per sample.
 template <class T>
@@ -127,10 +135,10 @@ constexpr std::int64_t DECODER_BLOCK = 256;
 // How numbers lie in memory: as the type that is computed in, or in half of a float.
 enum class Stored : int { same = 0, bfloat16 = 1, float16 = 2 };
 
-// A chunk of rows of decoder_loss.
-template <class T>
+// A chunk of rows of decoder_loss. With Half, `weight` is of Half too.
+template <class Element>
 struct Decoder {
-  const T* hidden;             // [rows, width]
+  const Element* hidden;       // [rows, width]
   const void* weight;          // [words, width], `stored` so
   Stored stored;
   const std::int64_t* target;  // [rows]
@@ -139,13 +147,15 @@ struct Decoder {
 
 // kept [words, rows rounded up to 64 bytes] or null: exp(logit - peak of its block), 0 for the target; peak, sum
 // [blocks, rows]: the largest logit of each block, the sum of the exponentials; likelihood [rows]: the target's logit.
-template <class T>
-void decoder_exponentials(const Decoder<T>& problem, T* kept, T* peak, T* sum, T* likelihood, int threads);
+template <class Element>
+void decoder_exponentials(const Decoder<Element>& problem, Sum<Element>* kept, Sum<Element>* peak, Sum<Element>* sum,
+                          Sum<Element>* likelihood, int threads);
 
 // factor [blocks, rows] turns `kept`, which is overwritten, into softmax; slope [rows] is that of the target, less 1.
 // d_weight is added to if `accumulate`.
-template <class T>
-void decoder_gradients(const Decoder<T>& problem, T* kept, const T* factor, const T* slope, T* d_hidden, T* d_weight,
-                       bool accumulate, int threads);
+template <class Element>
+void decoder_gradients(const Decoder<Element>& problem, Sum<Element>* kept, const Sum<Element>* factor,
+                       const Sum<Element>* slope, Sum<Element>* d_hidden, Sum<Element>* d_weight, bool accumulate,
+                       int threads);
 
 }  // namespace glomo

@@ -5,17 +5,16 @@
 #include <vector>
 
 #include "affinity_mix.h"
-#include "edges.h"
 
 namespace glomo {
 
 inline std::int64_t tile_of(std::int64_t key) { return key / LANES; }
 
-// live[head][row / LANES][key / LANES] = 1 where the tile from `key` on has an edge. Two blocks may share such a row.
-template <class T>
-void mark_live(const QueryBlock<T>& block, const Edges& edges, std::int64_t key, std::int64_t per_head,
+// live[head][row / LANES][key / LANES] = 1 where the tile from `key` on has an edge, in those of the block's rows whose
+// bits are given. Two blocks may share such a row.
+template <class Element>
+void mark_live(const QueryBlock<Element>& block, std::uint64_t rows, std::int64_t key, std::int64_t per_head,
                std::int64_t tiles, std::uint8_t* live) {
-  const std::uint64_t rows = edges.rows();
   for (std::int64_t i = 0; i < block.rows;) {
     const std::int64_t tile = (block.first + i) / LANES, stop = std::min((tile + 1) * LANES - block.first, block.rows);
     const std::uint64_t these = (~std::uint64_t{0} >> (LANES - (stop - i))) << i;
@@ -27,8 +26,8 @@ void mark_live(const QueryBlock<T>& block, const Edges& edges, std::int64_t key,
 
 // The same by blocks, from what the forward pass has marked: 1 if one of the rows that a block shares is, and the block
 // sees a key of the tile.
-template <class T>
-std::vector<std::uint8_t> live_blocks(const Mix<T>& problem, const std::uint8_t* live) {
+template <class Element>
+std::vector<std::uint8_t> live_blocks(const Mix<Element>& problem, const std::uint8_t* live) {
   const std::int64_t per_head = blocks(problem.rows), tiles = blocks(problem.units), per_sample = problem.heads * per_head;
   std::vector<std::uint8_t> found(static_cast<std::size_t>(problem.batch * per_sample * tiles));
   for (std::int64_t item = 0; item < problem.batch * per_head; ++item) {

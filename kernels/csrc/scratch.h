@@ -10,14 +10,14 @@
 
 namespace glomo {
 
-// Zeros on cache lines of their own.
+// Memory on cache lines of its own, zeros unless said otherwise.
 template <class T>
 class Buffer {
  public:
-  explicit Buffer(std::int64_t size)
+  explicit Buffer(std::int64_t size, bool zeros = true)
       : size_(static_cast<std::size_t>(std::max<std::int64_t>(size, 1))),
         data_(static_cast<T*>(::operator new(size_ * sizeof(T), std::align_val_t(64)))) {
-    clear();
+    if (zeros) clear();
   }
   ~Buffer() { ::operator delete(data_, std::align_val_t(64)); }
   Buffer(const Buffer&) = delete;

@@ -1,8 +1,10 @@
 #include "simd.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <limits>
 #include <string>
+#include <vector>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -53,14 +55,6 @@ namespace {
 #pragma GCC pop_options
 #endif
 
-// The environment may name a lesser instruction set than the best, to try the loops for other machines.
-bool allowed(const char* name) {
-  const char* most = std::getenv("GLOMO_SIMD");
-  if (most == nullptr || *most == '\0') return true;
-  const std::string wanted(most);
-  return wanted == name || (wanted == "avx512" && std::string(name) == "avx2");
-}
-
 template <class T>
 Simd<T> choose() {
   __builtin_cpu_init();
@@ -81,6 +75,18 @@ Simd<T> choose() {
 #endif
 
 }  // namespace
+
+// The environment may name a lesser instruction set than the best, to try the loops for other machines.
+bool allowed(const char* name) {
+  static const std::vector<std::string> all = {"portable", "avx2", "avx512", "avx512_bf16", "amx"};
+  const char* most = std::getenv("GLOMO_SIMD");
+  return most == nullptr || *most == '\0' || std::find(all.begin(), all.end(), name) <= std::find(all.begin(), all.end(), most);
+}
+
+bool named(const char* name) {
+  const char* most = std::getenv("GLOMO_SIMD");
+  return most != nullptr && name == std::string(most);
+}
 
 template <class T>
 const Simd<T>& simd() {

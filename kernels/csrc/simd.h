@@ -71,6 +71,12 @@ struct Simd {
   void (*scale_lanes)(T* x, std::int64_t words, std::int64_t pitch, std::int64_t lanes, const T* factor);
 };
 
+// Whether GLOMO_SIMD, if it is set, names this instruction set or a greater one.
+bool allowed(const char* name);
+
+// Whether it names this one.
+bool named(const char* name);
+
 // The best version that this machine runs.
 template <class T>
 const Simd<T>& simd();

@@ -20,12 +20,15 @@ class Turns {
   // Returns whether it is the first turn.
   bool wait(std::int64_t head, std::int64_t index, std::int64_t tile) const {
     const std::int64_t before = next(head, index, tile);
-    const auto& last = last_[head * tiles_ + tile];
-    for (int spins = 0; last.load(std::memory_order_acquire) != before; ++spins) {
-      if (spins > 64) std::this_thread::yield();
-    }
+    wait_until(head, tile, before);
     return before == per_head_;
   }
+
+  // Whether no block comes after this one.
+  bool last(std::int64_t head, std::int64_t index, std::int64_t tile) const { return final(head, tile) == index; }
+
+  // Returns when all blocks of a head have had their turns at a tile.
+  void wait_for_last(std::int64_t head, std::int64_t tile) const { wait_until(head, tile, final(head, tile)); }
 
   // Whether no block at all has this tile.
   bool none(std::int64_t head, std::int64_t tile) const { return next(head, -1, tile) == per_head_; }
@@ -35,6 +38,20 @@ class Turns {
   }
 
  private:
+  void wait_until(std::int64_t head, std::int64_t tile, std::int64_t index) const {
+    const auto& last = last_[head * tiles_ + tile];
+    for (int spins = 0; last.load(std::memory_order_acquire) != index; ++spins) {
+      if (spins > 64) std::this_thread::yield();
+    }
+  }
+
+  // The last block that has this tile, or per_head_.
+  std::int64_t final(std::int64_t head, std::int64_t tile) const {
+    std::int64_t index = 0;
+    while (index < per_head_ && !live_[(head * per_head_ + index) * tiles_ + tile]) ++index;
+    return index;
+  }
+
   // The block that was begun last before block `index` and has this tile too, or per_head_.
   std::int64_t next(std::int64_t head, std::int64_t index, std::int64_t tile) const {
     std::int64_t before = index + 1;

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from glomo_kernels.extensions import load
 
-INTERFACE = 2  # in csrc/kernels.h
+INTERFACE = 3  # in csrc/kernels.h
 
 # Values of GLOMO_SIMD: the most that the loops may use of what the machine has.
-INSTRUCTION_SETS = ("portable", "avx2", "avx512")
+INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
 
 
 @functools.cache
@@ -42,6 +42,23 @@ def why_not(tensor: Tensor | None) -> str | None:
     if tensor is not None and tensor.device.type != "cpu":
         return f"it takes CPU tensors, these are on {tensor.device}"
     return missing()
+
+
+# The processor's products of bfloat16 take rows whose width is a multiple of this.
+HALF_WIDTH = 32
+
+
+def has_bfloat16(tensor: Tensor) -> bool:
+    """Whether products of such a tensor can be the processor's own for bfloat16 (kernels/csrc/bfloat16.h)."""
+    return tensor.dtype == torch.bfloat16 and bool(loaded().bfloat16())
+
+
+def in_words(tensor: Tensor) -> bool:
+    """Whether its rows can be read by words of 32 bits. Views of one large buffer may lie anywhere."""
+    if tensor.element_size() % 4 == 0:
+        return True
+    places = zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True)
+    return tensor.data_ptr() % 4 == 0 and all(size < 2 or stride % 2 == 0 for size, stride in places)
 
 
 def threads() -> int:

@@ -92,7 +92,8 @@ def test_unknown_loops_are_refused_and_an_empty_name_is_none():
         environment = {**os.environ, "GLOMO_SIMD": name}
         return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
 
-    assert "GLOMO_SIMD must be one of portable, avx2, avx512, got 'AVX2'." in run("AVX2").stderr
+    names = "portable, avx2, avx512, avx512_bf16, amx"
+    assert f"GLOMO_SIMD must be one of {names}, got 'AVX2'." in run("AVX2").stderr
     assert run("").stdout == run("avx512").stdout != ""
 
 

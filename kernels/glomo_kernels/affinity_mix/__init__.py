@@ -109,7 +109,8 @@ def affinity_mix(
 
 def _worth_keeping(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """On a CPU, where arithmetic is dear, scores are kept for the backward pass if they take no more than q, k, v."""
-    return q.device.type == "cpu" and kept_size(q, k) <= q.numel() + k.numel() + v.numel()
+    size = kept_size(q, k) * compute_dtype(q).itemsize
+    return q.device.type == "cpu" and size <= q.nbytes + k.nbytes + v.nbytes
 
 
 @operator("affinity_mix")

@@ -1,6 +1,8 @@
-"""affinity_mix in C++ (kernels/csrc/affinity_mix.cpp): for float32 and float64, half precision through float32.
+"""affinity_mix in C++ (kernels/csrc/affinity_mix.cpp): for float32 and float64; bfloat16 where the processor has
+instructions for it, other half precision through float32.
 
-Inputs are read where they lie, whatever their strides, as long as the elements of a row are side by side.
+Inputs are read where they lie, whatever their strides, as long as the elements of a row are side by side. The
+processor's products of bfloat16 take widths that are multiples of 32: others are filled up with zeros.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from glomo_kernels import cpu_extension
 from glomo_kernels.cpu_extension import threads
@@ -34,10 +37,18 @@ def why_not(
     return cpu_extension.why_not(q)
 
 
-def _rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def _rows(tensor: Tensor, dtype: torch.dtype, half: bool) -> Tensor:
     """[B, H, T, D] in `dtype` with the elements of a row side by side."""
+    if half and tensor.shape[3] % cpu_extension.HALF_WIDTH:
+        return pad(tensor, (0, -tensor.shape[3] % cpu_extension.HALF_WIDTH))
     tensor = tensor.to(dtype)
-    return tensor if tensor.stride(3) == 1 else tensor.contiguous()
+    tensor = tensor if tensor.stride(3) == 1 else tensor.contiguous()
+    return tensor if cpu_extension.in_words(tensor) else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _cut(result: Tensor, like: Tensor) -> Tensor:
+    """In the dtype and the width of an input."""
+    return result[..., : like.shape[3]].to(like.dtype).contiguous()
 
 
 def _place(tensor: Tensor) -> tuple[int, int, int, int]:
@@ -58,26 +69,36 @@ class _Problem:
         kind: str,
     ) -> None:
         self.dtype = compute_dtype(q)
-        batch, heads, rows, width = q.shape
-        matrices = {"q": _rows(q, self.dtype), "k": _rows(k, self.dtype), "v": _rows(v, self.dtype)}
+        self.half = cpu_extension.has_bfloat16(q)
+        self.element = q.dtype if self.half else self.dtype  # of the matrices
+        matrices = {name: self.rows(x) for name, x in (("q", q), ("k", k), ("v", v))}
+        batch, heads, rows, width = matrices["q"].shape
         vectors = {
             "theta": None if theta is None else contiguous(theta, self.dtype),
             "spans": contiguous(spans.clamp(0, k.shape[2])),  # C++ does not look beyond them
             "topk": None if topk is None else contiguous(topk.clamp(min=1)),
         }
         self.alive = matrices, vectors
+        self.values = matrices["v"].shape[3]
         self.arguments: Any = cpu_extension.loaded().Mix(
             **{name: _place(tensor) for name, tensor in matrices.items()},
             **{name: 0 if tensor is None else tensor.data_ptr() for name, tensor in vectors.items()},
             is_double=self.dtype == torch.float64,
+            is_half=self.half,
             batch=batch,
             heads=heads,
             rows=rows,
             units=k.shape[2],
             width=width,
-            values=v.shape[3],
+            values=self.values,
             kind=KINDS[kind],
         )
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        return _rows(tensor, self.element, self.half)
+
+    def empty_like(self, name: str) -> Tensor:
+        return torch.empty(self.alive[0][name].shape, dtype=self.element)
 
 
 def forward(
@@ -94,7 +115,7 @@ def forward(
     """As the reference; kept are the roots, [B, H, blocks of rows, T, 64]."""
     problem = _Problem(q, k, v, theta, spans, topk, kind)
     rows = q.shape[:3]
-    mixed = torch.empty(*rows, v.shape[3], dtype=problem.dtype)
+    mixed = torch.empty(*rows, problem.values, dtype=problem.element)
     norm = torch.empty(rows, dtype=problem.dtype)
     edges = torch.empty(rows if stats else (0,), dtype=torch.int32)
     entropy = torch.empty(rows if stats else (0,), dtype=problem.dtype)
@@ -103,7 +124,7 @@ def forward(
     kept[-1:] = 1
     addresses = [x.data_ptr() if x.numel() else 0 for x in (mixed, norm, live, edges, entropy, kept)]
     cpu_extension.loaded().affinity_mix(problem.arguments, *addresses, threads())
-    return mixed.to(q.dtype), norm, edges, entropy, live, kept
+    return _cut(mixed, v), norm, edges, entropy, live, kept
 
 
 def backward(
@@ -122,13 +143,11 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and theta (empty without theta)."""
     problem = _Problem(q, k, v, theta, spans, topk, kind)
-    grad, norm = _rows(grad, problem.dtype), contiguous(norm)
+    grad, norm = problem.rows(grad), contiguous(norm)
     live, kept = contiguous(live), contiguous(kept)
     if kept.numel() and not kept[-1]:  # the forward pass was another backend's
         kept = kept[:0]
-    dq = torch.empty(q.shape, dtype=problem.dtype)
-    dk = torch.empty(k.shape, dtype=problem.dtype)
-    dv = torch.empty(v.shape, dtype=problem.dtype)
+    dq, dk, dv = (problem.empty_like(name) for name in "qkv")
     dtheta = torch.empty((0,) if theta is None else theta.shape, dtype=problem.dtype)
     cpu_extension.loaded().affinity_mix_backward(
         problem.arguments,
@@ -137,4 +156,4 @@ def backward(
         threads(),
     )
     dtheta = dtheta if theta is None else dtheta.to(theta.dtype)
-    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dtheta
+    return _cut(dq, q), _cut(dk, k), _cut(dv, v), dtheta

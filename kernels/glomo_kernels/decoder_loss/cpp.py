@@ -1,4 +1,5 @@
-"""decoder_loss in C++ (kernels/csrc/decoder_loss.cpp); half precision is computed in float32."""
+"""decoder_loss in C++ (kernels/csrc/decoder_loss.cpp). Products of bfloat16 are the processor's where it has them,
+other half precision is computed in float32."""
 
 from __future__ import annotations
 
@@ -29,24 +30,27 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As in reference.py; the logits of a chunk lie across, one word per row."""
     dtype, (words, width) = compute_dtype(hidden), weight.shape
-    hidden, weight = contiguous(hidden, dtype), contiguous(weight)
-    loss = hidden.new_zeros(())
-    dhidden = hidden.new_empty(hidden.shape if grads else (0,))
-    dweight = hidden.new_empty(weight.shape if grads else (0,))
+    half = cpu_extension.has_bfloat16(hidden) and width % cpu_extension.HALF_WIDTH == 0
+    loss = hidden.new_zeros((), dtype=dtype)
+    dhidden = loss.new_empty(hidden.shape if grads else (0,))
+    dweight = loss.new_empty(weight.shape if grads else (0,))
+    hidden, weight = contiguous(hidden, hidden.dtype if half else dtype), contiguous(weight)
+    hidden = hidden if cpu_extension.in_words(hidden) else hidden.clone()
     if not len(hidden):
         return loss, dhidden, dweight.zero_()
     cpu = cpu_extension.loaded()
     line = 64 // dtype.itemsize
-    kept = hidden.new_empty(words * -(-min(CHUNK_ROWS, len(hidden)) // line) * line if grads else 0)
+    kept = loss.new_empty(words * -(-min(CHUNK_ROWS, len(hidden)) // line) * line if grads else 0)
     blocks = -(-words // cpu.decoder_block)
     for start in range(0, len(hidden), CHUNK_ROWS):
         chunk, wanted = hidden[start : start + CHUNK_ROWS], target[start : start + CHUNK_ROWS, None]
         real = wanted != ignore_index
         wanted = contiguous(torch.where(real, wanted, 0))
-        peaks, sums = hidden.new_empty(2, blocks, len(chunk))
-        likelihood = hidden.new_full((len(chunk), 1), torch.nan)  # of a target out of range, where none looks
+        peaks, sums = loss.new_empty(2, blocks, len(chunk))
+        likelihood = loss.new_full((len(chunk), 1), torch.nan)  # of a target out of range, where none looks
         problem = cpu.Decoder(
             is_double=dtype == torch.float64,
+            is_half=half,
             hidden=chunk.data_ptr(),
             weight=weight.data_ptr(),
             target=wanted.data_ptr(),

@@ -1,0 +1,292 @@
+#include "bfloat16.h"
+
+#include <cstring>
+
+#if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define GLOMO_BFLOAT16
+#include <cpuid.h>
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace glomo {
+
+#if defined(GLOMO_BFLOAT16)
+namespace {
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bf16"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bf16")
+#endif
+
+typedef std::uint32_t Words __attribute__((vector_size(64)));
+typedef Half Halves __attribute__((vector_size(32)));
+
+template <class V, class T>
+inline V load(const T* at) {
+  V x;
+  std::memcpy(&x, at, sizeof(x));
+  return x;
+}
+
+inline Halves rounded(__m512 x) { return reinterpret_cast<Halves>(_mm512_cvtneps_pbh(x)); }
+
+// Panels of words: row(r, n) are 16 numbers of row r from column n on.
+template <class Row>
+inline void panels_of(std::int64_t rows, std::int64_t columns, Word* out, std::int64_t panel, const Row& row) {
+  for (std::int64_t n = 0; n < columns; n += PANEL, out += panel) {
+    Word* word = out;
+    for (std::int64_t r = 0; r < half_depth(rows); r += 2, word += PANEL) {
+      Words pair = {};
+      if (r < rows) pair = __builtin_convertvector(row(r, n), Words);
+      if (r + 1 < rows) pair |= __builtin_convertvector(row(r + 1, n), Words) << 16;
+      std::memcpy(word, &pair, sizeof(pair));
+    }
+  }
+}
+
+void pair_rows(const Half* x, std::int64_t stride, std::int64_t rows, std::int64_t columns, Word* out,
+               std::int64_t panel) {
+  panels_of(rows, columns, out, panel, [&](std::int64_t r, std::int64_t n) { return load<Halves>(x + r * stride + n); });
+}
+
+void round_pairs(const float* x, std::int64_t stride, std::int64_t rows, std::int64_t columns, Word* out,
+                 std::int64_t panel) {
+  panels_of(rows, columns, out, panel,
+            [&](std::int64_t r, std::int64_t n) { return rounded(_mm512_loadu_ps(x + r * stride + n)); });
+}
+
+std::uint64_t square_pairs(const float* roots, std::int64_t rows, std::int64_t columns, Word* out, std::int64_t panel,
+                           float* sum) {
+  std::uint64_t found = 0;
+  for (std::int64_t lane = 0; lane < columns; lane += PANEL, out += panel) {
+    __m512 total = _mm512_setzero_ps();
+    __mmask16 any = 0;
+    panels_of(rows, PANEL, out, panel, [&](std::int64_t r, std::int64_t) {
+      const __m512 root = _mm512_loadu_ps(roots + r * LANES + lane), square = root * root;
+      const Halves half = rounded(square);
+      total += reinterpret_cast<__m512>(__builtin_convertvector(half, Words) << 16);
+      any |= _mm512_cmp_ps_mask(square, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+      return half;
+    });
+    _mm512_storeu_ps(sum + lane, _mm512_loadu_ps(sum + lane) + total);
+    found |= static_cast<std::uint64_t>(any) << lane;
+  }
+  return found;
+}
+
+void round_rows(const float* x, std::int64_t stride, std::int64_t rows, std::int64_t columns, Half* out,
+                std::int64_t lda) {
+  for (std::int64_t r = 0; r < half_rows(rows); ++r) {
+    for (std::int64_t n = 0; n < half_depth(columns); n += PANEL) {
+      Halves half = {};
+      if (r < rows && n < columns) half = rounded(_mm512_loadu_ps(x + r * stride + n));
+      std::memcpy(out + r * lda + n, &half, sizeof(half));
+    }
+  }
+}
+
+void round_scaled(const float* x, std::int64_t n, float scale, Half* out) {
+  for (std::int64_t i = 0; i < n; i += PANEL) {
+    const Halves half = rounded(_mm512_loadu_ps(x + i) * scale);
+    std::memcpy(out + i, &half, sizeof(half));
+  }
+}
+
+namespace vectors {
+
+void enter(void*) {}
+void leave(const void*) {}
+
+template <int ROWS, int PANELS>
+inline void block(std::int64_t depth, const Half* a, std::int64_t lda, const Word* b, std::int64_t panel, float* c,
+                  std::int64_t ldc, bool accumulate) {
+  __m512 sum[ROWS][PANELS];
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 2
+    for (int p = 0; p < PANELS; ++p) {
+      sum[r][p] = accumulate ? _mm512_loadu_ps(c + r * ldc + p * PANEL) : _mm512_setzero_ps();
+    }
+  }
+  for (std::int64_t k = 0; k < depth; k += 2, b += PANEL) {
+    __m512bh words[PANELS];
+#pragma GCC unroll 2
+    for (int p = 0; p < PANELS; ++p) words[p] = reinterpret_cast<__m512bh>(load<Words>(b + p * panel));
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r) {
+      Word two;
+      std::memcpy(&two, a + r * lda + k, sizeof(two));
+      const __m512bh factor = reinterpret_cast<__m512bh>(Words{} + two);
+#pragma GCC unroll 2
+      for (int p = 0; p < PANELS; ++p) sum[r][p] = _mm512_dpbf16_ps(sum[r][p], factor, words[p]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 2
+    for (int p = 0; p < PANELS; ++p) _mm512_storeu_ps(c + r * ldc + p * PANEL, sum[r][p]);
+  }
+}
+
+template <int PANELS>
+inline void strip(std::int64_t rows, std::int64_t depth, const Half* a, std::int64_t lda, const Word* b,
+                  std::int64_t panel, float* c, std::int64_t ldc, bool accumulate) {
+  constexpr int ROWS = 8;  // two in HALF_ROWS
+  for (std::int64_t r = 0; r < rows; r += ROWS) {
+    block<ROWS, PANELS>(depth, a + r * lda, lda, b, panel, c + r * ldc, ldc, accumulate);
+  }
+}
+
+void multiply(std::int64_t rows, std::int64_t columns, std::int64_t depth, const Half* a, std::int64_t lda,
+              const Word* b, std::int64_t panel, float* c, std::int64_t ldc, bool accumulate) {
+  for (std::int64_t n = 0; n < columns; n += 2 * PANEL, b += 2 * panel, c += 2 * PANEL) {
+    const auto run = n + PANEL < columns ? strip<2> : strip<1>;
+    run(rows, depth, a, lda, b, panel, c, ldc, accumulate);
+  }
+}
+
+}  // namespace vectors
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,amx-tile,amx-bf16"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,amx-tile,amx-bf16")
+#endif
+
+namespace tiles {
+
+// The compiler does not know that tiles are loaded from memory.
+inline void written() { __asm__ volatile("" ::: "memory"); }
+
+void enter(void* state) {
+  struct alignas(64) {
+    std::uint8_t palette = 1, start = 0, unused[14] = {};
+    std::uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  } const wanted;
+  _tile_storeconfig(state);
+  written();
+  _tile_loadconfig(&wanted);
+}
+
+// PyTorch's library looks whether the tiles are still as it has left them.
+void leave(const void* state) {
+  if (*static_cast<const std::uint8_t*>(state) == 0) {
+    _tile_release();
+  } else {
+    _tile_loadconfig(state);
+  }
+}
+
+// c [16 ROWS][16 PANELS], in tiles 0 to 3; a in 4 and 5, b in 6 and 7: as many as there are.
+template <int ROWS, int PANELS>
+inline void block(std::int64_t depth, const Half* a, std::int64_t lda, const Word* b, std::int64_t panel, float* c,
+                  std::int64_t ldc, bool accumulate) {
+  constexpr std::int64_t LINE_BYTES = PANEL * sizeof(Word);
+  const std::int64_t a_bytes = lda * static_cast<std::int64_t>(sizeof(Half));
+  const std::int64_t c_bytes = ldc * static_cast<std::int64_t>(sizeof(float));
+  float* lower = c + HALF_ROWS * ldc;
+  if (accumulate) {
+    _tile_loadd(0, c, c_bytes);
+    if (PANELS > 1) _tile_loadd(1, c + PANEL, c_bytes);
+    if (ROWS > 1) _tile_loadd(2, lower, c_bytes);
+    if (ROWS > 1 && PANELS > 1) _tile_loadd(3, lower + PANEL, c_bytes);
+  } else {
+    _tile_zero(0);
+    if (PANELS > 1) _tile_zero(1);
+    if (ROWS > 1) _tile_zero(2);
+    if (ROWS > 1 && PANELS > 1) _tile_zero(3);
+  }
+  for (std::int64_t k = 0; k < depth; k += HALF_DEPTH, a += HALF_DEPTH, b += HALF_DEPTH / 2 * PANEL) {
+    _tile_loadd(6, b, LINE_BYTES);
+    _tile_loadd(4, a, a_bytes);
+    _tile_dpbf16ps(0, 4, 6);
+    if (PANELS > 1) {
+      _tile_loadd(7, b + panel, LINE_BYTES);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    if (ROWS > 1) {
+      _tile_loadd(5, a + HALF_ROWS * lda, a_bytes);
+      _tile_dpbf16ps(2, 5, 6);
+      if (PANELS > 1) _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  _tile_stored(0, c, c_bytes);
+  if (PANELS > 1) _tile_stored(1, c + PANEL, c_bytes);
+  if (ROWS > 1) _tile_stored(2, lower, c_bytes);
+  if (ROWS > 1 && PANELS > 1) _tile_stored(3, lower + PANEL, c_bytes);
+}
+
+template <int ROWS>
+inline void strip(std::int64_t columns, std::int64_t depth, const Half* a, std::int64_t lda, const Word* b,
+                  std::int64_t panel, float* c, std::int64_t ldc, bool accumulate) {
+  std::int64_t n = 0;
+  for (; n + PANEL < columns; n += 2 * PANEL, b += 2 * panel) {
+    block<ROWS, 2>(depth, a, lda, b, panel, c + n, ldc, accumulate);
+  }
+  if (n < columns) block<ROWS, 1>(depth, a, lda, b, panel, c + n, ldc, accumulate);
+}
+
+void multiply(std::int64_t rows, std::int64_t columns, std::int64_t depth, const Half* a, std::int64_t lda,
+              const Word* b, std::int64_t panel, float* c, std::int64_t ldc, bool accumulate) {
+  written();
+  std::int64_t r = 0;
+  for (; r + HALF_ROWS < rows; r += 2 * HALF_ROWS) {
+    strip<2>(columns, depth, a + r * lda, lda, b, panel, c + r * ldc, ldc, accumulate);
+  }
+  if (r < rows) strip<1>(columns, depth, a + r * lda, lda, b, panel, c + r * ldc, ldc, accumulate);
+}
+
+// Linux lends the tiles to processes that ask for them.
+bool granted() {
+  constexpr long ASK = 0x1023, TILES = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, ASK, TILES) == 0;
+}
+
+}  // namespace tiles
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+bool bit(unsigned leaf, unsigned part, int word, int which) {
+  unsigned words[4] = {};
+  return __get_cpuid_count(leaf, part, &words[0], &words[1], &words[2], &words[3]) && (words[word] >> which & 1) != 0;
+}
+
+const Bfloat16* choose() {
+  static const Bfloat16 amx = {"amx",     tiles::enter, tiles::leave, tiles::multiply,
+                               pair_rows, round_pairs,  square_pairs, round_rows,     round_scaled};
+  static const Bfloat16 avx512 = {"avx512_bf16", vectors::enter, vectors::leave, vectors::multiply,
+                                  pair_rows,     round_pairs,    square_pairs,   round_rows,        round_scaled};
+  constexpr unsigned FEATURES = 7;
+  constexpr int EAX = 0, EDX = 3;
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx512f") || !bit(FEATURES, 1, EAX, 5)) return nullptr;
+  const bool tiles = bit(FEATURES, 0, EDX, 22) && bit(FEATURES, 0, EDX, 24);
+  if (tiles && allowed(amx.name) && tiles::granted()) return &amx;
+  return named(avx512.name) ? &avx512 : nullptr;  // no faster than float's products where it was measured
+}
+
+}  // namespace
+#endif
+
+const Bfloat16* bfloat16() {
+#if defined(GLOMO_BFLOAT16)
+  static const Bfloat16* const chosen = choose();
+  return chosen;
+#else
+  return nullptr;
+#endif
+}
+
+}  // namespace glomo

@@ -1,0 +1,263 @@
+"""Products of bfloat16 by the processor's own instructions (kernels/csrc/bfloat16.h), where it has them.
+
+On a processor with AVX512_BF16 and no AMX: GLOMO_SIMD=avx512_bf16 pytest tests/kernels/test_bfloat16.py
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import test_affinity_mix as mix
+import test_decoder_loss as decoder
+import torch
+from glomo_kernels import affinity_mix, cpu_extension, decoder_loss
+from kernel_oracle import assert_no_worse, gradients, leaves
+
+HALF = torch.bfloat16
+pytestmark = pytest.mark.usefixtures("nan_memory")
+
+needs_instructions = pytest.mark.skipif(
+    not cpu_extension.loaded().bfloat16(), reason="this processor has no AMX, or GLOMO_SIMD forbids it"
+)
+
+
+@pytest.fixture(autouse=True)
+def in_cpp(monkeypatch):
+    monkeypatch.setenv("GLOMO_KERNELS", "cpp")
+
+
+def inputs_of(units, width=64, values=32, **sizes):
+    """As those of the other dtypes, with scores of the size of 1."""
+    q, k, v, theta = mix.make(units, width=width, values=values, **sizes)
+    return q / width**0.25, k / width**0.25, v, theta
+
+
+def differentiated(inputs, **options):
+    q, k, v, theta = inputs
+    out = affinity_mix(q, k, v, theta, **options)
+    return [out, *gradients(out, [q, k, v, theta])]
+
+
+def at_an_odd_address(x):
+    return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
+
+
+# T on both sides of what is multiplied at once: 16 rows, 32 units of depth, blocks of 64.
+@needs_instructions
+@pytest.mark.parametrize("units", [1, 2, 15, 16, 17, 33, 63, 64, 65, 130, 200])
+@pytest.mark.parametrize("width,values", [(32, 32), (256, 64), (33, 16), (1, 200)])
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "both sides"])
+def test_agrees_with_dense_formula(units, width, values, causal):
+    lengths = torch.tensor([units, 0, (units + 1) // 2])
+    options = {"kind": "relu", "lengths": lengths, "causal": causal}
+    mix.compare(mix.both(inputs_of(units, width, values), HALF, True, options))
+
+
+@needs_instructions
+@pytest.mark.parametrize("case", ["relu", "square"])
+@pytest.mark.parametrize("options", ["packed", "positions", "positions of each"])
+def test_kinds_and_spans(case, options):
+    with_theta, kind = mix.split(case)
+    if options == "packed":
+        segments = torch.arange(150).expand(3, -1) // torch.tensor([[70], [11], [200]])
+        inputs, where = inputs_of(150), {"segments": segments, "lengths": torch.tensor([150, 140, 3])}
+    else:
+        positions = torch.tensor([7, 0, 149, 70, 7])
+        if options == "positions of each":
+            positions = torch.stack([positions, positions.flip(0), positions * 0])
+        inputs, where = inputs_of(150, rows=5), {"positions": positions}
+    mix.compare(mix.both(inputs, HALF, with_theta, {**kind, **where}))
+
+
+@needs_instructions
+@pytest.mark.parametrize("topk", [1, 5])
+def test_the_largest_are_those_of_exact_scores(topk):
+    """The scores are sums in float32 of exact products, as those of the same numbers in float32 are."""
+    inputs = leaves(*inputs_of(150), dtype=HALF)
+    options = {"kind": "topk", "topk": topk}
+    out, stats = affinity_mix(*inputs[:3], **options, return_stats=True)
+    single = leaves(*inputs[:3], dtype=torch.float32)
+    expected, wanted = affinity_mix(*single, **options, return_stats=True)
+    assert torch.equal(stats.edges, wanted.edges) and torch.equal(stats.live, wanted.live)
+    torch.testing.assert_close(stats.row_sum, wanted.row_sum, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(out.float(), expected, rtol=0.02, atol=0.02)
+    ours, theirs = gradients(out, inputs[:3]), gradients(expected, single)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.float(), b, rtol=0.03, atol=0.03 * float(b.abs().max()))
+
+
+@needs_instructions
+def test_statistics_are_those_of_float32():
+    q, k, v, theta = leaves(*inputs_of(140), dtype=HALF)
+    options = {"lengths": torch.tensor([140, 0, 77]), "return_stats": True}
+    _, stats = affinity_mix(q, k, v, theta, **options)
+    _, wanted = affinity_mix(q.float(), k.float(), v.float(), theta.float(), **options)
+    assert torch.equal(stats.edges, wanted.edges) and torch.equal(stats.live, wanted.live)
+    torch.testing.assert_close(stats.row_sum, wanted.row_sum, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(stats.entropy, wanted.entropy, rtol=1e-4, atol=1e-5)
+
+
+@needs_instructions
+def test_a_row_of_one_edge_is_its_value_and_one_of_none_is_zero():
+    q, k, v, _ = leaves(*inputs_of(100), dtype=HALF)
+    scores = (q.float() @ k.float().mT).detach()
+    seen = torch.ones(100, 100, dtype=torch.bool).tril(-1)
+    two = scores.masked_fill(~seen, -torch.inf).topk(2).values
+    theta = two.mean(-1)  # between the largest and the second one
+    theta[:, :, 1] = two[:, :, 1, 0] - 0.5  # that row sees one key
+    theta[:, :, 50:60] = 1e4
+    out = affinity_mix(q, k, v, theta)
+    best = scores.masked_fill(~seen, -torch.inf).argmax(-1)
+    expected = v.gather(2, best[..., None].expand(-1, -1, -1, 32)).detach().clone()
+    expected[:, :, 0] = expected[:, :, 50:60] = 0
+    assert torch.equal(out, expected)
+    dq, dk, _ = gradients(out, [q, k, v])
+    assert not dq.any() and not dk.any()  # the weight of the only edge is 1, whatever its score
+
+
+@needs_instructions
+def test_any_layout():
+    q, k, v, theta = (x.to(HALF) for x in inputs_of(70))
+    inputs = leaves(q, k, v, theta, dtype=HALF)
+    expected = differentiated(inputs)
+    across = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
+    odd = [torch.cat([x, x[..., :1]], -1)[..., :-1] for x in (q, k, v)]  # rows at odd distances
+    wide = [torch.stack([x, x], -1)[..., 0] for x in (q, k, v)]
+    shifted = [at_an_odd_address(x) for x in (q, k, v)]
+    for matrices in (across, odd, wide, shifted):
+        moved = [x.requires_grad_() for x in (*matrices, theta.clone())]
+        assert all(torch.equal(a, b) for a, b in zip(differentiated(moved), expected, strict=True))
+    out = affinity_mix(*inputs)
+    equal = torch.ones((), dtype=HALF).expand_as(out)
+    for got, wanted in zip(
+        torch.autograd.grad(out, inputs, equal, retain_graph=True),
+        torch.autograd.grad(out, inputs, equal.contiguous()),
+        strict=True,
+    ):
+        assert torch.equal(got, wanted)
+
+
+@needs_instructions
+@pytest.mark.parametrize("units", [50, 200])
+def test_any_number_of_threads_gives_the_same_bits(units):
+    """More heads than the threads have places for."""
+    inputs = leaves(*inputs_of(units, heads=4), dtype=HALF)
+    options = {"lengths": torch.tensor([units, units // 3, units - 1])}
+    results, before = [], torch.get_num_threads()
+    for threads in (1, 2, 5, 64):
+        torch.set_num_threads(threads)
+        try:
+            results.append(differentiated(inputs, **options))
+        finally:
+            torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(other, results[0], strict=True))
+
+
+@needs_instructions
+def test_scores_that_are_kept_and_computed_again_give_the_same_gradients(monkeypatch):
+    inputs = leaves(*inputs_of(150), dtype=HALF)
+    again = {"lengths": torch.tensor([150, 149, 1])}
+    results = []
+    for keep in (True, False):
+        module = sys.modules["glomo_kernels.affinity_mix"]
+        monkeypatch.setattr(module, "_worth_keeping", lambda *x, keep=keep: keep)
+        results.append(differentiated(inputs, **again))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@needs_instructions
+def test_dead_tiles_and_keys_that_nobody_looks_at():
+    q, k, v, theta = inputs_of(300)
+    theta[:, :, 64:192] = 1e3
+    k[:, :, 128:192] = 0
+    mix.compare(mix.both((q, k, v, theta.abs() + 0.1), HALF, True, {"lengths": torch.tensor([300, 10, 129])}))
+
+
+@needs_instructions
+def test_nan_spoils_its_row():
+    q, k, v, theta = (x.to(HALF) for x in inputs_of(90))
+    whole = affinity_mix(q, k, v, theta)
+    q[1, 0, 40, 3] = torch.nan
+    out = affinity_mix(q, k, v, theta)
+    assert out[1, 0, 40].isnan().all()
+    out[1, 0, 40] = whole[1, 0, 40]
+    assert torch.equal(out, whole)
+
+
+@needs_instructions
+def test_pytorchs_products_beside_ours():
+    """Both use the processor's tiles, each in its own shape."""
+    a, b = (torch.randn(200, 200).to(HALF) for _ in range(2))
+    inputs = [x.to(HALF) for x in inputs_of(100)]
+    product, mixed = a @ b, affinity_mix(*inputs)
+    for _ in range(5):
+        assert torch.equal(affinity_mix(*inputs), mixed)
+        assert torch.equal(a @ b, product)
+
+
+@needs_instructions
+@pytest.mark.parametrize(
+    "n,words,width",
+    [(1, 255, 32), (15, 256, 64), (16, 257, 32), (17, 600, 96), (70, 70, 64), (130, 9000, 32)],
+)
+def test_decoder_loss(monkeypatch, n, words, width):
+    decoder.chunks_of(monkeypatch, 48)
+    hidden, weight, target = decoder.make(n + 1, words, width)
+    results = decoder.both(hidden / width**0.5, weight, target, HALF, reduction="sum")
+    for name, *numbers in zip(("loss", "dhidden", "dweight"), *results, strict=True):
+        assert_no_worse(name, *numbers)
+
+
+@needs_instructions
+def test_decoder_loss_on_any_number_of_threads_and_in_any_place(monkeypatch):
+    decoder.chunks_of(monkeypatch, 48)
+    hidden, weight, target = decoder.make(100, 2000, 32)
+    inputs = leaves(hidden, weight, dtype=HALF)
+    shifted = [at_an_odd_address(x.detach()).requires_grad_() for x in inputs]
+    results, before = [], torch.get_num_threads()
+    for threads, tensors in ((1, inputs), (2, inputs), (5, shifted)):
+        torch.set_num_threads(threads)
+        try:
+            loss = decoder_loss(*tensors, target)
+            results.append([loss, *gradients(loss, tensors)])
+        finally:
+            torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(other, results[0], strict=True))
+
+
+TRIED = """
+import torch
+from glomo_kernels import affinity_mix, cpu_extension, decoder_loss
+torch.manual_seed(0)
+q, k, v = (torch.randn(2, 3, 150, 64).bfloat16().requires_grad_() for _ in range(3))
+out = affinity_mix(q, k, v, torch.full((2, 3, 150), 4.0))
+loss = decoder_loss(q.flatten(0, 2), k.flatten(0, 2), torch.arange(900), reduction="mean")
+gradients = torch.autograd.grad(out.float().square().sum() + loss, [q, k, v])
+torch.save([cpu_extension.loaded().bfloat16(), [out.detach(), loss.detach().bfloat16(), *gradients]], "{file}")
+"""
+
+
+def flags():
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next((line.split() for line in file if line.startswith("flags")), [])
+    except OSError:
+        return []
+
+
+@pytest.mark.parametrize("name", ["avx512", "avx512_bf16", "amx"])
+def test_instructions_of_other_machines(tmp_path, name):
+    """In processes of their own. avx512 stands for all that have none: float32's products."""
+    if name != "avx512" and {"avx512_bf16": "avx512_bf16", "amx": "amx_bf16"}[name] not in flags():
+        pytest.skip(f"this processor has no {name}")
+    results = []
+    for set_to in (name, "avx2"):
+        file = tmp_path / set_to
+        environment = {**os.environ, "GLOMO_SIMD": set_to, "GLOMO_KERNELS": "cpp"}
+        subprocess.run([sys.executable, "-c", TRIED.format(file=file)], check=True, env=environment)
+        results.append(torch.load(file, weights_only=True))
+    (used, ours), (none, wanted) = results
+    assert used == ("" if name == "avx512" else name) and none == ""
+    for a, b in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=0.02, atol=0.02 * float(b.abs().max()))
