@@ -128,8 +128,10 @@ def attempt(run: Run, job: Job, out: str | Path, *, capture: bool = False) -> Ou
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
         started, began = time.time(), time.monotonic()
-        write_json(folder / RUNNING, {"host": socket.gethostname(), "pid": os.getpid(), "started": started})
         try:
+            write_json(
+                folder / RUNNING, {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
+            )
             with _captured(folder / LOG) if capture else contextlib.nullcontext(), _threads(job.cores):
                 try:
                     result = json_bytes(_result(run(job.work)))
