@@ -86,6 +86,14 @@ def result_files(out: Path) -> Iterator[Path]:
     return out.glob(f"{_RESULTS}/*/{RESULT}")
 
 
+def remove_stale(out: Path) -> None:
+    """What a killed program left that is true no more: that it works on a job, or the failure before a result."""
+    for folder in out.glob(f"{_RESULTS}/*"):
+        (folder / RUNNING).unlink(missing_ok=True)
+        if (folder / RESULT).exists():
+            (folder / ERROR).unlink(missing_ok=True)
+
+
 def read_object(path: Path) -> object:
     value = read_json(path)
     if not isinstance(value, dict):
@@ -119,33 +127,27 @@ def attempt(run: Run, job: Job, out: str | Path, *, capture: bool = False) -> Ou
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
-    started, began = time.time(), time.monotonic()
-    write_json(folder / RUNNING, {"host": socket.gethostname(), "pid": os.getpid(), "started": started})
-    try:
-        with _captured(folder / LOG) if capture else contextlib.nullcontext(), _threads(job.cores):
-            try:
-                result = json_bytes(_result(run(job.work)))
-            except (Exception, SystemExit) as e:
-                trace = shown(_printable(traceback.format_exc()))
-                if capture:
-                    print(trace, file=sys.stderr)
-                return write_error(job, out, time.monotonic() - began, _in_one_line(e), trace)
-        seconds = time.monotonic() - began
-        write_json(
-            folder / JOB,
-            {
-                "format": JOB_FORMAT,
-                "version": VERSION,
-                **_record(job),
-                "started": started,
-                "seconds": seconds,
-            },
-        )
-        write_bytes(folder / RESULT, result)  # last: with it the job counts as finished
-        (folder / ERROR).unlink(missing_ok=True)
-        return Outcome(job.id, seconds)
-    finally:
-        (folder / RUNNING).unlink(missing_ok=True)
+        started, began = time.time(), time.monotonic()
+        try:
+            write_json(
+                folder / RUNNING, {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
+            )
+            with _captured(folder / LOG) if capture else contextlib.nullcontext(), _threads(job.cores):
+                try:
+                    result = json_bytes(_result(run(job.work)))
+                except (Exception, SystemExit) as e:
+                    trace = shown(_printable(traceback.format_exc()))
+                    if capture:
+                        print(trace, file=sys.stderr)
+                    return write_error(job, out, time.monotonic() - began, _in_one_line(e), trace)
+            seconds = time.monotonic() - began
+            record = {"format": JOB_FORMAT, "version": VERSION, **_record(job)}
+            write_json(folder / JOB, {**record, "started": started, "seconds": seconds})
+            write_bytes(folder / RESULT, result)  # last: with it the job counts as finished
+            (folder / ERROR).unlink(missing_ok=True)
+            return Outcome(job.id, seconds)
+        finally:
+            (folder / RUNNING).unlink(missing_ok=True)
 
 
 def write_error(job: Job, out: str | Path, seconds: float, message: str, trace: str) -> Outcome:
@@ -154,9 +156,10 @@ def write_error(job: Job, out: str | Path, seconds: float, message: str, trace: 
     A job whose result is there had just finished when it was given up, and counts as finished.
     """
     folder = job_folder(out, job.id)
-    if (folder / RESULT).exists():
-        (folder / ERROR).unlink(missing_ok=True)
-        return Outcome(job.id, seconds)
+    with writing(folder):
+        if (folder / RESULT).exists():
+            (folder / ERROR).unlink(missing_ok=True)
+            return Outcome(job.id, seconds)
     write_json(
         folder / ERROR,
         {

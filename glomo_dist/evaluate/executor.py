@@ -22,11 +22,12 @@ from glomo_dist.evaluate.attempt import (
     is_finished,
     job_folder,
     read_object,
+    remove_stale,
     result_files,
     write_error,
 )
 from glomo_dist.runtime.errors import ConfigError, GlomoError, Interrupted
-from glomo_dist.runtime.files import before_first, only_one, writing
+from glomo_dist.runtime.files import before_first, only_one, remove_leftovers, writing
 from glomo_dist.runtime.fingerprint import command_line
 from glomo_dist.runtime.json_files import write_json
 from glomo_dist.runtime.progress import bar, say
@@ -123,6 +124,8 @@ def evaluate(
             check(out, [job for job in jobs if job.id not in waiting], todo)
         with writing(out):
             _say_left_out(out, jobs)
+            remove_leftovers(out, f"{PLAN}.*")
+            remove_stale(out)
         write_json(
             out / PLAN,
             {

@@ -30,6 +30,7 @@ from glomo_dist.evaluate.executor import time_limit_error
 from glomo_dist.evaluate.ray_start import WITHOUT_RAY, running_ray
 from glomo_dist.runtime import packages
 from glomo_dist.runtime.errors import ConfigError, GlomoError
+from glomo_dist.runtime.files import writing
 from glomo_dist.runtime.json_files import read_json
 from glomo_dist.runtime.progress import say
 
@@ -122,7 +123,7 @@ class _Fanout:
             job = self.pending.popleft()
             needs = {} if job.memory_gb is None else {"memory": int(job.memory_gb * 1e9)}
             clock = _Clock(job_folder(self.out, job.id) / RUNNING)
-            clock.file.unlink(missing_ok=True)  # of a run that was killed
+            clock.remove()  # of an attempt that was lost
             task = self.remote.options(num_cpus=job.cores, name=job.id, **needs)
             self.running[task.remote(self.run, job, self.out, capture=True)] = _Running(job, clock)
 
@@ -142,7 +143,7 @@ class _Fanout:
             said = str(e).strip()
             message = f"the worker died: {said.splitlines()[0] if said else type(e).__name__}"
             trace = f"{type(e).__name__}: {e}"
-        clock.file.unlink(missing_ok=True)
+        clock.remove()
         words = log_tail(self.out, job.id)
         if job.id in self.expired:
             return time_limit_error(job, self.out, self.expired[job.id], words)
@@ -198,7 +199,7 @@ class _Fanout:
                 say(f"host {clock.host} is lost: {job.id} begins again elsewhere")
                 self.pending.appendleft(job)
             else:
-                clock.file.unlink(missing_ok=True)
+                clock.remove()
                 message = f"lost with its host {clock.host}, and {retries} times before with another"
                 yield write_error(job, self.out, clock.seconds(), message, message)
 
@@ -271,3 +272,8 @@ class _Clock:
             with contextlib.suppress(GlomoError):  # over just now
                 self.host = read_json(self.file)["host"]
         return time.monotonic() - self.since if self.mark else 0.0
+
+    def remove(self) -> None:
+        """The file of a worker that cannot do so itself any more."""
+        with writing(self.file):
+            self.file.unlink(missing_ok=True)

@@ -168,7 +168,8 @@ def locked(out: Path) -> Iterator[Claim]:
     path = out / LOCK
     try:
         out.resolve().mkdir(parents=True, exist_ok=True)  # also where a link points to what is not there yet
-        lock = open(path, "a+")  # noqa: SIM115 (closed below)
+        # without a buffer, of which closing would try to write once more what did not go in
+        lock = open(path, "ab+", buffering=0)  # noqa: SIM115 (closed below)
     except OSError as e:
         raise files.cannot_write(path, e, "Choose another output folder.") from None
     with lock:
@@ -176,9 +177,9 @@ def locked(out: Path) -> Iterator[Claim]:
             taken = take(lock)
         if taken is Lock.BUSY:
             lock.seek(0)
+            owner = _owner(lock.read().decode(errors="replace"))
             raise GlomoError(
-                f"another run is writing to {out} ({_owner(lock.read())}). Wait until it ends, or choose another "
-                "output folder."
+                f"another run is writing to {out} ({owner}). Wait until it ends, or choose another output folder."
             )
         if taken is Lock.UNSUPPORTED:
             unguarded(out, "take care that no second run uses it.")
@@ -186,8 +187,7 @@ def locked(out: Path) -> Iterator[Claim]:
         claim = Claim(path, f"{socket.gethostname()} {os.getpid()} {since} {uuid.uuid4().hex}")
         try:
             lock.truncate(0)
-            lock.write(claim.mark)
-            lock.flush()
+            lock.write(claim.mark.encode())
         except OSError as e:
             raise files.cannot_write(path, e, "Free space on the disk.") from None
         yield claim

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -19,7 +21,7 @@ from glomo_dist.report.names import counted, one_line, printable, store_name
 from glomo_dist.report.results import Results, read_results
 from glomo_dist.report.table import arm_name, cells, header, job_and_others, seeds_text, tables
 from glomo_dist.runtime.errors import GlomoError
-from glomo_dist.runtime.files import require_folders_above, write_bytes, writing
+from glomo_dist.runtime.files import remove_leftovers, require_folders_above, write_bytes, writing
 from glomo_dist.runtime.fingerprint import code_version
 from glomo_dist.runtime.progress import say
 from glomo_dist.transfer.task import TASKS, Task, chosen_tasks, get_task
@@ -67,7 +69,10 @@ def _require_file(out: Path) -> None:
 
 def _write(out: Path, page: bytes) -> None:
     if out.is_file() or not out.exists():
-        write_bytes(os.path.realpath(out), page)
+        target = Path(os.path.realpath(out))
+        with contextlib.suppress(OSError):  # as of another user's report
+            remove_leftovers(target.parent, f"{glob.escape(target.name)}.{'[0-9a-f]' * 8}")
+        write_bytes(target, page)
     else:
         with writing(out):
             out.write_bytes(page)

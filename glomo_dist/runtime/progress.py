@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -58,6 +59,12 @@ def _dropping() -> Iterator[None]:
 _STDERR = _Stderr()  # one for all, by which tqdm knows bars that a line would break
 
 
+class _Bar(tqdm):  # type: ignore[misc]  # it has no types
+    """On a clock that nobody sets: by the time of day it would stand still until that is where it was before."""
+
+    _time = property(lambda self: time.monotonic, lambda self, _: None)
+
+
 def bar(iterable: Iterable[T] | None = None, **options: Any) -> tqdm[T]:
     """A `tqdm` bar on stderr; in a log (no terminal) it prints at most one line in ten seconds.
 
@@ -66,8 +73,9 @@ def bar(iterable: Iterable[T] | None = None, **options: Any) -> tqdm[T]:
     terminal = sys.stderr.isatty()
     options.setdefault("mininterval", 0.2 if terminal else 10.0)
     options.setdefault("dynamic_ncols", terminal)
+    options.setdefault("miniters", 1)  # else a thread of tqdm compares its time of day with ours
     options.setdefault("file", _STDERR)
-    return tqdm(iterable, **options)
+    return _Bar(iterable, **options)
 
 
 def say(message: str) -> None:

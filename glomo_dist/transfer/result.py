@@ -21,6 +21,8 @@ _OF_A_JOB = {
     "seed": int,
     "train_size": int | None,
     "graphs": str | None,
+    "task_source": str | None,
+    "max_examples": int | None,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -129,6 +130,32 @@ def test_what_a_killed_program_left_in_the_folder_of_a_job_goes(tmp_path, marks)
     (out / "plan.json").write_text("{}")
     assert evaluate([job("double", marks, 1)], evaluate_jobs.run, out, InProcess()).finished == 1
     assert sorted(path.name for path in folder.iterdir()) == ["job.json", "result.json"]
+    # killed right after the result was written, and at the plan
+    (out / ".plan.json.01234567.tmp").write_text("{")
+    for name in ("running.json", "error.json"):
+        (folder / name).write_text("{}")
+    assert evaluate([job("double", marks, 1)], evaluate_jobs.run, out, InProcess()).finished_before == 1
+    assert sorted(path.name for path in folder.iterdir()) == ["job.json", "result.json"]
+    assert sorted(path.name for path in out.iterdir()) == [".lock", "plan.json", "results"]
+
+
+def test_a_disk_that_becomes_read_only_during_a_job(tmp_path, marks, monkeypatch):
+    """There not even a file that is not there can be deleted."""
+
+    def refuse(path, *_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    def run(work):
+        if work.kind == "double":
+            for operation in ("os.replace", "pathlib.Path.unlink"):
+                monkeypatch.setattr(operation, refuse)
+        return {"a": 1}
+
+    jobs, out = [job("first", marks), job("double", marks)], tmp_path / "out"
+    with pytest.raises(GlomoError, match=rf"cannot write {out}/results/double-0.*: Read-only file system"):
+        evaluate(jobs, run, out, InProcess())
+    monkeypatch.undo()
+    assert evaluate(jobs, evaluate_jobs.run, out, InProcess()).finished_before == 1
 
 
 def test_an_error_of_many_jobs_is_said_once(executor, tmp_path, marks, capfd):

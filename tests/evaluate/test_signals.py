@@ -47,6 +47,20 @@ def test_a_signal_stops_as_an_interrupt_does(tmp_path, marks, capsys, number):
     assert not list(tmp_path.rglob("running.json"))
 
 
+def test_no_mark_stays_of_a_job_that_is_stopped_while_it_is_marked(tmp_path, marks, monkeypatch):
+    replace = os.replace
+
+    def stopped(source, target):
+        replace(source, target)
+        if str(target).endswith("running.json"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate([job("double", marks)], evaluate_jobs.run, tmp_path / "out", InProcess())
+    assert not list(tmp_path.rglob("running.json"))
+
+
 def test_an_ignored_signal_stays_ignored(tmp_path, marks):
     with handled(signal.SIGHUP, signal.SIG_IGN):
         jobs = [job("stop", marks, signal.SIGHUP)]

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import resource
 import shutil
 import tempfile
 from pathlib import Path
@@ -226,6 +227,18 @@ def test_what_a_killed_launch_left_goes_also_when_the_run_is_finished(
     (tmp_path / ".launch-0123").mkdir()
     assert launch._launch(job, {}, 1, 0) == tmp_path
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_full_before_the_run_begins_is_named(tmp_path: Path) -> None:
+    """Python ignores the signal that comes with this limit."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        named = rf"cannot write {tmp_path}/\.lock: File too large"
+        with pytest.raises(GlomoError, match=named), run_folder.locked(tmp_path):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_run_notices_that_another_has_taken_its_folder(tmp_path: Path) -> None:

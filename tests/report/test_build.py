@@ -285,6 +285,15 @@ def test_unusable_runs_and_outputs_are_named(tmp_path):
     assert "2 steps" in page.read_text()
 
 
+def test_what_a_killed_report_left_goes(tmp_path):
+    results = write(tmp_path / "in", [result(job("none", 0), 0.5)])
+    others = [".[a].html.mine.tmp", ".[b].html.01234567.tmp", ".a.html.01234567.tmp", "in"]
+    for name in (".[a].html.01234567.tmp", *others[:3]):
+        (tmp_path / name).touch()
+    build([results], tmp_path / "[a].html")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "[a].html"])
+
+
 def test_outputs_that_are_no_plain_files_stay_what_they_are(tmp_path):
     results = [write(tmp_path / "in", [result(job("none", 0), 0.5)])]
     pipe, link = tmp_path / "pipe", tmp_path / "link.html"

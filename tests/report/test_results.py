@@ -64,7 +64,7 @@ def test_damaged_result_is_named(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("field", "value"),
     [("task", {"a": 1}), ("task", -1), ("arm", ["a"]), ("seed", {"a": 1}), ("train_size", "all"), ("graphs", ["x"]),
-     ("features", 5)],
+     ("features", 5), ("task_source", {"a": 1}), ("max_examples", "all")],
 )  # fmt: skip
 def test_a_field_of_another_type_is_named(tmp_path, name, field, value):
     folder = write(tmp_path / "out", scores("none", NONE))

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from glomo_dist.runtime.progress import bar
+
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -53,3 +55,15 @@ say("seen")
 """
     done = subprocess.run([sys.executable, "-c", program], stderr=subprocess.PIPE, check=True)
     assert done.stderr == b"seen\n"
+
+
+def test_a_bar_does_not_follow_the_clock(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tqdm.std.time", iter(range(10**9, 0, -3600)).__next__)
+    with bar(total=3, mininterval=0) as progress:
+        for _ in range(3):
+            progress.update()
+            assert 0 <= progress.format_dict["elapsed"] < 60
+    said = capsys.readouterr().err
+    assert all(f"{n}/3 [00:0" in said for n in range(4)), said
