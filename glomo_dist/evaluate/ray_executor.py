@@ -59,8 +59,15 @@ class RayExecutor:
 
     def outcomes(self, run: Run, jobs: Sequence[Job], out: Path) -> Iterator[Outcome]:
         """See `Executor`. Raises ConfigError if a job asks for more than a local Ray has."""
-        with running_ray(self.cores, self.address, self.max_retries):
-            yield from _Fanout(run, jobs, out, self).outcomes()
+        with running_ray(self.cores, self.address, self.max_retries) as left_at_the_end:
+            fanout = _Fanout(run, jobs, out, self)
+            try:
+                yield from fanout.outcomes()
+            finally:
+                if (
+                    not left_at_the_end
+                ):  # and never else: Ray dies if a task is over just when it is cancelled
+                    fanout.cancel()
 
 
 class _Running(NamedTuple):
@@ -102,18 +109,18 @@ class _Fanout:
     def outcomes(self) -> Iterator[Outcome]:
         import ray
 
-        try:
-            while self.pending or self.running:
-                self.submit()
-                ready, _ = ray.wait(list(self.running), num_returns=1, timeout=POLL_SECONDS)
-                for reference in ready:
-                    yield self.collect(reference)
-                self.expire()
-                if time.monotonic() >= self.look_at:
-                    yield from self.look_at_nodes()
-        finally:
-            for reference in self.running:
-                _cancel(reference)
+        while self.pending or self.running:
+            self.submit()
+            ready, _ = ray.wait(list(self.running), num_returns=1, timeout=POLL_SECONDS)
+            for reference in ready:
+                yield self.collect(reference)
+            self.expire()
+            if time.monotonic() >= self.look_at:
+                yield from self.look_at_nodes()
+
+    def cancel(self) -> None:
+        for reference in self.running:
+            _cancel(reference)
 
     def submit(self) -> None:
         """Hand over jobs until Ray has enough of them."""

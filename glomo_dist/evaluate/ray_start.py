@@ -37,8 +37,9 @@ OOM_RETRIES = "RAY_task_oom_retries"
 
 
 @contextlib.contextmanager
-def running_ray(cores: int | None = None, address: str | None = None, max_retries: int = 2) -> Iterator[None]:
-    """Ray for the duration of the block, unless this process already has one.
+def running_ray(cores: int | None = None, address: str | None = None, max_retries: int = 2) -> Iterator[bool]:
+    """Ray for the duration of the block, unless this process already has one. Yields whether it is left at the end,
+    which ends all that runs there.
 
     cores, address, max_retries: as in `RayExecutor`. Raises GlomoError where it does not start or no cluster answers.
     """
@@ -50,7 +51,7 @@ def running_ray(cores: int | None = None, address: str | None = None, max_retrie
     import ray
 
     if ray.is_initialized():
-        yield
+        yield False
         return
     with contextlib.ExitStack() as at_the_end:
         if OOM_RETRIES not in os.environ:
@@ -62,7 +63,7 @@ def running_ray(cores: int | None = None, address: str | None = None, max_retrie
             folder = at_the_end.enter_context(_folder())
             at_the_end.callback(ray.shutdown)
             _start(folder, cores)
-        yield
+        yield True
 
 
 def _connect(address: str) -> None:

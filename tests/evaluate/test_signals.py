@@ -18,7 +18,7 @@ import evaluate_jobs
 import pytest
 from evaluate_jobs import job
 
-from glomo_dist.evaluate import ray_start
+from glomo_dist.evaluate import ray_executor, ray_start
 from glomo_dist.evaluate.attempt import is_finished
 from glomo_dist.evaluate.executor import InProcess, evaluate
 from glomo_dist.evaluate.ray_executor import RayExecutor
@@ -59,6 +59,29 @@ def test_no_mark_stays_of_a_job_that_is_stopped_while_it_is_marked(tmp_path, mar
     with pytest.raises(KeyboardInterrupt):
         evaluate([job("double", marks)], evaluate_jobs.run, tmp_path / "out", InProcess())
     assert not list(tmp_path.rglob("running.json"))
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_only_a_ray_that_stays_is_asked_to_end_the_jobs(tmp_path, monkeypatch, left):
+    """Ray died when a task was over just as it was cancelled; leaving it ends all tasks."""
+    cancelled = []
+
+    class Fanout:
+        def __init__(self, *_):
+            pass
+
+        def outcomes(self):
+            raise KeyboardInterrupt
+            yield
+
+        def cancel(self):
+            cancelled.append(self)
+
+    monkeypatch.setattr(ray_executor, "running_ray", lambda *_: contextlib.nullcontext(left))
+    monkeypatch.setattr(ray_executor, "_Fanout", Fanout)
+    with pytest.raises(KeyboardInterrupt):
+        list(RayExecutor().outcomes(evaluate_jobs.run, [], tmp_path))
+    assert len(cancelled) == (not left)
 
 
 def test_an_ignored_signal_stays_ignored(tmp_path, marks):
