@@ -1,7 +1,7 @@
 // affinity_mix, forward and backward: scores of a block of query rows against tiles of keys, what `tile.inl` does
 // to them, and products with them (products.h, half_products.h). Keys that no row sees are not touched, and of tiles
-// without a weight only the scores are computed, in the backward pass not even these. Every number is computed by the same operations in the same order whichever thread does it,
-// so the result does not depend on their number.
+// without a weight only the scores are computed, in the backward pass not even these. Every number is computed by the
+// same operations in the same order whichever thread does it, so the result does not depend on their number.
 
 #include <algorithm>
 #include <cmath>
@@ -150,7 +150,8 @@ void affinity_mix_backward(const Mix<Element>& problem, const Rows<Element>& gra
   for (std::int64_t head = 0; head < heads; ++head) {
     for (std::int64_t tile = 0; tile < tiles; ++tile) {
       if (!turns.none(head, tile)) continue;
-      const std::int64_t unit = head * problem.units + tile * LANES, keys = std::min(LANES, problem.units - tile * LANES);
+      const std::int64_t key = tile * LANES, keys = std::min(LANES, problem.units - key);
+      const std::int64_t unit = head * problem.units + key;
       std::fill_n(dk + unit * problem.width, keys * problem.width, Element(0));
       std::fill_n(dv + unit * problem.values, keys * problem.values, Element(0));
     }

@@ -50,7 +50,8 @@ inline void panels_of(std::int64_t rows, std::int64_t columns, Word* out, std::i
 
 void pair_rows(const Half* x, std::int64_t stride, std::int64_t rows, std::int64_t columns, Word* out,
                std::int64_t panel) {
-  panels_of(rows, columns, out, panel, [&](std::int64_t r, std::int64_t n) { return load<Halves>(x + r * stride + n); });
+  panels_of(rows, columns, out, panel,
+            [&](std::int64_t r, std::int64_t n) { return load<Halves>(x + r * stride + n); });
 }
 
 void round_pairs(const float* x, std::int64_t stride, std::int64_t rows, std::int64_t columns, Word* out,

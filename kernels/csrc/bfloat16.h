@@ -25,8 +25,8 @@ inline std::int64_t half_depth(std::int64_t n) { return (n + HALF_DEPTH - 1) / H
 struct Bfloat16 {
   const char* name;
 
-  // To be called by each thread, before the first `multiply` and after the last one: the processor's state of the caller
-  // goes to `state` (64 bytes) and comes back.
+  // To be called by each thread, before the first `multiply` and after the last one: the state in which the processor
+  // was goes to `state` (64 bytes) and comes back.
   void (*enter)(void* state);
   void (*leave)(const void* state);
 

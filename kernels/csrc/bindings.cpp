@@ -84,7 +84,8 @@ struct MixArguments {
 
   template <class E>
   glomo::Mix<E> as() const {
-    return {rows<E>(q), rows<E>(k), rows<E>(v), at<const glomo::Sum<E>>(theta), at<const Size>(spans), at<const Size>(topk),
+    return {rows<E>(q), rows<E>(k), rows<E>(v), at<const glomo::Sum<E>>(theta), at<const Size>(spans),
+            at<const Size>(topk),
             batch, heads, rows_count, units, width, values, static_cast<glomo::Kind>(kind)};
   }
 };
@@ -165,8 +166,8 @@ PYBIND11_MODULE(_cpu, m) {
              return MixArguments{is_double, is_half, q,     k,     v,      theta, spans, topk,
                                  batch,     heads,   rows,  units, width,  values, kind};
            }),
-           py::kw_only(), py::arg("is_double"), py::arg("is_half"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("theta"),
-           py::arg("spans"), py::arg("topk"), py::arg("batch"), py::arg("heads"), py::arg("rows"), py::arg("units"),
+           py::kw_only(), py::arg("is_double"), py::arg("is_half"), py::arg("q"), py::arg("k"), py::arg("v"),
+           py::arg("theta"), py::arg("spans"), py::arg("topk"), py::arg("batch"), py::arg("heads"), py::arg("rows"), py::arg("units"),
            py::arg("width"), py::arg("values"), py::arg("kind"));
   m.def("affinity_mix", [](const MixArguments& a, Address mixed, Address norm, Address live, Address edges,
                            Address entropy, Address kept, int threads) {
@@ -237,7 +238,8 @@ PYBIND11_MODULE(_cpu, m) {
                        Size rows, Size words, Size width) {
              return DecoderArguments{is_double, is_half, hidden, weight, target, stored, rows, words, width};
            }),
-           py::kw_only(), py::arg("is_double"), py::arg("is_half"), py::arg("hidden"), py::arg("weight"), py::arg("target"),
+           py::kw_only(), py::arg("is_double"), py::arg("is_half"), py::arg("hidden"), py::arg("weight"),
+           py::arg("target"),
            py::arg("stored"), py::arg("rows"), py::arg("words"), py::arg("width"));
   m.attr("decoder_block") = glomo::DECODER_BLOCK;
   m.def("decoder_exponentials", [](const DecoderArguments& d, Address kept, Address peak, Address sum,

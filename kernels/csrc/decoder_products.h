@@ -38,7 +38,8 @@ class LogitProducts {
  public:
   using Own = WeightRows<T>;
 
-  explicit LogitProducts(const Decoder<T>& problem) : problem_(problem), across_(in_panels<T>(problem.rows) * problem.width) {
+  explicit LogitProducts(const Decoder<T>& problem)
+      : problem_(problem), across_(in_panels<T>(problem.rows) * problem.width) {
     lay_across(problem.hidden, problem.width, problem.rows, problem.width, across_.get());
   }
 
@@ -63,12 +64,13 @@ class GradientProducts {
     Buffer<T> panels;
   };
 
-  explicit GradientProducts(const Decoder<T>& problem) : problem_(problem), hidden_(in_panels<T>(problem.width) * problem.rows) {
+  explicit GradientProducts(const Decoder<T>& problem)
+      : problem_(problem), hidden_(in_panels<T>(problem.width) * problem.rows) {
     lay_panels(problem.hidden, problem.width, problem.rows, problem.width, hidden_.get());
   }
 
-  void add(Own& own, std::int64_t first, std::int64_t count, const T* shares, T* d_weight, bool more_weight, T* d_hidden,
-           std::int64_t pitch, bool more_hidden) const {
+  void add(Own& own, std::int64_t first, std::int64_t count, const T* shares, T* d_weight, bool more_weight,
+           T* d_hidden, std::int64_t pitch, bool more_hidden) const {
     const std::int64_t lanes = lanes_of<T>(problem_.rows), width = problem_.width;
     multiply_panels(count, width, problem_.rows, shares, lanes, false, hidden_.get(), d_weight, width, more_weight);
     lay_panels(own.weight.from(first, count), width, count, width, own.panels.get());
@@ -96,8 +98,8 @@ class LogitProducts<Half> {
 
   void logits(Own& own, std::int64_t first, std::int64_t count, float* out) const {
     const std::int64_t lanes = lanes_of<float>(problem_.rows), width = problem_.width;
-    own.any.multiply(count, lanes, width, static_cast<const Half*>(problem_.weight) + first * width, width, across_.get(),
-                     width / 2 * PANEL, out, lanes, false);
+    const Half* weight = static_cast<const Half*>(problem_.weight) + first * width;
+    own.any.multiply(count, lanes, width, weight, width, across_.get(), width / 2 * PANEL, out, lanes, false);
   }
 
  private:
@@ -110,8 +112,10 @@ class GradientProducts<Half> {
  public:
   struct Own {
     explicit Own(const Decoder<Half>& problem)
-        : any(problem.width, half_depth(problem.rows)), rounded(DECODER_BLOCK * half_depth(problem.rows), false),
-          pairs(DECODER_BLOCK / 2 * lanes_of<float>(problem.rows), false), weight(DECODER_BLOCK / 2 * problem.width, false) {}
+        : any(problem.width, half_depth(problem.rows)),
+          rounded(DECODER_BLOCK * half_depth(problem.rows), false),
+          pairs(DECODER_BLOCK / 2 * lanes_of<float>(problem.rows), false),
+          weight(DECODER_BLOCK / 2 * problem.width, false) {}
     Session session;
     AnyRows any;
     Buffer<Half> rounded;
@@ -126,15 +130,18 @@ class GradientProducts<Half> {
   void add(Own& own, std::int64_t first, std::int64_t count, const float* shares, float* d_weight, bool more_weight,
            float* d_hidden, std::int64_t pitch, bool more_hidden) const {
     const Bfloat16& kernels = *bfloat16();
-    const std::int64_t lanes = lanes_of<float>(problem_.rows), width = problem_.width, depth = half_depth(problem_.rows);
+    const std::int64_t width = problem_.width, lanes = lanes_of<float>(problem_.rows);
+    const std::int64_t depth = half_depth(problem_.rows);
+    const Half* weight = static_cast<const Half*>(problem_.weight) + first * width;
     constexpr std::int64_t PAIRS = DECODER_BLOCK / 2 * PANEL;
     kernels.round_rows(shares, lanes, count, lanes, own.rounded.get(), depth);
-    own.any.multiply(count, width, depth, own.rounded.get(), depth, hidden_.get(), panel_, d_weight, width, more_weight);
+    own.any.multiply(count, width, depth, own.rounded.get(), depth, hidden_.get(), panel_, d_weight, width,
+                     more_weight);
     kernels.round_pairs(shares, lanes, count, lanes, own.pairs.get(), PAIRS);
     turn_pairs(own.pairs.get(), PAIRS, count, lanes, own.rounded.get(), DECODER_BLOCK);
-    kernels.pair_rows(static_cast<const Half*>(problem_.weight) + first * width, width, count, width, own.weight.get(), PAIRS);
-    kernels.multiply(lanes, width, half_depth(count), own.rounded.get(), DECODER_BLOCK, own.weight.get(), PAIRS, d_hidden,
-                     pitch, more_hidden);
+    kernels.pair_rows(weight, width, count, width, own.weight.get(), PAIRS);
+    kernels.multiply(lanes, width, half_depth(count), own.rounded.get(), DECODER_BLOCK, own.weight.get(), PAIRS,
+                     d_hidden, pitch, more_hidden);
   }
 
  private:

@@ -96,8 +96,8 @@ void multiply(std::int64_t rows, std::int64_t columns, std::int64_t depth, const
 }
 
 #if defined(__x86_64__) && SIMD_BYTES == 64
-// 16 rows of 16 at once. Pairs of rows exchange their elements at a distance of 1, 2, 4, 8: what is left of a step's
-// first row and comes from its second one, or the other way round.
+// 16 rows of 16 at once: rows are interleaved by twos, these by twos again, and then the quarters of the registers,
+// each of which has four elements of one column, come together.
 inline void transpose_square(const float* x, std::int64_t stride, float* out, std::int64_t ld) {
   typedef float Row __attribute__((vector_size(64)));
   Row a[16], b[16];
@@ -116,9 +116,11 @@ inline void transpose_square(const float* x, std::int64_t stride, float* out, st
     }
   }
 #pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {  // row j of each four has columns j, 4 + j, 8 + j, 12 + j of these four rows
-    b[j] = _mm512_shuffle_f32x4(a[j], a[j + 4], 0x88), b[j + 4] = _mm512_shuffle_f32x4(a[j], a[j + 4], 0xdd);
-    b[j + 8] = _mm512_shuffle_f32x4(a[j + 8], a[j + 12], 0x88), b[j + 12] = _mm512_shuffle_f32x4(a[j + 8], a[j + 12], 0xdd);
+  for (int j = 0; j < 4; ++j) {  // a[4 i + j]: of rows 4 i to 4 i + 3, columns j, 4 + j, 8 + j and 12 + j
+    b[j] = _mm512_shuffle_f32x4(a[j], a[j + 4], 0x88);
+    b[j + 4] = _mm512_shuffle_f32x4(a[j], a[j + 4], 0xdd);
+    b[j + 8] = _mm512_shuffle_f32x4(a[j + 8], a[j + 12], 0x88);
+    b[j + 12] = _mm512_shuffle_f32x4(a[j + 8], a[j + 12], 0xdd);
     store(out + j * ld, (Row)_mm512_shuffle_f32x4(b[j], b[j + 8], 0x88));
     store(out + (j + 8) * ld, (Row)_mm512_shuffle_f32x4(b[j], b[j + 8], 0xdd));
     store(out + (j + 4) * ld, (Row)_mm512_shuffle_f32x4(b[j + 4], b[j + 12], 0x88));

@@ -110,18 +110,18 @@ class Products<Half> {
   }
 
   // tile[j][lane] = x_j . y_lane for the keys j of [key, key + keys).
-  void multiply_keys(const Rows<Half>& x, std::int64_t width, std::int64_t key, std::int64_t keys, const Buffer<Word>& y,
-                     float* tile) {
-    any_.multiply(keys, block_.lanes, width, x.at(block_.sample, block_.within, key), x.row, y.get(), width / 2 * PANEL,
-                  tile, LANES, false);
+  void multiply_keys(const Rows<Half>& x, std::int64_t width, std::int64_t key, std::int64_t keys,
+                     const Buffer<Word>& y, float* tile) {
+    const Half* data = x.at(block_.sample, block_.within, key);
+    any_.multiply(keys, block_.lanes, width, data, x.row, y.get(), width / 2 * PANEL, tile, LANES, false);
   }
 
   // out [rows][width] += tile^T x, the tile in pairs_, x one row per key.
   void mix_keys(std::int64_t key, std::int64_t keys, const Rows<Half>& x) {
     turn_pairs(pairs_.get(), PAIRS, keys, block_.lanes, rounded_.get(), LANES);
     kernels_.pair_rows(x.at(block_.sample, block_.within, key), x.row, keys, width_, keys_.get(), PAIRS);
-    kernels_.multiply(block_.lanes, width_, half_depth(keys), rounded_.get(), LANES, keys_.get(), PAIRS, out_.get(), width_,
-                      mixed_);
+    kernels_.multiply(block_.lanes, width_, half_depth(keys), rounded_.get(), LANES, keys_.get(), PAIRS, out_.get(),
+                      width_, mixed_);
     mixed_ = true;
   }
 

@@ -28,7 +28,8 @@ void mark_live(const QueryBlock<Element>& block, std::uint64_t rows, std::int64_
 // sees a key of the tile.
 template <class Element>
 std::vector<std::uint8_t> live_blocks(const Mix<Element>& problem, const std::uint8_t* live) {
-  const std::int64_t per_head = blocks(problem.rows), tiles = blocks(problem.units), per_sample = problem.heads * per_head;
+  const std::int64_t per_head = blocks(problem.rows), tiles = blocks(problem.units);
+  const std::int64_t per_sample = problem.heads * per_head;
   std::vector<std::uint8_t> found(static_cast<std::size_t>(problem.batch * per_sample * tiles));
   for (std::int64_t item = 0; item < problem.batch * per_head; ++item) {
     const std::int64_t sample = item / per_head, index = item % per_head;

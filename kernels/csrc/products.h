@@ -85,8 +85,8 @@ class Products {
     mix_keys(edges(key), slope, key, keys, problem_.k, problem_.width);
   }
 
-  // dv += share grad, dk += slope q: rows of the keys from `key` on. first, last: whether nothing has been added to these
-  // before, or will be later.
+  // dv += share grad, dk += slope q: rows of the keys from `key` on. first, last: whether nothing has been added to
+  // these before, or will be later.
   void add_dk_dv(std::int64_t key, std::int64_t keys, const T* slope, const T* share, bool first, bool,
                  const Accumulators<T>&, T* dk, T* dv) {
     if (first) {

@@ -80,7 +80,8 @@ Simd<T> choose() {
 bool allowed(const char* name) {
   static const std::vector<std::string> all = {"portable", "avx2", "avx512", "avx512_bf16", "amx"};
   const char* most = std::getenv("GLOMO_SIMD");
-  return most == nullptr || *most == '\0' || std::find(all.begin(), all.end(), name) <= std::find(all.begin(), all.end(), most);
+  if (most == nullptr || *most == '\0') return true;
+  return std::find(all.begin(), all.end(), name) <= std::find(all.begin(), all.end(), most);
 }
 
 bool named(const char* name) {
