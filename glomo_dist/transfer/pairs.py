@@ -20,7 +20,7 @@ NO_LABEL = "no gold label (-)"  # SNLI and MNLI: the annotators did not agree
 # What the sets call them: SNLI and GLUE, plain, SICK.
 PREMISE = ("sentence1", "premise", "sentence_A")
 HYPOTHESIS = ("sentence2", "hypothesis", "sentence_B")
-LABEL = ("gold_label", "label", "entailment_label")
+LABEL = ("gold_label", "label", "entailment_label", "entailment_judgment")
 _ANNOTATOR = re.compile(r"label[1-9]")  # SNLI and MNLI end a row after the annotators that it had
 
 

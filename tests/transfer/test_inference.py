@@ -241,6 +241,20 @@ def test_sick_table(tmp_path):
         get_task("sick").load(str(tmp_path), None)
 
 
+def test_sick_in_the_files_of_semeval(tmp_path):
+    header = ["pair_ID", "sentence_A", "sentence_B", "relatedness_score", "entailment_judgment"]
+    for number, name in enumerate(("train", "trial", "test_annotated")):
+        label = ("NEUTRAL", "CONTRADICTION", "ENTAILMENT")[number]
+        rows = [[str(i), f"{name} {i} runs", "An animal runs", "4.5", label] for i in range(number + 1)]
+        write_table(tmp_path / f"SICK_{name}.txt", header, rows)
+    data = get_task("sick").load(str(tmp_path), None)
+    labels = {name: split.labels.tolist() for name, split in data.splits.items()}
+    assert labels == {"train": [1], "dev": [2, 2], "test": [0, 0, 0]}
+    (tmp_path / "SICK_trial.txt").unlink()
+    with pytest.raises(DataError, match=r"SICK_trial\.txt"):
+        get_task("sick").load(str(tmp_path), None)
+
+
 def test_accuracy_without_groups():
     split = Split({}, np.array([0, 1, 2, 1]))
     assert accuracy(split, np.array([0, 1, 1, 0])) == {"accuracy": 0.5}

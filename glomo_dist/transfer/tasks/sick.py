@@ -9,13 +9,19 @@ from glomo_dist.transfer.pairs import THREE, PairRows, read_pairs
 from glomo_dist.transfer.sources import has_ending, packed, require
 
 SETS = {"TRAIN": "train", "TRIAL": "dev", "TEST": "test"}
+# as the organisers of SemEval 2014 gave it out
+SEMEVAL = {"train": "SICK_train.txt", "dev": "SICK_trial.txt", "test": "SICK_test_annotated.txt"}
 
 
 def load(source: str | None, max_examples: int | None = None) -> TaskData:
-    """source: the folder with SICK.txt (column SemEval_set), or sick.jsonl[.xz] (column part)."""
+    """source: the folder with SICK.txt (column SemEval_set), sick.jsonl[.xz] (column part), or `SEMEVAL`."""
     collected = PairRows(THREE)
-    path = require(source, packed("SICK.txt", "sick.jsonl"), "sick")
-    if has_ending(path, ".jsonl"):
+    path = require(source, packed("SICK.txt", "sick.jsonl", SEMEVAL["train"]), "sick")
+    if has_ending(path, SEMEVAL["train"]):
+        for split, name in SEMEVAL.items():
+            for pair in read_pairs(require(source, packed(name), "sick")):
+                collected.add(split, pair)
+    elif has_ending(path, ".jsonl"):
         collected.add_by_part(path)
     else:
         for pair in read_pairs(path):
