@@ -52,9 +52,10 @@ def main(argv: Sequence[str]) -> None:
     )
     # Seconds, which neither --help nor a mistyped flag should wait for.
     from glomo_dist.model.io import model_folder
+    from glomo_dist.pretrain.run_folder import CHECKPOINTS
     from glomo_dist.transfer.export import export_task
 
-    if model_folder(command.model) is None and (Path(command.model) / "checkpoints").is_dir():
+    if model_folder(command.model) is None and (Path(command.model) / CHECKPOINTS).is_dir():
         raise CheckpointError(
             f"{command.model} is not finished: it has no model yet. Run `glomo pretrain` again to its end, or "
             f"give one of its checkpoints, {command.model}/checkpoints/step-N."
