@@ -20,9 +20,17 @@ inline void for_tile(std::int64_t keys, std::int64_t lanes, const Step& step, co
   }
 }
 
+// By registers of double: element by element it takes as long as all that comes before it.
 template <class T>
 inline void add_to(double* sum, const typename Lanes<T>::Vec& part) {
-  for (int i = 0; i < Lanes<T>::COUNT; ++i) sum[i] += static_cast<double>(part[i]);
+  using Wide = typename Lanes<double>::Vec;
+  constexpr int COUNT = Lanes<double>::COUNT;
+  typedef T Narrow __attribute__((vector_size(COUNT * sizeof(T))));
+  for (int i = 0; i < Lanes<T>::COUNT; i += COUNT) {
+    Narrow some;
+    __builtin_memcpy(&some, reinterpret_cast<const T*>(&part) + i, sizeof(some));
+    store(sum + i, load(sum + i) + __builtin_convertvector(some, Wide));
+  }
 }
 
 template <class T>
@@ -34,7 +42,7 @@ template <class T, bool RELU, bool CROSSED>
 bool root_tile(T* tile, std::int64_t keys, std::int64_t first, std::int64_t lanes, const T* theta, const T* begin,
                const T* end, double* sum) {
   using Vec = typename Lanes<T>::Vec;
-  bool any = false;
+  auto some = Vec{} != Vec{};  // -1 where a sum of squares was not 0
   for_tile<T>(
       keys, lanes,
       [&](std::int64_t lane, std::int64_t j, Vec& part) {
@@ -52,8 +60,10 @@ bool root_tile(T* tile, std::int64_t keys, std::int64_t first, std::int64_t lane
       },
       [&](std::int64_t lane, const Vec& part) {
         add_to<T>(sum + lane, part);
-        for (int i = 0; i < Lanes<T>::COUNT; ++i) any |= part[i] != T(0);
+        some |= part != Vec{};
       });
+  bool any = false;
+  for (int i = 0; i < Lanes<T>::COUNT; ++i) any |= some[i] != 0;
   return any;
 }
 
