@@ -155,6 +155,25 @@ def test_any_number_of_threads_gives_the_same_bits(units):
 
 
 @needs_instructions
+def test_sums_wait_for_all_heads_that_had_their_place():
+    """Of three heads in the same place the second one has no edge, and nobody in it waits for the first. With more
+    threads than processors some stop in between, so that the third one comes early."""
+    threads, before = 8, torch.get_num_threads()
+    inputs = leaves(*inputs_of(64, 256, 256, heads=2 * threads), dtype=HALF)
+    inputs = [x.detach().repeat(3, 1, 1, *[1] * (x.ndim - 3)).requires_grad_() for x in inputs]
+    options = {"lengths": torch.tensor([64, 0, 64]).repeat(3), "causal": False}
+    try:
+        torch.set_num_threads(1)
+        expected = differentiated(inputs, **options)
+        torch.set_num_threads(threads)
+        for _ in range(20):
+            got = differentiated(inputs, **options)
+            assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_instructions
 def test_scores_that_are_kept_and_computed_again_give_the_same_gradients(monkeypatch):
     inputs = leaves(*inputs_of(150), dtype=HALF)
     again = {"lengths": torch.tensor([150, 149, 1])}
