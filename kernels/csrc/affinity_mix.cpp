@@ -201,7 +201,7 @@ void affinity_mix_backward(const Mix<Element>& problem, const Rows<Element>& gra
         products.add_dq(key, keys, slope);
         const std::int64_t unit = block.head * problem.units + key, tile = tile_of(key);
         const bool first = turns.wait(block.head, block.index, tile);
-        if (first && block.head >= sums.heads()) turns.wait_for_last(block.head - sums.heads(), tile);
+        if (first) turns.wait_for_earlier(block.head, sums.heads(), tile);
         products.add_dk_dv(key, keys, slope, share.get(), first, turns.last(block.head, block.index, tile), sums,
                            dk + unit * problem.width, dv + unit * problem.values);
         turns.done(block.head, block.index, tile);

@@ -84,7 +84,10 @@ void round_rows(const float* x, std::int64_t stride, std::int64_t rows, std::int
   for (std::int64_t r = 0; r < half_rows(rows); ++r) {
     for (std::int64_t n = 0; n < half_depth(columns); n += PANEL) {
       Halves half = {};
-      if (r < rows && n < columns) half = rounded(_mm512_loadu_ps(x + r * stride + n));
+      if (r < rows && n < columns) {
+        const auto mask = static_cast<__mmask16>((1U << std::min(columns - n, PANEL)) - 1);
+        half = rounded(_mm512_maskz_loadu_ps(mask, x + r * stride + n));
+      }
       std::memcpy(out + r * lda + n, &half, sizeof(half));
     }
   }
@@ -167,11 +170,12 @@ namespace tiles {
 inline void written() { __asm__ volatile("" ::: "memory"); }
 
 void enter(void* state) {
-  struct alignas(64) {
+  struct alignas(64) Shape {
     std::uint8_t palette = 1, start = 0, unused[14] = {};
     std::uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
     std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-  } const wanted;
+  };
+  static constexpr Shape wanted;  // not on the stack: gcc is not told that more than its first bytes are read
   _tile_storeconfig(state);
   written();
   _tile_loadconfig(&wanted);

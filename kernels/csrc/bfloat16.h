@@ -46,7 +46,7 @@ struct Bfloat16 {
   std::uint64_t (*square_pairs)(const float* roots, std::int64_t rows, std::int64_t columns, Word* out,
                                 std::int64_t panel, float* sum);
 
-  // x [rows][columns] as a, with zeros up to multiples of HALF_ROWS and HALF_DEPTH.
+  // x [rows][columns], any number of both, as a, with zeros up to multiples of HALF_ROWS and HALF_DEPTH.
   void (*round_rows)(const float* x, std::int64_t stride, std::int64_t rows, std::int64_t columns, Half* out,
                      std::int64_t lda);
 

@@ -134,7 +134,8 @@ class GradientProducts<Half> {
     const std::int64_t depth = half_depth(problem_.rows);
     const Half* weight = static_cast<const Half*>(problem_.weight) + first * width;
     constexpr std::int64_t PAIRS = DECODER_BLOCK / 2 * PANEL;
-    kernels.round_rows(shares, lanes, count, lanes, own.rounded.get(), depth);
+    // Lanes without a row are left out: they hold NaN where a word is not finite.
+    kernels.round_rows(shares, lanes, count, problem_.rows, own.rounded.get(), depth);
     own.any.multiply(count, width, depth, own.rounded.get(), depth, hidden_.get(), panel_, d_weight, width,
                      more_weight);
     kernels.round_pairs(shares, lanes, count, lanes, own.pairs.get(), PAIRS);

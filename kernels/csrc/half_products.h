@@ -128,8 +128,9 @@ class Products<Half> {
   // c [filled][columns] = (or +=) tile x, x one row per query in pairs; rows from `keys` on are zeros.
   void mix_rows(const float* tile, std::int64_t keys, std::int64_t filled, const Buffer<Word>& x, std::int64_t columns,
                 float* c, bool accumulate) {
-    kernels_.round_rows(tile, LANES, keys, block_.lanes, rounded_.get(), LANES);
-    kernels_.multiply(half_rows(keys), columns, half_depth(block_.lanes), rounded_.get(), LANES, x.get(), PAIRS, c,
+    // Lanes without a row are left out: they hold NaN where a key is not finite.
+    kernels_.round_rows(tile, LANES, keys, block_.rows, rounded_.get(), LANES);
+    kernels_.multiply(half_rows(keys), columns, half_depth(block_.rows), rounded_.get(), LANES, x.get(), PAIRS, c,
                       columns, accumulate);
     if (filled > half_rows(keys)) std::fill(c + half_rows(keys) * columns, c + filled * columns, 0.0f);
   }

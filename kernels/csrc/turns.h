@@ -27,8 +27,12 @@ class Turns {
   // Whether no block comes after this one.
   bool last(std::int64_t head, std::int64_t index, std::int64_t tile) const { return final(head, tile) == index; }
 
-  // Returns when all blocks of a head have had their turns at a tile.
-  void wait_for_last(std::int64_t head, std::int64_t tile) const { wait_until(head, tile, final(head, tile)); }
+  // Returns when all blocks of the heads `step`, 2 step, ... before this one have had their turns at a tile. The last
+  // of these heads that has any waited for those before it; one that has none waited for nobody.
+  void wait_for_earlier(std::int64_t head, std::int64_t step, std::int64_t tile) const {
+    for (head -= step; head >= 0 && none(head, tile);) head -= step;
+    if (head >= 0) wait_until(head, tile, final(head, tile));
+  }
 
   // Whether no block at all has this tile.
   bool none(std::int64_t head, std::int64_t tile) const { return next(head, -1, tile) == per_head_; }

@@ -155,6 +155,25 @@ def test_any_number_of_threads_gives_the_same_bits(units):
 
 
 @needs_instructions
+def test_sums_wait_for_all_heads_that_had_their_place():
+    """Of three heads in the same place the second one has no edge, and nobody in it waits for the first. With more
+    threads than processors some stop in between, so that the third one comes early."""
+    threads, before = 8, torch.get_num_threads()
+    inputs = leaves(*inputs_of(64, 256, 256, heads=2 * threads), dtype=HALF)
+    inputs = [x.detach().repeat(3, 1, 1, *[1] * (x.ndim - 3)).requires_grad_() for x in inputs]
+    options = {"lengths": torch.tensor([64, 0, 64]).repeat(3), "causal": False}
+    try:
+        torch.set_num_threads(1)
+        expected = differentiated(inputs, **options)
+        torch.set_num_threads(threads)
+        for _ in range(20):
+            got = differentiated(inputs, **options)
+            assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_instructions
 def test_scores_that_are_kept_and_computed_again_give_the_same_gradients(monkeypatch):
     inputs = leaves(*inputs_of(150), dtype=HALF)
     again = {"lengths": torch.tensor([150, 149, 1])}
@@ -186,6 +205,18 @@ def test_nan_spoils_its_row():
 
 
 @needs_instructions
+def test_a_key_of_no_weight_for_its_infinity_spoils_no_other():
+    """Nor its own gradient; places of rows that a block does not have hold 0 times infinity."""
+    q, k, v, _ = leaves(*(x.abs() + 0.1 for x in inputs_of(5)), dtype=HALF)
+    with torch.no_grad():
+        k[:, :, 2] = -torch.inf
+    out = affinity_mix(q, k, v, causal=False)
+    _, dk, dv = gradients(out, [q, k, v])
+    assert out.isfinite().all() and dk.isfinite().all() and dv.isfinite().all()
+    assert not dk[:, :, 2].any() and not dv[:, :, 2].any()
+
+
+@needs_instructions
 def test_pytorchs_products_beside_ours():
     """Both use the processor's tiles, each in its own shape."""
     a, b = (torch.randn(200, 200).to(HALF) for _ in range(2))
@@ -207,6 +238,19 @@ def test_decoder_loss(monkeypatch, n, words, width):
     results = decoder.both(hidden / width**0.5, weight, target, HALF, reduction="sum")
     for name, *numbers in zip(("loss", "dhidden", "dweight"), *results, strict=True):
         assert_no_worse(name, *numbers)
+
+
+@needs_instructions
+def test_a_word_of_no_probability_for_its_infinity_spoils_no_other():
+    hidden, weight, _ = (x.abs() + 1 for x in decoder.make(5, 300, 32))
+    weight[[3, 299]] = -torch.inf
+    hidden, weight = leaves(hidden, weight, dtype=HALF)
+    target = torch.arange(len(hidden)) + 4
+    loss = decoder_loss(hidden, weight, target)
+    (dweight,) = torch.autograd.grad(loss, weight)
+    logits = hidden.float() @ weight.float().mT
+    (expected,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, target), weight)
+    torch.testing.assert_close(dweight, expected, rtol=0.02, atol=0.02)
 
 
 @needs_instructions
