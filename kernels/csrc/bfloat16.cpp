@@ -82,14 +82,16 @@ std::uint64_t square_pairs(const float* roots, std::int64_t rows, std::int64_t c
 void round_rows(const float* x, std::int64_t stride, std::int64_t rows, std::int64_t columns, Half* out,
                 std::int64_t lda) {
   for (std::int64_t r = 0; r < half_rows(rows); ++r) {
-    for (std::int64_t n = 0; n < half_depth(columns); n += PANEL) {
-      Halves half = {};
-      if (r < rows && n < columns) {
-        const auto mask = static_cast<__mmask16>((1U << std::min(columns - n, PANEL)) - 1);
-        half = rounded(_mm512_maskz_loadu_ps(mask, x + r * stride + n));
-      }
-      std::memcpy(out + r * lda + n, &half, sizeof(half));
+    const std::int64_t used = r < rows ? columns : 0;
+    const auto put = [&](std::int64_t n, Halves half) { std::memcpy(out + r * lda + n, &half, sizeof(half)); };
+    std::int64_t n = 0;
+    for (; n + PANEL <= used; n += PANEL) put(n, rounded(_mm512_loadu_ps(x + r * stride + n)));
+    if (n < used) {
+      const auto mask = static_cast<__mmask16>((1U << (used - n)) - 1);
+      put(n, rounded(_mm512_maskz_loadu_ps(mask, x + r * stride + n)));
+      n += PANEL;
     }
+    for (; n < half_depth(columns); n += PANEL) put(n, Halves{});
   }
 }
 
