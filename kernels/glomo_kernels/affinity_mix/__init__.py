@@ -70,8 +70,8 @@ def affinity_mix(
     makes row i NaN, and no other; through PyTorch's own attention a NaN in a key may be lost, or reach every row of
     its sample and head. A v_j that is not finite reaches the rows that give it weight and may reach others
     of its sample and head: where many weights of neighbouring rows and keys are positive (and always, in bfloat16 by
-    AMX), the rest are multiplied by zero. The same holds for gradients. Second derivatives, forward-mode derivatives and vmap are refused (through
-    PyTorch's own attention they are what PyTorch makes of them).
+    AMX), the rest are multiplied by zero. The same holds for gradients. Second derivatives, forward-mode derivatives
+    and vmap are refused (through PyTorch's own attention they are what PyTorch makes of them).
     """
     q, k, v = checks.alike(q, k, v)
     theta = checks.check_scores(OP, q, k, theta, kind)
