@@ -152,8 +152,7 @@ void affinity_mix_backward(const Mix<Element>& problem, const Rows<Element>& gra
       if (!turns.none(head, tile)) continue;
       const std::int64_t key = tile * LANES, keys = std::min(LANES, problem.units - key);
       const std::int64_t unit = head * problem.units + key;
-      std::fill_n(dk + unit * problem.width, keys * problem.width, Element(0));
-      std::fill_n(dv + unit * problem.values, keys * problem.values, Element(0));
+      clear_keys(problem, keys, dk + unit * problem.width, dv + unit * problem.values);
     }
   }
   const Accumulators<Element> sums(problem, threads);

@@ -13,6 +13,7 @@
 namespace glomo {
 
 inline std::int64_t blocks(std::int64_t n) { return (n + LANES - 1) / LANES; }
+inline std::int64_t tile_of(std::int64_t key) { return key / LANES; }
 
 // First row and number of rows of a block of query rows. It is the first one that is not full: with causal spans it
 // sees the fewest keys.

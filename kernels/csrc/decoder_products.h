@@ -138,7 +138,7 @@ class GradientProducts<Half> {
     kernels.round_rows(shares, lanes, count, problem_.rows, own.rounded.get(), depth);
     own.any.multiply(count, width, depth, own.rounded.get(), depth, hidden_.get(), panel_, d_weight, width,
                      more_weight);
-    kernels.round_pairs(shares, lanes, count, lanes, own.pairs.get(), PAIRS);
+    kernels.pair_rows(own.rounded.get(), depth, count, lanes, own.pairs.get(), PAIRS);
     turn_pairs(own.pairs.get(), PAIRS, count, lanes, own.rounded.get(), DECODER_BLOCK);
     kernels.pair_rows(weight, width, count, width, own.weight.get(), PAIRS);
     kernels.multiply(lanes, width, half_depth(count), own.rounded.get(), DECODER_BLOCK, own.weight.get(), PAIRS,

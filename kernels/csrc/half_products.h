@@ -22,7 +22,7 @@ class Accumulators<Half> {
   std::int64_t heads() const { return heads_; }
 
   float* at(std::int64_t head, std::int64_t key) const {
-    return sums_.get() + (head % heads_ * tiles_ + key / LANES) * LANES * columns_;
+    return sums_.get() + (head % heads_ * tiles_ + tile_of(key)) * LANES * columns_;
   }
 
  private:

@@ -8,8 +8,6 @@
 
 namespace glomo {
 
-inline std::int64_t tile_of(std::int64_t key) { return key / LANES; }
-
 // live[head][row / LANES][key / LANES] = 1 where the tile from `key` on has an edge, in those of the block's rows whose
 // bits are given. Two blocks may share such a row.
 template <class Element>

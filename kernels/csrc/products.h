@@ -23,6 +23,13 @@ class Accumulators {
   std::int64_t heads_;
 };
 
+// Rows of dk and dv become zeros.
+template <class Element>
+void clear_keys(const Mix<Element>& problem, std::int64_t keys, Element* dk, Element* dv) {
+  std::fill_n(dk, keys * problem.width, Element(0));
+  std::fill_n(dv, keys * problem.values, Element(0));
+}
+
 // Products of the block that `block` has loaded last, which is told by `begin`. Tiles are [keys][LANES].
 template <class T>
 class Products {
@@ -89,11 +96,7 @@ class Products {
   // these before, or will be later.
   void add_dk_dv(std::int64_t key, std::int64_t keys, const T* slope, const T* share, bool first, bool,
                  const Accumulators<T>&, T* dk, T* dv) {
-    if (first) {
-      const std::int64_t all = std::min(LANES, problem_.units - key);
-      std::fill_n(dk, all * problem_.width, T(0));
-      std::fill_n(dv, all * problem_.values, T(0));
-    }
+    if (first) clear_keys(problem_, std::min(LANES, problem_.units - key), dk, dv);
     mix_rows(edges(key), share, key, keys, d_mixed_, problem_.values, dv);
     mix_rows(edges(key), slope, key, keys, q_, problem_.width, dk);
   }
@@ -105,7 +108,7 @@ class Products {
  private:
   const T* queries() const { return problem_.q.at(block_.sample, block_.within, block_.first); }
   const T* grads() const { return grad_->at(block_.sample, block_.within, block_.first); }
-  Edges& edges(std::int64_t key) { return edges_[static_cast<std::size_t>(key / LANES)]; }
+  Edges& edges(std::int64_t key) { return edges_[static_cast<std::size_t>(tile_of(key))]; }
 
   // Rows of the block in panels of lanes.
   void lay(const T* x, std::int64_t stride, std::int64_t width, Buffer<T>& out) const {

@@ -84,11 +84,6 @@ bool allowed(const char* name) {
   return std::find(all.begin(), all.end(), name) <= std::find(all.begin(), all.end(), most);
 }
 
-bool named(const char* name) {
-  const char* most = std::getenv("GLOMO_SIMD");
-  return most != nullptr && name == std::string(most);
-}
-
 template <class T>
 const Simd<T>& simd() {
   static const Simd<T> chosen = choose<T>();

@@ -74,9 +74,6 @@ struct Simd {
 // Whether GLOMO_SIMD, if it is set, names this instruction set or a greater one.
 bool allowed(const char* name);
 
-// Whether it names this one.
-bool named(const char* name);
-
 // The best version that this machine runs.
 template <class T>
 const Simd<T>& simd();

@@ -40,6 +40,11 @@ def both(hidden, weight, target, dtype, scale=1, **options):
     return results
 
 
+def compare(results):
+    for name, got, exact, naive in zip(("loss", "dhidden", "dweight"), *results, strict=True):
+        assert_no_worse(name, got, exact, naive)
+
+
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("n,rows", [(2, 128), (130, 128), (37, 1), (37, 5)])
@@ -47,8 +52,7 @@ def test_agrees_with_cross_entropy(backend, monkeypatch, n, rows, dtype, reducti
     chunks_of(monkeypatch, rows)
     results = both(*make(n), dtype, reduction=reduction)
     assert results[0][0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    for name, got, exact, naive in zip(("loss", "dhidden", "dweight"), *results, strict=True):
-        assert_no_worse(name, got, exact, naive)
+    compare(results)
 
 
 # On both sides of what the loops compute at once: registers, lines of the cache, blocks and shares of words, chunks.
@@ -59,8 +63,7 @@ def test_agrees_with_cross_entropy(backend, monkeypatch, n, rows, dtype, reducti
 def test_sizes(backend, monkeypatch, n, words, width, dtype):
     chunks_of(monkeypatch, 48)
     results = both(*make(n + 1, words, width), dtype, reduction="sum")
-    for name, got, exact, naive in zip(("loss", "dhidden", "dweight"), *results, strict=True):
-        assert_no_worse(name, got, exact, naive)
+    compare(results)
 
 
 def test_the_number_of_threads_does_not_matter(backend, monkeypatch):
