@@ -129,7 +129,7 @@ class Torchrun:
             sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
             f"--max-restarts={restarts}", f"--log-dir={scratch}", "-m", "glomo_dist.pretrain", *arguments,
         ]  # fmt: skip
-        environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, usable_cores() // ranks))}
+        environment = {"OMP_NUM_THREADS": str(max(1, usable_cores() // ranks)), **os.environ}
         threads.wait_briefly(environment)
         environment[COMMAND_VARIABLE] = command_line()
         environment["PYTHONPATH"] = import_path()

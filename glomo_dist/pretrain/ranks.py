@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from glomo_dist.runtime.errors import GlomoError
+from glomo_dist.runtime.fingerprint import COMMAND_VARIABLE
 from glomo_dist.runtime.processes import usable_cores
 
 T = TypeVar("T")
@@ -97,7 +98,8 @@ def join(timeout_minutes: float = 30.0) -> Ranks:
             )
         torch.cuda.set_device(local_rank)
         _same_bits_on_every_run()
-    torch.set_num_threads(max(1, usable_cores() // local_world))
+    if COMMAND_VARIABLE not in os.environ:  # the user's own torchrun, which tells each rank to use one thread
+        torch.set_num_threads(max(1, usable_cores() // local_world))
     timeout, backend = timedelta(minutes=timeout_minutes), "nccl" if cuda else "gloo"
     store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
     dist.init_process_group(

@@ -3,14 +3,49 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 
 def usable_cores() -> int:
-    """Processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processor cores this process may use: those it is bound to, and no more than its container has time on.
+
+    More threads than that would be stopped together for the rest of each tenth of a second.
+    """
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(bound, cores_of_control_groups())))
+
+
+def cores_of_control_groups(root: Path = Path("/")) -> float:
+    """Seconds of processor time per second that Linux's control groups, of either version, leave; else infinity.
+
+    Of a container its own group is often the only one to be seen, so the groups above count wherever they are there.
+    """
+    least = math.inf
+    with contextlib.suppress(OSError, ValueError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            top = root / "sys/fs/cgroup" / ("cpu" if controllers else ".")
+            groups = PurePosixPath(path.lstrip("/"))
+            for group in (groups, *groups.parents):
+                least = min(least, _quota(top / group))
+    return least
+
+
+def _quota(group: Path) -> float:
+    with contextlib.suppress(OSError, ValueError):
+        if (both := group / "cpu.max").exists():
+            quota, period = both.read_text().split()
+        else:
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        if quota != "max" and float(quota) > 0:
+            return float(quota) / float(period)
+    return math.inf
 
 
 def import_path() -> str:

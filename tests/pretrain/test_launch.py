@@ -242,3 +242,19 @@ def test_ranks_that_were_started_again_are_told_too(tmp_path: Path, monkeypatch:
     torchrun = launch.Torchrun(2, 1, tmp_path, [])
     torchrun._ask(signal.SIGTERM, None)
     assert torchrun.wait() == 75 and told.count(102) == 1 and set(told) == {101, 102, 201, 202}
+
+
+@pytest.mark.parametrize(("set_by_user", "threads"), [(None, "4"), ("3", "3")])
+def test_ranks_share_the_cores_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, set_by_user: str | None, threads: str
+) -> None:
+    told: dict[str, str] = {}
+    monkeypatch.setattr(launch, "usable_cores", lambda: 8)
+    monkeypatch.setattr(launch.subprocess, "Popen", lambda *_, env, **__: told.update(env))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if set_by_user is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", set_by_user)
+    with monkeypatch.context() as quiet:
+        quiet.setattr(launch.signal, "signal", lambda *_: None)
+        launch.Torchrun(2, 0, tmp_path, [])
+    assert told["OMP_NUM_THREADS"] == threads
