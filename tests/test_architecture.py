@@ -160,7 +160,7 @@ def test_no_help_waits_for_pytorch() -> None:
         "    assert not bad, (name, bad)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0 and done.stdout.count("usage: glomo") == 8, done.stderr
+    assert done.returncode == 0 and done.stdout.count("usage: glomo") == 9, done.stderr
 
 
 def test_preparing_and_starting_a_run_do_without_pytorch() -> None:

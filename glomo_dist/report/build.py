@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import os
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from glomo_dist.data.files import listed
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.report import drawings, provenance, remarks, runs, scores
-from glomo_dist.report.figures import with_own_ids
-from glomo_dist.report.names import counted, one_line, printable, store_name
+from glomo_dist.report.names import counted, one_line, store_name
+from glomo_dist.report.pages import rendered, require_file, write_page
 from glomo_dist.report.results import Results, read_results
 from glomo_dist.report.table import arm_name, cells, header, job_and_others, seeds_text, tables
 from glomo_dist.runtime.errors import GlomoError
-from glomo_dist.runtime.files import remove_leftovers, require_folders_above, write_bytes, writing
-from glomo_dist.runtime.fingerprint import code_version
 from glomo_dist.runtime.progress import say
 from glomo_dist.transfer.task import TASKS, Task, chosen_tasks, get_task
 
@@ -44,7 +37,7 @@ def build(
     task data are gone, is a sentence in the report.
     """
     out = Path(out)
-    _require_file(out)
+    require_file(out)
     known = {**TASKS, **{name: get_task(name, file) for name, file in chosen_tasks(listed(tasks)).items()}}
     found = read_results(results)
     pretraining = runs.read_runs(run_folders)
@@ -53,45 +46,16 @@ def build(
         GraphStore.open(store)  # one that was asked for is there, or its name is wrong
     # The name of a folder given as "." or ".." is in its full path alone.
     page = _render(found, pretraining, [Path(os.path.abspath(store)) for store in stores], known)
-    _write(out, printable(with_own_ids(page)).encode())
+    write_page(out, page)
     return found
-
-
-def _require_file(out: Path) -> None:
-    """Before anything is read: `out` can be a file."""
-    with writing(out):  # even looking may be forbidden
-        if out.is_dir():
-            raise GlomoError(
-                f"output {out} is a folder; the name of a file was expected, e.g. {out / 'report.html'}."
-            )
-        require_folders_above(out)
-
-
-def _write(out: Path, page: bytes) -> None:
-    if out.is_file() or not out.exists():
-        target = Path(os.path.realpath(out))
-        with contextlib.suppress(OSError):  # as of another user's report
-            remove_leftovers(target.parent, f"{glob.escape(target.name)}.{'[0-9a-f]' * 8}")
-        write_bytes(target, page)
-    else:
-        with writing(out):
-            out.write_bytes(page)
 
 
 def _render(
     results: Results, pretraining: list[runs.Run], stores: list[Path], tasks: Mapping[str, Task]
 ) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     drawn, not_drawn = _drawings(results, stores, tasks)
-    return environment.get_template("report.html").render(
-        made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        code=code_version(),
+    return rendered(
+        "report.html",
         counted=counted,
         finished=len(results.finished),
         failed=results.failed,

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from glomo_kernels import SparseGraph
 from markupsafe import Markup
 from matplotlib.colors import to_rgb
 from matplotlib.patches import PathPatch, Rectangle
@@ -47,9 +49,9 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Example:
-    """One test example. label: its class, "" where there are none. units: words, or one image.
+    """One test example. label: its class, "" where there are none. units: words, or one image as an array.
 
-    forward, backward: dense graphs [components, T, T].
+    forward, backward: dense graphs [components, T, T], of an image their mean [1, T, T].
     """
 
     number: int
@@ -85,30 +87,31 @@ def draw(source: Source, tasks: Mapping[str, Task] = TASKS) -> Drawing:
     example = Example(
         number,
         data.classes[int(split.labels[number])] if data.classes else "",
-        inputs[number],
-        *(_dense(graph, min(units, MOST_WORDS) if task.unit == "words" else units)
+        inputs[number] if task.unit == "words" else np.asarray(inputs[number]),
+        *(dense(graph, min(units, MOST_WORDS)) if task.unit == "words" else averaged(graph)
           for graph in store.batch(graphs, [value])),
     )  # fmt: skip
     title = f"{source.name}: {task.name}, test example {number}"
     if example.label:
         title += f" (class {example.label})"
-    if task.unit == "words":
-        words = list(example.units[: len(example.forward[0])])
-        caption = (
-            "Left: all layers and heads averaged. Each word draws from the words its lines lead to: blue lines to "
-            "words before it, orange ones to words after it, the wider the stronger. Right: each layer and head by "
-            "itself; the row of a word shows what it draws from (below the diagonal what comes before)."
-        )
-        figures = [
-            words_figure(words, example),
-            components_figure(example, store.info.layers, store.info.heads, title),
-        ]
-    else:
+    return drawn(title, example, store.info.layers, store.info.heads)
+
+
+def drawn(title: str, example: Example, layers: int, heads: int) -> Drawing:
+    """Of a text its words with arcs, and each layer and head by itself; of an image what some pixels draw from."""
+    if isinstance(example.units, np.ndarray):
         caption = (
             "What four pixels (squares) draw from, all layers and heads averaged: in blue pixels before it in "
             "reading order, in orange pixels after it, the fuller the stronger."
         )
-        figures = [pixels_figure(np.asarray(example.units), example)]
+        return Drawing(title, caption, [pixels_figure(example.units, example, title)])
+    words = list(example.units[: len(example.forward[0])])
+    caption = (
+        "Left: all layers and heads averaged. Each word draws from the words its lines lead to: blue lines to "
+        "words before it, orange ones to words after it, the wider the stronger. Right: each layer and head by "
+        "itself; the row of a word shows what it draws from (below the diagonal what comes before)."
+    )
+    figures = [words_figure(words, example), components_figure(example, layers, heads, title)]
     return Drawing(title, caption, figures)
 
 
@@ -166,7 +169,7 @@ def components_figure(example: Example, layers: int, heads: int, title: str) -> 
         return svg(figure, f"Graphs of every layer and head. {title}")
 
 
-def pixels_figure(image: np.ndarray[Any, Any], example: Example) -> Markup:
+def pixels_figure(image: np.ndarray[Any, Any], example: Example, title: str) -> Markup:
     """The image, then for each of four query pixels the image with what the pixel draws from."""
     height, width = image.shape[:2]
     queries = _query_pixels(image)
@@ -184,7 +187,7 @@ def pixels_figure(image: np.ndarray[Any, Any], example: Example) -> Markup:
                 ax.add_patch(Rectangle(at, 1, 1, fill=False, edgecolor="#c0504d", linewidth=1.6))
             ax.axis("off")
         figure.subplots_adjust(wspace=0.06)
-        return svg(figure, f"What pixels draw from, test example {example.number}")
+        return svg(figure, f"What pixels draw from. {title}")
 
 
 def strongest(graph: np.ndarray[Any, Any], count: int) -> list[tuple[int, int, float]]:
@@ -227,6 +230,14 @@ def _choose(units: Sequence[Sequence[str]]) -> int:
     return next(fitting, fallback)
 
 
-def _dense(graph: Any, units: int) -> np.ndarray[Any, Any]:
+def dense(graph: SparseGraph, units: int) -> np.ndarray[Any, Any]:
     """[components, units, units] of a batch of one."""
     return graph.dense()[0, :, :units, :units].numpy().astype(np.float64)  # type: ignore[no-any-return]
+
+
+def averaged(graph: SparseGraph) -> np.ndarray[Any, Any]:
+    """[1, T, T], the mean over the components of a batch of one: each one dense would be gigabytes for an image."""
+    _, components, T = graph.shape
+    mean = torch.zeros(T * T, dtype=torch.float64)
+    at = graph.rows() % T * T + graph.columns
+    return mean.index_add_(0, at, graph.weights.double() / components).view(1, T, T).numpy()

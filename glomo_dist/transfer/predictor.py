@@ -1,0 +1,75 @@
+"""A frozen predictor with the tokenizer that it was trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glomo_dist.data.pixels import PixelTokenizer
+from glomo_dist.data.tokenizer import load_tokenizer
+from glomo_dist.model.io import load_model, random_model
+from glomo_dist.model.io import model_folder as find_model
+from glomo_dist.runtime.errors import CheckpointError, ConfigError
+from glomo_dist.runtime.fingerprint import fingerprint
+
+
+class Predictor:
+    """A model and its tokenizer, from a model's folder or a finished run's.
+
+    random_seed: not None for the *random predictor* baseline, of the same configuration with fresh parameters.
+    Raises ConfigError for a seed that is none, CheckpointError if the two do not fit each other.
+    """
+
+    def __init__(self, folder: str | Path, random_seed: int | None = None) -> None:
+        require_seed(random_seed)
+        folder = find_model(folder) or folder
+        self.folder, self.random_seed = folder, random_seed
+        self.tokenizer = load_tokenizer(folder)
+        self.model, meta = load_model(folder)
+        if self.tokenizer.vocab_size != self.model.config.vocab_size:
+            raise CheckpointError(
+                f"{folder}: tokenizer.json has {self.tokenizer.vocab_size} units, the model was trained with "
+                f"{self.model.config.vocab_size}. Put back the tokenizer it was trained with."
+            )
+        if meta.get("tokenizer") not in (None, self.tokenizer.fingerprint):
+            raise CheckpointError(
+                f"{folder}: tokenizer.json has as many units as the model's, but is another. Put back the "
+                "tokenizer it was trained with."
+            )
+        if isinstance(self.tokenizer, PixelTokenizer):
+            _require_image(self.model.config.image, self.tokenizer.shape, folder)
+        self.fingerprint = str(meta["fingerprint"])
+        if random_seed is not None:
+            self.model = random_model(folder, random_seed)
+            self.fingerprint = fingerprint(["random predictor", meta["model"], random_seed])
+
+    def require_size(self, images: Iterable[np.ndarray[Any, Any]]) -> None:
+        """ConfigError unless all images have the size of those that the model, one for pixels, was trained on."""
+        assert isinstance(self.tokenizer, PixelTokenizer)
+        size = (*self.tokenizer.shape, self.tokenizer.channels)
+        for image in images:
+            got = image.shape if image.ndim == 3 else (*image.shape, 1)
+            if got != size:
+                theirs, ours = (" x ".join(map(str, shape)) for shape in (size, got))
+                raise ConfigError(
+                    f"the model was pretrained on {theirs} images (height x width x channels), the task's are "
+                    f"{ours}. Pretrain on such images (glomo prepare images --size {got[0]} {got[1]} --channels "
+                    f"{got[2]})."
+                )
+
+
+def require_seed(random_seed: int | None, where: str = "") -> None:
+    if random_seed is not None and not -(2**63) <= random_seed < 2**64:  # those of torch
+        raise ConfigError(f"{where}random_seed must be from -2**63 to 2**64 - 1, got {random_seed}.")
+
+
+def _require_image(image: tuple[int, int] | None, shape: tuple[int, int], folder: str | Path) -> None:
+    if image is not None and image != shape:
+        theirs, ours = (" x ".join(map(str, size)) for size in (image, shape))
+        raise CheckpointError(
+            f"{folder}: tokenizer.json is of {ours} images, the model of {theirs} (height x width). Put back the "
+            "tokenizer it was trained with."
+        )
