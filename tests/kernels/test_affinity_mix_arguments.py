@@ -1,0 +1,101 @@
+"""The arguments of affinity_mix: what may be given in their place, and what is refused by name."""
+
+import pytest
+import torch
+from glomo_kernels import BackendUnavailable, affinity_mix
+from glomo_kernels.spans import make_spans
+from kernel_oracle import gradients
+from test_affinity_mix import OP, REFUSED, make
+
+__all__ = ["OP", "REFUSED"]  # for conftest.py: see there
+pytestmark = pytest.mark.usefixtures("nan_memory")
+
+
+def test_one_theta_for_all(backend):
+    """The `bias` kind of sparsity: one learned threshold per layer."""
+    q, k, v, _ = make(9)
+    theta = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    results = []
+    for bias in (theta, theta.expand(3, 2, 9).clone()):
+        out = affinity_mix(q, k, v, bias)
+        results.append([out, *gradients(out, [theta])])
+    torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
+
+
+def test_spans_end_with_the_columns():
+    """Lengths on a device are not looked at before."""
+    for causal in (True, False):
+        spans = make_spans(
+            1, 4, torch.device("cpu"), lengths=torch.tensor([9]), causal=causal, positions=None
+        )
+        assert spans[0, :, 1].tolist() == ([0, 1, 2, 3] if causal else [4] * 4)
+
+
+def test_a_number_is_one_theta_for_all(backend):
+    q, k, v = torch.randn(3, 2, 2, 9, 4, dtype=torch.float64)
+    assert torch.equal(
+        affinity_mix(q, k, v, 0.1), affinity_mix(q, k, v, torch.full((2, 2, 9), 0.1, dtype=torch.float64))
+    )
+
+
+def test_kinds_that_a_backend_is_not_made_for_are_refused(monkeypatch):
+    q, k, v, _ = make(4)
+    for backend, kind in REFUSED:
+        monkeypatch.setenv("GLOMO_KERNELS", backend)
+        with pytest.raises(BackendUnavailable, match=f"{backend}: kind '{kind}' is not implemented"):
+            affinity_mix(q, k, v, kind=kind)
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"kind": "sparse"}, "kind must be one of relu"),
+        ({"q": torch.zeros(3, 2, 4)}, r"q must be \[B, H, Tq, Dg\], got \(3, 2, 4\)"),
+        ({"q": torch.zeros(3, 2, 4, 5, dtype=torch.int64)}, "q must be floating point"),
+        ({"q": torch.zeros(3, 2, 4, 5).to(torch.float8_e4m3fn)}, "q must be .* got torch.float8_e4m3fn"),
+        ({"q": torch.zeros(3, 2, 4, 5).to_sparse()}, "q must be a dense tensor, got layout torch.sparse_coo"),
+        ({"k": torch.zeros(3, 1, 4, 5)}, r"k must be .* got \(3, 1, 4, 5\)"),
+        ({"k": torch.zeros(3, 2, 4, 5).double()}, "k must be torch.float32"),
+        ({"v": torch.zeros(3, 2, 5, 3)}, r"v must be .* got \(3, 2, 5, 3\)"),
+        ({"theta": torch.zeros(3, 2)}, r"theta must be \(3, 2, 4\)"),
+        ({"kind": "square"}, "theta is only used by kind 'relu'"),
+        ({"theta": True}, "theta must be a tensor or a number, got True"),
+        ({"theta": "1"}, "theta must be a tensor or a number, got '1'"),
+        ({"causal": "no"}, "causal must be True or False, got 'no'"),
+        ({"return_stats": None}, "return_stats must be True or False, got None"),
+        ({"kind": "topk", "theta": None, "topk": True}, "topk must be a whole number .* got True"),
+        ({"kind": "topk", "theta": None, "topk": 2.0}, "topk must be a whole number .* got 2.0"),
+        ({"lengths": torch.tensor([1, 2])}, r"lengths must be \(3,\), got \(2,\)"),
+        ({"lengths": torch.tensor([1, 2, -3])}, r"lengths must lie in 0..T=4, got -3..2"),
+        ({"lengths": torch.tensor([1, 2, 5])}, r"lengths must lie in 0..T=4, got 1..5"),
+        ({"lengths": torch.tensor([1.0, 2, 3])}, "lengths must be an int64 tensor"),
+        (
+            {"k": torch.zeros(3, 2, 6, 5), "v": torch.zeros(3, 2, 6, 3)},
+            "q has 4 rows and k 6; with Tq != T give positions",
+        ),
+        ({"positions": torch.tensor([0, 1, 2, 4])}, r"positions must lie in 0..3 \(T=4\), got 0..4"),
+        ({"positions": torch.tensor([0, 1])}, "positions must be"),
+        (
+            {"positions": torch.zeros(4, dtype=torch.int64, device="meta")},
+            "positions must be on cpu .* got meta",
+        ),
+        ({"lengths": torch.ones(3, dtype=torch.int64, device="meta")}, "lengths must be on cpu .* got meta"),
+        ({"segments": torch.zeros(3, 5, dtype=torch.int64)}, r"segments must be \(3, 4\), got \(3, 5\)"),
+        ({"segments": torch.tensor([[0, 0, 1, 0]] * 3)}, "segments of sample 0 return to an earlier number"),
+        ({"topk": 2}, "topk goes with kind 'topk'"),
+        ({"kind": "topk", "theta": None}, "topk goes with kind 'topk'"),
+        ({"kind": "topk", "theta": None, "topk": 0}, "topk must be at least 1"),
+        ({"kind": "topk", "theta": None, "topk": 2**70}, r"topk must be at least 1 and below 2\^63"),
+        ({"kind": "topk", "theta": None, "topk": torch.tensor([1, 0, 2])}, "topk must be at least 1"),
+    ],
+)
+def test_wrong_arguments_are_named(change, message):
+    good = {
+        "q": torch.zeros(3, 2, 4, 5),
+        "k": torch.zeros(3, 2, 4, 5),
+        "v": torch.zeros(3, 2, 4, 3),
+        "theta": torch.zeros(3, 2, 4),
+    }
+    affinity_mix(**good)
+    with pytest.raises(ValueError, match="affinity_mix: " + message):
+        affinity_mix(**{**good, **change})

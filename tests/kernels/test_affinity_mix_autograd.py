@@ -1,0 +1,132 @@
+"""affinity_mix under autograd, autocast and torch.compile: gradients, their bits, and what is refused."""
+
+import importlib
+
+import pytest
+import torch
+from glomo_kernels import affinity_graph, affinity_mix
+from glomo_kernels.affinity_mix import _forward
+from kernel_oracle import gradients, leaves
+from test_affinity_mix import KINDS, OP, REFUSED, make, split
+
+__all__ = ["OP", "REFUSED"]  # for conftest.py: see there
+pytestmark = pytest.mark.usefixtures("nan_memory")
+
+
+def test_under_autocast_dtypes_may_differ(backend):
+    """As for torch's own attention: a projection gives bfloat16 there, and a parameter is float32."""
+    q, k, v = torch.randn(3, 2, 2, 9, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = affinity_mix(q.bfloat16(), k.bfloat16(), v)
+        assert affinity_graph(q, k.bfloat16()).weights.dtype == torch.float32
+    assert torch.equal(mixed, affinity_mix(q.bfloat16(), k.bfloat16(), v.bfloat16()))
+    with pytest.raises(ValueError, match=r"v must be torch\.bfloat16"):
+        affinity_mix(q.bfloat16(), k.bfloat16(), v)
+
+
+@pytest.mark.parametrize("case", KINDS)
+def test_gradcheck(backend, case):
+    with_theta, options = split(case)
+    q, k, v, theta = leaves(*make(5), dtype=torch.float64)
+    inputs = (q, k, v, theta) if with_theta else (q, k, v)
+    options["lengths"] = torch.tensor([5, 0, 3])
+    assert torch.autograd.gradcheck(lambda *x: affinity_mix(*x, **options), inputs)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("case", ["threshold", "square", "topk"])
+def test_scores_that_are_kept_and_computed_again_give_the_same_gradients(backend, monkeypatch, case, causal):
+    with_theta, options = split(case)
+    inputs = leaves(*make(150, width=40, values=30), dtype=torch.float32)
+    inputs = inputs if with_theta else inputs[:3]
+    module = importlib.import_module("glomo_kernels.affinity_mix")
+    results = []
+    for keep in (True, False):
+        monkeypatch.setattr(module, "_worth_keeping", lambda *x, keep=keep: keep)
+        results.append(gradients(affinity_mix(*inputs, **options, causal=causal), inputs))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("case", ["threshold", "topk"])
+def test_any_number_of_threads_gives_the_same_bits(monkeypatch, case):
+    """Several blocks per head, fewer heads than threads and more; again and again."""
+    monkeypatch.setenv("GLOMO_KERNELS", "cpp")
+    with_theta, options = split(case)
+    inputs = leaves(*make(300, width=20, values=17), dtype=torch.float32)
+    inputs = inputs if with_theta else inputs[:3]
+    before, runs = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 8, 8, 8):
+            torch.set_num_threads(threads)
+            out = affinity_mix(*inputs, **options)
+            runs.append([out.detach(), *gradients(out, inputs)])
+    finally:
+        torch.set_num_threads(before)
+    for again in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], again, strict=True))
+
+
+def test_second_derivative_is_refused(backend):
+    q, k, v, theta = leaves(*make(4), dtype=torch.float64)
+    (dq,) = torch.autograd.grad(affinity_mix(q, k, v, theta).square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="affinity_mix: second derivatives"):
+        dq.sum().backward()
+
+
+def test_autocast_does_not_reach_inside(backend):
+    inputs = leaves(*make(9), dtype=torch.float32)
+    plain = affinity_mix(*inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = affinity_mix(*inputs)
+    assert torch.equal(plain, cast)
+
+
+class TestRegistration:
+    @pytest.fixture(autouse=True)
+    def plain_memory(self, nan_memory):
+        torch.use_deterministic_algorithms(False)
+
+    @pytest.mark.parametrize("keep", [False, True])
+    @pytest.mark.parametrize("case", ["threshold", "topk", "softmax"])
+    def test_opcheck(self, backend, case, keep):
+        q, k, v, theta = leaves(*make(4), dtype=torch.float32)
+        spans = torch.tensor([0, 3]).expand(3, 4, 2).clone()
+        theta = theta if case == "threshold" else None
+        topk = torch.tensor([2, 1, 2]) if case == "topk" else None
+        kind = "relu" if case == "threshold" else case
+        torch.library.opcheck(_forward.overload, (q, k, v, theta, spans, topk, kind, True, keep))
+
+    def test_compiles_as_one_graph(self, backend):
+        lengths = torch.tensor([9, 2, 5])
+
+        def step(q, k, v, theta):
+            mixed, stats = affinity_mix(q * 1, k, v, theta, lengths=lengths, return_stats=True)
+            return mixed * 2, stats.edges
+
+        inputs = leaves(*make(9), dtype=torch.float32)
+        eager, edges = step(*inputs)
+        out, compiled_edges = torch.compile(step, fullgraph=True, backend="aot_eager")(*inputs)
+        torch.testing.assert_close(out, eager)
+        assert torch.equal(edges, compiled_edges)
+        torch.testing.assert_close(gradients(out, inputs), gradients(eager, inputs))
+
+
+def test_a_backward_pass_by_another_backend(monkeypatch):
+    """GLOMO_KERNELS was set around the forward pass alone: what is kept for a backend was never put there."""
+    results = []
+    for forced in ("", "reference"):
+        torch.manual_seed(0)
+        inputs = leaves(*make(40, width=32, values=32)[:3], dtype=torch.float32)
+        with monkeypatch.context() as patch:
+            patch.setenv("GLOMO_KERNELS", forced)
+            out = affinity_mix(*inputs)
+        results.append([out, *gradients(out, inputs)])
+    torch.testing.assert_close(*results)
+
+
+def test_a_count_of_zero_where_nobody_could_look_at_it(backend):
+    """Compiled, its tensor is not read: it counts as one."""
+    q, k, v, _ = (x.float() for x in make(9))
+    step = torch.compile(affinity_mix, fullgraph=True, backend="aot_eager")
+    none = step(q, k, v, kind="topk", topk=torch.tensor([0, 2, 0]))
+    torch.testing.assert_close(none, affinity_mix(q, k, v, kind="topk", topk=torch.tensor([1, 2, 1])))
