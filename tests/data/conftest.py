@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import urllib.request
 from collections.abc import Iterator
@@ -11,10 +12,14 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+from document_samples import TEXTS
 from hypothesis import settings
 from moto.server import ThreadedMotoServer
 from shard_samples import MakeShards
+from unbroken_samples import NAME, lines
+from web_faults import Server, serving
 
+from glomo_dist.data import patience, remote
 from glomo_dist.data.index import ShardIndex
 from glomo_dist.data.shards import ShardFolder
 from glomo_dist.data.text import WordTokenizer
@@ -38,6 +43,14 @@ def make_shards(tmp_path: Path) -> MakeShards:
         return ShardIndex.read(tmp_path / name)
 
     return make
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> str:
+    """The path of TEXTS in a file."""
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    return str(path)
 
 
 @pytest.fixture(scope="session")
@@ -67,3 +80,22 @@ def bucket() -> Iterator[Any]:
         filesystem.mkdir("corpus")
         yield filesystem
     server.stop()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No waiting for a server, in modules that ask for it."""
+    monkeypatch.setattr(remote, "STALL", 0.5)
+    monkeypatch.setattr(patience, "WAITS", (0.01, 0.02, 0.03, 0.04, 0.05))
+    monkeypatch.setattr(patience, "_reached", set())
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[Server]:
+    """A server that has the corpus of unbroken_samples, in parts too."""
+    folder = tmp_path / "web"
+    folder.mkdir()
+    (folder / NAME).write_bytes(lines())
+    with serving(folder) as server:
+        server.parts = True
+        yield server

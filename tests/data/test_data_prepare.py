@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
-from web_faults import serving, stall
+from document_samples import TEXTS
+from web_faults import serving
 
 from glomo_dist.cli import main
 from glomo_dist.data import (
@@ -27,20 +20,7 @@ from glomo_dist.data import (
     read_sample,
     tokenize,
 )
-from glomo_dist.data.parallel import ordered_map
-from glomo_dist.data.prepare import BITS, MIN_COUNT, VOCAB_SIZE
-from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError, ShardError
-
-TEXTS = [
-    f"the {w} ran to the {w} {'again and again ' * i}." for i, w in enumerate(["cat", "dog", "fox"] * 40)
-]
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> str:
-    path = tmp_path / "corpus.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
-    return str(path)
+from glomo_dist.runtime.errors import DataError, ShardError
 
 
 def all_words(folder: Path) -> list[list[str]]:
@@ -110,47 +90,6 @@ def test_max_documents(corpus: str, tmp_path: Path) -> None:
     assert len(all_words(prepare_text([corpus], tmp_path / "out", max_documents=7))) == 7
 
 
-def test_failures_leave_nothing_behind(corpus: str, tmp_path: Path) -> None:
-    with open(corpus, "a") as f:
-        f.write('{"text": ')
-    before = sorted(tmp_path.iterdir())
-    with pytest.raises(DataError, match=r"corpus\.jsonl, line 121: not valid JSON"):
-        prepare_text([corpus], tmp_path / "out")
-    assert sorted(tmp_path.iterdir()) == before
-
-
-def test_errors_in_another_process_arrive(corpus: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has no text in it"):
-        (tmp_path / "empty.txt").touch()
-        prepare_text([corpus, str(tmp_path / "empty.txt")], tmp_path / "out", workers=2)
-    assert not (tmp_path / "out").exists()
-
-
-def test_full_output_folder_is_not_touched(corpus: str, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "mine").write_text("precious")
-    with pytest.raises(GlomoError, match="out is not empty"):
-        prepare_text([corpus], out)
-    with pytest.raises(GlomoError, match="out is not empty"):
-        prepare_images([corpus], out)
-    assert [p.name for p in out.iterdir()] == ["mine"]
-
-
-def test_texts_of_which_a_tokenizer_knows_little(
-    corpus: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    tokenizer = prepare_text([corpus], tmp_path / "known", vocab_size=4)
-    other = tmp_path / "b.txt"
-    other.write_text("Zwölf Boxkämpfer jagen Viktor")
-    with pytest.raises(DataError, match=r"b\.txt: not one word is in the vocabulary of .*known.* <unk>"):
-        prepare_text([str(other)], tmp_path / "out", tokenizer=tokenizer)
-    assert not (tmp_path / "out").exists()
-    other.write_text(f"Boxkämpfer jagen {load_tokenizer(tokenizer).words[1]}")
-    prepare_text([str(other)], tmp_path / "out", tokenizer=tokenizer)
-    assert "WARNING: 67 % of the words will be <unk>" in capfd.readouterr().err
-
-
 def test_documents_without_a_word_are_left_out_and_zero_documents_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "___"}\n{"text": "a word"}\n')
@@ -169,29 +108,6 @@ def test_documents_without_a_word_are_left_out_and_zero_documents_refused(tmp_pa
     with pytest.raises(DataError, match="occurs 2 times or more"):
         prepare_text([str(path)], tmp_path / "none", min_count=2)
     assert not (tmp_path / "none").exists()
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"valid_share": 1.0}, "valid_share"),
-        ({"max_documents": 0}, "max_documents"),
-        ({"vocab_size": 1}, "vocab_size"),
-        ({"vocab_size": 10**23}, "vocab_size must be a whole number from 2 .* to 2,147,483,648"),
-        ({"max_documents": 10**23}, "max_documents must be a whole number from 1 to"),
-        ({"shard_bytes": 1}, "shard_bytes.*--shard-mib"),
-        ({"workers": 0}, "workers"),
-        *(
-            ({name: value}, f"{name} must be a whole number from .* got {value}")
-            for name in ("max_documents", "vocab_size", "min_count", "shard_bytes", "workers")
-            for value in (True, 2048.0)
-        ),
-    ],
-)
-def test_bad_settings(corpus: str, tmp_path: Path, options: dict, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        prepare_text([corpus], tmp_path / "out", **options)
-    assert not (tmp_path / "out").exists()
 
 
 def test_numbers_of_numpy_are_settings_too(corpus: str, tmp_path: Path) -> None:
@@ -220,64 +136,6 @@ def test_the_report_names_what_was_left_out(
     assert "left out: 1 .json files, 1 .jsonl files\n" in capfd.readouterr().err
 
 
-def _killed(_: int) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_worker_that_is_killed_is_an_error() -> None:
-    with pytest.raises(GlomoError, match=r"a worker process died .* fewer --workers"):
-        list(ordered_map(_killed, range(20), 2))
-
-
-MAPPER = """
-import time
-from glomo_dist.data.parallel import ordered_map
-if __name__ == "__main__":
-    for _ in ordered_map(time.sleep, [0.0] * 1000 + [3600.0], 2):
-        print("x", flush=True)
-"""
-
-
-def test_workers_end_with_a_killed_command(tmp_path: Path) -> None:
-    (tmp_path / "mapper.py").write_text(MAPPER)
-    command = [sys.executable, str(tmp_path / "mapper.py")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stdout.readline() == "x\n"
-        children = psutil.Process(process.pid).children()
-        process.kill()
-    assert len(children) >= 2
-    assert not psutil.wait_procs(children, timeout=30)[1]
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-def test_a_stopped_command_leaves_nothing_or_what_the_next_removes(
-    number: signal.Signals, corpus: str, tmp_path: Path
-) -> None:
-    (tmp_path / "web").mkdir()
-    (tmp_path / "web" / "a.txt").write_text("begun\n" * 500)
-    with serving(tmp_path / "web") as server:
-        server.always["a.txt"] = stall
-        sources = [corpus, f"{server.address}/a.txt"]
-        command = [sys.executable, "-m", "glomo_dist.cli", "prepare", "text", *sources, "--out"]
-        with subprocess.Popen(
-            [*command, str(tmp_path / "out")],
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=lambda: signal.signal(number, signal.SIG_DFL) if number == signal.SIGHUP else None,
-        ) as process:  # under nohup SIGHUP would be ignored
-            while not server.asked["a.txt"]:
-                time.sleep(0.05)
-            process.send_signal(number)
-            said = process.communicate(timeout=60)[1]
-    left = list(tmp_path.glob(".*"))
-    if number == signal.SIGKILL:
-        assert len(left) == 1
-        prepare_text([corpus], tmp_path / "out")
-    else:
-        assert process.returncode == 130 and "glomo: stopped." in said and not left
-    assert not list(tmp_path.glob(".*"))
-
-
 def test_the_record_of_the_command_has_no_secret(tmp_path: Path) -> None:
     (tmp_path / "web").mkdir()
     (tmp_path / "web" / "a.txt").write_text("some words")
@@ -287,68 +145,6 @@ def test_the_record_of_the_command_has_no_secret(tmp_path: Path) -> None:
     record = (tmp_path / "out" / "command.json").read_text()
     assert "SECRET" not in record and f'"{server.address}/a.txt"' in record
     assert read_metadata(ShardIndex.read(tmp_path / "out"), 0)["source"] == "a.txt"
-
-
-def test_the_size_of_shards_is_checked_before_reading(tmp_path: Path) -> None:
-    for prepare in (prepare_text, prepare_images):
-        with pytest.raises(ConfigError, match="--shard-mib"):
-            prepare([str(tmp_path / "missing.txt")], tmp_path / "out", shard_bytes=0)
-
-
-def test_output_that_cannot_be_made(corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(GlomoError, match=r"out lies below .*corpus\.jsonl, which is a file"):
-        prepare_text([corpus], Path(corpus) / "sub" / "out")
-    with pytest.raises(GlomoError, match="cannot write /proc/glomo/out: No such file"):
-        prepare_text([corpus], "/proc/glomo/out")
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr("glomo_dist.runtime.files.sync_tree", full)
-    with pytest.raises(GlomoError, match=r"cannot write .*out: No space left on device\. Free space"):
-        prepare_text([corpus], tmp_path / "out")
-    assert sorted(tmp_path.iterdir()) == before
-
-
-@pytest.mark.parametrize("name", ["spool.Spool.add", "shards.ShardFolder.add"])
-def test_full_disk_in_the_middle(
-    name: str, corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr(f"glomo_dist.data.{name}", full)
-    with pytest.raises(GlomoError, match=r"cannot write .*out: No space left on device\. Free space"):
-        prepare_text([corpus], tmp_path / "out")
-    assert sorted(tmp_path.iterdir()) == before
-
-
-def test_settings_without_effect_are_refused(corpus: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"min_count must be a whole number from 1 .* got 0"):
-        prepare_text([corpus], tmp_path / "out", min_count=0)
-    for setting in (
-        {"vocab_size": 9},
-        {"min_count": 2},
-        {"vocab_size": VOCAB_SIZE},
-        {"min_count": MIN_COUNT},
-    ):
-        with pytest.raises(ConfigError, match="a tokenizer has its own"):
-            prepare_text([corpus], tmp_path / "out", tokenizer=tmp_path, **setting)
-    for setting in ({"bits": 2}, {"bits": BITS}, {"size": (2, 2)}, {"channels": 1}):
-        with pytest.raises(ConfigError, match="are those of the tokenizer"):
-            prepare_images([corpus], tmp_path / "out", tokenizer=tmp_path, **setting)
-
-
-def test_tokenizers_of_the_wrong_kind(corpus: str, tmp_path: Path) -> None:
-    np.savez(tmp_path / "images.npz", images=np.arange(48, dtype=np.uint8).reshape(3, 4, 4))
-    images = prepare_images([str(tmp_path / "images.npz")], tmp_path / "images")
-    text = prepare_text([corpus], tmp_path / "text")
-    with pytest.raises(DataError, match="tokenizer of pixels, text needs one of words"):
-        prepare_text([corpus], tmp_path / "out", tokenizer=images)
-    with pytest.raises(DataError, match="tokenizer of words, images need one of pixels"):
-        prepare_images([str(tmp_path / "images.npz")], tmp_path / "out", tokenizer=text)
 
 
 def test_shared_text(shared: Path, tmp_path: Path) -> None:

@@ -3,58 +3,23 @@
 from __future__ import annotations
 
 import json
-import random
 import re
-import ssl
-import time
 import zipfile
-from collections.abc import Iterator
-from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import web_faults as faults
-from multidict import CIMultiDict
-from web_faults import Fault, Server, serving
+from unbroken_samples import NAME, lines, prepared
+from web_faults import Fault, Server
 
-from glomo_dist.data import ShardIndex, patience, prepare_text, remote
-from glomo_dist.data.patience import insist
-from glomo_dist.data.places import Address, read_place
 from glomo_dist.data.remote import Unbroken
 from glomo_dist.data.sources import documents
 from glomo_dist.runtime.errors import DataError
 
-NAME = "corpus.jsonl"
-WORDS = [f"w{i}" for i in range(500)]
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "STALL", 0.5)
-    monkeypatch.setattr(patience, "WAITS", (0.01, 0.02, 0.03, 0.04, 0.05))
-    monkeypatch.setattr(patience, "_reached", set())
-
-
-def lines(seed: int = 1, rows: int = 1000) -> bytes:
-    """About 200 kB."""
-    draw = random.Random(seed)
-    return b"".join(
-        json.dumps({"text": " ".join(draw.choices(WORDS, k=40))}).encode() + b"\n" for _ in range(rows)
-    )
-
-
-@pytest.fixture
-def web(tmp_path: Path) -> Iterator[Server]:
-    folder = tmp_path / "web"
-    folder.mkdir()
-    (folder / NAME).write_bytes(lines())
-    with serving(folder) as server:
-        server.parts = True
-        yield server
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +27,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / NAME).write_bytes(lines())
     return prepared(folder / NAME, folder / "out")
-
-
-def prepared(source: str | Path, out: Path) -> str:
-    return ShardIndex.read(prepare_text([str(source)], out, min_count=1)).fingerprint
 
 
 PASSING: dict[str, list[Fault]] = {
@@ -85,8 +46,6 @@ PASSING: dict[str, list[Fault]] = {
     "packed": [faults.packed(20_000), faults.packed()],
     "often": [faults.cut_after(10_000)] * 12,
 }
-
-
 NEED_PARTS = (
     "smaller parts",
     "part refused",
@@ -169,100 +128,6 @@ def test_packed_and_plain_bytes_are_not_mixed(web: Server) -> None:
     web.faults[NAME] = [faults.cut_after(20_000), faults.packed()]
     with pytest.raises(DataError, match=rf"{NAME} changed while it was read \(packing identity, now gzip\)"):
         list(documents([f"{web.address}/{NAME}"]))
-
-
-FINAL = {"404": "404|FileNotFound", "403": "403", "401": "401", "410": "410"}
-
-
-@pytest.mark.parametrize("later", [False, True])
-@pytest.mark.parametrize("number", FINAL)
-def test_what_is_final_is_not_tried_again(web: Server, tmp_path: Path, number: str, later: bool) -> None:
-    web.faults[NAME] = [faults.cut_after(100_000)] * later
-    web.always[NAME] = faults.code(int(number))
-    with pytest.raises(DataError, match=rf"{web.address}/{NAME} cannot be read: .*({FINAL[number]})"):
-        prepared(f"{web.address}/{NAME}", tmp_path / "out")
-    assert web.asked[NAME] == 1 + later
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1:9", "nowhere.invalid"])
-def test_a_host_that_never_answered_is_not_waited_for(host: str, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(DataError, match=rf"http://{host}/a\.txt cannot be read: .*Check the file"):
-        list(documents([f"http://{host}/a.txt"]))
-    assert "again" not in capfd.readouterr().err
-
-
-def test_a_host_that_answered_is_waited_for(web: Server, capfd: pytest.CaptureFixture[str]) -> None:
-    assert list(documents([f"{web.address}/{NAME}"]))
-    web.shutdown()
-    web.server_close()
-    with pytest.raises(
-        DataError, match=r"b\.txt cannot be read: .*[Cc]onnect.*\(6 tries\)\. Try again later"
-    ):
-        list(documents([f"{web.address}/b.txt"]))
-    assert capfd.readouterr().err.count("trying again") == 5
-
-
-def test_a_bad_certificate_is_final() -> None:
-    tried = []
-
-    def attempt() -> None:
-        tried.append(1)
-        raise aiohttp.ClientConnectorCertificateError(None, ssl.CertificateError("self-signed"))  # type: ignore[arg-type]
-
-    insist(lambda: None, "https://host/b")
-    with pytest.raises(aiohttp.ClientConnectorCertificateError):
-        insist(attempt, "https://host/a")
-    assert len(tried) == 1
-
-
-def test_a_server_that_asks_for_time_gets_it(web: Server, capfd: pytest.CaptureFixture[str]) -> None:
-    web.faults[NAME] = [faults.code(429, retry_after="1")]
-    began = time.monotonic()
-    rows = list(documents([f"{web.address}/{NAME}"]))
-    assert len(rows) == 1000 and time.monotonic() - began >= 1.0
-    assert "the server answers 429, trying again in 1 s (1 of 5)" in capfd.readouterr().err
-    web.faults[NAME] = [faults.code(503, retry_after="1")]
-    began = time.monotonic()
-    assert read_place(Address(f"{web.address}/{NAME}"), 10.0) == (web.folder / NAME).read_bytes()
-    assert time.monotonic() - began >= 1.0
-
-
-def asking(header: str) -> float:
-    refused = OSError("429")
-    refused.headers = CIMultiDict({"retry-after": header})  # type: ignore[attr-defined]
-    return patience.asked_to_wait(refused)
-
-
-@pytest.mark.parametrize(
-    ("header", "seconds"),
-    [
-        ("7", 7), (" 30 ", 30), ("86400", 300), ("0", 0), ("-5", 0), ("1.5", 0), ("", 0), ("soon", 0), ("9" * 400, 0),
-        ("Wed, 21 Oct 2015 07:28:00 GMT", 0), ("Wed, 99 Oct 2015", 0), ("Fri, 31 Dec 9999 23:59:59 GMT", 300),
-    ],
-)  # fmt: skip
-def test_how_long_a_server_may_ask_for(header: str, seconds: float) -> None:
-    assert asking(header) == seconds
-
-
-def test_a_server_may_name_the_time_when() -> None:
-    assert patience.asked_to_wait(OSError("no headers")) == 0
-    assert 150 < asking(formatdate(time.time() + 250, usegmt=True)) <= 250
-    assert asking(formatdate(time.time() + 600, usegmt=True)) == 300
-
-
-@pytest.mark.parametrize("name", ["server_error", "cut"])
-def test_what_does_not_pass_is_an_error_that_says_how_often(
-    web: Server, tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    web.faults[NAME] = [faults.cut_after(100_000)]
-    web.always[NAME] = faults.server_error if name == "server_error" else faults.cut_after(0)
-    what = "503" if name == "server_error" else "payload"
-    with pytest.raises(
-        DataError, match=rf"{web.address}/{NAME} cannot be read: .*{what}.*\(6 tries after 100,000 bytes\)"
-    ):
-        prepared(f"{web.address}/{NAME}", tmp_path / "out")
-    assert web.asked[NAME] == 6 and capfd.readouterr().err.count("trying again") == 5
-    assert [path.name for path in tmp_path.iterdir()] == ["web"], "nothing is left behind"
 
 
 class Store:

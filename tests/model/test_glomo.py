@@ -4,68 +4,11 @@ import itertools
 
 import pytest
 import torch
-from torch import Tensor
+from glomo_samples import IMAGE, KINDS, TEXT, VARIANTS, build, tokens
 
 from glomo_dist.model import Glomo, GlomoConfig
 from glomo_dist.model.feature_predictor import Rows
-from glomo_dist.model.glomo import reversal, reverse_graph
-from glomo_dist.model.graph_stats import row_means
 from glomo_dist.runtime.errors import ConfigError
-
-KINDS = ("threshold", "bias", "relu", "square", "topk", "softmax")
-TEXT = GlomoConfig(vocab_size=23, width=16, heads=4, layers=2, sparsity="threshold")
-IMAGE = GlomoConfig(vocab_size=16, width=16, heads=2, layers=2, image=(4, 5))
-VARIANTS = (
-    {"coupled": True},
-    {"coupled": True, "key_layers": 0, "query_layers": 0, "composition": "lstm", "sparsity": "relu"},
-    {"coupled": True, "sparsity": "topk", "composition": "residual"},
-    {"score": "scaled", "threshold_init": 0.1},
-    {"score": "cosine", "empty_row_penalty": 2.0},
-    {"edge_floor": 2, "threshold_init": 0.5},
-    {"edge_floor": 20, "threshold_init": 0.5, "coupled": True, "sparsity": "bias"},
-    {"layers": 1, "decoder_steps": 1, "sparsity": "relu", "empty_row_penalty": 0.5},
-)
-
-
-def build(config: GlomoConfig = TEXT, seed: int = 0, **changes: object) -> Glomo:
-    torch.manual_seed(seed)
-    values = {f: getattr(config, f) for f in config.__dataclass_fields__} | changes
-    return Glomo(GlomoConfig(**values)).double()  # type: ignore[arg-type]
-
-
-def tokens(B: int, T: int, vocabulary: int = 16) -> Tensor:
-    return torch.randint(0, vocabulary, (B, T), generator=torch.Generator().manual_seed(1))
-
-
-@pytest.mark.parametrize("sparsity", KINDS)
-def test_graph_rows_are_distributions_over_earlier_units(sparsity: str) -> None:
-    model = build(sparsity=sparsity)
-    lengths = torch.tensor([9, 4, 1])
-    with torch.no_grad():
-        forward, backward = (g.dense() for g in model.graphs(tokens(3, 9), lengths))
-    assert forward.shape == (3, 8, 9, 9)
-    assert (forward.triu() == 0).all()
-    assert (backward.tril() == 0).all()
-    for graph in (forward, backward):
-        sums = graph.sum(-1)
-        assert ((sums - 1).abs() < 1e-6).logical_or(sums == 0).all()
-        assert (graph >= 0).all()
-        assert (graph[1, :, 4:] == 0).all()
-        assert (graph[1, :, :, 4:] == 0).all()
-        assert (graph[2] == 0).all()
-    assert (forward.sum(-1) > 0).any()
-    assert (backward.sum(-1) > 0).any()
-
-
-def test_keep_leaves_the_largest_edges() -> None:
-    model = build(sparsity="square")
-    lengths = torch.tensor([9])
-    with torch.no_grad():
-        whole, cut = model.graphs(tokens(1, 9), lengths)[1], model.graphs(tokens(1, 9), lengths, keep=2)[1]
-    top = whole.dense().topk(2, dim=-1)
-    expected = torch.zeros_like(whole.dense()).scatter(-1, top.indices, top.values)
-    expected = expected / expected.sum(-1, keepdim=True).clamp(min=1e-12)
-    assert torch.allclose(cut.dense(), expected, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -93,19 +36,6 @@ def test_a_later_unit_changes_nothing_before_it(config: GlomoConfig, changes: di
     assert forward[:, :, 12:].abs().max() > 0
     assert (backward[:, :, 13:] == 0).all()
     assert backward[:, :, :13].abs().max() > 0
-
-
-def test_pixels_see_their_neighbours_above() -> None:
-    """One convolution: pixel (2, 2) sees (1, 1..3), (2, 1) and itself, no other."""
-    model = build(IMAGE, query_layers=1, layers=1)
-    predictor = model.forwards.graph_predictor
-    x = torch.randn(1, 20, 16, dtype=torch.float64, requires_grad=True)
-    predictor(x)[1][0, 2 * 5 + 2].sum().backward()
-    seen = x.grad.abs().sum(-1)[0].view(4, 5) > 0
-    expected = torch.zeros(4, 5, dtype=torch.bool)
-    expected[1, 1:4] = True
-    expected[2, 1:3] = True
-    assert torch.equal(seen, expected)
 
 
 @pytest.mark.parametrize(
@@ -219,55 +149,6 @@ def test_loss_is_the_cross_entropy_of_the_following_units() -> None:
         assert got.loss_sum.item() == pytest.approx(total, rel=1e-10)
 
 
-def test_backward_direction_is_the_forward_one_on_the_reversed_sequence() -> None:
-    model = build()
-    model.backwards.load_state_dict(model.forwards.state_dict())
-    x, lengths = tokens(2, 8), torch.tensor([8, 8])
-    with torch.no_grad():
-        forward, backward = model.graphs(x, lengths)
-        mirrored, _ = model.graphs(x.flip(1), lengths)
-    assert torch.equal(backward.dense(), mirrored.dense().flip(-1, -2))
-    assert not torch.equal(forward.dense(), mirrored.dense())
-
-
-def test_reverse_graph_twice_is_the_graph() -> None:
-    model = build(sparsity="relu")
-    lengths = torch.tensor([9, 5, 1])
-    with torch.no_grad():
-        graph, _ = model.graphs(tokens(3, 9), lengths)
-    once = reverse_graph(graph, lengths)
-    assert torch.equal(once.dense()[0], graph.dense()[0].flip(-1, -2))
-    twice = reverse_graph(once, lengths)
-    for a, b in zip(graph, twice, strict=True):
-        assert torch.equal(a, b) if isinstance(a, Tensor) else a == b
-
-
-def test_reversal_leaves_padding() -> None:
-    assert reversal(torch.tensor([3, 0, 4]), 4).tolist() == [[2, 1, 0, 3], [0, 1, 2, 3], [3, 2, 1, 0]]
-
-
-@pytest.mark.parametrize("changes", [{}, *VARIANTS], ids=str)
-def test_statistics_of_training_are_those_of_the_exported_graph(changes: dict[str, object]) -> None:
-    model = build(**changes).train()
-    L = model.config.layers
-    model.collect_stats = True
-    x, lengths = tokens(3, 9), torch.tensor([9, 6, 2])
-    positions = torch.stack([torch.arange(9), torch.arange(9)])[:, None].expand(2, 3, 9)
-    model(x, lengths, positions)
-    with torch.no_grad():
-        forward, backward = (g.dense().view(3, L, 4, 9, 9) for g in model.graphs(x, lengths))
-    rows = 2 * (8 + 5 + 1)
-    edges = (forward > 0).sum((0, 3, 4)) + (backward > 0).sum((0, 3, 4))
-    live = (forward.sum(-1) > 0).sum((0, 3)) + (backward.sum(-1) > 0).sum((0, 3))
-    edges, live = edges.double(), live.double()
-    entropy = sum(-(g * g.clamp(min=1e-300).log()).sum((0, 3, 4)) for g in (forward, backward))
-    assert torch.allclose(row_means(model.last_sums)["edges_per_row"].double(), edges / rows, atol=1e-6)
-    assert torch.allclose(row_means(model.last_sums)["empty_rows"].double(), 1 - live / rows, atol=1e-6)
-    assert torch.allclose(
-        row_means(model.last_sums)["entropy"].double(), entropy / live.clamp(min=1), atol=1e-5
-    )
-
-
 def test_bad_sizes_are_named() -> None:
     with pytest.raises(ConfigError, match=r"width 10 must be a multiple of model\.heads 4"):
         GlomoConfig(width=10, heads=4)
@@ -285,17 +166,3 @@ def test_bad_sizes_are_named() -> None:
 def test_ids_beyond_the_vocabulary_are_named(beyond: int) -> None:
     with pytest.raises(ValueError, match=rf"from 0 to 22, got {min(beyond, 2)} to {max(beyond, 2)}\."):
         build().graphs(torch.tensor([[2, beyond]]), torch.tensor([2]))
-
-
-@pytest.mark.parametrize("changes", [{"sparsity": kind} for kind in KINDS] + list(VARIANTS))
-def test_a_batch_of_empty_texts_has_empty_graphs(changes: dict[str, object]) -> None:
-    """As each of them has beside another text; it has no loss."""
-    model, lengths = build(**changes), torch.zeros(3, dtype=torch.int64)
-    beside = model.graphs(tokens(3, 1), lengths)
-    for graph, expected in zip(model.graphs(tokens(3, 0), lengths, keep=2), beside, strict=True):
-        assert graph.shape == (*expected.shape[:2], 0)
-        assert graph.offsets.tolist() == [0] and graph.columns.numel() == 0
-        assert graph.weights.dtype == expected.weights.dtype
-    positions = torch.zeros(2, 3, 1, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"no text of the batch has a unit"):
-        model(tokens(3, 0), lengths, positions)

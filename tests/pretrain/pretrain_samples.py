@@ -15,7 +15,9 @@ from typing import Any
 
 from glomo_dist.data import Reading
 from glomo_dist.model import GlomoConfig
-from glomo_dist.pretrain import PretrainConfig
+from glomo_dist.pretrain import PretrainConfig, run_folder
+from glomo_dist.pretrain.resolve import resolve
+from glomo_dist.runtime import json_files
 from glomo_dist.runtime.config import to_dict
 
 TINY = PretrainConfig(
@@ -30,6 +32,12 @@ TINY = PretrainConfig(
 )
 # without processes that read and without a tracker, which take longer to start than such a run takes
 PLAIN = dataclasses.replace(TINY, reading=Reading(readers=0), trackers=())
+
+
+def begun(config: PretrainConfig, shards: Path, out: Path, ranks: int = 2) -> Path:
+    """A run folder as it is just after the start."""
+    json_files.write_json(out / "config.json", run_folder.describe(resolve(config, shards, out), ranks))
+    return out
 
 
 def write_text(path: Path, documents: int = 60, seed: int = 0) -> Path:

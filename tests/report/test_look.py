@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from page_tags import HOSTILE, Tags, self_contained
 from PIL import Image
-from test_build import HOSTILE, Tags, self_contained
 from transfer_samples import word_model
 
 from glomo_dist.cli import main

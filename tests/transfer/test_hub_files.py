@@ -10,38 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hub_samples import RANDOM, same, text, write
 from PIL import Image
 
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer.task import get_task
-
-WORDS = ["a", "fine", "film", "with", "no", "wit", ",", "some", "say", "it", "bores", "on", "and", "on"]
-RANDOM = np.random.default_rng(5)
-
-
-def text(n=6):
-    return " ".join(RANDOM.choice(WORDS, n)) + f" {RANDOM.integers(1000)}"
-
-
-def write(path, rows, files=1, classes=None, more=None):
-    """rows, in `files` files; classes: names of the labels, in metadata as `datasets` writes it, with `more`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for number, part in enumerate(np.array_split(np.arange(len(rows)), files)):
-        table = pa.Table.from_pylist([rows[i] for i in part])
-        if classes is not None:
-            names = classes if isinstance(classes, dict) else list(classes)
-            features = {"label": {"names": names, "_type": "ClassLabel"}, **(more or {})}
-            metadata = json.dumps({"info": {"features": features}})
-            table = table.replace_schema_metadata({b"huggingface": metadata.encode()})
-        name = path.name.format(number) if files > 1 else path.name
-        pq.write_table(table, path.with_name(name))
-
-
-def same(task, hub, published, **options):
-    """Both give the same task; returns it."""
-    data = get_task(task).load(str(hub), None)
-    assert data.fingerprint == get_task(task).load(str(published), None).fingerprint
-    return data
 
 
 def test_sst2(tmp_path):
@@ -225,75 +198,6 @@ def test_rte(tmp_path):
         rows = [{"sentence1": p, "sentence2": h, "label": y} for p, h, y in pairs]
         write(tmp_path / f"glue/rte/{name}-00000-of-00001.parquet", rows, classes=classes)
     same("rte", tmp_path / "glue", tmp_path)
-
-
-def squad(folder):
-    for part, name in (("train", "train"), ("dev", "validation")):
-        articles, rows = [], []
-        for number in range(40):
-            context = f"{text(9)} {number}"
-            asked = [(f"{part}{number}.{i}", text(5), word) for i, word in enumerate(context.split()[2:4])]
-            for_json = []
-            for key, question, answer in asked:
-                at = context.index(answer) + (key == "train3.1")  # one does not stand where the file says
-                for_json.append(
-                    {"id": key, "question": question, "answers": [{"text": answer, "answer_start": at}] * 2}
-                )
-                answers = {"text": [answer] * 2, "answer_start": [at] * 2}
-                title = f"article {number}"
-                rows.append(
-                    {"id": key, "title": title, "context": context, "question": question, "answers": answers}
-                )
-            articles.append(
-                {"title": f"article {number}", "paragraphs": [{"context": context, "qas": for_json}]}
-            )
-        (folder / f"{part}-v1.1.json").write_text(json.dumps({"data": articles}))
-        write(folder / f"hub/plain_text/{name}-00000-of-00001.parquet", rows)
-    return rows
-
-
-def test_squad(tmp_path):
-    rows = squad(tmp_path)
-    data = same("squad", tmp_path / "hub", tmp_path)
-    assert data.skipped == {"train: answer not at its place in the paragraph": 1}
-    path = tmp_path / "hub/plain_text/validation-00000-of-00001.parquet"
-    write(path, [{**rows[0], "answers": {"text": ["a", "b"], "answer_start": [0]}}])
-    with pytest.raises(DataError, match=r"row 0: no question of SQuAD \(ValueError"):
-        get_task("squad").load(str(tmp_path / "hub"), None)
-    write(path, [{**rows[0], "answers": {"text": [], "answer_start": []}}])  # as SQuAD 2.0 has them
-    with pytest.raises(DataError, match=r"has no answer\. SQuAD v1\.1 is expected"):
-        get_task("squad").load(str(tmp_path / "hub"), None)
-    for answer in ({"text": None, "answer_start": 3}, {"text": "a", "answer_start": 3.5}):
-        write(path, [{**rows[0], "answers": {key: [value] for key, value in answer.items()}}])
-        with pytest.raises(DataError, match="an answer must be a text and its place"):
-            get_task("squad").load(str(tmp_path / "hub"), None)
-        train = tmp_path / "train-v1.1.json"
-        data = json.loads(train.read_text())
-        data["data"][0]["paragraphs"][0]["qas"][0]["answers"][0] = answer
-        (tmp_path / "bad").mkdir(exist_ok=True)
-        for part in ("train", "dev"):
-            (tmp_path / f"bad/{part}-v1.1.json").write_text(json.dumps(data))
-        with pytest.raises(DataError, match="an answer must be a text and its place"):
-            get_task("squad").load(str(tmp_path / "bad"), None)
-
-
-def test_race(tmp_path):
-    for split, name in (("train", "train"), ("dev", "validation"), ("test", "test")):
-        for level in ("middle", "high"):
-            (tmp_path / split / level).mkdir(parents=True)
-            rows = []
-            for number in range(10, 15):
-                options = [[text(2) for _ in range(4)] for _ in range(3)]
-                article = {"article": text(9), "questions": [text(4) for _ in range(3)], "options": options}
-                article["answers"] = list(RANDOM.choice(list("ABCD"), 3))
-                (tmp_path / split / level / f"{number}.txt").write_text(json.dumps(article))
-                for i in range(3):
-                    row = {"example_id": f"{level}{number}.txt", "article": article["article"]}
-                    row |= {"question": article["questions"][i], "options": options[i]}
-                    rows.append({**row, "answer": article["answers"][i]})
-            write(tmp_path / f"hub/{level}/{name}-00000-of-00001.parquet", rows)
-    data = same("race", tmp_path / "hub", tmp_path)
-    assert len(data.splits["test"].labels) == 30
 
 
 def png(pixels):

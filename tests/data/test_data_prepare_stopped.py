@@ -1,0 +1,109 @@
+"""prepare that is stopped, killed or fails: what is left, and who is told."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from web_faults import serving, stall
+
+from glomo_dist.data import (
+    prepare_text,
+)
+from glomo_dist.data.parallel import ordered_map
+from glomo_dist.runtime.errors import DataError, GlomoError
+
+
+def test_failures_leave_nothing_behind(corpus: str, tmp_path: Path) -> None:
+    with open(corpus, "a") as f:
+        f.write('{"text": ')
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(DataError, match=r"corpus\.jsonl, line 121: not valid JSON"):
+        prepare_text([corpus], tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_errors_in_another_process_arrive(corpus: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has no text in it"):
+        (tmp_path / "empty.txt").touch()
+        prepare_text([corpus, str(tmp_path / "empty.txt")], tmp_path / "out", workers=2)
+    assert not (tmp_path / "out").exists()
+
+
+def _killed(_: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_is_an_error() -> None:
+    with pytest.raises(GlomoError, match=r"a worker process died .* fewer --workers"):
+        list(ordered_map(_killed, range(20), 2))
+
+
+MAPPER = """
+import time
+from glomo_dist.data.parallel import ordered_map
+if __name__ == "__main__":
+    for _ in ordered_map(time.sleep, [0.0] * 1000 + [3600.0], 2):
+        print("x", flush=True)
+"""
+
+
+def test_workers_end_with_a_killed_command(tmp_path: Path) -> None:
+    (tmp_path / "mapper.py").write_text(MAPPER)
+    command = [sys.executable, str(tmp_path / "mapper.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "x\n"
+        children = psutil.Process(process.pid).children()
+        process.kill()
+    assert len(children) >= 2
+    assert not psutil.wait_procs(children, timeout=30)[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_a_stopped_command_leaves_nothing_or_what_the_next_removes(
+    number: signal.Signals, corpus: str, tmp_path: Path
+) -> None:
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "a.txt").write_text("begun\n" * 500)
+    with serving(tmp_path / "web") as server:
+        server.always["a.txt"] = stall
+        sources = [corpus, f"{server.address}/a.txt"]
+        command = [sys.executable, "-m", "glomo_dist.cli", "prepare", "text", *sources, "--out"]
+        with subprocess.Popen(
+            [*command, str(tmp_path / "out")],
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(number, signal.SIG_DFL) if number == signal.SIGHUP else None,
+        ) as process:  # under nohup SIGHUP would be ignored
+            while not server.asked["a.txt"]:
+                time.sleep(0.05)
+            process.send_signal(number)
+            said = process.communicate(timeout=60)[1]
+    left = list(tmp_path.glob(".*"))
+    if number == signal.SIGKILL:
+        assert len(left) == 1
+        prepare_text([corpus], tmp_path / "out")
+    else:
+        assert process.returncode == 130 and "glomo: stopped." in said and not left
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["spool.Spool.add", "shards.ShardFolder.add"])
+def test_full_disk_in_the_middle(
+    name: str, corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(f"glomo_dist.data.{name}", full)
+    with pytest.raises(GlomoError, match=r"cannot write .*out: No space left on device\. Free space"):
+        prepare_text([corpus], tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == before
