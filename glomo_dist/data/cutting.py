@@ -39,9 +39,8 @@ def random_cuts(lengths: np.ndarray, window: int, seed_lengths: int, seed_starts
     """
     shift = max(window // 2, 1)
     jitter = min(JITTER, shift // 2)
-    slots = np.where(
-        lengths >= 2, -(-lengths // (shift - jitter)), 0
-    )  # as many as the smallest advance allows
+    # as many as the smallest advance allows
+    slots = np.where(lengths >= 2, -(-lengths // (shift - jitter)), 0)
     sample = np.repeat(np.arange(len(lengths), dtype=np.int32), slots)
     uniform = (random_keys(len(sample), seed_lengths) >> np.uint64(11)) * 2.0**-53
     wanted = np.maximum(np.rint(window * GROWTH ** (2 * uniform - 2)), 2).astype(np.int64)

@@ -219,9 +219,7 @@ class _Guarded(io.RawIOBase):
             block = self._stream.read(len(buffer))
         except DataError:  # after many tries: it names the file
             raise
-        except (
-            Exception
-        ) as e:  # whatever the driver or unpacker raises, the person needs the name of the file
+        except Exception as e:  # whatever the driver or unpacker raises, the person needs the file's name
             raise self._error(e) from e
         buffer[: len(block)] = block
         return len(block)

@@ -11,9 +11,8 @@ from typing import Any
 from glomo_dist.data.files import InputFile, open_stream
 from glomo_dist.runtime.errors import DataError, describe
 
-HALF_PAIR = re.compile(
-    "[\ud800-\udfff]"
-)  # half of a surrogate pair, which JSON can hold and which is no character
+# Half of a surrogate pair, which JSON can hold and which is no character.
+HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 def numbered_lines(file: InputFile) -> Iterator[tuple[int, str]]:

@@ -60,9 +60,8 @@ def _best_fit(number_of: dict[int, int], capacity: int) -> list[tuple[Content, i
 
     for length, left in sorted(number_of.items(), reverse=True):
         while left:
-            room = rooms[
-                bisect_left(rooms, length)
-            ]  # the least room that is enough; a new row has `capacity`
+            # the least room that is enough; a new row has `capacity`
+            room = rooms[bisect_left(rooms, length)]
             times = min(room // length, left)  # as many as fit into one such row
             whole = left // times
             if rows[room]:

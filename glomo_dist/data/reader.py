@@ -139,10 +139,9 @@ class ReaderProcess:
 
 def main() -> None:
     """A reader process: socket and parent's process id as arguments."""
+    # sent to the whole group; the rank decides when to end, and we follow
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(
-            number, signal.SIG_IGN
-        )  # sent to the whole group; the rank decides when to end, and we follow
+        signal.signal(number, signal.SIG_IGN)
     descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
     threading.Thread(target=_end_with, args=(descriptor, parent), daemon=True).start()
     code = 0

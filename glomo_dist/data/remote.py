@@ -15,13 +15,8 @@ from glomo_dist.runtime.errors import DataError
 _HTTP = ("http", "https")
 STALL = 30.0  # seconds without a byte after which a connection is given up
 _BLOCK = 16 << 20  # bytes asked for in one request, where the protocol has requests for parts
-_SIGNS = {
-    "size",
-    "etag",
-    "last-modified",
-    "lastmodified",
-    "generation",
-}  # by which versions of a file are told apart
+# By which versions of a file are told apart.
+_SIGNS = {"size", "etag", "last-modified", "lastmodified", "generation"}
 
 
 def over_http(address: str) -> bool:

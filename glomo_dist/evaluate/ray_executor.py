@@ -64,9 +64,8 @@ class RayExecutor:
             try:
                 yield from fanout.outcomes()
             finally:
-                if (
-                    not left_at_the_end
-                ):  # and never else: Ray dies if a task is over just when it is cancelled
+                # else never: Ray dies if a task is over just when it is cancelled
+                if not left_at_the_end:
                     fanout.cancel()
 
 

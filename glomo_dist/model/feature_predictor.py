@@ -23,9 +23,7 @@ class Rows(NamedTuple):
 
     lengths: Tensor | None = None  # [B] int64; None: every unit is real
     positions: Tensor | None = None  # [B, Tq] int64; None: all units, Tq = T
-    topk: Tensor | int | None = (
-        None  # [B] int64 or one number, for sparsity topk; with `apart` [N], per document
-    )
+    topk: Tensor | int | None = None  # for sparsity topk [B] int64 or one number; with `apart` [N]
     segments: Tensor | None = None  # [B, T] int64, of packed rows
     apart: Apart | None = None  # of packed rows with topk, whose k differs between documents
 

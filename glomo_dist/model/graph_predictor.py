@@ -17,9 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from glomo_dist.model.config import MARGIN, GlomoConfig
 
-LONGEST_TURN = (
-    1000  # texts here have some hundreds of words; RoFormer's 10,000 leaves half of the pairs nearly still
-)
+# Texts here have some hundreds of words; RoFormer's 10,000 leaves half of the pairs nearly still.
+LONGEST_TURN = 1000
 FLOOR_ELEMENTS = 1 << 22  # scores that `floored` looks at in one piece
 
 

@@ -185,9 +185,7 @@ class Guest:
             self._hook: Hook | None = opener()
         except GlomoError:
             raise
-        except (
-            Exception
-        ) as e:  # whatever its authors thought of: no account, no server, a setting that it refuses
+        except Exception as e:  # whatever its authors thought of: no account, no server, a refused setting
             raise GlomoError(
                 f"tracker {name} cannot be opened: {type(e).__name__}: {e} Mend that, or leave it out of trackers."
             ) from e

@@ -37,6 +37,5 @@ def take(path: Path) -> dict[str, Any] | None:
 
 
 def _second(path: Path) -> Path:
-    return Path(
-        tempfile.gettempdir(), f"glomo{path.parent.name}-{path.name}"
-    )  # .launch-0123abcd has a random part
+    # .launch-0123abcd has a random part
+    return Path(tempfile.gettempdir(), f"glomo{path.parent.name}-{path.name}")

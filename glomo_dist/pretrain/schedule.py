@@ -31,9 +31,8 @@ def learning_rate(config: PretrainConfig, step: int, plateau: Plateau) -> float:
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "cosine":
         way = config.steps - 1 - config.warmup_steps
-        share = (
-            (step - config.warmup_steps) / way if way > 0 else 1.0
-        )  # the first step after the warm-up is the last
+        # way 0: the first step after the warm-up is the last
+        share = (step - config.warmup_steps) / way if way > 0 else 1.0
         floor = config.final_lr_share
         return config.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
     if config.schedule == "plateau":

@@ -98,9 +98,8 @@ class _Guard:
         self._pid, self._parent, self._rank, self._timeout = pid, parent, rank, timeout
         self._stacks, self._notice, self._peers = stacks, notice, peers
         self._limit, self._step, self._part, self._line = timeout, "0", "begin", b""
-        self._idle = (
-            0.0  # counted in own ticks: time in which this process was stopped, too, is nobody's fault
-        )
+        # counted in own ticks: time in which this process was stopped, too, is nobody's fault
+        self._idle = 0.0
         self._stopped: dict[int, float] = {}
         self._open = True
 

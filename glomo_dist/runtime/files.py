@@ -118,9 +118,8 @@ def new_folder(path: str | Path, more: str = ADVICE) -> Iterator[Path]:
                 raise
             require_absent_or_empty(path)
             with writing(path, more):
-                sync_tree(
-                    temporary
-                )  # gigabytes, perhaps: of a process that is killed here it is known that it is gone
+                # gigabytes, perhaps: of a process that is killed here it is known that it is gone
+                sync_tree(temporary)
                 with held():
                     _publish(temporary, target, there)
     finally:

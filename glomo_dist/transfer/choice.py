@@ -30,9 +30,8 @@ class ChoiceReader(Reader):
         [B · k, O, width] -> logits float [B, k]. An empty text counts as one zero unit."""
         read = self.states(article).transpose(0, 1)  # [B, T, width]
         asked = self.pool(self.states(question), question.real)  # [B, width]
-        offered = self.pool(self.states(options), options.real).view(
-            len(asked), -1, asked.shape[1]
-        )  # [B, k, width]
+        # [B, k, width]
+        offered = self.pool(self.states(options), options.real).view(len(asked), -1, asked.shape[1])
         asked = asked[:, None].expand_as(offered)
         query = self.query(self.dropout(torch.cat([asked, offered], -1)))
         weight = (query @ read.transpose(1, 2)).masked_fill(~article.real[:, None], float("-inf")).softmax(-1)

@@ -98,9 +98,8 @@ def _rows(path: str, split: str, skipped: dict[str, int]) -> Iterator[tuple[str,
     for asked in _from_parquet(path) if has_ending(path, ".parquet") else _from_json(path):
         if not asked.golds:
             raise DataError(f"{asked.where}: has no answer. SQuAD v1.1 is expected, where each has one.")
-        if (
-            asked.paragraph is not paragraph and asked.paragraph != paragraph
-        ):  # cut once for all its questions
+        # cut once for all its questions
+        if asked.paragraph is not paragraph and asked.paragraph != paragraph:
             paragraph = asked.paragraph
             spans = tuple(word_spans(paragraph))
         label = _words(paragraph, spans, *asked.golds[0])
