@@ -59,39 +59,23 @@ class JsonLog:
 
     def __init__(self, path: Path, start: int) -> None:
         self._path = path
-        try:
+        with files.writing(path, run_folder.GO_ON):
             if path.exists():
-                if start == 0 and path.stat().st_size:
-                    say(f"{path.parent} has logged steps and no checkpoint of them: it begins again.")
-                content = path.read_bytes()
-                rows, damaged = _rows_until(content, start)
-                if damaged:
-                    aside = path.with_name(f"{path.name}.damaged")
-                    files.write_bytes(aside, content, run_folder.GO_ON)
-                    more = f" and {len(damaged) - 5} more" if len(damaged) > 5 else ""
-                    say(
-                        f"WARNING: {path}: line {', '.join(map(str, damaged[:5]))}{more} cannot be read and is left "
-                        f"out; as it was, the log is kept as {aside.name}. The training does not depend on it."
-                    )
-                files.write_bytes(path, b"".join(rows), run_folder.GO_ON)
+                _keep_until(path, start)
             elif start:
                 say(
                     f"WARNING: {path} is gone: the steps up to {start} will be missing in it. The training does not "
                     "depend on it."
                 )
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
-        except OSError as e:
-            raise files.cannot_write(path, e, run_folder.GO_ON) from None
 
     def step(self, row: dict[str, Any]) -> None:
         if row["logged"]:
             public = {key: value for key, value in row.items() if key != "logged"}
             line = (json.dumps(_finite(public)) + "\n").encode()
-            try:
+            with files.writing(self._path, run_folder.GO_ON):
                 while line:  # where the disk becomes full a part is written, and only the next write says so
                     line = line[self._file.write(line) :]
-            except OSError as e:
-                raise files.cannot_write(self._path, e, run_folder.GO_ON) from None
 
     def close(self) -> None:
         self._file.close()
@@ -117,18 +101,14 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         self._folder = folder
-        try:
+        with files.writing(folder, run_folder.GO_ON):
             self._writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
-        except OSError as e:
-            raise files.cannot_write(folder, e, run_folder.GO_ON) from None
 
     def step(self, row: dict[str, Any]) -> None:
         if row["logged"]:
-            try:
+            with files.writing(self._folder, run_folder.GO_ON):
                 for name, number in scalars(row).items():
                     self._writer.add_scalar(name, number, row["step"])
-            except OSError as e:
-                raise files.cannot_write(self._folder, e, run_folder.GO_ON) from None
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # a full disk has been reported by then
@@ -232,6 +212,23 @@ def open_hooks(job: ResolvedRun, start: int, stack: contextlib.ExitStack) -> lis
         opened.append(openers[name]())
         stack.callback(opened[-1].close)
     return opened
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Leave the rows up to `step` in the log."""
+    content = path.read_bytes()
+    if step == 0 and content:
+        say(f"{path.parent} has logged steps and no checkpoint of them: it begins again.")
+    rows, damaged = _rows_until(content, step)
+    if damaged:
+        aside = path.with_name(f"{path.name}.damaged")
+        files.write_bytes(aside, content, run_folder.GO_ON)
+        more = f" and {len(damaged) - 5} more" if len(damaged) > 5 else ""
+        say(
+            f"WARNING: {path}: line {', '.join(map(str, damaged[:5]))}{more} cannot be read and is left out; as it "
+            f"was, the log is kept as {aside.name}. The training does not depend on it."
+        )
+    files.write_bytes(path, b"".join(rows), run_folder.GO_ON)
 
 
 def _rows_until(content: bytes, step: int) -> tuple[list[bytes], list[int]]:

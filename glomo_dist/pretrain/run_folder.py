@@ -166,12 +166,10 @@ def _owner(mark: str) -> str:
 def locked(out: Path) -> Iterator[Claim]:
     """Hold the run folder: a second program in it gets a GlomoError. Freed even by kill -9."""
     path = out / LOCK
-    try:
+    with files.writing(path, "Choose another output folder."):
         out.resolve().mkdir(parents=True, exist_ok=True)  # also where a link points to what is not there yet
         # without a buffer, of which closing would try to write once more what did not go in
         lock = open(path, "ab+", buffering=0)  # noqa: SIM115 (closed below)
-    except OSError as e:
-        raise files.cannot_write(path, e, "Choose another output folder.") from None
     with lock:
         with files.writing(path, "Choose another output folder."):
             taken = take(lock)
@@ -185,11 +183,9 @@ def locked(out: Path) -> Iterator[Claim]:
             unguarded(out, "take care that no second run uses it.")
         since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         claim = Claim(path, f"{socket.gethostname()} {os.getpid()} {since} {uuid.uuid4().hex}")
-        try:
+        with files.writing(path, "Free space on the disk."):
             lock.truncate(0)
             lock.write(claim.mark.encode())
-        except OSError as e:
-            raise files.cannot_write(path, e, "Free space on the disk.") from None
         yield claim
 
 
@@ -223,11 +219,9 @@ def remove_launches(out: Path) -> None:
 def launch_folder(out: Path) -> Iterator[Path]:
     """A folder in the run folder for what one launch keeps in files, for this user alone; it goes with the launch."""
     path = out / f"{LAUNCH}{uuid.uuid4().hex[:8]}"
-    try:
+    with files.writing(path, "Free space on the disk."):
         path.mkdir(0o700, parents=True)  # the address of the data may hold what opens it
         lock = open(path / LOCK, "a")  # noqa: SIM115 (closed below)
-    except OSError as e:
-        raise files.cannot_write(path, e, "Free space on the disk.") from None
     with lock:
         with contextlib.suppress(OSError):  # without it, another launch leaves the folder as well
             take(lock)

@@ -112,13 +112,9 @@ class Saver:
     def _make_temporary(self, step: int) -> Path:
         path = self._folder / f".{checkpoint.name_of(step)}.{time.time_ns():x}.tmp"
         self._allowed()
-        try:
-            self._folder.mkdir(
-                exist_ok=True
-            )  # without the run's folder, which may have been moved or deleted
+        with files.writing(path, run_folder.GO_ON):
+            self._folder.mkdir(exist_ok=True)  # without the run's, which may have been moved or deleted
             (path / checkpoint.STATE).mkdir(parents=True)
-        except OSError as e:
-            raise files.cannot_write(path, e, run_folder.GO_ON) from None
         return path
 
     # in the thread
