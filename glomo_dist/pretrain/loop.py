@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
-from glomo_dist.data import Batch, Stream
+from glomo_dist.data import Batch, ShardIndex, Stream, Windows
 from glomo_dist.model import Glomo
 from glomo_dist.pretrain import checkpoint, run_folder
 from glomo_dist.pretrain.activations import checkpoint_activations
+from glomo_dist.pretrain.config import PretrainConfig
 from glomo_dist.pretrain.engine import build_engine, set_learning_rate
 from glomo_dist.pretrain.feed import Feed
 from glomo_dist.pretrain.hooks import Hook, open_hooks
@@ -32,6 +33,8 @@ from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import GlomoError, Interrupted
 from glomo_dist.runtime.fingerprint import code_version, derive_seed
 from glomo_dist.runtime.progress import say
+
+PARTS = ("data", "forward", "backward", "optimizer", "valid", "checkpoint", "other")  # of a step's time
 
 
 @dataclasses.dataclass
@@ -78,16 +81,7 @@ def train(job: ResolvedRun, ranks: Ranks, claim: run_folder.Claim, clock: Clock,
         state = LoopState.from_json(manifest["state"])
         if ranks.first:
             say(f"continuing {job.out} from step {state.step} of {config.steps}{_moved(manifest, ranks)}")
-    stream = Stream(
-        job.index,
-        window=config.window,
-        windows=config.windows,
-        seed=config.seed,
-        global_batch=config.global_batch,
-        rank=ranks.rank,
-        world=ranks.world,
-        reading=config.reading,
-    )
+    stream = _stream(config, job.index, ranks, config.windows, config.seed)
     saver = Saver(
         folder, ranks, config.keep_checkpoints, _exporter(job), claim.check,
         beat=lambda: clock.lap("checkpoint"),
@@ -106,6 +100,14 @@ def train(job: ResolvedRun, ranks: Ranks, claim: run_folder.Claim, clock: Clock,
     ranks.from_first(lambda: _publish(job.out))
     if ranks.first and state.skipped:
         say(_skipped(job.out, config.lr, state))
+
+
+def _stream(config: PretrainConfig, index: ShardIndex, ranks: Ranks, windows: Windows, seed: int) -> Stream:
+    """This rank's share of the batches of `index`."""
+    return Stream(
+        index, window=config.window, windows=windows, seed=seed, global_batch=config.global_batch, rank=ranks.rank,
+        world=ranks.world, reading=config.reading,
+    )  # fmt: skip
 
 
 def _steps(
@@ -181,9 +183,6 @@ def _tell(
     return error
 
 
-PARTS = ("data", "forward", "backward", "optimizer", "valid", "checkpoint", "other")
-
-
 def _row(state: LoopState, rate: float, result: StepResult, logged: bool) -> dict[str, Any]:
     """One row of log.jsonl."""
     return {
@@ -203,16 +202,8 @@ def _valid_batches(job: ResolvedRun, ranks: Ranks) -> list[Batch]:
     """This rank's share of the same few batches, whatever the step."""
     if job.valid_index is None or not job.config.valid_every:
         return []
-    stream = Stream(
-        job.valid_index,
-        window=job.config.window,
-        windows="packed" if job.config.windows == "packed" else "fixed",
-        seed=0,
-        global_batch=job.config.global_batch,
-        rank=ranks.rank,
-        world=ranks.world,
-        reading=job.config.reading,
-    )
+    windows: Windows = "packed" if job.config.windows == "packed" else "fixed"
+    stream = _stream(job.config, job.valid_index, ranks, windows, seed=0)
     found: list[Batch] = []
     trouble = None
     try:

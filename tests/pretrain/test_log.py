@@ -16,7 +16,7 @@ import pytest
 from pretrain_samples import PLAIN, job, rows, run_ranks
 
 from glomo_dist.pretrain import loop, run_folder
-from glomo_dist.pretrain.hooks import JsonLog
+from glomo_dist.pretrain.log import JsonLog
 from glomo_dist.pretrain.loop import LoopState
 from glomo_dist.pretrain.schedule import Plateau
 from glomo_dist.runtime.errors import GlomoError
