@@ -69,6 +69,10 @@ def open_in_order(filesystem: Any, path: str, size: int | None = None, start: in
     return file
 
 
+def is_local(filesystem: Any) -> bool:
+    return filesystem.protocol in ("file", ("file", "local"))
+
+
 def _is_http(filesystem: Any) -> bool:
     return "http" in filesystem.protocol
 

@@ -18,9 +18,10 @@ from glomo_dist.runtime.errors import ConfigError, suggest
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.transfer.encoder import encoder_fingerprint
 from glomo_dist.transfer.export import live_model
-from glomo_dist.transfer.features import FeatureSpec, vectors_content
+from glomo_dist.transfer.features import FeatureSpec
 from glomo_dist.transfer.job import PLANNED, SETTINGS, FinetuneJob, needs_graphs
 from glomo_dist.transfer.task import chosen_tasks, get_task
+from glomo_dist.transfer.word_vectors import vectors_content
 
 _RESOURCES = ("cores", "memory_gb", "time_limit_seconds")
 

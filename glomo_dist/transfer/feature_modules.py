@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from glomo_dist.transfer.features import pixel_positions
 from glomo_dist.transfer.job import Cell
 from glomo_dist.transfer.models import Sequences, sequence_layer
 from glomo_dist.transfer.states import StateColumn
@@ -81,3 +80,10 @@ class RecurrentFeatures(Features):
         sequences = Sequences(self.below(column, batch), batch.lengths)
         real = torch.arange(sequences.units.shape[1]) < batch.lengths[:, None]
         return self.recurrent(sequences).transpose(0, 1) * real[..., None]
+
+
+def pixel_positions(height: int, width: int) -> np.ndarray[Any, Any]:
+    """Coordinates (y, x) of each pixel in raster order, each in [-1, 1]: float32 [H·W, 2]."""
+    y = np.linspace(-1, 1, height, dtype=np.float32)
+    x = np.linspace(-1, 1, width, dtype=np.float32)
+    return np.stack(np.meshgrid(y, x, indexing="ij"), -1).reshape(height * width, 2)

@@ -25,9 +25,10 @@ from glomo_dist.transfer.feature_modules import (
     StateFeatures,
     WordFeatures,
 )
-from glomo_dist.transfer.features import FeatureSpec, WordVectors, table_fingerprint
+from glomo_dist.transfer.features import FeatureSpec
 from glomo_dist.transfer.job import Cell
 from glomo_dist.transfer.states import column_states
+from glomo_dist.transfer.word_vectors import WordVectors, table_fingerprint
 
 _POOL = 32  # batches
 

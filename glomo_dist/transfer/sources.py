@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from fsspec.implementations.tar import TarFileSystem
 
-from glomo_dist.data.files import PACKED, InputFile, find_files, open_seekable
+from glomo_dist.data.files import PACKED, InputFile, find_files
+from glomo_dist.data.packed import open_seekable
 from glomo_dist.data.patience import insist
 from glomo_dist.data.places import Address, attempts, open_place
 from glomo_dist.data.remote import file_system, over_http

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from document_samples import texts
 
-from glomo_dist.data.files import find_files, open_seekable
+from glomo_dist.data.files import find_files
+from glomo_dist.data.packed import open_seekable
 from glomo_dist.data.sources import TEXT_SUFFIXES, documents
 from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError
 
@@ -122,7 +123,7 @@ def test_full_disk_for_what_is_unpacked(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("glomo_dist.data.files.shutil.copyfileobj", full)
+    monkeypatch.setattr("glomo_dist.data.packed.shutil.copyfileobj", full)
     if from_the_start:
         monkeypatch.setattr("tempfile.tempdir", None)
         monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: ["/proc/none"])

@@ -7,7 +7,7 @@ import torch
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer.coverage import Unknown
 from glomo_dist.transfer.dataset import Column, Split, TaskData, images_split
-from glomo_dist.transfer.features import pixel_positions
+from glomo_dist.transfer.feature_modules import pixel_positions
 from glomo_dist.transfer.inputs import bucketed, by_length, encode
 
 

@@ -23,9 +23,9 @@ from glomo_dist.data import patience
 from glomo_dist.data.sources import documents
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer import sources
-from glomo_dist.transfer.features import WordVectors
 from glomo_dist.transfer.sources import address_parts, joined
 from glomo_dist.transfer.task import get_task
+from glomo_dist.transfer.word_vectors import WordVectors
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):

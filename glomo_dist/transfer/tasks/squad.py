@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from glomo_dist.data.files import open_stream
+from glomo_dist.data.packed import open_stream
 from glomo_dist.data.text import word_spans
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
