@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from glomo_dist.runtime.config import check_fields, check_least
-from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.runtime.config import check_fields, check_least, check_positive
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,4 @@ class Reading:
         check_fields(self, "reading.")
         check_least(self, "reading.", 0, "readers", "max_bad_shards")
         check_least(self, "reading.", 1, "prefetch")
-        for name in ("cache_gb", "retry_seconds"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"reading.{name} must be positive and finite, got {getattr(self, name)}.")
+        check_positive(self, "reading.", "cache_gb", "retry_seconds")

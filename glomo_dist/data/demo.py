@@ -80,7 +80,7 @@ def write_demo_corpus(folder: str | Path) -> Path:
         _write_lines(temporary / "text.jsonl", corpus)
         shown = [{key: row[key] for key in ("text", "label", "split")} for row in rows]
         _write_lines(temporary / "docstrings.jsonl", shown)
-        write_bytes(temporary / "digits.npz", _digits())
+        write_bytes(temporary / "digits.npz", _archive(*digits()))
     characters = sum(len(row["text"]) for row in corpus)
     progress.say(
         f"{folder}: {len(corpus):,} texts, {characters:,} characters; {len(rows):,} labelled docstrings"
@@ -230,13 +230,18 @@ def _hash(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _digits() -> bytes:
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's handwritten digits: images uint8 [1797, 8, 8], labels int64 [1797]."""
     from sklearn.datasets import load_digits  # slow, and `glomo prepare` of one's own files needs none
 
-    digits = load_digits()
-    images = np.round(digits.images * (255 / 16)).astype(np.uint8)  # scikit-learn's pixels are 0..16
+    bundled = load_digits()
+    images = np.round(bundled.images * (255 / 16)).astype(np.uint8)  # scikit-learn's pixels are 0..16
+    return images, bundled.target.astype(np.int64)
+
+
+def _archive(images: np.ndarray, labels: np.ndarray) -> bytes:
     archive = io.BytesIO()
-    np.savez_compressed(archive, images=images, labels=digits.target.astype(np.int64))
+    np.savez_compressed(archive, images=images, labels=labels)
     return archive.getvalue()
 
 

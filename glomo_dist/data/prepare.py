@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from glomo_dist.data.parallel import ordered_map
 from glomo_dist.data.pixels import PixelCensus, PixelTokenizer
 from glomo_dist.data.shards import ShardFolder, require_writer
 from glomo_dist.data.sources import WORDLESS, Split, documents
-from glomo_dist.data.spool import Numbering, Spool, chunks, number_words
+from glomo_dist.data.spool import Numbered, Numbering, Spool, chunks, number_words
 from glomo_dist.data.text import UNKNOWN, WordTokenizer
 from glomo_dist.data.tokenizer import load_tokenizer
 from glomo_dist.data.writing_systems import uncut
@@ -30,6 +30,8 @@ from glomo_dist.runtime import progress
 from glomo_dist.runtime.config import whole
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.files import new_folder, require_absent_or_empty
+
+T = TypeVar("T", WordTokenizer, PixelTokenizer)
 
 SHARD_BYTES = 64 << 20
 VOCAB_SIZE, MIN_COUNT, BITS = 30_000, 1, 4
@@ -76,27 +78,17 @@ def prepare_text(
     workers = whole("workers", workers, 1)
     require_writer(shard_bytes)
     require_absent_or_empty(out)
-    given = _word_tokenizer(tokenizer) if tokenizer is not None else None
+    given = None if tokenizer is None else _tokenizer(tokenizer, WordTokenizer, "text needs")
     left_out: Counter[str] = Counter()
     found = documents(sources, text_key=text_key, split=split, left_out=left_out)
     stream = itertools.islice(found, max_documents)
     parts = ("train", "valid") if valid_share else ("",)
     with new_folder(out) as folder:
         spools = {part: Spool(folder / f"spool-{part}") for part in parts}
-        words, total = Numbering(), 0
-        with progress.bar(desc="reading", unit=" words", unit_scale=True, total=None) as bar:
-            for numbered in ordered_map(number_words, chunks(stream, valid_share), workers):
-                ids = words.translate(numbered)
-                ends = np.cumsum(numbered.lengths)
-                for document, end, length in zip(numbered.documents, ends, numbered.lengths, strict=True):
-                    if length:
-                        spools[document.part].add(ids[end - length : end], document)
-                    else:
-                        left_out[WORDLESS] += 1
-                total += len(ids)
-                bar.update(len(ids))
+        words = Numbering()
+        numbered = ordered_map(number_words, chunks(stream, valid_share), workers)
+        total = _spool(numbered, words, spools, left_out)
         for part, spool in spools.items():
-            spool.finish()
             if not spool.samples:
                 raise DataError(_nothing_usable(sources, part if total else "", valid_share))
         counts, distinct = words.counts(spools[parts[0]]), words.words()
@@ -125,6 +117,28 @@ def prepare_text(
     if warning:
         progress.say(f"WARNING: {warning}")
     return Path(out)
+
+
+def _spool(
+    numbered: Iterable[Numbered], words: Numbering, spools: Mapping[str, Spool], left_out: Counter[str]
+) -> int:
+    """Put each document into the spool of its part, with the numbers of its words in `words`; returns how many words
+    there are. Those without a word are counted in `left_out`."""
+    total = 0
+    with progress.bar(desc="reading", unit=" words", unit_scale=True, total=None) as bar:
+        for chunk in numbered:
+            ids = words.translate(chunk)
+            ends = np.cumsum(chunk.lengths)
+            for document, end, length in zip(chunk.documents, ends, chunk.lengths, strict=True):
+                if length:
+                    spools[document.part].add(ids[end - length : end], document)
+                else:
+                    left_out[WORDLESS] += 1
+            total += len(ids)
+            bar.update(len(ids))
+    for spool in spools.values():
+        spool.finish()
+    return total
 
 
 def prepare_images(
@@ -156,7 +170,7 @@ def prepare_images(
     require_absent_or_empty(out)
     pixel_tokenizer: PixelTokenizer | None = None
     if tokenizer is not None:
-        pixel_tokenizer = _pixel_tokenizer(tokenizer)
+        pixel_tokenizer = _tokenizer(tokenizer, PixelTokenizer, "images need")
         size, channels = pixel_tokenizer.shape, pixel_tokenizer.channels
     left_out: Counter[str] = Counter()
     found = pictures(sources, size=size, channels=channels, left_out=left_out)
@@ -243,15 +257,9 @@ def _named(sources: Sequence[str]) -> str:
     return ", ".join(str(source) for source in listed(sources))
 
 
-def _word_tokenizer(path: str | Path) -> WordTokenizer:
+def _tokenizer(path: str | Path, wanted: type[T], need: str) -> T:
+    """need: "text needs", of a tokenizer of the wanted kind."""
     tokenizer = load_tokenizer(path)
-    if not isinstance(tokenizer, WordTokenizer):
-        raise DataError(f"{path} is a tokenizer of {tokenizer.kind}, text needs one of words.")
-    return tokenizer
-
-
-def _pixel_tokenizer(path: str | Path) -> PixelTokenizer:
-    tokenizer = load_tokenizer(path)
-    if not isinstance(tokenizer, PixelTokenizer):
-        raise DataError(f"{path} is a tokenizer of {tokenizer.kind}, images need one of pixels.")
+    if not isinstance(tokenizer, wanted):
+        raise DataError(f"{path} is a tokenizer of {tokenizer.kind}, {need} one of {wanted.kind}.")
     return tokenizer

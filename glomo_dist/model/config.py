@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from glomo_dist.runtime.config import check_fields, check_least
+from glomo_dist.runtime.config import check_fields, check_least, check_positive
 from glomo_dist.runtime.errors import ConfigError
 
 # With these no parameter has more bytes than 64 bits count: torch has no better word for one that has.
@@ -126,8 +126,7 @@ class GlomoConfig:
                 f"model.distance {self.distance} turns features in pairs: model.head_width {self.graph_width} must "
                 f"be a multiple of {pairs}."
             )
-        if not 0 < self.topk_rate < math.inf:
-            raise ConfigError(f"model.topk_rate must be positive and finite, got {self.topk_rate}.")
+        check_positive(self, "model.", "topk_rate")
         if self.image is not None:
             if min(self.image) < 1:
                 raise ConfigError(f"model.image must be (height, width) in pixels, got {self.image}.")

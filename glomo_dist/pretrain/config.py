@@ -8,7 +8,7 @@ from typing import Literal
 
 from glomo_dist.data import Reading, Windows
 from glomo_dist.model import GlomoConfig
-from glomo_dist.runtime.config import MOST, check_fields, check_least
+from glomo_dist.runtime.config import MOST, check_fields, check_least, check_positive
 from glomo_dist.runtime.errors import ConfigError
 
 LONGEST_WAIT = 1e6  # seconds, eleven days; torch has no endless timeouts
@@ -125,16 +125,14 @@ class PretrainConfig:
         check_least(self, "", 0, "warmup_steps", "valid_every", most=MOST)
         if not 0 <= self.seed < 2**64:
             raise ConfigError(f"seed must be in 0..2^64 - 1, got {self.seed}.")
-        if not 0 < self.lr < math.inf:
-            raise ConfigError(f"lr must be positive, got {self.lr}.")
+        check_positive(self, "", "lr")
         if not all(0 <= b < 1 for b in self.betas):
             raise ConfigError(f"betas must be two numbers in [0, 1), got {self.betas}.")
         if not 0 < self.hang_timeout <= LONGEST_WAIT:
             raise ConfigError(
                 f"hang_timeout must be positive and at most {LONGEST_WAIT:,.0f} (seconds), got {self.hang_timeout}."
             )
-        if not 0 < self.graph_lr_share < math.inf:
-            raise ConfigError(f"graph_lr_share must be positive and finite, got {self.graph_lr_share}.")
+        check_positive(self, "", "graph_lr_share")
         for name in ("momentum", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}.")

@@ -101,6 +101,11 @@ def literal(text: str) -> str:
     return printable(text).replace("$", r"\$")
 
 
+def legend_below(axes: Axes, *given: object) -> None:
+    """given: lines and their names, where these are not the labels of the lines."""
+    axes.legend(*given, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=9)
+
+
 def percent_axis(axes: Axes, axis: str = "x") -> None:
     """Label an axis of shares in percent."""
     target = axes.xaxis if axis == "x" else axes.yaxis

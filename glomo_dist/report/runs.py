@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from glomo_dist.data.files import listed
 from glomo_dist.pretrain.run_folder import CONFIG, LOG
-from glomo_dist.report.figures import COLOURS, new, percent_axis, smooth, style, svg
+from glomo_dist.report.figures import COLOURS, legend_below, new, percent_axis, smooth, style, svg
 from glomo_dist.report.names import folder_names
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.json_files import read_json
@@ -195,7 +195,7 @@ def loss_figure(run: Run) -> Markup:
         valid = [(row.step, row.valid_loss) for row in run.rows if not math.isnan(row.valid_loss)]
         if valid:
             axes.plot(*zip(*valid, strict=True), "o", color=COLOURS[1], markersize=4, label="validation")
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=9)
+            legend_below(axes)
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("nats per predicted unit")
         return svg(figure, f"Pretraining loss of {run.name} against the optimizer step")
@@ -224,7 +224,7 @@ def empty_rows_figure(run: Run) -> Markup | None:
         percent_axis(axes, "y")
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("units without edges, %")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=9)
+        legend_below(axes)
         return svg(
             figure,
             f"Share of units without edges of {run.name} against the optimizer step, per layer and head",

@@ -6,7 +6,7 @@ import numpy as np
 from markupsafe import Markup
 
 from glomo_dist.graphs.index import DIRECTIONS
-from glomo_dist.report.figures import COLOURS, literal, new, percent_axis, style, svg
+from glomo_dist.report.figures import COLOURS, legend_below, literal, new, percent_axis, style, svg
 from glomo_dist.report.names import labels, one_line
 from glomo_dist.report.results import Group
 from glomo_dist.report.statistics import estimate
@@ -79,9 +79,7 @@ def curves_figure(group: Group) -> Markup:
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         percent_axis(axes, "y")
         # Names given here: as labels of the lines, those that begin with an underscore would be left out.
-        axes.legend(
-            means, arm_labels(group), loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=9
-        )
+        legend_below(axes, means, arm_labels(group))
         return svg(figure, f"Learning curves: {group.title} ({arm_names(group)})")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import numbers
 import os
 import types
@@ -67,6 +68,13 @@ def check_least(config: Any, where: str, least: int, *names: str, most: int | No
         none = " or none" if type(None) in typing.get_args(hints[name]) else ""
         bound = f"at least {least}" if value < least else f"at most {most:,}"
         raise ConfigError(f"{where}{name} must be {bound}{none}, got {value}.")
+
+
+def check_positive(config: Any, where: str, *names: str) -> None:
+    """After `check_fields`, for fields that are floats: ConfigError for the first that is not positive and finite."""
+    for name in names:
+        if not 0 < getattr(config, name) < math.inf:
+            raise ConfigError(f"{where}{name} must be positive and finite, got {getattr(config, name)}.")
 
 
 def whole(name: str, value: Any, least: int, most: int = MOST, why: str = "") -> int:

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from glomo_dist.runtime.config import check_fields, check_least
+from glomo_dist.runtime.config import check_fields, check_least, check_positive
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.transfer.features import FeatureSpec
 
@@ -81,9 +81,7 @@ class FinetuneSettings:
         check_fields(self, "job: ")
         check_least(self, "job: ", 1, "epochs", "patience", "batch_size", "hidden", "mixtures")
         check_least(self, "job: ", 1, "max_examples", "max_units", "keep")
-        for name in ("lr", "mixture_lr_factor"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"job: {name} must be positive and finite, got {getattr(self, name)}.")
+        check_positive(self, "job: ", "lr", "mixture_lr_factor")
         if not self.clip > 0:  # infinity: gradients stay as they are
             raise ConfigError(f"job: clip must be positive, got {self.clip}.")
         if not 0 <= self.weight_decay < math.inf:

@@ -11,7 +11,7 @@ from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
 from glomo_dist.transfer.dataset import SPLITS, Row, TaskData, text_data
 from glomo_dist.transfer.rows import records, table
-from glomo_dist.transfer.sources import has_records
+from glomo_dist.transfer.sources import has_records, packed
 from glomo_dist.transfer.values import class_number, no_label, split_of, text_of
 
 THREE = ("entailment", "neutral", "contradiction")
@@ -22,6 +22,14 @@ PREMISE = ("sentence1", "premise", "sentence_A")
 HYPOTHESIS = ("sentence2", "hypothesis", "sentence_B")
 LABEL = ("gold_label", "label", "entailment_label", "entailment_judgment")
 _ANNOTATOR = re.compile(r"label[1-9]")  # SNLI and MNLI end a row after the annotators that it had
+
+
+def published_names(stem: str, split: str) -> tuple[str, ...]:
+    """Where SNLI and MNLI keep a split as published, by the `stem` of their names, and in GLUE."""
+    names = [
+        f"{folder}{stem}_{split}{ending}" for folder in ("", f"{stem}/") for ending in (".jsonl", ".txt")
+    ]
+    return packed(*names, f"{split}.tsv")
 
 
 @dataclass(frozen=True)

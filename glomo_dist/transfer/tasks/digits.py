@@ -5,10 +5,9 @@ For `make demo`; splits 70 / 10 / 20 are ours, by index. No number published for
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from glomo_dist.data.demo import digits
 from glomo_dist.runtime.fingerprint import derive_seed
 from glomo_dist.transfer.dataset import SPLITS, Task, TaskData, checked, draw, images_split
 from glomo_dist.transfer.image_sets import check_images
@@ -22,7 +21,7 @@ SHARES = {"train": 0.7, "dev": 0.1, "test": 0.2}
 def load(source: str | None, max_examples: int | None = None) -> TaskData:
     """source: an .npz with images [n, H, W] (or [n, H, W, C]) and labels [n], its folder, or None."""
     if source is None:
-        images, labels, where = *_bundled(), "sklearn.datasets.load_digits"
+        images, labels, where = *digits(), "sklearn.datasets.load_digits"
     else:
         where = source if has_ending(source, ".npz") else require(source, packed("digits.npz"), "digits")
         images, labels = npz_arrays(where, ("images",), ("labels",))
@@ -34,13 +33,6 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
         part = np.sort(part)[draw(len(part), max_examples, "digits", split)]
         splits[split] = images_split(images[part], labels[part])
     return checked("digits", splits, CLASSES)
-
-
-def _bundled() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    from sklearn.datasets import load_digits  # a second that no other task should pay
-
-    digits = load_digits()
-    return np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target.astype(np.int64)
 
 
 TASK = Task(

@@ -8,13 +8,9 @@ from __future__ import annotations
 
 from glomo_dist.transfer.dataset import Published, Task, TaskData
 from glomo_dist.transfer.esim import PairReader
-from glomo_dist.transfer.pairs import THREE, PairRows, read_pairs
+from glomo_dist.transfer.pairs import THREE, PairRows, published_names, read_pairs
 from glomo_dist.transfer.sources import has_ending, packed, parquet_names, require
 
-FILES = (
-    "multinli_1.0_{}.jsonl", "multinli_1.0_{}.txt", "multinli_1.0/multinli_1.0_{}.jsonl",
-    "multinli_1.0/multinli_1.0_{}.txt", "{}.tsv",
-)  # fmt: skip
 ONE_FILE = "mnli_devset_single_annotator.jsonl"
 DEV_SHARE = 20  # one in twenty premises of train
 
@@ -40,8 +36,8 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
 
 def _file(source: str | None, name: str, *others: str) -> str:
     """others: what is looked for before the hub's files."""
-    tables = packed(*(file.format(name) for file in FILES))
-    return require(source, (*tables, *others, *parquet_names(name, "data/", "mnli/")), "mnli")
+    names = (*published_names("multinli_1.0", name), *others, *parquet_names(name, "data/", "mnli/"))
+    return require(source, names, "mnli")
 
 
 TASK = Task(

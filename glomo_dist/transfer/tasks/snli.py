@@ -7,16 +7,9 @@ from __future__ import annotations
 
 from glomo_dist.transfer.dataset import SPLITS, Published, Task, TaskData
 from glomo_dist.transfer.esim import PairReader
-from glomo_dist.transfer.pairs import THREE, PairRows, read_pairs
+from glomo_dist.transfer.pairs import THREE, PairRows, published_names, read_pairs
 from glomo_dist.transfer.sources import has_ending, packed, parquet_names, require
 
-FILES = (
-    "snli_1.0_{}.jsonl",
-    "snli_1.0_{}.txt",
-    "snli_1.0/snli_1.0_{}.jsonl",
-    "snli_1.0/snli_1.0_{}.txt",
-    "{}.tsv",
-)
 ONE_FILE = "snli_devset.jsonl"
 
 
@@ -36,8 +29,8 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
 
 def _file(source: str | None, split: str, *others: str) -> str:
     """others: what is looked for before the hub's files."""
-    tables = packed(*(file.format(split) for file in FILES))
-    return require(source, (*tables, *others, *parquet_names(split, "plain_text/")), "snli")
+    names = (*published_names("snli_1.0", split), *others, *parquet_names(split, "plain_text/"))
+    return require(source, names, "snli")
 
 
 TASK = Task(
