@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from glomo_dist.data.text import TOKENIZER_FORMAT, TOKENIZER_VERSION, check_fingerprint, check_header
+from glomo_dist.data.tokenizer_json import check_header, form_of, restored
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import fingerprint
 
@@ -92,25 +92,14 @@ class PixelTokenizer:
         return image.reshape(self.shape if self.channels == 1 else (*self.shape, self.channels))
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "format": TOKENIZER_FORMAT,
-            "version": TOKENIZER_VERSION,
-            "kind": self.kind,
-            "fingerprint": self.fingerprint,
-            **self._sizes(),
-        }
+        return form_of(self, self._sizes())
 
     @classmethod
     def from_json(cls, value: dict[str, Any], where: str = "tokenizer") -> PixelTokenizer:
         """Inverse of `to_json`; DataError naming `where` if the content is not what was written."""
         check_header(value, cls.kind, where)
-        sizes = [value.get(name) for name in ("height", "width", "channels", "bits")]
-        try:
-            tokenizer = cls(*sizes)  # type: ignore[arg-type]
-        except DataError as e:
-            raise DataError(f"{where}: {e}") from None
-        check_fingerprint(tokenizer.fingerprint, value, where)
-        return tokenizer
+        sizes: list[Any] = [value.get(name) for name in ("height", "width", "channels", "bits")]
+        return restored(lambda: cls(*sizes), value, where)
 
 
 class PixelCensus:

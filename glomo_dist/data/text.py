@@ -13,13 +13,11 @@ from typing import Any
 import numpy as np
 
 from glomo_dist.data.marks import composed, mark, may_have_marks, origins
+from glomo_dist.data.tokenizer_json import check_header, form_of, restored
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import fingerprint
-from glomo_dist.runtime.formats import check_format
 
 UNKNOWN = "<unk>"
-TOKENIZER_FORMAT = "glomo-tokenizer"
-TOKENIZER_VERSION = 1
 
 # The same cut as that of the word vectors the tasks use, so that the two vocabularies name the same words.
 _WORD = re.compile(r"[a-z0-9]+(?=n't)|n't|'[a-z]+|[^\W_]+|[^\w\s]")
@@ -140,13 +138,7 @@ class WordTokenizer:
             yield self.words[i]
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "format": TOKENIZER_FORMAT,
-            "version": TOKENIZER_VERSION,
-            "kind": self.kind,
-            "fingerprint": self.fingerprint,
-            "words": list(self.words),
-        }
+        return form_of(self, {"words": list(self.words)})
 
     @classmethod
     def from_json(cls, value: dict[str, Any], where: str = "tokenizer") -> WordTokenizer:
@@ -155,28 +147,4 @@ class WordTokenizer:
         words = value.get("words")
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise DataError(f"{where}: key 'words' must be a list of strings. Prepare the data again.")
-        try:
-            tokenizer = cls(tuple(words))
-        except DataError as e:
-            raise DataError(f"{where}: {e}") from None
-        check_fingerprint(tokenizer.fingerprint, value, where)
-        return tokenizer
-
-
-def check_header(value: Any, kind: str | None, where: str) -> None:
-    """Format, version and (unless None) kind of a tokenizer's JSON form, or DataError."""
-    check_format(
-        value, TOKENIZER_FORMAT, TOKENIZER_VERSION, where, "a tokenizer",
-        instead="Name a tokenizer.json.", again="Prepare the data again.",
-    )  # fmt: skip
-    if kind is not None and value.get("kind") != kind:
-        raise DataError(f"{where}: expected a tokenizer of kind {kind!r}, got {value.get('kind')!r}.")
-
-
-def check_fingerprint(fingerprint: str, value: dict[str, Any], where: str) -> None:
-    """DataError unless `value` says that what it describes has this fingerprint."""
-    if fingerprint != value.get("fingerprint"):
-        raise DataError(
-            f"{where}: the content has fingerprint {fingerprint}, the file says "
-            f"{value.get('fingerprint')!r}: it was changed after it was written. Restore it or prepare again."
-        )
+        return restored(lambda: cls(tuple(words)), value, where)

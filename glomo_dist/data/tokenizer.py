@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from glomo_dist.data.pixels import PixelTokenizer
-from glomo_dist.data.text import WordTokenizer, check_header
+from glomo_dist.data.text import WordTokenizer
+from glomo_dist.data.tokenizer_json import check_header
 from glomo_dist.runtime.errors import DataError, suggest
 from glomo_dist.runtime.json_files import read_json
 

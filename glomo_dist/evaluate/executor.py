@@ -37,6 +37,7 @@ from glomo_dist.runtime.signals import as_interrupt
 PLAN, PLAN_FORMAT, PLAN_VERSION = "plan.json", "glomo-evaluation", 1
 Check = Callable[[Path, Sequence[Job], Sequence[Job]], None]  # output folder, finished jobs, jobs to do
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # besides Ctrl-C
+_GO_ON = "run the same command again to go on."
 
 
 class Executor(Protocol):
@@ -126,16 +127,7 @@ def evaluate(
             _say_left_out(out, jobs)
             remove_leftovers(out, f"{PLAN}.*")
             remove_stale(out)
-        write_json(
-            out / PLAN,
-            {
-                "format": PLAN_FORMAT,
-                "version": PLAN_VERSION,
-                "plan": shown_in(plan or {}),
-                "command": command_line(),
-                "jobs": [{"id": job.id, "job": shown_in(vars(job.work))} for job in jobs],
-            },
-        )
+        _write_plan(out, plan or {}, jobs)
         with writing(out):
             for job in todo:
                 _set_aside(job_folder(out, job.id) / RESULT)
@@ -162,12 +154,20 @@ def evaluate(
                 with contextlib.suppress(OSError):  # the terminal may be what is gone
                     # Those on disk: also what a worker finished and nobody heard of.
                     kept = sum(is_finished(out, job.id, read) for job in jobs)
-                    say(
-                        f"evaluate: stopped. {kept} of {len(jobs)} results are kept in {out}; "
-                        f"run the same command again to go on."
-                    )
+                    say(f"evaluate: stopped. {kept} of {len(jobs)} results are kept in {out}; {_GO_ON}")
                 raise
         return Summary(len(jobs), before, finished, tuple(failed), time.monotonic() - began)
+
+
+def _write_plan(out: Path, plan: dict[str, Any], jobs: Sequence[Job]) -> None:
+    content = {
+        "format": PLAN_FORMAT,
+        "version": PLAN_VERSION,
+        "plan": shown_in(plan),
+        "command": command_line(),
+        "jobs": [{"id": job.id, "job": shown_in(vars(job.work))} for job in jobs],
+    }
+    write_json(out / PLAN, content)
 
 
 def time_limit_error(job: Job, out: Path, seconds: float, last_words: str = "") -> Outcome:
@@ -235,7 +235,7 @@ def _signals_stop() -> Iterator[None]:
         except (KeyboardInterrupt, OSError):  # or what was to be said on a terminal that is gone
             if not came:
                 raise
-            raise Interrupted(f"stopped by {came[0]}; run the same command again to go on.") from None
+            raise Interrupted(f"stopped by {came[0]}; {_GO_ON}") from None
 
 
 class _TimeLimitReached(BaseException):
