@@ -10,10 +10,11 @@ from typing import Any
 
 from glomo_dist.data.files import listed
 from glomo_dist.graphs.store import GraphStore
-from glomo_dist.report import drawings, provenance, remarks, runs, scores
+from glomo_dist.report import curves, drawings, provenance, remarks, scores
 from glomo_dist.report.names import counted, one_line, store_name
 from glomo_dist.report.pages import rendered, require_file, write_page
 from glomo_dist.report.results import Results, read_results
+from glomo_dist.report.runs import Run, read_runs
 from glomo_dist.report.table import arm_name, cells, header, job_and_others, seeds_text, tables
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.progress import say
@@ -40,7 +41,7 @@ def build(
     require_file(out)
     known = {**TASKS, **{name: get_task(name, file) for name, file in chosen_tasks(listed(tasks)).items()}}
     found = read_results(results)
-    pretraining = runs.read_runs(run_folders)
+    pretraining = read_runs(run_folders)
     stores = listed(stores)
     for store in stores:
         GraphStore.open(store)  # one that was asked for is there, or its name is wrong
@@ -50,9 +51,7 @@ def build(
     return found
 
 
-def _render(
-    results: Results, pretraining: list[runs.Run], stores: list[Path], tasks: Mapping[str, Task]
-) -> str:
+def _render(results: Results, pretraining: list[Run], stores: list[Path], tasks: Mapping[str, Task]) -> str:
     drawn, not_drawn = _drawings(results, stores, tasks)
     return rendered(
         "report.html",
@@ -64,7 +63,7 @@ def _render(
         strays=results.strays,
         cautions=remarks.cautions(results),
         sections=_sections(results, tasks),
-        runs=[(run.name, runs.loss_figure(run), runs.empty_rows_figure(run)) for run in pretraining],
+        runs=[(run.name, curves.loss_figure(run), curves.empty_rows_figure(run)) for run in pretraining],
         drawings=drawn,
         not_drawn=not_drawn,
         facts=provenance.facts(results, pretraining, stores),

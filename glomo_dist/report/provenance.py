@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from glomo_dist.graphs.store import GraphStore
+from glomo_dist.report.groups import Finished, features_name
 from glomo_dist.report.names import counted, store_name
-from glomo_dist.report.results import Finished, Results, features_name
+from glomo_dist.report.results import Results
 from glomo_dist.report.runs import Run
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.secrets import shown

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from glomo_dist.report.groups import Group
 from glomo_dist.report.names import one_line
-from glomo_dist.report.results import Group, Results
+from glomo_dist.report.results import Results
 from glomo_dist.transfer.coverage import MANY, percent
 from glomo_dist.transfer.dataset import left_out
 

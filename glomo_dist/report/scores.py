@@ -7,8 +7,8 @@ from markupsafe import Markup
 
 from glomo_dist.graphs.index import DIRECTIONS
 from glomo_dist.report.figures import COLOURS, legend_below, literal, new, percent_axis, style, svg
+from glomo_dist.report.groups import Group
 from glomo_dist.report.names import labels, one_line
-from glomo_dist.report.results import Group
 from glomo_dist.report.statistics import estimate
 from glomo_dist.report.table import arm_name
 from glomo_dist.transfer.result import Result

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from glomo_dist.report.groups import Group
 from glomo_dist.report.names import counted, one_line, printable, short, text_width
 from glomo_dist.report.remarks import cautions
-from glomo_dist.report.results import Group, Results
+from glomo_dist.report.results import Results
 from glomo_dist.report.statistics import Estimate, Paired, estimate, paired
 from glomo_dist.transfer.job import window_size
 

@@ -71,7 +71,7 @@ class FeatureSpec:
 
     def short(self) -> str:
         """The spec with the name of the file or folder alone, up to its first dot. Part of job ids: a change here
-        would run every finished job again. For people there is `features_name` of report/results.py."""
+        would run every finished job again. For people there is `features_name` of report/groups.py."""
         name = self.source.rstrip("/").rsplit("/", 1)[-1]
         if self.kind == "vectors":
             name = name.split(".")[0] or name
