@@ -66,6 +66,11 @@ def test_prepare_explains_each_kind(kind: str, capfd: Capture) -> None:
     assert f"glomo prepare {kind}" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize("kind", ["corpus.txt", "txt"])
+def test_prepare_asks_for_the_kind(kind: str, tmp_path: Path, capfd: Capture) -> None:
+    refused(["prepare", kind, "--out", tmp_path / "out"], capfd, repr(kind), "glomo prepare text")
+
+
 def test_unknown_command_is_refused_with_a_suggestion(capfd: Capture) -> None:
     refused(["pretrian"], capfd, "'pretrian'", "Did you mean 'pretrain'")
 
