@@ -154,10 +154,20 @@ def test_of_a_flag_of_one_value_the_last_holds(capfd: Capture) -> None:
     assert "100" in capfd.readouterr().out
 
 
+def test_mistaken_sources(tmp_path: Path, capfd: Capture) -> None:
+    command = ["evaluate", "--tasks", "sst2", "--arms", "none", "--out", tmp_path / "out"]
+    refused([*command, "--sources", "sst2/"], capfd, "--sources: expected TASK=PATH, got 'sst2/'")
+
+
+def test_a_plan_behind_a_flag(tmp_path: Path, capfd: Capture) -> None:
+    command = ["evaluate", "--out", tmp_path / "out", "--seeds", "0", "plan.yaml"]
+    refused(command, capfd, "the plan must come first: glomo evaluate plan.yaml")
+
+
 @pytest.mark.parametrize(
     ("arms", "said"),
     [
-        (["unifrom"], ["expected NAME=VALUE, got 'unifrom'. Did you mean 'uniform'?", "window2"]),
+        (["unifrom"], ["expected NAME=STORE, got 'unifrom'. Did you mean 'uniform'?", "window2"]),
         (["window0"], ["got 'window0'", "window1"]),
         (["none", "uniform", "none"], ["'none' is given twice"]),
     ],

@@ -116,13 +116,13 @@ class _Predictor:
     def __init__(self, model_folder: str | Path, task: Task, random_seed: int | None) -> None:
         model_folder = find_model(model_folder) or model_folder
         self.folder, self.random_seed = model_folder, random_seed
+        self.model, meta = load_model(model_folder)
         self.tokenizer = load_tokenizer(model_folder)
         if self.tokenizer.kind != task.unit:
             raise ConfigError(
                 f"task {task.name!r} has {task.unit} as units, the model in {model_folder} was trained on "
                 f"{self.tokenizer.kind}. Use a model for {task.unit}."
             )
-        self.model, meta = load_model(model_folder)
         if self.tokenizer.vocab_size != self.model.config.vocab_size:
             raise CheckpointError(
                 f"{model_folder}: tokenizer.json has {self.tokenizer.vocab_size} units, the model was trained with "

@@ -158,6 +158,14 @@ def test_a_disk_that_becomes_read_only_during_a_job(tmp_path, marks, monkeypatch
     assert evaluate(jobs, evaluate_jobs.run, out, InProcess()).finished_before == 1
 
 
+def test_our_own_error_is_said_without_its_class(tmp_path, marks):
+    def run(work):
+        raise DataError("sst2/ has no train.tsv. Check the path.")
+
+    (failed,) = evaluate([job("any", marks)], run, tmp_path / "out", InProcess()).failed
+    assert failed.error == "sst2/ has no train.tsv. Check the path."
+
+
 def test_an_error_of_many_jobs_is_said_once(executor, tmp_path, marks, capfd):
     jobs = [Job(f"same-{i}", Work("raise", str(marks), 7)) for i in range(3)]
     jobs += [job("raise", marks, 5), job("double", marks, 1)]
