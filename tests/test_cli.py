@@ -36,7 +36,14 @@ def test_settings_of_nested_parts_are_explained(capfd: Capture) -> None:
     assert "--model.sparsity" in text and "--global-batch" in text
     assert "Sequences per optimizer step" in text  # from the docstring of PretrainConfig
     assert "Convolutions in the CNN of the keys" in text.replace("│ │ ", "")
-    assert all(name in text for name in recipes.RECIPES)
+
+
+def test_every_recipe_says_what_it_is(capfd: Capture) -> None:
+    assert run(["pretrain", "--help"]) == 0
+    page = capfd.readouterr().out
+    for name, recipe in recipes.RECIPES.items():
+        said = re.search(rf"^  {name} +(\S.*)$", page, flags=re.MULTILINE)
+        assert said and (recipe.__doc__ or "").startswith(said[1].split(":")[0])
 
 
 @pytest.mark.parametrize(
