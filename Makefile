@@ -32,7 +32,7 @@ help:
 	@echo 'make demo    set up, then the whole road on text and images that are already here; ends with a table'
 	@echo 'make test    set up, then all tests'
 	@echo 'make setup   only .venv, with pinned packages and the compiled extension'
-	@echo 'make faults  the long set of kills, hangs and full disks (17 minutes); ends with a table  FAULTS="--only saving"'
+	@echo 'make faults  the long set of kills, hangs and full disks (10 to 17 minutes); ends with a table  FAULTS="--only saving"'
 	@echo 'make sanitize  the C++ kernels under AddressSanitizer, UBSan and ThreadSanitizer'
 	@echo 'make gpu     prove and measure everything on a GPU, in ten minutes, without a package index (docs/gpu.md)'
 	@echo 'make lint    ruff and mypy      make format    let ruff rewrite      make clean    remove what make made'

@@ -106,6 +106,15 @@ RECIPES: dict[str, Callable[[], PretrainConfig]] = {
 }  # fmt: skip
 
 
+def overview() -> str:
+    """A line per recipe: its name and the first sentence about it."""
+    lines = []
+    for name, recipe in RECIPES.items():
+        first = " ".join((recipe.__doc__ or "").split("\n\n")[0].split()).partition(". ")[0]
+        lines.append(f"  {name:<{max(map(len, RECIPES))}}  {first.rstrip('.')}")
+    return "\n".join(lines)
+
+
 def get(name: str) -> PretrainConfig:
     """The recipe called `name`, or a ConfigError with near names and the list."""
     if name not in RECIPES:

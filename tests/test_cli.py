@@ -36,7 +36,14 @@ def test_settings_of_nested_parts_are_explained(capfd: Capture) -> None:
     assert "--model.sparsity" in text and "--global-batch" in text
     assert "Sequences per optimizer step" in text  # from the docstring of PretrainConfig
     assert "Convolutions in the CNN of the keys" in text.replace("│ │ ", "")
-    assert all(name in text for name in recipes.RECIPES)
+
+
+def test_every_recipe_says_what_it_is(capfd: Capture) -> None:
+    assert run(["pretrain", "--help"]) == 0
+    page = capfd.readouterr().out
+    for name, recipe in recipes.RECIPES.items():
+        said = re.search(rf"^  {name} +(\S.*)$", page, flags=re.MULTILINE)
+        assert said and (recipe.__doc__ or "").startswith(said[1].split(":")[0])
 
 
 @pytest.mark.parametrize(
@@ -64,6 +71,11 @@ def test_every_setting_says_what_it_is(command: str, capfd: Capture, monkeypatch
 def test_prepare_explains_each_kind(kind: str, capfd: Capture) -> None:
     assert run(["prepare", kind, "--help"]) == 0
     assert f"glomo prepare {kind}" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["corpus.txt", "txt"])
+def test_prepare_asks_for_the_kind(kind: str, tmp_path: Path, capfd: Capture) -> None:
+    refused(["prepare", kind, "--out", tmp_path / "out"], capfd, repr(kind), "glomo prepare text")
 
 
 def test_unknown_command_is_refused_with_a_suggestion(capfd: Capture) -> None:
@@ -149,10 +161,20 @@ def test_of_a_flag_of_one_value_the_last_holds(capfd: Capture) -> None:
     assert "100" in capfd.readouterr().out
 
 
+def test_mistaken_sources(tmp_path: Path, capfd: Capture) -> None:
+    command = ["evaluate", "--tasks", "sst2", "--arms", "none", "--out", tmp_path / "out"]
+    refused([*command, "--sources", "sst2/"], capfd, "--sources: expected TASK=PATH, got 'sst2/'")
+
+
+def test_a_plan_behind_a_flag(tmp_path: Path, capfd: Capture) -> None:
+    command = ["evaluate", "--out", tmp_path / "out", "--seeds", "0", "plan.yaml"]
+    refused(command, capfd, "the plan must come first: glomo evaluate plan.yaml")
+
+
 @pytest.mark.parametrize(
     ("arms", "said"),
     [
-        (["unifrom"], ["expected NAME=VALUE, got 'unifrom'. Did you mean 'uniform'?", "window2"]),
+        (["unifrom"], ["expected NAME=STORE, got 'unifrom'. Did you mean 'uniform'?", "window2"]),
         (["window0"], ["got 'window0'", "window1"]),
         (["none", "uniform", "none"], ["'none' is given twice"]),
     ],

@@ -64,6 +64,11 @@ def test_export_of_less_than_one_is_refused(flag: str, road: Road, tmp_path: Pat
     nothing_at(out)
 
 
+def test_export_of_a_run_that_is_not_there_is_refused(tmp_path: Path, capfd: Capture) -> None:
+    command = ["export", tmp_path / "run", "--task", "digits", "--out", tmp_path / "g"]
+    refused(command, capfd, tmp_path / "run", "Expected a folder written by `glomo pretrain`")
+
+
 def test_export_of_a_run_that_is_not_finished_is_refused(road: Road, tmp_path: Path, capfd: Capture) -> None:
     run_folder = tmp_path / "run"
     shutil.copytree(road.digit_run, run_folder)

@@ -64,14 +64,15 @@ def recipe_of(argv: Sequence[str], default: str) -> str:
     return found
 
 
-def pairs(flag: str, values: Sequence[str], others: Sequence[str] = ()) -> dict[str, str]:
-    """{"a": "x"} of ("a=x",); ConfigError for anything else, with the `others` that the flag takes."""
+def pairs(flag: str, values: Sequence[str], form: str, others: Sequence[str] = ()) -> dict[str, str]:
+    """{"a": "x"} of ("a=x",); ConfigError for anything else, with the `form` that was expected and the `others` that
+    the flag takes."""
     found: dict[str, str] = {}
     for value in values:
         key, equals, content = value.partition("=")
         if not (key and equals and content):
             known = suggest(value, others) if others else ""
-            raise ConfigError(f"{flag}: expected NAME=VALUE, got {value!r}.{known}")
+            raise ConfigError(f"{flag}: expected {form}, got {value!r}.{known}")
         if key in found:
             raise ConfigError(f"{flag}: {key!r} is given twice.")
         found[key] = content

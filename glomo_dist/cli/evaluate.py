@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -134,7 +135,12 @@ def _evaluate(command: Evaluate, plan: EvaluationPlan) -> None:
 def _plan_file(argv: Sequence[str]) -> str | None:
     """The plan's file among the arguments: it sets the defaults of the flags, so it is looked for first."""
     first = argv[0] if argv else ""
-    return first if first.endswith((".yaml", ".yml", ".json")) else None
+    if first.endswith((".yaml", ".yml", ".json")):
+        return first
+    for flag, word in pairwise(argv):  # a flag of several values would take it
+        if word.endswith((".yaml", ".yml")) and flag != "--out":
+            raise ConfigError(f"evaluate: the plan must come first: glomo evaluate {shlex.quote(word)} ...")
+    return None
 
 
 def _flags(argv: Sequence[str]) -> set[str]:
@@ -158,10 +164,11 @@ def _plan(command: Evaluate, given: EvaluationPlan | None, flags: set[str]) -> E
         bare = [arm for arm in command.arms if not needs_graphs(arm)]
         if again := [arm for arm, times in Counter(bare).items() if times > 1]:
             raise ConfigError(f"--arms: {again[0]!r} is given twice.")
-        stores = pairs("--arms", [arm for arm in command.arms if arm not in bare], BARE_ARMS)
+        others = [arm for arm in command.arms if arm not in bare]
+        stores = pairs("--arms", others, "NAME=STORE", BARE_ARMS)
         values["arms"] = {**dict(zip(bare, bare, strict=True)), **stores}
     if command.sources:
-        values["sources"] = pairs("--sources", command.sources)
+        values["sources"] = pairs("--sources", command.sources, "TASK=PATH")
     values["settings"] = to_dict(command.settings)
     values["cores"] = command.job_cores
     values["memory_gb"] = command.job_memory_gb

@@ -119,6 +119,7 @@ class Demo:
         write_demo_corpus(self.out)
 
 
+KINDS = ("text", "images", "demo")
 Kind = (
     Annotated[Text, subcommand("text")]
     | Annotated[Images, subcommand("images")]
@@ -132,7 +133,16 @@ def _required(sources: Sequence[str]) -> list[str]:
     return list(sources)
 
 
+def _require_kind(argv: Sequence[str]) -> None:
+    """The parser's own message for a forgotten kind shows options, of commands that do not exist."""
+    if argv and not argv[0].startswith("-") and argv[0] not in KINDS:
+        raise ConfigError(
+            f"prepare: expected text, images or demo first, got {argv[0]!r}. For text: glomo prepare text ..."
+        )
+
+
 def main(argv: Sequence[str]) -> None:
+    _require_kind(argv)
     command = parse(Kind, argv, name="prepare", description=__doc__)
     before = _written(command.out)
     with as_interrupt(STOP_SIGNALS):  # so that nothing half-written stays

@@ -5,11 +5,14 @@ Examples:
   glomo pretrain shards --out run --recipe wiki_small --steps 20000 --model.layers 3 --model.sparsity topk
   torchrun --nproc-per-node 8 -m glomo_dist.cli pretrain shards --out run --recipe base   # your own launcher
 
-The recipe sets all defaults (RECIPES); every other flag changes one of them. The resolved settings are
-kept in OUT/config.json, one line per step in OUT/log.jsonl, the trained model in OUT/model.
+The recipe sets all defaults; every other flag changes one of them. The resolved settings are kept in OUT/config.json,
+a row per --log-every steps in OUT/log.jsonl, the trained model in OUT/model.
+
+Recipes:
+RECIPES
 
 Exit codes: 0 finished; 2 something to mend; 70 a rank died, 71 a rank hung, 75 stopped by SIGTERM or SIGUSR1 after
-saving: in these three cases the same command continues the run (docs/reliability.md).
+saving, 130 by Ctrl-C: after these four the same command continues the run (docs/reliability.md).
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
     recipe = recipe_of(argv, "base")
     command = parse(
         Pretrain, argv, name="pretrain",
-        description=(__doc__ or "").replace("RECIPES", ", ".join(recipes.RECIPES)),
+        description=(__doc__ or "").replace("RECIPES", recipes.overview()),
         default=Pretrain(recipes.get(recipe), tyro.MISSING, tyro.MISSING, recipe),
     )  # fmt: skip
     run = pretrain(

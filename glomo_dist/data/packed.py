@@ -58,6 +58,8 @@ class _Guarded(io.RawIOBase):
             raise self._error(e) from e
 
     def _error(self, e: Exception) -> DataError:
+        if isinstance(e, FileNotFoundError):
+            return DataError(f"{self._file.name} does not exist. Check the name.")
         hint = "It is cut short or damaged: copy it again." if isinstance(e, _DAMAGE) else "Check the file."
         return DataError(f"{self._file.name} cannot be read: {describe(e)}. {hint}")
 

@@ -128,17 +128,17 @@ def _job(
     seed: int,
 ) -> Job:
     task, file = named
-    stores = [graphs for graphs in plan.arms.values() if needs_graphs(graphs)]
     # Arms without graphs take the store of the first arm that has one: only its number of layers and heads counts.
-    graphs = plan.arms[arm] if needs_graphs(arm) else stores[0] if stores else None
-    if graphs is not None:
-        graphs = _local(graphs.replace("{task}", task).replace("{seed}", str(seed)))
+    owner = arm if needs_graphs(arm) else next(filter(needs_graphs, plan.arms), None)
+    graphs = None
+    if owner is not None:
+        graphs = _local(plan.arms[owner].replace("{task}", task).replace("{seed}", str(seed)))
         info = contents.graphs(graphs)
-        _require_named_rightly(arm, graphs, info.predictor)
+        _require_named_rightly(owner, graphs, info.predictor)
         if info.task not in (task, None):
             raise ConfigError(
-                f"plan: arm {arm!r} has graphs of task {info.task!r} ({graphs}) for task {task!r}. "
-                "Write {task} into the path, or evaluate each task with its own plan."
+                f"plan: arm {owner!r} has graphs of task {info.task!r} ({graphs}) for task {task!r}. "
+                f"Name a store of {task!r}; a plan of several tasks needs {{task}} in the path."
             )
     source = plan.sources.get(task)
     own = dict(plan.task_settings.get(task, {}))

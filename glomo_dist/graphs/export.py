@@ -40,6 +40,13 @@ from glomo_dist.runtime.progress import bar
 
 BATCH_UNITS, CHUNK_UNITS = 1 << 14, 1 << 18
 _SETTINGS_ONLY = ("chunk_units", "batch_units", "examples")  # what the index does not repeat
+# Settings that are fingerprints, for messages.
+_OF = {
+    "data": "the task data",
+    "examples": "the examples",
+    "model": "the predictor",
+    "tokenizer": "the tokenizer",
+}
 
 
 @dataclass(frozen=True)
@@ -198,8 +205,9 @@ def _begin(out: Path, settings: dict[str, Any]) -> None:
     if different:
         key = different[0]
         was = before.get(key) if isinstance(before, dict) else before
+        what = f"the fingerprint of {_OF[key]}" if key in _OF else key
         raise GraphStoreError(
-            f"{out} was begun with other settings: {key} is {was!r} there and {settings[key]!r} now. "
+            f"{out} was begun with other settings: {what} is {was!r} there and {settings[key]!r} now. "
             "Choose another folder, or delete this one."
         )
 

@@ -35,7 +35,7 @@ def _unknown_words(group: Group) -> Iterator[tuple[float, str]]:
         if job.result.unknown_to_predictor is not None:
             arms.setdefault(job.result.unknown_to_predictor, {})[job.result.arm] = None
     for of_all, names in arms.items():
-        predictor = f"the predictor (arm {', '.join(map(one_line, names))})"
+        predictor = f"the predictor (arm{'s'[: len(names) > 1]} {', '.join(map(one_line, names))})"
         yield of_all, f"{percent(of_all)} of the words are not in the vocabulary of {predictor}."
 
 

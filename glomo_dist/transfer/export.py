@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from glomo_dist.data.tokenizer import load_tokenizer
 from glomo_dist.graphs.export import (
     BATCH_UNITS,
     ExportNumbers,
@@ -51,7 +50,7 @@ def export_task(
     numbers = _Numbers(keep, batch_units, random_seed, max_units, max_examples)
     task, _ = find_task(task_name)
     limits = task.limits(numbers.max_units)
-    predictor = _predictor(model_folder, task, numbers.random_seed)
+    predictor = Predictor(model_folder, numbers.random_seed, task)
     require_graph_kernels(predictor.model.config)
     data = task.load(None if source is None else str(source), numbers.max_examples)
     units = _encode(predictor, data, limits)
@@ -89,7 +88,7 @@ def live_graphs(
     task: Task, model_folder: str | Path, data: TaskData, limits: dict[str, int | None], keep: int | None
 ) -> LiveGraphs:
     """The graphs of all splits of a task, computed when they are asked for: the same numbers as a store's."""
-    predictor = _predictor(model_folder, task, None)
+    predictor = Predictor(model_folder, task=task)
     units = _encode(predictor, data, limits)
     meta = _meta(predictor, task, data, limits, units)
     return LiveGraphs(predictor.model, units, meta=meta, keep=keep, folder=Path(model_folder))
@@ -102,16 +101,6 @@ def _report(task: str, meta: StoreMeta, data: TaskData) -> None:
         say(f"{warning}{words} are not in the predictor's vocabulary")
     if data.skipped:
         say(f"task {task!r}: {left_out(data.skipped)}")
-
-
-def _predictor(folder: str | Path, task: Task, random_seed: int | None) -> Predictor:
-    folder = find_model(folder) or folder
-    if (units := load_tokenizer(folder).kind) != task.unit:
-        raise ConfigError(
-            f"task {task.name!r} has {task.unit} as units, the model in {folder} was trained on {units}. Use a model "
-            f"for {task.unit}."
-        )
-    return Predictor(folder, random_seed)
 
 
 def _encode(

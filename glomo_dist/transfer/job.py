@@ -142,7 +142,8 @@ class FinetuneJob(FinetuneSettings):
         """ConfigError if the train split has less examples than `train_size`."""
         if self.train_size is not None and self.train_size > available:
             raise ConfigError(
-                f"job: train_size {self.train_size}, but task {self.task!r} has {available} examples."
+                f"job: train_size {self.train_size}, but task {self.task!r} has {available} training examples. "
+                "Ask for no more than these."
             )
 
 

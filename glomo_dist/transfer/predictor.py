@@ -14,21 +14,28 @@ from glomo_dist.model.io import load_model, random_model
 from glomo_dist.model.io import model_folder as find_model
 from glomo_dist.runtime.errors import CheckpointError, ConfigError
 from glomo_dist.runtime.fingerprint import fingerprint
+from glomo_dist.transfer.dataset import Task
 
 
 class Predictor:
     """A model and its tokenizer, from a model's folder or a finished run's.
 
     random_seed: not None for the *random predictor* baseline, of the same configuration with fresh parameters.
-    Raises ConfigError for a seed that is none, CheckpointError if the two do not fit each other.
+    task: whose units the model must have been trained on.
+    Raises ConfigError for a seed that is none and for other units, CheckpointError if the two do not fit each other.
     """
 
-    def __init__(self, folder: str | Path, random_seed: int | None = None) -> None:
+    def __init__(self, folder: str | Path, random_seed: int | None = None, task: Task | None = None) -> None:
         require_seed(random_seed)
         folder = find_model(folder) or folder
         self.folder, self.random_seed = folder, random_seed
-        self.tokenizer = load_tokenizer(folder)
         self.model, meta = load_model(folder)
+        self.tokenizer = load_tokenizer(folder)
+        if task is not None and self.tokenizer.kind != task.unit:
+            raise ConfigError(
+                f"task {task.name!r} has {task.unit} as units, the model in {folder} was trained on "
+                f"{self.tokenizer.kind}. Use a model for {task.unit}."
+            )
         if self.tokenizer.vocab_size != self.model.config.vocab_size:
             raise CheckpointError(
                 f"{folder}: tokenizer.json has {self.tokenizer.vocab_size} units, the model was trained with "

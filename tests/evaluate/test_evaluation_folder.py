@@ -52,6 +52,14 @@ def test_a_disk_that_becomes_read_only_during_a_job(tmp_path, marks, monkeypatch
     assert evaluate(jobs, evaluate_jobs.run, out, InProcess()).finished_before == 1
 
 
+def test_our_own_error_is_said_without_its_class(tmp_path, marks):
+    def run(work):
+        raise DataError("sst2/ has no train.tsv. Check the path.")
+
+    (failed,) = evaluate([job("any", marks)], run, tmp_path / "out", InProcess()).failed
+    assert failed.error == "sst2/ has no train.tsv. Check the path."
+
+
 def test_a_result_that_is_none_runs_again_and_does_not_stay(tmp_path, marks):
     """Valid JSON, but not what the job function returns."""
 

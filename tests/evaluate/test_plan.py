@@ -89,6 +89,9 @@ def test_graphs_of_another_task_are_refused(tmp_path):
     graphs = store(tmp_path / "graphs", task="docstring")
     with pytest.raises(ConfigError, match=r"graphs of task 'docstring'.*for task 'digits'.*\{task\}"):
         plan_jobs(EvaluationPlan(tasks=("digits",), arms={"pretrained": graphs}))
+    # not the arm that borrows their sizes
+    with pytest.raises(ConfigError, match="arm 'pretrained' has graphs of"):
+        plan_jobs(EvaluationPlan(tasks=("digits",), arms={"none": "none", "pretrained": graphs}))
 
 
 def test_a_model_in_the_place_of_a_store(tmp_path):

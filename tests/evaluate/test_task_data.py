@@ -108,7 +108,7 @@ def test_a_result_that_does_not_say_its_data_is_taken(out, data):
 def test_a_train_size_beyond_the_set_is_refused_once_where_it_is_read(out, data, begun):
     out = out if begun else out.with_name("fresh")
     before = content(out)
-    with pytest.raises(ConfigError, match="train_size 17, but task 'sst2' has 16"):
+    with pytest.raises(ConfigError, match="train_size 17, but task 'sst2' has 16 training examples"):
         begin(out, data, ("none", "uniform"), sizes=(8, 17))
     assert content(out) == before
     assert begin(out, data)[1].finished_before == begun

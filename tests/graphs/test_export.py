@@ -59,7 +59,7 @@ def test_other_settings_are_refused(tmp_path):
     export(tmp_path / "store")
     with pytest.raises(GraphStoreError, match="keep is 3 there and 4 now"):
         export(tmp_path / "store", keep=4)
-    with pytest.raises(GraphStoreError, match="model is 'mmmm"):
+    with pytest.raises(GraphStoreError, match="the fingerprint of the predictor is 'mmmm"):
         export(tmp_path / "store", meta=dataclasses.replace(META, model="other"))
 
 

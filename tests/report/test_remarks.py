@@ -55,7 +55,7 @@ def test_words_that_predictors_do_not_know(tmp_path):
     page, text = page_and_text(tmp_path, rows)
     assert (
         page.count(
-            "12.50 % of the words are not in the vocabulary of the predictor (arm random, pretrained)."
+            "12.50 % of the words are not in the vocabulary of the predictor (arms random, pretrained)."
         )
         == 1
     )
