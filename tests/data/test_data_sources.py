@@ -32,6 +32,18 @@ def test_json_lines_in_every_packing(tmp_path: Path, packing: str) -> None:
     ]
 
 
+def test_a_pipe_is_no_input(tmp_path: Path) -> None:
+    """In a folder it was opened, and waited for who would write into it; by name it "did not exist"."""
+    (tmp_path / "a.txt").write_text("one fish")
+    pipe = tmp_path / "b.txt"
+    os.mkfifo(pipe)
+    for source in (pipe, tmp_path):
+        with pytest.raises(DataError, match=rf"{pipe} is a pipe, socket or device, not a file\. Write"):
+            find_files([str(source)], TEXT_SUFFIXES)
+    with pytest.raises(DataError, match="/dev/null is a pipe, socket or device"):
+        find_files(["/dev/null"], TEXT_SUFFIXES)
+
+
 def test_a_page_of_a_table_that_is_not_as_it_was_written(tmp_path: Path) -> None:
     """Where its pages have checksums, text that has turned into another is not read."""
     path, table = tmp_path / "t.parquet", pa.table({"text": ["a text of some words"]})
