@@ -45,5 +45,5 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${SAVE_SECONDS:-60}
 exec "$PYTHON" "$(dirname "${BASH_SOURCE[0]}")/torchrun.py" \
   --nnodes "$NODES" --nproc-per-node "$RANKS_PER_NODE" --max-restarts "${RESTARTS:-0}" \
   --rdzv-id "${RUN_ID:-glomo}" --rdzv-backend c10d --rdzv-endpoint "$MEET" --rdzv-conf "$settings" \
-  ${LOCAL_ADDRESS:+--local-addr "$LOCAL_ADDRESS"} --signals_to_handle SIGTERM,SIGUSR1 \
+  ${LOCAL_ADDRESS:+--local-addr "$LOCAL_ADDRESS"} --signals_to_handle SIGTERM,SIGUSR1 --log-dir /dev/null \
   -m glomo_dist.cli pretrain "$@"

@@ -156,6 +156,12 @@ def test_values_of_a_list_are_not_forgotten(
     refused(argv, capfd, said, "with all its values")
 
 
+@pytest.mark.parametrize("command", ["prepare", "pretrain", "export", "evaluate", "report", "plan"])
+def test_a_path_with_a_nul_character_is_refused(command: str, capfd: Capture) -> None:
+    """It was a traceback, "embedded null byte"."""
+    refused([command, "--out", "a\0b"], capfd, f"{command}: 'a\\x00b' has a NUL character")
+
+
 def test_of_a_flag_of_one_value_the_last_holds(capfd: Capture) -> None:
     assert run(["plan", "--recipe", "tiny", "--model.vocab-size", "9", "--model.vocab-size", "100"]) == 0
     assert "100" in capfd.readouterr().out

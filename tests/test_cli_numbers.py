@@ -88,6 +88,26 @@ def test_plan_counts_the_real_parameters_and_epochs(road: Road, capfd: Capture) 
     assert "an epoch" in text and "ZeRO 3" in text
 
 
+def test_plan_of_a_small_run_has_a_number_that_says_something(capfd: Capture) -> None:
+    """It was "0.00 PFLOP"."""
+    assert run(["plan", "--recipe", "tiny", "--model.vocab-size", "30000"]) == 0
+    assert " MFLOP per unit, 1.13 GFLOP in all" in capfd.readouterr().out
+
+
+def test_plan_reads_the_file_of_deepspeed_as_a_run_does(tmp_path: Path, capfd: Capture) -> None:
+    """It was not even opened."""
+    settings = tmp_path / "deepspeed.json"
+    command = ["plan", "--recipe", "tiny", "--model.vocab-size", "9", "--deepspeed", settings]
+    refused(command, capfd, settings)
+    settings.write_text('{"zero_optimization": {"stage": 3}}')
+    refused(command, capfd, settings, "zero_optimization.stage follows from the run's 'zero_stage'")
+    settings.write_text('{"zero_optimization": {"reduce_bucket_size": "auto"}}')
+    refused(command, capfd, settings, "reduce_bucket_size must be a number of at least 0, got 'auto'")
+    settings.write_text(json.dumps({"zero_optimization": {"reduce_bucket_size": 7 << 18}}))
+    assert run(command) == 0
+    assert "bucket 7, " in (text := capfd.readouterr().out) and str(settings) in text
+
+
 def test_plan_of_the_largest_model() -> None:
     config = PretrainConfig(GlomoConfig(LARGEST_VOCABULARY, width=WIDEST, heads=WIDEST, head_width=WIDEST))
     assert "parameters" in describe(Plan(config), config, cost(config))[0]

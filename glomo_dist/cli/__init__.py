@@ -78,6 +78,9 @@ def _run(arguments: list[str]) -> int:
     try:
         if name not in COMMANDS:
             raise ConfigError(f"unknown command {name!r}.{suggest(name, COMMANDS)} See `glomo --help`.")
+        for word in arguments:
+            if "\0" in word:  # from a program that calls `main`
+                raise ConfigError(f"{name}: {word!r} has a NUL character, which no name or path can have.")
         importlib.import_module(f"glomo_dist.cli.{name}").main(arguments[1:])
     except GlomoError as e:
         if os.environ.get("RANK", "0") == "0" or not e.everywhere:  # torchrun's ranks share most messages

@@ -30,6 +30,7 @@ from glomo_dist.runtime.config import check_least
 from glomo_dist.runtime.errors import ConfigError
 
 MIB = 1 << 20
+PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,12 @@ def describe(command: Plan, config: PretrainConfig, estimate: Cost) -> list[str]
         f"memory, rank    {(sum(states.values()) + activations) / MIB:,.0f} MiB with ZeRO {config.zero_stage} on "
         f"{ranks} ranks: {parts}, activations about {activations / MIB:,.0f}; beside the program's own",
         f"  by stage      {', '.join(others)} MiB without activations",
-        f"arithmetic      {estimate.flops_per_unit / 1e6:,.2f} MFLOP per unit, {flops / 1e15:,.2f} PFLOP in all",
+        f"arithmetic      {_readable(estimate.flops_per_unit)} per unit, {_readable(flops)} in all",
     ]
+    if config.deepspeed is not None:
+        lines.append(
+            f"DeepSpeed       {config.deepspeed}: its reduce_bucket_size counts, what it offloads is not taken off"
+        )
     for name in ("units_per_second", "teraflops"):
         value = getattr(command, name)
         if value is not None and not 0 < value < math.inf:
@@ -110,3 +115,9 @@ def describe(command: Plan, config: PretrainConfig, estimate: Cost) -> list[str]
         hours = flops / (speed * 1e12 * ranks) / 3600
         lines.append(f"time            {hours:,.2f} h at {speed:g} TFLOP/s on each of {ranks} ranks")
     return lines
+
+
+def _readable(flops: float) -> str:
+    """With the largest prefix that leaves at least 1, of mega to peta."""
+    size, prefix = next((one for one in PREFIXES if flops >= one[0]), PREFIXES[-1])
+    return f"{flops / size:,.2f} {prefix}FLOP"

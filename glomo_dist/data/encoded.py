@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import struct
+import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from glomo_dist.runtime.errors import DataError, describe
+from glomo_dist.runtime.progress import say
 
 # A file is what its first bytes say; not all that Pillow reads, as for some it starts other programs.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 _TIFF_BITS = 258  # number of the tag BitsPerSample
+_WARNED: set[str] = set()
 # What makes a picture upright, by its EXIF orientation (1: it is).
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -32,7 +37,7 @@ def decoded(content: bytes, where: str) -> np.ndarray:
     Raises DataError naming `where` for what is no whole image of `FORMATS`, or has pixels of more than 8 bits.
     """
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with _named_warnings(where), Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if kind := _deep(image):
                 raise DataError(f"{where}: pixels of more than 8 bits ({kind}). Convert the image to 8 bits.")
             mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
@@ -44,6 +49,19 @@ def decoded(content: bytes, where: str) -> np.ndarray:
         ) from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         raise DataError(f"{where} is not a whole image: {describe(e)}. Replace or remove it.") from e
+
+
+@contextlib.contextmanager
+def _named_warnings(where: str) -> Iterator[None]:
+    """Those of Pillow, as of damaged EXIF, with the image: of many that are alike the first, as Python does it."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for message in sorted({" ".join(str(warning.message).split()) for warning in caught} - _WARNED):
+        _WARNED.add(message)
+        say(
+            f"WARNING: {where}: {message.rstrip('.')}. It is read all the same. Others like it are not named."
+        )
 
 
 def _upright(image: Image.Image) -> Image.Image:

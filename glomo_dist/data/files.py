@@ -60,6 +60,7 @@ def find_files(
     found = [file for source in sources for file in _expand(str(source), known, left_out)]
     seen: dict[str, str] = {}
     for file in found:
+        _require_regular(file.name, file.path, file.filesystem)
         # A local file has many names: a/./b, a//b, links.
         place = os.path.realpath(file.path) if is_local(file.filesystem) else file.path
         if place in seen:
@@ -69,6 +70,12 @@ def find_files(
             )
         seen[place] = file.name
     return found
+
+
+def _require_regular(name: str, path: str, filesystem: Any) -> None:
+    """DataError for a local pipe, socket or device: reading one may wait for ever."""
+    if is_local(filesystem) and os.path.exists(path) and not os.path.isfile(path):
+        raise DataError(f"{name} is a pipe, socket or device, not a file. Write what comes out of it to one.")
 
 
 def _expand(source: str, suffixes: tuple[str, ...], left_out: Counter[str]) -> list[InputFile]:
@@ -91,6 +98,7 @@ def _expand(source: str, suffixes: tuple[str, ...], left_out: Counter[str]) -> l
             paths = sorted(p for p, info in found.items() if info["type"] == "file")
             base = path[: path.rfind("/", 0, min(path.find(m) for m in "*?[" if m in path)) + 1]
         else:
+            _require_regular(source, path, filesystem)
             raise DataError(f"{source} does not exist. Check the name.")
     except (DataError, KeyboardInterrupt):
         raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from glomo_dist.model.io import config_of, read_meta
 from glomo_dist.runtime.config import check_fields, from_dict, to_dict
 from glomo_dist.runtime.errors import ConfigError, suggest
 from glomo_dist.runtime.fingerprint import fingerprint
+from glomo_dist.runtime.progress import say
 from glomo_dist.transfer.encoder import encoder_fingerprint
 from glomo_dist.transfer.export import live_model
 from glomo_dist.transfer.features import FeatureSpec
@@ -24,6 +26,8 @@ from glomo_dist.transfer.task import chosen_tasks, get_task
 from glomo_dist.transfer.word_vectors import vectors_content
 
 _RESOURCES = ("cores", "memory_gb", "time_limit_seconds")
+# Settings for texts, with what says nothing about them: the default first.
+_OF_TEXTS = {"reader": ("gru",), "state_cache": (None,), "features": (("learned",), ("pixels",))}
 
 
 @dataclass(frozen=True)
@@ -105,9 +109,12 @@ def plan_jobs(plan: EvaluationPlan) -> tuple[Job, ...]:
     """All jobs, seeds outermost, so that an early look at the results compares all arms.
 
     Raises ConfigError if a store belongs to another task or images are to be cut, and the errors of `GraphStore.open`
-    and `FinetuneJob`.
+    and `FinetuneJob`. Warns of settings that none of the tasks they are for has a use for.
     """
     contents, tasks = _Contents(), plan.named_tasks()
+    _warn_of_idle(tasks, {**plan.settings, "features": plan.features})
+    for task, settings in plan.task_settings.items():
+        _warn_of_idle({task: tasks[task]}, settings)
     return tuple(
         _job(plan, contents, (task, file), arm, features, size, seed)
         for seed in plan.seeds
@@ -164,6 +171,18 @@ def _job(
     )
     get_task(task, file).limits(work.max_units)  # refused here once, where each job would
     return dataclasses.replace(job, id=job_id(work, contents), work=work)
+
+
+def _warn_of_idle(tasks: Mapping[str, str | None], settings: Mapping[str, Any]) -> None:
+    """Of settings for texts where all tasks have images. A task of a file may have a reader that uses them."""
+    if any(file or get_task(task, file).unit == "words" for task, file in tasks.items()):
+        return
+    for name, idle in _OF_TEXTS.items():
+        if (value := settings.get(name, idle[0])) not in idle:
+            say(
+                f"WARNING: evaluate: {name} {value!r} is for texts and changes nothing here: the units of "
+                f"{', '.join(tasks)} are pixels."
+            )
 
 
 def _require_named_rightly(arm: str, graphs: str, predictor: PredictorKind) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from glomo_dist.graphs.index import DIRECTIONS, EXPORT_AGAIN, GraphStoreError
 
 Arrays = dict[str, np.ndarray[Any, Any]]
-_INFINITE = 0x7C00  # as bits of float16: all below are finite and not negative
+_ONE = 0x3C00  # as bits of float16: all others from 0 to 1 are below, negative and not finite ones above
 
 
 def require_graphs(path: Path, arrays: Arrays, examples: int, components: int) -> None:
@@ -46,8 +46,8 @@ def _edges(arrays: Arrays, direction: str, components: int) -> str:
     offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
     if counts.min(initial=0) < 0 or offsets[-1] != len(columns) or not np.array_equal(offsets[rows], edges):
         return f"the {direction} edges are not as many as its rows say"
-    if weights.view(np.uint16).max(initial=0) >= _INFINITE:
-        return f"a {direction} weight is negative or not finite"
+    if weights.view(np.uint16).max(initial=0) > _ONE:
+        return f"a {direction} weight is negative or not finite, or above 1"
     if not len(columns):
         return ""
     full, some = counts > 0, np.diff(edges) > 0  # rows and texts with edges

@@ -151,7 +151,22 @@ def read_index(folder: Path) -> tuple[StoreInfo, dict[str, SplitEntry]]:
                 f"The index is damaged. {EXPORT_AGAIN}"
             )
         _check_sizes(folder, entry, info.layers * info.heads, f"{where}: split {name!r}")
+    _require_equal(folder, values)
     return info, splits
+
+
+def _require_equal(folder: Path, index: dict[str, Any]) -> None:
+    """Raise GraphStoreError if the index is not of the settings that the export left beside it: its other fields are
+    held to the chunks, but not even 2 layers of 4 heads differ from 4 layers of 2 heads there."""
+    if not (folder / SETTINGS).is_file():
+        return
+    settings = json_files.read_json(folder / SETTINGS)
+    for key, value in index.items():
+        if isinstance(settings, dict) and settings.get(key, value) != value:
+            raise GraphStoreError(
+                f"{folder / INDEX}: {key} is {value!r}, but {settings[key]!r} in {SETTINGS}. One of them is "
+                f"damaged. {EXPORT_AGAIN}"
+            )
 
 
 def _check_sizes(folder: Path, entry: SplitEntry, components: int, where: str) -> None:

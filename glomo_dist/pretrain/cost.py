@@ -74,7 +74,7 @@ def state_bytes(config: PretrainConfig, parameters: int, ranks: int) -> dict[str
         "parameters": parameters * numbers / (ranks if stage >= 3 else 1),
         "gradients": parameters * numbers / (ranks if stage >= 2 else 1),
         "optimizer": parameters * 4 * (moments + (stage >= 1)) / (ranks if stage >= 1 else 1),
-        "bucket": bucket(parameters) * numbers if stage >= 1 else 0,
+        "bucket": bucket(config, parameters) * numbers if stage >= 1 else 0,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from glomo_dist.pretrain.config import PretrainConfig, accumulation
@@ -43,10 +44,16 @@ def extra_settings(config: PretrainConfig) -> dict[str, Any]:
     return extra
 
 
-def bucket(parameters: int) -> int:
-    """Numbers of the buffer in which a rank collects gradients, from ZeRO 1 on; a file may give another. DeepSpeed's
-    own default has them for models of any size: 2 GB in float32."""
-    return min(DEEPSPEEDS_BUCKET, parameters)
+def bucket(config: PretrainConfig, parameters: int) -> float:
+    """Numbers of the buffer in which a rank collects gradients, from ZeRO 1 on. DeepSpeed's own default has them for
+    models of any size: 2 GB in float32."""
+    zero = extra_settings(config).get("zero_optimization", {})
+    size = zero.get("reduce_bucket_size", min(DEEPSPEEDS_BUCKET, parameters))
+    if isinstance(size, bool) or not isinstance(size, (int, float)) or not 0 <= size < math.inf:
+        raise ConfigError(
+            f"{config.deepspeed}: reduce_bucket_size must be a number of at least 0, got {size!r}. Mend or remove it."
+        )
+    return size
 
 
 def deepspeed_settings(config: PretrainConfig, parameters: int, ranks: int) -> dict[str, Any]:
@@ -55,7 +62,7 @@ def deepspeed_settings(config: PretrainConfig, parameters: int, ranks: int) -> d
     extra = extra_settings(config)
     zero = {
         "stage": config.zero_stage,
-        "reduce_bucket_size": bucket(parameters),
+        "reduce_bucket_size": bucket(config, parameters),
         **extra.pop("zero_optimization", {}),
     }
     return {

@@ -126,7 +126,7 @@ class Torchrun:
 
     def __init__(self, ranks: int, restarts: int, scratch: Path, arguments: list[str]) -> None:
         command = [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
+            sys.executable, "-m", "glomo_dist.pretrain.torchrun", "--standalone", f"--nproc-per-node={ranks}",
             f"--max-restarts={restarts}", f"--log-dir={scratch}", "-m", "glomo_dist.pretrain", *arguments,
         ]  # fmt: skip
         environment = {"OMP_NUM_THREADS": str(max(1, usable_cores() // ranks)), **os.environ}

@@ -142,7 +142,7 @@ class Claim:
     def check(self) -> None:
         """Raises GlomoError if another run has come since, or the folder has gone."""
         try:
-            found = self.lock.read_text()
+            found = self.lock.read_bytes().decode(errors="replace")
         except FileNotFoundError:
             raise GlomoError(
                 f"{self.lock} is gone: {self.lock.parent} was moved or deleted while the run was at work, which "

@@ -82,7 +82,7 @@ def chosen_tasks(texts: Iterable[str | os.PathLike[str]]) -> dict[str, str | Non
 def _task_of(file: str) -> Task:
     try:
         changed = os.stat(file).st_mtime_ns
-    except OSError as e:
+    except (OSError, ValueError) as e:  # ValueError: a NUL character
         raise ConfigError(
             f"task {file}: {describe(e)}. What ends in .py is the path of a task's file."
         ) from None

@@ -52,7 +52,7 @@ def test_ranks_save_whatever_asks_them_to_stop(number: signal.Signals, tmp_path:
     program = tmp_path / "glomo_dist" / "cli.py"
     program.parent.mkdir()
     program.write_text(SAVING)
-    variables = environment(NODES="1", NODE_INDEX="0", PYTHONPATH="")
+    variables = environment(NODES="1", NODE_INDEX="0", PYTHONPATH="", TMPDIR=str(tmp_path))
     with socket.socket() as s:
         s.bind(("", 0))
         variables["MEET"] = f"localhost:{s.getsockname()[1]}"
@@ -64,6 +64,7 @@ def test_ranks_save_whatever_asks_them_to_stop(number: signal.Signals, tmp_path:
         wait_until((tmp_path / "waits").exists, 60, "a rank at work")
         process.send_signal(number)
         assert process.wait(30) == 75 and (tmp_path / "saved").exists()
+        assert not list(tmp_path.glob("torchelastic_*")), "one such folder of torchrun's stayed for each run"
     finally:
         process.kill()
 

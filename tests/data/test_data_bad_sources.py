@@ -148,3 +148,15 @@ def test_file_that_disappears_is_named(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(DataError, match=r"a\.txt cannot be read: No such file"):
         open_seekable(file)
+
+
+def test_a_pipe_is_no_input(tmp_path: Path) -> None:
+    """In a folder it was opened, and waited for who would write into it; by name it "did not exist"."""
+    (tmp_path / "a.txt").write_text("one fish")
+    pipe = tmp_path / "b.txt"
+    os.mkfifo(pipe)
+    for source in (pipe, tmp_path):
+        with pytest.raises(DataError, match=rf"{pipe} is a pipe, socket or device, not a file\. Write"):
+            find_files([str(source)], TEXT_SUFFIXES)
+    with pytest.raises(DataError, match="/dev/null is a pipe, socket or device"):
+        find_files(["/dev/null"], TEXT_SUFFIXES)

@@ -13,6 +13,7 @@ import pytest
 from image_samples import COLOUR, GREY, RANDOM, encoded, pixels
 from PIL import Image
 
+from glomo_dist.data import encoded as encoded_module
 from glomo_dist.data.images import pictures
 from glomo_dist.runtime.errors import ConfigError, DataError
 
@@ -105,6 +106,19 @@ def test_images_are_upright_as_the_camera_was_held(tmp_path: Path, kind: str) ->
         (tmp_path / f"{orientation}.{kind.lower()}").write_bytes(buffer.getvalue())
     for image in pixels(tmp_path):
         assert image.shape == upright.shape and (image == upright).all()
+
+
+def test_a_warning_of_pillow_names_the_first_image(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It named a line of Pillow's code only."""
+    monkeypatch.setattr(encoded_module, "_WARNED", set())
+    for name in ("a.jpg", "b.jpg"):
+        exif = b"Exif\0\0II*\0\x08\0\0\0\x07\0\x12\x01"  # seven entries are promised
+        Image.fromarray(COLOUR[0]).save(tmp_path / name, exif=exif)
+    assert len(list(pictures([str(tmp_path)]))) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert len(said) == 1 and said[0].startswith(f"WARNING: {tmp_path / 'a.jpg'}: Corrupt EXIF data"), said
 
 
 @pytest.mark.parametrize("exif", [b"junk", b"Exif\0\0II*\0"])

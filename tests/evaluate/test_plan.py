@@ -52,6 +52,25 @@ def test_every_combination_once_and_ids_are_stable(tmp_path):
     assert {job.work.graphs for job in plan_jobs(one)} == {graphs}
 
 
+def test_settings_of_texts_are_warned_of_where_all_tasks_have_images(capsys):
+    """`--reader bag` was ignored in silence."""
+    image = {"tasks": ("digits", "mnist"), "arms": {"none": "none"}, "seeds": (0,), "sources": {"mnist": "m"}}
+    plan = EvaluationPlan(**image, features=("v.txt",), settings={"reader": "bag", "epochs": 2})
+    plan_jobs(plan)
+    said = capsys.readouterr().err.splitlines()
+    assert ["reader 'bag' is for texts" in said[0], "features ('v.txt',) is for" in said[1]] == [True, True]
+    assert len(said) == 2 and all("units of digits, mnist are pixels" in line for line in said)
+    plan_jobs(dataclasses.replace(plan, tasks=("mnist", "sst2"), features=("learned",)))
+    plan_jobs(EvaluationPlan(**image, features=("pixels",), settings={"reader": "gru"}))
+    assert not capsys.readouterr().err
+    plan_jobs(
+        dataclasses.replace(
+            plan, tasks=("mnist", "sst2"), features=("learned",), task_settings={"mnist": {"reader": "lstm"}}
+        )
+    )
+    assert "units of mnist are pixels" in capsys.readouterr().err
+
+
 def test_what_a_plan_decides_are_fields_of_a_job():
     assert set(PLANNED) <= {f.name for f in dataclasses.fields(FinetuneJob)}
 

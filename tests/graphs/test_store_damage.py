@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from graph_samples import export
+from graph_samples import META, encoded, export, predictor
 from safetensors.numpy import load_file, save_file
 
+from glomo_dist.graphs.export import export_graphs
 from glomo_dist.graphs.index import GraphStoreError
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.runtime.errors import GlomoError
@@ -101,6 +102,21 @@ def test_an_index_that_the_chunks_do_not_fit(tmp_path, damage, named):
         GraphStore.open(tmp_path / "store")
 
 
+def test_an_index_of_other_settings_than_those_beside_it(tmp_path):
+    """Layers and heads that were exchanged fit the chunks, and the graphs were taken for those of other layers."""
+    folder = tmp_path / "store"
+    model, tokenizer = predictor(layers=4)
+    export_graphs(model, encoded(tokenizer), folder, meta=META)
+    index = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps({**index, "layers": 2, "heads": 4}))
+    with pytest.raises(
+        GraphStoreError, match=r"index\.json: layers is 2, but 4 in settings\.json.* Delete the"
+    ):
+        GraphStore.open(folder)
+    (folder / "settings.json").unlink()  # of the index and the chunks alone one cannot tell
+    assert GraphStore.open(folder).info.layers == 2
+
+
 def test_a_chunk_that_is_no_safetensors_file(tmp_path):
     export(tmp_path / "store")
     chunk = tmp_path / "store" / "chunk-train-00001.safetensors"
@@ -168,6 +184,7 @@ def swapped(name):
         (shifted("forward.weights", np.nan), "a forward weight is negative or not finite"),
         (shifted("forward.weights", np.inf), "a forward weight is negative or not"),
         (shifted("backward.weights", -1), "a backward weight is negative or not"),
+        (lambda arrays: arrays["forward.weights"].__imul__(3), "a forward weight is .* above 1"),
         (lambda arrays: arrays.pop("forward.edges"), r"expected forward\.edges int64 \[n\], there are none"),
         (
             lambda arrays: arrays.update({"units": arrays["units"].astype(np.int32)}),

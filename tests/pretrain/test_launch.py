@@ -129,6 +129,7 @@ def test_no_rank_outlives_the_program_that_started_it(tiny_shards: Path, tmp_pat
     assert done < CONFIG.steps
     newest = checkpoint.existing(tmp_path / "run" / "checkpoints")[0]
     assert checkpoint.verify(newest)["step"] == done, "the ranks were asked to save"
+    assert "Traceback" not in (tmp_path / "stderr").read_text()
 
 
 def readers(ancestor: int) -> list[int]:
@@ -219,10 +220,12 @@ def test_a_second_ctrl_c_ends_ranks_that_are_busy(tiny_shards: Path, tmp_path: P
         run.kill()
 
 
-def test_a_terminal_that_is_closed_saves(tiny_shards: Path, tmp_path: Path) -> None:
-    code, _, said = signalled(tiny_shards, tmp_path, signal.SIGHUP)
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_a_signal_to_all_processes_saves(number: signal.Signals, tiny_shards: Path, tmp_path: Path) -> None:
+    """As of a terminal that is closed, or of a service manager."""
+    code, _, said = signalled(tiny_shards, tmp_path, number)
     assert code == Interrupted.exit_code, said[-3000:]
-    assert "SIGHUP asked" in said and "Traceback" not in said
+    assert f"{number.name} asked" in said and "Traceback" not in said
 
 
 def test_ranks_that_were_started_again_are_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

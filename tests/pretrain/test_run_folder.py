@@ -219,6 +219,9 @@ def test_a_run_notices_that_another_has_taken_its_folder(tmp_path: Path) -> None
             GlomoError, match=r"another run has taken .* \(process 17 on other-host, since 2030"
         ):
             claim.check()
+        (tmp_path / ".lock").write_bytes(b"\xff\xfe")  # it was a UnicodeDecodeError
+        with pytest.raises(GlomoError, match=r"another run has taken .* \(unknown\)"):
+            claim.check()
 
 
 def test_a_run_whose_folder_is_moved_away_says_so_and_leaves_nothing(tmp_path: Path) -> None:
