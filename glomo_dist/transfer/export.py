@@ -18,7 +18,7 @@ from glomo_dist.graphs.index import StoreMeta
 from glomo_dist.graphs.live import LiveGraphs
 from glomo_dist.model.io import model_folder as find_model
 from glomo_dist.runtime.config import check_least
-from glomo_dist.runtime.errors import ConfigError, DataError
+from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.progress import say
 from glomo_dist.transfer.coverage import MANY, percent, unknown
 from glomo_dist.transfer.dataset import Task, TaskData, left_out, section
