@@ -70,7 +70,7 @@ class PixelTokenizer:
         if shaped.shape != expected:
             raise DataError(
                 f"expected an image of height x width x channels {_times(expected)}, got {_times(shaped.shape)}. "
-                "Resize the images to one size."
+                "Convert the images to one size and number of channels."
             )
         levels = shaped.reshape(-1, self.channels).astype(np.int32) >> (8 - self.bits)
         ids = np.zeros(len(levels), np.int32)

@@ -190,7 +190,7 @@ def prepare_images(
                 ids = chosen.encode(picture.pixels)
             except DataError as e:
                 raise DataError(
-                    f"{picture.where}: {e} (`size` and `channels` convert; the first image decides.)"
+                    f"{picture.where}: {e} (`size` and `channels` do that; the first image decides.)"
                 ) from None
             seen.add(picture.pixels, ids)
             yield ids, {"source": picture.source, "row": picture.row}

@@ -172,7 +172,7 @@ class PretrainConfig:
         if self.model.image is not None and self.window < self.model.image[0] * self.model.image[1]:
             height, width = self.model.image
             raise ConfigError(
-                f"window {self.window} would cut images of {height} x {width} pixels: set {height * width}."
+                f"window {self.window} would cut images of {height} x {width} pixels. Set window {height * width}."
             )
 
 

@@ -36,7 +36,10 @@ def test_decoding_and_encoding_again_changes_nothing(bits: int, channels: int, s
     "image, message",
     [
         (np.zeros((3, 2), np.uint8), "2 x 2 x 1, got 3 x 2 x 1"),
-        (np.zeros((2, 2, 3), np.uint8), "2 x 2 x 1, got 2 x 2 x 3"),
+        (
+            np.zeros((2, 2, 3), np.uint8),
+            "2 x 2 x 1, got 2 x 2 x 3. Convert the images to one size and number of",
+        ),
         (np.zeros((2, 2), np.float32), "must be uint8, got float32"),
     ],
 )

@@ -43,7 +43,7 @@ from glomo_dist.runtime.errors import ConfigError, GlomoError
         ({"plateau_divisor": float("inf")}, "plateau_divisor must be greater than 1 and finite"),
         ({"zero_stage": 4}, "zero_stage must be 0, 1, 2 or 3"),
         ({"precision": "bf16", "zero_stage": 0}, "bf16 needs zero_stage 1"),
-        ({"model": GlomoConfig(image=(28, 28))}, "pixels: set 784"),
+        ({"model": GlomoConfig(image=(28, 28))}, "pixels. Set window 784"),
     ],
 )
 def test_contradictions_are_refused(change: dict[str, Any], named: str) -> None:

@@ -104,7 +104,7 @@ def test_image_model_must_fit_the_images(tiny_shards: Path, tmp_path: Path) -> N
     for model in (TINY.model, flat):  # the size comes from the shards, and no window may cut an image
         untold = dataclasses.replace(TINY, window=30, model=model)
         assert resolve(untold, pixels, tmp_path / "run").config.model.image == (5, 6)
-        with pytest.raises(ConfigError, match="cut images of 5 x 6 pixels: set 30"):
+        with pytest.raises(ConfigError, match=r"cut images of 5 x 6 pixels\. Set window 30"):
             resolve(dataclasses.replace(untold, window=29), pixels, tmp_path / "run")
     turned = dataclasses.replace(config, model=dataclasses.replace(config.model, image=(6, 5)))
     with pytest.raises(ConfigError, match="does not fit the images"):

@@ -82,6 +82,7 @@ def test_a_real_evaluation_with_graphs_over_pixels_and_words(tmp_path):
         assert word in page.text, f"{word!r} of the drawn example"
     assert get_task("digits").load(None, 12).fingerprint in page.text and "f00d" in page.text
     assert "4 steps, ranks: 2, 2.0 s" in page.text and "glomo pretrain shards --out run" in page.text
+    assert 'colspan="3"><code>glomo pretrain shards --out run' in source, "a command over the whole width"
 
 
 @pytest.mark.filterwarnings("error")
