@@ -130,16 +130,28 @@ def _signals_kept() -> Iterator[None]:
     if before is None or threading.current_thread() is not threading.main_thread():
         yield
         return
-    try:
-        yield
-    except SystemExit:  # what Ray makes of the signal while it starts
-        if callable(before):
-            before(signal.SIGTERM, None)
-        raise
-    finally:
-        # After a signal ours ignores the next ones, so that nothing breaks into the shutdown: leave that.
-        if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
-            signal.signal(signal.SIGTERM, before)
+    reading, writing = socket.socketpair()
+    with reading, writing:
+        for end in (reading, writing):
+            end.setblocking(False)
+        woken = signal.set_wakeup_fd(writing.fileno())  # is told whoever handles a signal
+        try:
+            yield
+        except SystemExit:  # what Ray makes of the signal while it starts
+            if callable(before):
+                before(signal.SIGTERM, None)
+            raise
+        finally:
+            signal.set_wakeup_fd(woken)
+            # After a signal ours ignores the next ones, so that nothing breaks into the shutdown: leave that.
+            if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
+                signal.signal(signal.SIGTERM, before)
+        with contextlib.suppress(BlockingIOError):  # none came
+            if signal.SIGTERM in reading.recv(
+                1 << 10
+            ):  # and was dropped, as what is raised in a `__del__` is
+                signal.signal(signal.SIGTERM, before)
+                signal.raise_signal(signal.SIGTERM)
 
 
 def _chain(error: BaseException | None) -> Iterator[str]:

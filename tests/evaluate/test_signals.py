@@ -118,6 +118,25 @@ def test_ray_leaves_the_signal_as_it_was(stand_in, handler):
         assert signal.getsignal(signal.SIGTERM) == handler
 
 
+def test_a_signal_that_ray_drops_while_it_starts(tmp_path, marks, stand_in, monkeypatch):
+    """Python drops what a handler raises in a `__del__`, and the evaluation went on."""
+    taken = stand_in.init
+
+    class Dropping:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def init(**options):
+        taken()
+        Dropping()
+
+    stand_in.init = init
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    with handled(signal.SIGTERM, signal.SIG_DFL), pytest.raises(Interrupted, match="stopped by SIGTERM"):
+        evaluate([job("double", marks)], evaluate_jobs.run, tmp_path / "out", RayExecutor(cores=1))
+    assert not marks.exists() or not list(marks.iterdir())
+
+
 def test_out_of_memory_counts_like_other_deaths(stand_in, monkeypatch):
     """Ray's own number is without end; one that is set by the user counts."""
     monkeypatch.delenv(ray_start.OOM_RETRIES, raising=False)
