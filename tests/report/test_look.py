@@ -125,7 +125,7 @@ def test_the_command(words, tmp_path, capfd):
         (["draw", str(words)], "nothing to draw"),
         (["draw", str(words), "film", "--keep", "0"], "draw: keep must be at least 1 or none, got 0"),
         (["draw", str(words), "film", "--random-seed", str(2**64)], "random_seed must be from"),
-        (["draw", str(tmp_path), "film"], "tokenizer.json"),
+        (["draw", str(tmp_path), "film"], "holds no model"),
     ):
         assert main([*arguments, "--out", str(tmp_path / "other.html")]) == 2
         assert message in capfd.readouterr().err
