@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from glomo_dist.cli import streams
 from glomo_dist.runtime import threads
-from glomo_dist.runtime.errors import ConfigError, GlomoError, suggest
+from glomo_dist.runtime.errors import ConfigError, GlomoError, describe, suggest
 
 # name -> what it does, and an example that works on one's own files
 COMMANDS = {
@@ -57,9 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as e:
         if not streams.give_up_full(e):
             raise
-        streams.complain(
-            f"glomo: cannot write the output: {e.strerror or e}. Free space or send it elsewhere."
-        )
+        streams.complain(f"glomo: cannot write the output: {describe(e)}. Free space or send it elsewhere.")
         return code or 2
     return code
 

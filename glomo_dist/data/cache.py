@@ -24,7 +24,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from glomo_dist.runtime.errors import GlomoError
+from glomo_dist.runtime.errors import GlomoError, describe
 from glomo_dist.runtime.files import user_cache
 from glomo_dist.runtime.locks import Lock, take
 from glomo_dist.runtime.progress import say
@@ -224,7 +224,7 @@ class ShardCache:
             if e.errno in NO_FILES_LEFT:
                 advice = MORE_FILES
             raise GlomoError(
-                f"cannot use the cache of shards {self.folder}{purpose}: {e.strerror or e}. {advice}"
+                f"cannot use the cache of shards {self.folder}{purpose}: {describe(e)}. {advice}"
             ) from e
 
 

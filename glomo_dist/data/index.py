@@ -17,7 +17,7 @@ from glomo_dist.data.places import Address, Place, exists, place, read_place
 from glomo_dist.data.ragged import starts_of
 from glomo_dist.data.tarsamples import AGAIN, BLOCK, Sample, parse_sample, sample_key
 from glomo_dist.data.tokenizer import TOKENIZER, Tokenizer, tokenizer_from_json
-from glomo_dist.runtime.errors import DataError, ShardError
+from glomo_dist.runtime.errors import DataError, ShardError, describe
 from glomo_dist.runtime.files import sha256_file
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.runtime.formats import check_format
@@ -282,5 +282,5 @@ def _sample(index: ShardIndex, i: int) -> tuple[str, Sample]:
             file.seek(start)
             content = file.read(end - start)
     except OSError as e:
-        raise ShardError(f"{where}: cannot be read ({e.strerror}). Copy the shard again.") from e
+        raise ShardError(f"{where}: cannot be read ({describe(e)}). Copy the shard again.") from e
     return where, parse_sample(content, where, key, start, int(index.lengths[i]), index.vocab_size, last)

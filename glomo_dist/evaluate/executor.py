@@ -32,11 +32,10 @@ from glomo_dist.runtime.fingerprint import command_line
 from glomo_dist.runtime.json_files import write_json
 from glomo_dist.runtime.progress import bar, say
 from glomo_dist.runtime.secrets import shown_in
-from glomo_dist.runtime.signals import as_interrupt
+from glomo_dist.runtime.signals import ASKING, as_interrupt
 
 PLAN, PLAN_FORMAT, PLAN_VERSION = "plan.json", "glomo-evaluation", 1
 Check = Callable[[Path, Sequence[Job], Sequence[Job]], None]  # output folder, finished jobs, jobs to do
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # besides Ctrl-C
 _GO_ON = "run the same command again to go on."
 
 
@@ -228,8 +227,8 @@ def _require_evaluation_folder(out: Path) -> None:
 
 @contextlib.contextmanager
 def _signals_stop() -> Iterator[None]:
-    """Take STOP_SIGNALS in the block as Ctrl-C is taken, and say which one came."""
-    with as_interrupt(STOP_SIGNALS) as came:
+    """Take ASKING in the block as Ctrl-C is taken, and say which one came."""
+    with as_interrupt(ASKING) as came:
         try:
             yield
         except (KeyboardInterrupt, OSError):  # or what was to be said on a terminal that is gone

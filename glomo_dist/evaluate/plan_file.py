@@ -50,7 +50,7 @@ def read_plan(path: str | Path) -> EvaluationPlan:
         except FileNotFoundError:
             raise DataError(f"{path} does not exist.") from None
         except OSError as e:
-            raise DataError(f"{path} cannot be read ({e.strerror}). A plan is a file.") from None
+            raise DataError(f"{path} cannot be read ({describe(e)}). A plan is a file.") from None
         except UnicodeDecodeError as e:
             raise DataError(f"{path} is not UTF-8 text (byte {e.start}).") from None
         except yaml.YAMLError as e:

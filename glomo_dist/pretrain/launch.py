@@ -20,13 +20,14 @@ from glomo_dist.data import Address, Place
 from glomo_dist.pretrain import hooks, notice, run_folder
 from glomo_dist.pretrain.config import PretrainConfig
 from glomo_dist.pretrain.resolve import ResolvedRun, resolve
-from glomo_dist.pretrain.stopping import ASKING, ending_at_once
+from glomo_dist.pretrain.stopping import ending_at_once
 from glomo_dist.runtime import errors, json_files, kernels, threads
 from glomo_dist.runtime.config import to_dict, whole
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 from glomo_dist.runtime.fingerprint import COMMAND_VARIABLE, command_line
 from glomo_dist.runtime.processes import import_path, started_by_torchrun, usable_cores
 from glomo_dist.runtime.progress import say
+from glomo_dist.runtime.signals import ASKING
 
 # So that torchrun does not die of SIGUSR1 where a scheduler sends it to every process: its --signals-to-handle, as a
 # variable, since older ones have no such option.

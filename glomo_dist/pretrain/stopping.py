@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from types import FrameType
 
 from glomo_dist.runtime.errors import Interrupted
-from glomo_dist.runtime.signals import as_interrupt
+from glomo_dist.runtime.signals import ASKING, as_interrupt
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-ASKING = (*SIGNALS, signal.SIGHUP)  # of the program that started the ranks: also a terminal that is closed
+SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGUSR1,
+)  # of a rank: SIGHUP, of a terminal, is for the program that started it
 
 
 class Stopping:

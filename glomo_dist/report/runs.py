@@ -14,7 +14,7 @@ import numpy as np
 from glomo_dist.data.files import listed
 from glomo_dist.pretrain.run_folder import CONFIG, LOG
 from glomo_dist.report.names import folder_names
-from glomo_dist.runtime.errors import DataError
+from glomo_dist.runtime.errors import DataError, describe
 from glomo_dist.runtime.json_files import read_json
 
 _LARGEST = float(np.finfo(np.float32).max)  # of what a run logs; above it a number is not finite
@@ -96,7 +96,7 @@ def _rows(path: Path) -> list[Row]:
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as e:
-        raise DataError(f"{path} cannot be read: {e.strerror or e}. Expected the log of a run.") from e
+        raise DataError(f"{path} cannot be read: {describe(e)}. Expected the log of a run.") from e
     steps: dict[int, Row] = {}
     shape: tuple[int, ...] | None = None
     for number, line in enumerate(lines, 1):

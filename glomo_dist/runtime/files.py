@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from glomo_dist.runtime.errors import GlomoError
+from glomo_dist.runtime.errors import GlomoError, describe
 from glomo_dist.runtime.locks import Lock, take, unguarded
 from glomo_dist.runtime.progress import say
 from glomo_dist.runtime.signals import held
@@ -47,7 +47,7 @@ def sync_tree(folder: Path) -> None:
 
 def cannot_write(path: Path, error: OSError, more: str = ADVICE) -> GlomoError:
     """What to raise when `path` could not be written. more: what to do."""
-    return GlomoError(f"cannot write {path}: {error.strerror or error}. {more}")
+    return GlomoError(f"cannot write {path}: {describe(error)}. {more}")
 
 
 @contextlib.contextmanager

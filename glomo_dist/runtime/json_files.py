@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from glomo_dist.runtime.errors import DataError
+from glomo_dist.runtime.errors import DataError, describe
 from glomo_dist.runtime.files import ADVICE, write_bytes
 
 
@@ -31,7 +31,7 @@ def read_json(path: str | Path, *, keys_once: bool = False) -> Any:
         raise DataError(f"{path} does not exist.") from None
     except OSError as e:
         raise DataError(
-            f"{path} cannot be read: {e.strerror or e}. Expected a JSON file that you may read."
+            f"{path} cannot be read: {describe(e)}. Expected a JSON file that you may read."
         ) from e
     return parse_json(content, str(path), keys_once)
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # besides Ctrl-C
+# Of what goes on later where it stopped: schedulers announce with SIGUSR1 that they will take the machine back.
+ASKING = (*STOP_SIGNALS, signal.SIGUSR1)
 
 
 @contextlib.contextmanager

@@ -11,8 +11,9 @@ import pytest
 from pretrain_samples import TINY
 
 from glomo_dist.pretrain import launch, pretrain
-from glomo_dist.pretrain.stopping import ASKING, ending_at_once
+from glomo_dist.pretrain.stopping import ending_at_once
 from glomo_dist.runtime.errors import Interrupted
+from glomo_dist.runtime.signals import ASKING
 
 
 @pytest.mark.parametrize("number", ASKING)
