@@ -20,10 +20,11 @@ from glomo_dist.runtime import threads
 
 # Before torch is imported: the tests and the programs that they start share the cores.
 threads.wait_briefly(os.environ)
-# A shell's script starts what it sends to the background (`pytest &`) with SIGINT ignored. The programs that tests
-# start and interrupt would inherit that.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell's script starts what it sends to the background (`pytest &`) with SIGINT ignored, `nohup` with SIGHUP. The
+# programs that tests start and interrupt would inherit that.
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 import torch  # noqa: E402
 from road_samples import Raw, Road  # noqa: E402

@@ -147,9 +147,8 @@ def _signals_kept() -> Iterator[None]:
             if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
                 signal.signal(signal.SIGTERM, before)
         with contextlib.suppress(BlockingIOError):  # none came
-            if signal.SIGTERM in reading.recv(
-                1 << 10
-            ):  # and was dropped, as what is raised in a `__del__` is
+            # and was dropped, as what is raised in a `__del__` is
+            if signal.SIGTERM in reading.recv(1 << 10):
                 signal.signal(signal.SIGTERM, before)
                 signal.raise_signal(signal.SIGTERM)
 
