@@ -175,6 +175,19 @@ def test_mistaken_sources(tmp_path: Path, capfd: Capture) -> None:
 def test_a_plan_behind_a_flag(tmp_path: Path, capfd: Capture) -> None:
     command = ["evaluate", "--out", tmp_path / "out", "--seeds", "0", "plan.yaml"]
     refused(command, capfd, "the plan must come first: glomo evaluate plan.yaml")
+    source = f"sst2={tmp_path / 'data.yaml'}"  # of a task whose data have such a name, no plan
+    command = [
+        "evaluate",
+        "--tasks",
+        "sst2",
+        "--arms",
+        "none",
+        "--out",
+        tmp_path / "out",
+        "--sources",
+        source,
+    ]
+    assert "first" not in refused([*command, "--executor", "process"], capfd, "data.yaml")
 
 
 @pytest.mark.parametrize(

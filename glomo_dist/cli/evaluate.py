@@ -138,7 +138,7 @@ def _plan_file(argv: Sequence[str]) -> str | None:
     if first.endswith((".yaml", ".yml", ".json")):
         return first
     for flag, word in pairwise(argv):  # a flag of several values would take it
-        if word.endswith((".yaml", ".yml")) and flag != "--out":
+        if word.endswith((".yaml", ".yml")) and "=" not in word and flag != "--out":
             raise ConfigError(f"evaluate: the plan must come first: glomo evaluate {shlex.quote(word)} ...")
     return None
 
