@@ -76,6 +76,7 @@ def test_export_of_a_run_that_is_not_finished_is_refused(road: Road, tmp_path: P
     refused(
         ["export", run_folder, "--task", "digits", "--out", tmp_path / "g"], capfd, "not finished", "step-N"
     )
+    refused(["draw", run_folder, "a.png", "--out", tmp_path / "g.html"], capfd, "not finished", "step-N")
 
 
 def test_plan_counts_the_real_parameters_and_epochs(road: Road, capfd: Capture) -> None:

@@ -18,7 +18,6 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from glomo_dist.cli.arguments import parse, save_command
-from glomo_dist.runtime.errors import CheckpointError
 from glomo_dist.runtime.progress import say
 from glomo_dist.runtime.signals import STOP_SIGNALS, as_interrupt
 from glomo_dist.transfer.tasks import NAMES
@@ -51,15 +50,8 @@ def main(argv: Sequence[str]) -> None:
         Export, argv, name="export", description=(__doc__ or "").replace("TASKS", ", ".join(NAMES))
     )
     # Seconds, which neither --help nor a mistyped flag should wait for.
-    from glomo_dist.model.io import model_folder
-    from glomo_dist.pretrain.run_folder import CHECKPOINTS
     from glomo_dist.transfer.export import export_task
 
-    if model_folder(command.model) is None and (Path(command.model) / CHECKPOINTS).is_dir():
-        raise CheckpointError(
-            f"{command.model} is not finished: it has no model yet. Run `glomo pretrain` again to its end, or "
-            f"give one of its checkpoints, {command.model}/checkpoints/step-N."
-        )
     with as_interrupt(STOP_SIGNALS):  # no temporary file stays; the same command goes on
         store = export_task(
             command.task, command.model, command.out, source=command.source, random_seed=command.random_seed,

@@ -10,10 +10,8 @@ from types import FrameType
 from glomo_dist.runtime.errors import Interrupted
 from glomo_dist.runtime.signals import ASKING, as_interrupt
 
-SIGNALS = (
-    signal.SIGTERM,
-    signal.SIGUSR1,
-)  # of a rank: SIGHUP, of a terminal, is for the program that started it
+# Of a rank: SIGHUP, of a terminal, is for the program that started it.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Stopping:

@@ -38,7 +38,7 @@ def build(
     task data are gone, is a sentence in the report.
     """
     out = Path(out)
-    require_file(out)
+    require_file(out, "report.html")
     known = {**TASKS, **{name: get_task(name, file) for name, file in chosen_tasks(listed(tasks)).items()}}
     found = read_results(results)
     pretraining = read_runs(run_folders)

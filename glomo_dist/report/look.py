@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from glomo_dist.data.pixels import PixelTokenizer
 from glomo_dist.data.text import tokenize
 from glomo_dist.graphs.export import require_graph_kernels
 from glomo_dist.report.drawings import Drawing, Example, averaged, dense, drawn
-from glomo_dist.report.names import counted, one_line
+from glomo_dist.report.names import counted, one_line, ruled
 from glomo_dist.report.pages import rendered, require_file, write_page
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.transfer.predictor import Predictor
@@ -61,7 +62,7 @@ def look(
     Raises ConfigError for an input that is no text, DataError for one that is no image.
     """
     out = Path(out)
-    require_file(out)
+    require_file(out, "graphs.html")
     predictor = Predictor(model, random_seed)
     require_graph_kernels(predictor.model.config)
     tokenizer = predictor.tokenizer
@@ -82,20 +83,15 @@ def look(
 
 def as_text(seen: Sequence[Seen]) -> str:
     """The numbers, for a terminal."""
-    parts = []
-    for one in seen:
-        table = [HEADER, *one.rows]
-        widths = [max(len(row[i]) for row in table) for i in range(len(HEADER))]
-        lines = [
-            "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table
-        ]
-        parts.append("\n".join([one_line(one.drawing.title), *map(one_line, one.notes), *lines]))
-    return "\n\n".join(parts)
+    return "\n\n".join(
+        "\n".join([one_line(one.drawing.title), *map(one_line, one.notes), *ruled([HEADER, *one.rows])])
+        for one in seen
+    )
 
 
 def _texts(predictor: Predictor, inputs: Sequence[str], max_units: int) -> Iterator[_Input]:
     for number, text in enumerate(inputs, 1):
-        if Path(text[:255]).is_file():
+        if os.path.isfile(text):
             raise ConfigError(
                 f"{text} is a file, and the predictor in {predictor.folder} one of words. Give the texts "
                 f'themselves, e.g. "$(cat {text})".'

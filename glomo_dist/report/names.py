@@ -31,6 +31,18 @@ def text_width(text: str) -> int:
     )
 
 
+def ruled(lines: Sequence[Sequence[str]]) -> list[str]:
+    """A table for a terminal, the first line its head: columns below one another, a rule below the head."""
+    widths = [max(map(text_width, column)) for column in zip(*lines, strict=True)]
+    head, *rows = (
+        "  ".join(
+            cell + " " * (width - text_width(cell)) for cell, width in zip(line, widths, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+    return [head, "  ".join("─" * width for width in widths), *rows]
+
+
 def short(text: str) -> str:
     """`text` in SHORT columns: where it is longer, an ellipsis stands for its middle."""
     cut, kept = text, SHORT - 1

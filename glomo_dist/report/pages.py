@@ -30,12 +30,12 @@ def rendered(template: str, **values: object) -> str:
     return environment.get_template(template).render(made=made, code=code_version(), **values)
 
 
-def require_file(out: Path) -> None:
-    """Before anything is read: `out` can be a file."""
+def require_file(out: Path, usual: str) -> None:
+    """Before anything is read: `out` can be a file. usual: its name, for the message."""
     with writing(out):  # even looking may be forbidden
         if out.is_dir():
             raise GlomoError(
-                f"output {out} is a folder; the name of a file was expected, e.g. {out / 'report.html'}."
+                f"output {out} is a folder; the name of a file was expected, e.g. {out / usual}."
             )
         require_folders_above(out)
 

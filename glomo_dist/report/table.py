@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from glomo_dist.report.groups import Group
-from glomo_dist.report.names import counted, one_line, printable, short, text_width
+from glomo_dist.report.names import counted, one_line, printable, ruled, short
 from glomo_dist.report.remarks import cautions
 from glomo_dist.report.results import Results
 from glomo_dist.report.statistics import Estimate, Paired, estimate, paired
@@ -116,24 +116,11 @@ def cells(table: Table) -> list[list[str]]:
     return lines
 
 
-def _padded(text: str, width: int) -> str:
-    return text + " " * (width - text_width(text))
-
-
 def as_text(results: Results) -> str:
     """For the terminal."""
     parts = []
     for table in tables(results):
-        lines = [header(table), *cells(table)]
-        widths = [max(text_width(line[i]) for line in lines) for i in range(len(lines[0]))]
-        drawn = [
-            "  ".join(_padded(cell, width) for cell, width in zip(line, widths, strict=True))
-            for line in lines
-        ]
-        rule = "  ".join("─" * width for width in widths)
-        parts.append(
-            "\n".join([table.group.title, "", drawn[0].rstrip(), rule, *(d.rstrip() for d in drawn[1:])])
-        )
+        parts.append("\n".join([table.group.title, "", *ruled([header(table), *cells(table)])]))
     return printable("\n\n".join(parts + _remarks(results)) + "\n")
 
 

@@ -12,6 +12,7 @@ from glomo_dist.data.pixels import PixelTokenizer
 from glomo_dist.data.tokenizer import load_tokenizer
 from glomo_dist.model.io import load_model, random_model
 from glomo_dist.model.io import model_folder as find_model
+from glomo_dist.pretrain.run_folder import CHECKPOINTS
 from glomo_dist.runtime.errors import CheckpointError, ConfigError
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.transfer.dataset import Task
@@ -27,7 +28,12 @@ class Predictor:
 
     def __init__(self, folder: str | Path, random_seed: int | None = None, task: Task | None = None) -> None:
         require_seed(random_seed)
-        folder = find_model(folder) or folder
+        if (found := find_model(folder)) is None and Path(folder, CHECKPOINTS).is_dir():
+            raise CheckpointError(
+                f"{folder} is not finished: it has no model yet. Run `glomo pretrain` again to its end, or give one "
+                f"of its checkpoints, {folder}/{CHECKPOINTS}/step-N."
+            )
+        folder = found or folder
         self.folder, self.random_seed = folder, random_seed
         self.model, meta = load_model(folder)
         self.tokenizer = load_tokenizer(folder)

@@ -8,11 +8,14 @@ from glomo_kernels import dispatch
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch):
-    """A clean choice of backends and fixed random numbers for every test."""
+    """A clean choice of backends, fixed random numbers and the usual number of threads for every test."""
     monkeypatch.delenv(dispatch.VARIABLE, raising=False)
     torch.manual_seed(0)
     torch._dynamo.reset()
     logging.getLogger("glomo_kernels").setLevel(logging.WARNING)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

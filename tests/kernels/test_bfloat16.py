@@ -141,13 +141,10 @@ def test_any_number_of_threads_gives_the_same_bits(units):
     """More heads than the threads have places for."""
     inputs = leaves(*inputs_of(units, heads=4), dtype=HALF)
     options = {"lengths": torch.tensor([units, units // 3, units - 1])}
-    results, before = [], torch.get_num_threads()
+    results = []
     for threads in (1, 2, 5, 64):
         torch.set_num_threads(threads)
-        try:
-            results.append(differentiated(inputs, **options))
-        finally:
-            torch.set_num_threads(before)
+        results.append(differentiated(inputs, **options))
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(other, results[0], strict=True))
 
 
@@ -155,19 +152,16 @@ def test_any_number_of_threads_gives_the_same_bits(units):
 def test_sums_wait_for_all_heads_that_had_their_place():
     """Of three heads in the same place the second one has no edge, and nobody in it waits for the first. With more
     threads than processors some stop in between, so that the third one comes early."""
-    threads, before = 8, torch.get_num_threads()
+    threads = 8
     inputs = leaves(*inputs_of(64, 256, 256, heads=2 * threads), dtype=HALF)
     inputs = [x.detach().repeat(3, 1, 1, *[1] * (x.ndim - 3)).requires_grad_() for x in inputs]
     options = {"lengths": torch.tensor([64, 0, 64]).repeat(3), "causal": False}
-    try:
-        torch.set_num_threads(1)
-        expected = differentiated(inputs, **options)
-        torch.set_num_threads(threads)
-        for _ in range(20):
-            got = differentiated(inputs, **options)
-            assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
-    finally:
-        torch.set_num_threads(before)
+    torch.set_num_threads(1)
+    expected = differentiated(inputs, **options)
+    torch.set_num_threads(threads)
+    for _ in range(20):
+        got = differentiated(inputs, **options)
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
 @needs_instructions

@@ -29,17 +29,13 @@ def test_same_result_for_every_number_of_threads(backend, threads):
         torch.randn(3, 70, 6), torch.randn(3, 70, 7), torch.randn(3, 70, 100), dtype=torch.float32
     )
     w_all = torch.randn(7, requires_grad=True)
-    before = torch.get_num_threads()
     results = []
-    try:
-        for count in (1, threads):
-            torch.set_num_threads(count)
-            results.append([])
-            for heads, terms in ((2, w), (1, w_one), (1, w_all)):
-                out = graph_mix(graph, terms, h, heads=heads)
-                results[-1] += [out, *gradients(out, [terms, h])]
-    finally:
-        torch.set_num_threads(before)
+    for count in (1, threads):
+        torch.set_num_threads(count)
+        results.append([])
+        for heads, terms in ((2, w), (1, w_one), (1, w_all)):
+            out = graph_mix(graph, terms, h, heads=heads)
+            results[-1] += [out, *gradients(out, [terms, h])]
     for one, many in zip(*results, strict=True):
         if backend == "reference":  # torch's own matrix products decide
             torch.testing.assert_close(one, many, rtol=1e-4, atol=1e-4)
@@ -54,15 +50,11 @@ def test_one_weight_for_all_has_the_same_gradient_for_every_number_of_threads(un
     columns = torch.arange(units, dtype=torch.int32).repeat(count)
     graph = SparseGraph(at, columns, torch.rand(units * count), (1, count, units))
     h = torch.randn(1, units, 2)
-    before = torch.get_num_threads()
     results = []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            w = torch.ones(count, requires_grad=True)
-            results += torch.autograd.grad(graph_mix(graph, w, h).square().sum(), w)
-    finally:
-        torch.set_num_threads(before)
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        w = torch.ones(count, requires_grad=True)
+        results += torch.autograd.grad(graph_mix(graph, w, h).square().sum(), w)
     assert all(torch.equal(results[0], other) for other in results[1:])
     parts = graph.weights.view(count, units, 1).double() * h[0].double()
     exact = 2 * (parts.sum(0) * parts).sum((1, 2))
@@ -91,14 +83,11 @@ def test_any_number_of_threads_gives_the_same_bits(monkeypatch, density):
     monkeypatch.setenv("GLOMO_KERNELS", "cpp")
     graph = sparse(make(150, density=density, batch=2).float())
     inputs = leaves(weights_of(True, 2, 150, 4), torch.randn(2, 150, 201), dtype=torch.float32)
-    before, runs = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3, 8, 8):
-            torch.set_num_threads(threads)
-            out = graph_mix(graph, *inputs)
-            runs.append([out.detach(), *gradients(out, inputs)])
-    finally:
-        torch.set_num_threads(before)
+    runs = []
+    for threads in (1, 2, 3, 8, 8):
+        torch.set_num_threads(threads)
+        out = graph_mix(graph, *inputs)
+        runs.append([out.detach(), *gradients(out, inputs)])
     for again in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(runs[0], again, strict=True))
 

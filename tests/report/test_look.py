@@ -62,14 +62,14 @@ def test_the_numbers_are_those_of_the_graphs(words, tmp_path, keep):
 
 
 def test_the_page_needs_nothing_else_and_says_what_was_not_seen(words, tmp_path):
-    texts = [HOSTILE, "the film " * 50, "good"]
+    texts = [HOSTILE, "the film " * 5000, "good"]  # longer than any name of a file
     first, second, third = look(words, texts, tmp_path / "g.html", max_units=10)
     source = (tmp_path / "g.html").read_text(encoding="utf-8")
     page = Tags(source)
     self_contained(page, source)
     assert HOSTILE in page.text
     assert any(note.startswith("Not in the vocabulary: <, >, alert, (,") for note in first.notes)
-    assert second.notes == ("The first 10 of 100 words (--max-units).",) and not third.notes
+    assert second.notes == ("The first 10 of 10,000 words (--max-units).",) and not third.notes
     assert all(row[1:] == ("0.0", "100%", "–", "0.0", "100%", "–") for row in third.rows)
 
 
@@ -111,7 +111,7 @@ def test_what_is_no_text_is_refused(words, tmp_path, inputs, error, message):
 def test_what_is_no_image_is_refused(pixels, tmp_path):
     with pytest.raises(DataError, match="A gentle film"):
         look(pixels, ["A gentle film"], tmp_path / "g.html")
-    with pytest.raises(GlomoError, match="is a folder"):
+    with pytest.raises(GlomoError, match=r"is a folder; .*graphs\.html"):
         look(pixels, ["A gentle film"], tmp_path)
 
 
