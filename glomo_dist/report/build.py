@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from glomo_dist.data.files import listed
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.report import curves, drawings, provenance, remarks, scores
+from glomo_dist.report.groups import Finished
 from glomo_dist.report.names import counted, one_line, store_name
 from glomo_dist.report.pages import rendered, require_file, write_page
 from glomo_dist.report.results import Results, read_results
@@ -42,17 +43,19 @@ def build(
     known = {**TASKS, **{name: get_task(name, file) for name, file in chosen_tasks(listed(tasks)).items()}}
     found = read_results(results)
     pretraining = read_runs(run_folders)
-    stores = listed(stores)
-    for store in stores:
-        GraphStore.open(store)  # one that was asked for is there, or its name is wrong
-    # The name of a folder given as "." or ".." is in its full path alone.
-    page = _render(found, pretraining, [Path(os.path.abspath(store)) for store in stores], known)
-    write_page(out, page)
+    # The name of a folder given as "." or ".." is in its full path alone. One that was asked for is there, or its
+    # name is wrong.
+    asked = {Path(os.path.abspath(store)): GraphStore.open(store) for store in listed(stores)}
+    write_page(out, _render(found, pretraining, asked, known))
     return found
 
 
-def _render(results: Results, pretraining: list[Run], stores: list[Path], tasks: Mapping[str, Task]) -> str:
-    drawn, not_drawn = _drawings(results, stores, tasks)
+def _render(
+    results: Results, pretraining: list[Run], asked: dict[Path, GraphStore], tasks: Mapping[str, Task]
+) -> str:
+    used = provenance.store_paths(results.finished)
+    stores = {**asked, **{path: _open(path) for path in used if path not in asked}}
+    drawn, not_drawn = _drawings(used, asked, stores, tasks)
     return rendered(
         "report.html",
         counted=counted,
@@ -107,21 +110,32 @@ def _unbroken(cell: str) -> str:
     return re.sub(r"\bp ([=<]) ", "p\u00a0\\1\u00a0", cell)
 
 
+def _open(path: Path) -> GraphStore | GlomoError:
+    """The store, or why it cannot be read: a report outlives its stores."""
+    try:
+        return GraphStore.open(path)
+    except GlomoError as e:
+        return e
+
+
 def _drawings(
-    results: Results, stores: list[Path], tasks: Mapping[str, Task]
+    used: Mapping[Path, Finished],
+    asked: Iterable[Path],
+    stores: Mapping[Path, GraphStore | GlomoError],
+    tasks: Mapping[str, Task],
 ) -> tuple[list[drawings.Drawing], list[str]]:
     """One drawing per task and arm with graphs (of its first seed), and per further store."""
     sources: dict[Path, drawings.Source] = {}
     seen: set[tuple[str, str]] = set()
-    for path, job in provenance.store_paths(results.finished).items():
+    for path, job in used.items():
         if (job.result.task, job.result.arm) not in seen:
             seen.add((job.result.task, job.result.arm))
             given = job.result.job
             name = arm_name(job.result.arm)
-            sources[path] = drawings.Source(name, path, given["task_source"], given["max_examples"])
-    for path in stores:
+            sources[path] = drawings.Source(name, stores[path], given["task_source"], given["max_examples"])
+    for path in asked:
         if path not in sources:
-            sources[path] = drawings.Source(store_name(path), path)
+            sources[path] = drawings.Source(store_name(path), stores[path])
     drawn, problems = [], []
     for source in sources.values():
         try:

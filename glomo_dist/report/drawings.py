@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from matplotlib.path import Path as Curve
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.report.figures import COLOURS, literal, new, style, svg
 from glomo_dist.report.names import text_width
-from glomo_dist.runtime.errors import DataError
+from glomo_dist.runtime.errors import DataError, GlomoError
 from glomo_dist.transfer.dataset import section
 from glomo_dist.transfer.task import TASKS, Task
 
@@ -32,10 +31,10 @@ FORWARD, BACKWARD = COLOURS[0], COLOURS[1]
 
 @dataclass(frozen=True)
 class Source:
-    """A store, what to call it, and where its task's data lies, as the job that used it had it."""
+    """A store (or why it cannot be read), what to call it, and where its task's data lies, as its job had it."""
 
     name: str
-    folder: Path
+    store: GraphStore | GlomoError
     task_source: str | None = None
     max_examples: int | None = None
 
@@ -64,17 +63,19 @@ class Example:
 def draw(source: Source, tasks: Mapping[str, Task] = TASKS) -> Drawing:
     """The first column of one test example of the store. DataError if the data at hand are not those of the store, or
     its task is not among `tasks`."""
-    store = GraphStore.open(source.folder)
+    store = source.store
+    if isinstance(store, GlomoError):
+        raise store
     if store.info.task not in tasks:
         raise DataError(
-            f"{source.folder}: graphs of task {store.info.task!r}, which is not of the package: give its file with "
+            f"{store.folder}: graphs of task {store.info.task!r}, which is not of the package: give its file with "
             "--tasks PATH.py."
         )
     task = tasks[store.info.task]
     data = task.load(source.task_source, source.max_examples)
     if data.fingerprint != store.info.data:
         raise DataError(
-            f"{source.folder}: graphs of other data than {source.task_source or 'the bundled data'} of task "
+            f"{store.folder}: graphs of other data than {source.task_source or 'the bundled data'} of task "
             f"{task.name!r} (fingerprint {store.info.data}, found {data.fingerprint})."
         )
     split = data.splits["test"]

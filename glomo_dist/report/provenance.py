@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,14 @@ class Fact:
     details: str
 
 
-def facts(results: Results, runs: Sequence[Run], stores: Sequence[Path]) -> list[Fact]:
-    """Each once, from the raw files to the commands.  stores: further ones than those of the results."""
+def facts(
+    results: Results, runs: Sequence[Run], stores: Mapping[Path, GraphStore | GlomoError]
+) -> list[Fact]:
+    """Each once, from the raw files to the commands.  stores: those of the results, and further ones."""
     jobs = results.finished
     every = [
         *(fact for run in runs for fact in _run_facts(run)),
-        *(_store_fact(path) for path in dict.fromkeys([*stores, *store_paths(jobs)])),
+        *(_store_fact(path, store) for path, store in stores.items()),
         *(fact for job in jobs for fact in _job_facts(job)),
         *_counts("code", (f"glomo-dist {job.result.code}" for job in jobs)),
         *_counts("machine", (_machine(job.machine) for job in jobs if job.machine)),
@@ -111,12 +113,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def _store_fact(path: Path) -> Fact:
+def _store_fact(path: Path, store: GraphStore | GlomoError) -> Fact:
     name = store_name(path)
-    try:
-        info = GraphStore.open(path).info
-    except GlomoError:  # a report outlives its stores: the results carry their fingerprints
+    if isinstance(store, GlomoError):  # the results carry its fingerprint
         return Fact("graphs", name, "", "no longer there")
+    info = store.info
     edges = sum(split["edges"] for split in info.splits.values())
     units = sum(split["units"] for split in info.splits.values())
     keep = "all" if info.keep is None else f"at most {info.keep}"

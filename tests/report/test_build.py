@@ -18,6 +18,7 @@ from run_folders import log_row, run_folder
 from transfer_samples import store_meta
 
 from glomo_dist.evaluate import EvaluationPlan, InProcess, evaluate, plan_jobs
+from glomo_dist.graphs import index
 from glomo_dist.graphs.export import export_graphs
 from glomo_dist.model import Glomo, GlomoConfig, save_model
 from glomo_dist.report import build
@@ -127,6 +128,20 @@ def test_data_that_changed_is_said_and_not_drawn(tmp_path):
     store = export_graphs(predictor, ids, tmp_path / "store", meta=meta)
     build([write(tmp_path / "in", [result(job("none", 0), 0.5)])], tmp_path / "report.html", stores=[store])
     assert "Not drawn" in (text := Tags((tmp_path / "report.html").read_text()).text) and "another" in text
+
+
+def test_a_store_is_opened_once(tmp_path, monkeypatch):
+    """Although it is asked for, was used by a job, is drawn, and is a row of what produced the numbers."""
+    predictor = Glomo(GlomoConfig(vocab_size=16, width=8, heads=1, layers=1))
+    ids = {name: [np.zeros(64, np.int32)] for name in ("train", "dev", "test")}
+    store = export_graphs(predictor, ids, tmp_path / "store", meta=store_meta("digits", "another"))
+    opened, read_index = [], index.read_index
+    monkeypatch.setattr(
+        "glomo_dist.graphs.store.read_index", lambda at: [opened.append(at), read_index(at)][1]
+    )
+    results = write(tmp_path / "in", [result(replace(job("pretrained", 0), graphs=str(store)), 0.5)])
+    build([results], tmp_path / "report.html", stores=[store])
+    assert opened == [store]
 
 
 def test_unusable_runs_and_outputs_are_named(tmp_path):
