@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from glomo_dist.runtime.progress import say
 from glomo_dist.transfer.encoder import encoder_fingerprint
 from glomo_dist.transfer.export import live_model
 from glomo_dist.transfer.features import FeatureSpec
-from glomo_dist.transfer.job import PLANNED, SETTINGS, FinetuneJob, needs_graphs
+from glomo_dist.transfer.job import PLANNED, SETTINGS, FinetuneJob, FinetuneSettings, needs_graphs
 from glomo_dist.transfer.task import chosen_tasks, get_task
 from glomo_dist.transfer.word_vectors import vectors_content
 
@@ -112,10 +112,7 @@ def plan_jobs(plan: EvaluationPlan) -> tuple[Job, ...]:
     and `FinetuneJob`. Warns of settings that none of the tasks they are for has a use for.
     """
     contents, tasks = _Contents(), plan.named_tasks()
-    _warn_of_idle(tasks, {**plan.settings, "features": plan.features})
-    for task, settings in plan.task_settings.items():
-        _warn_of_idle({task: tasks[task]}, settings)
-    return tuple(
+    jobs = tuple(
         _job(plan, contents, (task, file), arm, features, size, seed)
         for seed in plan.seeds
         for task, file in tasks.items()
@@ -123,6 +120,10 @@ def plan_jobs(plan: EvaluationPlan) -> tuple[Job, ...]:
         for size in plan.train_sizes
         for arm in plan.arms
     )
+    _warn_of_idle(tasks, {**plan.settings, "features": plan.features}, jobs)
+    for task, settings in plan.task_settings.items():
+        _warn_of_idle({task: tasks[task]}, settings, jobs)
+    return jobs
 
 
 def _job(
@@ -173,8 +174,17 @@ def _job(
     return dataclasses.replace(job, id=job_id(work, contents), work=work)
 
 
-def _warn_of_idle(tasks: Mapping[str, str | None], settings: Mapping[str, Any]) -> None:
-    """Of settings for texts where all tasks have images. A task of a file may have a reader that uses them."""
+def _warn_of_idle(tasks: Mapping[str, str | None], settings: Mapping[str, Any], jobs: Sequence[Job]) -> None:
+    """Of `keep` where no job of the tasks computes graphs, and of settings for texts where all tasks have images. A
+    task of a file may have a reader that uses them."""
+    graphs = {job.work.graphs for job in jobs if job.work.task in tasks and job.work.needs_graphs}
+    if (keep := settings.get("keep", FinetuneSettings.keep)) != FinetuneSettings.keep and not any(
+        map(live_model, graphs)
+    ):
+        say(
+            f"WARNING: evaluate: keep {keep!r} is for graphs that the jobs compute and changes nothing here: "
+            "no arm has a model. A store has the edges that its `glomo export --keep` left."
+        )
     if any(file or get_task(task, file).unit == "words" for task, file in tasks.items()):
         return
     for name, idle in _OF_TEXTS.items():

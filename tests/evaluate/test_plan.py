@@ -71,6 +71,25 @@ def test_settings_of_texts_are_warned_of_where_all_tasks_have_images(capsys):
     assert "units of mnist are pixels" in capsys.readouterr().err
 
 
+def test_keep_is_warned_of_where_no_job_computes_graphs(tmp_path, capsys):
+    """All graphs are in stores, or there are none; of a plan, or of one of its tasks."""
+    model = str(save_model(tmp_path / "model", Glomo(GlomoConfig(vocab_size=4, width=8, heads=2))))
+    in_store = store(tmp_path / "graphs" / "digits")
+    store(tmp_path / "graphs" / "docstring", task="docstring")
+
+    def said(tasks=("digits",), **fields):
+        plan_jobs(EvaluationPlan(tasks, seeds=(0, 1), **fields))
+        return capsys.readouterr().err
+
+    stored, four = {"none": "none", "pretrained": in_store}, {"keep": 4}
+    for arms in (stored, {"none": "none", "uniform": "uniform"}):
+        text = said(arms=arms, settings=four)
+        assert text.count("WARNING") == 1 and "keep 4 is for graphs that the jobs compute" in text
+    both = {"pretrained": str(tmp_path / "graphs" / "{task}")}
+    assert said(("digits", "docstring"), arms=both, task_settings={"docstring": four}).count("WARNING") == 1
+    assert not said(arms=stored) and not said(arms={**stored, "live": model}, settings=four)
+
+
 def test_what_a_plan_decides_are_fields_of_a_job():
     assert set(PLANNED) <= {f.name for f in dataclasses.fields(FinetuneJob)}
 
