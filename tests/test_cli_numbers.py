@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -107,6 +108,18 @@ def test_plan_reads_the_file_of_deepspeed_as_a_run_does(tmp_path: Path, capfd: C
     settings.write_text(json.dumps({"zero_optimization": {"reduce_bucket_size": 7 << 18}}))
     assert run(command) == 0
     assert "bucket 7, " in (text := capfd.readouterr().out) and str(settings) in text
+
+
+def test_plan_reads_the_file_of_deepspeed_once(capfd: Capture) -> None:
+    """A shell's <(...) can be read no second time."""
+    reader, writer = os.pipe()
+    os.write(writer, b'{"zero_optimization": {"reduce_bucket_size": 1835008}}')
+    os.close(writer)
+    assert (
+        run(["plan", "--recipe", "tiny", "--model.vocab-size", "9", "--deepspeed", f"/dev/fd/{reader}"]) == 0
+    )
+    os.close(reader)
+    assert "bucket 7, " in capfd.readouterr().out
 
 
 def test_plan_of_the_largest_model() -> None:

@@ -81,13 +81,11 @@ def describe(command: Plan, config: PretrainConfig, estimate: Cost) -> list[str]
     """The lines to print."""
     ranks = command.ranks
     micro, passes = accumulation(config, ranks)
-    states = state_bytes(config, estimate.parameters, ranks)
+    stages = state_bytes(config, estimate.parameters, ranks)
+    states = stages[config.zero_stage]
     activations = activation_bytes(config, ranks)
     parts = ", ".join(f"{name} {size / MIB:,.0f}" for name, size in states.items())
-    others = []
-    for stage in (0, 1, 2, 3) if config.precision == "fp32" else (1, 2, 3):
-        sizes = state_bytes(dataclasses.replace(config, zero_stage=stage), estimate.parameters, ranks)
-        others.append(f"ZeRO {stage}: {sum(sizes.values()) / MIB:,.0f}")
+    by_stage = ", ".join(f"ZeRO {stage}: {sum(sizes.values()) / MIB:,.0f}" for stage, sizes in stages.items())
     units = estimate.units_per_step * config.steps
     flops = estimate.flops_per_unit * units
     lines = [
@@ -98,7 +96,7 @@ def describe(command: Plan, config: PretrainConfig, estimate: Cost) -> list[str]
         f"the run         {config.steps:,} steps, {units:,} units",
         f"memory, rank    {(sum(states.values()) + activations) / MIB:,.0f} MiB with ZeRO {config.zero_stage} on "
         f"{ranks} ranks: {parts}, activations about {activations / MIB:,.0f}; beside the program's own",
-        f"  by stage      {', '.join(others)} MiB without activations",
+        f"  by stage      {by_stage} MiB without activations",
         f"arithmetic      {_readable(estimate.flops_per_unit)} per unit, {_readable(flops)} in all",
     ]
     if config.deepspeed is not None:

@@ -60,8 +60,9 @@ def cost(config: PretrainConfig) -> Cost:
     return Cost(embedding, total - embedding, BACKWARD * forward, config.global_batch * config.window)
 
 
-def state_bytes(config: PretrainConfig, parameters: int, ranks: int) -> dict[str, float]:
-    """Bytes per rank that a ZeRO stage holds: parameters, gradients, optimizer states, the bucket of gradients.
+def state_bytes(config: PretrainConfig, parameters: int, ranks: int) -> dict[int, dict[str, float]]:
+    """Bytes per rank that each ZeRO stage that the precision allows holds: parameters, gradients, optimizer states,
+    the bucket of gradients.
 
     Stage 1 shares out the optimizer states, 2 the gradients too, 3 the parameters too. With ZeRO the optimizer
     updates float32 copies of its share, whatever the precision, and gradients are collected in a bucket.
@@ -69,12 +70,15 @@ def state_bytes(config: PretrainConfig, parameters: int, ranks: int) -> dict[str
     bf16 = config.precision == "bf16"
     numbers = 2 if bf16 else 4
     moments = 2 if config.optimizer == "adamw" else (1 if config.momentum else 0)
-    stage = config.zero_stage
+    collected = bucket(config, parameters) * numbers
     return {
-        "parameters": parameters * numbers / (ranks if stage >= 3 else 1),
-        "gradients": parameters * numbers / (ranks if stage >= 2 else 1),
-        "optimizer": parameters * 4 * (moments + (stage >= 1)) / (ranks if stage >= 1 else 1),
-        "bucket": bucket(config, parameters) * numbers if stage >= 1 else 0,
+        stage: {
+            "parameters": parameters * numbers / (ranks if stage >= 3 else 1),
+            "gradients": parameters * numbers / (ranks if stage >= 2 else 1),
+            "optimizer": parameters * 4 * (moments + (stage >= 1)) / (ranks if stage >= 1 else 1),
+            "bucket": collected if stage >= 1 else 0,
+        }
+        for stage in ((1, 2, 3) if bf16 else (0, 1, 2, 3))
     }
 
 
