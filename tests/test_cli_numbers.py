@@ -93,7 +93,8 @@ def test_plan_counts_the_real_parameters_and_epochs(road: Road, capfd: Capture) 
 def test_plan_of_a_small_run_has_a_number_that_says_something(capfd: Capture) -> None:
     """It was "0.00 PFLOP"."""
     assert run(["plan", "--recipe", "tiny", "--model.vocab-size", "30000"]) == 0
-    assert " MFLOP per unit, 1.13 GFLOP in all" in capfd.readouterr().out
+    assert " MFLOP per unit, 1.13 GFLOP in all" in (text := capfd.readouterr().out)
+    assert "with ZeRO 2 on 1 rank: " in text, "it was 1 ranks"
 
 
 def test_plan_reads_the_file_of_deepspeed_as_a_run_does(tmp_path: Path, capfd: Capture) -> None:

@@ -25,6 +25,7 @@ from glomo_dist.runtime import kernels
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.fingerprint import code_version
 from glomo_dist.runtime.processes import usable_cores
+from glomo_dist.runtime.words import counted
 
 GIB = 1 << 30
 MARKS = {True: "ok", False: "--"}
@@ -110,7 +111,9 @@ def _machine() -> Iterator[Finding]:
     version = platform.python_version()
     yield Finding("python", sys.version_info >= (3, 10), f"{version} at {sys.executable}", needed=True)
     torch = _imported("torch")
-    threads = "" if isinstance(torch, Exception) else f", torch uses {torch.get_num_threads()} threads"
+    threads = (
+        "" if isinstance(torch, Exception) else f", torch uses {counted(torch.get_num_threads(), 'thread')}"
+    )
     yield Finding("cores", True, f"{usable_cores()} usable by this process{threads}")
     total, free = _memory()
     enough = free is None or free >= 2 * GIB

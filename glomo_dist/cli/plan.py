@@ -28,6 +28,7 @@ from glomo_dist.pretrain.cost import Cost, activation_bytes, cost, state_bytes
 from glomo_dist.pretrain.resolve import resolve_inputs
 from glomo_dist.runtime.config import check_least
 from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.runtime.words import counted
 
 MIB = 1 << 20
 PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
@@ -72,7 +73,9 @@ def main(argv: Sequence[str]) -> None:
     if index is not None:
         order = WindowOrder(index, config.window, config.seed, windows=config.windows)
         steps = order.per_epoch / config.global_batch
-        print(f"an epoch        {index.tokens:,} units in {order.per_epoch:,} rows = {steps:,.1f} steps")
+        print(
+            f"an epoch        {index.tokens:,} units in {counted(order.per_epoch, 'row')} = {steps:,.1f} steps"
+        )
         print(f"rows            {100 * order.filled():.1f} % full, if all were {config.window} units long")
         print(f"the run         {config.steps / steps:,.2f} epochs")
 
@@ -91,11 +94,11 @@ def describe(command: Plan, config: PretrainConfig, estimate: Cost) -> list[str]
     lines = [
         f"parameters      {estimate.parameters:,}, of these {estimate.embedding:,} in the embedding of "
         f"{config.model.vocab_size:,} units",
-        f"a step          {config.global_batch} sequences of at most {config.window} units = "
-        f"{estimate.units_per_step:,} units; per rank {passes} x {micro} sequences",
-        f"the run         {config.steps:,} steps, {units:,} units",
+        f"a step          {counted(config.global_batch, 'sequence')} of at most {config.window} units = "
+        f"{estimate.units_per_step:,} units; per rank {passes} x {counted(micro, 'sequence')}",
+        f"the run         {counted(config.steps, 'step')}, {units:,} units",
         f"memory, rank    {(sum(states.values()) + activations) / MIB:,.0f} MiB with ZeRO {config.zero_stage} on "
-        f"{ranks} ranks: {parts}, activations about {activations / MIB:,.0f}; beside the program's own",
+        f"{counted(ranks, 'rank')}: {parts}, activations about {activations / MIB:,.0f}; beside the program's own",
         f"  by stage      {by_stage} MiB without activations",
         f"arithmetic      {_readable(estimate.flops_per_unit)} per unit, {_readable(flops)} in all",
     ]
@@ -111,7 +114,8 @@ def describe(command: Plan, config: PretrainConfig, estimate: Cost) -> list[str]
         lines.append(f"time            {units / speed / 3600:,.2f} h at {speed:,.0f} units/s")
     if speed := command.teraflops:
         hours = flops / (speed * 1e12 * ranks) / 3600
-        lines.append(f"time            {hours:,.2f} h at {speed:g} TFLOP/s on each of {ranks} ranks")
+        each = f" on each of {ranks} ranks" if ranks > 1 else ""
+        lines.append(f"time            {hours:,.2f} h at {speed:g} TFLOP/s{each}")
     return lines
 
 

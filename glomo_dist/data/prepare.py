@@ -30,6 +30,7 @@ from glomo_dist.runtime import progress
 from glomo_dist.runtime.config import whole
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.files import new_folder, require_absent_or_empty
+from glomo_dist.runtime.words import counted
 
 T = TypeVar("T", WordTokenizer, PixelTokenizer)
 
@@ -233,12 +234,12 @@ def _report(out: Path, parts: Sequence[str], units: str, left_out: Counter[str])
     for part in parts:
         index = ShardIndex.read(out / part)
         progress.say(
-            f"{out / part}: {index.samples:,} samples, {index.tokens:,} units in {len(index.shards)} shards, "
-            f"fingerprint {index.fingerprint}"
+            f"{out / part}: {counted(index.samples, 'sample')}, {counted(index.tokens, 'unit')} in "
+            f"{counted(len(index.shards), 'shard')}, fingerprint {index.fingerprint}"
         )
     progress.say(units)
     if left_out:
-        progress.say("left out: " + ", ".join(f"{count:,} {kind}" for kind, count in left_out.items()))
+        progress.say("left out: " + ", ".join(f"{kind} ({count:,})" for kind, count in left_out.items()))
 
 
 def _nothing_usable(sources: Sequence[str], part: str, valid_share: float) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 from glomo_dist.data.sources import Document
 from glomo_dist.data.text import WordTokenizer
 from glomo_dist.runtime.errors import DataError
+from glomo_dist.runtime.words import counted
 
 _CHUNK_CHARACTERS = 1 << 20  # of text handed to a worker at a time
 _SPOOL_BLOCK = 1 << 20  # provisional ids read at a time
@@ -101,7 +102,9 @@ class Numbering:
         seen = ((word, count) for word, count in zip(self._numbers, counts.tolist(), strict=True) if count)
         vocabulary = WordTokenizer.from_counts(seen, size, min_count)
         if vocabulary.vocab_size < 2:
-            raise DataError(f"no word occurs {min_count} times or more. Lower min_count, or give more text.")
+            raise DataError(
+                f"no word occurs {counted(min_count, 'time')} or more. Lower min_count, or give more text."
+            )
         return vocabulary
 
 

@@ -33,6 +33,7 @@ from glomo_dist.runtime.errors import ConfigError, GlomoError
 from glomo_dist.runtime.files import writing
 from glomo_dist.runtime.json_files import read_json
 from glomo_dist.runtime.progress import say
+from glomo_dist.runtime.words import counted
 
 POLL_SECONDS = 0.5  # how often time limits are looked at; results are taken as soon as they come
 LOOK_SECONDS = 2.0  # how often it is asked which nodes there are and which hosts are lost
@@ -206,7 +207,9 @@ class _Fanout:
                 self.pending.appendleft(job)
             else:
                 clock.remove()
-                message = f"lost with its host {clock.host}, and {retries} times before with another"
+                message = (
+                    f"lost with its host {clock.host}, and {counted(retries, 'time')} before with another"
+                )
                 yield write_error(job, self.out, clock.seconds(), message, message)
 
 
@@ -248,14 +251,14 @@ class _Nodes:
         memory = (job.memory_gb or 0) * 1e9
         if any(cores >= job.cores and size >= memory for cores, size in self.sizes):
             return ""
-        asked = f"{job.cores} core{'s' if job.cores > 1 else ''}"
+        asked = counted(job.cores, "core")
         if job.memory_gb is not None:
             asked += f" and {job.memory_gb:g} GB of memory"
         cores = max((cores for cores, _ in self.sizes), default=0)
         size = max((size for _, size in self.sizes), default=0)
         return (
             f"job {job.id} asks for {asked}, more than any node of Ray has "
-            f"(there are {len(self.sizes)}, with {cores:g} cores and {size / 1e9:.1f} GB at most)"
+            f"(there are {len(self.sizes)}, with {counted(int(cores), 'core')} and {size / 1e9:.1f} GB at most)"
         )
 
 

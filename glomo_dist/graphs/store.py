@@ -35,6 +35,7 @@ from glomo_dist.graphs.index import (
     read_index,
 )
 from glomo_dist.graphs.mapped import map_safetensors
+from glomo_dist.runtime.words import counted
 
 
 class GraphStore:
@@ -78,8 +79,8 @@ class GraphStore:
         ours = self.splits[split].examples if split in self.splits else 0
         if ours != examples:
             raise GraphStoreError(
-                f"graph store {self.folder} has graphs of {ours} examples of {split!r}, the job's data have "
-                f"{examples}. The index is damaged. {EXPORT_AGAIN}"
+                f"graph store {self.folder} has graphs of {counted(ours, 'example')} of {split!r}, the job's data "
+                f"have {examples}. The index is damaged. {EXPORT_AGAIN}"
             )
 
     def batch(

@@ -124,7 +124,7 @@ def require_numbers(tensor: Tensor, what: str) -> None:
         raise CheckpointError(f"{what} is of {tensor.dtype} ({tensor.layout}), expected dense float numbers.")
     if not (finite := torch.isfinite(tensor)).all():
         bad = tensor.numel() - int(finite.sum())
-        raise CheckpointError(f"{what} has {bad} values of {tensor.numel()} that are NaN or infinite.")
+        raise CheckpointError(f"{what}: {bad} of {tensor.numel()} values are NaN or infinite.")
 
 
 def random_model(source: str | Path | GlomoConfig, seed: int) -> Glomo:

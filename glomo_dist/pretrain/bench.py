@@ -34,6 +34,7 @@ from glomo_dist.pretrain.ranks import Ranks
 from glomo_dist.pretrain.saving import Saver, exporter
 from glomo_dist.pretrain.step import Clock, train_step
 from glomo_dist.runtime.processes import usable_cores
+from glomo_dist.runtime.words import counted
 
 
 def joined() -> Ranks:
@@ -88,7 +89,7 @@ def measure_reading(stream: Stream, step: Callable[[Batch], None], steps: int, r
     cores = usable_cores()
     print(
         f"  readers and threads work {worked / n * 1e3:.2f} ms a step: {worked / took / cores:.2%} of the "
-        f"processor time of {cores} cores"
+        f"processor time of {counted(cores, 'core')}"
     )
 
 
@@ -138,7 +139,8 @@ def main() -> None:
     given = parser.parse_args()
     ranks = joined()
     print(
-        f"{usable_cores()} cores, {torch.get_num_threads()} threads, width {given.width}, batch {given.batch}"
+        f"{counted(usable_cores(), 'core')}, {counted(torch.get_num_threads(), 'thread')}, width {given.width}, "
+        f"batch {given.batch}"
     )
     try:
         with tempfile.TemporaryDirectory(prefix="glomo-pretrain-bench-") as scratch:

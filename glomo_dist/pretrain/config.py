@@ -10,6 +10,7 @@ from glomo_dist.data import Reading, Windows
 from glomo_dist.model import GlomoConfig
 from glomo_dist.runtime.config import MOST, check_fields, check_least, check_positive
 from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.runtime.words import counted
 
 LONGEST_WAIT = 1e6  # seconds, eleven days; torch has no endless timeouts
 # Settings that change neither the order of samples nor, but for rounding, the weights: a run may be continued with
@@ -187,7 +188,7 @@ def accumulation(config: PretrainConfig, ranks: int) -> tuple[int, int]:
     micro = config.micro_batch or share
     if share % micro:
         raise ConfigError(
-            f"micro_batch {micro} does not divide a rank's share of {share} sequences "
-            f"(global_batch {config.global_batch} / {ranks} ranks). Choose a divisor of {share}."
+            f"micro_batch {micro} does not divide a rank's share of {counted(share, 'sequence')} "
+            f"(global_batch {config.global_batch} / {counted(ranks, 'rank')}). Choose a divisor of {share}."
         )
     return micro, share // micro

@@ -17,6 +17,7 @@ from glomo_dist.runtime import json_files
 from glomo_dist.runtime.errors import DataError, GlomoError, ShardError
 from glomo_dist.runtime.formats import check_format
 from glomo_dist.runtime.progress import say
+from glomo_dist.runtime.words import counted
 
 FORMAT, VERSION = "glomo-quarantine", 1
 _LIST, _AGAIN = "a list of shards that were set aside", "Delete it to begin with none."
@@ -86,7 +87,8 @@ class Feed:
             for entry in new:
                 say(
                     f"WARNING: set aside from step {self._step + 1} on, {len(entries)} of at most {limit}: "
-                    f"{entry['name']} with {entry['samples']:,} samples ({entry['units']:,} units). {entry['reason']}"
+                    f"{entry['name']} with {counted(entry['samples'], 'sample')} "
+                    f"({counted(entry['units'], 'unit')}). {entry['reason']}"
                 )
 
         self._ranks.from_first(record)
@@ -123,7 +125,7 @@ class Feed:
             raise DataError(f"{path}: not {_LIST} ({e}). {_AGAIN}") from None
         if len(entries) > limit:
             raise ShardError(
-                f"{path} names {len(entries)} shards that this run has set aside, reading.max_bad_shards allows "
-                f"{limit}. Allow as many, or delete the file to read them again."
+                f"{path} names {counted(len(entries), 'shard')} that this run has set aside, reading.max_bad_shards "
+                f"allows {limit}. Allow as many, or delete the file to read them again."
             )
         return entries

@@ -33,6 +33,7 @@ from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import GlomoError, Interrupted
 from glomo_dist.runtime.fingerprint import code_version, derive_seed
 from glomo_dist.runtime.progress import say
+from glomo_dist.runtime.words import counted
 
 PARTS = ("data", "forward", "backward", "optimizer", "valid", "checkpoint", "other")  # of a step's time
 
@@ -228,7 +229,7 @@ def _moved(manifest: dict[str, Any], ranks: Ranks) -> str:
     return (
         ""
         if before == ranks.world
-        else f"; begun on {before} ranks, its state is now shared by {ranks.world}"
+        else f"; begun on {counted(before, 'rank')}, its state is now shared by {ranks.world}"
     )
 
 
@@ -256,7 +257,7 @@ def _skipped(out: Path, lr: float, state: LoopState) -> str:
 
 def _diverged(job: ResolvedRun, state: LoopState) -> GlomoError:
     return GlomoError(
-        f"{state.bad_steps} steps in a row (the last is {state.step}) had a non-finite loss or "
+        f"{counted(state.bad_steps, 'step')} in a row (the last is {state.step}) had a non-finite loss or "
         f"gradient; none of them reached the weights. {job.out / run_folder.LOG} names their samples. Lower lr "
         f"({job.config.lr}) or clip, or lengthen warmup_steps, and start in another folder."
     )

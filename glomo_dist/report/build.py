@@ -12,13 +12,14 @@ from glomo_dist.data.files import listed
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.report import curves, drawings, provenance, remarks, scores
 from glomo_dist.report.groups import Finished
-from glomo_dist.report.names import counted, one_line, store_name
+from glomo_dist.report.names import one_line, store_name
 from glomo_dist.report.pages import rendered, require_file, write_page
 from glomo_dist.report.results import Results, read_results
 from glomo_dist.report.runs import Run, read_runs
 from glomo_dist.report.table import arm_name, cells, header, job_and_others, seeds_text, tables
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.progress import say
+from glomo_dist.runtime.words import counted
 from glomo_dist.transfer.task import TASKS, Task, chosen_tasks, get_task
 
 

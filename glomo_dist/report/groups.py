@@ -9,6 +9,7 @@ from typing import Any
 
 from glomo_dist.report.names import one_line
 from glomo_dist.runtime.errors import DataError
+from glomo_dist.runtime.words import counted
 from glomo_dist.transfer.features import FeatureSpec
 from glomo_dist.transfer.job import PLANNED, FinetuneJob
 from glomo_dist.transfer.result import Result
@@ -46,7 +47,7 @@ class Group:
     @property
     def title(self) -> str:
         features = "learned vectors" if self.features == "learned" else self.features
-        size = "" if self.train_size is None else f"{self.train_size:,} training examples"
+        size = "" if self.train_size is None else counted(self.train_size, "training example")
         return one_line(", ".join(filter(None, [self.task, features, size, self.settings])))
 
     @property

@@ -18,9 +18,10 @@ from glomo_dist.data.pixels import PixelTokenizer
 from glomo_dist.data.text import tokenize
 from glomo_dist.graphs.export import require_graph_kernels
 from glomo_dist.report.drawings import Drawing, Example, averaged, dense, drawn
-from glomo_dist.report.names import counted, one_line, ruled
+from glomo_dist.report.names import one_line, ruled
 from glomo_dist.report.pages import rendered, require_file, write_page
 from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.runtime.words import counted
 from glomo_dist.transfer.predictor import Predictor
 
 HEADER = ("layer, head", "before: edges", "empty", "distance", "after: edges", "empty", "distance")
@@ -72,9 +73,9 @@ def look(
         given = _texts(predictor, inputs, max_units)
     seen = [_seen(predictor, one, keep) for one in given]
     trained = "" if random_seed is None else f", random parameters of seed {random_seed}"
-    kept = "all edges" if keep is None else f"the {keep} largest edges of a row"
+    kept = "all edges" if keep is None else f"the {counted(keep, 'largest edge')} of a row"
     config = predictor.model.config
-    facts = f"{counted(config.layers, 'layer', 'layers')}, {counted(config.heads, 'head', 'heads')}{trained}, {kept}"
+    facts = f"{counted(config.layers, 'layer')}, {counted(config.heads, 'head')}{trained}, {kept}"
     unit = tokenizer.kind.removesuffix("s")
     page = rendered("graphs.html", name=str(model), facts=facts, seen=seen, header=HEADER, unit=unit)
     write_page(out, page)

@@ -73,8 +73,3 @@ def folder_names(folders: Sequence[Path]) -> list[str]:
 def store_name(path: str | Path) -> str:
     """The folder and the one that it is in: by these the stores of an evaluation are told apart."""
     return "/".join(Path(path).parts[-2:])
-
-
-def counted(count: int, one: str, more: str) -> str:
-    """ "1 job failed", "2 jobs failed"."""
-    return f"{count} {one if count == 1 else more}"

@@ -10,11 +10,12 @@ from typing import Any
 
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.report.groups import Finished, features_name
-from glomo_dist.report.names import counted, store_name
+from glomo_dist.report.names import store_name
 from glomo_dist.report.results import Results
 from glomo_dist.report.runs import Run
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.secrets import shown
+from glomo_dist.runtime.words import counted
 from glomo_dist.transfer.coverage import percent
 from glomo_dist.transfer.export import live_model
 
@@ -65,7 +66,7 @@ def _run_facts(run: Run) -> Iterator[Fact]:
     yield Fact("shards", Path(data.get("folder", "?")).name, data.get("fingerprint", ""), "pretraining data")
     skipped = f" ({run.skipped:,} of them skipped)" if run.skipped else ""
     ranks, code = run.config.get("ranks", "?"), run.config.get("code", "?")
-    details = f"{run.steps:,} steps{skipped}, ranks: {ranks}, {duration(run.seconds)}, code {code}"
+    details = f"{counted(run.steps, 'step')}{skipped}, ranks: {ranks}, {duration(run.seconds)}, code {code}"
     yield Fact("pretraining", run.name, "", details)
 
 
@@ -85,12 +86,13 @@ def _job_facts(job: Finished) -> Iterator[Fact]:
 def _counts(what: str, names: Iterable[str]) -> Iterator[Fact]:
     """Each of the jobs' names, with how many jobs have it."""
     for name, count in Counter(names).items():
-        yield Fact(what, name, "", counted(count, "job", "jobs"))
+        yield Fact(what, name, "", counted(count, "job"))
 
 
 def _machine(facts: dict[str, Any]) -> str:
     cpu, cores, python, torch = (facts.get(name, "?") for name in ("cpu", "cores", "python", "torch"))
-    return f"{cpu}, {cores} cores, Python {python}, torch {torch}"
+    cores = counted(cores, "core") if isinstance(cores, int) else f"{cores} cores"
+    return f"{cpu}, {cores}, Python {python}, torch {torch}"
 
 
 def _time_facts(jobs: Sequence[Finished]) -> Iterator[Fact]:
@@ -120,11 +122,11 @@ def _store_fact(path: Path, store: GraphStore | GlomoError) -> Fact:
     info = store.info
     edges = sum(split["edges"] for split in info.splits.values())
     units = sum(split["units"] for split in info.splits.values())
-    keep = "all" if info.keep is None else f"at most {info.keep}"
+    keep = "all edges" if info.keep is None else f"at most {counted(info.keep, 'edge')}"
     seed = "" if info.random_seed is None else f", seed {info.random_seed}"
     details = (
-        f"{info.predictor} predictor{seed}, {info.layers} layers, {info.heads} heads, {keep} edges a row kept, "
-        f"{edges / max(1, 2 * units * info.layers * info.heads):.1f} edges a row, model {info.model}, "
+        f"{info.predictor} predictor{seed}, {counted(info.layers, 'layer')}, {counted(info.heads, 'head')}, {keep} a "
+        f"row kept, {edges / max(1, 2 * units * info.layers * info.heads):.1f} edges a row, model {info.model}, "
         f"tokenizer {info.tokenizer}, code {info.code}"
     )
     if info.unknown_words is not None:

@@ -13,10 +13,11 @@ from glomo_dist.data.files import listed
 from glomo_dist.evaluate.attempt import ERROR, JOB, RESULT, job_folder, result_files
 from glomo_dist.evaluate.executor import PLAN, PLAN_FORMAT, PLAN_VERSION
 from glomo_dist.report.groups import Finished, Group, features_name, grouped
-from glomo_dist.report.names import counted, one_line
+from glomo_dist.report.names import one_line
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.formats import check_format
 from glomo_dist.runtime.json_files import read_json
+from glomo_dist.runtime.words import counted
 from glomo_dist.transfer.result import Result, wrong_field
 
 _EXPECTED = "Give the output folder of `glomo evaluate`."
@@ -97,7 +98,7 @@ def _why_none(failed: list[Failed], strays: list[str]) -> str:
     text = "no job of the plan has a result."
     if failed:
         text += one_line(
-            f" {counted(len(failed), 'job', 'jobs')} failed, the first with: {failed[0].error} (traceback: "
+            f" {counted(len(failed), 'job')} failed, the first with: {failed[0].error} (traceback: "
             f"{job_folder('', failed[0].id) / ERROR})."
         )
     if strays:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from glomo_dist.report.groups import Group
-from glomo_dist.report.names import counted, one_line, printable, ruled, short
+from glomo_dist.report.names import one_line, printable, ruled, short
 from glomo_dist.report.remarks import cautions
 from glomo_dist.report.results import Results
 from glomo_dist.report.statistics import Estimate, Paired, estimate, paired
+from glomo_dist.runtime.words import counted
 from glomo_dist.transfer.job import window_size
 
 REFERENCE = "none"
@@ -85,7 +86,7 @@ def difference_text(pair: Paired | None) -> str:
         return f"{_points(d.mean)} (1 seed: no interval)"
     text = f"{_points(d.mean)} [{_points(d.low)}, {_points(d.high)}]"
     text += " (no spread)" if pair.p is None else f", {p_text(pair.p)}"
-    return text + (f" ({d.n} common seeds)" if pair.missing else "")
+    return text + (f" ({counted(d.n, 'common seed')})" if pair.missing else "")
 
 
 def _points(share: float) -> str:
@@ -126,7 +127,7 @@ def as_text(results: Results) -> str:
 
 def job_and_others(id: str, jobs: int) -> str:
     """ "ID", or "ID and 35 others" for the first of 36 jobs."""
-    return id if jobs == 1 else f"{id} and {counted(jobs - 1, 'other', 'others')}"
+    return id if jobs == 1 else f"{id} and {counted(jobs - 1, 'other')}"
 
 
 def _remarks(results: Results) -> list[str]:
@@ -136,7 +137,7 @@ def _remarks(results: Results) -> list[str]:
     ]
     if results.failed:
         lines.append(
-            f"{counted(len(results.failed), 'job', 'jobs')} failed: "
+            f"{counted(len(results.failed), 'job')} failed: "
             + "; ".join(one_line(f"{job_and_others(f.id, jobs)}: {f.error}") for f, jobs in results.failures)
         )
     if results.missing:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from glomo_dist.runtime.errors import DataError
+from glomo_dist.runtime.words import counted
 
 
 def require_label(label: Any, where: str, name: str, classes: tuple[str, ...]) -> None:
@@ -77,8 +78,8 @@ def require_pixels(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], w
         bad = np.flatnonzero(~np.isfinite(images.reshape(len(images), -1)).all(1))
         if bad.size:
             raise DataError(
-                f"{where}: image {bad[0]} holds NaN or infinite values ({bad.size} such "
-                "images). Repair or remove them."
+                f"{where}: image {bad[0]} holds NaN or infinite values ({counted(bad.size, 'such image')}"
+                "). Repair or remove them."
             )
     if images.dtype != np.uint8:
         raise DataError(f"{where}: images must be uint8 0..255, got {images.dtype}. Scale them first.")

@@ -13,6 +13,7 @@ import numpy as np
 from glomo_dist.data.text import tokenize
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.fingerprint import derive_seed
+from glomo_dist.runtime.words import counted
 from glomo_dist.transfer.checks import class_numbers, require_label, require_one_kind, require_pixels
 from glomo_dist.transfer.models import Reader, ReaderSizes
 
@@ -199,8 +200,8 @@ def _column(rows: list[Row], column: str, words: dict[str, str]) -> Column:
         of.append([numbers.setdefault(text, len(numbers)) for text in texts])
         if len(texts) != len(of[0]):
             raise DataError(
-                f"{row.where}: the {column} has {len(texts)} texts, that of {rows[0].where} has {len(of[0])}. "
-                "Every example needs as many."
+                f"{row.where}: the {column} has {counted(len(texts), 'text')}, that of {rows[0].where} has "
+                f"{len(of[0])}. Every example needs as many."
             )
     values = [[words.setdefault(w, w) for w in tokenize(text)] for text in numbers]
     return Column(values, np.array(of, np.int64))
@@ -213,8 +214,8 @@ def _require_words(rows: list[Row], columns: dict[str, Column], column: str) -> 
     empty = np.flatnonzero((lengths[columns[column].of] == 0).any(1))
     if empty.size:
         raise DataError(
-            f"{rows[empty[0]].where}: the {column} has no word in it ({empty.size} such rows in this split). "
-            "Complete or remove the row."
+            f"{rows[empty[0]].where}: the {column} has no word in it ({counted(empty.size, 'such row')} in this "
+            "split). Complete or remove the row."
         )
 
 

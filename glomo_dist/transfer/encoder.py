@@ -19,6 +19,7 @@ from glomo_dist.data.lines import HALF_PAIR
 from glomo_dist.runtime import files, packages
 from glomo_dist.runtime.errors import ConfigError, DataError, describe
 from glomo_dist.runtime.fingerprint import fingerprint
+from glomo_dist.runtime.words import counted
 from glomo_dist.transfer.features import FeatureSpec
 from glomo_dist.transfer.text_windows import Window, windows
 
@@ -252,8 +253,8 @@ def _load(folder: Path) -> tuple[Any, torch.nn.Module]:
     )
     if missing:
         raise ConfigError(
-            f"{folder}: {len(missing)} weights are not in its .safetensors files, first {', '.join(missing[:3])}. "
-            "Copy the encoder again, or save it with save_pretrained."
+            f"{folder}: {counted(len(missing), 'weight is', 'weights are')} not in its .safetensors files, "
+            f"first {', '.join(missing[:3])}. Copy the encoder again, or save it with save_pretrained."
         )
     return tokenizer, encoder
 

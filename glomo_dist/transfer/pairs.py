@@ -9,6 +9,7 @@ from typing import Any
 
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
+from glomo_dist.runtime.words import counted
 from glomo_dist.transfer.dataset import SPLITS, Row, TaskData, text_data
 from glomo_dist.transfer.rows import records, table
 from glomo_dist.transfer.sources import has_records, packed
@@ -67,14 +68,14 @@ def _table(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
             continue
         if len(cells) > len(header):
             raise DataError(
-                f"{where}: {len(cells)} cells, the header has {len(header)}. A text with a tab in it? Mend or "
-                "delete the line."
+                f"{where}: {counted(len(cells), 'cell')}, the header has {len(header)}. A text with a tab in it? "
+                "Mend or delete the line."
             )
         missing = [name for name in header[len(cells) :] if not _ANNOTATOR.fullmatch(name)]
         if missing:
             raise DataError(
-                f"{where}: {len(cells)} cells, the header has {len(header)}: no {missing[0]}. The file may be cut "
-                "off: copy it again, or mend or delete the line."
+                f"{where}: {counted(len(cells), 'cell')}, the header has {len(header)}: no {missing[0]}. The file "
+                "may be cut off: copy it again, or mend or delete the line."
             )
         yield where, dict(zip(header, cells, strict=False))
 

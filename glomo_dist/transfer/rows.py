@@ -10,6 +10,7 @@ from typing import Any
 from glomo_dist.data.lines import json_objects, numbered_lines
 from glomo_dist.data.parquet import parquet_rows
 from glomo_dist.runtime.errors import DataError
+from glomo_dist.runtime.words import counted
 from glomo_dist.transfer.sources import STAR, address_parts, find, has_ending, joined, one_file
 
 SUFFIXES = (".tsv", ".jsonl", ".txt", ".vec")
@@ -52,7 +53,7 @@ def csv_rows(
             require_keys(where, names, keys)
         elif len(cells) != len(names):
             raise DataError(
-                f"{where}: {len(cells)} cells, expected {len(names)} ({', '.join(names)}). A cell with "
+                f"{where}: {counted(len(cells), 'cell')}, expected {len(names)} ({', '.join(names)}). A cell with "
                 f"{delimiter!r} in it must be in quotes."
             )
         else:

@@ -13,6 +13,7 @@ import numpy as np
 
 from glomo_dist.runtime.errors import DataError, describe
 from glomo_dist.runtime.files import sha256_file
+from glomo_dist.runtime.words import counted
 from glomo_dist.transfer.rows import SUFFIXES, lines
 from glomo_dist.transfer.sources import npz_arrays, one_file
 
@@ -130,8 +131,9 @@ def _text(source: str, only: Collection[str] | None, width: int | None) -> WordV
         word, values = " ".join(cells[:-width]), cells[-width:]
         spare = len(cells) - width - 1
         if width < 1 or spare < 0 or (spare and not header and all(map(_number, cells[1:]))):
+            numbers = counted(width, "number") if width else "its numbers"
             raise DataError(
-                f"{source}, line {number}: expected a word and {width or 'its'} numbers, got {len(cells)} cells. "
+                f"{source}, line {number}: expected a word and {numbers}, got {counted(len(cells), 'cell')}. "
                 "Single spaces (no tabs) separate the cells, and all vectors of a file have one width; repair or "
                 "remove the line."
             )
@@ -142,7 +144,7 @@ def _text(source: str, only: Collection[str] | None, width: int | None) -> WordV
                 vector = np.array(values, dtype=np.float32)
         except ValueError as e:
             raise DataError(
-                f"{source}, line {number}: {e}. Expected {width} numbers after the word."
+                f"{source}, line {number}: {e}. Expected {counted(width, 'number')} after the word."
             ) from None
         if not np.isfinite(vector).all():
             raise DataError(f"{source}, line {number}: the vector of {word!r} is not finite.")

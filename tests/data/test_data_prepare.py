@@ -130,10 +130,10 @@ def test_the_report_names_what_was_left_out(
     with open(corpus, "a") as f:
         f.write('{"text": "_"}\n{"text": ""}\n')
     prepare_text([str(tmp_path)], tmp_path / "out", workers=2)
-    assert "left out: 1 .json files, 2 documents without a word\n" in capfd.readouterr().err
+    assert "left out: .json files (1), documents without a word (2)\n" in capfd.readouterr().err
     np.savez(tmp_path / "images.npz", images=np.arange(48, dtype=np.uint8).reshape(3, 4, 4))
     prepare_images([str(tmp_path / "*.*")], tmp_path / "images")
-    assert "left out: 1 .json files, 1 .jsonl files\n" in capfd.readouterr().err
+    assert "left out: .json files (1), .jsonl files (1)\n" in capfd.readouterr().err
 
 
 def test_the_record_of_the_command_has_no_secret(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_a_job_that_waits_for_a_larger_node_is_named_once(local_ray, tmp_path, m
     said = capsys.readouterr().err
     assert said.count("it waits for a larger one") == 1
     assert (
-        "asks for 2 cores and 0.1 GB of memory, more than any node of Ray has (there are 2, with 1 cores"
+        "asks for 2 cores and 0.1 GB of memory, more than any node of Ray has (there are 2, with 1 core and"
         in said
     )
 

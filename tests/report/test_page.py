@@ -41,7 +41,7 @@ def test_one_of_each_need_not_be_in_a_list(tmp_path):
     pretraining = run_folder(tmp_path / "run", [log_row(1)])
     for kind in (str, Path):
         assert len(build(kind(folder), page, run_folders=kind(pretraining)).finished) == 1
-        assert "1 steps, ranks: 2" in Tags(page.read_text()).text
+        assert "1 step, ranks: 2" in Tags(page.read_text()).text
         with pytest.raises(GlomoError, match=r"nothere"):
             build(folder, page, stores=kind(tmp_path / "nothere"))
         with pytest.raises(GlomoError, match=r"task .*nothere\.py: No such file"):

@@ -10,6 +10,7 @@ from result_folders import id_of, job, result, write
 from transfer_samples import store_meta
 
 from glomo_dist.graphs.export import export_graphs
+from glomo_dist.graphs.store import GraphStore
 from glomo_dist.model import Glomo, GlomoConfig
 from glomo_dist.report import as_text, build
 from glomo_dist.report.provenance import facts
@@ -115,7 +116,7 @@ def test_stores_say_what_predictor_they_are_of(tmp_path, recorded, said):
     meta = store_meta("digits", "d", **recorded)
     predictor = Glomo(GlomoConfig(vocab_size=4, width=8, heads=2, layers=2))
     store = export_graphs(predictor, {"test.image": [np.array([1, 2])]}, tmp_path / "store", meta=meta)
-    (fact,) = facts(Results([], []), [], [store])
+    (fact,) = facts(Results([], []), [], {store: GraphStore.open(store)})
     assert fact.details.startswith(said)
     assert ("6.25 % of the task's words unknown" in fact.details) == ("unknown_words" in recorded)
 

@@ -88,10 +88,10 @@ def test_skipped_steps_are_counted_and_are_steps(tmp_path):
     ]  # 3: its gradient was not finite
     (run,) = read_runs([run_folder(tmp_path / "run", rows)])
     assert (run.steps, run.skipped, [row.step for row in run.rows], run.seconds) == (4, 3, [1, 3], 2.0)
-    _, pretraining = provenance.facts(Results([], []), [run], [])[:2]
+    _, pretraining = provenance.facts(Results([], []), [run], {})[:2]
     assert pretraining.details.startswith("4 steps (3 of them skipped), ranks: 2, ")
     (run,) = read_runs([run_folder(tmp_path / "other", ROWS)])
-    assert provenance.facts(Results([], []), [run], [])[1].details.startswith("2 steps, ranks: 2, ")
+    assert provenance.facts(Results([], []), [run], {})[1].details.startswith("2 steps, ranks: 2, ")
 
 
 @pytest.mark.parametrize(("count", "width"), [(1, 5), (3, 5), (40, 5), (41, 6), (200, 8)])

@@ -61,7 +61,7 @@ def test_glove_with_spaces_in_the_first_word(tmp_path, text, words):
         ("the 1 2 3\nfilm 1 2 3 4\n", "line 2: expected a word and 3 numbers, got 5 cells"),
         ("the 1 2 3\nfilm 1 two 3\n", "line 2: could not convert string to float: .*'two'"),
         ("the 1 2 3\nfilm 1 1e39 3\n", "line 2: the vector of 'film' is not finite"),
-        ("the\t1\t2\nfilm\t1\t2\n", r"line 1: expected a word and its numbers, got 1 cells\. Single spaces"),
+        ("the\t1\t2\nfilm\t1\t2\n", r"line 1: expected a word and its numbers, got 1 cell\. Single spaces"),
         ("the 1 2 3\nfilm 1 nan 3\n", "line 2: the vector of 'film' is not finite"),
         ("2 4\nthe 1 2 3\n", "line 2: expected a word and 4 numbers"),
         ("9 3\nthe 1 2 3\nfilm 1 2 3\n", "line 1 promises 9 vectors, the file has 2. The copy may be cut"),

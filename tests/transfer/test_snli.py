@@ -68,7 +68,7 @@ def test_a_pair_that_changes_sides_is_another_task(tmp_path):
     [
         (("a", "b", "maybe"), r"line 5: label 'maybe' is not one of entailment, neutral, contradiction"),
         (("a", "b", ""), r"line 5: label '' is not one of"),
-        ((" ", "b", "neutral"), r"line 5: the premise has no word in it \(1 such rows in this split\)"),
+        ((" ", "b", "neutral"), r"line 5: the premise has no word in it \(1 such row in this split\)"),
         (("a", "_", "neutral"), r"line 5: the hypothesis has no word in it"),
         ((None, "b", "neutral"), r"line 5: 'sentence1' must be a text, got None"),
         (("a", "b", 1), r"line 5: 'gold_label' must be a text, got 1"),

@@ -63,7 +63,7 @@ def test_sst2_jsonl_and_packed_tables_give_the_same_task(tmp_path, ending):
             )
             for label in ("²", "--1", "9" * 5000)
         ),
-        ("sentence\tlabel\nfine 1\n", r"train\.tsv, line 2: expected sentence, tab, label; got 1 cells"),
+        ("sentence\tlabel\nfine 1\n", r"train\.tsv, line 2: expected sentence, tab, label; got 1 cell\."),
         ("sentence\tlabel\n", "the train split has no example"),
     ],
 )
@@ -121,7 +121,7 @@ def test_sst2_columns_are_read_by_their_names(tmp_path):
     plain = get_task("sst2").load(write_sst2(tmp_path / "plain"), None)
     turned = "label\tindex\tsentence\n1\t0\ta smile on your face \n0\t1\tcontains no wit \n"
     assert get_task("sst2").load(write_sst2(tmp_path / "a", turned), None).fingerprint == plain.fingerprint
-    with pytest.raises(DataError, match=r"line 2: expected label, tab, sentence; got 1 cells"):
+    with pytest.raises(DataError, match=r"line 2: expected label, tab, sentence; got 1 cell\."):
         get_task("sst2").load(write_sst2(tmp_path / "b", "label\tsentence\nfine 1\n"), None)
     with pytest.raises(DataError, match=r"train\.tsv, line 1: expected the columns .*got index, sentence\.$"):
         get_task("sst2").load(write_sst2(tmp_path / "c", "index\tsentence\n0\tfine\n"), None)

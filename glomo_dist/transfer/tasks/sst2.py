@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 
 from glomo_dist.runtime.errors import DataError
+from glomo_dist.runtime.words import counted
 from glomo_dist.transfer.dataset import SPLITS, Published, Row, Task, TaskData, text_data
 from glomo_dist.transfer.models import TextReader
 from glomo_dist.transfer.rows import records, table
@@ -71,7 +72,7 @@ def _tsv(path: str) -> list[Row]:
                 )
             continue
         if len(cells) != len(names):
-            raise DataError(f"{where}: expected {', tab, '.join(names)}; got {len(cells)} cells.")
+            raise DataError(f"{where}: expected {', tab, '.join(names)}; got {counted(len(cells), 'cell')}.")
         row = dict(zip(names, cells, strict=True))
         rows.append(Row({"text": row["sentence"]}, class_number(row["label"], where, CLASSES), where))
     return rows
