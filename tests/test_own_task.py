@@ -226,6 +226,8 @@ def test_each_way_to_name_a_task_says_what_it_takes(here: Path) -> None:
         FinetuneJob("own/topics.py")
     with pytest.raises(ConfigError, match=r"unknown task 'topics'.* the file as task_file"):
         get_task(FinetuneJob("topics").task)
+    with pytest.raises(ConfigError, match=r"unknown task 'topics'\. .* the path of its file, PATH\.py\.$"):
+        find_task("topics")
     with pytest.raises(ConfigError, match=r"by its name or the path of its \.py file, got Task"):
         export_task(task, "run", "graphs")  # type: ignore[arg-type]
     nothing_at(here / "graphs")

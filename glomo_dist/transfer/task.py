@@ -44,10 +44,7 @@ def get_task(name: str, file: str | None = None) -> Task:
             raise ConfigError(f"{file} has the task {task.name!r}; {name!r} was asked for.")
         return task
     if name not in TASKS:
-        raise ConfigError(
-            f"unknown task {name!r}.{suggest(name, TASKS)} A task of your own is named by its file, PATH.py; a "
-            "FinetuneJob has its name as task and the file as task_file."
-        )
+        raise _unknown(name, "One of a file has its name as task and the file as task_file.")
     return TASKS[name]
 
 
@@ -61,7 +58,9 @@ def find_task(text: str | os.PathLike[str]) -> tuple[Task, str | None]:
     if text.endswith(".py"):
         file = os.path.abspath(os.path.expanduser(text))  # workers may run in another folder
         return _task_of(file), file
-    return get_task(text), None
+    if text not in TASKS:
+        raise _unknown(text, "Give one of your own as the path of its file, PATH.py.")
+    return TASKS[text], None
 
 
 def chosen_tasks(texts: Iterable[str | os.PathLike[str]]) -> dict[str, str | None]:
@@ -77,6 +76,10 @@ def chosen_tasks(texts: Iterable[str | os.PathLike[str]]) -> dict[str, str | Non
             )
         found[task.name] = file
     return found
+
+
+def _unknown(name: str, own: str) -> ConfigError:
+    return ConfigError(f"unknown task {name!r}.{suggest(name, TASKS)} {own}")
 
 
 def _task_of(file: str) -> Task:
