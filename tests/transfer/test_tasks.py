@@ -109,15 +109,15 @@ def test_a_text_without_a_word_is_refused(tmp_path, task):
     source = tmp_path / task
     if task == "sst2":
         write_sst2(source, train="sentence\tlabel\nfine\t1\n \t0\n\t1\n")
-        where = r"train\.tsv, line 3: the text has no word in it \(2 such rows"
+        where = r"train\.tsv, line 3: the text has no word in it \(2 such rows "
     elif task == "imdb":
         (write_imdb(source) / "test" / "neg" / "0_3.txt").write_text(" <br />\n")
-        where = r"0_3\.txt: the text has no word in it \(1 such rows"
+        where = r"0_3\.txt: the text has no word in it \(1 such row "
     else:
         source.mkdir()
         rows = [(text, split) for split in ("train", "dev", "test") for text in ("fine", " ")]
         lines = (json.dumps({"text": text, "label": "re", "split": split}) + "\n" for text, split in rows)
         (source / "docstrings.jsonl").write_text("".join(lines))
-        where = r"docstrings\.jsonl, line 2: the text has no word in it \(1 such rows"
+        where = r"docstrings\.jsonl, line 2: the text has no word in it \(1 such row "
     with pytest.raises(DataError, match=where):
         get_task(task).load(str(source), None)
