@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ from glomo_dist.pretrain.log import JsonLog
 from glomo_dist.pretrain.resolve import ResolvedRun
 from glomo_dist.runtime import files, json_files, packages
 from glomo_dist.runtime.config import to_dict
-from glomo_dist.runtime.errors import GlomoError
+from glomo_dist.runtime.errors import GlomoError, describe
 from glomo_dist.runtime.progress import bar, say
 
 
@@ -72,19 +73,46 @@ class TensorBoard:
     def __init__(self, folder: Path, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-        self._folder = folder
-        with files.writing(folder, run_folder.GO_ON):
-            self._writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
+        self._folder, self._told = folder, False
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_silent_threads())
+            with files.writing(folder, run_folder.GO_ON):
+                self._writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
+            self._silence = stack.pop_all()
 
     def step(self, row: dict[str, Any]) -> None:
         if row["logged"]:
+            self._told = True  # if not all of it is written
             with files.writing(self._folder, run_folder.GO_ON):
                 for name, number in scalars(row).items():
                     self._writer.add_scalar(name, number, row["step"])
+            self._told = False
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # a full disk has been reported by then
-            self._writer.close()
+        with self._silence:
+            try:
+                self._writer.close()
+            except OSError as e:
+                if not self._told:
+                    say(
+                        f"WARNING: {self._folder}: {describe(e)}. The last curves are missing there, not in the log."
+                    )
+
+
+@contextlib.contextmanager
+def _silent_threads() -> Iterator[None]:
+    """Without the tracebacks of TensorBoard's thread: it hands its error to whoever writes next."""
+    before = threading.excepthook
+
+    def others(args: threading.ExceptHookArgs) -> None:
+        if not type(args.thread).__module__.startswith("tensorboard."):
+            before(args)
+
+    threading.excepthook = others
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 class WandB:

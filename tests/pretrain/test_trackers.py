@@ -1,10 +1,13 @@
-"""W&B and MLflow by a flag: what they are told, and what is said when they are missing (with stand-ins)."""
+"""Trackers: what W&B and MLflow are told, what is said when they are missing (with stand-ins); a disk that fails."""
 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -13,7 +16,7 @@ import pytest
 from pretrain_samples import TINY
 
 from glomo_dist.pretrain import pretrain
-from glomo_dist.pretrain.hooks import Guest, MLflow, WandB, scalars
+from glomo_dist.pretrain.hooks import Guest, MLflow, TensorBoard, WandB, scalars
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 
 ROW: dict[str, Any] = {
@@ -120,3 +123,40 @@ def test_a_missing_package_is_named_before_anything_starts(
     ):
         pretrain(config, tiny_shards, tmp_path / "run", 2)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("when", ["begin", "later", "end"])
+def test_a_full_disk_is_said_once_and_without_a_traceback(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """TensorBoard writes in a thread of its own, whose traceback stood beside the message, or stood there alone."""
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    tracebacks: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", tracebacks.append)
+    ours = threading.excepthook
+    message = rf"cannot write {tmp_path}: No space left on device"
+    if when == "begin":
+        monkeypatch.setattr(RecordWriter, "write", full)
+        with pytest.raises(GlomoError, match=message):
+            TensorBoard(tmp_path, 0)
+    else:
+        hook = TensorBoard(tmp_path, 0)
+        hook.step(ROW)
+        other = threading.Thread(target=full)
+        other.start()
+        other.join()
+        assert [of.thread for of in tracebacks] == [other]
+        tracebacks.clear()
+        monkeypatch.setattr(RecordWriter, "write", full)
+        monkeypatch.setattr(RecordWriter, "flush", full)
+        if when == "later":
+            with pytest.raises(GlomoError, match=message):
+                for _ in range(100):  # more than the thread has room for
+                    hook.step(ROW)
+        hook.close()
+    said = capfd.readouterr().err.count(f"WARNING: {tmp_path}: No space left on device. The last curves")
+    assert not tracebacks and said == (when == "end") and threading.excepthook is ours
