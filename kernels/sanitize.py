@@ -9,6 +9,7 @@ A copy of glomo_kernels with an instrumented extension goes to build/sanitize-<n
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -87,7 +88,13 @@ def run(name: str) -> int:
 
 
 if __name__ == "__main__":
-    chosen = sys.argv[1:] or list(FLAGS)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("chosen", nargs="*", metavar="|".join(FLAGS), default=list(FLAGS))
+    chosen = parser.parse_args().chosen
+    if unknown := set(chosen) - set(FLAGS):
+        parser.error(f"{unknown.pop()!r} is none of {', '.join(FLAGS)}")
     codes = {name: run(name) for name in chosen}
     print(
         ", ".join(f"{name}: {'clean' if code == 0 else f'failed ({code})'}" for name, code in codes.items())

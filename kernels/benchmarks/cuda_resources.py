@@ -5,6 +5,7 @@ python kernels/benchmarks/cuda_resources.py [80 90 100]     writes results/cuda_
 
 from __future__ import annotations
 
+import argparse
 import csv
 import sys
 from pathlib import Path
@@ -16,7 +17,14 @@ RESULTS = Path(__file__).parent / "results" / "cuda_resources.csv"
 
 
 def main() -> None:
-    rows = build_cuda.resources(sys.argv[1:] or build_cuda.DEFAULT_ARCHITECTURES)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("architectures", nargs="*", default=build_cuda.DEFAULT_ARCHITECTURES)
+    try:
+        rows = build_cuda.resources(parser.parse_args().architectures)
+    except build_cuda.BuildError as error:
+        sys.exit(str(error))
     RESULTS.parent.mkdir(exist_ok=True)
     with RESULTS.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")

@@ -9,6 +9,7 @@ errors of dq and dk over all CASES and SEEDS, as a share of those of plain PyTor
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -79,6 +80,9 @@ def worst(dtype: torch.dtype, by_rounded: bool) -> list[float]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     print("| divided by the sum of | bfloat16, dq | dk | float16, dq | dk |")
     print("| --- | ---: | ---: | ---: | ---: |")
     for name, by_rounded in (("exact", False), ("rounded", True)):

@@ -8,6 +8,7 @@ starts; what is not brought along has to be there.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.util
 import os
@@ -82,4 +83,10 @@ def use(part: Part) -> None:
 
 
 if __name__ == "__main__":
-    collect(Path(sys.argv[1] if sys.argv[1:] else FOLDER), sys.argv[2] if sys.argv[2:] else "3.12")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", nargs="?", type=Path, default=FOLDER)
+    parser.add_argument("python", nargs="?", default="3.12")
+    options = parser.parse_args()
+    collect(options.folder, options.python)
