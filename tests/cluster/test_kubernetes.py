@@ -16,9 +16,11 @@ from cluster_samples import CLUSTER, ROOT, STAND_INS, environment
 from published_schemas import NotHere, Published, _checked, misspelt, problems, schema_of
 
 from glomo_dist.cli import main
+from glomo_dist.data.config import Reading
 
 FOLDER = CLUSTER / "kubernetes"
 FILES = ("evaluate-rayjob.yaml", "pretrain-jobset.yaml", "pretrain-pytorchjob.yaml")
+BY_HAND = "files.yaml"  # a pod, which no operator looks after
 CORE_VERSION = "1.32"
 
 # Keys below these are the user's own words: names of labels, resources, replicas, flags of `ray start`.
@@ -56,7 +58,7 @@ def pods(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_every_file_is_looked_at() -> None:
-    assert {p.name for p in FOLDER.glob("*.y*ml")} == {*FILES, "storage.yaml"}
+    assert {p.name for p in FOLDER.glob("*.y*ml")} == {*FILES, BY_HAND, "storage.yaml"}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -119,7 +121,35 @@ def test_storage_is_valid_kubernetes() -> None:
     assert core_problems(claim) == "" and claim["spec"]["accessModes"] == ["ReadWriteMany"]
 
 
-@pytest.mark.parametrize("name", FILES)
+def test_the_pod_for_files_is_valid_kubernetes_and_sees_the_storage() -> None:
+    pod = load(BY_HAND)
+    assert core_problems(pod) == ""
+    volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
+    (container,) = pod["spec"]["containers"]
+    mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
+    claim = load("storage.yaml")["metadata"]["name"]
+    assert mounts["/data"]["persistentVolumeClaim"]["claimName"] == claim and len(mounts) == len(volumes)
+    named = re.findall(
+        r"kubectl (?:exec|cp|delete pod|cp \S+) (glomo-files)\b", (CLUSTER / "README.md").read_text()
+    )
+    assert set(named) == {pod["metadata"]["name"]}
+
+
+@pytest.mark.parametrize("name", FILES[1:])
+def test_the_cache_of_shards_fits_where_it_is(name: str) -> None:
+    """It was in the home of 1 GiB. Kubernetes evicts a pod whose volume grows past its limit."""
+    (cache,) = re.findall(r"XDG_CACHE_HOME=(\S+)", (FOLDER / "Dockerfile").read_text())
+    for template in pods(load(name)):
+        volumes = {v["name"]: v for v in template["spec"]["volumes"]}
+        (container,) = template["spec"]["containers"]
+        (volume,) = (
+            m["name"] for m in container["volumeMounts"] if Path(m["mountPath"]) in Path(cache).parents
+        )
+        limit = volumes[volume]["emptyDir"]["sizeLimit"]
+        assert (int(limit.removesuffix("Gi")) << 30) > 1.5 * Reading().cache_gb * 1e9
+
+
+@pytest.mark.parametrize("name", [*FILES, BY_HAND])
 def test_no_pod_has_rights_it_does_not_need(name: str) -> None:
     for template in pods(load(name)):
         assert template["spec"]["securityContext"]["runAsNonRoot"] is True
