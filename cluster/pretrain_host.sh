@@ -4,7 +4,7 @@
 #
 #   NODES=2 NODE_INDEX=0 MEET=node-a:29500 cluster/pretrain_host.sh SHARDS --out RUN --recipe NAME [--flags]
 #
-# NODES           how many hosts, or MIN:MAX of them
+# NODES           how many hosts, or MIN:MAX of them: MIN start without the others after 30 s, who join by a restart
 # NODE_INDEX      0 on the host that MEET names, 1, 2, ... on the others
 # MEET            HOST:PORT, a free port of the first host that all others reach
 # RANKS_PER_NODE  processes here: `gpu` is one per GPU (default); on CPU a number
@@ -41,6 +41,11 @@ else
 fi
 export MEET NODE_INDEX LOST_SECONDS=${LOST_SECONDS:-30} # and RANKS_PER_NODE: for torchrun.py
 settings="is_host=$is_host,join_timeout=${JOIN_SECONDS:-600},read_timeout=$LOST_SECONDS"
+if [[ $NODES == *:* || ${RESTARTS:-0} != 0 ]]; then
+  # A host that joins others at work waits in vain for the address of the store that torchrun (2.13) keeps for the ranks:
+  # it is told once, at the first start. A store of the ranks' own is told of at every start.
+  export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+fi
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${SAVE_SECONDS:-60}
 exec "$PYTHON" "$(dirname "${BASH_SOURCE[0]}")/torchrun.py" \
   --nnodes "$NODES" --nproc-per-node "$RANKS_PER_NODE" --max-restarts "${RESTARTS:-0}" \

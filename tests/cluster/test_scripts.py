@@ -124,6 +124,19 @@ def test_a_wrong_address_ends_by_the_clock(script: str, address: str) -> None:
     assert time.monotonic() - began < 15
 
 
+@pytest.mark.parametrize(
+    ("given", "own"), [({}, ""), ({"RESTARTS": "0"}, ""), ({"RESTARTS": "3"}, "1"), ({"NODES": "1:2"}, "1")]
+)
+def test_ranks_that_others_may_join_have_a_store_of_their_own(
+    given: dict[str, str], own: str, tmp_path: Path
+) -> None:
+    """What that is for: test_a_host_joins_another_at_work."""
+    (tmp_path / "python").write_text('#!/bin/sh\nprintf "<%s>" "$TORCH_DISABLE_SHARE_RDZV_TCP_STORE"\n')
+    (tmp_path / "python").chmod(0o755)
+    done = host("pretrain_host.sh", "shards", **{**HOST, "PYTHON": str(tmp_path / "python"), **given})
+    assert done.stdout == f"<{own}>", done.stderr
+
+
 def test_words_pass_unchanged(tmp_path: Path) -> None:
     words = ["a b", "$HOME", "'q'", "--flag=*"]
     (tmp_path / "python").write_text('#!/bin/sh\nprintf "<%s>" "$@"\n')

@@ -29,6 +29,12 @@ pathlib.Path("waits").touch()
 time.sleep(300)
 """
 
+JOINED = """
+import os, pathlib, time
+pathlib.Path(f"{os.environ['RANK']} of {os.environ['WORLD_SIZE']}").touch()
+time.sleep(300 if os.environ["WORLD_SIZE"] == "1" else 0)
+"""
+
 
 def test_torchrun_ends_with_the_code_of_the_rank(tmp_path: Path) -> None:
     """Code 75 must reach the scheduler; plain torchrun makes 1 of it."""
@@ -67,6 +73,34 @@ def test_ranks_save_whatever_asks_them_to_stop(number: signal.Signals, tmp_path:
         assert not list(tmp_path.glob("torchelastic_*")), "one such folder of torchrun's stayed for each run"
     finally:
         process.kill()
+
+
+def test_a_host_joins_another_at_work(tmp_path: Path) -> None:
+    """NODES=1:2. Without the variable, which pretrain_host.sh sets, both hosts end: torch (2.13) tells who comes
+    later nothing of the store."""
+    (tmp_path / "rank.py").write_text(JOINED)
+    with socket.socket() as s:
+        s.bind(("", 0))
+        meet = f"localhost:{s.getsockname()[1]}"
+    variables = environment(TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+    processes = []
+    try:
+        for index in (0, 1):
+            settings = f"is_host={str(index == 0).lower()},read_timeout=3,last_call_timeout=1"
+            words = [
+                sys.executable, str(CLUSTER / "torchrun.py"), "--nnodes", "1:2", "--nproc-per-node", "1",
+                "--rdzv-backend", "c10d", "--rdzv-id", "x", "--rdzv-endpoint", meet, "--rdzv-conf", settings,
+                "--local-addr", "localhost", str(tmp_path / "rank.py"),
+            ]  # fmt: skip
+            more = {"NODE_INDEX": str(index), "MEET": meet}
+            processes.append(subprocess.Popen(words, env={**variables, **more}, cwd=tmp_path))
+            if index == 0:
+                wait_until((tmp_path / "0 of 1").exists, 60, "a rank alone at work")
+        assert [process.wait(60) for process in processes] == [0, 0]
+        assert {path.name for path in tmp_path.glob("* of *")} == {"0 of 1", "0 of 2", "1 of 2"}
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def test_silent_first_host(network: Network, tmp_path: Path) -> None:
