@@ -57,7 +57,7 @@ def test_every_setting_says_what_it_is(command: str, capfd: Capture, monkeypatch
     page = capfd.readouterr().out
     text = "\n".join(line[2:-2] for line in page.splitlines() if line.startswith("│"))
     settings = re.split(r"^(?=-|[A-Z[]{2})", text, flags=re.MULTILINE)[1:]
-    assert settings
+    assert settings and "(default: )" not in page, "an empty list is no default that says anything"
     for setting in settings:
         name, *said = re.split(r" {2,}|\n +", setting.split("─")[0].rstrip())
         assert re.match(r"[^(]", " ".join(said)), f"{name}: nothing but {said}"

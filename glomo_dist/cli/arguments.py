@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import tyro
+from tyro.conf import arg
 
 from glomo_dist.runtime.errors import ConfigError, suggest
 from glomo_dist.runtime.files import remove_leftovers
@@ -39,6 +40,12 @@ def parse(cls: Any, argv: Sequence[str], *, name: str, description: str | None, 
         description=inspect.cleandoc(description or ""),
         default=tyro.MISSING_NONPROP if default is None else default,
     )
+
+
+def shown_as(words: str, metavar: str | None = None) -> Any:
+    """What stands in --help in the place of a default that says nothing: None for what is decided later, or for an
+    empty list of what is required."""
+    return arg(metavar=metavar, help_behavior_hint=f"({words})")
 
 
 def _lists(cls: Any) -> set[str]:

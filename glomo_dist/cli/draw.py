@@ -15,7 +15,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from glomo_dist.cli.arguments import parse
+from glomo_dist.cli.arguments import parse, shown_as
 from glomo_dist.runtime.config import check_least
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.runtime.progress import say
@@ -26,7 +26,7 @@ from glomo_dist.runtime.signals import STOP_SIGNALS, as_interrupt
 class Draw:
     model: Positional[Annotated[str, arg(metavar="RUN")]]
     """Run folder of `glomo pretrain`, or a model folder in it."""
-    inputs: Positional[Annotated[tuple[str, ...], arg(metavar="TEXT-OR-IMAGE [...]")]]
+    inputs: Positional[Annotated[tuple[str, ...], shown_as("required", "TEXT-OR-IMAGE [...]")]]
     """Texts; of a predictor of pixels image files, folders, .npz or idx files, resized to what it knows."""
     out: str = "graphs.html"
     """File to write; an older one is replaced."""

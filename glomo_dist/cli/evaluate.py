@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from glomo_dist.cli.arguments import pairs, parse
+from glomo_dist.cli.arguments import pairs, parse, shown_as
 from glomo_dist.runtime.config import from_dict, to_dict
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 from glomo_dist.runtime.progress import say
@@ -38,11 +38,6 @@ if TYPE_CHECKING:
 BARE_ARMS = ("none", "uniform", "window1", "window2", "window3")  # and so on
 
 
-def _without(default: str) -> Any:
-    """What stands in --help for a setting that is left to the plan, or to what is decided later."""
-    return arg(help_behavior_hint=f"(default: {default})")
-
-
 @dataclass(frozen=True)
 class Evaluate:
     settings: Annotated[FinetuneSettings, arg(name="")]
@@ -50,23 +45,23 @@ class Evaluate:
     """Folder of results; new, or of an earlier evaluation to go on with."""
     plan: Positional[Annotated[str | None, arg(metavar="[PLAN]")]] = None
     """A .yaml or .json file with a whole evaluation (see docs/evaluation.md); flags change it."""
-    tasks: tuple[str, ...] = ()
+    tasks: Annotated[tuple[str, ...], shown_as("required without a plan")] = ()
     """Names of tasks, or .py files with tasks of your own, which are run."""
-    arms: tuple[str, ...] = ()
+    arms: Annotated[tuple[str, ...], shown_as("required without a plan")] = ()
     """none, uniform, window1, window2, ..., NAME=STORE, NAME=RUN."""
-    sources: tuple[str, ...] = ()
+    sources: Annotated[tuple[str, ...], shown_as("default: none")] = ()
     """TASK=PATH of the data of each task that needs one."""
-    features: Annotated[tuple[str, ...], _without("learned")] = ()
+    features: Annotated[tuple[str, ...], shown_as("default: learned")] = ()
     """What it sees of words: learned[:WIDTH], a file of vectors, hf:ENCODER[@LAYER[,first]]; trnn: before one."""
-    seeds: Annotated[tuple[int, ...], _without("0 1 2")] = ()
+    seeds: Annotated[tuple[int, ...], shown_as("default: 0 1 2")] = ()
     """One job per seed and arm."""
-    train_sizes: Annotated[tuple[int, ...], _without("all")] = ()
+    train_sizes: Annotated[tuple[int, ...], shown_as("default: all")] = ()
     """Training examples, to compare several."""
     executor: Literal["ray", "process"] = "ray"
     """ray: in parallel; process: one after the other in this process."""
     address: str | None = None
     """A running Ray cluster ("auto", "host:6379"); without it one is started here and stopped at the end."""
-    cores: Annotated[int | None, _without("all")] = None
+    cores: Annotated[int | None, shown_as("default: all")] = None
     """Of the local Ray."""
     job_cores: int = 1
     """Cores and threads of each job."""

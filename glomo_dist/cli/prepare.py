@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional, arg, subcommand
+from tyro.conf import Positional, subcommand
 
-from glomo_dist.cli.arguments import parse, save_command
+from glomo_dist.cli.arguments import parse, save_command, shown_as
 from glomo_dist.data import load_tokenizer, prepare_images, prepare_text
 from glomo_dist.data.demo import write_demo_corpus
 from glomo_dist.data.prepare import BITS, MIN_COUNT, VOCAB_SIZE
@@ -32,13 +32,13 @@ from glomo_dist.runtime.files import require_absent_or_empty
 from glomo_dist.runtime.progress import say
 from glomo_dist.runtime.signals import STOP_SIGNALS, as_interrupt, held
 
-Sources = Positional[Annotated[tuple[str, ...], arg(metavar="SOURCE [SOURCE ...]")]]
+Sources = Positional[Annotated[tuple[str, ...], shown_as("required", "SOURCE [SOURCE ...]")]]
 MIB = 1 << 20
 
 
 def _int(default: int) -> Any:
     """A number that is None unless it is given, so that one which contradicts another flag is seen whatever it is."""
-    return arg(metavar="INT", help_behavior_hint=f"(default: {default})")
+    return shown_as(f"default: {default}", "INT")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from glomo_dist import recipes
-from glomo_dist.cli.arguments import parse, recipe_of
+from glomo_dist.cli.arguments import parse, recipe_of, shown_as
 from glomo_dist.pretrain import PretrainConfig, pretrain
 from glomo_dist.runtime.progress import say
 
@@ -43,8 +43,10 @@ class Pretrain:
     """Where the defaults come from."""
     ranks: int = 1
     """Processes on this machine (under torchrun its own number counts); may change when a run is continued."""
-    valid: str | None = None
-    """Validation shards (default: those that `glomo prepare --valid-share` put aside)."""
+    valid: Annotated[str | None, shown_as("default: those that `glomo prepare --valid-share` put aside")] = (
+        None
+    )
+    """Validation shards."""
     restarts: int = 0
     """How often all ranks are started again after one died or hung."""
 

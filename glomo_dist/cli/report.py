@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
-from glomo_dist.cli.arguments import parse
+from glomo_dist.cli.arguments import parse, shown_as
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.runtime.progress import say
 from glomo_dist.runtime.signals import STOP_SIGNALS, as_interrupt
@@ -24,15 +24,15 @@ from glomo_dist.runtime.signals import STOP_SIGNALS, as_interrupt
 
 @dataclass(frozen=True)
 class Report:
-    results: Positional[Annotated[tuple[str, ...], arg(metavar="RESULTS [RESULTS ...]")]]
+    results: Positional[Annotated[tuple[str, ...], shown_as("required", "RESULTS [RESULTS ...]")]]
     """Output folders of `glomo evaluate`."""
     out: str = "report.html"
     """File to write; an older one is replaced."""
-    runs: tuple[str, ...] = ()
+    runs: Annotated[tuple[str, ...], shown_as("default: none")] = ()
     """Run folders of `glomo pretrain`: their losses and empty rows are shown."""
-    stores: tuple[str, ...] = ()
+    stores: Annotated[tuple[str, ...], shown_as("default: none")] = ()
     """Graph stores to draw, beside those of the results."""
-    tasks: tuple[str, ...] = ()
+    tasks: Annotated[tuple[str, ...], shown_as("default: none")] = ()
     """The .py files of tasks of your own, which are run: for their drawn graphs and published numbers."""
 
 
