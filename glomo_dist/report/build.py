@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from glomo_dist.data.files import listed
+from glomo_dist.data.storage.files import listed
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.report import curves, drawings, provenance, remarks, scores
 from glomo_dist.report.names import counted, one_line, store_name

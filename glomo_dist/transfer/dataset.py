@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from glomo_dist.data.text import tokenize
+from glomo_dist.data.tokenizers.text import tokenize
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.fingerprint import derive_seed
 from glomo_dist.transfer.checks import class_numbers, require_label, require_one_kind, require_pixels

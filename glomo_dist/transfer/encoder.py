@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from glomo_dist.data.lines import HALF_PAIR
+from glomo_dist.data.storage.lines import HALF_PAIR
 from glomo_dist.runtime import files, packages
 from glomo_dist.runtime.errors import ConfigError, DataError, describe
 from glomo_dist.runtime.fingerprint import fingerprint

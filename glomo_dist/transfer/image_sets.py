@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from glomo_dist.data.cifar import cifar_images
-from glomo_dist.data.images import encoded_picture, pictures
-from glomo_dist.data.packed import open_stream
+from glomo_dist.data.preparing.cifar import cifar_images
+from glomo_dist.data.preparing.images import encoded_picture, pictures
+from glomo_dist.data.storage.packed import open_stream
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
 from glomo_dist.transfer.checks import class_numbers, require_pixels, require_shape

@@ -7,8 +7,8 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from glomo_dist.data.lines import json_objects, numbered_lines
-from glomo_dist.data.parquet import parquet_rows
+from glomo_dist.data.storage.lines import json_objects, numbered_lines
+from glomo_dist.data.storage.parquet import parquet_rows
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer.sources import STAR, address_parts, find, has_ending, joined, one_file
 

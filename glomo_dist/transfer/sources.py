@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from fsspec.implementations.tar import TarFileSystem
 
-from glomo_dist.data.files import PACKED, InputFile, find_files
-from glomo_dist.data.packed import open_seekable
-from glomo_dist.data.patience import insist
-from glomo_dist.data.places import Address, attempts, open_place
-from glomo_dist.data.remote import file_system, over_http
+from glomo_dist.data.storage.files import PACKED, InputFile, find_files
+from glomo_dist.data.storage.packed import open_seekable
+from glomo_dist.data.storage.patience import insist
+from glomo_dist.data.storage.places import Address, attempts, open_place
+from glomo_dist.data.storage.remote import file_system, over_http
 from glomo_dist.runtime.errors import DataError, describe
 from glomo_dist.runtime.progress import bar, say
 

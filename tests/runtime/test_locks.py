@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from glomo_dist.data.cache import ShardCache
+from glomo_dist.data.reading.cache import ShardCache
 from glomo_dist.pretrain import run_folder
 from glomo_dist.runtime import files
 from glomo_dist.runtime.errors import GlomoError

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from glomo_dist.data.text import tokenize, word_spans
+from glomo_dist.data.tokenizers.text import tokenize, word_spans
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer.finetune import run
 from glomo_dist.transfer.job import FinetuneJob

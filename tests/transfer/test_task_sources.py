@@ -19,8 +19,8 @@ import web_faults as faults
 from transfer_samples import write_sst2
 from web_faults import serving
 
-from glomo_dist.data import patience
-from glomo_dist.data.sources import documents
+from glomo_dist.data.preparing.sources import documents
+from glomo_dist.data.storage import patience
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer import sources
 from glomo_dist.transfer.sources import address_parts, joined

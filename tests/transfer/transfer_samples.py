@@ -8,7 +8,7 @@ import torch
 from glomo_kernels import SparseGraph
 from torch import nn
 
-from glomo_dist.data.text import WordTokenizer
+from glomo_dist.data.tokenizers.text import WordTokenizer
 from glomo_dist.graphs.export import export_graphs
 from glomo_dist.graphs.index import StoreMeta
 from glomo_dist.model.config import GlomoConfig

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from glomo_dist.data.demo import digits
+from glomo_dist.data.preparing.demo import digits
 from glomo_dist.runtime.fingerprint import derive_seed
 from glomo_dist.transfer.dataset import SPLITS, Task, TaskData, checked, draw, images_split
 from glomo_dist.transfer.image_sets import check_images

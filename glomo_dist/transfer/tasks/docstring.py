@@ -1,6 +1,6 @@
 """Which module a docstring comes from: a task made of what every machine has, for `make demo`.
 
-The rows are written by `glomo_dist.data.demo` with their split. No published number exists.
+The rows are written by `glomo_dist.data.preparing.demo` with their split. No published number exists.
 """
 
 from __future__ import annotations

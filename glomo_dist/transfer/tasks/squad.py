@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from glomo_dist.data.packed import open_stream
-from glomo_dist.data.text import word_spans
+from glomo_dist.data.storage.packed import open_stream
+from glomo_dist.data.tokenizers.text import word_spans
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
 from glomo_dist.transfer.dataset import SPLITS, Published, Row, Split, Task, TaskData, text_data

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from glomo_dist.data.cifar import cifar_images
-from glomo_dist.data.encoded import decoded
-from glomo_dist.data.files import InputFile, find_files
-from glomo_dist.data.npy import read_header, read_up_to
-from glomo_dist.data.packed import open_seekable, open_stream
+from glomo_dist.data.preparing.cifar import cifar_images
+from glomo_dist.data.preparing.encoded import decoded
+from glomo_dist.data.storage.files import InputFile, find_files
+from glomo_dist.data.storage.npy import read_header, read_up_to
+from glomo_dist.data.storage.packed import open_seekable, open_stream
 from glomo_dist.runtime.config import whole
 from glomo_dist.runtime.errors import ConfigError, DataError, describe
 

@@ -24,10 +24,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from glomo_dist.data.decode import Layout
-from glomo_dist.data.gather import BadShard, Gatherer, Library, Request
-from glomo_dist.data.index import ShardIndex
-from glomo_dist.data.tarsamples import id_dtype
+from glomo_dist.data.reading.gather import BadShard, Gatherer, Library, Request
+from glomo_dist.data.shards.decode import Layout
+from glomo_dist.data.shards.index import ShardIndex
+from glomo_dist.data.shards.tarsamples import id_dtype
 from glomo_dist.runtime.errors import GlomoError, RankDied
 from glomo_dist.runtime.processes import import_path
 
@@ -70,7 +70,7 @@ class ReaderProcess:
         environment["PYTHONPATH"] = import_path()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "glomo_dist.data.reader", str(theirs.fileno()), str(os.getpid())],
+                [sys.executable, "-m", "glomo_dist.data.reading.reader", str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL, stdout=2,
             )  # fmt: skip
         self._connection = Connection(ours.detach())

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from glomo_dist.data.sources import Document
-from glomo_dist.data.text import WordTokenizer
+from glomo_dist.data.preparing.sources import Document
+from glomo_dist.data.tokenizers.text import WordTokenizer
 from glomo_dist.runtime.errors import DataError
 
 _CHUNK_CHARACTERS = 1 << 20  # of text handed to a worker at a time

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from glomo_dist.data.files import InputFile, find_files
-from glomo_dist.data.lines import HALF_PAIR, json_objects, numbered_lines
-from glomo_dist.data.parquet import parquet_rows
-from glomo_dist.data.text import lower_case, tokenize
+from glomo_dist.data.storage.files import InputFile, find_files
+from glomo_dist.data.storage.lines import HALF_PAIR, json_objects, numbered_lines
+from glomo_dist.data.storage.parquet import parquet_rows
+from glomo_dist.data.tokenizers.text import lower_case, tokenize
 from glomo_dist.runtime.errors import ConfigError, DataError, suggest
 
 Split = Literal["file", "paragraph", "line"]

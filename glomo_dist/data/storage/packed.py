@@ -14,8 +14,8 @@ from typing import IO, Any, cast
 
 import zstandard
 
-from glomo_dist.data.files import InputFile
-from glomo_dist.data.remote import Unbroken, is_local, open_in_order
+from glomo_dist.data.storage.files import InputFile
+from glomo_dist.data.storage.remote import Unbroken, is_local, open_in_order
 from glomo_dist.runtime.errors import DataError, describe
 from glomo_dist.runtime.files import cannot_write
 

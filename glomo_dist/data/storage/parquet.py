@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from glomo_dist.data.files import InputFile
-from glomo_dist.data.packed import open_seekable
+from glomo_dist.data.storage.files import InputFile
+from glomo_dist.data.storage.packed import open_seekable
 from glomo_dist.runtime.errors import DataError, describe, suggest
 
 ROWS = 1024  # at a time in memory

@@ -15,10 +15,10 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from glomo_dist.data.cutting import Cuts, fixed_cuts, random_cuts, random_keys
-from glomo_dist.data.index import ShardIndex
-from glomo_dist.data.packing import pack, reorder
-from glomo_dist.data.ragged import ranges, starts_of
+from glomo_dist.data.reading.cutting import Cuts, fixed_cuts, random_cuts, random_keys
+from glomo_dist.data.reading.packing import pack, reorder
+from glomo_dist.data.shards.index import ShardIndex
+from glomo_dist.data.shards.ragged import ranges, starts_of
 from glomo_dist.runtime.config import MOST, whole
 from glomo_dist.runtime.errors import ConfigError, DataError, suggest
 from glomo_dist.runtime.fingerprint import derive_seed

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from glomo_dist.data.decode import Layout
-from glomo_dist.data.places import Address, Place, exists, place, read_place
-from glomo_dist.data.ragged import starts_of
-from glomo_dist.data.tarsamples import AGAIN, BLOCK, Sample, parse_sample, sample_key
-from glomo_dist.data.tokenizer import TOKENIZER, Tokenizer, tokenizer_from_json
+from glomo_dist.data.shards.decode import Layout
+from glomo_dist.data.shards.ragged import starts_of
+from glomo_dist.data.shards.tarsamples import AGAIN, BLOCK, Sample, parse_sample, sample_key
+from glomo_dist.data.storage.places import Address, Place, exists, place, read_place
+from glomo_dist.data.tokenizers.tokenizer import TOKENIZER, Tokenizer, tokenizer_from_json
 from glomo_dist.runtime.errors import DataError, ShardError, describe
 from glomo_dist.runtime.files import sha256_file
 from glomo_dist.runtime.fingerprint import fingerprint

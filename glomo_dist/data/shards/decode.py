@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from glomo_dist.data.places import Place, Source, in_time
-from glomo_dist.data.tarsamples import AGAIN, parse_samples
+from glomo_dist.data.shards.tarsamples import AGAIN, parse_samples
+from glomo_dist.data.storage.places import Place, Source, in_time
 from glomo_dist.runtime.errors import ShardError
 
 _PIECE = 1 << 20  # bytes of samples checked at once: they stay in the processor's cache

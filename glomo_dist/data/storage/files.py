@@ -12,8 +12,8 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem, make_path_posix
 
-from glomo_dist.data.patience import insist
-from glomo_dist.data.remote import file_system, is_local, over_http
+from glomo_dist.data.storage.patience import insist
+from glomo_dist.data.storage.remote import file_system, is_local, over_http
 from glomo_dist.runtime.errors import DataError, describe
 
 PACKED = (".gz", ".xz", ".zst")

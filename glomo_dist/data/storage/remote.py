@@ -9,7 +9,7 @@ from typing import Any
 
 import fsspec
 
-from glomo_dist.data.patience import Patience, insist
+from glomo_dist.data.storage.patience import Patience, insist
 from glomo_dist.runtime.errors import DataError
 
 _HTTP = ("http", "https")

@@ -10,9 +10,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from glomo_dist.data.index import INDEX_NAME, SHARDS_FORMAT, SHARDS_VERSION, shards_fingerprint
-from glomo_dist.data.tarsamples import id_dtype, sample_key
-from glomo_dist.data.tokenizer import TOKENIZER, Tokenizer
+from glomo_dist.data.shards.index import INDEX_NAME, SHARDS_FORMAT, SHARDS_VERSION, shards_fingerprint
+from glomo_dist.data.shards.tarsamples import id_dtype, sample_key
+from glomo_dist.data.tokenizers.tokenizer import TOKENIZER, Tokenizer
 from glomo_dist.runtime import packages
 from glomo_dist.runtime.config import whole
 from glomo_dist.runtime.errors import DataError

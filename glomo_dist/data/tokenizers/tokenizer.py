@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from glomo_dist.data.pixels import PixelTokenizer
-from glomo_dist.data.text import WordTokenizer
-from glomo_dist.data.tokenizer_json import check_header
+from glomo_dist.data.tokenizers.pixels import PixelTokenizer
+from glomo_dist.data.tokenizers.text import WordTokenizer
+from glomo_dist.data.tokenizers.tokenizer_json import check_header
 from glomo_dist.runtime.errors import DataError, suggest
 from glomo_dist.runtime.json_files import read_json
 

@@ -10,14 +10,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from glomo_dist.data.ahead import ReadAhead
-from glomo_dist.data.config import Reading
-from glomo_dist.data.gather import Library, Request
-from glomo_dist.data.index import ShardIndex
-from glomo_dist.data.order import Pieces, WindowOrder, Windows
-from glomo_dist.data.ragged import filled_to, starts_of
-from glomo_dist.data.reader import ReaderInProcess, ReaderProcess, ShardReader
-from glomo_dist.data.tarsamples import sample_key
+from glomo_dist.data.reading.ahead import ReadAhead
+from glomo_dist.data.reading.config import Reading
+from glomo_dist.data.reading.gather import Library, Request
+from glomo_dist.data.reading.order import Pieces, WindowOrder, Windows
+from glomo_dist.data.reading.reader import ReaderInProcess, ReaderProcess, ShardReader
+from glomo_dist.data.shards.index import ShardIndex
+from glomo_dist.data.shards.ragged import filled_to, starts_of
+from glomo_dist.data.shards.tarsamples import sample_key
 from glomo_dist.runtime.errors import ConfigError, ShardError
 
 

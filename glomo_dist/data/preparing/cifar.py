@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from glomo_dist.data.files import InputFile
-from glomo_dist.data.npy import read_up_to
-from glomo_dist.data.packed import open_stream
+from glomo_dist.data.storage.files import InputFile
+from glomo_dist.data.storage.npy import read_up_to
+from glomo_dist.data.storage.packed import open_stream
 from glomo_dist.runtime.errors import DataError
 
 CLASSES = 10

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from glomo_dist.data.npy import read_header
+from glomo_dist.data.storage.npy import read_header
 from glomo_dist.runtime.errors import ShardError
 
 BLOCK = tarfile.BLOCKSIZE

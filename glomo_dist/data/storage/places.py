@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias, TypeVar, cast
 
-from glomo_dist.data.patience import asked_to_wait, status_passes
-from glomo_dist.data.remote import file_system, open_in_order
+from glomo_dist.data.storage.patience import asked_to_wait, status_passes
+from glomo_dist.data.storage.remote import file_system, open_in_order
 from glomo_dist.runtime.errors import ConfigError, DataError, ShardError, describe
 from glomo_dist.runtime.progress import say
 from glomo_dist.runtime.secrets import shown

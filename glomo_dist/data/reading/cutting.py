@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from glomo_dist.data.ragged import starts_of
+from glomo_dist.data.shards.ragged import starts_of
 
 GROWTH, JITTER = 1.4, 10  # of the authors' windows: length T * 1.4^U(-2, 0), begins shifted by up to 10 units
 _STEP = np.uint64(0x9E3779B97F4A7C15)  # of SplitMix64, from one state to the next

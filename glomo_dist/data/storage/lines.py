@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from glomo_dist.data.files import InputFile
-from glomo_dist.data.packed import open_stream
+from glomo_dist.data.storage.files import InputFile
+from glomo_dist.data.storage.packed import open_stream
 from glomo_dist.runtime.errors import DataError, describe
 
 # Half of a surrogate pair, which JSON can hold and which is no character.

@@ -10,7 +10,7 @@ from bisect import bisect_left, insort
 
 import numpy as np
 
-from glomo_dist.data.ragged import ranges, starts_of
+from glomo_dist.data.shards.ragged import ranges, starts_of
 
 Content = tuple[tuple[int, int], ...]  # (length, how many of it), longest first
 

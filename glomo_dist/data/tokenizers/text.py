@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from glomo_dist.data.marks import composed, mark, may_have_marks, origins
-from glomo_dist.data.tokenizer_json import check_header, form_of, restored
+from glomo_dist.data.tokenizers.marks import composed, mark, may_have_marks, origins
+from glomo_dist.data.tokenizers.tokenizer_json import check_header, form_of, restored
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import fingerprint
 

@@ -13,12 +13,12 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from glomo_dist.data.cache import MORE_FILES, NO_FILES_LEFT, Ids, ShardCache, default_folder
-from glomo_dist.data.config import Reading
-from glomo_dist.data.decode import Layout, decode
-from glomo_dist.data.places import Address, Place, attempts, open_place
-from glomo_dist.data.ragged import filled_to, starts_of
-from glomo_dist.data.tarsamples import id_dtype
+from glomo_dist.data.reading.cache import MORE_FILES, NO_FILES_LEFT, Ids, ShardCache, default_folder
+from glomo_dist.data.reading.config import Reading
+from glomo_dist.data.shards.decode import Layout, decode
+from glomo_dist.data.shards.ragged import filled_to, starts_of
+from glomo_dist.data.shards.tarsamples import id_dtype
+from glomo_dist.data.storage.places import Address, Place, attempts, open_place
 from glomo_dist.runtime.errors import DataError, GlomoError, ShardError
 
 _OPEN = 16  # shards kept open: two blocks of the order
