@@ -30,6 +30,18 @@ LAYERS = {
         "cli",
     ),
     "glomo_dist.data": ("storage", "tokenizers", "preparing", "shards", "reading", "prepare", "bench"),
+    "glomo_dist.transfer": (
+        "readers",
+        "datasets",
+        "features",
+        "tasks",
+        "task",
+        "job",
+        "result",
+        "predictor",
+        "export",
+        "finetune",
+    ),
 }
 # Of these none may import the other.
 STRANGERS = [
@@ -37,6 +49,7 @@ STRANGERS = [
     {"glomo_dist.data.storage", "glomo_dist.data.tokenizers"},
     {"glomo_dist.data.preparing", "glomo_dist.data.shards"},
     {"glomo_dist.data.preparing", "glomo_dist.data.reading"},
+    {"glomo_dist.transfer.features", "glomo_dist.transfer.tasks"},
 ]
 LONGEST_FILE = 500  # lines; a longer one says why it is one thing, in its docstring, with the word "lines"
 
@@ -129,6 +142,13 @@ def test_layers_go_one_way(package: str) -> None:
             assert layers.index(theirs) <= layers.index(mine), f"{module} imports {other}: backwards"
             pair = {f"{package}.{mine}", f"{package}.{theirs}"}
             assert pair not in STRANGERS, f"{module} imports {other}: they must not know each other"
+
+
+def test_every_package_with_packages_in_it_has_its_layers() -> None:
+    inner = [
+        name for name, path in ALL.items() if path.name == "__init__.py" and name.startswith("glomo_dist.")
+    ]
+    assert {name.rpartition(".")[0] for name in inner} == {*LAYERS}
 
 
 def test_no_cycles() -> None:

@@ -24,8 +24,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from glomo_dist.transfer.dataset import SPLITS, Published, Row, Task, text_data
-from glomo_dist.transfer.models import TextReader
+from glomo_dist.transfer.datasets.dataset import SPLITS, Published, Row, Task, text_data
+from glomo_dist.transfer.readers.models import TextReader
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from glomo_dist.report.runs import Run, read_runs
 from glomo_dist.report.table import arm_name, cells, header, job_and_others, seeds_text, tables
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.progress import say
-from glomo_dist.transfer.task import TASKS, Task, chosen_tasks, get_task
+from glomo_dist.transfer.datasets.dataset import Task
+from glomo_dist.transfer.task import TASKS, chosen_tasks, get_task
 
 
 def build(

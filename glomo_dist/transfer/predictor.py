@@ -15,7 +15,7 @@ from glomo_dist.model.io import model_folder as find_model
 from glomo_dist.pretrain.run_folder import CHECKPOINTS
 from glomo_dist.runtime.errors import CheckpointError, ConfigError
 from glomo_dist.runtime.fingerprint import fingerprint
-from glomo_dist.transfer.dataset import Task
+from glomo_dist.transfer.datasets.dataset import Task
 
 
 class Predictor:

@@ -18,7 +18,7 @@ from glomo_dist.pretrain import run_folder
 from glomo_dist.runtime import files
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.locks import Lock, take
-from glomo_dist.transfer import states
+from glomo_dist.transfer.features import states
 
 
 def failing(number: int) -> Callable[..., None]:

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from glomo_dist.transfer.job import Cell
-from glomo_dist.transfer.models import Sequences, sequence_layer
-from glomo_dist.transfer.states import StateColumn
+from glomo_dist.transfer.features.states import StateColumn
+from glomo_dist.transfer.readers.kinds import Cell
+from glomo_dist.transfer.readers.models import Sequences, sequence_layer
 
 PAD, UNKNOWN = 0, 1
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from glomo_dist.runtime.errors import DataError, describe
 from glomo_dist.runtime.files import sha256_file
-from glomo_dist.transfer.rows import SUFFIXES, lines
-from glomo_dist.transfer.sources import npz_arrays, one_file
+from glomo_dist.transfer.datasets.rows import SUFFIXES, lines
+from glomo_dist.transfer.datasets.sources import npz_arrays, one_file
 
 _VECTORS = (*SUFFIXES, ".npz")
 _HEADER = re.compile(r"([0-9]{1,18}) ([0-9]{1,9})")  # word2vec's: count and width

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from glomo_dist.runtime.errors import ConfigError
-from glomo_dist.transfer.checks import require_shape
-from glomo_dist.transfer.coverage import Unknown, unknown
-from glomo_dist.transfer.dataset import Split, TaskData, section
-from glomo_dist.transfer.encoder import encoder_fingerprint
-from glomo_dist.transfer.feature_modules import (
+from glomo_dist.transfer.datasets.checks import require_shape
+from glomo_dist.transfer.datasets.dataset import Split, TaskData, section
+from glomo_dist.transfer.features.coverage import Unknown, unknown
+from glomo_dist.transfer.features.encoder import encoder_fingerprint
+from glomo_dist.transfer.features.modules import (
     UNKNOWN,
     ColumnBatch,
     Features,
@@ -25,10 +25,10 @@ from glomo_dist.transfer.feature_modules import (
     StateFeatures,
     WordFeatures,
 )
-from glomo_dist.transfer.features import FeatureSpec
-from glomo_dist.transfer.job import Cell
-from glomo_dist.transfer.states import column_states
-from glomo_dist.transfer.word_vectors import WordVectors, table_fingerprint
+from glomo_dist.transfer.features.spec import FeatureSpec
+from glomo_dist.transfer.features.states import column_states
+from glomo_dist.transfer.features.word_vectors import WordVectors, table_fingerprint
+from glomo_dist.transfer.readers.kinds import Cell
 
 _POOL = 32  # batches
 
@@ -119,7 +119,7 @@ def encode(
     cell: Cell = "gru",
     state_cache: str | None = None,
 ) -> Inputs:
-    """Encode all splits for the feature spec `features` (see features.py).
+    """Encode all splits for the feature spec `features` (see spec.py).
 
     hidden: the width of learned vectors without one, and of each direction of a recurrent layer, which has `cell`.
     state_cache: where the states of an encoder are kept (see states.py).

@@ -10,7 +10,7 @@ from typing import Any
 from glomo_dist.data.storage.lines import json_objects, numbered_lines
 from glomo_dist.data.storage.parquet import parquet_rows
 from glomo_dist.runtime.errors import DataError
-from glomo_dist.transfer.sources import STAR, address_parts, find, has_ending, joined, one_file
+from glomo_dist.transfer.datasets.sources import STAR, address_parts, find, has_ending, joined, one_file
 
 SUFFIXES = (".tsv", ".jsonl", ".txt", ".vec")
 _FIRST_OF = re.compile(r"-00000-of-([0-9]{5})(?:-[0-9a-f]{16})?\.parquet$")

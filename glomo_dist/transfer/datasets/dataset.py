@@ -13,8 +13,8 @@ import numpy as np
 from glomo_dist.data.tokenizers.text import tokenize
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.fingerprint import derive_seed
-from glomo_dist.transfer.checks import class_numbers, require_label, require_one_kind, require_pixels
-from glomo_dist.transfer.models import Reader, ReaderSizes
+from glomo_dist.transfer.datasets.checks import class_numbers, require_label, require_one_kind, require_pixels
+from glomo_dist.transfer.readers.models import Reader, ReaderSizes
 
 SPLITS = ("train", "dev", "test")
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from glomo_dist.model.glomo import reversal
-from glomo_dist.transfer.head import Fusion, GraphMixture, Graphs
-from glomo_dist.transfer.job import Cell
+from glomo_dist.transfer.readers.head import Fusion, GraphMixture, Graphs
+from glomo_dist.transfer.readers.kinds import Cell
 
 Mix = Literal["none", "window", "graphs"]
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
-from glomo_dist.transfer.dataset import SPLITS, Row, TaskData, text_data
-from glomo_dist.transfer.rows import records, table
-from glomo_dist.transfer.sources import has_records, packed
-from glomo_dist.transfer.values import class_number, no_label, split_of, text_of
+from glomo_dist.transfer.datasets.dataset import SPLITS, Row, TaskData, text_data
+from glomo_dist.transfer.datasets.rows import records, table
+from glomo_dist.transfer.datasets.sources import has_records, packed
+from glomo_dist.transfer.datasets.values import class_number, no_label, split_of, text_of
 
 THREE = ("entailment", "neutral", "contradiction")
 UNLABELLED = " The test files of GLUE have no labels: a labelled copy is needed."

@@ -5,7 +5,7 @@ B batch, T units, D feature width, C components (layers, heads, and the products
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import get_args
 
 import torch
 from glomo_kernels import SparseGraph, graph_mix
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from glomo_dist.runtime.config import whole
 from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.transfer.readers.kinds import FusionKind
 
 Graphs = tuple[SparseGraph, SparseGraph]  # forward (j < i), backward (j > i)
 
@@ -108,10 +109,10 @@ class Fusion(nn.Module):
     Raises ConfigError for sizes that are no whole numbers.
     """
 
-    def __init__(self, kind: Literal["concat", "gate"], width: int, mixed: int) -> None:
+    def __init__(self, kind: FusionKind, width: int, mixed: int) -> None:
         super().__init__()
-        if kind not in ("concat", "gate"):
-            raise ConfigError(f"fusion must be one of concat, gate, got {kind!r}.")
+        if kind not in get_args(FusionKind):
+            raise ConfigError(f"fusion must be one of {', '.join(get_args(FusionKind))}, got {kind!r}.")
         self.width, self.mixed = whole("fusion: width", width, 1), whole("fusion: mixed", mixed, 0)
         fused = width * (1 + mixed)
         self.linear = nn.Linear(fused, 2 * width) if kind == "gate" else None

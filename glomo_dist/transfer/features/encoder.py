@@ -19,8 +19,8 @@ from glomo_dist.data.storage.lines import HALF_PAIR
 from glomo_dist.runtime import files, packages
 from glomo_dist.runtime.errors import ConfigError, DataError, describe
 from glomo_dist.runtime.fingerprint import fingerprint
-from glomo_dist.transfer.features import FeatureSpec
-from glomo_dist.transfer.text_windows import Window, windows
+from glomo_dist.transfer.features.spec import FeatureSpec
+from glomo_dist.transfer.features.text_windows import Window, windows
 
 FILES = ("*.safetensors", "*.json", "*.txt", "*.model")  # of an encoder: weights, configuration, tokenizer
 BATCH_TOKENS = 4096

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from glomo_dist.runtime.errors import DataError
-from glomo_dist.transfer.dataset import SPLITS
+from glomo_dist.transfer.datasets.dataset import SPLITS
 
 _WHOLE = re.compile(r"\s*-?[0-9]{1,18}\s*")  # isdigit() is also true of '²'; 18 digits fit into int64
 
