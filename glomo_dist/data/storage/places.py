@@ -122,6 +122,11 @@ def in_time(until: float) -> None:
         raise OutOfTime("not complete in the time given")
 
 
+# Beside `patience.Patience`, as the two promise different things (docs/data.md). A shard is small, and bad when it
+# cannot be had in time (`max_bad_shards`): a budget of time, of which each attempt knows the end. Wrong bytes, which
+# the index tells from right ones, are tried again, and so is a host that never answered. An input may take hours, and
+# nothing says beforehand what is in it: tries are counted, anew whenever bytes came, reading goes on where it was,
+# and what looks like a wrong address ends at once. How answers of a server are judged is common to both.
 def attempts(attempt: Callable[[float], T], file: Place, retry_seconds: float) -> T:
     """`attempt(until)` until it succeeds; `until`, in monotonic seconds, is `retry_seconds` from now.
 
