@@ -80,6 +80,9 @@ std::uint64_t square_pairs(const float* roots, std::int64_t rows, std::int64_t c
   return found;
 }
 
+// Added to lengths: more than what is lost where squares, or products later, are too small for float.
+constexpr float TINY = 1e-15f;
+
 void round_rows(const float* x, std::int64_t stride, std::int64_t rows, std::int64_t columns, Half* out,
                 std::int64_t lda, float* norms) {
   for (std::int64_t r = 0; r < half_rows(rows); ++r) {
@@ -98,7 +101,7 @@ void round_rows(const float* x, std::int64_t stride, std::int64_t rows, std::int
       n += PANEL;
     }
     for (; n < half_depth(columns); n += PANEL) put(n, _mm512_setzero_ps());
-    if (norms && r < rows) norms[r] = std::sqrt(_mm512_reduce_add_ps(squares));
+    if (norms && r < rows) norms[r] = std::sqrt(_mm512_reduce_add_ps(squares)) + TINY;
   }
 }
 

@@ -47,7 +47,7 @@ struct Bfloat16 {
                                 std::int64_t panel, float* sum);
 
   // x [rows][columns], any number of both, as a, with zeros up to multiples of HALF_ROWS and HALF_DEPTH. norms, unless
-  // it is null, becomes the lengths of the rows.
+  // it is null, becomes the lengths of the rows, never less.
   void (*round_rows)(const float* x, std::int64_t stride, std::int64_t rows, std::int64_t columns, Half* out,
                      std::int64_t lda, float* norms);
 

@@ -52,8 +52,8 @@ class Products {
     d_mixed_ = lines(grads(), grad_->row, block_.rows, problem_.values, grads_.get());
   }
 
-  // q . k where it may exceed theta. Returns false where it nowhere does: then the tile holds nothing of use. Keys that no
-  // lane of a panel sees are not computed.
+  // q . k where it may exceed theta. Returns false where it nowhere does: then the tile holds nothing of use. Keys that
+  // no lane of a panel sees are not computed.
   bool scores(std::int64_t key, std::int64_t keys, T* tile) {
     const Found found = screen_.scores(key, keys, tile);
     if (found != Found::too_many) return found == Found::scores;

@@ -1,6 +1,6 @@
 // Scores of a tile where few of them exceed theta: all by products of bfloat16 (bfloat16.h), which cost a tenth of
-// float's, and those that may exceed it again in float. Rounding q and k by 2^-8 at most changes a score by no more than
-// 2^-7 |q| |k|, so no edge is missed; what lies below theta by more than that is never looked at again.
+// float's, and those that may exceed it again in float. Rounding changes elements of q and k by 2^-8 of themselves and a
+// score by 2^-7 |q| |k| at most, so no edge is missed; what lies further below theta is never looked at again.
 #pragma once
 
 #include <algorithm>
@@ -30,8 +30,7 @@ class Screen<float> {
   Screen(const Mix<float>& problem, const QueryBlock<float>& block, const RoundedKeys<float>& keys)
       : problem_(problem), block_(block), keys_(keys), own_(keys), depth_(keys.used ? half_depth(problem.width) : 0),
         queries_(LANES * depth_ / 2), lines_(keys.used ? LANES * padded<float>(problem.width) : 0),
-        few_(HALF_ROWS * LANES),
-        any_(LANES, depth_) {
+        few_(HALF_ROWS * LANES), any_(LANES, depth_) {
     if (keys.used) session_.emplace();
   }
 
@@ -64,33 +63,29 @@ class Screen<float> {
   void lay() {
     if (block_.rows < block_.lanes) queries_.clear();
     float norms[LANES];
-    bfloat16()->round_rows(queries(), problem_.q.row, block_.rows, problem_.width, own_.rows.get(), keys_.pitch(), norms);
-    lay_words(own_.rows.get(), keys_.pitch(), block_.rows, depth_, queries_.get());
+    Half* rounded = own_.rows.get();
+    bfloat16()->round_rows(queries(), problem_.q.row, block_.rows, problem_.width, rounded, keys_.pitch(), norms);
+    lay_words(rounded, keys_.pitch(), block_.rows, depth_, queries_.get());
     // On top of the rounding to bfloat16, of both, come the errors of the products and norms in float.
     const float error = 1.01f / 128 + static_cast<float>(problem_.width) * 0x1p-22f;
-    for (std::int64_t i = 0; i < LANES; ++i) reach_[i] = i < block_.rows ? error * (norms[i] + TINY) : 0;
+    for (std::int64_t i = 0; i < LANES; ++i) reach_[i] = i < block_.rows ? error * norms[i] : 0;
     // A few of the keys tell whether the others are worth a look; of a single tile each is.
     hopeful_ = true;
     const std::int64_t step = (block_.high - block_.low) / HALF_ROWS;
     if (step * HALF_ROWS <= LANES) return;
     const float* k = problem_.k.at(block_.sample, block_.within, block_.low);
-    bfloat16()->round_rows(k, step * problem_.k.row, HALF_ROWS, problem_.width, own_.rows.get(), keys_.pitch(),
+    bfloat16()->round_rows(k, step * problem_.k.row, HALF_ROWS, problem_.width, rounded, keys_.pitch(),
                            own_.norms.get());
-    hopeful_ = !many(look(own_.rows.get(), own_.norms.get(), 0, HALF_ROWS, false, few_.get()), HALF_ROWS);
+    hopeful_ = !many(look(rounded, own_.norms.get(), 0, HALF_ROWS, false, few_.get()), HALF_ROWS);
   }
 
   // Products with the keys from `key` on, and the bits of those that may exceed theta. Returns their number.
-  std::int64_t look(const Half* rows, const float* lengths, std::int64_t key, std::int64_t keys, bool crossed,
+  std::int64_t look(const Half* rows, const float* norms, std::int64_t key, std::int64_t keys, bool crossed,
                     float* tile) {
     any_.multiply(keys, block_.lanes, depth_, rows, keys_.pitch(), queries_.get(), depth_ / 2 * PANEL, tile, LANES,
                   false);
-    float norms[LANES];
-    for (std::int64_t j = 0; j < keys; ++j) norms[j] = lengths[j] + TINY;
     return block_.above(key, keys, crossed, tile, reach_, norms, masks_);
   }
-
-  // Added to norms: more than what is lost where squares or products are too small for float.
-  static constexpr float TINY = 1e-15f;
 
   const Mix<float>& problem_;
   const QueryBlock<float>& block_;

@@ -1,5 +1,5 @@
-"""Scores of float32 that are looked at in bfloat16 first (kernels/csrc/screen.h), on processors that have instructions
-for it: those that may exceed theta are computed in float32, and no edge may be missed. Elsewhere all are."""
+"""Scores of float32 that are looked at in bfloat16 first (kernels/csrc/screen.h), on processors that have the
+instructions: those that may exceed theta are computed in float32, and no edge may be missed. Elsewhere all are."""
 
 import os
 import subprocess
