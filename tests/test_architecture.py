@@ -15,20 +15,42 @@ from setuptools.config.pyprojecttoml import read_configuration
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {"glomo_kernels": ROOT / "kernels" / "glomo_kernels", "glomo_dist": ROOT / "glomo_dist"}
 
-# Each part may import itself and the parts before it; data and model do not know each other.
-LAYERS = (
-    "runtime",
-    "data",
-    "model",
-    "pretrain",
-    "graphs",
-    "transfer",
-    "evaluate",
-    "report",
-    "recipes",
-    "cli",
-)
-STRANGERS = {("data", "model"), ("model", "data")}
+# Each part of a package may import itself and the parts before it.
+LAYERS = {
+    "glomo_dist": (
+        "runtime",
+        "data",
+        "model",
+        "pretrain",
+        "graphs",
+        "transfer",
+        "evaluate",
+        "report",
+        "recipes",
+        "cli",
+    ),
+    "glomo_dist.data": ("storage", "tokenizers", "preparing", "shards", "reading", "prepare", "bench"),
+    "glomo_dist.transfer": (
+        "readers",
+        "datasets",
+        "features",
+        "tasks",
+        "task",
+        "job",
+        "result",
+        "predictor",
+        "export",
+        "finetune",
+    ),
+}
+# Of these none may import the other.
+STRANGERS = [
+    {"glomo_dist.data", "glomo_dist.model"},
+    {"glomo_dist.data.storage", "glomo_dist.data.tokenizers"},
+    {"glomo_dist.data.preparing", "glomo_dist.data.shards"},
+    {"glomo_dist.data.preparing", "glomo_dist.data.reading"},
+    {"glomo_dist.transfer.features", "glomo_dist.transfer.tasks"},
+]
 LONGEST_FILE = 500  # lines; a longer one says why it is one thing, in its docstring, with the word "lines"
 
 
@@ -83,9 +105,10 @@ def module_graph() -> dict[str, set[str]]:
 GRAPH = module_graph()
 
 
-def layer(module: str) -> str | None:
-    parts = module.split(".")
-    return parts[1] if parts[0] == "glomo_dist" and len(parts) > 1 else None
+def layer(module: str, package: str) -> str | None:
+    """The part of `package` that the module is or lies in; None for the package itself and what is elsewhere."""
+    below = module.removeprefix(f"{package}.")
+    return below.partition(".")[0] if below != module else None
 
 
 def test_the_scan_sees_imports_inside_functions(tmp_path: Path) -> None:
@@ -105,18 +128,27 @@ def test_kernels_import_nothing_of_ours() -> None:
             assert not wrong, f"{module} imports {sorted(wrong)}"
 
 
-def test_layers_go_one_way() -> None:
+@pytest.mark.parametrize("package", LAYERS)
+def test_layers_go_one_way(package: str) -> None:
+    layers = LAYERS[package]
+    assert {layer(module, package) for module in ALL} - {None} == {*layers}, (
+        "LAYERS has all parts, each at its place"
+    )
     for module, imported in GRAPH.items():
-        mine = layer(module)
-        if mine is None:
-            continue
-        assert mine in LAYERS, f"{module}: put the new part {mine!r} into LAYERS at its place"
         for other in imported:
-            theirs = layer(other)
-            if theirs is None:
+            mine, theirs = layer(module, package), layer(other, package)
+            if mine is None or theirs is None:
                 continue
-            assert LAYERS.index(theirs) <= LAYERS.index(mine), f"{module} imports {other}: backwards"
-            assert (mine, theirs) not in STRANGERS, f"{module} imports {other}: they must not know each other"
+            assert layers.index(theirs) <= layers.index(mine), f"{module} imports {other}: backwards"
+            pair = {f"{package}.{mine}", f"{package}.{theirs}"}
+            assert pair not in STRANGERS, f"{module} imports {other}: they must not know each other"
+
+
+def test_every_package_with_packages_in_it_has_its_layers() -> None:
+    inner = [
+        name for name, path in ALL.items() if path.name == "__init__.py" and name.startswith("glomo_dist.")
+    ]
+    assert {name.rpartition(".")[0] for name in inner} == {*LAYERS}
 
 
 def test_no_cycles() -> None:

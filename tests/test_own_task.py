@@ -10,7 +10,7 @@ import pytest
 import torch
 from cli_samples import Capture, nothing_at, refused, run
 
-from glomo_dist.data.text import WordTokenizer
+from glomo_dist.data.tokenizers.text import WordTokenizer
 from glomo_dist.evaluate.job import EvaluationPlan, plan_jobs
 from glomo_dist.model import Glomo, GlomoConfig, save_model
 from glomo_dist.runtime.errors import ConfigError
@@ -24,8 +24,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from glomo_dist.transfer.dataset import SPLITS, Published, Row, Task, text_data
-from glomo_dist.transfer.models import TextReader
+from glomo_dist.transfer.datasets.dataset import SPLITS, Published, Row, Task, text_data
+from glomo_dist.transfer.readers.models import TextReader
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from tyro.conf import Positional, subcommand
 
 from glomo_dist.cli.arguments import parse, save_command, shown_as
 from glomo_dist.data import load_tokenizer, prepare_images, prepare_text
-from glomo_dist.data.demo import write_demo_corpus
 from glomo_dist.data.prepare import BITS, MIN_COUNT, VOCAB_SIZE
+from glomo_dist.data.preparing.demo import write_demo_corpus
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.runtime.files import require_absent_or_empty
 from glomo_dist.runtime.progress import say

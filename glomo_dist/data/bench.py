@@ -20,13 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
-from glomo_dist.data.config import Reading
-from glomo_dist.data.gather import Gatherer, Request
-from glomo_dist.data.index import ShardIndex
-from glomo_dist.data.loader import Stream
-from glomo_dist.data.order import Windows
-from glomo_dist.data.shards import ShardFolder
-from glomo_dist.data.text import WordTokenizer
+from glomo_dist.data.reading.config import Reading
+from glomo_dist.data.reading.gather import Gatherer, Request
+from glomo_dist.data.reading.loader import Stream
+from glomo_dist.data.reading.order import Windows
+from glomo_dist.data.shards.folder import ShardFolder
+from glomo_dist.data.shards.index import ShardIndex
+from glomo_dist.data.tokenizers.text import WordTokenizer
 
 WINDOW, VOCABULARY, ROUNDS = 200, 30_000, 3
 

@@ -15,17 +15,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from glomo_dist.data.files import listed
-from glomo_dist.data.images import pictures
-from glomo_dist.data.index import ShardIndex
-from glomo_dist.data.parallel import ordered_map
-from glomo_dist.data.pixels import PixelCensus, PixelTokenizer
-from glomo_dist.data.shards import ShardFolder, require_writer
-from glomo_dist.data.sources import WORDLESS, Split, documents
-from glomo_dist.data.spool import Numbered, Numbering, Spool, chunks, number_words
-from glomo_dist.data.text import UNKNOWN, WordTokenizer
-from glomo_dist.data.tokenizer import load_tokenizer
-from glomo_dist.data.writing_systems import uncut
+from glomo_dist.data.preparing.images import pictures
+from glomo_dist.data.preparing.parallel import ordered_map
+from glomo_dist.data.preparing.sources import WORDLESS, Split, documents
+from glomo_dist.data.preparing.spool import Numbered, Numbering, Spool, chunks, number_words
+from glomo_dist.data.preparing.writing_systems import uncut
+from glomo_dist.data.shards.folder import ShardFolder, require_writer
+from glomo_dist.data.shards.index import ShardIndex
+from glomo_dist.data.storage.files import listed
+from glomo_dist.data.tokenizers.pixels import PixelCensus, PixelTokenizer
+from glomo_dist.data.tokenizers.text import UNKNOWN, WordTokenizer
+from glomo_dist.data.tokenizers.tokenizer import load_tokenizer
 from glomo_dist.runtime import progress
 from glomo_dist.runtime.config import whole
 from glomo_dist.runtime.errors import ConfigError, DataError

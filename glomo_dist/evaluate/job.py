@@ -18,12 +18,12 @@ from glomo_dist.runtime.config import check_fields, from_dict, to_dict
 from glomo_dist.runtime.errors import ConfigError, suggest
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.runtime.progress import say
-from glomo_dist.transfer.encoder import encoder_fingerprint
 from glomo_dist.transfer.export import live_model
-from glomo_dist.transfer.features import FeatureSpec
+from glomo_dist.transfer.features.encoder import encoder_fingerprint
+from glomo_dist.transfer.features.spec import FeatureSpec
+from glomo_dist.transfer.features.word_vectors import vectors_content
 from glomo_dist.transfer.job import PLANNED, SETTINGS, FinetuneJob, FinetuneSettings, needs_graphs
 from glomo_dist.transfer.task import chosen_tasks, get_task
-from glomo_dist.transfer.word_vectors import vectors_content
 
 _RESOURCES = ("cores", "memory_gb", "time_limit_seconds")
 # Settings for texts, with what says nothing about them: the default first.

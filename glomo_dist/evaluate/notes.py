@@ -8,9 +8,9 @@ from pathlib import Path
 from glomo_dist.evaluate.attempt import RESULT, Job, job_folder
 from glomo_dist.evaluate.task_data import Read
 from glomo_dist.runtime.errors import GlomoError
-from glomo_dist.transfer.coverage import MANY, percent
-from glomo_dist.transfer.dataset import left_out
-from glomo_dist.transfer.features import FeatureSpec
+from glomo_dist.transfer.datasets.dataset import left_out
+from glomo_dist.transfer.features.coverage import MANY, percent
+from glomo_dist.transfer.features.spec import FeatureSpec
 from glomo_dist.transfer.result import Result
 
 

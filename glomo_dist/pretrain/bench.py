@@ -54,7 +54,7 @@ def reading_seconds() -> float:
     here = psutil.Process()
     ours = {t.native_id for t in threading.enumerate() if t.name == "glomo-prefetch"}
     threads = sum(t.user_time + t.system_time for t in here.threads() if t.id in ours)
-    readers = [child for child in here.children() if "glomo_dist.data.reader" in " ".join(child.cmdline())]
+    readers = [child for child in here.children() if "data.reading.reader" in " ".join(child.cmdline())]
     return threads + sum(sum(child.cpu_times()[:2]) for child in readers)
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from glomo_dist.data.cutting import splitmix
+from glomo_dist.data.reading.cutting import splitmix
 
 
 class Documents(NamedTuple):

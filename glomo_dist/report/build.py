@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from glomo_dist.data.files import listed
+from glomo_dist.data.storage.files import listed
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.report import curves, drawings, provenance, remarks, scores
 from glomo_dist.report.groups import Finished
@@ -20,7 +20,8 @@ from glomo_dist.report.table import arm_name, cells, header, job_and_others, see
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.progress import say
 from glomo_dist.runtime.words import counted
-from glomo_dist.transfer.task import TASKS, Task, chosen_tasks, get_task
+from glomo_dist.transfer.datasets.dataset import Task
+from glomo_dist.transfer.task import TASKS, chosen_tasks, get_task
 
 
 def build(

@@ -10,7 +10,7 @@ from typing import Any
 from glomo_dist.report.names import one_line
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.words import counted
-from glomo_dist.transfer.features import FeatureSpec
+from glomo_dist.transfer.features.spec import FeatureSpec
 from glomo_dist.transfer.job import PLANNED, FinetuneJob
 from glomo_dist.transfer.result import Result
 

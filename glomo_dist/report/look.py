@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from glomo_kernels import SparseGraph
 
-from glomo_dist.data.images import pictures
-from glomo_dist.data.pixels import PixelTokenizer
-from glomo_dist.data.text import tokenize
+from glomo_dist.data.preparing.images import pictures
+from glomo_dist.data.tokenizers.pixels import PixelTokenizer
+from glomo_dist.data.tokenizers.text import tokenize
 from glomo_dist.graphs.export import require_graph_kernels
 from glomo_dist.report.drawings import Drawing, Example, averaged, dense, drawn
 from glomo_dist.report.names import one_line, ruled

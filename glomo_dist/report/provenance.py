@@ -16,8 +16,8 @@ from glomo_dist.report.runs import Run
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.secrets import shown
 from glomo_dist.runtime.words import counted
-from glomo_dist.transfer.coverage import percent
 from glomo_dist.transfer.export import live_model
+from glomo_dist.transfer.features.coverage import percent
 
 
 @dataclass(frozen=True)

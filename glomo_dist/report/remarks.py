@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from glomo_dist.report.groups import Group
 from glomo_dist.report.names import one_line
 from glomo_dist.report.results import Results
-from glomo_dist.transfer.coverage import MANY, percent
-from glomo_dist.transfer.dataset import left_out
+from glomo_dist.transfer.datasets.dataset import left_out
+from glomo_dist.transfer.features.coverage import MANY, percent
 
 
 def cautions(results: Results) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glomo_dist.data.files import listed
+from glomo_dist.data.storage.files import listed
 from glomo_dist.evaluate.attempt import ERROR, JOB, RESULT, job_folder, result_files
 from glomo_dist.evaluate.executor import PLAN, PLAN_FORMAT, PLAN_VERSION
 from glomo_dist.report.groups import Finished, Group, features_name, grouped

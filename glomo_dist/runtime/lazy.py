@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 
 def names(package: str, modules: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
-    """The `__getattr__` of `package`: for each of its modules the names that it offers (PEP 562), and the modules."""
+    """The `__getattr__` of `package` (PEP 562): for each of its modules, "order" or further down "reading.order", the
+    names that it offers; and the modules right in the package."""
     module_of = {name: module for module, offered in modules.items() for name in offered}
 
     def get(name: str) -> Any:

@@ -1,5 +1,12 @@
 """Using graphs in a downstream model: tasks, features, the graph mixture, and one function that trains.
 
+readers/   the modules that are trained on a task: mixture of graphs, fusion, readers
+datasets/  what a task is, and how the files of published sets become its examples
+tasks/     one file per task of the package
+features/  what a task model sees of each unit, and a task's examples as arrays of it
+
+Beside them: task.py finds a task, export.py writes its graphs, finetune.py trains: a job (job.py) to a result.
+
 Names are imported when they are used, as in `glomo_dist.data`.
 """
 
@@ -10,8 +17,7 @@ from typing import TYPE_CHECKING
 from glomo_dist.runtime import lazy
 
 if TYPE_CHECKING:
-    from glomo_dist.transfer.choice import ChoiceReader
-    from glomo_dist.transfer.dataset import (
+    from glomo_dist.transfer.datasets.dataset import (
         Column,
         Published,
         Row,
@@ -22,19 +28,20 @@ if TYPE_CHECKING:
         images_split,
         text_data,
     )
-    from glomo_dist.transfer.esim import PairReader
+    from glomo_dist.transfer.datasets.rows import csv_rows, lines, records, table
+    from glomo_dist.transfer.datasets.sources import packed, require
+    from glomo_dist.transfer.datasets.values import whole_number
     from glomo_dist.transfer.export import export_task
     from glomo_dist.transfer.finetune import run
-    from glomo_dist.transfer.head import Fusion, GraphMixture
     from glomo_dist.transfer.job import FinetuneJob, FinetuneSettings
-    from glomo_dist.transfer.models import PixelReader, Reader, ReaderSizes, Sequences, TextReader
-    from glomo_dist.transfer.resnet import ResNetReader
+    from glomo_dist.transfer.readers.choice import ChoiceReader
+    from glomo_dist.transfer.readers.esim import PairReader
+    from glomo_dist.transfer.readers.head import Fusion, GraphMixture
+    from glomo_dist.transfer.readers.models import PixelReader, Reader, ReaderSizes, Sequences, TextReader
+    from glomo_dist.transfer.readers.resnet import ResNetReader
+    from glomo_dist.transfer.readers.spans import SpanReader
     from glomo_dist.transfer.result import Result
-    from glomo_dist.transfer.rows import csv_rows, lines, records, table
-    from glomo_dist.transfer.sources import packed, require
-    from glomo_dist.transfer.spans import SpanReader
     from glomo_dist.transfer.task import find_task, get_task
-    from glomo_dist.transfer.values import whole_number
 
 __all__ = [
     "ChoiceReader",
@@ -76,8 +83,8 @@ __all__ = [
 __getattr__ = lazy.names(
     __name__,
     {
-        "choice": ("ChoiceReader",),
-        "dataset": (
+        "readers.choice": ("ChoiceReader",),
+        "datasets.dataset": (
             "Column",
             "Published",
             "Row",
@@ -88,18 +95,18 @@ __getattr__ = lazy.names(
             "images_split",
             "text_data",
         ),
-        "esim": ("PairReader",),
+        "readers.esim": ("PairReader",),
         "export": ("export_task",),
         "finetune": ("run",),
-        "head": ("Fusion", "GraphMixture"),
+        "readers.head": ("Fusion", "GraphMixture"),
         "job": ("FinetuneJob", "FinetuneSettings"),
-        "models": ("PixelReader", "Reader", "ReaderSizes", "Sequences", "TextReader"),
-        "resnet": ("ResNetReader",),
+        "readers.models": ("PixelReader", "Reader", "ReaderSizes", "Sequences", "TextReader"),
+        "readers.resnet": ("ResNetReader",),
         "result": ("Result",),
-        "rows": ("csv_rows", "lines", "records", "table"),
-        "sources": ("packed", "require"),
-        "spans": ("SpanReader",),
+        "datasets.rows": ("csv_rows", "lines", "records", "table"),
+        "datasets.sources": ("packed", "require"),
+        "readers.spans": ("SpanReader",),
         "task": ("find_task", "get_task"),
-        "values": ("whole_number",),
+        "datasets.values": ("whole_number",),
     },
 )

@@ -20,9 +20,9 @@ from glomo_dist.model.io import model_folder as find_model
 from glomo_dist.runtime.config import check_least
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.progress import say
-from glomo_dist.transfer.coverage import MANY, percent, unknown
-from glomo_dist.transfer.dataset import Task, TaskData, left_out, section
-from glomo_dist.transfer.inputs import truncate
+from glomo_dist.transfer.datasets.dataset import Task, TaskData, left_out, section
+from glomo_dist.transfer.features.coverage import MANY, percent, unknown
+from glomo_dist.transfer.features.inputs import truncate
 from glomo_dist.transfer.predictor import Predictor, require_seed
 from glomo_dist.transfer.task import find_task
 

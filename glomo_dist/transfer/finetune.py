@@ -21,12 +21,12 @@ from glomo_dist.runtime import config, kernels
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 from glomo_dist.runtime.fingerprint import code_version, derive_seed
 from glomo_dist.runtime.secrets import shown_in
-from glomo_dist.transfer.dataset import Task, TaskData, draw, section
+from glomo_dist.transfer.datasets.dataset import Task, TaskData, draw, section
 from glomo_dist.transfer.export import live_graphs, live_model
-from glomo_dist.transfer.head import Fusion, GraphMixture
-from glomo_dist.transfer.inputs import Inputs, bucketed, by_length, encode
+from glomo_dist.transfer.features.inputs import Inputs, bucketed, by_length, encode
 from glomo_dist.transfer.job import FinetuneJob, window_size
-from glomo_dist.transfer.models import Mix, ReaderSizes, Sequences, TaskModel
+from glomo_dist.transfer.readers.head import Fusion, GraphMixture
+from glomo_dist.transfer.readers.models import Mix, ReaderSizes, Sequences, TaskModel
 from glomo_dist.transfer.result import FORMAT, VERSION, Epoch, MixedGraph, Result
 from glomo_dist.transfer.task import get_task
 

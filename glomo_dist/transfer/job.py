@@ -9,9 +9,8 @@ from typing import Literal
 
 from glomo_dist.runtime.config import check_fields, check_least, check_positive
 from glomo_dist.runtime.errors import ConfigError
-from glomo_dist.transfer.features import FeatureSpec
-
-Cell = Literal["gru", "lstm", "bag"]
+from glomo_dist.transfer.features.spec import FeatureSpec
+from glomo_dist.transfer.readers.kinds import Cell, FusionKind
 
 
 def window_size(arm: str) -> int | None:
@@ -72,7 +71,7 @@ class FinetuneSettings:
     clip: float = 5.0
     hidden: int = 64
     reader: Cell = "gru"
-    fusion: Literal["concat", "gate"] = "concat"
+    fusion: FusionKind = "concat"
     mixtures: int = 1
     conditioned: bool = False
     dropout: float = 0.3

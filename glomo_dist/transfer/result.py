@@ -11,7 +11,7 @@ from typing import Any
 from glomo_dist.runtime import config, json_files
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.formats import check_format
-from glomo_dist.transfer.coverage import Unknown
+from glomo_dist.transfer.features.coverage import Unknown
 
 FORMAT, VERSION = "glomo-result", 2
 _OF_A_JOB = {

@@ -13,20 +13,8 @@ from typing import Any
 
 from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError, describe, suggest
 from glomo_dist.runtime.fingerprint import fingerprint
-from glomo_dist.transfer.dataset import Column, Published, Split, Task, TaskData
+from glomo_dist.transfer.datasets.dataset import Task, TaskData
 from glomo_dist.transfer.tasks import NAMES
-
-__all__ = [
-    "TASKS",
-    "Column",
-    "Published",
-    "Split",
-    "Task",
-    "TaskData",
-    "chosen_tasks",
-    "find_task",
-    "get_task",
-]
 
 TASKS: dict[str, Task] = {
     name: importlib.import_module(f"glomo_dist.transfer.tasks.{name}").TASK for name in NAMES
@@ -110,7 +98,7 @@ def _loaded(file: str, changed: int) -> Task:
         raise ConfigError(f"task {file} cannot be loaded: {_line_of(e, file)}{describe(e)}.") from e
     task = getattr(module, "TASK", None)
     if not isinstance(task, Task):
-        raise ConfigError(f"task {file}: has no TASK, a glomo_dist.transfer.task.Task (docs/transfer.md).")
+        raise ConfigError(f"task {file}: has no TASK, a glomo_dist.transfer.Task (docs/transfer.md).")
     if task.name in TASKS:
         raise ConfigError(f"task {file}: {task.name!r} is the name of a task of the package. Choose another.")
     if not re.fullmatch(r"[\w-]+", task.name):

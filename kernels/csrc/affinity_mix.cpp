@@ -92,9 +92,10 @@ void affinity_mix(const Mix<Element>& problem, Element* mixed, Sum<Element>* nor
   const std::int64_t per_head = blocks(problem.rows), tiles = blocks(problem.units);
   const bool choose = problem.kind == Kind::topk;
   std::fill_n(live, problem.batch * problem.heads * per_head * tiles, std::uint8_t{0});  // not memset: it may be null
+  RoundedKeys<Element> rounded(problem, threads);
   parallel(problem.batch * problem.heads * per_head, threads, [&](const auto& next) {
     QueryBlock<Element> block(problem, threads);
-    Products<Element> products(problem, block, nullptr);
+    Products<Element> products(problem, block, rounded, nullptr);
     Choice<Element> choice(problem);
     // All roots of the block only where they are kept, or are to be compared with each other.
     const bool whole = choose && !kept;
@@ -114,10 +115,14 @@ void affinity_mix(const Mix<Element>& problem, Element* mixed, Sum<Element>* nor
       if (kept) clear_unseen(block, begin, problem.units, own);
       for (std::int64_t key = begin; key < block.high; key += LANES) {
         const std::int64_t keys = block.keys_from(key);
-        products.scores(key, keys, tile_at(key));
+        if (!products.scores(key, keys, tile_at(key))) {
+          std::fill_n(tile_at(key), kept ? keys * LANES : 0, T(0));
+          continue;
+        }
         const bool alive = block.roots(key, keys, tile_at(key), sum);
         if (alive && !choose) add(key, keys);
       }
+      rounded.finished(block.head);
       if (choose) {
         choice.apply(block, own, sum);
         for (std::int64_t key = begin; key < block.high; key += LANES) {
@@ -156,9 +161,10 @@ void affinity_mix_backward(const Mix<Element>& problem, const Rows<Element>& gra
     }
   }
   const Accumulators<Element> sums(problem, threads);
+  RoundedKeys<Element> rounded(problem, threads);
   parallel(heads * per_head, threads, [&](const auto& next) {
     QueryBlock<Element> block(problem, threads);
-    Products<Element> products(problem, block, &grad);
+    Products<Element> products(problem, block, rounded, &grad);
     Choice<Element> choice(problem);
     const std::int64_t all = LANES * problem.units;
     Buffer<T> computed(kept ? 0 : all), slopes(all), share(LANES * LANES);
@@ -181,11 +187,16 @@ void affinity_mix_backward(const Mix<Element>& problem, const Rows<Element>& gra
       const T* roots = kept ? kept + (block.head * per_head + block.index) * all : computed.get();
       if (!kept) {
         for_tiles(problem.kind == Kind::topk, [&](std::int64_t key, std::int64_t keys) {
-          products.scores(key, keys, computed.get() + key * LANES);
-          block.roots(key, keys, computed.get() + key * LANES, unused);
+          T* tile = computed.get() + key * LANES;
+          if (products.scores(key, keys, tile)) {
+            block.roots(key, keys, tile, unused);
+          } else {
+            std::fill_n(tile, keys * LANES, T(0));
+          }
         });
         if (problem.kind == Kind::topk) choice.apply(block, computed.get(), unused);
       }
+      rounded.finished(block.head);
 
       for_tiles(false, [&](std::int64_t key, std::int64_t keys) {
         T* product = slopes.get() + key * LANES;

@@ -74,6 +74,14 @@ class QueryBlock {
                            crossed(key, count), sum);
   }
 
+  // Which of the scores of the keys [key, key + count), each off by up to reach[lane] * norms[key], may have a weight:
+  // the bits of their lanes; spans count if `crossed`. Returns their number.
+  std::int64_t above(std::int64_t key, std::int64_t count, bool crossed, const T* tile, const T* reach, const T* norms,
+                     std::uint64_t* masks) const {
+    return simd<T>().above(tile, count, key, rows, theta_.get(), begin_.get(), end_.get(), crossed, reach, norms,
+                           masks);
+  }
+
   // Keys of the tile from `key` on that come before the last one that a row sees.
   std::int64_t keys_from(std::int64_t key) const { return std::min(LANES, high - key); }
 

@@ -1,5 +1,6 @@
 #include "bfloat16.h"
 
+#include <cmath>
 #include <cstring>
 
 #if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
@@ -79,19 +80,28 @@ std::uint64_t square_pairs(const float* roots, std::int64_t rows, std::int64_t c
   return found;
 }
 
+// Added to lengths: more than what is lost where squares, or products later, are too small for float.
+constexpr float TINY = 1e-15f;
+
 void round_rows(const float* x, std::int64_t stride, std::int64_t rows, std::int64_t columns, Half* out,
-                std::int64_t lda) {
+                std::int64_t lda, float* norms) {
   for (std::int64_t r = 0; r < half_rows(rows); ++r) {
     const std::int64_t used = r < rows ? columns : 0;
-    const auto put = [&](std::int64_t n, Halves half) { std::memcpy(out + r * lda + n, &half, sizeof(half)); };
+    __m512 squares = _mm512_setzero_ps();
+    const auto put = [&](std::int64_t n, __m512 some) {
+      const Halves half = rounded(some);
+      std::memcpy(out + r * lda + n, &half, sizeof(half));
+      squares = _mm512_fmadd_ps(some, some, squares);
+    };
     std::int64_t n = 0;
-    for (; n + PANEL <= used; n += PANEL) put(n, rounded(_mm512_loadu_ps(x + r * stride + n)));
+    for (; n + PANEL <= used; n += PANEL) put(n, _mm512_loadu_ps(x + r * stride + n));
     if (n < used) {
       const auto mask = static_cast<__mmask16>((1U << (used - n)) - 1);
-      put(n, rounded(_mm512_maskz_loadu_ps(mask, x + r * stride + n)));
+      put(n, _mm512_maskz_loadu_ps(mask, x + r * stride + n));
       n += PANEL;
     }
-    for (; n < half_depth(columns); n += PANEL) put(n, Halves{});
+    for (; n < half_depth(columns); n += PANEL) put(n, _mm512_setzero_ps());
+    if (norms && r < rows) norms[r] = std::sqrt(_mm512_reduce_add_ps(squares)) + TINY;
   }
 }
 

@@ -46,9 +46,10 @@ struct Bfloat16 {
   std::uint64_t (*square_pairs)(const float* roots, std::int64_t rows, std::int64_t columns, Word* out,
                                 std::int64_t panel, float* sum);
 
-  // x [rows][columns], any number of both, as a, with zeros up to multiples of HALF_ROWS and HALF_DEPTH.
+  // x [rows][columns], any number of both, as a, with zeros up to multiples of HALF_ROWS and HALF_DEPTH. norms, unless
+  // it is null, becomes the lengths of the rows, never less.
   void (*round_rows)(const float* x, std::int64_t stride, std::int64_t rows, std::int64_t columns, Half* out,
-                     std::int64_t lda);
+                     std::int64_t lda, float* norms);
 
   // out[i] = scale * x[i], rounded; n is a multiple of 16.
   void (*round_scaled)(const float* x, std::int64_t n, float scale, Half* out);

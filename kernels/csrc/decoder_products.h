@@ -135,7 +135,7 @@ class GradientProducts<Half> {
     const Half* weight = static_cast<const Half*>(problem_.weight) + first * width;
     constexpr std::int64_t PAIRS = DECODER_BLOCK / 2 * PANEL;
     // Lanes without a row are left out: they hold NaN where a word is not finite.
-    kernels.round_rows(shares, lanes, count, problem_.rows, own.rounded.get(), depth);
+    kernels.round_rows(shares, lanes, count, problem_.rows, own.rounded.get(), depth, nullptr);
     own.any.multiply(count, width, depth, own.rounded.get(), depth, hidden_.get(), panel_, d_weight, width,
                      more_weight);
     kernels.pair_rows(own.rounded.get(), depth, count, lanes, own.pairs.get(), PAIRS);

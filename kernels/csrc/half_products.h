@@ -33,7 +33,7 @@ class Accumulators<Half> {
 template <>
 class Products<Half> {
  public:
-  Products(const Mix<Half>& problem, const QueryBlock<Half>& block, const Rows<Half>* grad)
+  Products(const Mix<Half>& problem, const QueryBlock<Half>& block, const RoundedKeys<Half>&, const Rows<Half>* grad)
       : problem_(problem), block_(block), grad_(grad), width_(grad ? problem.width : problem.values),
         across_(problem.width / 2 * LANES), grad_across_(grad ? problem.values / 2 * LANES : 0),
         queries_(grad ? LANES / 2 * problem.width : 0), grads_(grad ? LANES / 2 * problem.values : 0),
@@ -45,10 +45,11 @@ class Products<Half> {
     std::fill_n(sum_, LANES, 0.0f);
   }
 
-  void scores(std::int64_t key, std::int64_t keys, float* tile) {
+  bool scores(std::int64_t key, std::int64_t keys, float* tile) {
     if (!laid_) lay(queries(), problem_.q.row, problem_.width, across_);
     laid_ = true;
     multiply_keys(problem_.k, problem_.width, key, keys, across_, tile);
+    return true;
   }
 
   std::uint64_t add_values(std::int64_t key, std::int64_t keys, const float* roots) {
@@ -129,7 +130,7 @@ class Products<Half> {
   void mix_rows(const float* tile, std::int64_t keys, std::int64_t filled, const Buffer<Word>& x, std::int64_t columns,
                 float* c, bool accumulate) {
     // Lanes without a row are left out: they hold NaN where a key is not finite.
-    kernels_.round_rows(tile, LANES, keys, block_.rows, rounded_.get(), LANES);
+    kernels_.round_rows(tile, LANES, keys, block_.rows, rounded_.get(), LANES, nullptr);
     kernels_.multiply(half_rows(keys), columns, half_depth(block_.rows), rounded_.get(), LANES, x.get(), PAIRS, c,
                       columns, accumulate);
     if (filled > half_rows(keys)) std::fill(c + half_rows(keys) * columns, c + filled * columns, 0.0f);

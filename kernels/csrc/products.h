@@ -9,6 +9,7 @@
 #include "edges.h"
 #include "panels.h"
 #include "scratch.h"
+#include "screen.h"
 
 namespace glomo {
 
@@ -35,26 +36,31 @@ template <class T>
 class Products {
  public:
   // grad: that of mixed, or null in the forward pass.
-  Products(const Mix<T>& problem, const QueryBlock<T>& block, const Rows<T>* grad)
+  Products(const Mix<T>& problem, const QueryBlock<T>& block, const RoundedKeys<T>& keys, const Rows<T>* grad)
       : problem_(problem), block_(block), grad_(grad), width_(grad ? problem.width : problem.values),
         pitch_(padded<T>(width_)), across_(problem.width * LANES), out_(LANES * pitch_), lines_(LANES * pitch_),
         tile_(grad ? 0 : LANES * LANES), grad_across_(grad ? LANES * problem.values : 0),
         queries_(grad ? LANES * pitch_ : 0), grads_(grad ? LANES * padded<T>(problem.values) : 0),
-        edges_(static_cast<std::size_t>(grad ? blocks(problem.units) : 1)) {}
+        edges_(static_cast<std::size_t>(grad ? blocks(problem.units) : 1)), screen_(problem, block, keys) {}
 
   void begin() {
     laid_ = grad_laid_ = false;
+    screen_.begin();
     std::fill_n(out_.get(), block_.rows * pitch_, T(0));
     if (!grad_) return;
     q_ = lines(queries(), problem_.q.row, block_.rows, problem_.width, queries_.get());
     d_mixed_ = lines(grads(), grad_->row, block_.rows, problem_.values, grads_.get());
   }
 
-  // q . k. Keys that no lane of a panel sees are not computed.
-  void scores(std::int64_t key, std::int64_t keys, T* tile) {
+  // q . k where it may exceed theta. Returns false where it nowhere does: then the tile holds nothing of use. Keys that
+  // no lane of a panel sees are not computed.
+  bool scores(std::int64_t key, std::int64_t keys, T* tile) {
+    const Found found = screen_.scores(key, keys, tile);
+    if (found != Found::too_many) return found == Found::scores;
     if (!laid_) lay(queries(), problem_.q.row, problem_.width, across_);
     laid_ = true;
     multiply_keys(problem_.k, problem_.width, key, keys, across_, tile);
+    return true;
   }
 
   // Adds squares^T v to the output. Returns the rows that have an edge, a bit for each.
@@ -79,6 +85,7 @@ class Products {
     found.find(roots, keys, block_.rows);
     if (found.few()) {
       const T* v = problem_.v.at(block_.sample, block_.within, key);
+      std::fill_n(tile, keys * LANES, T(0));
       simd<T>().dots(found.of_keys(), keys, v, problem_.v.row, d_mixed_.data, d_mixed_.pitch, problem_.values, tile);
       return;
     }
@@ -180,6 +187,7 @@ class Products {
   Buffer<T> across_, out_, lines_, tile_, grad_across_, queries_, grads_;
   Lines<T> q_ = {}, d_mixed_ = {};
   std::vector<Edges> edges_;
+  Screen<T> screen_;
   bool laid_ = false, grad_laid_ = false;  // whether across_, grad_across_ hold the rows of this block
 };
 

@@ -46,13 +46,16 @@ struct Simd {
   // c[r] += sum over the bits n of masks[r]: a[r * row + n * step] * x[n], rows of `width`.
   void (*gather)(const std::uint64_t* masks, std::int64_t rows, const T* a, std::int64_t row, std::int64_t step,
                  const T* x, std::int64_t pitch, std::int64_t width, T* c, std::int64_t ldc);
-  // tile[key][lane] = x[key] . y[lane] for the lanes of masks[key], else 0.
+  // tile[key][lane] = x[key] . y[lane] for the lanes of masks[key].
   void (*dots)(const std::uint64_t* masks, std::int64_t keys, const T* x, std::int64_t pitch_x, const T* y,
                std::int64_t pitch_y, std::int64_t width, T* tile);
 
-  // The four steps on a tile of scores, [keys][LANES] with `lanes` in use: see tile.inl.
+  // The steps on a tile of scores, [keys][LANES] with `lanes` in use: see tile.inl.
   bool (*roots)(T* tile, std::int64_t keys, std::int64_t first, std::int64_t lanes, const T* theta, bool relu,
                 const T* begin, const T* end, bool crossed, double* sum);
+  std::int64_t (*above)(const T* tile, std::int64_t keys, std::int64_t first, std::int64_t rows, const T* theta,
+                        const T* begin, const T* end, bool crossed, const T* reach, const T* norms,
+                        std::uint64_t* masks);
   void (*square)(const T* roots, std::int64_t keys, std::int64_t lanes, T* out);
   void (*weighted_sum)(const T* root, const T* product, std::int64_t keys, std::int64_t lanes, const T* norm,
                        double* sum);

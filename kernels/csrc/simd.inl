@@ -130,9 +130,9 @@ namespace SIMD_NAMESPACE {
 
 template <class T>
 constexpr Simd<T> table(const char* name) {
-  return {name,         WIDE<T>,  combine<T>, add_scaled<T>,   weighted_dots<T>, multiply<T>,
-          transpose<T>, nonzero<T>, gather<T>, dots<T>, roots<T>, square<T>,  weighted_sum<T>, slopes<T>, edges<T>,
-          widen<T>, peaks<T>, exponentials<T>, scale_lanes<T>};
+  return {name,      WIDE<T>, combine<T>,      add_scaled<T>, weighted_dots<T>, multiply<T>, transpose<T>,
+          nonzero<T>, gather<T>, dots<T>,      roots<T>,      above<T>,         square<T>,   weighted_sum<T>,
+          slopes<T>, edges<T>, widen<T>,       peaks<T>,      exponentials<T>,  scale_lanes<T>};
 }
 
 }  // namespace SIMD_NAMESPACE

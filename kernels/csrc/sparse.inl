@@ -6,15 +6,15 @@ namespace SIMD_NAMESPACE {
 
 // Bit i: whether x[i] is not 0 (NaN is not), for the elements of one register.
 template <class T>
-inline std::uint64_t nonzero_bits(const T* x) {
+inline std::uint64_t nonzero_bits(const typename Lanes<T>::Vec& x) {
 #if defined(__x86_64__) && SIMD_BYTES == 64
-  if constexpr (sizeof(T) == 4) return _mm512_cmp_ps_mask(_mm512_loadu_ps(x), _mm512_setzero_ps(), _CMP_NEQ_UQ);
-  else return _mm512_cmp_pd_mask(_mm512_loadu_pd(x), _mm512_setzero_pd(), _CMP_NEQ_UQ);
+  if constexpr (sizeof(T) == 4) return _mm512_cmp_ps_mask((__m512)x, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+  else return _mm512_cmp_pd_mask((__m512d)x, _mm512_setzero_pd(), _CMP_NEQ_UQ);
 #elif defined(__x86_64__) && SIMD_BYTES == 32
   if constexpr (sizeof(T) == 4) {
-    return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(x), _mm256_setzero_ps(), _CMP_NEQ_UQ)));
+    return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps((__m256)x, _mm256_setzero_ps(), _CMP_NEQ_UQ)));
   } else {
-    return static_cast<unsigned>(_mm256_movemask_pd(_mm256_cmp_pd(_mm256_loadu_pd(x), _mm256_setzero_pd(), _CMP_NEQ_UQ)));
+    return static_cast<unsigned>(_mm256_movemask_pd(_mm256_cmp_pd((__m256d)x, _mm256_setzero_pd(), _CMP_NEQ_UQ)));
   }
 #else
   std::uint64_t bits = 0;
@@ -23,15 +23,18 @@ inline std::uint64_t nonzero_bits(const T* x) {
 #endif
 }
 
+inline std::uint64_t lanes_below(std::int64_t rows) {
+  return rows < LANES ? (std::uint64_t{1} << rows) - 1 : ~std::uint64_t{0};
+}
+
 // masks[key] has the lanes, of the first `rows`, of the key's elements that are not 0. Returns their number.
 template <class T>
 std::int64_t nonzero(const T* tile, std::int64_t keys, std::int64_t rows, std::uint64_t* masks) {
-  const std::uint64_t used = rows < LANES ? (std::uint64_t{1} << rows) - 1 : ~std::uint64_t{0};
   std::int64_t count = 0;
   for (std::int64_t j = 0; j < keys; ++j) {
     std::uint64_t mask = 0;
-    for (std::int64_t i = 0; i < rows; i += Lanes<T>::COUNT) mask |= nonzero_bits(tile + j * LANES + i) << i;
-    masks[j] = mask & used;
+    for (std::int64_t i = 0; i < rows; i += Lanes<T>::COUNT) mask |= nonzero_bits<T>(load(tile + j * LANES + i)) << i;
+    masks[j] = mask & lanes_below(rows);
     count += __builtin_popcountll(masks[j]);
   }
   return count;
@@ -114,21 +117,25 @@ inline T dot(const T* x, const T* y, std::int64_t width) {
   }
   for (; d + COUNT <= width; d += COUNT) sum[0] += load(x + d) * load(y + d);
   const Vec all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+#if defined(__x86_64__) && SIMD_BYTES == 64
+  T total;
+  if constexpr (sizeof(T) == 4) total = _mm512_reduce_add_ps((__m512)all);
+  else total = _mm512_reduce_add_pd((__m512d)all);
+#else
   T total = sum_of<T, SIMD_BYTES>(reinterpret_cast<const T*>(&all));
+#endif
   for (; d < width; ++d) total += x[d] * y[d];
   return total;
 }
 
-// tile[key][lane] = x[key] . y[lane] for the lanes of masks[key], and 0 for the others.
+// tile[key][lane] = x[key] . y[lane] for the lanes of masks[key].
 template <class T>
 void dots(const std::uint64_t* masks, std::int64_t keys, const T* x, std::int64_t pitch_x, const T* y,
           std::int64_t pitch_y, std::int64_t width, T* tile) {
   for (std::int64_t j = 0; j < keys; ++j) {
-    T* out = tile + j * LANES;
-    for (std::int64_t i = 0; i < LANES; ++i) out[i] = T(0);
     for (std::uint64_t mask = masks[j]; mask; mask &= mask - 1) {
       const int i = __builtin_ctzll(mask);
-      out[i] = dot(x + j * pitch_x, y + i * pitch_y, width);
+      tile[j * LANES + i] = dot(x + j * pitch_x, y + i * pitch_y, width);
     }
   }
 }

@@ -77,6 +77,31 @@ bool roots(T* tile, std::int64_t keys, std::int64_t first, std::int64_t lanes, c
   return run(tile, keys, first, lanes, theta, begin, end, sum);
 }
 
+// masks[key] has the lanes, of the first `rows`, that see the key and whose score may exceed theta if it is wrong by
+// reach[lane] * norms[key]. Returns their number.
+template <class T>
+std::int64_t above(const T* tile, std::int64_t keys, std::int64_t first, std::int64_t rows, const T* theta,
+                   const T* begin, const T* end, bool crossed, const T* reach, const T* norms, std::uint64_t* masks) {
+  using Vec = typename Lanes<T>::Vec;
+  std::int64_t count = 0;
+  for (std::int64_t j = 0; j < keys; ++j) {
+    std::uint64_t mask = 0;
+    for (std::int64_t lane = 0; lane < rows; lane += Lanes<T>::COUNT) {
+      const Vec none = {}, key = none + static_cast<T>(first + j);
+      Vec most = load(tile + j * LANES + lane) - load(theta + lane) + load(reach + lane) * norms[j];
+      most = most <= none ? none : most;  // NaN stays
+      if (crossed) {
+        most = key >= load(begin + lane) ? most : none;
+        most = key < load(end + lane) ? most : none;
+      }
+      mask |= nonzero_bits<T>(most) << lane;
+    }
+    masks[j] = mask & lanes_below(rows);
+    count += __builtin_popcountll(masks[j]);
+  }
+  return count;
+}
+
 template <class T>
 void square(const T* roots, std::int64_t keys, std::int64_t lanes, T* out) {
   for (std::int64_t j = 0; j < keys; ++j) {

@@ -16,7 +16,7 @@ from cluster_samples import CLUSTER, ROOT, STAND_INS, environment
 from published_schemas import NotHere, Published, _checked, misspelt, problems, schema_of
 
 from glomo_dist.cli import main
-from glomo_dist.data.config import Reading
+from glomo_dist.data.reading.config import Reading
 
 FOLDER = CLUSTER / "kubernetes"
 FILES = ("evaluate-rayjob.yaml", "pretrain-jobset.yaml", "pretrain-pytorchjob.yaml")

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from glomo_dist.data.cache import Ids, ShardCache
+from glomo_dist.data.reading.cache import Ids, ShardCache
 
 DTYPE = np.dtype(np.uint8)
 

@@ -19,10 +19,10 @@ from shard_samples import MakeShards
 from unbroken_samples import NAME, lines
 from web_faults import Server, serving
 
-from glomo_dist.data import patience, remote
-from glomo_dist.data.index import ShardIndex
-from glomo_dist.data.shards import ShardFolder
-from glomo_dist.data.text import WordTokenizer
+from glomo_dist.data.shards.folder import ShardFolder
+from glomo_dist.data.shards.index import ShardIndex
+from glomo_dist.data.storage import patience, remote
+from glomo_dist.data.tokenizers.text import WordTokenizer
 
 # the same cases on every run: a test that fails now and then tells nobody why
 settings.register_profile("repeatable", derandomize=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import zstandard
 
-from glomo_dist.data.sources import documents
+from glomo_dist.data.preparing.sources import documents
 
 PACK: dict[str, Callable[[bytes], bytes]] = {
     "": lambda content: content,

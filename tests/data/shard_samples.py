@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from glomo_dist.data.index import ShardIndex
+from glomo_dist.data.shards.index import ShardIndex
 
 
 class MakeShards(Protocol):

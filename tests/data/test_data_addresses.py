@@ -18,7 +18,7 @@ import pytest
 import zstandard
 from document_samples import LINES, texts
 
-from glomo_dist.data.sources import documents
+from glomo_dist.data.preparing.sources import documents
 from glomo_dist.runtime.errors import DataError
 
 

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from document_samples import texts
 
-from glomo_dist.data.files import find_files
-from glomo_dist.data.packed import open_seekable
-from glomo_dist.data.sources import TEXT_SUFFIXES, documents
+from glomo_dist.data.preparing.sources import TEXT_SUFFIXES, documents
+from glomo_dist.data.storage.files import find_files
+from glomo_dist.data.storage.packed import open_seekable
 from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError
 
 
@@ -123,7 +123,7 @@ def test_full_disk_for_what_is_unpacked(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("glomo_dist.data.packed.shutil.copyfileobj", full)
+    monkeypatch.setattr("glomo_dist.data.storage.packed.shutil.copyfileobj", full)
     if from_the_start:
         monkeypatch.setattr("tempfile.tempdir", None)
         monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: ["/proc/none"])

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from cache_jobs import use
 
-from glomo_dist.data.cache import ShardCache
+from glomo_dist.data.reading.cache import ShardCache
 from glomo_dist.runtime.errors import GlomoError
 
 SIZE = 10_000

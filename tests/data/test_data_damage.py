@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from shard_samples import MakeShards
 
 from glomo_dist.data import BadShard, Reading, ShardIndex, Stream, place
-from glomo_dist.data import tarsamples as tars
-from glomo_dist.data.decode import Layout, decode
-from glomo_dist.data.index import shards_fingerprint
-from glomo_dist.data.tarsamples import parse_sample, parse_samples, sample_key
+from glomo_dist.data.shards import tarsamples as tars
+from glomo_dist.data.shards.decode import Layout, decode
+from glomo_dist.data.shards.index import shards_fingerprint
+from glomo_dist.data.shards.tarsamples import parse_sample, parse_samples, sample_key
 from glomo_dist.runtime.errors import ConfigError, ShardError
 
 LENGTHS = [5, 0, 300, 7, 1, 40]

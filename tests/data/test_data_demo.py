@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from glomo_dist.data import ShardIndex, prepare_images, prepare_text
-from glomo_dist.data.demo import (
+from glomo_dist.data.preparing.demo import (
     PACKAGES,
     TASK_CHARACTERS,
     TASK_SIZES,
@@ -67,7 +67,7 @@ def test_task_is_balanced_without_names_and_its_parts_are_apart(corpus: Path) ->
 def test_another_process_finds_the_same_in_the_same_order() -> None:
     """Hash randomisation and the order of directories must not show."""
     code = (
-        "from itertools import islice; from glomo_dist.data.demo import docstrings; "
+        "from itertools import islice; from glomo_dist.data.preparing.demo import docstrings; "
         "print(list(islice(docstrings(), 900)))"
     )
     runs = [

@@ -13,8 +13,8 @@ import pytest
 from image_samples import COLOUR, GREY, RANDOM, encoded, pixels
 from PIL import Image
 
-from glomo_dist.data import encoded as encoded_module
-from glomo_dist.data.images import pictures
+from glomo_dist.data.preparing import encoded as encoded_module
+from glomo_dist.data.preparing.images import pictures
 from glomo_dist.runtime.errors import ConfigError, DataError
 
 

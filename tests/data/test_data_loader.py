@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from shard_samples import MakeShards
 
 from glomo_dist.data import BadShard, Batch, Reading, ShardIndex, Stream, read_sample
-from glomo_dist.data.cache import default_folder
+from glomo_dist.data.reading.cache import default_folder
 from glomo_dist.runtime.errors import ConfigError
 
 LENGTHS = [3, 1, 0, 700, 5, 90, 1, 9, 12, 40, 8, 8]

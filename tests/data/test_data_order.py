@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glomo_dist.data.cutting import random_keys
-from glomo_dist.data.index import Shard, ShardIndex
-from glomo_dist.data.order import WindowOrder, Windows
+from glomo_dist.data.reading.cutting import random_keys
+from glomo_dist.data.reading.order import WindowOrder, Windows
+from glomo_dist.data.shards.index import Shard, ShardIndex
 from glomo_dist.runtime.errors import ConfigError, DataError
 
 

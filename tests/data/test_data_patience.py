@@ -14,10 +14,10 @@ from multidict import CIMultiDict
 from unbroken_samples import NAME, prepared
 from web_faults import Server
 
-from glomo_dist.data import patience
-from glomo_dist.data.patience import insist
-from glomo_dist.data.places import Address, read_place
-from glomo_dist.data.sources import documents
+from glomo_dist.data.preparing.sources import documents
+from glomo_dist.data.storage import patience
+from glomo_dist.data.storage.patience import insist
+from glomo_dist.data.storage.places import Address, read_place
 from glomo_dist.runtime.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glomo_dist.data.pixels import PixelTokenizer
-from glomo_dist.data.tokenizer import tokenizer_from_json
+from glomo_dist.data.tokenizers.pixels import PixelTokenizer
+from glomo_dist.data.tokenizers.tokenizer import tokenizer_from_json
 from glomo_dist.runtime.errors import DataError
 
 

@@ -17,7 +17,7 @@ from web_faults import serving, stall
 from glomo_dist.data import (
     prepare_text,
 )
-from glomo_dist.data.parallel import ordered_map
+from glomo_dist.data.preparing.parallel import ordered_map
 from glomo_dist.runtime.errors import DataError, GlomoError
 
 
@@ -48,7 +48,7 @@ def test_a_worker_that_is_killed_is_an_error() -> None:
 
 MAPPER = """
 import time
-from glomo_dist.data.parallel import ordered_map
+from glomo_dist.data.preparing.parallel import ordered_map
 if __name__ == "__main__":
     for _ in ordered_map(time.sleep, [0.0] * 1000 + [3600.0], 2):
         print("x", flush=True)
@@ -95,7 +95,7 @@ def test_a_stopped_command_leaves_nothing_or_what_the_next_removes(
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("name", ["spool.Spool.add", "shards.ShardFolder.add"])
+@pytest.mark.parametrize("name", ["preparing.spool.Spool.add", "shards.folder.ShardFolder.add"])
 def test_full_disk_in_the_middle(
     name: str, corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

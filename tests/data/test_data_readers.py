@@ -20,8 +20,9 @@ import pytest
 from shard_samples import MakeShards
 from web_faults import serving, stall
 
-from glomo_dist.data import Reading, ShardIndex, Stream, gather
-from glomo_dist.data.cache import default_folder
+from glomo_dist.data import Reading, ShardIndex, Stream
+from glomo_dist.data.reading import gather
+from glomo_dist.data.reading.cache import default_folder
 from glomo_dist.runtime.errors import GlomoError, RankDied, ShardError
 
 
@@ -40,7 +41,7 @@ def readers_of(pid: int) -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
-            if not entry.name.isdigit() or b"glomo_dist.data.reader" not in (entry / "cmdline").read_bytes():
+            if not entry.name.isdigit() or b"data.reading.reader" not in (entry / "cmdline").read_bytes():
                 continue
             state, parent = (entry / "stat").read_text().rsplit(")", 1)[1].split()[:2]
             if int(parent) == pid and state != "Z":

@@ -13,7 +13,8 @@ import web_faults as faults
 from shard_samples import MakeShards
 from web_faults import Fault, Server, serving
 
-from glomo_dist.data import BadShard, Reading, ShardIndex, Stream, places, remote
+from glomo_dist.data import BadShard, Reading, ShardIndex, Stream
+from glomo_dist.data.storage import places, remote
 from glomo_dist.runtime.errors import ShardError
 
 LENGTHS = [30, 4, 90, 2, 61, 7] * 6
@@ -128,7 +129,7 @@ def test_what_is_final_is_not_tried_again(web: Server, tmp_path: Path, name: str
 
 
 def test_an_index_that_is_none(web: Server, local: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glomo_dist.data.index._RETRY_SECONDS", 0.3)
+    monkeypatch.setattr("glomo_dist.data.shards.index._RETRY_SECONDS", 0.3)
     web.faults["index.json"] = [faults.server_error]
     assert ShardIndex.read(web.address).fingerprint == local.fingerprint
     web.faults["tokenizer.json"] = [faults.cut_body]
@@ -145,7 +146,7 @@ def test_an_index_that_is_none(web: Server, local: ShardIndex, monkeypatch: pyte
 
 
 def test_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glomo_dist.data.index._RETRY_SECONDS", 0.3)
+    monkeypatch.setattr("glomo_dist.data.shards.index._RETRY_SECONDS", 0.3)
     with pytest.raises(ShardError, match=r"127\.0\.0\.1:9/index\.json.*[Cc]onnect"):
         ShardIndex.read("http://127.0.0.1:9")
 

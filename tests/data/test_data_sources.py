@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from document_samples import LINES, PACK, texts
 
-from glomo_dist.data.sources import WORDLESS, Document, documents
-from glomo_dist.data.spool import number_words
-from glomo_dist.data.text import tokenize
+from glomo_dist.data.preparing.sources import WORDLESS, Document, documents
+from glomo_dist.data.preparing.spool import number_words
+from glomo_dist.data.tokenizers.text import tokenize
 from glomo_dist.runtime.errors import DataError
 
 
@@ -72,12 +72,12 @@ def test_words_do_not_depend_on_where_a_long_text_is_cut(monkeypatch: pytest.Mon
     expected = [list(document.words()) for document in whole]
     assert expected[0] == tokenize(text)
     for size in range(1, 30):
-        monkeypatch.setattr("glomo_dist.data.sources._PIECE", size)
+        monkeypatch.setattr("glomo_dist.data.preparing.sources._PIECE", size)
         assert [list(document.words()) for document in whole] == expected
 
 
 def test_memory_of_a_long_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glomo_dist.data.sources._PIECE", 1 << 16)
+    monkeypatch.setattr("glomo_dist.data.preparing.sources._PIECE", 1 << 16)
     text = "some words of it\n" * 200_000
     (tmp_path / "a.txt").write_text(text)
     tracemalloc.start()

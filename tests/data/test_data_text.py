@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glomo_dist.data.text import WordTokenizer, tokenize, word_spans
-from glomo_dist.data.tokenizer import load_tokenizer, tokenizer_from_json
+from glomo_dist.data.tokenizers.text import WordTokenizer, tokenize, word_spans
+from glomo_dist.data.tokenizers.tokenizer import load_tokenizer, tokenizer_from_json
 from glomo_dist.runtime.errors import DataError
 
 
@@ -93,7 +93,7 @@ def test_text_of_many_marks_is_composed_at_once(monkeypatch: pytest.MonkeyPatch)
     def must_not() -> None:
         raise AssertionError
 
-    monkeypatch.setattr("glomo_dist.data.marks._groups", must_not)
+    monkeypatch.setattr("glomo_dist.data.tokenizers.marks._groups", must_not)
     assert set(tokenize("हिन्दी में " * 2000)) == {"हिन्दी", "में"}
     assert set(tokenize("e\u0301" * 2000 + "\u0301" * 400)) == {"é" * 2000 + "\u0301" * 400}
 
@@ -103,8 +103,8 @@ def test_ascii_needs_no_marks(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError
 
     for name in ("_marked_word", "origins"):
-        monkeypatch.setattr(f"glomo_dist.data.text.{name}", must_not)
-    monkeypatch.setattr("glomo_dist.data.marks._some_mark", must_not)
+        monkeypatch.setattr(f"glomo_dist.data.tokenizers.text.{name}", must_not)
+    monkeypatch.setattr("glomo_dist.data.tokenizers.marks._some_mark", must_not)
     assert tokenize("Don't") == ["do", "n't"] and word_spans("Don't") == [(0, 2), (2, 5)]
 
 

@@ -15,8 +15,8 @@ import web_faults as faults
 from unbroken_samples import NAME, lines, prepared
 from web_faults import Fault, Server
 
-from glomo_dist.data.remote import Unbroken
-from glomo_dist.data.sources import documents
+from glomo_dist.data.preparing.sources import documents
+from glomo_dist.data.storage.remote import Unbroken
 from glomo_dist.runtime.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from glomo_dist.data import prepare_text
-from glomo_dist.data.text import tokenize
-from glomo_dist.data.writing_systems import uncut
+from glomo_dist.data.preparing.writing_systems import uncut
+from glomo_dist.data.tokenizers.text import tokenize
 
 CHINESE = "我们今天去图书馆看书，然后回家吃饭。天气很好，我很喜欢！"
 CHINESE_CUT = "我们 今天 去 图书馆 看 书 ， 然后 回家 吃 饭 。 天气 很 好 ， 我 很 喜欢 ！"

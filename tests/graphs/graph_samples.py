@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from glomo_dist.data.text import WordTokenizer
+from glomo_dist.data.tokenizers.text import WordTokenizer
 from glomo_dist.graphs.export import export_graphs
 from glomo_dist.graphs.index import StoreMeta
 from glomo_dist.model.config import GlomoConfig

@@ -137,7 +137,7 @@ def readers(ancestor: int) -> list[int]:
     found = []
     for process in psutil.Process(ancestor).children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):  # ended meanwhile
-            found += [process.pid] * ("glomo_dist.data.reader" in process.cmdline())
+            found += [process.pid] * ("glomo_dist.data.reading.reader" in process.cmdline())
     return found
 
 

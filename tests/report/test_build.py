@@ -23,7 +23,7 @@ from glomo_dist.graphs.export import export_graphs
 from glomo_dist.model import Glomo, GlomoConfig, save_model
 from glomo_dist.report import build
 from glomo_dist.runtime.errors import DataError, GlomoError
-from glomo_dist.transfer.dataset import section
+from glomo_dist.transfer.datasets.dataset import section
 from glomo_dist.transfer.finetune import run
 from glomo_dist.transfer.task import get_task
 

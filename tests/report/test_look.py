@@ -10,7 +10,7 @@ from PIL import Image
 from transfer_samples import word_model
 
 from glomo_dist.cli import main
-from glomo_dist.data.pixels import PixelTokenizer
+from glomo_dist.data.tokenizers.pixels import PixelTokenizer
 from glomo_dist.model import Glomo, GlomoConfig, load_model, save_model
 from glomo_dist.report.look import look
 from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError

@@ -15,7 +15,7 @@ from glomo_dist.model import Glomo, GlomoConfig
 from glomo_dist.report import as_text, build
 from glomo_dist.report.provenance import facts
 from glomo_dist.report.results import Results
-from glomo_dist.transfer.coverage import Unknown
+from glomo_dist.transfer.features.coverage import Unknown
 
 
 def page_and_text(tmp_path, rows):

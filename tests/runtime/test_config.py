@@ -14,8 +14,8 @@ from glomo_dist.model import GlomoConfig
 from glomo_dist.pretrain.config import PretrainConfig
 from glomo_dist.runtime.config import check_fields, check_least, from_dict, to_dict
 from glomo_dist.runtime.errors import ConfigError
-from glomo_dist.transfer.head import Fusion
 from glomo_dist.transfer.job import FinetuneJob
+from glomo_dist.transfer.readers.head import Fusion
 
 
 @dataclass(frozen=True)

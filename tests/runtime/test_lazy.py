@@ -18,7 +18,7 @@ def test_the_parts_are_listed_and_none_is_imported() -> None:
         "print(*dir(glomo_dist))\n"
         "bad = [m for m in sys.modules if m == 'torch' or m.startswith('glomo_dist.') and 'runtime' not in m]\n"
         "assert not bad, bad\n"
-        "print(glomo_dist.recipes.get('tiny').steps, glomo_dist.transfer.head.__name__)\n"
+        "print(glomo_dist.recipes.get('tiny').steps, glomo_dist.transfer.job.__name__)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -26,7 +26,7 @@ def test_the_parts_are_listed_and_none_is_imported() -> None:
     assert {"data", "evaluate", "graphs", "model", "pretrain", "recipes", "report", "transfer"} < {
         *parts.split()
     }
-    assert found == "4 glomo_dist.transfer.head"
+    assert found == "4 glomo_dist.transfer.job"
 
 
 @pytest.mark.parametrize("package", ["data", "evaluate", "graphs", "model", "pretrain", "report", "transfer"])

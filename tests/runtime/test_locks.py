@@ -13,12 +13,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from glomo_dist.data.cache import ShardCache
+from glomo_dist.data.reading.cache import ShardCache
 from glomo_dist.pretrain import run_folder
 from glomo_dist.runtime import files
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.locks import Lock, take
-from glomo_dist.transfer import states
+from glomo_dist.transfer.features import states
 
 
 def failing(number: int) -> Callable[..., None]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from glomo_dist.transfer import coverage
-from glomo_dist.transfer.coverage import Unknown, unknown
+from glomo_dist.transfer.features import coverage
+from glomo_dist.transfer.features.coverage import Unknown, unknown
 
 
 def test_unknown_words_of_many_texts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ from encoder_samples import write_bert, write_gpt2, write_with_word_pieces
 from safetensors.torch import load_file, save_file
 
 from glomo_dist.runtime.errors import ConfigError
-from glomo_dist.transfer import encoder as encoders
-from glomo_dist.transfer.encoder import Encoder, locate
+from glomo_dist.transfer.features import encoder as encoders
+from glomo_dist.transfer.features.encoder import Encoder, locate
 
 TEXTS = [["a", "film", "with", "intentions"], [], ["timing"], ["good", "actors", "xyz", "bad"]]
 

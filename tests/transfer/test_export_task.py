@@ -6,7 +6,7 @@ import torch
 from glomo_kernels import dispatch
 from transfer_samples import WORDS, job, word_model, write_sst2
 
-from glomo_dist.data.pixels import PixelTokenizer
+from glomo_dist.data.tokenizers.pixels import PixelTokenizer
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.glomo import Glomo

@@ -12,8 +12,8 @@ import zstandard
 
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.files import sha256_file
-from glomo_dist.transfer.features import FeatureSpec
-from glomo_dist.transfer.word_vectors import WordVectors, vectors_content
+from glomo_dist.transfer.features.spec import FeatureSpec
+from glomo_dist.transfer.features.word_vectors import WordVectors, vectors_content
 
 GLOVE = "the 0.5 -1 2e-1\nfilm 1 2 3\n. . . 4 5 6\nthe 9 9 9\n"
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "vectors" / "wiki_sg_100d_40k.npz"

@@ -7,8 +7,8 @@ from transfer_samples import job, planted_store, write_sst2, write_vectors
 from glomo_dist.graphs.index import GraphStoreError
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.transfer.features.inputs import encode
 from glomo_dist.transfer.finetune import build, run
-from glomo_dist.transfer.inputs import encode
 from glomo_dist.transfer.job import FinetuneJob
 from glomo_dist.transfer.task import get_task
 
@@ -161,7 +161,7 @@ def test_train_size_is_drawn_by_the_seed(sample):
 
 def test_empty_texts_are_legal(tmp_path, monkeypatch):
     """Where the task allows them, as RACE does in its options; this one is made to."""
-    monkeypatch.setattr("glomo_dist.transfer.dataset._require_words", lambda *_: None)
+    monkeypatch.setattr("glomo_dist.transfer.datasets.dataset._require_words", lambda *_: None)
     source = write_sst2(tmp_path / "data", sizes=(20, 4, 4))
     train = tmp_path / "data" / "train.tsv"
     train.write_text(train.read_text() + "\t1\n\t0\n")

@@ -3,8 +3,8 @@ import torch
 from glomo_kernels import SparseGraph
 
 from glomo_dist.runtime.errors import ConfigError
-from glomo_dist.transfer.head import Fusion, GraphMixture, window_mix
-from glomo_dist.transfer.models import ReaderSizes, Sequences, TaskModel, TextReader
+from glomo_dist.transfer.readers.head import Fusion, GraphMixture, window_mix
+from glomo_dist.transfer.readers.models import ReaderSizes, Sequences, TaskModel, TextReader
 
 
 def sparse(dense):

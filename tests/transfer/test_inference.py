@@ -12,7 +12,7 @@ from transfer_samples import WORDS, word_model, write_vectors
 from glomo_dist.graphs.index import GraphStoreError
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.runtime.errors import DataError
-from glomo_dist.transfer.dataset import Split, accuracy
+from glomo_dist.transfer.datasets.dataset import Split, accuracy
 from glomo_dist.transfer.export import export_task
 from glomo_dist.transfer.finetune import run
 from glomo_dist.transfer.job import FinetuneJob

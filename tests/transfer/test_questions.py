@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from glomo_dist.runtime.errors import DataError
-from glomo_dist.transfer.choice import ChoiceReader
 from glomo_dist.transfer.finetune import run
 from glomo_dist.transfer.job import FinetuneJob
-from glomo_dist.transfer.models import ReaderSizes, Sequences
+from glomo_dist.transfer.readers.choice import ChoiceReader
+from glomo_dist.transfer.readers.models import ReaderSizes, Sequences
 from glomo_dist.transfer.task import get_task
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "qa"

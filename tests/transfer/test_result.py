@@ -5,7 +5,7 @@ import pytest
 
 from glomo_dist.runtime import config
 from glomo_dist.runtime.errors import ConfigError, DataError
-from glomo_dist.transfer.coverage import Unknown
+from glomo_dist.transfer.features.coverage import Unknown
 from glomo_dist.transfer.job import FinetuneJob
 from glomo_dist.transfer.result import FORMAT, VERSION, Epoch, MixedGraph, Result
 

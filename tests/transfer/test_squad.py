@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from glomo_dist.data.text import tokenize, word_spans
+from glomo_dist.data.tokenizers.text import tokenize, word_spans
 from glomo_dist.runtime.errors import DataError
+from glomo_dist.transfer.datasets.squad_metric import exact_match, f1, normalized
 from glomo_dist.transfer.finetune import run
 from glomo_dist.transfer.job import FinetuneJob
-from glomo_dist.transfer.models import ReaderSizes, Sequences
-from glomo_dist.transfer.spans import LONGEST, SpanReader
-from glomo_dist.transfer.squad_metric import exact_match, f1, normalized
+from glomo_dist.transfer.readers.models import ReaderSizes, Sequences
+from glomo_dist.transfer.readers.spans import LONGEST, SpanReader
 from glomo_dist.transfer.task import get_task
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "qa"

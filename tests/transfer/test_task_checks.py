@@ -6,10 +6,19 @@ import numpy as np
 import pytest
 
 from glomo_dist.runtime.errors import ConfigError, DataError
-from glomo_dist.transfer.dataset import SPLITS, Column, Row, Split, Task, checked, images_split, text_data
-from glomo_dist.transfer.esim import PairReader
-from glomo_dist.transfer.inputs import truncate
-from glomo_dist.transfer.models import Reader, TextReader
+from glomo_dist.transfer.datasets.dataset import (
+    SPLITS,
+    Column,
+    Row,
+    Split,
+    Task,
+    checked,
+    images_split,
+    text_data,
+)
+from glomo_dist.transfer.features.inputs import truncate
+from glomo_dist.transfer.readers.esim import PairReader
+from glomo_dist.transfer.readers.models import Reader, TextReader
 
 
 def a_task(**fields):

@@ -19,13 +19,13 @@ import web_faults as faults
 from transfer_samples import write_sst2
 from web_faults import serving
 
-from glomo_dist.data import patience
-from glomo_dist.data.sources import documents
+from glomo_dist.data.preparing.sources import documents
+from glomo_dist.data.storage import patience
 from glomo_dist.runtime.errors import DataError
-from glomo_dist.transfer import sources
-from glomo_dist.transfer.sources import address_parts, joined
+from glomo_dist.transfer.datasets import sources
+from glomo_dist.transfer.datasets.sources import address_parts, joined
+from glomo_dist.transfer.features.word_vectors import WordVectors
 from glomo_dist.transfer.task import get_task
-from glomo_dist.transfer.word_vectors import WordVectors
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):

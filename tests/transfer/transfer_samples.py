@@ -8,14 +8,14 @@ import torch
 from glomo_kernels import SparseGraph
 from torch import nn
 
-from glomo_dist.data.text import WordTokenizer
+from glomo_dist.data.tokenizers.text import WordTokenizer
 from glomo_dist.graphs.export import export_graphs
 from glomo_dist.graphs.index import StoreMeta
 from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.glomo import Glomo
 from glomo_dist.model.io import save_model
-from glomo_dist.transfer.dataset import section
-from glomo_dist.transfer.inputs import truncate
+from glomo_dist.transfer.datasets.dataset import section
+from glomo_dist.transfer.features.inputs import truncate
 from glomo_dist.transfer.job import FinetuneJob
 from glomo_dist.transfer.task import get_task
 

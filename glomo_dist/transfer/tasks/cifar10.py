@@ -7,10 +7,16 @@ those would run whatever is in the file, so they are refused.
 from __future__ import annotations
 
 from glomo_dist.runtime.errors import DataError
-from glomo_dist.transfer.dataset import Published, Task, TaskData
-from glomo_dist.transfer.image_sets import Labelled, image_data, read_archive, read_cifar_batches, read_rows
-from glomo_dist.transfer.resnet import ResNetReader
-from glomo_dist.transfer.sources import find, has_ending, packed, parquet_names, require
+from glomo_dist.transfer.datasets.dataset import Published, Task, TaskData
+from glomo_dist.transfer.datasets.image_sets import (
+    Labelled,
+    image_data,
+    read_archive,
+    read_cifar_batches,
+    read_rows,
+)
+from glomo_dist.transfer.datasets.sources import find, has_ending, packed, parquet_names, require
+from glomo_dist.transfer.readers.resnet import ResNetReader
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 DEV = 5000

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from glomo_dist.data.demo import digits
+from glomo_dist.data.preparing.demo import digits
 from glomo_dist.runtime.fingerprint import derive_seed
-from glomo_dist.transfer.dataset import SPLITS, Task, TaskData, checked, draw, images_split
-from glomo_dist.transfer.image_sets import check_images
-from glomo_dist.transfer.models import PixelReader
-from glomo_dist.transfer.sources import has_ending, npz_arrays, packed, require
+from glomo_dist.transfer.datasets.dataset import SPLITS, Task, TaskData, checked, draw, images_split
+from glomo_dist.transfer.datasets.image_sets import check_images
+from glomo_dist.transfer.datasets.sources import has_ending, npz_arrays, packed, require
+from glomo_dist.transfer.readers.models import PixelReader
 
 CLASSES = tuple("0123456789")
 SHARES = {"train": 0.7, "dev": 0.1, "test": 0.2}

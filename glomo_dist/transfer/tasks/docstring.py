@@ -1,16 +1,16 @@
 """Which module a docstring comes from: a task made of what every machine has, for `make demo`.
 
-The rows are written by `glomo_dist.data.demo` with their split. No published number exists.
+The rows are written by `glomo_dist.data.preparing.demo` with their split. No published number exists.
 """
 
 from __future__ import annotations
 
 from glomo_dist.runtime.errors import DataError
-from glomo_dist.transfer.dataset import SPLITS, Row, Task, TaskData, text_data
-from glomo_dist.transfer.models import TextReader
-from glomo_dist.transfer.rows import records
-from glomo_dist.transfer.sources import has_ending, packed, require
-from glomo_dist.transfer.values import split_of, text_of
+from glomo_dist.transfer.datasets.dataset import SPLITS, Row, Task, TaskData, text_data
+from glomo_dist.transfer.datasets.rows import records
+from glomo_dist.transfer.datasets.sources import has_ending, packed, require
+from glomo_dist.transfer.datasets.values import split_of, text_of
+from glomo_dist.transfer.readers.models import TextReader
 
 
 def load(source: str | None, max_examples: int | None = None) -> TaskData:

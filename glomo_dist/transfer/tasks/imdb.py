@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
-from glomo_dist.transfer.dataset import Published, Row, Task, TaskData, text_data
-from glomo_dist.transfer.models import TextReader
-from glomo_dist.transfer.rows import records
-from glomo_dist.transfer.sources import (
+from glomo_dist.transfer.datasets.dataset import Published, Row, Task, TaskData, text_data
+from glomo_dist.transfer.datasets.rows import records
+from glomo_dist.transfer.datasets.sources import (
     address_parts,
     find,
     joined,
@@ -20,7 +19,8 @@ from glomo_dist.transfer.sources import (
     require,
     text_files,
 )
-from glomo_dist.transfer.values import class_number, text_of
+from glomo_dist.transfer.datasets.values import class_number, text_of
+from glomo_dist.transfer.readers.models import TextReader
 
 CLASSES = ("negative", "positive")
 FOLDERS = ("neg", "pos")  # which the hub takes as the names of the classes

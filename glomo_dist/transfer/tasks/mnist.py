@@ -5,10 +5,10 @@ Test as published; dev is 5,000 images drawn from train.
 
 from __future__ import annotations
 
-from glomo_dist.transfer.dataset import Published, Task, TaskData
-from glomo_dist.transfer.image_sets import Labelled, image_data, read_idx, read_rows
-from glomo_dist.transfer.resnet import ResNetReader
-from glomo_dist.transfer.sources import has_ending, packed, parquet_names, require
+from glomo_dist.transfer.datasets.dataset import Published, Task, TaskData
+from glomo_dist.transfer.datasets.image_sets import Labelled, image_data, read_idx, read_rows
+from glomo_dist.transfer.datasets.sources import has_ending, packed, parquet_names, require
+from glomo_dist.transfer.readers.resnet import ResNetReader
 
 CLASSES = tuple("0123456789")
 DEV = 5000

@@ -6,10 +6,10 @@ apart (accuracy.matched, accuracy.mismatched); dev, for choosing the epoch, is o
 
 from __future__ import annotations
 
-from glomo_dist.transfer.dataset import Published, Task, TaskData
-from glomo_dist.transfer.esim import PairReader
-from glomo_dist.transfer.pairs import THREE, PairRows, published_names, read_pairs
-from glomo_dist.transfer.sources import has_ending, packed, parquet_names, require
+from glomo_dist.transfer.datasets.dataset import Published, Task, TaskData
+from glomo_dist.transfer.datasets.pairs import THREE, PairRows, published_names, read_pairs
+from glomo_dist.transfer.datasets.sources import has_ending, packed, parquet_names, require
+from glomo_dist.transfer.readers.esim import PairReader
 
 ONE_FILE = "mnli_devset_single_annotator.jsonl"
 DEV_SHARE = 20  # one in twenty premises of train

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from glomo_dist.runtime.errors import DataError
-from glomo_dist.transfer.choice import ChoiceReader
-from glomo_dist.transfer.dataset import SPLITS, Published, Row, Task, TaskData, text_data
-from glomo_dist.transfer.rows import records
-from glomo_dist.transfer.sources import (
+from glomo_dist.transfer.datasets.dataset import SPLITS, Published, Row, Task, TaskData, text_data
+from glomo_dist.transfer.datasets.rows import records
+from glomo_dist.transfer.datasets.sources import (
     address_parts,
     find,
     has_ending,
@@ -22,7 +21,8 @@ from glomo_dist.transfer.sources import (
     require,
     text_files,
 )
-from glomo_dist.transfer.values import split_of
+from glomo_dist.transfer.datasets.values import split_of
+from glomo_dist.transfer.readers.choice import ChoiceReader
 
 OPTIONS = ("A", "B", "C", "D")
 LEVELS = ("middle", "high")

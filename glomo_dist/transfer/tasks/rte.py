@@ -5,10 +5,10 @@ GLUE's test.tsv has no labels, so test is the published dev set (277 pairs), and
 
 from __future__ import annotations
 
-from glomo_dist.transfer.dataset import Task, TaskData
-from glomo_dist.transfer.esim import PairReader
-from glomo_dist.transfer.pairs import PairRows, read_pairs
-from glomo_dist.transfer.sources import packed, parquet_names, require
+from glomo_dist.transfer.datasets.dataset import Task, TaskData
+from glomo_dist.transfer.datasets.pairs import PairRows, read_pairs
+from glomo_dist.transfer.datasets.sources import packed, parquet_names, require
+from glomo_dist.transfer.readers.esim import PairReader
 
 CLASSES = ("entailment", "not_entailment")
 DEV_SHARE = 10  # one in ten premises of train

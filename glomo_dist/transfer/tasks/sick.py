@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from glomo_dist.runtime.errors import DataError
-from glomo_dist.transfer.dataset import Published, Task, TaskData
-from glomo_dist.transfer.esim import PairReader
-from glomo_dist.transfer.pairs import THREE, PairRows, read_pairs
-from glomo_dist.transfer.sources import has_ending, packed, require
+from glomo_dist.transfer.datasets.dataset import Published, Task, TaskData
+from glomo_dist.transfer.datasets.pairs import THREE, PairRows, read_pairs
+from glomo_dist.transfer.datasets.sources import has_ending, packed, require
+from glomo_dist.transfer.readers.esim import PairReader
 
 SETS = {"TRAIN": "train", "TRIAL": "dev", "TEST": "test"}
 # as the organisers of SemEval 2014 gave it out

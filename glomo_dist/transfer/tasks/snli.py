@@ -5,10 +5,10 @@ Splits as published. Pairs without a gold label ("-") are left out, as everyone 
 
 from __future__ import annotations
 
-from glomo_dist.transfer.dataset import SPLITS, Published, Task, TaskData
-from glomo_dist.transfer.esim import PairReader
-from glomo_dist.transfer.pairs import THREE, PairRows, published_names, read_pairs
-from glomo_dist.transfer.sources import has_ending, packed, parquet_names, require
+from glomo_dist.transfer.datasets.dataset import SPLITS, Published, Task, TaskData
+from glomo_dist.transfer.datasets.pairs import THREE, PairRows, published_names, read_pairs
+from glomo_dist.transfer.datasets.sources import has_ending, packed, parquet_names, require
+from glomo_dist.transfer.readers.esim import PairReader
 
 ONE_FILE = "snli_devset.jsonl"
 

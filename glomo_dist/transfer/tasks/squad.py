@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from glomo_dist.data.packed import open_stream
-from glomo_dist.data.text import word_spans
+from glomo_dist.data.storage.packed import open_stream
+from glomo_dist.data.tokenizers.text import word_spans
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
-from glomo_dist.transfer.dataset import SPLITS, Published, Row, Split, Task, TaskData, text_data
-from glomo_dist.transfer.rows import records
-from glomo_dist.transfer.sources import find, has_ending, one_file, packed, parquet_names, require
-from glomo_dist.transfer.spans import SpanReader
-from glomo_dist.transfer.squad_metric import exact_match, f1
+from glomo_dist.transfer.datasets.dataset import SPLITS, Published, Row, Split, Task, TaskData, text_data
+from glomo_dist.transfer.datasets.rows import records
+from glomo_dist.transfer.datasets.sources import find, has_ending, one_file, packed, parquet_names, require
+from glomo_dist.transfer.datasets.squad_metric import exact_match, f1
+from glomo_dist.transfer.readers.spans import SpanReader
 
 PUBLISHED = (
     (*packed("train-v1.1.json"), *parquet_names("train", "plain_text/")),

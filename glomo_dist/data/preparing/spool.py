@@ -1,0 +1,143 @@
+"""Words as provisional numbers on disk, so that a corpus is read and cut once and never held in memory.
+
+A chunk of documents is numbered by itself (`number_words`, in any process), translated into the numbering of all
+(`Numbering`) and put aside (`Spool`) until the vocabulary is known.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from glomo_dist.data.preparing.sources import Document
+from glomo_dist.data.tokenizers.text import WordTokenizer
+from glomo_dist.runtime.errors import DataError
+from glomo_dist.runtime.words import counted
+
+_CHUNK_CHARACTERS = 1 << 20  # of text handed to a worker at a time
+_SPOOL_BLOCK = 1 << 20  # provisional ids read at a time
+
+
+class Origin(NamedTuple):
+    source: str
+    row: int
+    part: str
+
+
+class Numbered(NamedTuple):
+    """Documents as numbers into their own list of words. ids: int32 [sum of lengths]; lengths: int64 [n]."""
+
+    words: list[str]
+    ids: np.ndarray
+    lengths: np.ndarray
+    documents: list[Origin]
+
+
+def chunks(stream: Iterable[Document], valid_share: float) -> Iterator[tuple[list[Document], float]]:
+    """Documents in groups of about a million characters."""
+    chunk: list[Document] = []
+    characters = 0
+    for document in stream:
+        chunk.append(document)
+        characters += len(document.text)
+        if characters >= _CHUNK_CHARACTERS:
+            yield chunk, valid_share
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk, valid_share
+
+
+def number_words(job: tuple[list[Document], float]) -> Numbered:
+    chunk, valid_share = job
+    numbers: defaultdict[str, int] = defaultdict()
+    numbers.default_factory = numbers.__len__  # a new word gets the next number
+    ids = array("i")
+    ends = [0]
+    for document in chunk:
+        ids.extend(map(numbers.__getitem__, document.words()))
+        ends.append(len(ids))
+    origins = [Origin(d.source, d.row, _part(d.text, valid_share)) for d in chunk]
+    return Numbered(list(numbers), np.array(ids, np.int32), np.diff(ends), origins)
+
+
+def _part(text: str, valid_share: float) -> str:
+    if not valid_share:
+        return ""
+    digest = hashlib.sha256(text.encode()).digest()
+    return "valid" if int.from_bytes(digest[:8], "big") < valid_share * 2**64 else "train"
+
+
+class Numbering:
+    """Provisional numbers of all words seen, in order of appearance."""
+
+    def __init__(self) -> None:
+        self._numbers: defaultdict[str, int] = defaultdict()
+        self._numbers.default_factory = self._numbers.__len__
+
+    def words(self) -> list[str]:
+        return list(self._numbers)
+
+    def translate(self, numbered: Numbered) -> np.ndarray:
+        """int32 [n]: the ids of a chunk in this numbering."""
+        table = np.fromiter(map(self._numbers.__getitem__, numbered.words), np.int32, len(numbered.words))
+        translated: np.ndarray = table[numbered.ids]
+        return translated
+
+    def counts(self, spool: Spool) -> np.ndarray:
+        """int64 [words]: how often each word occurs in the documents of `spool`."""
+        counts = np.zeros(len(self._numbers), np.int64)
+        for ids in spool.blocks():
+            counts += np.bincount(ids, minlength=len(counts))
+        return counts
+
+    def vocabulary(self, counts: np.ndarray, size: int, min_count: int) -> WordTokenizer:
+        """The vocabulary of documents with these counts."""
+        seen = ((word, count) for word, count in zip(self._numbers, counts.tolist(), strict=True) if count)
+        vocabulary = WordTokenizer.from_counts(seen, size, min_count)
+        if vocabulary.vocab_size < 2:
+            raise DataError(
+                f"no word occurs {counted(min_count, 'time')} or more. Lower min_count, or give more text."
+            )
+        return vocabulary
+
+
+class Spool:
+    """Documents of provisional ids on disk: written once, then read in order."""
+
+    def __init__(self, path: Path) -> None:
+        self.samples = 0
+        self._ids_path, self._meta_path = path.with_suffix(".ids"), path.with_suffix(".jsonl")
+        self._ids = open(self._ids_path, "wb")  # noqa: SIM115 - closed by finish
+        self._meta = open(self._meta_path, "w", encoding="utf-8")  # noqa: SIM115 - closed by finish
+
+    def add(self, ids: np.ndarray, origin: Origin) -> None:
+        self._ids.write(ids.tobytes())
+        self._meta.write(json.dumps([len(ids), origin.source, origin.row]) + "\n")
+        self.samples += 1
+
+    def finish(self) -> None:
+        self._ids.close()
+        self._meta.close()
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """All ids, int32, a million at a time."""
+        with open(self._ids_path, "rb") as f:
+            while block := f.read(4 * _SPOOL_BLOCK):
+                yield np.frombuffer(block, np.int32)
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+        with open(self._ids_path, "rb") as ids, open(self._meta_path, encoding="utf-8") as meta:
+            for line in meta:
+                length, source, row = json.loads(line)
+                yield np.frombuffer(ids.read(4 * length), np.int32), {"source": source, "row": row}
+
+    def delete(self) -> None:
+        self._ids_path.unlink()
+        self._meta_path.unlink()

@@ -1,0 +1,62 @@
+"""Lines of text files and of JSON-lines files, with errors that name file and line."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from glomo_dist.data.storage.files import InputFile
+from glomo_dist.data.storage.packed import open_stream
+from glomo_dist.runtime.errors import DataError, describe
+
+# Half of a surrogate pair, which JSON can hold and which is no character.
+HALF_PAIR = re.compile("[\ud800-\udfff]")
+
+
+def numbered_lines(file: InputFile) -> Iterator[tuple[int, str]]:
+    """Numbered lines (from 1) without their ends; a byte that is not UTF-8 is an error with its place."""
+    with open_stream(file) as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                # A mark of byte order may begin any line: files are packed and joined with theirs.
+                text = line.decode().removeprefix("\ufeff")
+            except UnicodeDecodeError as e:
+                if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    raise DataError(
+                        f"{file.name}: UTF-16 text, by its first two bytes. Convert the file first, e.g. iconv "
+                        "-f utf-16 -t utf-8."
+                    ) from None
+                raise DataError(
+                    f"{file.name}, line {number}, byte {e.start + 1} of the line (0x{line[e.start]:02x}): not UTF-8 "
+                    "text. Convert the file first, e.g. iconv -f latin1 -t utf-8."
+                ) from None
+            if "\0" in text:
+                raise DataError(
+                    f"{file.name}, line {number}: contains a zero byte, so it is binary or UTF-16. "
+                    "Convert the file first, e.g. iconv -f utf-16 -t utf-8."
+                )
+            yield number, text.rstrip("\r\n")
+
+
+def json_objects(file: InputFile) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number (from 1) and object of every line that is not blank."""
+    for number, line in numbered_lines(file):
+        if not line.strip():
+            continue
+        where = f"{file.name}, line {number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as e:
+            raise DataError(
+                f"{where}: not valid JSON ({e.msg}, column {e.colno}). Mend or delete the line."
+            ) from None
+        except (RecursionError, ValueError) as e:  # nested too deeply; a number of thousands of digits
+            raise DataError(f"{where}: {describe(e)}. Mend or delete the line.") from None
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{where}: expected a JSON object, got {type(row).__name__}. Write one object a line."
+            )
+        yield number, row

@@ -1,0 +1,212 @@
+"""Scores of float32 that are looked at in bfloat16 first (kernels/csrc/screen.h), on processors that have the
+instructions: those that may exceed theta are computed in float32, and no edge may be missed. Elsewhere all are."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import test_affinity_mix as mix
+import torch
+from glomo_kernels import affinity_mix
+from kernel_oracle import gradients, leaves
+
+pytestmark = [
+    pytest.mark.usefixtures("nan_memory", "backend"),
+    pytest.mark.parametrize("backend", ["cpp"], indirect=True),
+]
+
+DENSITIES = {"none": 6.0, "hardly any": 3.0, "a tenth": 1.28, "a fifth": 0.84, "half": 0.0}
+
+
+def inputs_of(units, width=64, values=16, above=1.28, **sizes):
+    """About a normal distribution's share of the scores exceeds theta.
+
+    q and k are whole multiples of 1/256 that bfloat16 has to round; in float32 their scores are exact, so that every
+    edge is known and no row is wrong because its only score is hardly above theta.
+    """
+    q, k, v, _ = mix.make(units, width=width, values=values, **sizes)
+    q, k = (torch.randint(-300, 301, x.shape).double() / 256 for x in (q, k))
+    deviation = width**0.5 * 300**2 / 3 / 256**2
+    theta = torch.full(q.shape[:3], round(above * deviation * 256) / 256, dtype=torch.float64)
+    return q, k, v, theta
+
+
+def results_of(inputs, **options):
+    inputs = leaves(*inputs, dtype=torch.float32)
+    out, stats = affinity_mix(*inputs, return_stats=True, **options)
+    return [out, stats.edges, stats.live, stats.row_sum, *gradients(out, inputs)]
+
+
+def assert_same(results, others):
+    assert all(torch.equal(a, b) for a, b in zip(results, others, strict=True))
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "both sides"])
+@pytest.mark.parametrize("units", [1, 17, 64, 65, 200])
+@pytest.mark.parametrize("width", [64, 101, 256])
+@pytest.mark.parametrize("above", DENSITIES)
+def test_agrees_with_dense_formula(above, width, units, causal):
+    options = {"lengths": torch.tensor([units, 0, (units + 1) // 2]), "causal": causal}
+    mix.compare(mix.both(inputs_of(units, width, above=DENSITIES[above]), torch.float32, True, options))
+
+
+@pytest.mark.parametrize("above", [-3.0, 0.5, 2.0])
+def test_tiles_of_all_densities_side_by_side(above):
+    """Some keys are far from all queries, some near to all: whole tiles live, dead and in between."""
+    q, k, v, theta = inputs_of(500, above=above)
+    q, k = q + 0.25, k + (torch.arange(500) // 50 - 5)[:, None] / 4
+    for causal in (True, False):
+        mix.compare(mix.both((q, k, v, theta), torch.float32, True, {"causal": causal}))
+
+
+@pytest.mark.parametrize("options", ["packed", "positions", "positions of each", "no theta"])
+def test_spans_and_rows(options):
+    inputs, where = inputs_of(250, above=1.5), {}
+    if options == "packed":
+        segments = torch.arange(250).expand(3, -1) // torch.tensor([[70], [11], [300]])
+        where = {"segments": segments, "lengths": torch.tensor([250, 140, 3])}
+    elif options != "no theta":
+        positions = torch.tensor([7, 0, 249, 70, 7])
+        if options == "positions of each":
+            positions = torch.stack([positions, positions.flip(0), positions * 0])
+        inputs, where = inputs_of(250, rows=5), {"positions": positions}
+    mix.compare(mix.both(inputs, torch.float32, options != "no theta", where))
+
+
+@pytest.mark.parametrize("direction", ["down", "up"])
+@pytest.mark.parametrize("width", [64, 300])
+def test_no_edge_is_missed_where_all_roundings_go_one_way(direction, width):
+    """Every product is off by nearly 2^-8 of itself in bfloat16, more than by which the scores exceed theta."""
+    number = 1 + 2.0**-8 - 2.0**-20 if direction == "down" else 1 + 2.0**-8 + 2.0**-20  # to 1, to 1 + 2^-7
+    q = torch.full((1, 1, 200, width), number, dtype=torch.float64)
+    k, v = q.clone(), torch.randn(1, 1, 200, 8, dtype=torch.float64)
+    score = width * number**2
+    k[:, :, 1::7] *= -1  # far below theta
+    theta = torch.full((1, 1, 200), score - 0.01, dtype=torch.float64)
+    k[:, :, 100:] = -k[:, :, 100:].abs()
+    k[:, :, 150] = number  # one edge in a tile, by a hair
+    stats = affinity_mix(*(x.float() for x in (q, k, v, theta)), return_stats=True, causal=False)[1]
+    assert (stats.edges == int((k[0, 0, :, 0] > 0).sum())).all()
+
+
+def test_edges_are_those_of_float32():
+    """Close to theta, too: rows and keys of very different lengths, theta at a score of the row."""
+    q, k, v, _ = inputs_of(400, width=128)
+    q *= torch.logspace(-3, 3, 400, dtype=torch.float64)[torch.randperm(400), None]
+    k *= torch.logspace(-3, 3, 400, dtype=torch.float64)[torch.randperm(400), None]
+    scores = q @ k.mT
+    ranked = scores.sort(-1, descending=True).values
+    theta = ranked[..., 30:32].mean(-1)  # between two neighbours
+    clear = (scores - theta[..., None]).abs() > 1e-5 * (
+        q.norm(dim=-1)[..., None] * k.norm(dim=-1)[:, :, None]
+    )
+    stats = affinity_mix(*(x.float() for x in (q, k, v, theta)), return_stats=True, causal=False)[1]
+    sure = ((scores > theta[..., None]) & clear).sum(-1)
+    assert (stats.edges >= sure).all() and (stats.edges <= sure + (~clear).sum(-1)).all()
+    assert (clear.all(-1)).double().mean() > 0.5  # most rows leave no doubt
+
+
+@pytest.mark.parametrize("exponent", [-50, -20, 20, 30])
+@pytest.mark.parametrize("of", ["q", "k"])
+def test_small_and_large_numbers(exponent, of):
+    q, k, v, theta = inputs_of(90)
+    size = 2.0**exponent
+    q, k = (q * size, k) if of == "q" else (q, k * size)
+    mix.compare(mix.both((q, k, v, theta * size), torch.float32, True, {}))
+
+
+@pytest.mark.parametrize("size_q,size_k", [(-40, 0), (-40, 20), (-20, -20), (-30, 30), (15, 15), (38, -38)])
+def test_edges_at_the_ends_of_float32(size_q, size_k):
+    """Where squares, norms or products in bfloat16 underflow or overflow, those of float32 decide."""
+    q, k, v, theta = inputs_of(90)
+    q, k, theta = (
+        (10.0**size_q * q).float(),
+        (10.0**size_k * k).float(),
+        (10.0 ** (size_q + size_k) * theta).float(),
+    )
+    got = affinity_mix(q, k, v.float(), theta, return_stats=True)[1].edges
+    roots = (q.double() @ k.double().mT - theta.double()[..., None]).float().relu()
+    wanted = ((roots * roots).tril(-1) > 0).sum(-1)
+    torch.testing.assert_close(got.long(), wanted, rtol=0, atol=1)
+
+
+def test_rows_without_weight_are_exactly_zero_and_give_no_gradient():
+    out, edges, _, row_sum, *grads = results_of(inputs_of(200, above=20.0))
+    assert not out.any() and not edges.any() and not row_sum.any()
+    assert not any(gradient.any() for gradient in grads)
+
+
+def test_a_row_of_one_edge_is_its_value_to_the_bit():
+    q, k, v, _ = (x.float() for x in inputs_of(300))
+    scores = (q @ k.mT).masked_fill(~torch.ones(300, 300, dtype=torch.bool).tril(-1), -torch.inf)
+    two = scores.topk(2).values
+    theta = two.mean(-1)
+    theta[:, :, 0], theta[:, :, 1] = 0, two[:, :, 1, 0] - 0.5
+    inputs = leaves(q, k, v, theta, dtype=torch.float32)
+    out = affinity_mix(*inputs)
+    expected = v.gather(2, scores.argmax(-1)[..., None].expand(-1, -1, -1, 16))
+    expected[:, :, 0] = 0
+    torch.testing.assert_close(out[:, :, 1:], expected[:, :, 1:], rtol=1e-6, atol=0)
+    dq, dk, _, dtheta = gradients(out, inputs)
+    assert not dq.any() and not dk.any() and not dtheta.any()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, 3.4e38])
+@pytest.mark.parametrize("where", ["q", "k", "theta"])
+def test_what_is_not_finite_spoils_the_same_rows_as_without_screen(tmp_path, where, bad):
+    q, k, v, theta = (x.float() for x in inputs_of(150, above=2.0))
+    place = {"q": q, "k": k, "theta": theta}[where]
+    place[(1, 0, 70) if where == "theta" else (1, 0, 70, 3)] = bad
+    got = affinity_mix(q, k, v, theta)
+    plain = in_process_without(tmp_path, q, k, v, theta)
+    assert torch.equal(got.isfinite(), plain.isfinite())
+    torch.testing.assert_close(got.nan_to_num(), plain.nan_to_num(), rtol=1e-4, atol=1e-5)
+
+
+WITHOUT = """
+import torch
+from glomo_kernels import affinity_mix
+torch.save(affinity_mix(*torch.load("{file}", weights_only=True)), "{file}")
+"""
+
+
+def in_process_without(folder, *inputs):
+    file = folder / "tensors"
+    torch.save(list(inputs), file)
+    environment = {**os.environ, "GLOMO_SIMD": "avx512"}
+    subprocess.run([sys.executable, "-c", WITHOUT.format(file=file)], check=True, env=environment)
+    return torch.load(file, weights_only=True)
+
+
+def test_any_layout():
+    q, k, v, theta = (x.float() for x in inputs_of(150, width=96))
+    expected = results_of((q, k, v, theta))
+    across = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
+    odd = [torch.cat([x, x[..., :1]], -1)[..., :-1] for x in (q, k, v)]
+    for matrices in (across, odd):
+        inputs = [x.requires_grad_() for x in (*matrices, theta.clone())]
+        out, stats = affinity_mix(*inputs, return_stats=True)
+        assert_same([out, stats.edges, stats.live, stats.row_sum, *gradients(out, inputs)], expected)
+
+
+def test_any_number_of_threads_gives_the_same_bits():
+    """Of many heads, whose rounded keys take the places of earlier ones; with more threads than processors some stop
+    in the midst of it."""
+    inputs = inputs_of(200, heads=8, above=1.5)
+    options = {"lengths": torch.tensor([200, 70, 199])}
+    torch.set_num_threads(1)
+    expected = results_of(inputs, **options)
+    for threads in (2, 3, 8, 64) * 3:
+        torch.set_num_threads(threads)
+        assert_same(results_of(inputs, **options), expected)
+
+
+@pytest.mark.parametrize("above", [0.6, 1.5])
+def test_scores_that_are_kept_and_computed_again_give_the_same_gradients(monkeypatch, above):
+    inputs, results = inputs_of(220, above=above), []
+    for keep in (True, False):
+        module = sys.modules["glomo_kernels.affinity_mix"]
+        monkeypatch.setattr(module, "_worth_keeping", lambda *x, keep=keep: keep)
+        results.append(results_of(inputs, lengths=torch.tensor([220, 150, 3])))
+    assert_same(*results)
