@@ -35,17 +35,16 @@ def test_same_bits_on_every_run(widths, dtype):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("name", ["forward", "query", "key"])
 @pytest.mark.parametrize("widths", [(256, 64), (128, 128), (64, 64), (32, 16), (256, 256)])
-def test_every_configuration(widths, dtype, monkeypatch):
+def test_every_configuration(widths, name, dtype, monkeypatch):
     inputs = plain.make(200, heads=1, width=widths[0], values=widths[1])
     inputs[0].mul_(widths[0] ** -0.5)
-    for name in ("forward", "query", "key"):
-        choices = getattr(triton_configs, name)
-        case = triton_impl._case(*(x.to(DEVICE, dtype) for x in inputs[:3]), "relu")
-        for config in choices(case):
-            with monkeypatch.context() as patch:
-                patch.setattr(triton_configs, name, lambda _, config=config: [config])
-                check(inputs, dtype, True, {"lengths": torch.tensor([200, 130, 0])})
+    case = triton_impl._case(*(x.to(DEVICE, dtype) for x in inputs[:3]), "relu")
+    for config in getattr(triton_configs, name)(case):
+        with monkeypatch.context() as patch:
+            patch.setattr(triton_configs, name, lambda _, config=config: [config])
+            check(inputs, dtype, True, {"lengths": torch.tensor([200, 130, 0])})
 
 
 @pytest.mark.gpu

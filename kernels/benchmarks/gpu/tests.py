@@ -1,7 +1,7 @@
 """Every test marked gpu, dealt out to several processes; what fails is run once more alone.
 
-An illegal address in one kernel spoils the device for the whole process: alone, the other tests pass again, and the
-table says so. Tests that there was no time for are rows as well.
+An illegal address in one kernel spoils the device for the whole process, which then ends (results_plugin.py) as one
+that crashed has; the tests behind go on in a new one. Tests that there was no time for are rows as well.
 """
 
 from __future__ import annotations
@@ -18,8 +18,15 @@ from itertools import groupby
 from pathlib import Path
 
 from gpu.part import ROOT, Part
+from gpu.results_plugin import SPOILED
 
-PROCESSES = 6
+PROCESSES = max(6, min(12, (os.cpu_count() or 1) - 4))  # most of the time goes into compiling, one core each
+MOST = (
+    8  # tests of one function in a row: they share compiled kernels, and all of them could outlast the time
+)
+COMPILING = (
+    8  # what a test of Triton's kernels, which compiles some, takes more than one of kernels that are built
+)
 COLUMNS = ("test", "outcome", "seconds", "alone", "message")
 FOLDER = ROOT / "tests" / "kernels"
 # Only the modules with such tests: others may import what is not there.
@@ -40,12 +47,17 @@ def collect(arguments: list[str]) -> list[str]:
     return [line for line in done.stdout.splitlines() if "::" in line and not line.startswith(" ")]
 
 
+def weight(tests: list[str]) -> int:
+    return sum(COMPILING if "triton" in test.partition("::")[0] else 1 for test in tests)
+
+
 def deal(tests: list[str], hands: int) -> list[list[str]]:
-    """Tests of one function together, since they share compiled kernels; about the same number in each hand."""
+    """Up to MOST tests of one function together; about the same time in each hand."""
     groups = [list(group) for _, group in groupby(tests, key=lambda test: test.partition("[")[0])]
+    runs = [group[n : n + MOST] for group in groups for n in range(0, len(group), MOST)]
     dealt: list[list[str]] = [[] for _ in range(hands)]
-    for group in sorted(groups, key=len, reverse=True):
-        min(dealt, key=len).extend(group)
+    for run in sorted(runs, key=weight, reverse=True):
+        min(dealt, key=weight).extend(run)
     return [hand for hand in dealt if hand]
 
 
@@ -64,6 +76,24 @@ def finish(processes: Iterable[subprocess.Popen[bytes]], deadline: float) -> Non
             process.wait()
 
 
+def run(hands: list[list[str]], results: Path, deadline: float) -> None:
+    """Each hand in a process; where one ends early, another one goes on behind the test that it ended in."""
+    running = [(hand, start(hand, results)) for hand in hands]
+    try:
+        while running and time.monotonic() < deadline:
+            time.sleep(0.1)
+            for hand, process in [pair for pair in running if pair[1].poll() is not None]:
+                running.remove((hand, process))
+                done = read(results)
+                rest = [test for test in hand if test not in done]
+                if process.returncode != SPOILED:
+                    rest = rest[1:]  # the first one ended it
+                if rest and len(rest) < len(hand):
+                    running.append((rest, start(rest, results)))
+    finally:
+        finish((process for _, process in running), deadline)
+
+
 def read(path: Path) -> dict[str, dict[str, str]]:
     """The last row of every test. What is no row was cut off with the process that wrote it."""
     rows = {}
@@ -80,9 +110,9 @@ def main(part: Part) -> None:
     deadline = part.began + part.seconds
     with tempfile.TemporaryDirectory() as folder:
         first, second = Path(folder, "first"), Path(folder, "second")
-        finish([start(hand, first) for hand in deal(tests, processes)], deadline - 0.15 * part.seconds)
+        run(deal(tests, processes), first, deadline - 0.15 * part.seconds)
         found = read(first)
-        # What failed, and what came after a crash in the same process.
+        # What failed, and what ended its process.
         suspects = [test for test in tests if found.get(test, {}).get("outcome", "failed") == "failed"]
         for group in (suspects[n : n + processes] for n in range(0, len(suspects), processes)):
             if part.left() > 5:
