@@ -178,6 +178,23 @@ def test_a_test_that_spoils_the_device_does_not_take_the_others_along(tmp_path, 
     assert "illegal memory access" in rows[names[1]]["message"]
 
 
+def test_a_test_that_hangs_does_not_take_the_others_along(tmp_path, monkeypatch):
+    program = (
+        "import json, sys, time\n"
+        "for test in sys.argv[2:]:\n"
+        "    time.sleep(100 * (test == 'hangs'))\n"
+        "    print(json.dumps({'test': test, 'outcome': 'passed'}), file=open(sys.argv[1], 'a'))\n"
+    )
+
+    def start(tests, results):
+        return subprocess.Popen([sys.executable, "-c", program, str(results), *tests])
+
+    monkeypatch.setattr(gpu_tests, "start", start)
+    monkeypatch.setattr(gpu_tests, "STUCK_SECONDS", 3.0)
+    gpu_tests.run([["good", "hangs", "behind"]], tmp_path / "rows", time.monotonic() + 60)
+    assert set(gpu_tests.read(tmp_path / "rows")) == {"good", "behind"}
+
+
 def test_only_modules_with_tests_for_a_gpu_are_collected():
     """Others may import what a machine with a GPU lacks (hypothesis)."""
     names = {Path(path).name for path in gpu_tests.GPU[2:]}

@@ -13,20 +13,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 
 from gpu.part import ROOT, Part
 from gpu.results_plugin import SPOILED
 
-PROCESSES = max(6, min(12, (os.cpu_count() or 1) - 4))  # most of the time goes into compiling, one core each
-MOST = (
-    8  # tests of one function in a row: they share compiled kernels, and all of them could outlast the time
-)
-COMPILING = (
-    8  # what a test of Triton's kernels, which compiles some, takes more than one of kernels that are built
-)
+# Most of the time goes into compiling, one core each.
+PROCESSES = max(6, min(12, (os.cpu_count() or 1) - 4))
+# Tests of one function in a row. They share compiled kernels, but all of one function may take longer than there is.
+MOST = 8
+# What a test of Triton's kernels, which compiles some, takes more than one of kernels that are built.
+COMPILING = 8
+STUCK_SECONDS = 60.0  # a process without a result for so long hangs; compiling for one test takes less
 COLUMNS = ("test", "outcome", "seconds", "alone", "message")
 FOLDER = ROOT / "tests" / "kernels"
 # Only the modules with such tests: others may import what is not there.
@@ -67,31 +66,21 @@ def start(tests: list[str], results: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-m", "pytest", *options, *tests], cwd=ROOT, env=environment)
 
 
-def finish(processes: Iterable[subprocess.Popen[bytes]], deadline: float) -> None:
+def finish(processes: list[subprocess.Popen[bytes]], deadline: float) -> None:
     for process in processes:
-        try:
-            process.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, deadline - time.monotonic()))
+    kill(processes)
 
 
-def run(hands: list[list[str]], results: Path, deadline: float) -> None:
-    """Each hand in a process; where one ends early, another one goes on behind the test that it ended in."""
-    running = [(hand, start(hand, results)) for hand in hands]
-    try:
-        while running and time.monotonic() < deadline:
-            time.sleep(0.1)
-            for hand, process in [pair for pair in running if pair[1].poll() is not None]:
-                running.remove((hand, process))
-                done = read(results)
-                rest = [test for test in hand if test not in done]
-                if process.returncode != SPOILED:
-                    rest = rest[1:]  # the first one ended it
-                if rest and len(rest) < len(hand):
-                    running.append((rest, start(rest, results)))
-    finally:
-        finish((process for _, process in running), deadline)
+def kill(processes: list[subprocess.Popen[bytes]]) -> None:
+    """All at once: each takes a while to give its device back, and one that hangs in the driver may never do it."""
+    for process in processes:
+        process.kill()
+    end = time.monotonic() + 2
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, end - time.monotonic()))
 
 
 def read(path: Path) -> dict[str, dict[str, str]]:
@@ -104,10 +93,33 @@ def read(path: Path) -> dict[str, dict[str, str]]:
     return rows
 
 
+def run(hands: list[list[str]], results: Path, deadline: float) -> None:
+    """Each hand in a process; where one ends early or hangs, another one goes on behind the test that it was in."""
+    running = {start(hand, results): (hand, time.monotonic()) for hand in hands}
+    while running and time.monotonic() < deadline:
+        time.sleep(0.2)
+        for process, (hand, _) in list(running.items()):
+            ended = process.poll() is not None
+            found = read(results)
+            rest = [test for test in hand if test not in found]
+            if not ended and len(rest) < len(hand):
+                running[process] = rest, time.monotonic()
+            if not ended and time.monotonic() - running[process][1] > STUCK_SECONDS:
+                kill([process])
+                ended = True
+            if ended:
+                del running[process]
+                if process.returncode != SPOILED:
+                    rest = rest[1:]  # the first one ended it
+                if rest:
+                    running[start(rest, results)] = rest, time.monotonic()
+    kill(list(running))
+
+
 def main(part: Part) -> None:
     tests = collect(DRY if part.dry else GPU)
     processes = 2 if part.dry else PROCESSES
-    deadline = part.began + part.seconds
+    deadline = part.began + part.seconds - 3  # for the table
     with tempfile.TemporaryDirectory() as folder:
         first, second = Path(folder, "first"), Path(folder, "second")
         run(deal(tests, processes), first, deadline - 0.15 * part.seconds)
