@@ -147,6 +147,16 @@ def test_gradients_of_all_scores_in_parts_of_rows(device, monkeypatch, case):
     graph_cases.compare(graph_cases.both(inputs, torch.float32, with_theta, options, 40, False))
 
 
+def test_only_rows_that_do_not_fit_are_copied():
+    x = torch.randn(2, 3, 5, 8)
+    assert graph_backend._aligned(x) is x
+    for other in (x[..., :7], x.mT, torch.cat([x.flatten(), x[0, 0, 0]])[1:-7].view_as(x)):
+        filled = graph_backend._aligned(other)
+        width = other.shape[-1]
+        assert filled.is_contiguous() and filled.data_ptr() % 16 == 0 and filled.shape[-1] % 4 == 0
+        assert torch.equal(filled[..., :width], other) and not filled[..., width:].any()
+
+
 def test_packed_documents(device, monkeypatch):
     q, k, theta = (x.float().to(device) for x in graph_cases.make(150, heads=1))
     segments = (torch.arange(150, device=device) // 37).expand(3, 150)

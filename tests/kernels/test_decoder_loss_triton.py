@@ -108,6 +108,19 @@ def test_without_gradients_and_with_nan():
     assert d_hidden[3].isnan().all() and not d_hidden[[0, 1, 2, 4]].isnan().any()
 
 
+@kernels
+@pytest.mark.parametrize("wrong", [-1, 11, 2**40])
+def test_a_target_out_of_range_where_none_looks(wrong):
+    """NaN; as an index it would end every later use of a GPU. The rows beside it are as they are without it."""
+    hidden, weight = torch.randn(3, 4, device=DEVICE), torch.randn(11, 4, device=DEVICE)
+    targets = [torch.tensor(ids, device=DEVICE) for ids in ([2, wrong, -100], [2, -100, -100])]
+    (loss, dhidden, _), (_, expected, _) = (
+        triton_impl.forward(hidden, weight, target, -100, True) for target in targets
+    )
+    assert loss.isnan() and dhidden[1].isnan().all()
+    assert torch.equal(dhidden[[0, 2]], expected[[0, 2]])
+
+
 @anywhere
 def test_what_it_takes():
     x = torch.zeros(2, 3)

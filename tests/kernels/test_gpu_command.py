@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -118,8 +119,19 @@ def test_tests_are_dealt_out_whole():
     assert gpu_tests.deal(["f.py::c"], 6) == [["f.py::c"]]
 
 
+def test_no_hand_compiles_for_most_of_the_others():
+    """All configurations in one process took twice the time that there is for the tests."""
+    heavy = [f"test_x_triton_gpu.py::every[{n}]" for n in range(45)]
+    light = [f"test_cuda.py::shared[{n}]" for n in range(200)]
+    hands = gpu_tests.deal(heavy + light, 6)
+    assert sorted(test for hand in hands for test in hand) == sorted(heavy + light)
+    assert max(sum(test in heavy for test in hand) for hand in hands) <= 8
+    weights = [gpu_tests.weight(hand) for hand in hands]
+    assert max(weights) < 1.3 * sum(weights) / 6
+
+
 def test_every_test_has_a_row_whatever_happened_to_it(tmp_path, monkeypatch):
-    """One passes, one fails but not alone, one fails, one ends its process, and the one behind that passes alone."""
+    """One passes, one fails but not alone, one fails, one ends its process, and the one behind that passes."""
     file = tmp_path / "test_sample.py"
     file.write_text(
         "import os, pathlib\n"
@@ -142,8 +154,45 @@ def test_every_test_has_a_row_whatever_happened_to_it(tmp_path, monkeypatch):
     assert (found["test_flaky"]["outcome"], found["test_flaky"]["alone"]) == ("failed", "passed")
     assert found["test_bad"]["alone"] == "failed" and "1 == 2" in found["test_bad"]["message"]
     assert (found["test_crash"]["outcome"], found["test_crash"]["alone"]) == ("not run", "")
-    assert (found["test_behind"]["outcome"], found["test_behind"]["alone"]) == ("not run", "passed")
+    assert (found["test_behind"]["outcome"], found["test_behind"]["alone"]) == ("passed", "")
     assert "failed: " in (tmp_path / "notes").read_text()
+
+
+def test_a_test_that_spoils_the_device_does_not_take_the_others_along(tmp_path, monkeypatch):
+    file = tmp_path / "test_sample.py"
+    file.write_text(
+        "import torch\n"
+        "def broken(): raise RuntimeError('CUDA error: an illegal memory access was encountered')\n"
+        "def test_good(): pass\n"
+        "def test_spoils():\n"
+        "    torch.cuda.is_initialized, torch.cuda.synchronize = lambda: True, broken\n"
+        "    broken()\n"
+        "def test_behind(): torch.cuda.is_initialized() and torch.cuda.synchronize()\n"
+    )
+    monkeypatch.setattr(gpu_tests, "ROOT", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", command.environment(True)["PYTHONPATH"])
+    names = [f"{file.name}::{name}" for name in ("test_good", "test_spoils", "test_behind")]
+    gpu_tests.run([names], tmp_path / "rows", time.monotonic() + 60)
+    rows = gpu_tests.read(tmp_path / "rows")
+    assert [rows[name]["outcome"] for name in names] == ["passed", "failed", "passed"]
+    assert "illegal memory access" in rows[names[1]]["message"]
+
+
+def test_a_test_that_hangs_does_not_take_the_others_along(tmp_path, monkeypatch):
+    program = (
+        "import json, sys, time\n"
+        "for test in sys.argv[2:]:\n"
+        "    time.sleep(100 * (test == 'hangs'))\n"
+        "    print(json.dumps({'test': test, 'outcome': 'passed'}), file=open(sys.argv[1], 'a'))\n"
+    )
+
+    def start(tests, results):
+        return subprocess.Popen([sys.executable, "-c", program, str(results), *tests])
+
+    monkeypatch.setattr(gpu_tests, "start", start)
+    monkeypatch.setattr(gpu_tests, "STUCK_SECONDS", 3.0)
+    gpu_tests.run([["good", "hangs", "behind"]], tmp_path / "rows", time.monotonic() + 60)
+    assert set(gpu_tests.read(tmp_path / "rows")) == {"good", "behind"}
 
 
 def test_only_modules_with_tests_for_a_gpu_are_collected():

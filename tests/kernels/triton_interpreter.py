@@ -1,7 +1,8 @@
-"""Triton's interpreter with bfloat16 as on a GPU, products of the numbers and roundings to the nearest, and faster.
+"""Triton's interpreter with bfloat16 and float32's division as on a GPU, and faster.
 
 The interpreter keeps a bfloat16 as the 16 bits of an integer. It multiplies these bits in `tl.dot`, and cuts a
-float32 off where a GPU rounds it (Triton 3.6 to 3.7).
+float32 off where a GPU rounds it (Triton 3.6 to 3.7). It divides exactly, where a GPU takes the product with a
+reciprocal that is a unit in the last place off: x / x need not be 1 (PTX's div.full; only `tl.div_rn` divides).
 """
 
 import dataclasses
@@ -26,9 +27,18 @@ def rounded(values: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(values), 0x7FC0, nearest).astype(np.uint16)
 
 
+def reciprocal(x: np.ndarray) -> np.ndarray:
+    """Of float32; a unit in the last place too small, too large or neither, as the bits say. Powers of two: exact."""
+    exact = np.float32(1) / x
+    bits = x.view(np.int32)
+    step = np.where((bits & 0x7FFFFF != 0) & np.isfinite(exact), bits % 3 - 1, 0)
+    return (exact.view(np.int32) + step).astype(np.int32).view(np.float32)
+
+
 def repair() -> None:
     """For this process. glomo_kernels takes bfloat16 there from then on."""
     plain_dot, plain_cast = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
+    plain_division = InterpreterBuilder.create_fdiv
 
     def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
         a, b = (
@@ -41,10 +51,17 @@ def repair() -> None:
             return TensorHandle(rounded(src.data), tl.bfloat16)
         return plain_cast(self, src, dst_type)
 
+    def create_fdiv(self, a, b):
+        if a.dtype.scalar != tl.float32:
+            return plain_division(self, a, b)
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+            return TensorHandle(a.data * reciprocal(b.data), a.dtype.scalar)
+
     def get_bf16(self, value):
         return TensorHandle(rounded(np.array([value], np.float32)), tl.bfloat16)
 
     InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl = create_dot, cast_impl
+    InterpreterBuilder.create_fdiv = create_fdiv
     InterpreterBuilder.get_bf16 = get_bf16  # it has none
     triton_device.WRONG_IF_INTERPRETED = ()
 

@@ -1,10 +1,27 @@
-"""A plugin for pytest: one line of JSON per test, on disk when the test ends, in the file GLOMO_TEST_RESULTS."""
+"""A plugin for pytest: one line of JSON per test, on disk when the test ends, in the file GLOMO_TEST_RESULTS.
+
+After a test that leaves the device unusable the process ends with SPOILED: all others would fail in it.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 from typing import Any
+
+import torch
+
+SPOILED = 86
+
+
+def spoiled() -> bool:
+    """Whether the device answers everything with an error, as it does after an illegal address."""
+    try:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def pytest_runtest_logreport(report: Any) -> None:
@@ -15,3 +32,6 @@ def pytest_runtest_logreport(report: Any) -> None:
         }  # fmt: skip
         with open(os.environ["GLOMO_TEST_RESULTS"], "a") as file:
             file.write(json.dumps(row) + "\n")
+    if report.failed and spoiled():
+        print(report.longreprtext, flush=True)
+        os._exit(SPOILED)

@@ -168,7 +168,8 @@ class _Problem:
 def _aligned(x: Tensor) -> Tensor:
     """The tensor in row-major order, rows filled up with zeros to a multiple of 16 bytes."""
     step = ALIGNMENT // x.element_size()
-    filled = contiguous(F.pad(x, (0, -x.shape[-1] % step if x.shape[-1] else step)))
+    missing = -x.shape[-1] % step if x.shape[-1] else step
+    filled = contiguous(F.pad(x, (0, missing)) if missing else x)  # a pad of nothing copies
     return filled if filled.data_ptr() % ALIGNMENT == 0 else filled.clone()
 
 

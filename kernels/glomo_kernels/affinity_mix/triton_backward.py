@@ -125,7 +125,7 @@ def query_kernel(
     row_cut, row_last = load_cut(cut, last, offset, row, rows, KIND)
     rows_of = (row_theta, begin, end, row_cut, row_last)
     row_norm = tl.load(norm + offset + row, mask=row < rows, other=0.0)
-    inverse = tl.where(row_norm == 0, 0.0, 1.0 / (row_norm + EPSILON))
+    inverse = tl.where(row_norm == 0, 0.0, tl.div_rn(1.0, row_norm + EPSILON))
     scale = tl.sqrt(inverse)
 
     first_row = block * BLOCK_M
@@ -168,7 +168,7 @@ def query_kernel(
         )  # fmt: skip
         missing += tl.sum(root * root * (d_share - mean[:, None]), 1)
     # The shares sum up to l / (l + epsilon): not 1 for rows that are nearly empty, and exactly 1 for the others.
-    whole = row_norm / (row_norm + EPSILON)
+    whole = tl.div_rn(row_norm, row_norm + EPSILON)
     mean = tl.where(exact_edges + exact_inners > 0, mean * whole + missing * inverse, mean)
 
     state = (tl.zeros([BLOCK_M, PADDED_DG], tl.float32), tl.zeros([BLOCK_M], tl.float32))

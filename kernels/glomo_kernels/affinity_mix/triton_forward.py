@@ -267,7 +267,7 @@ def forward_kernel(
     # Divided by the sum of the weights as they were multiplied: by the exact sum, a row of one edge would be off by
     # that edge's rounding, and dO . O in the backward pass with it.
     epsilon = EPSILON * scale * scale if SCALED else EPSILON
-    total = total * (1.0 / (tl.sum(divisor, 1) / SUMS + epsilon))[:, None]
+    total = total * tl.div_rn(1.0, tl.sum(divisor, 1) / SUMS + epsilon)[:, None]
     column = tl.arange(0, PADDED_DV)
     tl.store(
         mixed + (offset + row)[:, None] * DV + column[None, :],

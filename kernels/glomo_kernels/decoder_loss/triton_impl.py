@@ -41,8 +41,11 @@ def forward(
         if grads:
             slope = reference.slopes(real, others, own)
             word = torch.where(real, wanted, 0)
-            block = slice(0, words), logits, word, torch.ones_like(real)
-            dhidden[part] = reference.add_gradients(chunk, weight, word, slope, [block], dweight)
+            # A target out of range, where none looks, has made the loss NaN. As an index it would end every later
+            # use of the device.
+            at = word.clamp(0, words - 1)
+            block = slice(0, words), logits, at, at == word
+            dhidden[part] = reference.add_gradients(chunk, weight, at, slope, [block], dweight)
     return loss, dhidden, dweight
 
 
