@@ -30,6 +30,19 @@ LAYERS = {
         "cli",
     ),
     "glomo_dist.data": ("storage", "tokenizers", "preparing", "shards", "reading", "prepare", "bench"),
+    "glomo_dist.pretrain": (
+        "settings",
+        "ranks",
+        "output",
+        "steps",
+        "cost",
+        "loop",
+        "worker",
+        "launch",
+        "__main__",
+        "torchrun",
+        "bench",
+    ),
     "glomo_dist.transfer": (
         "readers",
         "datasets",
@@ -49,6 +62,7 @@ STRANGERS = [
     {"glomo_dist.data.storage", "glomo_dist.data.tokenizers"},
     {"glomo_dist.data.preparing", "glomo_dist.data.shards"},
     {"glomo_dist.data.preparing", "glomo_dist.data.reading"},
+    {"glomo_dist.pretrain.settings", "glomo_dist.pretrain.ranks"},
     {"glomo_dist.transfer.features", "glomo_dist.transfer.tasks"},
 ]
 LONGEST_FILE = 500  # lines; a longer one says why it is one thing, in its docstring, with the word "lines"

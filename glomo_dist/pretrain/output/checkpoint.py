@@ -16,8 +16,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from glomo_dist.pretrain import run_folder, state
-from glomo_dist.pretrain.ranks import Ranks
+from glomo_dist.pretrain.output import run_folder, state
+from glomo_dist.pretrain.ranks.group import Ranks
 from glomo_dist.runtime import files, json_files
 from glomo_dist.runtime.errors import CheckpointError, DataError, GlomoError, OtherVersion, describe
 from glomo_dist.runtime.fingerprint import fingerprint
