@@ -4,7 +4,7 @@
 goes from step to step.
 
 settings/  what a run is to do: settings, fitted to the shards, and what follows from them
-ranks/     its processes among themselves: their group, signals, the watchdog
+ranks/     its processes: their group, signals that ask them to stop, a watchdog beside each
 output/    what comes out of it: the run folder, log and trackers, checkpoints
 steps/     a step and what it is made of
 
