@@ -11,7 +11,7 @@ import torch
 from cli_samples import Capture, nothing_at, refused, run
 
 from glomo_dist.data.tokenizers.text import WordTokenizer
-from glomo_dist.evaluate.job import EvaluationPlan, plan_jobs
+from glomo_dist.evaluate.plan import EvaluationPlan, plan_jobs
 from glomo_dist.model import Glomo, GlomoConfig, save_model
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.transfer.export import export_task
