@@ -66,7 +66,7 @@ def recipe(part: Part, steps: int, **changes: Any) -> Any:
 
 def shards(part: Part, folder: Path) -> Path:
     """Documents of made-up words: half follow from the word before, the others are drawn as words are (Zipf)."""
-    from glomo_dist.data.shards.folder import ShardFolder
+    from glomo_dist.data.shards.writing import ShardFolder
     from glomo_dist.data.tokenizers.text import UNKNOWN, WordTokenizer
 
     words, documents, length = (500, 60, 100) if part.dry else (100_001, 4000, 1000)
