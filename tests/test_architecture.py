@@ -48,7 +48,7 @@ LAYERS = {
         "datasets",
         "features",
         "tasks",
-        "task",
+        "registry",
         "job",
         "result",
         "predictor",

@@ -16,7 +16,7 @@ from glomo_dist.model import Glomo, GlomoConfig, save_model
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.transfer.export import export_task
 from glomo_dist.transfer.job import FinetuneJob
-from glomo_dist.transfer.task import find_task, get_task
+from glomo_dist.transfer.registry import find_task, get_task
 
 # With a reader of its own, and a dataclass, which looks its module up.
 TASK_FILE = """
