@@ -11,12 +11,12 @@ import torch
 from cli_samples import Capture, nothing_at, refused, run
 
 from glomo_dist.data.tokenizers.text import WordTokenizer
-from glomo_dist.evaluate.job import EvaluationPlan, plan_jobs
+from glomo_dist.evaluate.plan import EvaluationPlan, plan_jobs
 from glomo_dist.model import Glomo, GlomoConfig, save_model
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.transfer.export import export_task
 from glomo_dist.transfer.job import FinetuneJob
-from glomo_dist.transfer.task import find_task, get_task
+from glomo_dist.transfer.registry import find_task, get_task
 
 # With a reader of its own, and a dataclass, which looks its module up.
 TASK_FILE = """

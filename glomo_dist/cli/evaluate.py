@@ -169,7 +169,7 @@ def _plan(command: Evaluate, given: EvaluationPlan | None, flags: set[str]) -> E
     values["memory_gb"] = command.job_memory_gb
     values["time_limit_seconds"] = command.time_limit_seconds
     if given is not None:
-        from glomo_dist.transfer.task import chosen_tasks
+        from glomo_dist.transfer.registry import chosen_tasks
 
         left = chosen_tasks(command.tasks or given.tasks)
         sources = {task: source for task, source in given.sources.items() if task in left}

@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _next(command: Export, store: Path) -> list[str]:
     """The evaluation of the graphs, on the same data cut in the same way."""
-    from glomo_dist.transfer.task import find_task
+    from glomo_dist.transfer.registry import find_task
 
     arm = "pretrained" if command.random_seed is None else "random"
     words = ["glomo", "evaluate", "--tasks", command.task, "--arms", "none", "uniform", f"{arm}={store}"]

@@ -23,9 +23,9 @@ from glomo_dist.cli.arguments import parse, recipe_of
 from glomo_dist.data import WindowOrder
 from glomo_dist.model.config import LARGEST_VOCABULARY
 from glomo_dist.pretrain import PretrainConfig
-from glomo_dist.pretrain.config import accumulation
 from glomo_dist.pretrain.cost import Cost, activation_bytes, cost, state_bytes
-from glomo_dist.pretrain.resolve import resolve_inputs
+from glomo_dist.pretrain.settings.config import accumulation
+from glomo_dist.pretrain.settings.resolve import resolve_inputs
 from glomo_dist.runtime.config import check_least
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.runtime.words import counted

@@ -24,8 +24,8 @@ from glomo_dist.data.reading.config import Reading
 from glomo_dist.data.reading.gather import Gatherer, Request
 from glomo_dist.data.reading.loader import Stream
 from glomo_dist.data.reading.order import Windows
-from glomo_dist.data.shards.folder import ShardFolder
 from glomo_dist.data.shards.index import ShardIndex
+from glomo_dist.data.shards.writing import ShardFolder
 from glomo_dist.data.tokenizers.text import WordTokenizer
 
 WINDOW, VOCABULARY, ROUNDS = 200, 30_000, 3

@@ -20,8 +20,8 @@ from glomo_dist.data.preparing.parallel import ordered_map
 from glomo_dist.data.preparing.sources import WORDLESS, Split, documents
 from glomo_dist.data.preparing.spool import Numbered, Numbering, Spool, chunks, number_words
 from glomo_dist.data.preparing.writing_systems import uncut
-from glomo_dist.data.shards.folder import ShardFolder, require_writer
 from glomo_dist.data.shards.index import ShardIndex
+from glomo_dist.data.shards.writing import ShardFolder, require_writer
 from glomo_dist.data.storage.files import listed
 from glomo_dist.data.tokenizers.pixels import PixelCensus, PixelTokenizer
 from glomo_dist.data.tokenizers.text import UNKNOWN, WordTokenizer

@@ -12,7 +12,7 @@ from glomo_dist.runtime import lazy
 if TYPE_CHECKING:
     from glomo_dist.evaluate.attempt import Job, Outcome
     from glomo_dist.evaluate.executor import Executor, InProcess, Summary, evaluate
-    from glomo_dist.evaluate.job import EvaluationPlan, plan_jobs
+    from glomo_dist.evaluate.plan import EvaluationPlan, plan_jobs
     from glomo_dist.evaluate.plan_file import read_plan
     from glomo_dist.evaluate.ray_executor import RayExecutor
     from glomo_dist.evaluate.task_data import reader_of, require_fitting_data
@@ -37,7 +37,7 @@ __getattr__ = lazy.names(
     {
         "attempt": ("Job", "Outcome"),
         "executor": ("Executor", "InProcess", "Summary", "evaluate"),
-        "job": ("EvaluationPlan", "plan_jobs"),
+        "plan": ("EvaluationPlan", "plan_jobs"),
         "plan_file": ("read_plan",),
         "ray_executor": ("RayExecutor",),
         "task_data": ("reader_of", "require_fitting_data"),

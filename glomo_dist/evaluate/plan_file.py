@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from glomo_dist.evaluate.job import EvaluationPlan
+from glomo_dist.evaluate.plan import EvaluationPlan
 from glomo_dist.runtime.config import from_dict
 from glomo_dist.runtime.errors import ConfigError, DataError, describe
 from glomo_dist.runtime.json_files import read_json

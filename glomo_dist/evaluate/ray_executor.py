@@ -1,4 +1,4 @@
-"""Jobs on Ray: a local one that lives as long as the evaluation, or a running cluster by its address.
+"""Jobs on the Ray that `ray_start.py` has started or found: handed over, watched, taken as soon as they are done.
 
 Ray's `max_retries` covers workers that die (killed, out of memory, a crash in compiled code), not exceptions:
 those are the result of a job. Only paths and small dataclasses go through Ray; data and results are files, so

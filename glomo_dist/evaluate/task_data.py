@@ -16,8 +16,8 @@ from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import DataError, GlomoError
 from glomo_dist.runtime.progress import say
 from glomo_dist.transfer.finetune import demands_of_data, require_fit
+from glomo_dist.transfer.registry import get_task
 from glomo_dist.transfer.result import Result
-from glomo_dist.transfer.task import get_task
 
 Read = Callable[[Path], Result]
 # Task, its file, source, max_examples: what its data depend on.

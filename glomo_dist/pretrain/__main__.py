@@ -7,9 +7,10 @@ import os
 import sys
 from pathlib import Path
 
-from glomo_dist.pretrain import notice, worker
-from glomo_dist.pretrain.config import PretrainConfig
-from glomo_dist.pretrain.resolve import resolve
+from glomo_dist.pretrain import worker
+from glomo_dist.pretrain.ranks import notice
+from glomo_dist.pretrain.settings.config import PretrainConfig
+from glomo_dist.pretrain.settings.resolve import resolve
 from glomo_dist.runtime import json_files
 from glomo_dist.runtime.config import from_dict
 from glomo_dist.runtime.errors import GlomoError, RankDied

@@ -28,11 +28,11 @@ from glomo_dist.data import Batch, Reading, Stream
 from glomo_dist.data.bench import VOCABULARY, make
 from glomo_dist.model import Glomo, GlomoConfig
 from glomo_dist.pretrain import PretrainConfig
-from glomo_dist.pretrain import ranks as group
-from glomo_dist.pretrain.engine import build_engine, set_learning_rate
-from glomo_dist.pretrain.ranks import Ranks
-from glomo_dist.pretrain.saving import Saver, exporter
-from glomo_dist.pretrain.step import Clock, train_step
+from glomo_dist.pretrain.output.saving import Saver, exporter
+from glomo_dist.pretrain.ranks import group
+from glomo_dist.pretrain.ranks.group import Ranks
+from glomo_dist.pretrain.steps.engine import build_engine, set_learning_rate
+from glomo_dist.pretrain.steps.step import Clock, train_step
 from glomo_dist.runtime.processes import usable_cores
 from glomo_dist.runtime.words import counted
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from glomo_dist.pretrain.config import PretrainConfig, accumulation
-from glomo_dist.pretrain.deepspeed_settings import bucket
+from glomo_dist.pretrain.settings.config import PretrainConfig, accumulation
+from glomo_dist.pretrain.settings.deepspeed_settings import bucket
 
 BACKWARD = 3  # forward + backward is three times the arithmetic of forward: each product has two gradients
 
@@ -88,7 +88,7 @@ def activation_bytes(config: PretrainConfig, ranks: int) -> float:
 
     `decoder_loss` has some of the sampled units' logits at a time, and keeps the gradient of the words' weights in
     float32, of both directions. The graphs do not count: `affinity_mix` keeps none. With activation checkpointing
-    (pretrain/activations.py) the inputs and outputs of its parts are kept, among them every layer's scores, and one
+    (steps/activations.py) the inputs and outputs of its parts are kept, among them every layer's scores, and one
     part's inside at a time.
     """
     from glomo_kernels.decoder_loss.triton_impl import CHUNK_BYTES  # and with it PyTorch

@@ -17,10 +17,11 @@ from types import FrameType
 from typing import Any
 
 from glomo_dist.data import Address, Place
-from glomo_dist.pretrain import hooks, notice, run_folder
-from glomo_dist.pretrain.config import PretrainConfig
-from glomo_dist.pretrain.resolve import ResolvedRun, resolve
-from glomo_dist.pretrain.stopping import ending_at_once
+from glomo_dist.pretrain.output import hooks, run_folder
+from glomo_dist.pretrain.ranks import notice
+from glomo_dist.pretrain.ranks.stopping import ending_at_once
+from glomo_dist.pretrain.settings.config import PretrainConfig
+from glomo_dist.pretrain.settings.resolve import ResolvedRun, resolve
 from glomo_dist.runtime import errors, json_files, kernels, threads
 from glomo_dist.runtime.config import to_dict, whole
 from glomo_dist.runtime.errors import ConfigError, GlomoError

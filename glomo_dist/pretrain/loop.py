@@ -16,18 +16,18 @@ import torch
 
 from glomo_dist.data import Batch, ShardIndex, Stream, Windows
 from glomo_dist.model import Glomo
-from glomo_dist.pretrain import checkpoint, run_folder
-from glomo_dist.pretrain.activations import checkpoint_activations
-from glomo_dist.pretrain.config import PretrainConfig
-from glomo_dist.pretrain.engine import build_engine, set_learning_rate
-from glomo_dist.pretrain.feed import Feed
-from glomo_dist.pretrain.hooks import Hook, open_hooks
-from glomo_dist.pretrain.ranks import Ranks
-from glomo_dist.pretrain.resolve import ResolvedRun
-from glomo_dist.pretrain.saving import Export, Saver, exporter
-from glomo_dist.pretrain.schedule import Plateau, exhausted, learning_rate
-from glomo_dist.pretrain.step import Clock, StepResult, train_step, valid_loss
-from glomo_dist.pretrain.stopping import Stopping
+from glomo_dist.pretrain.output import checkpoint, run_folder
+from glomo_dist.pretrain.output.hooks import Hook, open_hooks
+from glomo_dist.pretrain.output.saving import Export, Saver, exporter
+from glomo_dist.pretrain.ranks.group import Ranks
+from glomo_dist.pretrain.ranks.stopping import Stopping
+from glomo_dist.pretrain.settings.config import PretrainConfig
+from glomo_dist.pretrain.settings.resolve import ResolvedRun
+from glomo_dist.pretrain.settings.schedule import Plateau, exhausted, learning_rate
+from glomo_dist.pretrain.steps.activations import checkpoint_activations
+from glomo_dist.pretrain.steps.engine import build_engine, set_learning_rate
+from glomo_dist.pretrain.steps.feed import Feed
+from glomo_dist.pretrain.steps.step import Clock, StepResult, train_step, valid_loss
 from glomo_dist.runtime import files
 from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import GlomoError, Interrupted

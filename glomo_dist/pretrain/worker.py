@@ -6,15 +6,15 @@ import os
 from contextlib import ExitStack
 from pathlib import Path
 
-from glomo_dist.pretrain import ranks as group
-from glomo_dist.pretrain import run_folder
 from glomo_dist.pretrain.loop import train
-from glomo_dist.pretrain.notice import PID
-from glomo_dist.pretrain.ranks import Ranks
-from glomo_dist.pretrain.resolve import ResolvedRun
-from glomo_dist.pretrain.step import Clock
-from glomo_dist.pretrain.stopping import Stopping
-from glomo_dist.pretrain.watchdog import Watchdog
+from glomo_dist.pretrain.output import run_folder
+from glomo_dist.pretrain.ranks import group
+from glomo_dist.pretrain.ranks.group import Ranks
+from glomo_dist.pretrain.ranks.notice import PID
+from glomo_dist.pretrain.ranks.stopping import Stopping
+from glomo_dist.pretrain.ranks.watchdog import Watchdog
+from glomo_dist.pretrain.settings.resolve import ResolvedRun
+from glomo_dist.pretrain.steps.step import Clock
 from glomo_dist.runtime import files, json_files
 from glomo_dist.runtime.errors import GlomoError
 

@@ -21,7 +21,7 @@ from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.progress import say
 from glomo_dist.runtime.words import counted
 from glomo_dist.transfer.datasets.dataset import Task
-from glomo_dist.transfer.task import TASKS, chosen_tasks, get_task
+from glomo_dist.transfer.registry import TASKS, chosen_tasks, get_task
 
 
 def build(

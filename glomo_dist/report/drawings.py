@@ -20,7 +20,7 @@ from glomo_dist.report.figures import COLOURS, literal, new, style, svg
 from glomo_dist.report.names import text_width
 from glomo_dist.runtime.errors import DataError, GlomoError
 from glomo_dist.transfer.datasets.dataset import Task, section
-from glomo_dist.transfer.task import TASKS
+from glomo_dist.transfer.registry import TASKS
 
 WORDS = range(8, 17)  # a length that can be read; the shortest beyond it is taken otherwise
 MOST_WORDS = 24

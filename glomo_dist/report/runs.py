@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from glomo_dist.data.storage.files import listed
-from glomo_dist.pretrain.run_folder import CONFIG, LOG
+from glomo_dist.pretrain.output.run_folder import CONFIG, LOG
 from glomo_dist.report.names import folder_names
 from glomo_dist.runtime.errors import DataError, describe
 from glomo_dist.runtime.json_files import read_json

@@ -5,7 +5,7 @@ datasets/  what a task is, and how the files of published sets become its exampl
 tasks/     one file per task of the package
 features/  what a task model sees of each unit, and a task's examples as arrays of it
 
-Beside them: task.py finds a task, export.py writes its graphs, finetune.py trains: a job (job.py) to a result.
+Beside them: registry.py finds a task, export.py writes its graphs, finetune.py trains: a job (job.py) to a result.
 
 Names are imported when they are used, as in `glomo_dist.data`.
 """
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from glomo_dist.transfer.readers.models import PixelReader, Reader, ReaderSizes, Sequences, TextReader
     from glomo_dist.transfer.readers.resnet import ResNetReader
     from glomo_dist.transfer.readers.spans import SpanReader
+    from glomo_dist.transfer.registry import find_task, get_task
     from glomo_dist.transfer.result import Result
-    from glomo_dist.transfer.task import find_task, get_task
 
 __all__ = [
     "ChoiceReader",
@@ -106,7 +106,7 @@ __getattr__ = lazy.names(
         "datasets.rows": ("csv_rows", "lines", "records", "table"),
         "datasets.sources": ("packed", "require"),
         "readers.spans": ("SpanReader",),
-        "task": ("find_task", "get_task"),
+        "registry": ("find_task", "get_task"),
         "datasets.values": ("whole_number",),
     },
 )

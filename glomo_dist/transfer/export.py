@@ -24,7 +24,7 @@ from glomo_dist.transfer.datasets.dataset import Task, TaskData, left_out, secti
 from glomo_dist.transfer.features.coverage import MANY, percent, unknown
 from glomo_dist.transfer.features.inputs import truncate
 from glomo_dist.transfer.predictor import Predictor, require_seed
-from glomo_dist.transfer.task import find_task
+from glomo_dist.transfer.registry import find_task
 
 
 def export_task(

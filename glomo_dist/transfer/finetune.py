@@ -27,8 +27,8 @@ from glomo_dist.transfer.features.inputs import Inputs, bucketed, by_length, enc
 from glomo_dist.transfer.job import FinetuneJob, window_size
 from glomo_dist.transfer.readers.head import Fusion, GraphMixture
 from glomo_dist.transfer.readers.models import Mix, ReaderSizes, Sequences, TaskModel
+from glomo_dist.transfer.registry import get_task
 from glomo_dist.transfer.result import FORMAT, VERSION, Epoch, MixedGraph, Result
-from glomo_dist.transfer.task import get_task
 
 EVALUATION_BATCH = 128  # examples; memory stays small, and dropout-free passes need no more
 

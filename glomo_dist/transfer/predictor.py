@@ -12,7 +12,7 @@ from glomo_dist.data.tokenizers.pixels import PixelTokenizer
 from glomo_dist.data.tokenizers.tokenizer import load_tokenizer
 from glomo_dist.model.io import load_model, random_model
 from glomo_dist.model.io import model_folder as find_model
-from glomo_dist.pretrain.run_folder import CHECKPOINTS
+from glomo_dist.pretrain.output.run_folder import CHECKPOINTS
 from glomo_dist.runtime.errors import CheckpointError, ConfigError
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.transfer.datasets.dataset import Task

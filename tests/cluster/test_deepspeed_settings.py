@@ -11,7 +11,7 @@ import pytest
 from cluster_samples import CLUSTER
 
 from glomo_dist import recipes
-from glomo_dist.pretrain.deepspeed_settings import OURS, deepspeed_settings, extra_settings
+from glomo_dist.pretrain.settings.deepspeed_settings import OURS, deepspeed_settings, extra_settings
 from glomo_dist.runtime.errors import ConfigError
 
 FILES = sorted((CLUSTER / "deepspeed").glob("*.json"))

@@ -19,8 +19,8 @@ from shard_samples import MakeShards
 from unbroken_samples import NAME, lines
 from web_faults import Server, serving
 
-from glomo_dist.data.shards.folder import ShardFolder
 from glomo_dist.data.shards.index import ShardIndex
+from glomo_dist.data.shards.writing import ShardFolder
 from glomo_dist.data.storage import patience, remote
 from glomo_dist.data.tokenizers.text import WordTokenizer
 

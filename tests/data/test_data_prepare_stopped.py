@@ -95,7 +95,7 @@ def test_a_stopped_command_leaves_nothing_or_what_the_next_removes(
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("name", ["preparing.spool.Spool.add", "shards.folder.ShardFolder.add"])
+@pytest.mark.parametrize("name", ["preparing.spool.Spool.add", "shards.writing.ShardFolder.add"])
 def test_full_disk_in_the_middle(
     name: str, corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,9 +15,9 @@ import pytest
 import webdataset
 from shard_samples import MakeShards
 
-from glomo_dist.data.shards.folder import ShardFolder
 from glomo_dist.data.shards.index import ShardIndex, read_metadata, read_sample
 from glomo_dist.data.shards.tarsamples import sample_key
+from glomo_dist.data.shards.writing import ShardFolder
 from glomo_dist.data.tokenizers.text import WordTokenizer
 from glomo_dist.runtime.errors import ShardError
 from glomo_dist.runtime.files import sha256_file
@@ -58,7 +58,7 @@ def test_the_bytes_depend_on_the_samples_alone(make_shards: MakeShards) -> None:
 
 
 def test_ids_are_stored_in_the_smallest_type(make_shards: MakeShards, tmp_path: Path) -> None:
-    from glomo_dist.data.shards.folder import ShardFolder
+    from glomo_dist.data.shards.writing import ShardFolder
 
     for size, dtype in ((256, np.uint8), (257, np.uint16), (65_536, np.uint16), (65_537, np.uint32)):
         words = WordTokenizer(("<unk>", *map(str, range(size - 1))))

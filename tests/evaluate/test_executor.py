@@ -13,7 +13,7 @@ from evaluate_jobs import Work, job, read, starts
 
 from glomo_dist.evaluate.attempt import Job, is_finished, job_folder, log_tail
 from glomo_dist.evaluate.executor import InProcess, evaluate, time_limit_error
-from glomo_dist.evaluate.job import EvaluationPlan
+from glomo_dist.evaluate.plan import EvaluationPlan
 from glomo_dist.runtime.errors import ConfigError
 
 

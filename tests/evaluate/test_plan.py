@@ -10,7 +10,7 @@ import pytest
 import torch
 from transfer_samples import store_meta
 
-from glomo_dist.evaluate.job import EvaluationPlan, plan_jobs
+from glomo_dist.evaluate.plan import EvaluationPlan, plan_jobs
 from glomo_dist.graphs.export import export_graphs
 from glomo_dist.model import Glomo, GlomoConfig, save_model
 from glomo_dist.runtime.errors import ConfigError, DataError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from glomo_dist.evaluate.job import EvaluationPlan
+from glomo_dist.evaluate.plan import EvaluationPlan
 from glomo_dist.evaluate.plan_file import read_plan
 from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import ConfigError, DataError

@@ -12,7 +12,7 @@ from transfer_samples import planted_store, write_sst2
 
 from glomo_dist.evaluate import InProcess, evaluate, plan_jobs, reader_of, require_fitting_data
 from glomo_dist.evaluate.attempt import job_folder
-from glomo_dist.evaluate.job import EvaluationPlan
+from glomo_dist.evaluate.plan import EvaluationPlan
 from glomo_dist.graphs.index import GraphStoreError
 from glomo_dist.report.results import read_results
 from glomo_dist.runtime.errors import ConfigError, DataError

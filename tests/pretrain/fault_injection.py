@@ -14,8 +14,9 @@ from typing import Any
 import psutil
 
 from glomo_dist.data import Batch, Stream
-from glomo_dist.pretrain import loop, state
-from glomo_dist.pretrain.resolve import ResolvedRun
+from glomo_dist.pretrain import loop
+from glomo_dist.pretrain.output import state
+from glomo_dist.pretrain.settings.resolve import ResolvedRun
 from glomo_dist.runtime.errors import ShardError
 
 FILE_EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"}

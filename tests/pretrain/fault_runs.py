@@ -15,7 +15,8 @@ from typing import Any
 from nursery import Group, Nursery
 from pretrain_samples import PLAIN, rows, steps_done, weights_hash, without_times
 
-from glomo_dist.pretrain import PretrainConfig, checkpoint
+from glomo_dist.pretrain import PretrainConfig
+from glomo_dist.pretrain.output import checkpoint
 from glomo_dist.runtime.errors import Interrupted
 
 SHORT = dataclasses.replace(PLAIN, steps=12, checkpoint_every=2, hang_timeout=60.0)

@@ -37,7 +37,8 @@ from pretrain_samples import (
 )
 
 from glomo_dist.data import prepare_text
-from glomo_dist.pretrain import PretrainConfig, checkpoint
+from glomo_dist.pretrain import PretrainConfig
+from glomo_dist.pretrain.output import checkpoint
 from glomo_dist.runtime import json_files
 from glomo_dist.runtime.errors import Interrupted, RankDied, RankHung
 

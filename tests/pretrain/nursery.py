@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from glomo_dist.pretrain import PretrainConfig
-from glomo_dist.pretrain.resolve import resolve
+from glomo_dist.pretrain.settings.resolve import resolve
 from glomo_dist.runtime.config import from_dict, to_dict
 
 

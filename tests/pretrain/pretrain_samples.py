@@ -15,8 +15,9 @@ from typing import Any
 
 from glomo_dist.data import Reading
 from glomo_dist.model import GlomoConfig
-from glomo_dist.pretrain import PretrainConfig, run_folder
-from glomo_dist.pretrain.resolve import resolve
+from glomo_dist.pretrain import PretrainConfig
+from glomo_dist.pretrain.output import run_folder
+from glomo_dist.pretrain.settings.resolve import resolve
 from glomo_dist.runtime import json_files
 from glomo_dist.runtime.config import to_dict
 

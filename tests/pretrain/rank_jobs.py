@@ -20,12 +20,12 @@ from torch.multiprocessing import start_processes
 from glomo_dist.data import Stream
 from glomo_dist.model import Glomo
 from glomo_dist.pretrain import PretrainConfig, worker
-from glomo_dist.pretrain import ranks as group
-from glomo_dist.pretrain.engine import build_engine, set_learning_rate
-from glomo_dist.pretrain.ranks import Ranks
-from glomo_dist.pretrain.resolve import ResolvedRun, resolve
-from glomo_dist.pretrain.state import snapshot
-from glomo_dist.pretrain.step import Clock, train_step
+from glomo_dist.pretrain.output.state import snapshot
+from glomo_dist.pretrain.ranks import group
+from glomo_dist.pretrain.ranks.group import Ranks
+from glomo_dist.pretrain.settings.resolve import ResolvedRun, resolve
+from glomo_dist.pretrain.steps.engine import build_engine, set_learning_rate
+from glomo_dist.pretrain.steps.step import Clock, train_step
 from glomo_dist.runtime.config import from_dict
 from glomo_dist.runtime.errors import GlomoError
 

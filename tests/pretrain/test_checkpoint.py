@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from glomo_dist.pretrain import checkpoint
+from glomo_dist.pretrain.output import checkpoint
 from glomo_dist.runtime.errors import CheckpointError, GlomoError
 
 WRONG_DIGITS = {

@@ -9,7 +9,7 @@ import torch
 from pretrain_samples import PLAIN
 
 from glomo_dist.model import Glomo
-from glomo_dist.pretrain.engine import build_optimizer
+from glomo_dist.pretrain.steps.engine import build_optimizer
 
 
 @pytest.mark.parametrize("sparsity", ["threshold", "bias"])

@@ -17,7 +17,7 @@ from fault_runs import SHORT, assert_close, assert_same, with_stage
 from nursery import Nursery, nursery
 from pretrain_samples import Canary
 
-from glomo_dist.pretrain import checkpoint
+from glomo_dist.pretrain.output import checkpoint
 from glomo_dist.runtime import files, json_files
 
 pytestmark = pytest.mark.slow

@@ -16,9 +16,10 @@ import pytest
 from pretrain_samples import TINY, job, losses, rows, run_ranks, weights_hash, without_times, write_text
 
 from glomo_dist.data import Reading, Stream, prepare_text
-from glomo_dist.pretrain import PretrainConfig, run_folder
-from glomo_dist.pretrain.feed import Feed
-from glomo_dist.pretrain.resolve import resolve
+from glomo_dist.pretrain import PretrainConfig
+from glomo_dist.pretrain.output import run_folder
+from glomo_dist.pretrain.settings.resolve import resolve
+from glomo_dist.pretrain.steps.feed import Feed
 from glomo_dist.runtime import json_files
 from glomo_dist.runtime.errors import DataError, GlomoError
 

@@ -28,7 +28,9 @@ from pretrain_samples import (
 )
 
 from glomo_dist.model import load_model
-from glomo_dist.pretrain import checkpoint, launch, notice, pretrain, run_folder
+from glomo_dist.pretrain import launch, pretrain
+from glomo_dist.pretrain.output import checkpoint, run_folder
+from glomo_dist.pretrain.ranks import notice
 from glomo_dist.runtime import json_files
 from glomo_dist.runtime.errors import GlomoError, Interrupted, RankDied
 from glomo_dist.runtime.fingerprint import command_line

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pretrain_samples import TINY
 
 from glomo_dist.model import Glomo
-from glomo_dist.pretrain.loss import loss_scale, predicted_units, sample_positions
+from glomo_dist.pretrain.steps.loss import loss_scale, predicted_units, sample_positions
 
 
 @settings(max_examples=50, deadline=None)

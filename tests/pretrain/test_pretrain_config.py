@@ -13,11 +13,12 @@ from pretrain_samples import TINY
 from torch import nn
 
 from glomo_dist.model import GlomoConfig
-from glomo_dist.pretrain import PretrainConfig, engine, pretrain
-from glomo_dist.pretrain.config import accumulation
-from glomo_dist.pretrain.deepspeed_settings import deepspeed_settings
-from glomo_dist.pretrain.engine import build_engine
-from glomo_dist.pretrain.schedule import Plateau, exhausted, learning_rate
+from glomo_dist.pretrain import PretrainConfig, pretrain
+from glomo_dist.pretrain.settings.config import accumulation
+from glomo_dist.pretrain.settings.deepspeed_settings import deepspeed_settings
+from glomo_dist.pretrain.settings.schedule import Plateau, exhausted, learning_rate
+from glomo_dist.pretrain.steps import engine
+from glomo_dist.pretrain.steps.engine import build_engine
 from glomo_dist.runtime.config import from_dict, to_dict
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 

@@ -19,7 +19,7 @@ from pretrain_samples import PLAIN, TINY, job, losses, rows, run_ranks, weights_
 from safetensors.torch import load_file
 
 from glomo_dist.pretrain import PretrainConfig
-from glomo_dist.pretrain.config import accumulation
+from glomo_dist.pretrain.settings.config import accumulation
 
 pytestmark = pytest.mark.slow
 

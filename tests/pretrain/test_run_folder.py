@@ -15,9 +15,11 @@ import pytest
 from pretrain_samples import TINY, begun
 
 from glomo_dist.data import exists
-from glomo_dist.pretrain import PretrainConfig, launch, notice, pretrain, run_folder, worker
-from glomo_dist.pretrain.resolve import resolve
-from glomo_dist.pretrain.saving import Saver
+from glomo_dist.pretrain import PretrainConfig, launch, pretrain, worker
+from glomo_dist.pretrain.output import run_folder
+from glomo_dist.pretrain.output.saving import Saver
+from glomo_dist.pretrain.ranks import notice
+from glomo_dist.pretrain.settings.resolve import resolve
 from glomo_dist.runtime import json_files
 from glomo_dist.runtime.errors import CheckpointError, ConfigError, GlomoError
 

@@ -13,7 +13,7 @@ from pretrain_samples import TINY, begun, write_text
 
 from glomo_dist.data import prepare_images, prepare_text
 from glomo_dist.pretrain import pretrain
-from glomo_dist.pretrain.resolve import resolve
+from glomo_dist.pretrain.settings.resolve import resolve
 from glomo_dist.runtime.errors import CheckpointError, ConfigError, ShardError
 
 

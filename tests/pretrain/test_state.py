@@ -15,8 +15,8 @@ from pretrain_samples import TINY, Canary
 from safetensors.torch import save_file
 
 from glomo_dist.model import Glomo
-from glomo_dist.pretrain.saving import exporter
-from glomo_dist.pretrain.state import CheckpointReader, model_state
+from glomo_dist.pretrain.output.saving import exporter
+from glomo_dist.pretrain.output.state import CheckpointReader, model_state
 from glomo_dist.runtime.errors import CheckpointError, GlomoError
 
 

@@ -11,7 +11,7 @@ import torch
 from glomo_dist.data import Batch
 from glomo_dist.model import Glomo, GlomoConfig
 from glomo_dist.pretrain import PretrainConfig
-from glomo_dist.pretrain.step import Clock, train_step, valid_loss
+from glomo_dist.pretrain.steps.step import Clock, train_step, valid_loss
 
 
 class Alone:

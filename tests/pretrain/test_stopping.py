@@ -11,7 +11,7 @@ import pytest
 from pretrain_samples import TINY
 
 from glomo_dist.pretrain import launch, pretrain
-from glomo_dist.pretrain.stopping import ending_at_once
+from glomo_dist.pretrain.ranks.stopping import ending_at_once
 from glomo_dist.runtime.errors import Interrupted
 from glomo_dist.runtime.signals import ASKING
 

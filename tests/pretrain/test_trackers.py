@@ -16,7 +16,7 @@ import pytest
 from pretrain_samples import TINY
 
 from glomo_dist.pretrain import pretrain
-from glomo_dist.pretrain.hooks import Guest, MLflow, TensorBoard, WandB, scalars
+from glomo_dist.pretrain.output.hooks import Guest, MLflow, TensorBoard, WandB, scalars
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 
 ROW: dict[str, Any] = {

@@ -25,7 +25,7 @@ from glomo_dist.report import build
 from glomo_dist.runtime.errors import DataError, GlomoError
 from glomo_dist.transfer.datasets.dataset import section
 from glomo_dist.transfer.finetune import run
-from glomo_dist.transfer.task import get_task
+from glomo_dist.transfer.registry import get_task
 
 
 def test_a_real_evaluation_with_graphs_over_pixels_and_words(tmp_path):

@@ -18,7 +18,7 @@ from glomo_dist.graphs.export import export_graphs
 from glomo_dist.model import Glomo, GlomoConfig
 from glomo_dist.report import build
 from glomo_dist.runtime.errors import DataError, GlomoError
-from glomo_dist.transfer.task import get_task
+from glomo_dist.transfer.registry import get_task
 
 
 def test_hostile_strings_are_only_text(tmp_path):

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from glomo_dist.evaluate.job import EvaluationPlan
+from glomo_dist.evaluate.plan import EvaluationPlan
 from glomo_dist.model import GlomoConfig
-from glomo_dist.pretrain.config import PretrainConfig
+from glomo_dist.pretrain.settings.config import PretrainConfig
 from glomo_dist.runtime.config import check_fields, check_least, from_dict, to_dict
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.transfer.job import FinetuneJob

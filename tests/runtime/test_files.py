@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from glomo_dist.model import Glomo, GlomoConfig, save_model
-from glomo_dist.pretrain import checkpoint, loop
+from glomo_dist.pretrain import loop
+from glomo_dist.pretrain.output import checkpoint
 from glomo_dist.runtime import files
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.files import new_folder

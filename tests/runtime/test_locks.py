@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from glomo_dist.data.reading.cache import ShardCache
-from glomo_dist.pretrain import run_folder
+from glomo_dist.pretrain.output import run_folder
 from glomo_dist.runtime import files
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.locks import Lock, take

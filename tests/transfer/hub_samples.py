@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from glomo_dist.transfer.task import get_task
+from glomo_dist.transfer.registry import get_task
 
 WORDS = ["a", "fine", "film", "with", "no", "wit", ",", "some", "say", "it", "bores", "on", "and", "on"]
 RANDOM = np.random.default_rng(5)

@@ -15,7 +15,7 @@ from glomo_dist.runtime.errors import CheckpointError, ConfigError, DataError
 from glomo_dist.transfer.export import export_task, live_graphs
 from glomo_dist.transfer.finetune import run
 from glomo_dist.transfer.job import FinetuneJob
-from glomo_dist.transfer.task import get_task
+from glomo_dist.transfer.registry import get_task
 
 
 def test_exported_graphs_are_those_of_the_texts(tmp_path):

@@ -10,7 +10,7 @@ from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.transfer.features.inputs import encode
 from glomo_dist.transfer.finetune import build, run
 from glomo_dist.transfer.job import FinetuneJob
-from glomo_dist.transfer.task import get_task
+from glomo_dist.transfer.registry import get_task
 
 
 def curve(result):

@@ -13,7 +13,7 @@ from glomo_dist.graphs.index import GraphStoreError
 from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError
 from glomo_dist.transfer.finetune import run
 from glomo_dist.transfer.job import FinetuneJob
-from glomo_dist.transfer.task import TASKS, get_task
+from glomo_dist.transfer.registry import TASKS, get_task
 
 
 def test_graphs_of_changed_data_are_refused(sample, tmp_path):

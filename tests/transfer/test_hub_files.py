@@ -14,7 +14,7 @@ from hub_samples import RANDOM, same, text, write
 from PIL import Image
 
 from glomo_dist.runtime.errors import DataError
-from glomo_dist.transfer.task import get_task
+from glomo_dist.transfer.registry import get_task
 
 
 def test_sst2(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from hub_samples import RANDOM, same, text, write
 
 from glomo_dist.runtime.errors import DataError
-from glomo_dist.transfer.task import get_task
+from glomo_dist.transfer.registry import get_task
 
 
 def squad(folder):

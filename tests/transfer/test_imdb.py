@@ -8,7 +8,7 @@ from sentiment_samples import SHARED, shared, write_imdb
 
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed, fingerprint
-from glomo_dist.transfer.task import get_task
+from glomo_dist.transfer.registry import get_task
 
 
 def test_imdb_folder_and_jsonl_agree(tmp_path):

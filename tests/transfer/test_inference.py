@@ -16,7 +16,7 @@ from glomo_dist.transfer.datasets.dataset import Split, accuracy
 from glomo_dist.transfer.export import export_task
 from glomo_dist.transfer.finetune import run
 from glomo_dist.transfer.job import FinetuneJob
-from glomo_dist.transfer.task import get_task
+from glomo_dist.transfer.registry import get_task
 
 
 def test_rte_holds_out_whole_premises(tmp_path):

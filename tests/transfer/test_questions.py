@@ -12,7 +12,7 @@ from glomo_dist.transfer.finetune import run
 from glomo_dist.transfer.job import FinetuneJob
 from glomo_dist.transfer.readers.choice import ChoiceReader
 from glomo_dist.transfer.readers.models import ReaderSizes, Sequences
-from glomo_dist.transfer.task import get_task
+from glomo_dist.transfer.registry import get_task
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "qa"
 shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data are not at {SHARED}")

@@ -11,7 +11,7 @@ import pytest
 
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer.datasets.rows import csv_rows
-from glomo_dist.transfer.task import find_task
+from glomo_dist.transfer.registry import find_task
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "transfer.md"
 

@@ -4,7 +4,7 @@ import pytest
 from pair_samples import PAIRS, snli_row, texts, write_jsonl, write_snli, write_table
 
 from glomo_dist.runtime.errors import DataError
-from glomo_dist.transfer.task import get_task
+from glomo_dist.transfer.registry import get_task
 
 
 def test_snli_jsonl_and_table_are_the_same_task(tmp_path):

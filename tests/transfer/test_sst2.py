@@ -9,7 +9,7 @@ from document_samples import PACK
 from sentiment_samples import SHARED, shared, write_sst2
 
 from glomo_dist.runtime.errors import DataError
-from glomo_dist.transfer.task import get_task
+from glomo_dist.transfer.registry import get_task
 
 
 def test_sst2_tsv(tmp_path):

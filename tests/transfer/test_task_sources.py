@@ -25,7 +25,7 @@ from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer.datasets import sources
 from glomo_dist.transfer.datasets.sources import address_parts, joined
 from glomo_dist.transfer.features.word_vectors import WordVectors
-from glomo_dist.transfer.task import get_task
+from glomo_dist.transfer.registry import get_task
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):

@@ -7,7 +7,7 @@ import pytest
 from sentiment_samples import write_imdb, write_sst2
 
 from glomo_dist.runtime.errors import ConfigError, DataError
-from glomo_dist.transfer.task import TASKS, get_task
+from glomo_dist.transfer.registry import TASKS, get_task
 
 
 def test_registry():

@@ -17,7 +17,7 @@ from glomo_dist.model.io import save_model
 from glomo_dist.transfer.datasets.dataset import section
 from glomo_dist.transfer.features.inputs import truncate
 from glomo_dist.transfer.job import FinetuneJob
-from glomo_dist.transfer.task import get_task
+from glomo_dist.transfer.registry import get_task
 
 SENTENCE = (
     "a film with good intentions and bad timing that never finds its own voice but keeps us watching because "

@@ -39,7 +39,7 @@ NOISE = 0.02  # relative difference of the losses of bf16 and fp32
 
 def begin_alone() -> Any:
     """Join a group of one rank, in this process."""
-    from glomo_dist.pretrain import ranks
+    from glomo_dist.pretrain.ranks import group
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -48,7 +48,7 @@ def begin_alone() -> Any:
         "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }  # fmt: skip
-    return ranks.join()
+    return group.join()
 
 
 def recipe(part: Part, steps: int, **changes: Any) -> Any:
@@ -66,7 +66,7 @@ def recipe(part: Part, steps: int, **changes: Any) -> Any:
 
 def shards(part: Part, folder: Path) -> Path:
     """Documents of made-up words: half follow from the word before, the others are drawn as words are (Zipf)."""
-    from glomo_dist.data.shards.folder import ShardFolder
+    from glomo_dist.data.shards.writing import ShardFolder
     from glomo_dist.data.tokenizers.text import UNKNOWN, WordTokenizer
 
     words, documents, length = (500, 60, 100) if part.dry else (100_001, 4000, 1000)
@@ -116,7 +116,7 @@ def start_run(config: Any, data: Path, out: Path, on_cpu: bool = False) -> subpr
 
 def train_here(config: Any, data: Path, out: Path, ranks: Any) -> list[float]:
     from glomo_dist.pretrain import worker
-    from glomo_dist.pretrain.resolve import resolve
+    from glomo_dist.pretrain.settings.resolve import resolve
 
     worker.run_in(resolve(config, data, out), ranks)
     return losses(out)
@@ -152,7 +152,7 @@ def main(part: Part) -> None:
             rows = itertools.zip_longest(range(1, steps + 1), coarse, exact, on_cpu, fillvalue="")
             for step, bf16, fp32, cpu in rows:
                 table.add(what="loss", step=step, loss=bf16, fp32_loss=fp32, cpu_loss=cpu)
-            from glomo_dist.pretrain import ranks as group
+            from glomo_dist.pretrain.ranks import group
 
             group.leave()
     if on_cpu:
@@ -198,9 +198,9 @@ def speed(part: Part, table: Table, data: Path, ranks: Any) -> None:
     from glomo_dist.data import Stream
     from glomo_dist.model import Glomo
     from glomo_dist.pretrain.cost import cost
-    from glomo_dist.pretrain.engine import build_engine
-    from glomo_dist.pretrain.resolve import resolve_inputs
-    from glomo_dist.pretrain.step import Clock
+    from glomo_dist.pretrain.settings.resolve import resolve_inputs
+    from glomo_dist.pretrain.steps.engine import build_engine
+    from glomo_dist.pretrain.steps.step import Clock
 
     peak = timing.ceilings(part.device).half
     for batch in (4,) if part.dry else (64, 256, 1024):
@@ -253,7 +253,7 @@ def speed(part: Part, table: Table, data: Path, ranks: Any) -> None:
 
 def _step(engine: Any, batches: list[Any], config: Any, ranks: Any, clock: Any, number: int) -> int:
     """Units of one optimizer step."""
-    from glomo_dist.pretrain.step import train_step
+    from glomo_dist.pretrain.steps.step import train_step
 
     return train_step(engine, batches[number % 2], config, ranks, clock, with_stats=False).units
 

@@ -62,9 +62,9 @@ def find_data(part: Part, scratch: Path) -> Path:
 def seconds_per_step(config: Any, data: Path, ranks: Any) -> float:
     from glomo_dist.data import Stream
     from glomo_dist.model import Glomo
-    from glomo_dist.pretrain.engine import build_engine
-    from glomo_dist.pretrain.resolve import resolve_inputs
-    from glomo_dist.pretrain.step import Clock, train_step
+    from glomo_dist.pretrain.settings.resolve import resolve_inputs
+    from glomo_dist.pretrain.steps.engine import build_engine
+    from glomo_dist.pretrain.steps.step import Clock, train_step
 
     job = resolve_inputs(config, data)
     engine = build_engine(Glomo(job.config.model), job.config, ranks)
@@ -92,9 +92,9 @@ def main(part: Part) -> None:
 
     wheels.use(part)
     from glomo_dist.model import load_model, save_model
-    from glomo_dist.pretrain import ranks as group
     from glomo_dist.pretrain import worker
-    from glomo_dist.pretrain.resolve import resolve
+    from glomo_dist.pretrain.ranks import group
+    from glomo_dist.pretrain.settings.resolve import resolve
 
     with tempfile.TemporaryDirectory(prefix="glomo-train-") as folder:
         scratch = Path(folder)

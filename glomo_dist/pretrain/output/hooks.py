@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from glomo_dist.pretrain import run_folder
-from glomo_dist.pretrain.log import JsonLog
-from glomo_dist.pretrain.resolve import ResolvedRun
+from glomo_dist.pretrain.output import run_folder
+from glomo_dist.pretrain.output.log import JsonLog
+from glomo_dist.pretrain.settings.resolve import ResolvedRun
 from glomo_dist.runtime import files, json_files, packages
 from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import GlomoError, describe

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from glomo_dist.pretrain import run_folder
+from glomo_dist.pretrain.output import run_folder
 from glomo_dist.runtime import files
 from glomo_dist.runtime.progress import say
 

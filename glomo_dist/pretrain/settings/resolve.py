@@ -9,7 +9,7 @@ from pathlib import Path
 from glomo_dist.data import PixelTokenizer, Place, ShardIndex, Tokenizer, exists, place
 from glomo_dist.data.shards.index import INDEX_NAME
 from glomo_dist.model import GlomoConfig
-from glomo_dist.pretrain.config import PretrainConfig
+from glomo_dist.pretrain.settings.config import PretrainConfig
 from glomo_dist.runtime.errors import ConfigError
 
 

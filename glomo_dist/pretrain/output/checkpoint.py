@@ -1,9 +1,9 @@
 """Checkpoints that are whole or not there, verified before use; the newest good one wins.
 
     RUN/checkpoints/step-000100/
-        state/rank-00.safetensors   what each rank held (state.py)
-        model/                      the exported model (safetensors)
-        manifest.json               step, loop state, size and SHA-256 of every other file, and a fingerprint of these
+        state/rank-00000.safetensors   what each rank held (state.py)
+        model/                         the exported model (safetensors)
+        manifest.json                  step, loop state, size and SHA-256 of every other file, and their fingerprint
     RUN/checkpoints/latest   the name of the newest, written last
 
 A folder gets its final name only when all of it is on disk. `saving.py` does this while training goes on.
@@ -16,8 +16,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from glomo_dist.pretrain import run_folder, state
-from glomo_dist.pretrain.ranks import Ranks
+from glomo_dist.pretrain.output import run_folder, state
+from glomo_dist.pretrain.ranks.group import Ranks
 from glomo_dist.runtime import files, json_files
 from glomo_dist.runtime.errors import CheckpointError, DataError, GlomoError, OtherVersion, describe
 from glomo_dist.runtime.fingerprint import fingerprint

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from glomo_dist.data import BadShard, Batch, Stream
-from glomo_dist.pretrain import run_folder
-from glomo_dist.pretrain.ranks import Ranks
+from glomo_dist.pretrain.output import run_folder
+from glomo_dist.pretrain.ranks.group import Ranks
 from glomo_dist.runtime import json_files
 from glomo_dist.runtime.errors import DataError, GlomoError, ShardError
 from glomo_dist.runtime.formats import check_format

@@ -12,10 +12,10 @@ import torch
 
 from glomo_dist.data import Batch
 from glomo_dist.model.graph_stats import row_means
-from glomo_dist.pretrain import loss as objective
-from glomo_dist.pretrain.config import PretrainConfig, accumulation
-from glomo_dist.pretrain.engine import optimizer_step
-from glomo_dist.pretrain.ranks import Ranks
+from glomo_dist.pretrain.ranks.group import Ranks
+from glomo_dist.pretrain.settings.config import PretrainConfig, accumulation
+from glomo_dist.pretrain.steps import loss as objective
+from glomo_dist.pretrain.steps.engine import optimizer_step
 
 
 class Clock:

@@ -23,7 +23,7 @@ from glomo_dist.transfer.features.encoder import encoder_fingerprint
 from glomo_dist.transfer.features.spec import FeatureSpec
 from glomo_dist.transfer.features.word_vectors import vectors_content
 from glomo_dist.transfer.job import PLANNED, SETTINGS, FinetuneJob, FinetuneSettings, needs_graphs
-from glomo_dist.transfer.task import chosen_tasks, get_task
+from glomo_dist.transfer.registry import chosen_tasks, get_task
 
 _RESOURCES = ("cores", "memory_gb", "time_limit_seconds")
 # Settings for texts, with what says nothing about them: the default first.

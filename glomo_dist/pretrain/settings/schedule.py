@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from glomo_dist.pretrain.config import PretrainConfig
+from glomo_dist.pretrain.settings.config import PretrainConfig
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from glomo_dist.model import Glomo, GlomoConfig, save_model
-from glomo_dist.pretrain import checkpoint, run_folder
-from glomo_dist.pretrain.ranks import Ranks
-from glomo_dist.pretrain.state import model_state, snapshot
+from glomo_dist.pretrain.output import checkpoint, run_folder
+from glomo_dist.pretrain.output.state import model_state, snapshot
+from glomo_dist.pretrain.ranks.group import Ranks
 from glomo_dist.runtime import files, json_files
 from glomo_dist.runtime.errors import DataError, GlomoError
 

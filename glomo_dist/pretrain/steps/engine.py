@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from glomo_dist.pretrain.config import PretrainConfig
-from glomo_dist.pretrain.deepspeed_settings import deepspeed_settings
-from glomo_dist.pretrain.ranks import Ranks
+from glomo_dist.pretrain.ranks.group import Ranks
+from glomo_dist.pretrain.settings.config import PretrainConfig
+from glomo_dist.pretrain.settings.deepspeed_settings import deepspeed_settings
 from glomo_dist.runtime.errors import ConfigError, GlomoError, describe
 from glomo_dist.runtime.processes import environment
 
@@ -48,7 +48,7 @@ def build_engine(model: nn.Module, config: PretrainConfig, ranks: Ranks) -> Any:
 
     Raises ConfigError, on all ranks, where DeepSpeed cannot do what the file `config.deepspeed` asks for.
     """
-    import deepspeed  # after ranks.join has chosen the accelerator
+    import deepspeed  # after group.join has chosen the accelerator
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # the loop itself reports skipped steps
     _import_muon_uncompiled()

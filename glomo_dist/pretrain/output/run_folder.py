@@ -1,7 +1,7 @@
 """What a run folder is, what it must agree with before a run goes on in it, and who may write to it.
 
 RUN/config.json   resolved configuration, fingerprints of the shards and tokenizer, number of ranks
-RUN/quarantine.json  shards that are set aside, see feed.py
+RUN/quarantine.json  shards that are set aside, see steps/feed.py
 RUN/log.jsonl     one row per logged step
 RUN/checkpoints/  see checkpoint.py
 RUN/tensorboard/
@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glomo_dist.pretrain.config import FREE_TO_CHANGE, accumulation
-from glomo_dist.pretrain.deepspeed_settings import extra_settings
-from glomo_dist.pretrain.resolve import ResolvedRun
+from glomo_dist.pretrain.settings.config import FREE_TO_CHANGE, accumulation
+from glomo_dist.pretrain.settings.deepspeed_settings import extra_settings
+from glomo_dist.pretrain.settings.resolve import ResolvedRun
 from glomo_dist.runtime import files, json_files
 from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import CheckpointError, DataError, GlomoError, OtherVersion

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from glomo_dist.pretrain.config import PretrainConfig, accumulation
+from glomo_dist.pretrain.settings.config import PretrainConfig, accumulation
 from glomo_dist.runtime import json_files
 from glomo_dist.runtime.errors import ConfigError
 
