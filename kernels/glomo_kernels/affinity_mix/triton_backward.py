@@ -125,7 +125,7 @@ def query_kernel(
     row_cut, row_last = load_cut(cut, last, offset, row, rows, KIND)
     rows_of = (row_theta, begin, end, row_cut, row_last)
     row_norm = tl.load(norm + offset + row, mask=row < rows, other=0.0)
-    inverse = tl.where(row_norm == 0, 0.0, tl.div_rn(1.0, row_norm + EPSILON))
+    inverse = tl.where(row_norm == 0, 0.0, 1.0 / (row_norm + EPSILON))
     scale = tl.sqrt(inverse)
 
     first_row = block * BLOCK_M
@@ -167,8 +167,9 @@ def query_kernel(
             KIND, True, DG, DV, PADDED_DG, PADDED_DV, CHUNK, BLOCK_M, BLOCK_N,
         )  # fmt: skip
         missing += tl.sum(root * root * (d_share - mean[:, None]), 1)
-    # The shares sum up to l / (l + epsilon): not 1 for rows that are nearly empty, and exactly 1 for the others.
-    whole = tl.div_rn(row_norm, row_norm + EPSILON)
+    # The shares sum up to l / (l + epsilon): not 1 for rows that are nearly empty, and exactly 1 for the others. Not as
+    # a quotient: a GPU's is a product with a rounded reciprocal.
+    whole = 1.0 - EPSILON * inverse
     mean = tl.where(exact_edges + exact_inners > 0, mean * whole + missing * inverse, mean)
 
     state = (tl.zeros([BLOCK_M, PADDED_DG], tl.float32), tl.zeros([BLOCK_M], tl.float32))
