@@ -167,8 +167,8 @@ def query_kernel(
             KIND, True, DG, DV, PADDED_DG, PADDED_DV, CHUNK, BLOCK_M, BLOCK_N,
         )  # fmt: skip
         missing += tl.sum(root * root * (d_share - mean[:, None]), 1)
-    # The shares sum up to l / (l + epsilon): not 1 for rows that are nearly empty, and exactly 1 for the others. Not as
-    # a quotient: a GPU's is a product with a rounded reciprocal.
+    # The shares sum up to l / (l + epsilon): not 1 for rows that are nearly empty, and exactly 1 for the others. Not
+    # as a quotient: a GPU's is a product with a rounded reciprocal.
     whole = 1.0 - EPSILON * inverse
     mean = tl.where(exact_edges + exact_inners > 0, mean * whole + missing * inverse, mean)
 
