@@ -116,7 +116,7 @@ void affinity_mix(const Mix<Element>& problem, Element* mixed, Sum<Element>* nor
       for (std::int64_t key = begin; key < block.high; key += LANES) {
         const std::int64_t keys = block.keys_from(key);
         if (!products.scores(key, keys, tile_at(key))) {
-          std::fill_n(tile_at(key), kept ? keys * LANES : 0, T(0));
+          if (kept) std::fill_n(tile_at(key), keys * LANES, T(0));
           continue;
         }
         const bool alive = block.roots(key, keys, tile_at(key), sum);

@@ -58,6 +58,21 @@ def largest(values, count):
     return (rank < torch.as_tensor(count).view(-1, 1, 1, 1)).to(values.dtype)
 
 
+SPANS = ("packed", "positions", "positions of each")
+
+
+def spans_of(option, units):
+    """Number of query rows (None: as many as units) and the options of an op on three samples of more than 140 units:
+    documents packed in a row, or rows at five positions, of all samples or of each."""
+    if option == "packed":
+        segments = torch.arange(units).expand(3, -1) // torch.tensor([[70], [11], [units + 50]])
+        return None, {"segments": segments, "lengths": torch.tensor([units, 140, 3])}
+    positions = torch.tensor([7, 0, units - 1, 70, 7])
+    if option == "positions of each":
+        positions = torch.stack([positions, positions.flip(0), positions * 0])
+    return 5, {"positions": positions}
+
+
 def products(dense, heads):
     """All terms of graph_mix with heads=K as dense matrices [B, C', T, T], products formed."""
     layers = dense.unflatten(1, (-1, heads)).unbind(1)

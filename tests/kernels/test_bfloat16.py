@@ -11,7 +11,7 @@ import pytest
 import test_affinity_mix as mix
 import torch
 from glomo_kernels import affinity_mix, cpu_extension
-from kernel_oracle import gradients, leaves
+from kernel_oracle import SPANS, gradients, leaves, spans_of
 
 HALF = torch.bfloat16
 pytestmark = [
@@ -53,18 +53,11 @@ def test_agrees_with_dense_formula(units, width, values, causal):
 
 @needs_instructions
 @pytest.mark.parametrize("case", ["relu", "square"])
-@pytest.mark.parametrize("options", ["packed", "positions", "positions of each"])
-def test_kinds_and_spans(case, options):
+@pytest.mark.parametrize("option", SPANS)
+def test_kinds_and_spans(case, option):
     with_theta, kind = mix.split(case)
-    if options == "packed":
-        segments = torch.arange(150).expand(3, -1) // torch.tensor([[70], [11], [200]])
-        inputs, where = inputs_of(150), {"segments": segments, "lengths": torch.tensor([150, 140, 3])}
-    else:
-        positions = torch.tensor([7, 0, 149, 70, 7])
-        if options == "positions of each":
-            positions = torch.stack([positions, positions.flip(0), positions * 0])
-        inputs, where = inputs_of(150, rows=5), {"positions": positions}
-    mix.compare(mix.both(inputs, HALF, with_theta, {**kind, **where}))
+    rows, where = spans_of(option, 150)
+    mix.compare(mix.both(inputs_of(150, rows=rows), HALF, with_theta, {**kind, **where}))
 
 
 @needs_instructions

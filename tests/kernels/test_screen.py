@@ -9,7 +9,7 @@ import pytest
 import test_affinity_mix as mix
 import torch
 from glomo_kernels import affinity_mix
-from kernel_oracle import gradients, leaves
+from kernel_oracle import SPANS, gradients, leaves, spans_of
 
 pytestmark = [
     pytest.mark.usefixtures("nan_memory", "backend"),
@@ -60,18 +60,11 @@ def test_tiles_of_all_densities_side_by_side(above):
         mix.compare(mix.both((q, k, v, theta), torch.float32, True, {"causal": causal}))
 
 
-@pytest.mark.parametrize("options", ["packed", "positions", "positions of each", "no theta"])
-def test_spans_and_rows(options):
-    inputs, where = inputs_of(250, above=1.5), {}
-    if options == "packed":
-        segments = torch.arange(250).expand(3, -1) // torch.tensor([[70], [11], [300]])
-        where = {"segments": segments, "lengths": torch.tensor([250, 140, 3])}
-    elif options != "no theta":
-        positions = torch.tensor([7, 0, 249, 70, 7])
-        if options == "positions of each":
-            positions = torch.stack([positions, positions.flip(0), positions * 0])
-        inputs, where = inputs_of(250, rows=5), {"positions": positions}
-    mix.compare(mix.both(inputs, torch.float32, options != "no theta", where))
+@pytest.mark.parametrize("option", [*SPANS, "no theta"])
+def test_spans_and_rows(option):
+    rows, where = (None, {}) if option == "no theta" else spans_of(option, 250)
+    inputs = inputs_of(250, above=1.5, rows=rows)
+    mix.compare(mix.both(inputs, torch.float32, option != "no theta", where))
 
 
 @pytest.mark.parametrize("direction", ["down", "up"])
