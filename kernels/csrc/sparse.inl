@@ -105,39 +105,93 @@ template <class T, int BYTES>
   }
 }
 
+constexpr int TOGETHER = 4;  // products of the same key that are made at once
+
+// The sums of the elements of a few vectors.
 template <class T>
-inline T dot(const T* x, const T* y, std::int64_t width) {
-  using Vec = typename Lanes<T>::Vec;
-  constexpr std::int64_t COUNT = Lanes<T>::COUNT;
-  Vec sum[4] = {};
-  std::int64_t d = 0;
-  for (; d + 4 * COUNT <= width; d += 4 * COUNT) {
-#pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) sum[v] += load(x + d + v * COUNT) * load(y + d + v * COUNT);
-  }
-  for (; d + COUNT <= width; d += COUNT) sum[0] += load(x + d) * load(y + d);
-  const Vec all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+inline void sums_of(const typename Lanes<T>::Vec (&x)[TOGETHER], T* total) {
 #if defined(__x86_64__) && SIMD_BYTES == 64
-  T total;
-  if constexpr (sizeof(T) == 4) total = _mm512_reduce_add_ps((__m512)all);
-  else total = _mm512_reduce_add_pd((__m512d)all);
-#else
-  T total = sum_of<T, SIMD_BYTES>(reinterpret_cast<const T*>(&all));
+  if constexpr (sizeof(T) == 4) {  // in each quarter of a register one of each comes together, and then the quarters
+    const __m512 a = (__m512)x[0], b = (__m512)x[1], c = (__m512)x[2], d = (__m512)x[3];
+    const __m512d first = (__m512d)(_mm512_unpacklo_ps(a, b) + _mm512_unpackhi_ps(a, b));
+    const __m512d second = (__m512d)(_mm512_unpacklo_ps(c, d) + _mm512_unpackhi_ps(c, d));
+    __m512 all = (__m512)_mm512_unpacklo_pd(first, second) + (__m512)_mm512_unpackhi_pd(first, second);
+    all += _mm512_shuffle_f32x4(all, all, 0x4e);  // the halves exchanged
+    all += _mm512_shuffle_f32x4(all, all, 0xb1);  // the quarters of each half
+    _mm_storeu_ps(total, _mm512_castps512_ps128(all));
+    return;
+  }
 #endif
-  for (; d < width; ++d) total += x[d] * y[d];
-  return total;
+  for (int i = 0; i < TOGETHER; ++i) total[i] = sum_of<T, SIMD_BYTES>(reinterpret_cast<const T*>(&x[i]));
+}
+
+// total[i] = (or +=) x . y_lane[i] over BLOCK registers, those of x in of_key, and `rest` elements more.
+template <class T, int COUNT, int BLOCK>
+[[gnu::always_inline]] inline void dots_of_lanes(std::uint64_t& mask, const typename Lanes<T>::Vec* of_key, const T* x,
+                                                 const T* y, std::int64_t pitch, std::int64_t rest, T* tile,
+                                                 bool accumulate) {
+  typename Lanes<T>::Vec sum[TOGETHER] = {};
+  int lane[COUNT];
+  const T* line[COUNT];
+#pragma GCC unroll 4
+  for (int i = 0; i < COUNT; ++i, mask &= mask - 1) {
+    lane[i] = __builtin_ctzll(mask);
+    line[i] = y + lane[i] * pitch;
+  }
+#pragma GCC unroll 16
+  for (int v = 0; v < BLOCK; ++v) {
+#pragma GCC unroll 4
+    for (int i = 0; i < COUNT; ++i) sum[i] += of_key[v] * load(line[i] + v * Lanes<T>::COUNT);
+  }
+  T total[TOGETHER];
+  sums_of<T>(sum, total);
+  for (int i = 0; i < COUNT; ++i) {
+    for (std::int64_t d = 0; d < rest; ++d) {
+      total[i] += x[BLOCK * Lanes<T>::COUNT + d] * line[i][BLOCK * Lanes<T>::COUNT + d];
+    }
+    tile[lane[i]] = accumulate ? tile[lane[i]] + total[i] : total[i];
+  }
+}
+
+// `dots` over BLOCK registers, which are loaded once for all lanes of a key, and `rest` elements more.
+template <class T, int BLOCK>
+void dots_block(const std::uint64_t* masks, std::int64_t keys, const T* x, std::int64_t pitch_x, const T* y,
+                std::int64_t pitch_y, std::int64_t rest, T* tile, bool accumulate) {
+  for (std::int64_t j = 0; j < keys; ++j, x += pitch_x, tile += LANES) {
+    std::uint64_t mask = masks[j];
+    int left = __builtin_popcountll(mask);
+    if (left == 0) continue;
+    typename Lanes<T>::Vec of_key[BLOCK + 1];
+#pragma GCC unroll 16
+    for (int v = 0; v < BLOCK; ++v) of_key[v] = load(x + v * Lanes<T>::COUNT);
+    for (; left >= TOGETHER; left -= TOGETHER) {
+      dots_of_lanes<T, TOGETHER, BLOCK>(mask, of_key, x, y, pitch_y, rest, tile, accumulate);
+    }
+    if (left == 3) dots_of_lanes<T, 3, BLOCK>(mask, of_key, x, y, pitch_y, rest, tile, accumulate);
+    if (left == 2) dots_of_lanes<T, 2, BLOCK>(mask, of_key, x, y, pitch_y, rest, tile, accumulate);
+    if (left == 1) dots_of_lanes<T, 1, BLOCK>(mask, of_key, x, y, pitch_y, rest, tile, accumulate);
+  }
 }
 
 // tile[key][lane] = x[key] . y[lane] for the lanes of masks[key].
 template <class T>
 void dots(const std::uint64_t* masks, std::int64_t keys, const T* x, std::int64_t pitch_x, const T* y,
           std::int64_t pitch_y, std::int64_t width, T* tile) {
-  for (std::int64_t j = 0; j < keys; ++j) {
-    for (std::uint64_t mask = masks[j]; mask; mask &= mask - 1) {
-      const int i = __builtin_ctzll(mask);
-      tile[j * LANES + i] = dot(x + j * pitch_x, y + i * pitch_y, width);
-    }
+  constexpr std::int64_t COUNT = Lanes<T>::COUNT;
+  constexpr int WIDEST = SIMD_BYTES == 64 ? 16 : 8;  // as many registers as there are beside those of the sums
+  constexpr decltype(&dots_block<T, 0>) NARROW[] = {dots_block<T, 0>, dots_block<T, 1>, dots_block<T, 2>,
+                                                    dots_block<T, 3>, dots_block<T, 4>, dots_block<T, 5>,
+                                                    dots_block<T, 6>, dots_block<T, 7>, dots_block<T, 8>};
+  std::int64_t d = 0;
+  for (; d + WIDEST * COUNT <= width; d += WIDEST * COUNT) {
+    dots_block<T, WIDEST>(masks, keys, x + d, pitch_x, y + d, pitch_y, 0, tile, d > 0);
   }
+  for (; d + 8 * COUNT < width; d += 8 * COUNT) {
+    dots_block<T, 8>(masks, keys, x + d, pitch_x, y + d, pitch_y, 0, tile, d > 0);
+  }
+  if (d == width) return;
+  const std::int64_t registers = (width - d) / COUNT;
+  NARROW[registers](masks, keys, x + d, pitch_x, y + d, pitch_y, width - d - registers * COUNT, tile, d > 0);
 }
 
 }  // namespace SIMD_NAMESPACE
