@@ -87,10 +87,11 @@ void clear_unseen(const QueryBlock<Element>& block, std::int64_t begin, std::int
 
 template <class Element>
 void affinity_mix(const Mix<Element>& problem, Element* mixed, Sum<Element>* norm, std::uint8_t* live,
-                  std::int32_t* edges, Sum<Element>* entropy, Sum<Element>* kept, int threads) {
+                  std::int32_t* edges, Sum<Element>* entropy, Sum<Element>* roots_kept, int threads) {
   using T = Sum<Element>;
   const std::int64_t per_head = blocks(problem.rows), tiles = blocks(problem.units);
   const bool choose = problem.kind == Kind::topk;
+  const Kept<T> kept(problem, roots_kept);
   std::fill_n(live, problem.batch * problem.heads * per_head * tiles, std::uint8_t{0});  // not memset: it may be null
   RoundedKeys<Element> rounded(problem, threads);
   parallel(problem.batch * problem.heads * per_head, threads, [&](const auto& next) {
@@ -105,18 +106,20 @@ void affinity_mix(const Mix<Element>& problem, Element* mixed, Sum<Element>* nor
       products.begin();
       double sum[LANES] = {}, log_sum[LANES] = {};
       std::int32_t count[LANES] = {};
-      T* own = kept ? kept + (block.head * per_head + block.index) * problem.units * LANES : roots.get();
-      const auto tile_at = [&](std::int64_t key) { return own + (kept || whole ? key * LANES : 0); };
+      const bool keep = kept && !products.few();
+      if (kept) kept.flag(block.head, block.index) = keep;
+      T* own = keep ? kept.roots(block.head, block.index) : roots.get();
+      const auto tile_at = [&](std::int64_t key) { return own + (keep || whole ? key * LANES : 0); };
       const auto add = [&](std::int64_t key, std::int64_t keys) {
         if (edges) add_stats(tile_at(key), keys, block.rows, count, log_sum);
         mark_live(block, products.add_values(key, keys, tile_at(key)), key, per_head, tiles, live);
       };
       const std::int64_t begin = block.low / LANES * LANES;
-      if (kept) clear_unseen(block, begin, problem.units, own);
+      if (keep) clear_unseen(block, begin, problem.units, own);
       for (std::int64_t key = begin; key < block.high; key += LANES) {
         const std::int64_t keys = block.keys_from(key);
         if (!products.scores(key, keys, tile_at(key))) {
-          if (kept) std::fill_n(tile_at(key), keys * LANES, T(0));
+          if (keep) std::fill_n(tile_at(key), keys * LANES, T(0));
           continue;
         }
         const bool alive = block.roots(key, keys, tile_at(key), sum);
@@ -145,8 +148,8 @@ void affinity_mix(const Mix<Element>& problem, Element* mixed, Sum<Element>* nor
 
 template <class Element>
 void affinity_mix_backward(const Mix<Element>& problem, const Rows<Element>& grad, const Sum<Element>* norm,
-                           const std::uint8_t* live, const Sum<Element>* kept, Element* dq, Element* dk, Element* dv,
-                           Sum<Element>* dtheta, int threads) {
+                           const std::uint8_t* live, const Sum<Element>* roots_kept, Element* dq, Element* dk,
+                           Element* dv, Sum<Element>* dtheta, int threads) {
   using T = Sum<Element>;
   const std::int64_t heads = problem.batch * problem.heads;
   const std::int64_t per_head = blocks(problem.rows), tiles = blocks(problem.units);
@@ -160,6 +163,7 @@ void affinity_mix_backward(const Mix<Element>& problem, const Rows<Element>& gra
       clear_keys(problem, keys, dk + unit * problem.width, dv + unit * problem.values);
     }
   }
+  const Kept<const T> kept(problem, roots_kept);
   const Accumulators<Element> sums(problem, threads);
   RoundedKeys<Element> rounded(problem, threads);
   parallel(heads * per_head, threads, [&](const auto& next) {
@@ -167,7 +171,7 @@ void affinity_mix_backward(const Mix<Element>& problem, const Rows<Element>& gra
     Products<Element> products(problem, block, rounded, &grad);
     Choice<Element> choice(problem);
     const std::int64_t all = LANES * problem.units;
-    Buffer<T> computed(kept ? 0 : all), slopes(all), share(LANES * LANES);
+    Buffer<T> computed(all), slopes(all), share(LANES * LANES);
     for (std::int64_t item = next(); item >= 0; item = next()) {
       block.load(item);
       products.begin();
@@ -184,8 +188,9 @@ void affinity_mix_backward(const Mix<Element>& problem, const Rows<Element>& gra
           if (dead_too || alive[tile_of(key)]) step(key, block.keys_from(key));
         }
       };
-      const T* roots = kept ? kept + (block.head * per_head + block.index) * all : computed.get();
-      if (!kept) {
+      const bool is_kept = kept && kept.flag(block.head, block.index) != 0;
+      const T* roots = is_kept ? kept.roots(block.head, block.index) : computed.get();
+      if (!is_kept) {
         for_tiles(problem.kind == Kind::topk, [&](std::int64_t key, std::int64_t keys) {
           T* tile = computed.get() + key * LANES;
           if (products.scores(key, keys, tile)) {

@@ -45,6 +45,8 @@ class Products<Half> {
     std::fill_n(sum_, LANES, 0.0f);
   }
 
+  bool few() { return false; }
+
   bool scores(std::int64_t key, std::int64_t keys, float* tile) {
     if (!laid_) lay(queries(), problem_.q.row, problem_.width, across_);
     laid_ = true;

@@ -9,7 +9,7 @@
 namespace glomo {
 
 // glomo_kernels/extensions.py says when to raise it.
-constexpr int INTERFACE = 3;
+constexpr int INTERFACE = 4;
 
 enum class Kind : int { relu = 0, square = 1, topk = 2 };
 
@@ -83,7 +83,7 @@ struct Mix {
 };
 
 // mixed [batch, heads, rows, values]; norm, edges, entropy [batch, heads, rows], the last two or null; kept
-// [batch, heads, blocks(rows), units, LANES] or null: the roots, for the backward pass.
+// [batch, heads, blocks(rows), units, LANES] and flags or null: roots for the backward pass (affinity_mix.h).
 template <class Element>
 void affinity_mix(const Mix<Element>& problem, Element* mixed, Sum<Element>* norm, std::uint8_t* live,
                   std::int32_t* edges, Sum<Element>* entropy, Sum<Element>* kept, int threads);

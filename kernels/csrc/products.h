@@ -52,6 +52,9 @@ class Products {
     d_mixed_ = lines(grads(), grad_->row, block_.rows, problem_.values, grads_.get());
   }
 
+  // Whether few scores of the block have an edge and all are made at little cost: not worth keeping.
+  bool few() { return screen_.few(); }
+
   // q . k where it may exceed theta. Returns false where it nowhere does: then the tile holds nothing of use. Keys that
   // no lane of a panel sees are not computed.
   bool scores(std::int64_t key, std::int64_t keys, T* tile) {

@@ -53,10 +53,10 @@ def live_shape(q: Tensor, k: Tensor) -> tuple[int, int, int, int]:
 
 
 def kept_size(q: Tensor, k: Tensor) -> int:
-    """Elements of all scores, the rows of a head filled up to a multiple of LIVE, and one: 1 where they are kept, 0
-    of a backend that keeps none."""
+    """Elements of all scores, the rows of a head filled up to a multiple of LIVE, and a flag for each LIVE of them: 0
+    where they are not kept."""
     batch, heads, row_tiles, _ = live_shape(q, k)
-    return batch * heads * row_tiles * LIVE * k.shape[2] + 1
+    return batch * heads * row_tiles * (LIVE * k.shape[2] + 1)
 
 
 def mark_live(live: Tensor, rows: slice, weight: Tensor) -> None:

@@ -8,8 +8,11 @@ import sys
 import pytest
 import test_affinity_mix as mix
 import torch
-from glomo_kernels import affinity_mix
+from glomo_kernels import affinity_mix, cpu_extension
+from glomo_kernels.spans import make_spans
 from kernel_oracle import SPANS, gradients, leaves, spans_of
+
+module = sys.modules["glomo_kernels.affinity_mix"]  # the package has a function of that name
 
 pytestmark = [
     pytest.mark.usefixtures("nan_memory", "backend"),
@@ -203,3 +206,18 @@ def test_scores_that_are_kept_and_computed_again_give_the_same_gradients(monkeyp
         monkeypatch.setattr(module, "_worth_keeping", lambda *x, keep=keep: keep)
         results.append(results_of(inputs, lengths=torch.tensor([220, 150, 3])))
     assert_same(*results)
+
+
+def test_scores_are_kept_for_the_backward_pass_only_where_many_have_an_edge(monkeypatch):
+    q, k, v, theta = inputs_of(300, width=256)
+    theta[:, :, 150:] = 0  # the first blocks of rows have few edges, the others many
+    inputs = [x.float() for x in (q, k, v, theta)]
+    spans = make_spans(q.shape[0], 300, q.device, lengths=None, causal=False, positions=None)
+    kept = module._forward(*inputs, spans, None, "relu", False, True)[5]
+    flags = kept[-q.shape[0] * q.shape[1] * 5 :].view(-1, 5)
+    looked_at = cpu_extension.loaded().bfloat16() == "amx"
+    assert (flags[:, :2] == (0 if looked_at else 1)).all() and (flags[:, 3:] == 1).all()
+
+    results = results_of((q, k, v, theta), causal=False)
+    monkeypatch.setattr(module, "_worth_keeping", lambda *tensors: False)
+    assert_same(results, results_of((q, k, v, theta), causal=False))

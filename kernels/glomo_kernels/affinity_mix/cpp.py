@@ -112,7 +112,8 @@ def forward(
     stats: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As the reference; kept are the roots, [B, H, blocks of rows, T, 64]."""
+    """As the reference; kept are the roots, [B, H, blocks of rows, T, 64], and a flag for each block. Where few scores
+    have an edge and the processor makes them at little cost, they are not kept: memory would cost more."""
     problem = _Problem(q, k, v, theta, spans, topk, kind)
     rows = q.shape[:3]
     mixed = torch.empty(*rows, problem.values, dtype=problem.element)
@@ -121,7 +122,6 @@ def forward(
     entropy = torch.empty(rows if stats else (0,), dtype=problem.dtype)
     live = torch.empty(live_shape(q, k), dtype=torch.uint8)
     kept = torch.empty(kept_size(q, k) if keep else 0, dtype=problem.dtype)
-    kept[-1:] = 1
     addresses = [x.data_ptr() if x.numel() else 0 for x in (mixed, norm, live, edges, entropy, kept)]
     cpu_extension.loaded().affinity_mix(problem.arguments, *addresses, threads())
     return _cut(mixed, v), norm, edges, entropy, live, kept
@@ -145,8 +145,6 @@ def backward(
     problem = _Problem(q, k, v, theta, spans, topk, kind)
     grad, norm = problem.rows(grad), contiguous(norm)
     live, kept = contiguous(live), contiguous(kept)
-    if kept.numel() and not kept[-1]:  # the forward pass was another backend's
-        kept = kept[:0]
     dq, dk, dv = (problem.empty_like(name) for name in "qkv")
     dtheta = torch.empty((0,) if theta is None else theta.shape, dtype=problem.dtype)
     cpu_extension.loaded().affinity_mix_backward(
