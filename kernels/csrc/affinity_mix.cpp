@@ -176,11 +176,13 @@ void affinity_mix_backward(const Mix<Element>& problem, const Rows<Element>& gra
       block.load(item);
       products.begin();
       const std::uint8_t* alive = live_of_blocks.data() + (block.head * per_head + block.index) * tiles;
-      T row_norm[LANES], mean[LANES];
+      T row_norm[LANES], inverse[LANES], mean[LANES];
       double total[LANES] = {}, unused[LANES] = {}, sum[LANES] = {};
       const std::int64_t row = block.head * problem.rows + block.first;
       for (std::int64_t i = 0; i < LANES; ++i) {
         row_norm[i] = static_cast<T>((i < block.rows ? static_cast<double>(norm[row + i]) : 0) + EPSILON);
+        inverse[i] = 1 / row_norm[i];
+        if (inverse[i] == 0) row_norm[i] = 1;  // a sum that has overflowed: nothing is left of the weights
       }
       const std::int64_t begin = block.low / LANES * LANES;
       const auto for_tiles = [&](bool dead_too, const auto& step) {
@@ -206,13 +208,14 @@ void affinity_mix_backward(const Mix<Element>& problem, const Rows<Element>& gra
       for_tiles(false, [&](std::int64_t key, std::int64_t keys) {
         T* product = slopes.get() + key * LANES;
         products.gradients(key, keys, roots + key * LANES, product);
-        simd<T>().weighted_sum(roots + key * LANES, product, keys, block.lanes, row_norm, total);
+        simd<T>().weighted_sum(roots + key * LANES, product, keys, block.lanes, row_norm, inverse, total);
       });
       for (std::int64_t i = 0; i < LANES; ++i) mean[i] = static_cast<T>(total[i]);
 
       for_tiles(false, [&](std::int64_t key, std::int64_t keys) {
         T* slope = slopes.get() + key * LANES;
-        simd<T>().slopes(roots + key * LANES, slope, keys, block.lanes, row_norm, mean, share.get(), sum);
+        simd<T>().slopes(roots + key * LANES, slope, keys, block.lanes, row_norm, inverse, mean, share.get(),
+                         sum);
         products.add_dq(key, keys, slope);
         const std::int64_t unit = block.head * problem.units + key, tile = tile_of(key);
         const bool first = turns.wait(block.head, block.index, tile);

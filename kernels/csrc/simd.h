@@ -58,9 +58,9 @@ struct Simd {
                         std::uint64_t* masks);
   void (*square)(const T* roots, std::int64_t keys, std::int64_t lanes, T* out);
   void (*weighted_sum)(const T* root, const T* product, std::int64_t keys, std::int64_t lanes, const T* norm,
-                       double* sum);
-  void (*slopes)(const T* root, T* product, std::int64_t keys, std::int64_t lanes, const T* norm, const T* mean,
-                 T* share, double* sum);
+                       const T* inverse, double* sum);
+  void (*slopes)(const T* root, T* product, std::int64_t keys, std::int64_t lanes, const T* norm, const T* inverse,
+                 const T* mean, T* share, double* sum);
 
   // The same for one row of scores: their roots, the number of edges, and the sum of their squares.
   std::int64_t (*edges)(T* row, std::int64_t keys, T theta, bool relu, double* sum);

@@ -112,35 +112,46 @@ void square(const T* roots, std::int64_t keys, std::int64_t lanes, T* out) {
   }
 }
 
-// sum[lane] += r^2 / l * dP, the mean that `slopes` subtracts from dP. A division, since the weight of the only edge
-// of a row must be 1 to the bit: then the difference is 0, as it should be.
+// x / norm, as a division rounds it, since the weight of the only edge of a row must be 1 to the bit; 0 if its inverse
+// is. Where products are fused, one with the reciprocal and what is missing from it are faster by far.
+template <class Vec>
+inline Vec quotient(const Vec& x, const Vec& norm, const Vec& inverse) {
+#if defined(__x86_64__) && SIMD_BYTES == 16
+  return inverse == Vec{} ? Vec{} : x / norm;
+#else
+  const Vec near = x * inverse;
+  return near + (x - near * norm) * inverse;
+#endif
+}
+
+// sum[lane] += r^2 / l * dP, the mean that `slopes` subtracts from dP. inverse: 1 / norm.
 template <class T>
 void weighted_sum(const T* root, const T* product, std::int64_t keys, std::int64_t lanes, const T* norm,
-                  double* sum) {
+                  const T* inverse, double* sum) {
   using Vec = typename Lanes<T>::Vec;
   for_tile<T>(
       keys, lanes,
       [&](std::int64_t lane, std::int64_t j, Vec& part) {
         const Vec r = load(root + j * LANES + lane);
-        part += r * r / load(norm + lane) * load(product + j * LANES + lane);
+        part += quotient<Vec>(r * r, load(norm + lane), load(inverse + lane)) * load(product + j * LANES + lane);
       },
       [&](std::int64_t lane, const Vec& part) { add_to<T>(sum + lane, part); });
 }
 
 // dP becomes dS = 2 r / l (dP - mean), share is r^2 / l; sum[lane] += dS.
 template <class T>
-void slopes(const T* root, T* product, std::int64_t keys, std::int64_t lanes, const T* norm, const T* mean,
-            T* share, double* sum) {
+void slopes(const T* root, T* product, std::int64_t keys, std::int64_t lanes, const T* norm, const T* inverse,
+            const T* mean, T* share, double* sum) {
   using Vec = typename Lanes<T>::Vec;
   for_tile<T>(
       keys, lanes,
       [&](std::int64_t lane, std::int64_t j, Vec& part) {
-        const Vec r = load(root + j * LANES + lane), total = load(norm + lane);
+        const Vec r = load(root + j * LANES + lane), total = load(norm + lane), part_of = load(inverse + lane);
         T* place = product + j * LANES + lane;
-        const Vec slope = (r + r) / total * (load(place) - load(mean + lane));
+        const Vec slope = quotient<Vec>(r + r, total, part_of) * (load(place) - load(mean + lane));
         store(place, slope);
         part += slope;
-        store(share + j * LANES + lane, r * r / total);
+        store(share + j * LANES + lane, quotient<Vec>(r * r, total, part_of));
       },
       [&](std::int64_t lane, const Vec& part) { add_to<T>(sum + lane, part); });
 }

@@ -86,6 +86,31 @@ def test_tiles_with_few_edges_beside_tiles_with_many(backend, width, values, dty
     compare(both((q, k, v, theta), dtype, True, {"lengths": torch.tensor([200, 150, 3]), "causal": causal}))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_products_over_single_edges_of_every_width(monkeypatch, dtype):
+    monkeypatch.setenv("GLOMO_KERNELS", "cpp")
+    for width in [*range(1, 36), 63, 64, 65, 127, 128, 129, 250, 256, 273, 400]:
+        q, k, v, _ = make(40, width=width, values=width)
+        q, k = ((x * 16).round() / 16 for x in (q, k))  # scores are exact in float32, and none is near theta
+        theta = (torch.linspace(0, 2, 40, dtype=torch.float64) * width**0.5 * 256).round() / 256 + 1 / 512
+        theta = theta.expand(3, 2, -1)
+        compare(both((q, k, v, theta), dtype, True, {"causal": False}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_row_of_one_edge_has_no_gradient_of_its_score(monkeypatch, dtype):
+    """Its weight is 1, whatever the score: to the bit, though nothing is divided."""
+    monkeypatch.setenv("GLOMO_KERNELS", "cpp")
+    q, k, v, _ = make(90, width=16)
+    q *= 1000  # the 1e-16 of the denominator is lost beside the weights
+    theta = (q @ k.mT).topk(2).values.mean(-1)
+    q, k, v, theta = leaves(q, k, v, theta, dtype=dtype)
+    out, stats = affinity_mix(q, k, v, theta, causal=False, return_stats=True)
+    assert (stats.edges == 1).all()
+    dq, dk, _, dtheta = gradients(out, [q, k, v, theta])
+    assert not dq.any() and not dk.any() and not dtheta.any()
+
+
 @pytest.mark.parametrize("elements", [1, 40, 300])
 @pytest.mark.parametrize("case", KINDS)
 def test_tiling_does_not_matter(backend, monkeypatch, case, elements):

@@ -48,6 +48,8 @@ def _rows(tensor: Tensor, dtype: torch.dtype, half: bool) -> Tensor:
 
 def _cut(result: Tensor, like: Tensor) -> Tensor:
     """In the dtype and the width of an input."""
+    if result.dtype == like.dtype and result.shape[3] == like.shape[3]:
+        return result
     return result[..., : like.shape[3]].to(like.dtype).contiguous()
 
 
@@ -112,7 +114,7 @@ def forward(
     stats: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As the reference; kept are the roots, [B, H, blocks of rows, T, 64], and a flag for each block. Where few scores
+    """As the reference; kept are the roots, [B, H, blocks of rows, T, 64], and a flag per block. Where few scores
     have an edge and the processor makes them at little cost, they are not kept: memory would cost more."""
     problem = _Problem(q, k, v, theta, spans, topk, kind)
     rows = q.shape[:3]
