@@ -42,7 +42,9 @@ def _rows(tensor: Tensor, dtype: torch.dtype, half: bool) -> Tensor:
     if half and tensor.shape[3] % cpu_extension.HALF_WIDTH:
         return pad(tensor, (0, -tensor.shape[3] % cpu_extension.HALF_WIDTH))
     tensor = tensor.to(dtype)
-    tensor = tensor if tensor.stride(3) == 1 else tensor.contiguous()
+    if tensor.stride(3) != 1:  # as the gradient of a sum: one number for all
+        once = [slice(1 if dim < 3 and stride == 0 else None) for dim, stride in enumerate(tensor.stride())]
+        tensor = tensor[tuple(once)].contiguous().expand(tensor.shape)
     return tensor if cpu_extension.in_words(tensor) else tensor.clone(memory_format=torch.contiguous_format)
 
 
