@@ -70,11 +70,11 @@ def calls() -> dict[str, Callable[[], None]]:
     theta, spans = torch.empty(2, 8, 200, dtype=torch.bfloat16), torch.empty(2, 200, 2, dtype=torch.int64)
 
     def forward() -> tuple[torch.Tensor, ...]:
-        return triton_impl.forward(q, k, v, theta, spans, None, "relu", False, False)
+        return triton_impl.forward(q, k, v, theta, spans, None, "relu", False, "nothing")
 
     def both() -> None:
         mixed, norm, _edges, _entropy, live, kept = forward()
-        triton_impl.backward(mixed, q, k, v, theta, spans, None, mixed, norm, live, kept, "relu")
+        triton_impl.backward(mixed, q, k, v, theta, spans, None, mixed, norm, live, kept, "relu", "nothing")
 
     return {"forward": forward, "forward and backward": both}
 

@@ -5,10 +5,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "affinity_mix.h"
 #include "half_products.h"
+#include "kept.h"
 #include "largest.h"
 #include "live.h"
 #include "products.h"
@@ -87,11 +89,11 @@ void clear_unseen(const QueryBlock<Element>& block, std::int64_t begin, std::int
 
 template <class Element>
 void affinity_mix(const Mix<Element>& problem, Element* mixed, Sum<Element>* norm, std::uint8_t* live,
-                  std::int32_t* edges, Sum<Element>* entropy, Sum<Element>* roots_kept, int threads) {
+                  std::int32_t* edges, Sum<Element>* entropy, Sum<Element>* for_backward, Keep most, int threads) {
   using T = Sum<Element>;
   const std::int64_t per_head = blocks(problem.rows), tiles = blocks(problem.units);
   const bool choose = problem.kind == Kind::topk;
-  const Kept<T> kept(problem, roots_kept);
+  const Kept<T> kept(problem, for_backward, most);
   std::fill_n(live, problem.batch * problem.heads * per_head * tiles, std::uint8_t{0});  // not memset: it may be null
   RoundedKeys<Element> rounded(problem, threads);
   parallel(problem.batch * problem.heads * per_head, threads, [&](const auto& next) {
@@ -99,32 +101,43 @@ void affinity_mix(const Mix<Element>& problem, Element* mixed, Sum<Element>* nor
     Products<Element> products(problem, block, rounded, nullptr);
     Choice<Element> choice(problem);
     // All roots of the block only where they are kept, or are to be compared with each other.
-    const bool whole = choose && !kept;
-    Buffer<T> roots(LANES * (whole ? problem.units : LANES));
+    Buffer<T> roots(LANES * (choose && most != Keep::roots ? problem.units : LANES));
     for (std::int64_t item = next(); item >= 0; item = next()) {
       block.load(item);
       products.begin();
       double sum[LANES] = {}, log_sum[LANES] = {};
       std::int32_t count[LANES] = {};
-      const bool keep = kept && !products.few();
-      if (kept) kept.flag(block.head, block.index) = keep;
-      T* own = keep ? kept.roots(block.head, block.index) : roots.get();
-      const auto tile_at = [&](std::int64_t key) { return own + (keep || whole ? key * LANES : 0); };
+      Keep keep = most;
+      if (keep == Keep::edges) kept.clear_edges(block.head, block.index);
+      T* own = keep == Keep::roots ? kept.roots(block.head, block.index) : roots.get();
+      const auto tile_at = [&](std::int64_t key) { return own + (keep == Keep::roots || choose ? key * LANES : 0); };
+      const auto put_edges = [&](std::int64_t key, std::int64_t keys) {
+        kept.put_edges(block.head, block.index, key, keys, products.added()->of_keys());
+      };
       const auto add = [&](std::int64_t key, std::int64_t keys) {
         if (edges) add_stats(tile_at(key), keys, block.rows, count, log_sum);
         mark_live(block, products.add_values(key, keys, tile_at(key)), key, per_head, tiles, live);
+        if (keep == Keep::edges && products.added()) put_edges(key, keys);
       };
       const std::int64_t begin = block.low / LANES * LANES;
-      if (keep) clear_unseen(block, begin, problem.units, own);
+      bool sampled = false;
       for (std::int64_t key = begin; key < block.high; key += LANES) {
         const std::int64_t keys = block.keys_from(key);
-        if (!products.scores(key, keys, tile_at(key))) {
-          if (keep) std::fill_n(tile_at(key), keys * LANES, T(0));
-          continue;
+        const bool any_score = products.scores(key, keys, tile_at(key));
+        if (!any_score && keep == Keep::roots) std::fill_n(tile_at(key), keys * LANES, T(0));
+        const bool alive = any_score && block.roots(key, keys, tile_at(key), sum);
+        if (choose) continue;
+        if (alive) add(key, keys);
+        if (alive && !sampled && keep == Keep::roots && products.very_few()) {
+          keep = Keep::edges;  // in the other tiles, it seems, as few as in the first one
+          own = roots.get();
+          kept.clear_edges(block.head, block.index);
+          put_edges(key, keys);
         }
-        const bool alive = block.roots(key, keys, tile_at(key), sum);
-        if (alive && !choose) add(key, keys);
+        sampled |= alive;
       }
+      if (keep == Keep::roots) clear_unseen(block, begin, problem.units, own);
+      kept.set(block.head, block.index, keep == Keep::edges && !products.added() ? Keep::nothing : keep);
       rounded.finished(block.head);
       if (choose) {
         choice.apply(block, own, sum);
@@ -148,8 +161,8 @@ void affinity_mix(const Mix<Element>& problem, Element* mixed, Sum<Element>* nor
 
 template <class Element>
 void affinity_mix_backward(const Mix<Element>& problem, const Rows<Element>& grad, const Sum<Element>* norm,
-                           const std::uint8_t* live, const Sum<Element>* roots_kept, Element* dq, Element* dk,
-                           Element* dv, Sum<Element>* dtheta, int threads) {
+                           const std::uint8_t* live, const Sum<Element>* from_forward, Keep most, Element* dq,
+                           Element* dk, Element* dv, Sum<Element>* dtheta, int threads) {
   using T = Sum<Element>;
   const std::int64_t heads = problem.batch * problem.heads;
   const std::int64_t per_head = blocks(problem.rows), tiles = blocks(problem.units);
@@ -163,7 +176,9 @@ void affinity_mix_backward(const Mix<Element>& problem, const Rows<Element>& gra
       clear_keys(problem, keys, dk + unit * problem.width, dv + unit * problem.values);
     }
   }
-  const Kept<const T> kept(problem, roots_kept);
+  // A score that is no edge's, whatever theta.
+  const T none = problem.kind == Kind::relu ? -std::numeric_limits<T>::infinity() : T(0);
+  const Kept<const T> kept(problem, from_forward, most);
   const Accumulators<Element> sums(problem, threads);
   RoundedKeys<Element> rounded(problem, threads);
   parallel(heads * per_head, threads, [&](const auto& next) {
@@ -177,31 +192,37 @@ void affinity_mix_backward(const Mix<Element>& problem, const Rows<Element>& gra
       products.begin();
       const std::uint8_t* alive = live_of_blocks.data() + (block.head * per_head + block.index) * tiles;
       T row_norm[LANES], inverse[LANES], mean[LANES];
-      double total[LANES] = {}, unused[LANES] = {}, sum[LANES] = {};
+      double total[LANES] = {}, squares[LANES] = {}, sum[LANES] = {};
       const std::int64_t row = block.head * problem.rows + block.first;
-      for (std::int64_t i = 0; i < LANES; ++i) {
-        row_norm[i] = static_cast<T>((i < block.rows ? static_cast<double>(norm[row + i]) : 0) + EPSILON);
-        inverse[i] = 1 / row_norm[i];
-        if (inverse[i] == 0) row_norm[i] = 1;  // a sum that has overflowed: nothing is left of the weights
-      }
       const std::int64_t begin = block.low / LANES * LANES;
       const auto for_tiles = [&](bool dead_too, const auto& step) {
         for (std::int64_t key = begin; key < block.high; key += LANES) {
           if (dead_too || alive[tile_of(key)]) step(key, block.keys_from(key));
         }
       };
-      const bool is_kept = kept && kept.flag(block.head, block.index) != 0;
-      const T* roots = is_kept ? kept.roots(block.head, block.index) : computed.get();
-      if (!is_kept) {
-        for_tiles(problem.kind == Kind::topk, [&](std::int64_t key, std::int64_t keys) {
+      const Keep keep = kept.what(block.head, block.index);
+      const T* roots = keep == Keep::roots ? kept.roots(block.head, block.index) : computed.get();
+      if (keep != Keep::roots) {
+        const bool choose = problem.kind == Kind::topk && keep == Keep::nothing;
+        for_tiles(choose, [&](std::int64_t key, std::int64_t keys) {
           T* tile = computed.get() + key * LANES;
-          if (products.scores(key, keys, tile)) {
-            block.roots(key, keys, tile, unused);
+          std::uint64_t words[LANES];
+          if (keep == Keep::edges) kept.get_edges(block.head, block.index, key, keys, words);
+          if ((keep == Keep::edges && products.scores_of(words, key, keys, none, tile)) ||
+              products.scores(key, keys, tile)) {
+            block.roots(key, keys, tile, squares);
           } else {
             std::fill_n(tile, keys * LANES, T(0));
           }
         });
-        if (problem.kind == Kind::topk) choice.apply(block, computed.get(), unused);
+        if (choose) choice.apply(block, computed.get(), squares);
+      }
+      for (std::int64_t i = 0; i < LANES; ++i) {
+        // A score that is made again may be rounded in another way than in the forward pass, and so is the sum.
+        const T known = keep != Keep::roots ? static_cast<T>(squares[i]) : i < block.rows ? norm[row + i] : T(0);
+        row_norm[i] = static_cast<T>(static_cast<double>(known) + EPSILON);
+        inverse[i] = 1 / row_norm[i];
+        if (inverse[i] == 0) row_norm[i] = 1;  // a sum that has overflowed: nothing is left of the weights
       }
       rounded.finished(block.head);
 
@@ -231,9 +252,9 @@ void affinity_mix_backward(const Mix<Element>& problem, const Rows<Element>& gra
 }
 
 #define INSTANTIATE(E)                                                                                                \
-  template void affinity_mix<E>(const Mix<E>&, E*, Sum<E>*, std::uint8_t*, std::int32_t*, Sum<E>*, Sum<E>*, int);      \
+  template void affinity_mix<E>(const Mix<E>&, E*, Sum<E>*, std::uint8_t*, std::int32_t*, Sum<E>*, Sum<E>*, Keep, int);      \
   template void affinity_mix_backward<E>(const Mix<E>&, const Rows<E>&, const Sum<E>*, const std::uint8_t*,            \
-                                         const Sum<E>*, E*, E*, E*, Sum<E>*, int);
+                                         const Sum<E>*, Keep, E*, E*, E*, Sum<E>*, int);
 INSTANTIATE(float)
 INSTANTIATE(double)
 INSTANTIATE(Half)

@@ -12,6 +12,9 @@
 
 namespace glomo {
 
+// Measured: scores of narrower rows are made for whole tiles as fast as for single edges.
+constexpr std::int64_t NARROWEST = 64;
+
 inline std::int64_t blocks(std::int64_t n) { return (n + LANES - 1) / LANES; }
 inline std::int64_t tile_of(std::int64_t key) { return key / LANES; }
 
@@ -41,27 +44,6 @@ template <class Element>
 std::int64_t heads_at_once(const Mix<Element>& problem, int threads) {
   return std::max<std::int64_t>(1, std::min<std::int64_t>(threads, problem.batch * problem.heads));
 }
-
-// Roots of blocks that are kept for the backward pass: [heads][blocks of rows][units][LANES], and behind them a flag for
-// each block, whether it is there: not 0.
-template <class T>
-class Kept {
- public:
-  template <class Element>
-  Kept(const Mix<Element>& problem, T* data)
-      : data_(data), heads_(problem.batch * problem.heads), per_head_(blocks(problem.rows)),
-        size_(problem.units * LANES) {}
-
-  explicit operator bool() const { return data_ != nullptr; }
-  T* roots(std::int64_t head, std::int64_t index) const { return data_ + (head * per_head_ + index) * size_; }
-  T& flag(std::int64_t head, std::int64_t index) const {
-    return data_[heads_ * per_head_ * size_ + head * per_head_ + index];
-  }
-
- private:
-  T* data_;
-  std::int64_t heads_, per_head_, size_;
-};
 
 template <class Element>
 class QueryBlock {

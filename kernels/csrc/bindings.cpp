@@ -170,21 +170,22 @@ PYBIND11_MODULE(_cpu, m) {
            py::arg("theta"), py::arg("spans"), py::arg("topk"), py::arg("batch"), py::arg("heads"), py::arg("rows"), py::arg("units"),
            py::arg("width"), py::arg("values"), py::arg("kind"));
   m.def("affinity_mix", [](const MixArguments& a, Address mixed, Address norm, Address live, Address edges,
-                           Address entropy, Address kept, int threads) {
+                           Address entropy, Address kept, int most, int threads) {
     with_element(a.is_double, a.is_half, [&](auto* type) {
       using E = std::remove_pointer_t<decltype(type)>;
       using T = glomo::Sum<E>;
       glomo::affinity_mix<E>(a.as<E>(), at<E>(mixed), at<T>(norm), at<std::uint8_t>(live), at<std::int32_t>(edges),
-                             at<T>(entropy), at<T>(kept), threads);
+                             at<T>(entropy), at<T>(kept), static_cast<glomo::Keep>(most), threads);
     });
   });
   m.def("affinity_mix_backward", [](const MixArguments& a, RowsArguments grad, Address norm, Address live, Address kept,
-                                    Address dq, Address dk, Address dv, Address dtheta, int threads) {
+                                    int most, Address dq, Address dk, Address dv, Address dtheta, int threads) {
     with_element(a.is_double, a.is_half, [&](auto* type) {
       using E = std::remove_pointer_t<decltype(type)>;
       using T = glomo::Sum<E>;
       glomo::affinity_mix_backward<E>(a.as<E>(), rows<E>(grad), at<const T>(norm), at<const std::uint8_t>(live),
-                                      at<const T>(kept), at<E>(dq), at<E>(dk), at<E>(dv), at<T>(dtheta), threads);
+                                      at<const T>(kept), static_cast<glomo::Keep>(most), at<E>(dq), at<E>(dk),
+                                      at<E>(dv), at<T>(dtheta), threads);
     });
   });
 

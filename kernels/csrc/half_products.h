@@ -45,14 +45,17 @@ class Products<Half> {
     std::fill_n(sum_, LANES, 0.0f);
   }
 
-  bool few() { return false; }
-
   bool scores(std::int64_t key, std::int64_t keys, float* tile) {
     if (!laid_) lay(queries(), problem_.q.row, problem_.width, across_);
     laid_ = true;
     multiply_keys(problem_.k, problem_.width, key, keys, across_, tile);
     return true;
   }
+
+  // The processor makes the scores of whole tiles faster.
+  bool scores_of(const std::uint64_t*, std::int64_t, std::int64_t, float, float*) { return false; }
+  const Edges* added() const { return nullptr; }
+  bool very_few() const { return false; }
 
   std::uint64_t add_values(std::int64_t key, std::int64_t keys, const float* roots) {
     const std::uint64_t rows = kernels_.square_pairs(roots, keys, block_.lanes, pairs_.get(), PAIRS, sum_);

@@ -9,7 +9,7 @@
 namespace glomo {
 
 // glomo_kernels/extensions.py says when to raise it.
-constexpr int INTERFACE = 4;
+constexpr int INTERFACE = 5;
 
 enum class Kind : int { relu = 0, square = 1, topk = 2 };
 
@@ -82,17 +82,19 @@ struct Mix {
   Kind kind;
 };
 
-// mixed [batch, heads, rows, values]; norm, edges, entropy [batch, heads, rows], the last two or null; kept
-// [batch, heads, blocks(rows), units, LANES] and flags or null: roots for the backward pass (affinity_mix.h).
+// What is kept at most for the backward pass, see kept.h. The same numbers as in affinity_mix/cpp.py.
+enum class Keep { nothing, edges, roots };
+
+// mixed [batch, heads, rows, values]; norm, edges, entropy [batch, heads, rows], the last two or null; kept as Keep has it.
 template <class Element>
 void affinity_mix(const Mix<Element>& problem, Element* mixed, Sum<Element>* norm, std::uint8_t* live,
-                  std::int32_t* edges, Sum<Element>* entropy, Sum<Element>* kept, int threads);
+                  std::int32_t* edges, Sum<Element>* entropy, Sum<Element>* kept, Keep most, int threads);
 
 // dq as q, dk and dv as k and v, contiguous; dtheta may be null.
 template <class Element>
 void affinity_mix_backward(const Mix<Element>& problem, const Rows<Element>& grad, const Sum<Element>* norm,
-                           const std::uint8_t* live, const Sum<Element>* kept, Element* dq, Element* dk, Element* dv,
-                           Sum<Element>* dtheta, int threads);
+                           const std::uint8_t* live, const Sum<Element>* kept, Keep most, Element* dq, Element* dk,
+                           Element* dv, Sum<Element>* dtheta, int threads);
 
 // `count` components, from `first` on, of a batch of graphs with `components` per sample.
 template <class T>

@@ -52,9 +52,6 @@ class Products {
     d_mixed_ = lines(grads(), grad_->row, block_.rows, problem_.values, grads_.get());
   }
 
-  // Whether few scores of the block have an edge and all are made at little cost: not worth keeping.
-  bool few() { return screen_.few(); }
-
   // q . k where it may exceed theta. Returns false where it nowhere does: then the tile holds nothing of use. Keys that
   // no lane of a panel sees are not computed.
   bool scores(std::int64_t key, std::int64_t keys, T* tile) {
@@ -66,6 +63,18 @@ class Products {
     return true;
   }
 
+  // The same of the edges that `words` names, a word for each key, and `none` elsewhere; false where that is slower.
+  bool scores_of(const std::uint64_t* words, std::int64_t key, std::int64_t keys, T none, T* tile) {
+    std::int64_t count = 0;
+    for (std::int64_t j = 0; j < keys; ++j) count += __builtin_popcountll(words[j]);
+    const bool few = problem_.width >= NARROWEST && 5 * count <= keys * block_.rows;
+    if (!few && problem_.kind != Kind::topk) return false;
+    std::fill_n(tile, keys * LANES, none);
+    const T* k = problem_.k.at(block_.sample, block_.within, key);
+    simd<T>().dots(words, keys, k, problem_.k.row, q_.data, q_.pitch, problem_.width, tile);
+    return true;
+  }
+
   // Adds squares^T v to the output. Returns the rows that have an edge, a bit for each.
   std::uint64_t add_values(std::int64_t key, std::int64_t keys, const T* roots) {
     simd<T>().square(roots, keys, block_.lanes, tile_.get());
@@ -73,6 +82,12 @@ class Products {
     mix_keys(edges_[0], tile_.get(), key, keys, problem_.v, problem_.values);
     return edges_[0].rows();
   }
+
+  // Those that `add_values` has added last.
+  const Edges* added() const { return &edges_[0]; }
+
+  // Whether their scores are soon made again.
+  bool very_few() const { return problem_.width >= NARROWEST && edges_[0].very_few(); }
 
   // Rows of the output, divided by the sums of their weights.
   void write(const double* sum, T* mixed) const {

@@ -67,9 +67,6 @@ class RoundedKeys<float> {
   const bool used;
 
  private:
-  // Measured: float's products of narrower rows are as cheap.
-  static constexpr std::int64_t NARROWEST = 64;
-
   // Whether all blocks of the heads that had this room before are done.
   bool free(std::int64_t head) const {
     for (head -= heads_; head >= 0; head -= heads_) {

@@ -21,7 +21,6 @@ class Screen {
  public:
   Screen(const Mix<T>&, const QueryBlock<T>&, const RoundedKeys<T>&) {}
   void begin() {}
-  bool few() { return false; }
   Found scores(std::int64_t, std::int64_t, T*) { return Found::too_many; }
 };
 
@@ -37,18 +36,12 @@ class Screen<float> {
 
   void begin() { laid_ = copied_ = false; }
 
-  // Whether a look at some of the scores found that few exceed theta.
-  bool few() {
-    if (!keys_.used) return false;
-    if (!laid_) lay();
-    return looked_ && hopeful_;
-  }
-
   // tile[j][lane] = q_lane . k_j for the keys j of [key, key + keys), or, where that is below theta, a number that is.
   // Where nothing exceeds theta, or too much, the tile holds nothing of use.
   Found scores(std::int64_t key, std::int64_t keys, float* tile) {
     if (!keys_.used) return Found::too_many;
     if (!laid_) lay();
+    laid_ = true;
     if (!hopeful_) return Found::too_many;
     const RoundedKeys<float>::Tile rounded = keys_.tile(block_.head, key, own_);
     const std::int64_t found = look(rounded.rows, rounded.norms, key, keys, block_.crossed(key, keys), tile);
@@ -68,7 +61,6 @@ class Screen<float> {
   bool many(std::int64_t found, std::int64_t keys) const { return 5 * found > keys * block_.rows; }
 
   void lay() {
-    laid_ = true;
     if (block_.rows < block_.lanes) queries_.clear();
     float norms[LANES];
     Half* rounded = own_.rows.get();
@@ -78,10 +70,9 @@ class Screen<float> {
     const float error = 1.01f / 128 + static_cast<float>(problem_.width) * 0x1p-22f;
     for (std::int64_t i = 0; i < LANES; ++i) reach_[i] = i < block_.rows ? error * norms[i] : 0;
     // A few of the keys tell whether the others are worth a look; of a single tile each is.
-    const std::int64_t step = (block_.high - block_.low) / HALF_ROWS;
-    looked_ = step * HALF_ROWS > LANES;
     hopeful_ = true;
-    if (!looked_) return;
+    const std::int64_t step = (block_.high - block_.low) / HALF_ROWS;
+    if (step * HALF_ROWS <= LANES) return;
     const float* k = problem_.k.at(block_.sample, block_.within, block_.low);
     bfloat16()->round_rows(k, step * problem_.k.row, HALF_ROWS, problem_.width, rounded, keys_.pitch(),
                            own_.norms.get());
@@ -109,7 +100,7 @@ class Screen<float> {
   float reach_[LANES] = {};
   std::uint64_t masks_[LANES] = {};
   bool laid_ = false, copied_ = false;  // whether queries_, q_ hold the rows of this block
-  bool looked_ = false, hopeful_ = false;  // whether some of its scores were looked at, and whether few exceed theta
+  bool hopeful_ = false;                // whether few of its scores exceed theta
 };
 
 }  // namespace glomo

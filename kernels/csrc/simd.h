@@ -46,7 +46,7 @@ struct Simd {
   // c[r] += sum over the bits n of masks[r]: a[r * row + n * step] * x[n], rows of `width`.
   void (*gather)(const std::uint64_t* masks, std::int64_t rows, const T* a, std::int64_t row, std::int64_t step,
                  const T* x, std::int64_t pitch, std::int64_t width, T* c, std::int64_t ldc);
-  // tile[key][lane] = x[key] . y[lane] for the lanes of masks[key].
+  // tile[key][lane] = x[key] . y[lane] for the lanes of masks[key]; y has zeros up to the next multiple of LINE<T>.
   void (*dots)(const std::uint64_t* masks, std::int64_t keys, const T* x, std::int64_t pitch_x, const T* y,
                std::int64_t pitch_y, std::int64_t width, T* tile);
 

@@ -125,11 +125,11 @@ inline void sums_of(const typename Lanes<T>::Vec (&x)[TOGETHER], T* total) {
   for (int i = 0; i < TOGETHER; ++i) total[i] = sum_of<T, SIMD_BYTES>(reinterpret_cast<const T*>(&x[i]));
 }
 
-// total[i] = (or +=) x . y_lane[i] over BLOCK registers, those of x in of_key, and `rest` elements more.
+// tile[lane] = (or +=) x . y[lane] over BLOCK registers, those of x in of_key, for the first COUNT lanes of the mask, which
+// are taken out of it.
 template <class T, int COUNT, int BLOCK>
-[[gnu::always_inline]] inline void dots_of_lanes(std::uint64_t& mask, const typename Lanes<T>::Vec* of_key, const T* x,
-                                                 const T* y, std::int64_t pitch, std::int64_t rest, T* tile,
-                                                 bool accumulate) {
+[[gnu::always_inline]] inline void dots_of_lanes(std::uint64_t& mask, const typename Lanes<T>::Vec (&of_key)[BLOCK],
+                                                 const T* y, std::int64_t pitch, T* tile, bool accumulate) {
   typename Lanes<T>::Vec sum[TOGETHER] = {};
   int lane[COUNT];
   const T* line[COUNT];
@@ -145,31 +145,35 @@ template <class T, int COUNT, int BLOCK>
   }
   T total[TOGETHER];
   sums_of<T>(sum, total);
-  for (int i = 0; i < COUNT; ++i) {
-    for (std::int64_t d = 0; d < rest; ++d) {
-      total[i] += x[BLOCK * Lanes<T>::COUNT + d] * line[i][BLOCK * Lanes<T>::COUNT + d];
-    }
-    tile[lane[i]] = accumulate ? tile[lane[i]] + total[i] : total[i];
-  }
+  for (int i = 0; i < COUNT; ++i) tile[lane[i]] = accumulate ? tile[lane[i]] + total[i] : total[i];
 }
 
-// `dots` over BLOCK registers, which are loaded once for all lanes of a key, and `rest` elements more.
+// `dots` over BLOCK registers, which are loaded once for all lanes of a key; the last one has `last` elements.
 template <class T, int BLOCK>
 void dots_block(const std::uint64_t* masks, std::int64_t keys, const T* x, std::int64_t pitch_x, const T* y,
-                std::int64_t pitch_y, std::int64_t rest, T* tile, bool accumulate) {
+                std::int64_t pitch_y, std::int64_t last, T* tile, bool accumulate) {
+  using Vec = typename Lanes<T>::Vec;
+  constexpr std::int64_t COUNT = Lanes<T>::COUNT;
   for (std::int64_t j = 0; j < keys; ++j, x += pitch_x, tile += LANES) {
     std::uint64_t mask = masks[j];
     int left = __builtin_popcountll(mask);
     if (left == 0) continue;
-    typename Lanes<T>::Vec of_key[BLOCK + 1];
+    Vec of_key[BLOCK];
 #pragma GCC unroll 16
-    for (int v = 0; v < BLOCK; ++v) of_key[v] = load(x + v * Lanes<T>::COUNT);
-    for (; left >= TOGETHER; left -= TOGETHER) {
-      dots_of_lanes<T, TOGETHER, BLOCK>(mask, of_key, x, y, pitch_y, rest, tile, accumulate);
+    for (int v = 0; v + 1 < BLOCK; ++v) of_key[v] = load(x + v * COUNT);
+    if (last == COUNT) {
+      of_key[BLOCK - 1] = load(x + (BLOCK - 1) * COUNT);
+    } else {
+      T some[COUNT] = {};
+      for (std::int64_t d = 0; d < last; ++d) some[d] = x[(BLOCK - 1) * COUNT + d];
+      of_key[BLOCK - 1] = load(some);
     }
-    if (left == 3) dots_of_lanes<T, 3, BLOCK>(mask, of_key, x, y, pitch_y, rest, tile, accumulate);
-    if (left == 2) dots_of_lanes<T, 2, BLOCK>(mask, of_key, x, y, pitch_y, rest, tile, accumulate);
-    if (left == 1) dots_of_lanes<T, 1, BLOCK>(mask, of_key, x, y, pitch_y, rest, tile, accumulate);
+    for (; left >= TOGETHER; left -= TOGETHER) {
+      dots_of_lanes<T, TOGETHER, BLOCK>(mask, of_key, y, pitch_y, tile, accumulate);
+    }
+    if (left == 3) dots_of_lanes<T, 3, BLOCK>(mask, of_key, y, pitch_y, tile, accumulate);
+    if (left == 2) dots_of_lanes<T, 2, BLOCK>(mask, of_key, y, pitch_y, tile, accumulate);
+    if (left == 1) dots_of_lanes<T, 1, BLOCK>(mask, of_key, y, pitch_y, tile, accumulate);
   }
 }
 
@@ -179,19 +183,18 @@ void dots(const std::uint64_t* masks, std::int64_t keys, const T* x, std::int64_
           std::int64_t pitch_y, std::int64_t width, T* tile) {
   constexpr std::int64_t COUNT = Lanes<T>::COUNT;
   constexpr int WIDEST = SIMD_BYTES == 64 ? 16 : 8;  // as many registers as there are beside those of the sums
-  constexpr decltype(&dots_block<T, 0>) NARROW[] = {dots_block<T, 0>, dots_block<T, 1>, dots_block<T, 2>,
-                                                    dots_block<T, 3>, dots_block<T, 4>, dots_block<T, 5>,
-                                                    dots_block<T, 6>, dots_block<T, 7>, dots_block<T, 8>};
-  std::int64_t d = 0;
-  for (; d + WIDEST * COUNT <= width; d += WIDEST * COUNT) {
-    dots_block<T, WIDEST>(masks, keys, x + d, pitch_x, y + d, pitch_y, 0, tile, d > 0);
+  constexpr decltype(&dots_block<T, 1>) NARROW[] = {dots_block<T, 1>, dots_block<T, 2>, dots_block<T, 3>,
+                                                    dots_block<T, 4>, dots_block<T, 5>, dots_block<T, 6>,
+                                                    dots_block<T, 7>, dots_block<T, 8>};
+  std::int64_t left = width > 0 ? (width + COUNT - 1) / COUNT : 1;  // registers
+  const std::int64_t last = width - (left - 1) * COUNT;
+  for (bool first = true; left > 0; first = false) {
+    const std::int64_t block = left >= WIDEST ? WIDEST : left < 8 ? left : 8;
+    const auto run = block == WIDEST ? dots_block<T, WIDEST> : NARROW[block - 1];
+    left -= block;
+    run(masks, keys, x, pitch_x, y, pitch_y, left > 0 ? COUNT : last, tile, !first);
+    x += block * COUNT, y += block * COUNT;
   }
-  for (; d + 8 * COUNT < width; d += 8 * COUNT) {
-    dots_block<T, 8>(masks, keys, x + d, pitch_x, y + d, pitch_y, 0, tile, d > 0);
-  }
-  if (d == width) return;
-  const std::int64_t registers = (width - d) / COUNT;
-  NARROW[registers](masks, keys, x + d, pitch_x, y + d, pitch_y, width - d - registers * COUNT, tile, d > 0);
 }
 
 }  // namespace SIMD_NAMESPACE

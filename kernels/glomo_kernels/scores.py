@@ -52,11 +52,18 @@ def live_shape(q: Tensor, k: Tensor) -> tuple[int, int, int, int]:
     return batch, heads, (rows + LIVE - 1) // LIVE, (k.shape[2] + LIVE - 1) // LIVE
 
 
-def kept_size(q: Tensor, k: Tensor) -> int:
-    """Elements of all scores, the rows of a head filled up to a multiple of LIVE, and a flag for each LIVE of them: 0
-    where they are not kept."""
+# What is kept for the backward pass at most: nothing, which scores have an edge, or their roots.
+KEEP = ("nothing", "edges", "roots")
+
+
+def kept_size(q: Tensor, k: Tensor, keep: str) -> int:
+    """Elements of compute_dtype(q): per head and LIVE rows those of all roots, or a bit for each, and a flag, 0 where
+    nothing is kept."""
+    if keep == "nothing":
+        return 0
     batch, heads, row_tiles, _ = live_shape(q, k)
-    return batch * heads * row_tiles * (LIVE * k.shape[2] + 1)
+    of_unit = LIVE if keep == "roots" else LIVE // 8 // compute_dtype(q).itemsize
+    return batch * heads * row_tiles * (of_unit * k.shape[2] + 1)
 
 
 def mark_live(live: Tensor, rows: slice, weight: Tensor) -> None:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from glomo_kernels import affinity_graph, affinity_mix
 from glomo_kernels.affinity_mix import _forward
+from glomo_kernels.scores import KEEP
 from kernel_oracle import gradients, leaves
-from test_affinity_mix import KINDS, OP, REFUSED, make, split
+from test_affinity_mix import KINDS, OP, REFUSED, both, compare, make, split
 
 __all__ = ["OP", "REFUSED"]  # for conftest.py: see there
 pytestmark = pytest.mark.usefixtures("nan_memory")
@@ -41,10 +42,23 @@ def test_scores_that_are_kept_and_computed_again_give_the_same_gradients(backend
     inputs = inputs if with_theta else inputs[:3]
     module = importlib.import_module("glomo_kernels.affinity_mix")
     results = []
-    for keep in (True, False):
-        monkeypatch.setattr(module, "_worth_keeping", lambda *x, keep=keep: keep)
+    for keep in ("roots", "nothing"):
+        monkeypatch.setattr(module, "_keep", lambda *x, keep=keep: keep)
         results.append(gradients(affinity_mix(*inputs, **options, causal=causal), inputs))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("case", ["threshold", "square", "topk", "topk per sample"])
+def test_gradients_of_the_edges_that_are_kept(backend, monkeypatch, case, dtype):
+    """A bit for each score: those of edges are computed again by themselves, which may round in another way."""
+    with_theta, options = split(case)
+    q, k, v, theta = make(150, width=70, values=30)
+    theta = theta + torch.linspace(0, 30, 150)  # rows of many edges, of few, and of none
+    for keep in ("edges", "roots"):
+        monkeypatch.setattr(importlib.import_module("glomo_kernels.affinity_mix"), "_keep", lambda *x: keep)  # noqa: B023
+        options["lengths"] = torch.tensor([150, 140, 3])
+        compare(both((q, k, v, theta), dtype, with_theta, options))
 
 
 @pytest.mark.parametrize("case", ["threshold", "topk"])
@@ -83,7 +97,7 @@ class TestRegistration:
     def plain_memory(self, nan_memory):
         torch.use_deterministic_algorithms(False)
 
-    @pytest.mark.parametrize("keep", [False, True])
+    @pytest.mark.parametrize("keep", KEEP)
     @pytest.mark.parametrize("case", ["threshold", "topk", "softmax"])
     def test_opcheck(self, backend, case, keep):
         q, k, v, theta = leaves(*make(4), dtype=torch.float32)

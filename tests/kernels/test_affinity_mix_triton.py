@@ -147,18 +147,18 @@ def planted(units=200):
 @kernels
 def test_dead_tiles_are_left_out_and_change_nothing():
     q, k, v, theta, spans = planted()
-    mixed, norm, _, _, live, kept = triton_impl.forward(q, k, v, theta, spans, None, "relu", False, False)
+    mixed, norm, _, _, live, kept = triton_impl.forward(q, k, v, theta, spans, None, "relu", False, "nothing")
     assert live[0, 0].tolist() == [[1, 0, 1, 1], [1, 0, 1, 1], [0, 0, 0, 0], [1, 0, 1, 1]]
     grad = torch.randn_like(mixed)
     rest = (theta, spans, None, mixed, norm)
-    lists = triton_impl.backward(grad, q, k, v, *rest, live, kept, "relu")
-    everything = triton_impl.backward(grad, q, k, v, *rest, torch.ones_like(live), kept, "relu")
+    lists = triton_impl.backward(grad, q, k, v, *rest, live, kept, "relu", "nothing")
+    everything = triton_impl.backward(grad, q, k, v, *rest, torch.ones_like(live), kept, "relu", "nothing")
     for name, ours, whole in zip(("dq", "dk", "dv", "dtheta"), lists, everything, strict=True):
         assert torch.equal(ours, whole), name
     spoilt = v.clone()
     spoilt[:, :, 64:128] = torch.nan
     for ours, again in zip(
-        lists, triton_impl.backward(grad, q, k, spoilt, *rest, live, kept, "relu"), strict=True
+        lists, triton_impl.backward(grad, q, k, spoilt, *rest, live, kept, "relu", "nothing"), strict=True
     ):
         assert torch.equal(ours, again)
 

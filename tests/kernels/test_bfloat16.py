@@ -162,11 +162,11 @@ def test_scores_that_are_kept_and_computed_again_give_the_same_gradients(monkeyp
     inputs = leaves(*inputs_of(150), dtype=HALF)
     again = {"lengths": torch.tensor([150, 149, 1])}
     results = []
-    for keep in (True, False):
+    for keep in ("roots", "edges", "nothing"):
         module = sys.modules["glomo_kernels.affinity_mix"]
-        monkeypatch.setattr(module, "_worth_keeping", lambda *x, keep=keep: keep)
+        monkeypatch.setattr(module, "_keep", lambda *x, keep=keep: keep)
         results.append(differentiated(inputs, **again))
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*results, strict=True))
 
 
 @needs_instructions

@@ -9,6 +9,7 @@ import pytest
 import test_affinity_mix as mix
 import torch
 from glomo_kernels import affinity_mix, cpu_extension
+from glomo_kernels.scores import KEEP
 from glomo_kernels.spans import make_spans
 from kernel_oracle import SPANS, gradients, leaves, spans_of
 
@@ -198,26 +199,32 @@ def test_any_number_of_threads_gives_the_same_bits():
         assert_same(results_of(inputs, **options), expected)
 
 
+LOOKED_AT = cpu_extension.loaded().bfloat16() == "amx"
+
+
 @pytest.mark.parametrize("above", [0.6, 1.5])
-def test_scores_that_are_kept_and_computed_again_give_the_same_gradients(monkeypatch, above):
+def test_whatever_is_kept_gives_the_same_gradients(monkeypatch, above):
     inputs, results = inputs_of(220, above=above), []
-    for keep in (True, False):
-        module = sys.modules["glomo_kernels.affinity_mix"]
-        monkeypatch.setattr(module, "_worth_keeping", lambda *x, keep=keep: keep)
-        results.append(results_of(inputs, lengths=torch.tensor([220, 150, 3])))
-    assert_same(*results)
+    options = {"lengths": torch.tensor([220, 150, 3])}
+    for keep in KEEP:
+        monkeypatch.setattr(module, "_keep", lambda *tensors: keep)  # noqa: B023
+        results.append(results_of(inputs, **options))
+        mix.compare(mix.both(inputs, torch.float32, True, options))
+    if LOOKED_AT:  # else scores of whole tiles, and of edges by themselves
+        assert_same(results[0], results[1])
+        assert_same(results[0], results[2])
 
 
-def test_scores_are_kept_for_the_backward_pass_only_where_many_have_an_edge(monkeypatch):
+def test_roots_are_kept_only_where_many_scores_have_an_edge():
     q, k, v, theta = inputs_of(300, width=256)
     theta[:, :, 150:] = 0  # the first blocks of rows have few edges, the others many
     inputs = [x.float() for x in (q, k, v, theta)]
     spans = make_spans(q.shape[0], 300, q.device, lengths=None, causal=False, positions=None)
-    kept = module._forward(*inputs, spans, None, "relu", False, True)[5]
-    flags = kept[-q.shape[0] * q.shape[1] * 5 :].view(-1, 5)
-    looked_at = cpu_extension.loaded().bfloat16() == "amx"
-    assert (flags[:, :2] == (0 if looked_at else 1)).all() and (flags[:, 3:] == 1).all()
 
-    results = results_of((q, k, v, theta), causal=False)
-    monkeypatch.setattr(module, "_worth_keeping", lambda *tensors: False)
-    assert_same(results, results_of((q, k, v, theta), causal=False))
+    def kept(most):
+        flags = module._forward(*inputs, spans, None, "relu", False, most)[5][-q.shape[0] * q.shape[1] * 5 :]
+        return [[KEEP[int(flag)] for flag in head] for head in flags.view(-1, 5)]
+
+    for head in kept("roots"):
+        assert head[:2] == ["edges"] * 2 and head[3:] == ["roots"] * 2
+    assert kept("edges") == [["edges"] * 5] * q.shape[0] * q.shape[1]

@@ -95,9 +95,9 @@ def affinity_mix(
         plain = positions is None and segments is None
         order = "causal" if causal else "all" if lengths is None else None
         return softmax.mix(q, k, v, spans, order=order if plain else None)
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, theta))
+    backward = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, theta))
     mixed, norm, edges, entropy, live, _ = _forward(
-        q, k, v, theta, spans, counts, kind, return_stats, keep and _worth_keeping(q, k, v)
+        q, k, v, theta, spans, counts, kind, return_stats, _keep(q, k, v) if backward else "nothing"
     )
     if not return_stats:
         return mixed
@@ -107,10 +107,15 @@ def affinity_mix(
     return mixed, AffinityStats(row_sum.detach(), edges, entropy, live != 0)
 
 
-def _worth_keeping(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """On a CPU, where arithmetic is dear, scores are kept for the backward pass if they take no more than q, k, v."""
-    size = kept_size(q, k) * compute_dtype(q).itemsize
-    return q.device.type == "cpu" and size <= q.nbytes + k.nbytes + v.nbytes
+def _keep(q: Tensor, k: Tensor, v: Tensor) -> str:
+    """What is worth its memory for the backward pass, one of KEEP: on a CPU, where arithmetic is dear, the scores if
+    they take no more than q, k, v, and a bit for each of them if that takes no more than 3/8 of these."""
+    if q.device.type != "cpu":
+        return "nothing"
+    size, itemsize = q.nbytes + k.nbytes + v.nbytes, compute_dtype(q).itemsize
+    if kept_size(q, k, "roots") * itemsize <= size:
+        return "roots"
+    return "edges" if 8 * kept_size(q, k, "edges") * itemsize <= 3 * size else "nothing"
 
 
 @operator("affinity_mix")
@@ -123,13 +128,13 @@ def _forward(
     topk: Tensor | None,
     kind: str,
     stats: bool,
-    keep: bool,
+    keep: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(mixed, norm [B, H, Tq], edges, entropy, live uint8 [B, H, tiles of rows, tiles of keys], kept).
 
     norm is the row sum, or the logsumexp for softmax. live is 0 only for tiles without a positive weight, and
-    with stats 1 only for the others. kept holds what the backend's backward pass would have to compute again,
-    in an order of its own, see `kept_size`; it is empty without `keep`.
+    with stats 1 only for the others. kept holds what the backend's backward pass would have to compute again, at most
+    what `keep` says, in an order of its own: see `kept_size`.
     """
     arguments = (q, k, v, theta, spans, topk, kind, stats, keep)
     result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor] = run(
@@ -148,7 +153,7 @@ def _(
     topk: Tensor | None,
     kind: str,
     stats: bool,
-    keep: bool,
+    keep: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     dtype = compute_dtype(q)
     rows = q.shape[:3]
@@ -159,7 +164,7 @@ def _(
         q.new_empty(counted, dtype=torch.int32),
         q.new_empty(counted, dtype=dtype),
         q.new_empty(live_shape(q, k), dtype=torch.uint8),
-        q.new_empty(kept_size(q, k) if keep else 0, dtype=dtype),
+        q.new_empty(kept_size(q, k, keep), dtype=dtype),
     )
 
 
@@ -177,14 +182,15 @@ def _backward(
     live: Tensor,
     kept: Tensor,
     kind: str,
+    keep: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and theta (an empty tensor without theta)."""
     result: tuple[Tensor, Tensor, Tensor, Tensor] = run(
         OP,
         "backward",
         q.device,
-        (q, k, v, theta, spans, topk, kind, False, False),
-        *(grad, q, k, v, theta, spans, topk, mixed, norm, live, kept, kind),
+        (q, k, v, theta, spans, topk, kind, False, keep),
+        *(grad, q, k, v, theta, spans, topk, mixed, norm, live, kept, kind, keep),
     )
     return result
 
@@ -203,19 +209,20 @@ def _(
     live: Tensor,
     kept: Tensor,
     kind: str,
+    keep: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtheta = q.new_empty(0) if theta is None else theta.new_empty(theta.shape)
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dtheta
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    q, k, v, theta, spans, topk, kind, *_ = inputs
+    q, k, v, theta, spans, topk, kind, _, keep = inputs
     ctx.save_for_backward(q, k, v, theta, spans, topk, output[0], output[1], output[4], output[5])
-    ctx.kind, ctx.has_theta = kind, theta is not None
+    ctx.kind, ctx.keep, ctx.has_theta = kind, keep, theta is not None
 
 
 def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    dq, dk, dv, dtheta = _backward(grad, *ctx.saved_tensors, ctx.kind)
+    dq, dk, dv, dtheta = _backward(grad, *ctx.saved_tensors, ctx.kind, ctx.keep)
     return dq, dk, dv, dtheta if ctx.has_theta else None, None, None, None, None, None
 
 

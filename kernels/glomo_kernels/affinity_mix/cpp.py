@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from glomo_kernels import cpu_extension
 from glomo_kernels.cpu_extension import threads
 from glomo_kernels.extensions import KINDS, contiguous, why_not_kind
-from glomo_kernels.scores import compute_dtype, kept_size, live_shape
+from glomo_kernels.scores import KEEP, compute_dtype, kept_size, live_shape
 
 
 def why_not(
@@ -28,7 +28,7 @@ def why_not(
     topk: Tensor | None = None,
     kind: str = "relu",
     stats: bool = False,
-    keep: bool = False,
+    keep: str = "nothing",
 ) -> str | None:
     if reason := why_not_kind(kind, "C++"):
         return reason
@@ -114,10 +114,10 @@ def forward(
     topk: Tensor | None,
     kind: str,
     stats: bool,
-    keep: bool,
+    keep: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As the reference; kept are the roots, [B, H, blocks of rows, T, 64], and a flag per block. Where few scores
-    have an edge and the processor makes them at little cost, they are not kept: memory would cost more."""
+    """As the reference; kept are the roots, [B, H, blocks of rows, T, 64], or, where few scores have an edge, a bit
+    for each, and a flag per block: kernels/csrc/kept.h."""
     problem = _Problem(q, k, v, theta, spans, topk, kind)
     rows = q.shape[:3]
     mixed = torch.empty(*rows, problem.values, dtype=problem.element)
@@ -125,9 +125,9 @@ def forward(
     edges = torch.empty(rows if stats else (0,), dtype=torch.int32)
     entropy = torch.empty(rows if stats else (0,), dtype=problem.dtype)
     live = torch.empty(live_shape(q, k), dtype=torch.uint8)
-    kept = torch.empty(kept_size(q, k) if keep else 0, dtype=problem.dtype)
+    kept = torch.empty(kept_size(q, k, keep), dtype=problem.dtype)
     addresses = [x.data_ptr() if x.numel() else 0 for x in (mixed, norm, live, edges, entropy, kept)]
-    cpu_extension.loaded().affinity_mix(problem.arguments, *addresses, threads())
+    cpu_extension.loaded().affinity_mix(problem.arguments, *addresses, KEEP.index(keep), threads())
     return _cut(mixed, v), norm, edges, entropy, live, kept
 
 
@@ -144,6 +144,7 @@ def backward(
     live: Tensor,
     kept: Tensor,
     kind: str,
+    keep: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and theta (empty without theta)."""
     problem = _Problem(q, k, v, theta, spans, topk, kind)
@@ -154,7 +155,9 @@ def backward(
     cpu_extension.loaded().affinity_mix_backward(
         problem.arguments,
         _place(grad),
-        *(x.data_ptr() if x.numel() else 0 for x in (norm, live, kept, dq, dk, dv, dtheta)),
+        *(x.data_ptr() if x.numel() else 0 for x in (norm, live, kept)),
+        KEEP.index(keep),
+        *(x.data_ptr() if x.numel() else 0 for x in (dq, dk, dv, dtheta)),
         threads(),
     )
     dtheta = dtheta if theta is None else dtheta.to(theta.dtype)

@@ -26,7 +26,7 @@ def forward(
     topk: Tensor | None,
     kind: str,
     stats: bool,
-    keep: bool,
+    keep: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The mixed values, and per row the sum of a (softmax: the logsumexp); nothing is kept."""
     batch, heads, rows, _ = q.shape
@@ -57,7 +57,7 @@ def forward(
             total = weight.sum(-1, keepdim=True)
             share = weight.div_(total.masked_fill_(total == 0, 1))
             entropy[b, h, r] = torch.special.entr(share).sum(-1)
-    kept = q.new_zeros(scores.kept_size(q, k) if keep else 0, dtype=dtype)
+    kept = q.new_zeros(scores.kept_size(q, k, keep), dtype=dtype)
     return mixed, norm, edges, entropy, live, kept
 
 
@@ -74,6 +74,7 @@ def backward(
     live: Tensor,
     kept: Tensor,
     kind: str,
+    keep: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, theta (empty without theta).
 

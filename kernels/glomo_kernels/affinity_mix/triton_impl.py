@@ -29,7 +29,7 @@ def why_not(
     topk: Tensor | None = None,
     kind: str = "relu",
     stats: bool = False,
-    keep: bool = False,
+    keep: str = "nothing",
 ) -> str | None:
     if kind == "softmax":
         return "kind 'softmax' is not implemented in Triton (relu, square, topk are)"
@@ -119,7 +119,7 @@ def forward(
     topk: Tensor | None,
     kind: str,
     stats: bool,
-    keep: bool,
+    keep: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As in reference.py; live is exact with and without stats, nothing is kept."""
     from glomo_kernels.affinity_mix.triton_forward import forward_kernel
@@ -132,7 +132,7 @@ def forward(
     edges = q.new_empty(counted, dtype=torch.int32)
     entropy = q.new_empty(counted, dtype=torch.float32)
     live = q.new_empty(live_shape(q, k), dtype=torch.uint8)
-    kept = q.new_zeros(kept_size(q, k) if keep else 0, dtype=torch.float32)
+    kept = q.new_zeros(kept_size(q, k, keep), dtype=torch.float32)
     outputs = mixed, norm, edges, entropy, live, kept
     if norm.numel() == 0:
         return outputs
@@ -213,6 +213,7 @@ def backward(
     live: Tensor,
     kept: Tensor,
     kind: str,
+    keep: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, theta (empty without theta): the same bits on every run."""
     from glomo_kernels.affinity_mix.triton_backward import key_kernel, query_kernel
