@@ -108,11 +108,11 @@ void affinity_mix(const Mix<Element>& problem, Element* mixed, Sum<Element>* nor
       double sum[LANES] = {}, log_sum[LANES] = {};
       std::int32_t count[LANES] = {};
       Keep keep = most;
-      if (keep == Keep::edges) kept.clear_edges(block.head, block.index);
+      if (keep == Keep::edges) kept.clear(block.head, block.index);
       T* own = keep == Keep::roots ? kept.roots(block.head, block.index) : roots.get();
       const auto tile_at = [&](std::int64_t key) { return own + (keep == Keep::roots || choose ? key * LANES : 0); };
       const auto put_edges = [&](std::int64_t key, std::int64_t keys) {
-        kept.put_edges(block.head, block.index, key, keys, products.added()->of_keys());
+        kept.put(block.head, block.index, key, keys, products.added()->of_keys());
       };
       const auto add = [&](std::int64_t key, std::int64_t keys) {
         if (edges) add_stats(tile_at(key), keys, block.rows, count, log_sum);
@@ -131,7 +131,7 @@ void affinity_mix(const Mix<Element>& problem, Element* mixed, Sum<Element>* nor
         if (alive && !sampled && keep == Keep::roots && products.very_few()) {
           keep = Keep::edges;  // in the other tiles, it seems, as few as in the first one
           own = roots.get();
-          kept.clear_edges(block.head, block.index);
+          kept.clear(block.head, block.index);
           put_edges(key, keys);
         }
         sampled |= alive;
@@ -207,7 +207,7 @@ void affinity_mix_backward(const Mix<Element>& problem, const Rows<Element>& gra
         for_tiles(choose, [&](std::int64_t key, std::int64_t keys) {
           T* tile = computed.get() + key * LANES;
           std::uint64_t words[LANES];
-          if (keep == Keep::edges) kept.get_edges(block.head, block.index, key, keys, words);
+          if (keep == Keep::edges) kept.get(block.head, block.index, key, keys, words);
           if ((keep == Keep::edges && products.scores_of(words, key, keys, none, tile)) ||
               products.scores(key, keys, tile)) {
             block.roots(key, keys, tile, squares);
@@ -252,7 +252,8 @@ void affinity_mix_backward(const Mix<Element>& problem, const Rows<Element>& gra
 }
 
 #define INSTANTIATE(E)                                                                                                \
-  template void affinity_mix<E>(const Mix<E>&, E*, Sum<E>*, std::uint8_t*, std::int32_t*, Sum<E>*, Sum<E>*, Keep, int);      \
+  template void affinity_mix<E>(const Mix<E>&, E*, Sum<E>*, std::uint8_t*, std::int32_t*, Sum<E>*, Sum<E>*, Keep,      \
+                                int);                                                                                 \
   template void affinity_mix_backward<E>(const Mix<E>&, const Rows<E>&, const Sum<E>*, const std::uint8_t*,            \
                                          const Sum<E>*, Keep, E*, E*, E*, Sum<E>*, int);
 INSTANTIATE(float)

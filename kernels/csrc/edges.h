@@ -20,7 +20,8 @@ class Edges {
     if (few()) turn();
   }
 
-  // Whether products over the edges are faster than those of whole tiles. Measured: as dear at 45 to 50 % of the elements.
+  // Whether products over the edges are faster than those of whole tiles. Measured: as dear at 45 to 50 % of the
+  // elements.
   bool few() const { return 5 * count_ <= 2 * of_; }
 
   // Whether scores of the edges alone are as fast as reading those of all.

@@ -85,7 +85,7 @@ struct Mix {
 // What is kept at most for the backward pass, see kept.h. The same numbers as in affinity_mix/cpp.py.
 enum class Keep { nothing, edges, roots };
 
-// mixed [batch, heads, rows, values]; norm, edges, entropy [batch, heads, rows], the last two or null; kept as Keep has it.
+// mixed [batch, heads, rows, values]; norm, edges, entropy [batch, heads, rows], the last two or null; kept as `most`.
 template <class Element>
 void affinity_mix(const Mix<Element>& problem, Element* mixed, Sum<Element>* norm, std::uint8_t* live,
                   std::int32_t* edges, Sum<Element>* entropy, Sum<Element>* kept, Keep most, int threads);

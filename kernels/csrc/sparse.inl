@@ -125,8 +125,8 @@ inline void sums_of(const typename Lanes<T>::Vec (&x)[TOGETHER], T* total) {
   for (int i = 0; i < TOGETHER; ++i) total[i] = sum_of<T, SIMD_BYTES>(reinterpret_cast<const T*>(&x[i]));
 }
 
-// tile[lane] = (or +=) x . y[lane] over BLOCK registers, those of x in of_key, for the first COUNT lanes of the mask, which
-// are taken out of it.
+// tile[lane] = (or +=) x . y[lane] over BLOCK registers, those of x in of_key, for the first COUNT lanes of the mask,
+// which are taken out of it.
 template <class T, int COUNT, int BLOCK>
 [[gnu::always_inline]] inline void dots_of_lanes(std::uint64_t& mask, const typename Lanes<T>::Vec (&of_key)[BLOCK],
                                                  const T* y, std::int64_t pitch, T* tile, bool accumulate) {
