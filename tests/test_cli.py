@@ -12,6 +12,7 @@ from road_samples import Road
 
 from glomo_dist import recipes
 from glomo_dist.cli import COMMANDS
+from glomo_dist.model.ancestor_options import config_from_options
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
@@ -44,6 +45,33 @@ def test_every_recipe_says_what_it_is(capfd: Capture) -> None:
     for name, recipe in recipes.RECIPES.items():
         said = re.search(rf"^  {name} +(\S.*)$", page, flags=re.MULTILINE)
         assert said and (recipe.__doc__ or "").startswith(said[1].split(":")[0])
+
+
+@pytest.mark.parametrize("name", ["ancestor_text", "ancestor_text_paper"])
+def test_the_recipes_of_the_authors_have_the_settings_of_their_command_line(name: str) -> None:
+    recipe = recipes.get(name)
+    assert (recipe.optimizer, recipe.lr, recipe.momentum, recipe.clip, recipe.weight_decay) == (
+        "sgd",
+        8.0,
+        0.2,
+        0.25,
+        0.0,
+    )
+    assert (recipe.schedule, recipe.plateau_patience, recipe.plateau_divisor, recipe.valid_every) == (
+        "plateau",
+        3,
+        2.0,
+        4000,
+    )
+    assert (recipe.positions_per_sequence, recipe.graph_lr_share, recipe.warmup_steps) == (20, 1.0, 0)
+    theirs = {
+        "nlayers": 3,
+        "nlayers_key": 4,
+        "nlayers_query": 4,
+        "sparse_mode": 4,
+        "ntokens": recipe.model.vocab_size,
+    }
+    assert recipe.model == config_from_options(theirs)
 
 
 @pytest.mark.parametrize(
