@@ -220,6 +220,16 @@ def test_gradients_are_the_slope_of_the_loss(options: dict) -> None:
     assert slope.item() == pytest.approx(((losses[0] - losses[1]) / 2e-6).item(), rel=1e-4, abs=1e-7)
 
 
+@pytest.mark.parametrize("wrong", [-1, 8, 11])
+def test_positions_without_enough_units_after_them(wrong: int) -> None:
+    """They would be read from the neighbours in the batch, or count fewer units than in the authors' code."""
+    model = ancestor.AncestorModel(ancestor.config_from_options({"d": 16, "ntokens": 9, "dec_len": 3}))
+    ids, fine = torch.randint(0, 9, (2, 11)), torch.tensor([0, 7])
+    assert model.loss(ids, fine, fine).isfinite()
+    with pytest.raises(ValueError, match=r"positions_backward must be from 0 to 7, .*got \[0, "):
+        model.loss(ids, fine, torch.tensor([0, wrong]))
+
+
 def test_state_dict_goes_round() -> None:
     torch.manual_seed(0)
     options = {"d": 16, "ntokens": 9, "sparse_mode": 2, "no_gru": 1, "nlayers": 2}
