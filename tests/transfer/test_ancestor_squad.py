@@ -56,7 +56,7 @@ CASES = [
     {"gate_fuse": 2, "square": 1, "elmo": 1},
     {"gate_fuse": 3, "condition": 1, "att_cnt": 2, "original_ptr": 1, "elmo": 1, "glove": 0},
     {"gate_fuse": 3, "condition": 1, "original_ptr": 1, "trnn": 1},
-    {"gate_fuse": 3, "trnn": 1},
+    {"gate_fuse": 3, "trnn": 1, "square": 1},
 ]
 GRU = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 B, T, J, C, H, LAYERS, HEADS = (
@@ -179,7 +179,7 @@ def one_after_the_other(state: dict[str, Tensor], o: dict, paragraph: Text, ques
     def attention(name: str, a: Tensor, b: Tensor, real: Tensor) -> Tensor:
         s = linear(f"{name}.input_linear", a) + linear(f"{name}.memory_linear", b).T
         s = s + (a * state[f"{name}.dot_scale"]) @ b.T
-        if o.get("square"):
+        if o.get("square") and not o.get("trnn"):
             s = torch.where(real, s, 0.0) ** 2
             to_b, to_a = s / (s.sum(1, keepdim=True) + 1e-16), s.amax(1) / (s.amax(1).sum() + 1e-16)
         else:

@@ -46,14 +46,14 @@ def span_logits(state_dict: State, options: Mapping[str, Any], paragraph: Text, 
 
     state_dict: parameters under the authors' names; word vectors and ELMo's states are used if it knows them.
     options: those of `fuse` (a model trained without graphs fuses nothing), `original_ptr` (a pointer network
-        instead of two more layers) and `square` (squared scores instead of softmax between two texts), bare or
-        after `config/`; others are not looked at.
+        instead of two more layers) and `square` (squared scores instead of softmax between two texts; with
+        `trnn` their model does not look at it), bare or after `config/`; others are not looked at.
     Raises CheckpointError naming the parameter that is missing or of another size, ConfigError for inputs.
     """
     lengths = paragraph.real.sum(1)
     if not lengths.all():
         raise ConfigError("ancestor reader: each paragraph must have a word (an id other than 0).")
-    square = bool(option(options, "square"))
+    square = bool(option(options, "square")) and not option(options, "trnn")
     p = _encoded(state_dict, options, paragraph, lengths)
     q = _encoded(state_dict, options, question, None)
     met = _attention(state_dict, "qc_att", p, q, question.real, square)
