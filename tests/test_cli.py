@@ -50,28 +50,13 @@ def test_every_recipe_says_what_it_is(capfd: Capture) -> None:
 @pytest.mark.parametrize("name", ["ancestor_text", "ancestor_text_paper"])
 def test_the_recipes_of_the_authors_have_the_settings_of_their_command_line(name: str) -> None:
     recipe = recipes.get(name)
-    assert (recipe.optimizer, recipe.lr, recipe.momentum, recipe.clip, recipe.weight_decay) == (
-        "sgd",
-        8.0,
-        0.2,
-        0.25,
-        0.0,
-    )
-    assert (recipe.schedule, recipe.plateau_patience, recipe.plateau_divisor, recipe.valid_every) == (
-        "plateau",
-        3,
-        2.0,
-        4000,
-    )
-    assert (recipe.positions_per_sequence, recipe.graph_lr_share, recipe.warmup_steps) == (20, 1.0, 0)
-    theirs = {
-        "nlayers": 3,
-        "nlayers_key": 4,
-        "nlayers_query": 4,
-        "sparse_mode": 4,
-        "ntokens": recipe.model.vocab_size,
-    }
-    assert recipe.model == config_from_options(theirs)
+    expected = dict(
+        optimizer="sgd", lr=8.0, momentum=0.2, clip=0.25, weight_decay=0.0, graph_lr_share=1.0, warmup_steps=0,
+        schedule="plateau", plateau_patience=3, plateau_divisor=2.0, valid_every=4000, positions_per_sequence=20,
+    )  # fmt: skip
+    assert {setting: getattr(recipe, setting) for setting in expected} == expected
+    theirs = {"nlayers": 3, "nlayers_key": 4, "nlayers_query": 4, "sparse_mode": 4}
+    assert recipe.model == config_from_options({**theirs, "ntokens": recipe.model.vocab_size})
 
 
 @pytest.mark.parametrize(
