@@ -83,11 +83,12 @@ def wiki_small_next_unit() -> PretrainConfig:
 def ancestor_text() -> PretrainConfig:
     """The text model of the paper's authors with their optimizer, vocabulary from the shards.
 
-    Learning rate, momentum, clipping and the plateau rule are the defaults of their command line.
+    Learning rate, momentum, clipping and the plateau rule, with the steps between its validations, are the defaults
+    of their command line.
     """
     return replace(
         base(), model=ancestor.ancestor_text(0), optimizer="sgd", lr=8.0, graph_lr_share=1.0, momentum=0.2, clip=0.25,
-        schedule="plateau", valid_every=1000, plateau_patience=3, plateau_divisor=2.0,
+        schedule="plateau", valid_every=4000, plateau_patience=3, plateau_divisor=2.0,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from road_samples import Road
 
 from glomo_dist import recipes
 from glomo_dist.cli import COMMANDS
+from glomo_dist.model.ancestor_options import config_from_options
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
@@ -44,6 +45,18 @@ def test_every_recipe_says_what_it_is(capfd: Capture) -> None:
     for name, recipe in recipes.RECIPES.items():
         said = re.search(rf"^  {name} +(\S.*)$", page, flags=re.MULTILINE)
         assert said and (recipe.__doc__ or "").startswith(said[1].split(":")[0])
+
+
+@pytest.mark.parametrize("name", ["ancestor_text", "ancestor_text_paper"])
+def test_the_recipes_of_the_authors_have_the_settings_of_their_command_line(name: str) -> None:
+    recipe = recipes.get(name)
+    expected = dict(
+        optimizer="sgd", lr=8.0, momentum=0.2, clip=0.25, weight_decay=0.0, graph_lr_share=1.0, warmup_steps=0,
+        schedule="plateau", plateau_patience=3, plateau_divisor=2.0, valid_every=4000, positions_per_sequence=20,
+    )  # fmt: skip
+    assert {setting: getattr(recipe, setting) for setting in expected} == expected
+    theirs = {"nlayers": 3, "nlayers_key": 4, "nlayers_query": 4, "sparse_mode": 4}
+    assert recipe.model == config_from_options({**theirs, "ntokens": recipe.model.vocab_size})
 
 
 @pytest.mark.parametrize(

@@ -158,8 +158,16 @@ class AncestorModel(nn.Module):
         """Mean cross-entropy of the units after the sampled ones, averaged over both directions.
 
         positions_* [S] int64: sampled units, shared by the batch; backward ones counted from the end.
+        Raises ValueError for positions that have fewer than `dec_len` units after them.
         """
         B, T = ids.shape
+        possible = T - self.config.decoder_steps
+        for name, positions in (("forward", positions_forward), ("backward", positions_backward)):
+            if not ((positions >= 0) & (positions < possible)).all():
+                raise ValueError(
+                    f"AncestorModel: positions_{name} must be from 0 to {possible - 1}, before the last "
+                    f"{self.config.decoder_steps} of {T} units, got {positions.tolist()}"
+                )
         loss = 0.0
         ends = torch.full((B, 1), T, device=ids.device)
         for direction, e, m in self._directions(ids, mask):

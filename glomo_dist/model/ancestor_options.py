@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,7 +39,9 @@ def config_from_options(options: Mapping[str, Any]) -> GlomoConfig:
         given[name] = value
     o = {**DEFAULTS, **given}
     for name in ("use_gru", "no_gru", "use_value", "cnn_sa", "yann"):
-        o[name] = None if o[name] is None and DEFAULTS[name] is None else bool(_whole(name, o[name], 0, 1))
+        o[name] = (
+            None if o[name] is None and DEFAULTS[name] is None else bool(whole_option(name, o[name], 0, 1))
+        )
     for name in ("cnn_sa", "yann"):
         if not o[name]:
             raise ConfigError(f"ancestor option {name}=0 selects code that the authors left unfinished.")
@@ -50,20 +53,21 @@ def config_from_options(options: Mapping[str, Any]) -> GlomoConfig:
             f"ancestor options use_gru={use_gru!r} and no_gru={no_gru!r} contradict each other."
         )
     return GlomoConfig(
-        vocab_size=_whole("ntokens", o["ntokens"]),
-        width=_whole("d", o["d"]),
-        heads=_whole("K", o["K"]),
-        layers=_whole("nlayers", o["nlayers"]),
-        key_layers=_whole("nlayers_key", o["nlayers_key"]),
-        query_layers=_whole("nlayers_query", o["nlayers_query"]),
-        kernel_size=_whole("kernel_size", o["kernel_size"]),
-        sparsity=SPARSE_MODES[_whole("sparse_mode", o["sparse_mode"], 0, max(SPARSE_MODES))],
-        topk_rate=_number("topk_rate", o["topk_rate"]),
+        vocab_size=whole_option("ntokens", o["ntokens"]),
+        width=whole_option("d", o["d"]),
+        heads=whole_option("K", o["K"]),
+        layers=whole_option("nlayers", o["nlayers"]),
+        key_layers=whole_option("nlayers_key", o["nlayers_key"]),
+        query_layers=whole_option("nlayers_query", o["nlayers_query"]),
+        kernel_size=whole_option("kernel_size", o["kernel_size"]),
+        sparsity=SPARSE_MODES[whole_option("sparse_mode", o["sparse_mode"], 0, max(SPARSE_MODES))],
+        # a rate of 0 or less keeps one unit, as a very small one
+        topk_rate=max(_number("topk_rate", o["topk_rate"]), sys.float_info.min),
         norm="batch",
         composition="gru" if use_gru else "residual",
         value="linear" if o["use_value"] else "features",
-        decoder_layers=_whole("dec_layers", o["dec_layers"]),
-        decoder_steps=_whole("dec_len", o["dec_len"]),
+        decoder_layers=whole_option("dec_layers", o["dec_layers"]),
+        decoder_steps=whole_option("dec_len", o["dec_len"]),
         dropout=_number("dropout", o["dropout"]),
         scale_grad_by_freq=True,
     )
@@ -77,7 +81,8 @@ def _number(name: str, value: Any) -> float:
         raise ConfigError(f"ancestor option {name} must be a number, got {value!r:.80}.") from None
 
 
-def _whole(name: str, value: Any, least: int = 0, most: int = MOST) -> int:
+def whole_option(name: str, value: Any, least: int = 0, most: int = MOST) -> int:
+    """The whole number, or its text, that the authors' option `name` has; ConfigError if it is another value."""
     number = _number(name, value)
     return whole(f"ancestor option {name}", int(number) if number.is_integer() else value, least, most)
 

@@ -220,6 +220,16 @@ def test_gradients_are_the_slope_of_the_loss(options: dict) -> None:
     assert slope.item() == pytest.approx(((losses[0] - losses[1]) / 2e-6).item(), rel=1e-4, abs=1e-7)
 
 
+@pytest.mark.parametrize("wrong", [-1, 8, 11])
+def test_positions_without_enough_units_after_them(wrong: int) -> None:
+    """They would be read from the neighbours in the batch, or count fewer units than in the authors' code."""
+    model = ancestor.AncestorModel(ancestor.config_from_options({"d": 16, "ntokens": 9, "dec_len": 3}))
+    ids, fine = torch.randint(0, 9, (2, 11)), torch.tensor([0, 7])
+    assert model.loss(ids, fine, fine).isfinite()
+    with pytest.raises(ValueError, match=r"positions_backward must be from 0 to 7, .*got \[0, "):
+        model.loss(ids, fine, torch.tensor([0, wrong]))
+
+
 def test_state_dict_goes_round() -> None:
     torch.manual_seed(0)
     options = {"d": 16, "ntokens": 9, "sparse_mode": 2, "no_gru": 1, "nlayers": 2}
@@ -255,6 +265,18 @@ def test_numbers_as_a_command_line_has_them() -> None:
     read = ancestor.config_from_options({"nlayers": "2", "use_gru": "0", "topk_rate": "0.5"})
     assert read == ancestor.config_from_options({"nlayers": 2, "use_gru": 0, "topk_rate": 0.5})
     assert read.composition == "residual"
+
+
+@pytest.mark.parametrize("rate", [0, -1.0])
+def test_a_topk_rate_of_nothing_keeps_one_unit(rate: float) -> None:
+    torch.manual_seed(5)
+    options = {"d": 16, "ntokens": 21, "sparse_mode": 3, "topk_rate": rate}
+    model = ancestor.AncestorModel(ancestor.config_from_options(options)).double().eval()
+    with torch.no_grad():
+        edges = (model.graphs(torch.randperm(21)[None, :11]) > 0).sum(-1)
+    assert edges[:, 0].tolist() == [[[0] + [1] * 10] * 8]
+    # of no other mode does the rate say anything
+    assert ancestor.config_from_options({**options, "sparse_mode": 4}).sparsity == "threshold"
 
 
 def test_errors_name_the_option_or_the_parameter() -> None:

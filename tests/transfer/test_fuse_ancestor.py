@@ -140,12 +140,39 @@ def test_gradients_reach_weights_and_features() -> None:
         assert torch.allclose(ours[name], v.grad, rtol=1e-10, atol=1e-11), name
 
 
+def four(state: dict) -> dict:
+    """The weights of two mixtures more."""
+    return {
+        k.replace(f".{i}.1", f".{i + 2}.1"): v for k, v in state.items() for i in (0, 1) if f".{i}.1" in k
+    }
+
+
+def test_fewer_mixtures_than_the_model_has_are_refused() -> None:
+    """Else the first ones would be used alone, where nothing behind them counts the features."""
+    state, options, graphs, features = make(0, condition=False, trnn=False, count=2)
+    with pytest.raises(CheckpointError, match=r"scales is \(2, 2\), expected \(2, 1\)"):
+        fuse(state, {**options, "att_cnt": 1}, graphs, features)
+
+
+def test_options_as_a_command_line_has_them() -> None:
+    """A switch that says "0" is off."""
+    state, options, graphs, features = make(0, condition=False, trnn=False)
+    text = {name: str(int(value)) for name, value in options.items()}
+    assert torch.equal(fuse(state, text, graphs, features), fuse(state, options, graphs, features))
+
+
 def test_errors_say_what_is_missing() -> None:
     state, options, graphs, features = make(3, True, False)
     with pytest.raises(CheckpointError, match=r"mixt_logits_fw mixes 10 graphs.* make 6"):
         fuse(state, {**options, "gate_fuse": 2}, graphs, features)
     with pytest.raises(ConfigError, match="gate_fuse must be"):
         fuse(state, {**options, "gate_fuse": 4}, graphs, features)
+    with pytest.raises(ConfigError, match="att_cnt must be a whole number"):
+        fuse(state, {**options, "att_cnt": 1.5}, graphs, features)
+    with pytest.raises(CheckpointError, match=r"gate_layer.linear.weight is \(5, 30\), expected \(any, 54\)"):
+        fuse(
+            {**state, "scales": torch.ones(2, 4), **four(state)}, {**options, "att_cnt": 4}, graphs, features
+        )
     with pytest.raises(CheckpointError, match="scales is missing"):
         fuse({}, options, graphs, features)
     with pytest.raises(ConfigError, match="graphs are needed"):

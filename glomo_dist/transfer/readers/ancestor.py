@@ -16,6 +16,8 @@ from glomo_kernels import SparseGraph, graph_mix
 from torch import Tensor
 from torch.nn import functional as F
 
+from glomo_dist.model.ancestor_options import whole_option
+from glomo_dist.runtime.config import MOST
 from glomo_dist.runtime.errors import CheckpointError, ConfigError
 
 
@@ -37,24 +39,24 @@ def fuse(
     -> [B, T, width]: the output of the gate (gate_fuse 2, 3, trnn) or the GRU cell (1), which their model puts
        beside the features; for gate_fuse 0 the concatenation [features, M_1 features, ...] itself.
     """
-    option = {key.removeprefix("config/"): value for key, value in options.items()}
-    mode = int(option.get("gate_fuse", 0))
-    trnn = bool(option.get("trnn", False))
-    uniform = bool(option.get("uniform_graph", False)) and not trnn
-    if mode not in (0, 1, 2, 3):
-        raise ConfigError(f"ancestor option gate_fuse must be 0, 1, 2 or 3, got {mode}.")
-    if uniform:
+    mode, trnn = option(options, "gate_fuse", most=3), option(options, "trnn")
+    if option(options, "uniform_graph") and not trnn:
         mixed = [_mean(features, mask)]
     else:
         if graphs is None:
             raise ConfigError("ancestor fuse: graphs are needed unless uniform_graph is set.")
-        mixed = _mixtures(state_dict, option, graphs, features, products=trnn or mode == 3)
+        mixed = _mixtures(state_dict, options, graphs, features, products=bool(trnn) or mode == 3)
     together = torch.cat([features, *mixed], dim=2)
     if trnn or mode >= 2:
         return _gate(state_dict, together)
     if mode == 1:
-        return _gru_cell(state_dict, torch.cat(mixed, dim=2), features)
+        return gru_cell(state_dict, "gru_cell", torch.cat(mixed, dim=2), features)
     return together
+
+
+def option(options: Mapping[str, Any], name: str, default: int = 0, most: int = MOST) -> int:
+    """One of the authors' whole-number options or switches, bare or after `config/`."""
+    return whole_option(name, options.get(name, options.get(f"config/{name}", default)), 0, most)
 
 
 def _mean(features: Tensor, mask: Tensor | None) -> Tensor:
@@ -65,7 +67,7 @@ def _mean(features: Tensor, mask: Tensor | None) -> Tensor:
 
 def _mixtures(
     state_dict: Mapping[str, Tensor],
-    option: Mapping[str, Any],
+    options: Mapping[str, Any],
     graphs: Tensor,
     features: Tensor,
     products: bool,
@@ -77,19 +79,17 @@ def _mixtures(
             f"ancestor fuse: graphs must be [B, 2 * layers, K, T, T] and features [B, T, D], got "
             f"{tuple(graphs.shape)} and {tuple(features.shape)}."
         )
-    count = int(option.get("att_cnt", 1))
-    conditioned = bool(option.get("condition", False))
-    scales = _parameter(state_dict, "scales")
+    count, conditioned = option(options, "att_cnt", 1), option(options, "condition")
+    scales = parameter(state_dict, "scales", 2, count)
+    components = (both - 1 if products else both // 2) * K
     directions = [_sparse(half.flatten(1, 2)) for half in graphs.split(both // 2, dim=1)]
     mixed = []
     for i in range(count):
         for d, name in enumerate(("mixt_logits_fw", "mixt_logits_bw")):
             if conditioned:
-                weight = _parameter(state_dict, f"{name}.{i}.1.weight")
-                logits = F.linear(features, weight, _parameter(state_dict, f"{name}.{i}.1.bias"))
+                logits = linear(state_dict, f"{name}.{i}.1", features)
             else:
-                logits = _parameter(state_dict, name)[i]
-            components = (both - 1 if products else both // 2) * K
+                logits = parameter(state_dict, name, count, None)[i]
             if logits.shape[-1] != components:
                 raise CheckpointError(
                     f"ancestor state dict: {name} mixes {logits.shape[-1]} graphs, these options and graphs "
@@ -114,26 +114,38 @@ def _sparse(dense: Tensor) -> SparseGraph:
 
 def _gate(state_dict: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """linear(x) * sigmoid(gate(x)). [B, T, in] -> [B, T, out]"""
-    linear, gate = (
-        F.linear(
-            x,
-            _parameter(state_dict, f"gate_layer.{name}.weight"),
-            _parameter(state_dict, f"gate_layer.{name}.bias"),
-        )
-        for name in ("linear", "gate")
-    )
-    return linear * gate.sigmoid()
+    return linear(state_dict, "gate_layer.linear", x) * linear(state_dict, "gate_layer.gate", x).sigmoid()
 
 
-def _gru_cell(state_dict: Mapping[str, Tensor], given: Tensor, hidden: Tensor) -> Tensor:
-    """The GRU cell with the graphs' mixtures as input and the features as state. -> [B, T, D]"""
-    weights = [
-        _parameter(state_dict, f"gru_cell.{n}") for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    ]
-    return torch.gru_cell(given.flatten(0, 1), hidden.flatten(0, 1), *weights).view_as(hidden)
+def gru_cell(state_dict: Mapping[str, Tensor], name: str, given: Tensor, hidden: Tensor) -> Tensor:
+    """One step of the GRU cell `name`: given [..., in], hidden [..., out] -> [..., out]"""
+    weights = gru_weights(state_dict, name, "", given.shape[-1], hidden.shape[-1])
+    return torch.gru_cell(given.flatten(0, -2), hidden.flatten(0, -2), *weights).view_as(hidden)
 
 
-def _parameter(state_dict: Mapping[str, Tensor], name: str) -> Tensor:
+def gru_weights(
+    state_dict: Mapping[str, Tensor], name: str, end: str, given: int, hidden: int
+) -> list[Tensor]:
+    """The weights and biases of input and state, in PyTorch's order, with the end of their names."""
+    parts = {"weight_ih": (given,), "weight_hh": (hidden,), "bias_ih": (), "bias_hh": ()}
+    return [parameter(state_dict, f"{name}.{n}{end}", 3 * hidden, *more) for n, more in parts.items()]
+
+
+def linear(state_dict: Mapping[str, Tensor], name: str, x: Tensor, bias: bool = True) -> Tensor:
+    """The linear map `name` of x [..., in] -> [..., out]"""
+    weight = parameter(state_dict, f"{name}.weight", None, x.shape[-1])
+    return F.linear(x, weight, parameter(state_dict, f"{name}.bias", len(weight)) if bias else None)
+
+
+def parameter(state_dict: Mapping[str, Tensor], name: str, *shape: int | None) -> Tensor:
+    """The parameter `name`, of the given shape, in which None is any size."""
     if name not in state_dict:
         raise CheckpointError(f"ancestor state dict: {name} is missing; do the options belong to this model?")
+    found = tuple(state_dict[name].shape)
+    if len(found) != len(shape) or any(s not in (None, f) for s, f in zip(shape, found, strict=True)):
+        expected = ", ".join("any" if s is None else str(s) for s in shape)
+        raise CheckpointError(
+            f"ancestor state dict: {name} is {found}, expected ({expected}); do options and inputs belong to this "
+            "model?"
+        )
     return state_dict[name]
