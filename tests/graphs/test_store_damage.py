@@ -185,6 +185,11 @@ def swapped(name):
         (shifted("forward.weights", np.inf), "a forward weight is negative or not"),
         (shifted("backward.weights", -1), "a backward weight is negative or not"),
         (lambda arrays: arrays["forward.weights"].__imul__(3), "a forward weight is .* above 1"),
+        (
+            lambda arrays: arrays["backward.weights"].fill(0.6),
+            "the weights of a backward row sum to more than 1",
+        ),
+        (lambda arrays: arrays["backward.weights"].__imul__(0.1), ""),
         (lambda arrays: arrays.pop("forward.edges"), r"expected forward\.edges int64 \[n\], there are none"),
         (
             lambda arrays: arrays.update({"units": arrays["units"].astype(np.int32)}),
