@@ -54,6 +54,7 @@ def prepare_text(
     valid_share: float = 0.0,
     shard_bytes: int = SHARD_BYTES,
     workers: int = 1,
+    beside: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write the documents of `sources` (see `sources.documents`) as shards of word ids into folder `out`.
 
@@ -62,6 +63,7 @@ def prepare_text(
     valid_share: this share of the documents, chosen by a hash of their text (so copies stay together), goes to
         `out`/valid, the rest to `out`/train; only the rest is counted. 0: all of it goes to `out` itself.
     workers: processes that cut text into words; the result is the same for any number.
+    beside: further files to put into `out`, by name.
 
     Returns `out`. Raises DataError or ConfigError and leaves nothing behind if the input is not usable.
     """
@@ -84,7 +86,7 @@ def prepare_text(
     found = documents(sources, text_key=text_key, split=split, left_out=left_out)
     stream = itertools.islice(found, max_documents)
     parts = ("train", "valid") if valid_share else ("",)
-    with new_folder(out) as folder:
+    with new_folder(out, beside=beside) as folder:
         spools = {part: Spool(folder / f"spool-{part}") for part in parts}
         words = Numbering()
         numbered = ordered_map(number_words, chunks(stream, valid_share), workers)
@@ -152,6 +154,7 @@ def prepare_images(
     tokenizer: str | Path | None = None,
     max_images: int | None = None,
     shard_bytes: int = SHARD_BYTES,
+    beside: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write the images of `sources` (see `images.pictures`) as shards of pixel ids into folder `out`.
 
@@ -159,6 +162,7 @@ def prepare_images(
     size: (height, width) to resize to; without it all must be as large as the first.
     channels: 1 or 3 to convert to; without it all must have as many as the first.
     tokenizer: a `tokenizer.json` (or folder with one) whose size, channels and bits are used instead.
+    beside: further files to put into `out`, by name.
 
     Returns `out`. Raises DataError or ConfigError and leaves nothing behind if the input is not usable.
     """
@@ -196,7 +200,7 @@ def prepare_images(
             seen.add(picture.pixels, ids)
             yield ids, {"source": picture.source, "row": picture.row}
 
-    with new_folder(out) as folder:
+    with new_folder(out, beside=beside) as folder:
         _write(ShardFolder(folder, pixel_tokenizer, shard_bytes), samples(pixel_tokenizer))
         try:
             seen.require_two_ids()
