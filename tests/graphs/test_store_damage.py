@@ -232,3 +232,14 @@ def test_an_index_that_is_cut_off(tmp_path):
         GraphStore.open(tmp_path / "store")
     export(tmp_path / "store")
     assert path.read_bytes() == whole
+
+
+def test_settings_that_are_damaged(tmp_path):
+    """The same message when the store is opened and when the export goes on."""
+    export(tmp_path / "store")
+    (tmp_path / "store" / "settings.json").write_bytes(b"")
+    for use in (GraphStore.open, export):
+        with pytest.raises(
+            GraphStoreError, match=r"settings\.json, line 1: not valid JSON .* Delete the folder and"
+        ):
+            use(tmp_path / "store")
