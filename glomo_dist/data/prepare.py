@@ -87,7 +87,7 @@ def prepare_text(
     stream = itertools.islice(found, max_documents)
     parts = ("train", "valid") if valid_share else ("",)
     with new_folder(out, beside=beside) as folder:
-        spools = {part: Spool(folder / f"spool-{part}") for part in parts}
+        spools = {part: Spool(folder) for part in parts}
         words = Numbering()
         numbered = ordered_map(number_words, chunks(stream, valid_share), workers)
         total = _spool(numbered, words, spools, left_out)
@@ -105,7 +105,7 @@ def prepare_text(
                 spool, desc=f"writing {part}".strip(), unit=" documents", total=spool.samples
             ) as bar:
                 unknown += _write(writer, ((provisional_to_id[ids], meta) for ids, meta in bar))
-            spool.delete()
+            spool.close()
         if unknown == total:
             raise DataError(
                 f"{_named(sources)}: not one word is in the vocabulary of {tokenizer}, so every unit would be <unk>. "
@@ -139,8 +139,6 @@ def _spool(
                     left_out[WORDLESS] += 1
             total += len(ids)
             bar.update(len(ids))
-    for spool in spools.values():
-        spool.finish()
     return total
 
 

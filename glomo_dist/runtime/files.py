@@ -116,10 +116,12 @@ def new_folder(
             try:
                 yield temporary
             except OSError as e:
+                _require_mark(temporary, path)
                 if _refused(e, temporary):
                     raise cannot_write(path, e, more) from e
                 raise
             require_absent_or_empty(path)
+            _require_mark(temporary, path)
             with writing(path, more):
                 for name, content in (beside or {}).items():
                     (temporary / name).write_bytes(content)
@@ -186,6 +188,12 @@ def _marked(folder: Path) -> Iterator[None]:
             if take(mark) is Lock.HELD:
                 mark.write(socket.gethostname().encode())
         yield
+
+
+def _require_mark(folder: Path, path: Path) -> None:
+    """GlomoError where another program has deleted the temporary `folder` of `path`, or some of it, meanwhile."""
+    if not (folder / _MARK).exists():
+        raise GlomoError(f"cannot write {path}: something deleted it meanwhile. Run the command again.")
 
 
 def _abandoned(folder: Path) -> bool:
