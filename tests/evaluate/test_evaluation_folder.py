@@ -144,6 +144,15 @@ def test_an_evaluation_that_ended_before_its_plan_was_written(tmp_path, marks):
     assert evaluate([job("no_json", tmp_path)], evaluate_jobs.run, tmp_path, InProcess()).failed
 
 
+def test_a_plan_that_is_lost_costs_no_result(tmp_path, marks):
+    out = tmp_path / "out"
+    evaluate([job("double", marks, 1)], evaluate_jobs.run, out, InProcess())
+    written = (out / "plan.json").read_bytes()
+    (out / "plan.json").unlink()
+    assert evaluate([job("double", marks, 1)], evaluate_jobs.run, out, InProcess()).finished_before == 1
+    assert (out / "plan.json").read_bytes() == written
+
+
 def test_two_programs_in_one_folder_are_refused(tmp_path, marks):
     (tmp_path / "out").mkdir()
     with open(tmp_path / "out" / ".lock", "w") as other:
