@@ -201,6 +201,26 @@ def test_a_signal_that_comes_when_the_shards_are_there_changes_nothing(
     assert not list(tmp_path.glob(".*")) and not list(out.glob(".*"))
 
 
+def test_the_record_of_the_command_is_there_as_soon_as_the_shards_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    """Killed just then, the program is told apart from one that never ran."""
+    (tmp_path / "a.txt").write_text("one two one two three")
+    out, original, seen = tmp_path / "out", os.replace, []
+
+    def then_look(source: Path, target: Path) -> None:
+        original(source, target)
+        if target == out:
+            seen.extend(path.name for path in out.iterdir())
+
+    monkeypatch.setattr(os, "replace", then_look)
+    command = ["prepare", "text", str(tmp_path / "a.txt"), "--out", str(out)]
+    assert main(command) == 0
+    assert sorted(seen) == ["command.json", "index.json", "shard-00000.tar", "tokenizer.json"]
+    refused(command, capfd, out, "was written by this very command already")
+    refused([*command, "--min-count", "2"], capfd, out, "is not empty")
+
+
 def test_a_stop_before_anything_is_written_leaves_a_folder_of_the_user_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,9 +13,9 @@ import tyro
 from tyro.conf import arg
 
 from glomo_dist.runtime.errors import ConfigError, suggest
-from glomo_dist.runtime.files import remove_leftovers
+from glomo_dist.runtime.files import remove_leftovers, write_bytes
 from glomo_dist.runtime.fingerprint import code_version
-from glomo_dist.runtime.json_files import write_json
+from glomo_dist.runtime.json_files import json_bytes
 from glomo_dist.runtime.secrets import shown_in
 
 COMMAND_FILE = "command.json"
@@ -86,10 +86,14 @@ def pairs(flag: str, values: Sequence[str], form: str, others: Sequence[str] = (
     return found
 
 
-def save_command(folder: str | Path, name: str, arguments: Any) -> None:
-    """Write `folder`/command.json: the resolved arguments of the command that made the folder, secrets left out."""
-    remove_leftovers(Path(folder), f"{COMMAND_FILE}.*")  # of one that was killed
-    write_json(
-        Path(folder) / COMMAND_FILE,
-        {"command": name, "arguments": shown_in(dataclasses.asdict(arguments)), "code": code_version()},
+def command_file(name: str, arguments: Any) -> bytes:
+    """What `COMMAND_FILE` is in a folder: the resolved arguments of the command that made it, secrets left out."""
+    return json_bytes(
+        {"command": name, "arguments": shown_in(dataclasses.asdict(arguments)), "code": code_version()}
     )
+
+
+def save_command(folder: str | Path, name: str, arguments: Any) -> None:
+    """Write the `command_file` into a folder that is there."""
+    remove_leftovers(Path(folder), f"{COMMAND_FILE}.*")  # of one that was killed
+    write_bytes(Path(folder) / COMMAND_FILE, command_file(name, arguments))

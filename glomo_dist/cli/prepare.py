@@ -14,20 +14,22 @@ settings of one kind.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, subcommand
 
-from glomo_dist.cli.arguments import parse, save_command, shown_as
+from glomo_dist.cli.arguments import COMMAND_FILE, command_file, parse, shown_as
 from glomo_dist.data import load_tokenizer, prepare_images, prepare_text
 from glomo_dist.data.prepare import BITS, MIN_COUNT, VOCAB_SIZE
 from glomo_dist.data.preparing.demo import write_demo_corpus
-from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.runtime.errors import ConfigError, GlomoError
 from glomo_dist.runtime.files import require_absent_or_empty
 from glomo_dist.runtime.progress import say
 from glomo_dist.runtime.signals import STOP_SIGNALS, as_interrupt, held
@@ -68,11 +70,11 @@ class Text:
     workers: int = 1
     """Processes that cut text into words."""
 
-    def run(self) -> None:
+    def run(self, beside: Mapping[str, bytes]) -> None:
         prepare_text(
             _required(self.sources), self.out, vocab_size=self.vocab_size, min_count=self.min_count,
             tokenizer=self.tokenizer, text_key=self.text_key, split=self.split, max_documents=self.max_documents,
-            valid_share=self.valid_share, shard_bytes=self.shard_mib * MIB, workers=self.workers,
+            valid_share=self.valid_share, shard_bytes=self.shard_mib * MIB, workers=self.workers, beside=beside,
         )  # fmt: skip
 
 
@@ -97,10 +99,10 @@ class Images:
     shard_mib: int = 64
     """Size of a shard."""
 
-    def run(self) -> None:
+    def run(self, beside: Mapping[str, bytes]) -> None:
         prepare_images(
             _required(self.sources), self.out, bits=self.bits, size=self.size, channels=self.channels,
-            tokenizer=self.tokenizer, max_images=self.max_images, shard_bytes=self.shard_mib * MIB,
+            tokenizer=self.tokenizer, max_images=self.max_images, shard_bytes=self.shard_mib * MIB, beside=beside,
         )  # fmt: skip
 
 
@@ -114,9 +116,9 @@ class Demo:
     out: str
     """Folder to write; it must not exist, or be empty."""
 
-    def run(self) -> None:
+    def run(self, beside: Mapping[str, bytes]) -> None:
         require_absent_or_empty(self.out)  # before half a minute of reading
-        write_demo_corpus(self.out)
+        write_demo_corpus(self.out, beside)
 
 
 KINDS = ("text", "images", "demo")
@@ -145,15 +147,23 @@ def main(argv: Sequence[str]) -> None:
     _require_kind(argv)
     command = parse(Kind, argv, name="prepare", description=__doc__)
     before = _written(command.out)
+    record = command_file(f"prepare {type(command).__name__.lower()}", command)
+    _require_another(Path(command.out), record)
     with as_interrupt(STOP_SIGNALS):  # so that nothing half-written stays
         try:
-            command.run()
+            command.run({COMMAND_FILE: record})
         except KeyboardInterrupt:
             if before or not _written(command.out):
                 raise
         with held(drop=True):  # the folder is whole, and the same command would refuse it
-            save_command(command.out, f"prepare {type(command).__name__.lower()}", command)
             _say_next(command)
+
+
+def _require_another(out: Path, record: bytes) -> None:
+    """Killed at its very end, the program may have said nothing although all is there."""
+    with contextlib.suppress(OSError):
+        if (out / COMMAND_FILE).read_bytes() == record:
+            raise GlomoError(f"{out} was written by this very command already. Use it, or delete it first.")
 
 
 def _written(out: str) -> bool:

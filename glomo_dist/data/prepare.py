@@ -54,6 +54,7 @@ def prepare_text(
     valid_share: float = 0.0,
     shard_bytes: int = SHARD_BYTES,
     workers: int = 1,
+    beside: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write the documents of `sources` (see `sources.documents`) as shards of word ids into folder `out`.
 
@@ -62,6 +63,7 @@ def prepare_text(
     valid_share: this share of the documents, chosen by a hash of their text (so copies stay together), goes to
         `out`/valid, the rest to `out`/train; only the rest is counted. 0: all of it goes to `out` itself.
     workers: processes that cut text into words; the result is the same for any number.
+    beside: further files to put into `out`, by name.
 
     Returns `out`. Raises DataError or ConfigError and leaves nothing behind if the input is not usable.
     """
@@ -84,8 +86,8 @@ def prepare_text(
     found = documents(sources, text_key=text_key, split=split, left_out=left_out)
     stream = itertools.islice(found, max_documents)
     parts = ("train", "valid") if valid_share else ("",)
-    with new_folder(out) as folder:
-        spools = {part: Spool(folder / f"spool-{part}") for part in parts}
+    with new_folder(out, beside=beside) as folder:
+        spools = {part: Spool(folder) for part in parts}
         words = Numbering()
         numbered = ordered_map(number_words, chunks(stream, valid_share), workers)
         total = _spool(numbered, words, spools, left_out)
@@ -103,7 +105,7 @@ def prepare_text(
                 spool, desc=f"writing {part}".strip(), unit=" documents", total=spool.samples
             ) as bar:
                 unknown += _write(writer, ((provisional_to_id[ids], meta) for ids, meta in bar))
-            spool.delete()
+            spool.close()
         if unknown == total:
             raise DataError(
                 f"{_named(sources)}: not one word is in the vocabulary of {tokenizer}, so every unit would be <unk>. "
@@ -137,8 +139,6 @@ def _spool(
                     left_out[WORDLESS] += 1
             total += len(ids)
             bar.update(len(ids))
-    for spool in spools.values():
-        spool.finish()
     return total
 
 
@@ -152,6 +152,7 @@ def prepare_images(
     tokenizer: str | Path | None = None,
     max_images: int | None = None,
     shard_bytes: int = SHARD_BYTES,
+    beside: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write the images of `sources` (see `images.pictures`) as shards of pixel ids into folder `out`.
 
@@ -159,6 +160,7 @@ def prepare_images(
     size: (height, width) to resize to; without it all must be as large as the first.
     channels: 1 or 3 to convert to; without it all must have as many as the first.
     tokenizer: a `tokenizer.json` (or folder with one) whose size, channels and bits are used instead.
+    beside: further files to put into `out`, by name.
 
     Returns `out`. Raises DataError or ConfigError and leaves nothing behind if the input is not usable.
     """
@@ -196,7 +198,7 @@ def prepare_images(
             seen.add(picture.pixels, ids)
             yield ids, {"source": picture.source, "row": picture.row}
 
-    with new_folder(out) as folder:
+    with new_folder(out, beside=beside) as folder:
         _write(ShardFolder(folder, pixel_tokenizer, shard_bytes), samples(pixel_tokenizer))
         try:
             seen.require_two_ids()

@@ -217,7 +217,8 @@ def _require_jobs(jobs: Sequence[Job]) -> None:
 def _require_evaluation_folder(out: Path) -> None:
     if out.is_file():
         raise GlomoError(f"output {out} is a file; a folder was expected. Choose another name.")
-    new = out.is_dir() and not (out / PLAN).exists()
+    # One of which the plan is lost has results still, worth more than the plan, which is written anew.
+    new = out.is_dir() and not (out / PLAN).exists() and not any(result_files(out))
     if new and {*out.iterdir()} - before_first(out, PLAN):
         raise GlomoError(
             f"output folder {out} is not empty and holds no evaluation (no {PLAN}). "

@@ -10,6 +10,7 @@ import numpy as np
 from glomo_dist.graphs.index import DIRECTIONS, EXPORT_AGAIN, GraphStoreError
 
 Arrays = dict[str, np.ndarray[Any, Any]]
+_MOST = 1.01  # of a row's sum, each weight rounded to float16; less than 1 may be: scores near 0 leave a row lighter
 _ONE = 0x3C00  # as bits of float16: all others from 0 to 1 are below, negative and not finite ones above
 
 
@@ -51,9 +52,11 @@ def _edges(arrays: Arrays, direction: str, components: int) -> str:
     if not len(columns):
         return ""
     full, some = counts > 0, np.diff(edges) > 0  # rows and texts with edges
+    begin = offsets[:-1][full]
+    if np.add.reduceat(weights, begin, dtype=np.float32).max() > _MOST:
+        return f"the weights of a {direction} row sum to more than 1"
     each = components * units
     row = ((np.arange(len(counts)) - np.repeat(rows[:-1], each)) % np.repeat(units, each))[full]
-    begin = offsets[:-1][full]
     if direction == "forward":
         on_its_side = np.maximum.reduceat(columns, begin) < row
     else:

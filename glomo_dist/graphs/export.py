@@ -29,6 +29,7 @@ from glomo_dist.graphs.index import (
     GraphStoreError,
     StoreMeta,
     check_chunk,
+    read_settings,
 )
 from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.glomo import Glomo
@@ -200,11 +201,10 @@ def _begin(out: Path, settings: dict[str, Any]) -> None:
     if not (out / SETTINGS).is_file():
         json_files.write_json(out / SETTINGS, settings)
         return
-    before = json_files.read_json(out / SETTINGS)
-    different = [k for k in settings if not isinstance(before, dict) or before.get(k) != settings[k]]
+    before = read_settings(out)
+    different = [k for k in settings if before.get(k) != settings[k]]
     if different:
-        key = different[0]
-        was = before.get(key) if isinstance(before, dict) else before
+        key, was = different[0], before.get(different[0])
         what = f"the fingerprint of {_OF[key]}" if key in _OF else key
         raise GraphStoreError(
             f"{out} was begun with other settings: {what} is {was!r} there and {settings[key]!r} now. "

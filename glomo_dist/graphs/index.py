@@ -155,14 +155,23 @@ def read_index(folder: Path) -> tuple[StoreInfo, dict[str, SplitEntry]]:
     return info, splits
 
 
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What the export began with."""
+    try:
+        settings = json_files.read_json(folder / SETTINGS)
+    except DataError as e:
+        raise GraphStoreError(f"{e} {EXPORT_AGAIN}") from None
+    return settings if isinstance(settings, dict) else {}
+
+
 def _require_equal(folder: Path, index: dict[str, Any]) -> None:
     """Raise GraphStoreError if the index is not of the settings that the export left beside it: its other fields are
     held to the chunks, but not even 2 layers of 4 heads differ from 4 layers of 2 heads there."""
     if not (folder / SETTINGS).is_file():
         return
-    settings = json_files.read_json(folder / SETTINGS)
+    settings = read_settings(folder)
     for key, value in index.items():
-        if isinstance(settings, dict) and settings.get(key, value) != value:
+        if settings.get(key, value) != value:
             raise GraphStoreError(
                 f"{folder / INDEX}: {key} is {value!r}, but {settings[key]!r} in {SETTINGS}. One of them is "
                 f"damaged. {EXPORT_AGAIN}"

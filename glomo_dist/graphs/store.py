@@ -7,7 +7,7 @@
         units      int64 [n]            units of each sequence (after truncation to `max_units`)
         <direction>.counts  uint8 | int32 [Σ C·units]   live edges of each row: (example, component, unit)
         <direction>.columns int16 | int32 [E]           the j of each edge, rows in the order of `counts`
-        <direction>.weights float16 [E]                 its weight; rows sum to 1 up to float16 rounding
+        <direction>.weights float16 [E]                 its weight; rows sum to 1 up to float16 rounding, or less
         <direction>.edges   int64 [n+1]                 where the edges of each example begin
 
 `direction` is "forward" (edges j < i) or "backward" (j > i). Row counts are stored rather than row offsets:

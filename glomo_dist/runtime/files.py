@@ -13,7 +13,7 @@ import os
 import shutil
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from glomo_dist.runtime.errors import GlomoError, describe
@@ -26,7 +26,7 @@ _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 ADVICE = "Free space or choose another folder."
 LOCK = ".lock"  # in a folder that is written file by file
 _MARK = ".writing"  # in a temporary folder, locked by who writes it
-_LAST = ("config.json", "index.json")  # by these readers know a folder that is whole
+_LAST = ("config.json", "index.json", "command.json")  # by these readers know a folder that is whole
 
 
 def sync(path: Path) -> None:
@@ -86,7 +86,9 @@ def write_bytes(path: str | Path, content: bytes, more: str = ADVICE) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(path: str | Path, more: str = ADVICE) -> Iterator[Path]:
+def new_folder(
+    path: str | Path, more: str = ADVICE, beside: Mapping[str, bytes] | None = None
+) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block ends well, and vanishes when it does not.
 
     An empty folder at `path` (perhaps a mount point, or behind a link) stays, and what was written moves into it: not
@@ -95,7 +97,8 @@ def new_folder(path: str | Path, more: str = ADVICE) -> Iterator[Path]:
 
     Raises `GlomoError` if `path` exists and is not an empty folder: nothing of the user's is overwritten; and
     `cannot_write` if the folder cannot be made, or takes no more in the middle of the block (the disk is full). All
-    else that the block raises is left as it is.  more: what to do where it cannot be written.
+    else that the block raises is left as it is.  more: what to do where it cannot be written.  beside: further files,
+    by name, which are there when the folder is.
     """
     path = Path(path)
     require_absent_or_empty(path)
@@ -113,11 +116,15 @@ def new_folder(path: str | Path, more: str = ADVICE) -> Iterator[Path]:
             try:
                 yield temporary
             except OSError as e:
+                _require_mark(temporary, path)
                 if _refused(e, temporary):
                     raise cannot_write(path, e, more) from e
                 raise
             require_absent_or_empty(path)
+            _require_mark(temporary, path)
             with writing(path, more):
+                for name, content in (beside or {}).items():
+                    (temporary / name).write_bytes(content)
                 # gigabytes, perhaps: of a process that is killed here it is known that it is gone
                 sync_tree(temporary)
                 with held():
@@ -133,7 +140,9 @@ def _publish(temporary: Path, target: Path, there: bool) -> None:
     mark = temporary / _MARK
     if there:
         entries = [entry for entry in temporary.iterdir() if entry != mark]
-        for entry in sorted(entries, key=lambda entry: entry.name in _LAST):
+        for entry in sorted(
+            entries, key=lambda entry: _LAST.index(entry.name) if entry.name in _LAST else -1
+        ):
             os.replace(entry, target / entry.name)
     else:
         mark.unlink(missing_ok=True)
@@ -179,6 +188,12 @@ def _marked(folder: Path) -> Iterator[None]:
             if take(mark) is Lock.HELD:
                 mark.write(socket.gethostname().encode())
         yield
+
+
+def _require_mark(folder: Path, path: Path) -> None:
+    """GlomoError where another program has deleted the temporary `folder` of `path`, or some of it, meanwhile."""
+    if not (folder / _MARK).exists():
+        raise GlomoError(f"cannot write {path}: something deleted it meanwhile. Run the command again.")
 
 
 def _abandoned(folder: Path) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,6 +36,15 @@ JOINED = """
 import os, pathlib, time
 pathlib.Path(f"{os.environ['RANK']} of {os.environ['WORLD_SIZE']}").touch()
 time.sleep(300 if os.environ["WORLD_SIZE"] == "1" else 0)
+"""
+
+LEFT = """
+import os, pathlib, sys, time
+world = os.environ["WORLD_SIZE"]
+pathlib.Path(f"{os.environ['RANK']} of {world}").touch()
+while world == "2" and not pathlib.Path("lost").exists():
+    time.sleep(0.05)
+sys.exit(71 if world == "2" else 0)  # as where the other rank is missed in a collective
 """
 
 
@@ -75,32 +87,53 @@ def test_ranks_save_whatever_asks_them_to_stop(number: signal.Signals, tmp_path:
         process.kill()
 
 
+@contextlib.contextmanager
+def elastic(
+    folder: Path, *more: str, first: Callable[[], object] = list
+) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """torchrun.py on two hosts of 1:2, with rank.py of the folder; `first` is done before the second one starts."""
+    with socket.socket() as s:
+        s.bind(("", 0))
+        meet = f"localhost:{s.getsockname()[1]}"
+    processes = []
+    try:
+        for index in (0, 1):
+            settings = (
+                f"is_host={str(index == 0).lower()},read_timeout=3,last_call_timeout=1,keep_alive_interval=1"
+            )
+            words = [
+                sys.executable, str(CLUSTER / "torchrun.py"), "--nnodes", "1:2", "--nproc-per-node", "1", *more,
+                "--rdzv-backend", "c10d", "--rdzv-id", "x", "--rdzv-endpoint", meet, "--rdzv-conf", settings,
+                "--local-addr", "localhost", str(folder / "rank.py"),
+            ]  # fmt: skip
+            variables = environment(TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1", NODE_INDEX=str(index), MEET=meet)
+            processes.append(subprocess.Popen(words, env=variables, cwd=folder))
+            if index == 0:
+                first()
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+
+
 def test_a_host_joins_another_at_work(tmp_path: Path) -> None:
     """NODES=1:2. Without the variable, which pretrain_host.sh sets, both hosts end: torch (2.13) tells who comes
     later nothing of the store."""
     (tmp_path / "rank.py").write_text(JOINED)
-    with socket.socket() as s:
-        s.bind(("", 0))
-        meet = f"localhost:{s.getsockname()[1]}"
-    variables = environment(TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
-    processes = []
-    try:
-        for index in (0, 1):
-            settings = f"is_host={str(index == 0).lower()},read_timeout=3,last_call_timeout=1"
-            words = [
-                sys.executable, str(CLUSTER / "torchrun.py"), "--nnodes", "1:2", "--nproc-per-node", "1",
-                "--rdzv-backend", "c10d", "--rdzv-id", "x", "--rdzv-endpoint", meet, "--rdzv-conf", settings,
-                "--local-addr", "localhost", str(tmp_path / "rank.py"),
-            ]  # fmt: skip
-            more = {"NODE_INDEX": str(index), "MEET": meet}
-            processes.append(subprocess.Popen(words, env={**variables, **more}, cwd=tmp_path))
-            if index == 0:
-                wait_until((tmp_path / "0 of 1").exists, 60, "a rank alone at work")
+    alone = partial(wait_until, (tmp_path / "0 of 1").exists, 60, "a rank alone at work")
+    with elastic(tmp_path, first=alone) as processes:
         assert [process.wait(60) for process in processes] == [0, 0]
         assert {path.name for path in tmp_path.glob("* of *")} == {"0 of 1", "0 of 2", "1 of 2"}
-    finally:
-        for process in processes:
-            process.kill()
+
+
+def test_a_host_goes_on_alone(tmp_path: Path) -> None:
+    """NODES=1:2 with RESTARTS: the other one is lost and does not come back."""
+    (tmp_path / "rank.py").write_text(LEFT)
+    with elastic(tmp_path, "--max-restarts", "1") as processes:
+        wait_until(lambda: len(list(tmp_path.glob("* of 2"))) == 2, 60, "both at work")
+        processes[1].kill()
+        (tmp_path / "lost").touch()
+        assert processes[0].wait(60) == 0 and (tmp_path / "0 of 1").exists()
 
 
 def test_silent_first_host(network: Network, tmp_path: Path) -> None:

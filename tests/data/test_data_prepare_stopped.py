@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,11 @@ import pytest
 from web_faults import serving, stall
 
 from glomo_dist.data import (
+    ShardIndex,
     prepare_text,
 )
 from glomo_dist.data.preparing.parallel import ordered_map
+from glomo_dist.data.shards.writing import ShardFolder
 from glomo_dist.runtime.errors import DataError, GlomoError
 
 
@@ -105,5 +108,37 @@ def test_full_disk_in_the_middle(
     before = sorted(tmp_path.iterdir())
     monkeypatch.setattr(f"glomo_dist.data.{name}", full)
     with pytest.raises(GlomoError, match=r"cannot write .*out: No space left on device\. Free space"):
+        prepare_text([corpus], tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_is_put_aside_cannot_be_deleted(
+    corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tidy(*_: object) -> None:
+        """As a program does that clears large files away."""
+        for path in tmp_path.glob(".*.tmp/*"):
+            if path.stat().st_size > 1000:
+                path.unlink()
+
+    undisturbed = ShardIndex.read(prepare_text([corpus], tmp_path / "undisturbed"))
+    monkeypatch.setattr("glomo_dist.data.prepare.uncut", tidy)
+    assert ShardIndex.read(prepare_text([corpus], tmp_path / "out")).fingerprint == undisturbed.fingerprint
+
+
+@pytest.mark.parametrize("name", ["add", "close"])
+def test_a_folder_that_is_deleted_while_it_is_written(
+    name: str, corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = getattr(ShardFolder, name)
+
+    def tidy(*arguments: object) -> None:
+        for folder in tmp_path.glob(".*.tmp"):
+            shutil.rmtree(folder)
+        method(*arguments)
+
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(ShardFolder, name, tidy)
+    with pytest.raises(GlomoError, match=r"cannot write .*out: something deleted it meanwhile\. Run the"):
         prepare_text([corpus], tmp_path / "out")
     assert sorted(tmp_path.iterdir()) == before

@@ -82,6 +82,16 @@ def test_a_result_that_is_none_runs_again_and_does_not_stay(tmp_path, marks):
     )
 
 
+def test_a_result_of_which_a_digit_changed_runs_again(tmp_path, marks):
+    out = tmp_path / "out"
+    evaluate([job("double", marks, 21)], evaluate_jobs.run, out, InProcess())
+    result = job_folder(out, "double-21") / "result.json"
+    written = result.read_text()
+    result.write_text(written.replace("42", "43"))
+    assert evaluate([job("double", marks, 21)], evaluate_jobs.run, out, InProcess()).finished == 1
+    assert result.read_text() == written
+
+
 def test_results_that_the_new_plan_leaves_out_are_counted_before_it_is_written(tmp_path, marks, capfd):
     out = tmp_path / "out"
     jobs = [job("double", marks, 1), job("double", marks, 2), job("raise", marks)]
@@ -132,6 +142,15 @@ def test_an_evaluation_that_ended_before_its_plan_was_written(tmp_path, marks):
         evaluate([job("double", marks)], evaluate_jobs.run, tmp_path, InProcess())
     marks.rmdir()
     assert evaluate([job("no_json", tmp_path)], evaluate_jobs.run, tmp_path, InProcess()).failed
+
+
+def test_a_plan_that_is_lost_costs_no_result(tmp_path, marks):
+    out = tmp_path / "out"
+    evaluate([job("double", marks, 1)], evaluate_jobs.run, out, InProcess())
+    written = (out / "plan.json").read_bytes()
+    (out / "plan.json").unlink()
+    assert evaluate([job("double", marks, 1)], evaluate_jobs.run, out, InProcess()).finished_before == 1
+    assert (out / "plan.json").read_bytes() == written
 
 
 def test_two_programs_in_one_folder_are_refused(tmp_path, marks):

@@ -185,6 +185,11 @@ def swapped(name):
         (shifted("forward.weights", np.inf), "a forward weight is negative or not"),
         (shifted("backward.weights", -1), "a backward weight is negative or not"),
         (lambda arrays: arrays["forward.weights"].__imul__(3), "a forward weight is .* above 1"),
+        (
+            lambda arrays: arrays["backward.weights"].fill(0.6),
+            "the weights of a backward row sum to more than 1",
+        ),
+        (lambda arrays: arrays["backward.weights"].__imul__(0.1), ""),
         (lambda arrays: arrays.pop("forward.edges"), r"expected forward\.edges int64 \[n\], there are none"),
         (
             lambda arrays: arrays.update({"units": arrays["units"].astype(np.int32)}),
@@ -227,3 +232,14 @@ def test_an_index_that_is_cut_off(tmp_path):
         GraphStore.open(tmp_path / "store")
     export(tmp_path / "store")
     assert path.read_bytes() == whole
+
+
+def test_settings_that_are_damaged(tmp_path):
+    """The same message when the store is opened and when the export goes on."""
+    export(tmp_path / "store")
+    (tmp_path / "store" / "settings.json").write_bytes(b"")
+    for use in (GraphStore.open, export):
+        with pytest.raises(
+            GraphStoreError, match=r"settings\.json, line 1: not valid JSON .* Delete the folder and"
+        ):
+            use(tmp_path / "store")

@@ -8,6 +8,7 @@ import http.server
 import json
 import tarfile
 import threading
+import time
 import zipfile
 
 import fsspec
@@ -22,7 +23,6 @@ from web_faults import serving
 from glomo_dist.data.preparing.sources import documents
 from glomo_dist.data.storage import patience
 from glomo_dist.runtime.errors import DataError
-from glomo_dist.transfer.datasets import sources
 from glomo_dist.transfer.datasets.sources import address_parts, joined
 from glomo_dist.transfer.features.word_vectors import WordVectors
 from glomo_dist.transfer.registry import get_task
@@ -75,9 +75,9 @@ def test_a_server_in_trouble_drops_no_optional_file(tmp_path, web, monkeypatch, 
     source = f"{web.address}/race"
     web.codes = {"race_train_extra.jsonl": [503], "race_train_middle.jsonl": [500]}
     assert get_task("race").load(source, None).fingerprint == local.fingerprint
-    monkeypatch.setattr(sources, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(patience, "WAITS", (0.01,) * 5)
     web.codes = {"race_train_extra.jsonl": [503] * 9}
-    with pytest.raises(DataError, match=r"race_train_extra\.jsonl cannot be read: .*503"):
+    with pytest.raises(DataError, match=r"race_train_extra\.jsonl cannot be read: .*503.*\(6 tries\)"):
         get_task("race").load(source, None)
     # a bucket that may not be listed says 403 for what it does not have
     capsys.readouterr()
@@ -127,9 +127,12 @@ def test_no_file_of_a_pattern_is_left_out_by_a_server_in_trouble(tmp_path, web, 
 
 
 def test_a_server_that_is_not_there(monkeypatch):
-    monkeypatch.setattr(sources, "RETRY_SECONDS", 0.1)
+    """Whether it has a file is asked as the file itself is: a host that never answered is not waited for."""
+    monkeypatch.setattr(patience, "_reached", set())
+    began = time.monotonic()
     with pytest.raises(DataError, match=r"http://127\.0\.0\.1:9/x/train\.tsv cannot be read"):
         get_task("sst2").load("http://127.0.0.1:9/x", None)
+    assert time.monotonic() - began < 5
 
 
 def write_imdb(folder):

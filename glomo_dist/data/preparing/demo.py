@@ -16,7 +16,7 @@ import re
 import sysconfig
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,8 +61,8 @@ class Docstring(NamedTuple):
     file: str
 
 
-def write_demo_corpus(folder: str | Path) -> Path:
-    """Write into the new folder `folder`, and return it:
+def write_demo_corpus(folder: str | Path, beside: Mapping[str, bytes] | None = None) -> Path:
+    """Write into the new folder `folder`, with the files `beside`, and return it:
 
     text.jsonl        rows {"text", "module"}: for pretraining
     docstrings.jsonl  rows {"text", "label", "split"}: which package is a docstring from? (see `docstring_task_rows`)
@@ -76,7 +76,7 @@ def write_demo_corpus(folder: str | Path) -> Path:
     held_out = {_opening(row["source_text"]) for row in rows if row["split"] != "train"}
     corpus = [{"text": text, "module": "pydoc_data"} for text in topics()]
     corpus += [{"text": d.text, "module": d.module} for d in found if _opening(d.text) not in held_out]
-    with new_folder(folder) as temporary:
+    with new_folder(folder, beside=beside) as temporary:
         _write_lines(temporary / "text.jsonl", corpus)
         shown = [{key: row[key] for key in ("text", "label", "split")} for row in rows]
         _write_lines(temporary / "docstrings.jsonl", shown)

@@ -12,6 +12,7 @@ from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -109,35 +110,34 @@ class Numbering:
 
 
 class Spool:
-    """Documents of provisional ids on disk: written once, then read in order."""
+    """Documents of provisional ids on disk: written once, then read in order.
 
-    def __init__(self, path: Path) -> None:
+    In files without a name, which nobody else deletes or cuts meanwhile, and which end with the process.
+    """
+
+    def __init__(self, folder: Path) -> None:
         self.samples = 0
-        self._ids_path, self._meta_path = path.with_suffix(".ids"), path.with_suffix(".jsonl")
-        self._ids = open(self._ids_path, "wb")  # noqa: SIM115 - closed by finish
-        self._meta = open(self._meta_path, "w", encoding="utf-8")  # noqa: SIM115 - closed by finish
+        self._ids = TemporaryFile(dir=folder)  # noqa: SIM115 - closed by close
+        self._meta = TemporaryFile("w+", encoding="utf-8", dir=folder)  # noqa: SIM115 - closed by close
 
     def add(self, ids: np.ndarray, origin: Origin) -> None:
         self._ids.write(ids.tobytes())
         self._meta.write(json.dumps([len(ids), origin.source, origin.row]) + "\n")
         self.samples += 1
 
-    def finish(self) -> None:
-        self._ids.close()
-        self._meta.close()
-
     def blocks(self) -> Iterator[np.ndarray]:
         """All ids, int32, a million at a time."""
-        with open(self._ids_path, "rb") as f:
-            while block := f.read(4 * _SPOOL_BLOCK):
-                yield np.frombuffer(block, np.int32)
+        self._ids.seek(0)
+        while block := self._ids.read(4 * _SPOOL_BLOCK):
+            yield np.frombuffer(block, np.int32)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-        with open(self._ids_path, "rb") as ids, open(self._meta_path, encoding="utf-8") as meta:
-            for line in meta:
-                length, source, row = json.loads(line)
-                yield np.frombuffer(ids.read(4 * length), np.int32), {"source": source, "row": row}
+        self._ids.seek(0)
+        self._meta.seek(0)
+        for line in self._meta:
+            length, source, row = json.loads(line)
+            yield np.frombuffer(self._ids.read(4 * length), np.int32), {"source": source, "row": row}
 
-    def delete(self) -> None:
-        self._ids_path.unlink()
-        self._meta_path.unlink()
+    def close(self) -> None:
+        self._ids.close()
+        self._meta.close()

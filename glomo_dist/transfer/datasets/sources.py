@@ -14,12 +14,11 @@ from fsspec.implementations.tar import TarFileSystem
 from glomo_dist.data.storage.files import PACKED, InputFile, find_files
 from glomo_dist.data.storage.packed import open_seekable
 from glomo_dist.data.storage.patience import insist
-from glomo_dist.data.storage.places import Address, attempts, open_place
+from glomo_dist.data.storage.places import Address, open_place
 from glomo_dist.data.storage.remote import file_system, over_http
 from glomo_dist.runtime.errors import DataError, describe
 from glomo_dist.runtime.progress import bar, say
 
-RETRY_SECONDS = 20.0  # how long a server in trouble is asked again whether it has a file
 BAR_SECONDS = 5.0  # after which the reading of a folder of texts shows how far it is
 STAR = "*"
 _STARS = "[0-9]{5}(?:-[0-9a-f]{16})?|-[0-9a-f]{16}|"  # what a star in a name may be
@@ -204,11 +203,10 @@ def _exists(fs: Any, path: str) -> bool | None:
         except (FileNotFoundError, NotADirectoryError):
             return False
         return True
-    address = Address(path)
 
-    def attempt(until: float) -> bool | None:
+    def attempt() -> bool | None:
         try:
-            open_place(address).close()
+            open_place(Address(path)).close()
         except FileNotFoundError:
             return False
         except Exception as e:
@@ -217,7 +215,12 @@ def _exists(fs: Any, path: str) -> bool | None:
             raise
         return True
 
-    return attempts(attempt, address, RETRY_SECONDS)
+    try:
+        return insist(attempt, path)
+    except DataError:
+        raise
+    except Exception as e:  # a file system driver may raise anything
+        raise DataError(f"{path} cannot be read: {describe(e)}.") from e
 
 
 def require(source: str | None, candidates: tuple[str, ...], task: str) -> str:
