@@ -27,13 +27,7 @@ from glomo_dist.runtime.config import check_least
 from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError
 from glomo_dist.runtime.files import remove_leftovers, write_bytes, writing
 from glomo_dist.runtime.fingerprint import code_version
-from glomo_dist.runtime.json_files import (
-    json_bytes,
-    read_json,
-    with_checksum,
-    without_checksum,
-    write_json,
-)
+from glomo_dist.runtime.json_files import json_bytes, read_json, write_json
 from glomo_dist.runtime.processes import usable_cores
 from glomo_dist.runtime.secrets import shown, shown_in
 
@@ -104,10 +98,7 @@ def read_object(path: Path) -> object:
     value = read_json(path)
     if not isinstance(value, dict):
         raise DataError(f"{path}: expected an object, got {type(value).__name__}.")
-    content, changed = without_checksum(value)
-    if changed:
-        raise DataError(f"{path}: {changed}. The file is damaged. Delete it and evaluate again.")
-    return content
+    return value
 
 
 def is_finished(out: str | Path, id: str, read: Callable[[Path], object] = read_object) -> bool:
@@ -143,7 +134,7 @@ def attempt(run: Run, job: Job, out: str | Path, *, capture: bool = False) -> Ou
             )
             with _captured(folder / LOG) if capture else contextlib.nullcontext(), _threads(job.cores):
                 try:
-                    result = json_bytes(with_checksum(_result(run(job.work))))
+                    result = json_bytes(_result(run(job.work)))
                 except (Exception, SystemExit) as e:
                     trace = shown(_printable(traceback.format_exc()))
                     if capture:

@@ -8,9 +8,6 @@ from typing import Any
 
 from glomo_dist.runtime.errors import DataError, describe
 from glomo_dist.runtime.files import ADVICE, write_bytes
-from glomo_dist.runtime.fingerprint import fingerprint
-
-_CHECKSUM = "checksum"
 
 
 def write_json(path: str | Path, value: Any, more: str = ADVICE) -> None:
@@ -20,23 +17,6 @@ def write_json(path: str | Path, value: Any, more: str = ADVICE) -> None:
 def json_bytes(value: Any) -> bytes:
     """In UTF-8. A surrogate, as in the name of a file that is not UTF-8, is escaped, and is read back as it was."""
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
-
-
-def with_checksum(value: dict[Any, Any]) -> dict[str, Any]:
-    """`value` as it will be read, and a checksum over it: a digit that became another on the disk is JSON too."""
-    plain = json.loads(json.dumps(value))  # keys become text, tuples lists
-    return {**plain, _CHECKSUM: fingerprint(plain)}
-
-
-def without_checksum(value: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """What `with_checksum` was given, and what is wrong with it: None, also for a file of before there were any."""
-    content = {key: part for key, part in value.items() if key != _CHECKSUM}
-    if value.get(_CHECKSUM, fingerprint(content)) == fingerprint(content):
-        return content, None
-    return (
-        content,
-        f"checksum {fingerprint(content)}, expected {value[_CHECKSUM]}: it is not as it was written",
-    )
 
 
 def read_json(path: str | Path, *, keys_once: bool = False) -> Any:

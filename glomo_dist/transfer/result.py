@@ -111,20 +111,19 @@ class Result:
             )
 
     def write(self, path: str | Path) -> None:
-        json_files.write_json(path, json_files.with_checksum(config.to_dict(self)))
+        json_files.write_json(path, config.to_dict(self))
 
     @classmethod
     def read(cls, path: str | Path) -> Result:
         """The result at `path`.
 
-        Raises DataError if it is missing, no result, of another version, with values that none can have or that are
-        not those written, ConfigError for wrong keys.
+        Raises DataError if it is missing, no result, of another version or with values that none can have,
+        ConfigError for wrong keys.
         """
         again = "Delete the result and evaluate again."
         values = check_format(json_files.read_json(path), FORMAT, VERSION, path, "a result file", again=again)
-        fields, changed = json_files.without_checksum(values)
-        result = config.from_dict(cls, fields, str(path))
-        if wrong := result._wrong() or changed:
+        result = config.from_dict(cls, values, str(path))
+        if wrong := result._wrong():
             raise DataError(f"{path}: {wrong}. The file is damaged. {again}")
         return result
 

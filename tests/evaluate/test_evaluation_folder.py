@@ -82,16 +82,6 @@ def test_a_result_that_is_none_runs_again_and_does_not_stay(tmp_path, marks):
     )
 
 
-def test_a_result_of_which_a_digit_changed_runs_again(tmp_path, marks):
-    out = tmp_path / "out"
-    evaluate([job("double", marks, 21)], evaluate_jobs.run, out, InProcess())
-    result = job_folder(out, "double-21") / "result.json"
-    written = result.read_text()
-    result.write_text(written.replace("42", "43"))
-    assert evaluate([job("double", marks, 21)], evaluate_jobs.run, out, InProcess()).finished == 1
-    assert result.read_text() == written
-
-
 def test_results_that_the_new_plan_leaves_out_are_counted_before_it_is_written(tmp_path, marks, capfd):
     out = tmp_path / "out"
     jobs = [job("double", marks, 1), job("double", marks, 2), job("raise", marks)]
