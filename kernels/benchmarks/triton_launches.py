@@ -48,8 +48,8 @@ def _record(request: Request) -> list[tuple[Any, Any, dict[str, Any]]]:
     topk = torch.empty(2, dtype=torch.int64, device="meta") if request.kind == "topk" else None
     norm = torch.empty(2, 8, 2048, device="meta")
     live = torch.empty(live_shape(q, k), dtype=torch.uint8, device="meta")
-    triton_impl.forward(q, k, v, theta, spans, topk, request.kind, request.stats, False)
-    triton_impl.backward(v, q, k, v, theta, spans, topk, v, norm, live, norm, request.kind)
+    triton_impl.forward(q, k, v, theta, spans, topk, request.kind, request.stats, "nothing")
+    triton_impl.backward(v, q, k, v, theta, spans, topk, v, norm, live, norm, request.kind, "nothing")
     return launches
 
 
