@@ -8,6 +8,7 @@ names one backend, which then runs or raises: nothing falls back silently.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import os
@@ -45,6 +46,7 @@ class BackendUnavailable(RuntimeError):
     """The forced backend, or every backend, refuses the input; the message lists each with its reason."""
 
 
+@functools.cache
 def _module(op: str, backend: Backend) -> ModuleType:
     return importlib.import_module(f"glomo_kernels.{op}.{backend.module}")
 
@@ -96,5 +98,7 @@ def run(op: str, step: str, device: torch.device, chosen_by: tuple[Any, ...], *a
     Autocast would otherwise reach into the op and turn its float32 products into bfloat16 ones.
     """
     function = getattr(pick(op, *chosen_by), step)
+    if not torch.is_autocast_enabled(device.type):
+        return function(*arguments)
     with torch.autocast(device.type, enabled=False):
         return function(*arguments)

@@ -22,21 +22,23 @@ def make_spans(
     segments: Tensor | None = None,
 ) -> Tensor:
     """spans [B, Tq, 2] int64 from lengths [B], the direction rule, positions [B, Tq] (None: 0..T-1), segments."""
+    everywhere = positions is None and lengths is None  # no row is padding
     if positions is None:
-        positions = torch.arange(columns, device=device).expand(batch, columns)
-    if lengths is None:
-        real_end = torch.full_like(positions, columns)
-    else:
+        positions = torch.arange(columns, device=device)[None]
+    real_end = torch.full_like(positions, columns)
+    if lengths is not None:
         # On a device nobody looks at the values before; kernels do not look behind the last column.
-        real_end = lengths.clamp(max=columns)[:, None].expand_as(positions)
-    begin = torch.zeros_like(positions)
+        real_end = lengths.clamp(max=columns)[:, None].expand(batch, positions.shape[1])
     end = positions if causal else real_end
+    begin = torch.zeros_like(end)
     if segments is not None:
+        each = positions.expand(batch, positions.shape[1])
         first, behind = documents(segments)
-        begin = first.gather(1, positions)
-        end = torch.minimum(end, behind.gather(1, positions))
-    real = positions < real_end
-    return torch.stack([torch.where(real, begin, 0), torch.where(real, end, 0)], dim=-1)
+        begin, end = first.gather(1, each), torch.minimum(end, behind.gather(1, each))
+    spans = torch.stack([begin, end], dim=-1)
+    if not everywhere:
+        spans = spans * (positions < real_end)[..., None]  # 0, 0 for padding
+    return spans.expand(batch, *spans.shape[1:]).contiguous()
 
 
 def documents(segments: Tensor) -> tuple[Tensor, Tensor]:

@@ -70,6 +70,39 @@ def test_export_with_any_number_of_units(module):
         torch.testing.assert_close(exported.module()(*arguments), module(*arguments))
 
 
+class Layer(torch.nn.Module):
+    """Parameters, so that the op has a backward pass to keep something for."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = (torch.nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x):
+        return affinity_mix(self.q(x)[:, None], self.k(x)[:, None], self.v(x)[:, None])
+
+
+def test_export_of_a_layer_with_parameters_and_any_number_of_units():
+    layer, units = Layer(), torch.export.Dim("units", min=65, max=4096)
+    exported = torch.export.export(layer, (torch.randn(2, 130, 4),), dynamic_shapes=({1: units},)).module()
+    for n in (65, 900):  # more is kept of the one than of the other
+        x = torch.randn(2, n, 4)
+        torch.testing.assert_close(exported(x), layer(x))
+
+
+@pytest.mark.parametrize("dynamic", [True, None])
+def test_compiled_layers_learn_from_any_number_of_units(dynamic):
+    """None: sizes vary from the second call on that has others."""
+    layer = Layer()
+    compiled = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for n in (9, 40, 200, 900, 1):
+        x = torch.randn(2, n, 4)
+        grads = [
+            torch.autograd.grad(module(x).square().sum(), list(layer.parameters()))
+            for module in (compiled, layer)
+        ]
+        torch.testing.assert_close(*grads)
+
+
 def test_export_with_any_number_of_samples():
     class Packed(torch.nn.Module):
         def forward(self, q, segments):

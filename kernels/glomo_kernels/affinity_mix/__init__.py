@@ -110,9 +110,12 @@ def affinity_mix(
 def _keep(q: Tensor, k: Tensor, v: Tensor) -> str:
     """What is worth its memory for the backward pass, one of KEEP: on a CPU, where arithmetic is dear, the scores if
     they take no more than q, k, v, and a bit for each of them if that takes no more than 3/8 of these."""
-    if q.device.type != "cpu":
+    if q.device.type != "cpu" or torch.compiler.is_exporting():  # a choice would bind the sizes that may vary
         return "nothing"
-    size, itemsize = q.nbytes + k.nbytes + v.nbytes, compute_dtype(q).itemsize
+    size = sum(
+        x.numel() * x.itemsize for x in (q, k, v)
+    )  # not nbytes: torch.compile has none of sizes that vary
+    itemsize = compute_dtype(q).itemsize
     if kept_size(q, k, "roots") * itemsize <= size:
         return "roots"
     return "edges" if 8 * kept_size(q, k, "edges") * itemsize <= 3 * size else "nothing"
