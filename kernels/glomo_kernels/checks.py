@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glomo_kernels import autocast
+
 KINDS = ("relu", "square", "topk", "softmax")
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FLOATING_NAMES = "floating point (float16, bfloat16, float32 or float64)"
@@ -43,10 +45,10 @@ def alike(*tensors: Tensor) -> tuple[Tensor, ...]:
     dtypes = {getattr(x, "dtype", None) for x in tensors}
     if len(dtypes) == 1 or not dtypes <= {torch.float16, torch.bfloat16, torch.float32}:
         return tensors
-    device = tensors[0].device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    device = tensors[0].device
+    if not autocast.enabled(device):
         return tensors
-    return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
+    return tuple(x.to(torch.get_autocast_dtype(device.type)) for x in tensors)
 
 
 def check_whole(op: str, name: str, value: Any, expected: str = "a whole number", low: int = -(2**63)) -> int:

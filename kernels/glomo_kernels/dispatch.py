@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from glomo_kernels import autocast
+
 log = logging.getLogger("glomo_kernels")
 
 
@@ -93,12 +95,7 @@ def backends(op: str) -> dict[str, str | None]:
 
 
 def run(op: str, step: str, device: torch.device, chosen_by: tuple[Any, ...], *arguments: Any) -> Any:
-    """Call `forward` or `backward` of the backend that takes `chosen_by`, with autocast off.
-
-    Autocast would otherwise reach into the op and turn its float32 products into bfloat16 ones.
-    """
+    """Call `forward` or `backward` of the backend that takes `chosen_by`, with autocast off."""
     function = getattr(pick(op, *chosen_by), step)
-    if not torch.is_autocast_enabled(device.type):
-        return function(*arguments)
-    with torch.autocast(device.type, enabled=False):
+    with autocast.off(device):
         return function(*arguments)

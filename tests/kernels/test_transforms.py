@@ -150,7 +150,10 @@ def test_forward_mode_is_refused_without_the_python_code_around_the_op(how):
     def jvp(x):
         return torch.func.jvp(lambda x: module(x, lengths), (x,), (ones,))[1]
 
-    with pytest.raises(RuntimeError, match="affinity_mix: forward-mode derivatives are not implemented"):
+    # torch 2.14 refuses dual tensors to compiled code by itself
+    with pytest.raises(
+        RuntimeError, match=r"affinity_mix: forward-mode derivatives are not|carry a forward-mode"
+    ):
         if how == "compiled":
             torch.compile(jvp, fullgraph=True, backend="aot_eager")(x)
         elif how == "exported":

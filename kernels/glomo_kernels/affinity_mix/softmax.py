@@ -5,10 +5,10 @@ It has no backend of ours to choose: PyTorch picks its kernel by device, dtype a
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glomo_kernels import autocast
 from glomo_kernels.scores import softmax_scale
 from glomo_kernels.spans import outside
 
@@ -33,7 +33,7 @@ def mix(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, *, order: str | None) ->
     elif order is None:
         # an empty row looks at everything here and is set to 0 below: no kernel has to divide 0 by 0
         mask = ~outside(spans, k.shape[2]) | empty
-    with torch.autocast(q.device.type, enabled=False):
+    with autocast.off(q.device):
         mixed = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=order == "causal", scale=softmax_scale(width)
         )

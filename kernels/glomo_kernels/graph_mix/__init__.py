@@ -1,12 +1,11 @@
 """graph_mix: a weighted sum of many sparse graphs, applied to features without ever being formed."""
 
-import contextlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from glomo_kernels import checks, graph_checks
+from glomo_kernels import autocast, checks, graph_checks
 from glomo_kernels.dispatch import run
 from glomo_kernels.graph import SparseGraph
 from glomo_kernels.registration import operator
@@ -54,9 +53,7 @@ def graph_mix(graph: SparseGraph, weights: Tensor, features: Tensor, *, heads: i
     if heads is None or components == heads:
         mixed: Tensor = _mix(*edges, components, 0, weights, features)
         return mixed
-    kind = features.device.type
-    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    with torch.autocast(kind, enabled=False) if autocast else contextlib.nullcontext():
+    with autocast.off(features.device):
         return _with_products(graph, weights, features, heads)  # the sums between the ops are float32 too
 
 
