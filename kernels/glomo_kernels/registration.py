@@ -12,9 +12,18 @@ from typing import Any
 import torch
 from torch._C import _AutoDispatchBelowAutograd
 from torch._C import _functorch as functorch
+from torch._C._dynamo import eval_frame
 from torch.autograd import forward_ad
 
 _LIBRARY: Any = torch.library.Library("glomo", "DEF")  # type: ignore[no-untyped-call]
+
+
+def _unseen(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that the dispatcher or autograd calls, with all that it calls, runs as it is: torch.compile would
+    look into it where it gives up on the code around the op, and take a backend to pieces."""
+    skip = eval_frame._FrameAction.SKIP
+    eval_frame.set_code_exec_strategy(function.__code__, eval_frame._FrameExecStrategy(skip, skip))
+    return function
 
 
 class Operator:
@@ -27,7 +36,7 @@ class Operator:
         self.name = name
         schema = torch.library.infer_schema(function, mutates_args=(), op_name=name)
         _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        _LIBRARY.impl(name, _unseen(function), "CompositeExplicitAutograd")
         self.overload = getattr(torch.ops.glomo, name).default
         torch.library.register_vmap(f"glomo::{name}", self._refuse_vmap, lib=_LIBRARY)
 
@@ -101,25 +110,29 @@ class Operator:
             with _AutoDispatchBelowAutograd():
                 return overload.redispatch(keyset & below, *arguments)
 
-        class Differentiable(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx: Any, *arguments: Any) -> Any:  # the keyset is the last of them
-                inputs = arguments[:-1]
-                result = compute(arguments[-1], inputs)
-                if setup is not None:
-                    setup(ctx, inputs, result)
-                return result
+        def forward(ctx: Any, *arguments: Any) -> Any:  # the keyset is the last of them
+            inputs = arguments[:-1]
+            result = compute(arguments[-1], inputs)
+            if setup is not None:
+                setup(ctx, inputs, result)
+            return result
 
-            @staticmethod
-            def backward(ctx: Any, *grads: Any) -> Any:
-                return *backward(ctx, *grads), None
+        @_unseen
+        def backward_of_all(ctx: Any, *grads: Any) -> Any:
+            return *backward(ctx, *grads), None
 
+        # A profiler, grad_fn and anomaly detection show the name.
+        name = self.name.title().replace("_", "")
+        methods = {"forward": staticmethod(forward), "backward": staticmethod(backward_of_all)}
+        differentiable: Any = type(name, (torch.autograd.Function,), methods)
+
+        @_unseen
         def refusing(keyset: Any, *arguments: Any) -> Any:
             self._refuse_transforms()
             if forward_ad._current_level >= 0:
                 self._refuse_tangents(arguments)
             if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
-                return Differentiable.apply(*arguments, keyset)  # type: ignore[no-untyped-call]
+                return differentiable.apply(*arguments, keyset)
             return compute(keyset, arguments)
 
         _LIBRARY.impl(self.name, refusing, "Autograd", with_keyset=True)

@@ -43,8 +43,6 @@ def affinity_graph(
     if k.shape != q.shape:
         raise ValueError(f"{OP}: k must be {checks.shape(q)} like q, got {checks.shape(k)}")
     batch, heads, units, _ = q.shape
-    if units >= 2**31:
-        raise ValueError(f"{OP}: T must be below 2^31 (columns are int32), got {units}")
     kept = 0
     if keep is not None:
         kept = checks.check_whole(OP, "keep", keep, "a whole number from 1 on, or None for all edges", low=1)
@@ -72,6 +70,8 @@ def _forward(
     renormalise: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(weights, offsets, columns); keep = 0 keeps every edge."""
+    if q.shape[2] >= 2**31:  # here, as a comparison while tracing would bind sizes that may vary
+        raise ValueError(f"{OP}: T must be below 2^31 (columns are int32), got {q.shape[2]}")
     arguments = (q, k, theta, spans, topk, kind, keep, renormalise)
     result: tuple[Tensor, Tensor, Tensor] = run(OP, "forward", q.device, arguments, *arguments)
     return result

@@ -1,0 +1,61 @@
+"""What the ops are to PyTorch's tools: the compiler, export, profilers."""
+
+import pytest
+import torch
+from glomo_kernels import affinity_graph, affinity_mix, decoder_loss, graph_mix
+
+
+def _graph_of(x):
+    return affinity_graph(x, x).detach()
+
+
+OPS = {
+    "AffinityMix": lambda x: affinity_mix(x, x, x),
+    "AffinityGraph": lambda x: affinity_graph(x, x).weights,
+    "GraphMix": lambda x: graph_mix(_graph_of(x), torch.ones(2), x[:, 0]),
+    "DecoderLoss": lambda x: decoder_loss(x[0, 0], x[0, 1], torch.arange(5), reduction="sum"),
+}
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_the_name_of_the_op_is_in_its_gradient(name):
+    """By which anomaly detection and profilers tell the ops apart."""
+    assert OPS[name](torch.randn(1, 2, 5, 4, requires_grad=True)).grad_fn.name() == f"{name}Backward"
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+@pytest.mark.parametrize("name", OPS)
+def test_the_compiler_does_not_take_a_backward_pass_to_pieces(name, backend, monkeypatch):
+    """It gives up on `backward`, and would go on with the Python functions that this calls."""
+    if backend == "cpp":
+        pytest.importorskip("glomo_kernels._cpu")
+    monkeypatch.setenv("GLOMO_KERNELS", backend)
+    compiled = []
+
+    def record(graph, example):
+        compiled.append(graph)
+        return graph.forward
+
+    loss = OPS[name](torch.randn(1, 2, 5, 4, requires_grad=True)).sum()
+    torch.compile(lambda loss: loss.backward(), backend=record)(loss)
+    assert not compiled
+
+
+class Layer(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weights = torch.nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        units = x.view(*x.shape[:2], 4, 4).transpose(1, 2)
+        return graph_mix(affinity_graph(units, units).detach(), self.weights, x)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_export_with_sizes_that_have_no_upper_bound(strict):
+    layer, units = Layer(), torch.export.Dim("units", min=65)
+    exported = torch.export.export(
+        layer, (torch.randn(2, 70, 16),), dynamic_shapes=({1: units},), strict=strict
+    )
+    x = torch.randn(2, 90, 16)
+    torch.testing.assert_close(exported.module()(x), layer(x))
