@@ -59,3 +59,12 @@ def test_export_with_sizes_that_have_no_upper_bound(strict):
     )
     x = torch.randn(2, 90, 16)
     torch.testing.assert_close(exported.module()(x), layer(x))
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_compiled_autograd_takes_the_backward_pass_whole(name):
+    x = torch.randn(1, 2, 5, 4, requires_grad=True)
+    (expected,) = torch.autograd.grad(OPS[name](x).square().sum(), x)
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager", fullgraph=True)):
+        OPS[name](x).square().sum().backward()
+    torch.testing.assert_close(x.grad, expected)

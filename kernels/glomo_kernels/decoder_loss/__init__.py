@@ -129,6 +129,8 @@ def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 def _used_once(grad: Tensor) -> bool:
     """Whether the backward pass that runs frees what it uses, so that saved tensors may be overwritten."""
+    if torch.compiler.is_compiling():  # by compiled autograd, which cannot tell
+        return False
     kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     # Of a batch of gradients (is_grads_batched) each needs them.
     plain = type(grad) is Tensor and "Batched" not in str(torch._C._dispatch_keys(grad))
