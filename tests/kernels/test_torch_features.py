@@ -68,3 +68,17 @@ def test_compiled_autograd_takes_the_backward_pass_whole(name):
     with torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager", fullgraph=True)):
         OPS[name](x).square().sum().backward()
     torch.testing.assert_close(x.grad, expected)
+
+
+def test_autocast_within_a_compiled_function():
+    """torch 2.11's compiler knows fewer of the questions that one can ask about autocast."""
+    x, features = torch.randn(1, 2, 5, 4), torch.randn(1, 5, 4)
+
+    def both(x, features):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mixed = affinity_mix(x.bfloat16(), x, x)
+            return mixed, graph_mix(_graph_of(x), torch.ones(3), features, heads=1)
+
+    torch.testing.assert_close(
+        torch.compile(both, backend="aot_eager", fullgraph=True)(x, features), both(x, features)
+    )
