@@ -10,7 +10,7 @@ import pytest
 import torch
 from cli_samples import Capture, run
 
-from glomo_dist.data.tokenizers.text import WordTokenizer
+from glomo_dist.data import WordTokenizer, between_spaces
 from glomo_dist.model import Glomo, GlomoConfig, save_model
 from glomo_dist.transfer import FinetuneJob, Row, finetune, get_task, text_data
 from glomo_dist.transfer.registry import TASKS
@@ -87,7 +87,7 @@ def test_a_tag_for_each_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
 
 def test_texts_are_cut_as_the_task_says() -> None:
     rows = {split: [Row({"text": "un ##seen"}, 0, "row 0")] for split in ("train", "dev", "test")}
-    data = text_data("cut", rows, ("a",), None, filled=("text",), cut=str.split)
+    data = text_data("cut", rows, ("a",), None, filled=("text",), cut=between_spaces)
     assert data.splits["test"].columns["text"].values == [["un", "##seen"]]
 
 

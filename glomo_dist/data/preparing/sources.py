@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from glomo_dist.data.storage.files import InputFile, find_files
 from glomo_dist.data.storage.lines import HALF_PAIR, json_objects, numbered_lines
 from glomo_dist.data.storage.parquet import parquet_rows
-from glomo_dist.data.tokenizers.text import lower_case, tokenize
+from glomo_dist.data.tokenizers.text import between_spaces, tokenize
 from glomo_dist.runtime.errors import ConfigError, DataError, suggest
 
 Split = Literal["file", "paragraph", "line"]
@@ -32,7 +32,7 @@ class Document:
 
     def words(self) -> Iterator[str]:
         """Units of the text; in a tokenised file they are what stands between the spaces."""
-        cut = _between_spaces if self.tokenised else tokenize
+        cut = between_spaces if self.tokenised else tokenize
         return itertools.chain.from_iterable(map(cut, _pieces(self.text)))
 
 
@@ -46,13 +46,8 @@ def _pieces(text: str) -> Iterator[str]:
         start = end
 
 
-def _between_spaces(text: str) -> list[str]:
-    return [_ESCAPED.sub(r"\1", word) for word in lower_case(text).split()]
-
-
 _PIECE = 1 << 20  # characters
 _SPACE = re.compile(r"\s")
-_ESCAPED = re.compile(r"^@([-,.])@$")  # WikiText writes a hyphen, comma or point inside a word this way
 _ARTICLE = re.compile(r"^= (?!= )(.*\S)(?<! =) =$")
 
 
