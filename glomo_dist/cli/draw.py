@@ -38,6 +38,8 @@ class Draw:
     """Words of a text that are read and drawn."""
     images: int = 4
     """Images that are drawn at most."""
+    tokenised: bool = False
+    """The units of a text are what stands between spaces, as in a .tokens file."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -53,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
     with as_interrupt(STOP_SIGNALS):  # no temporary file stays
         seen = look(
             command.model, command.inputs, command.out, keep=command.keep, random_seed=command.random_seed,
-            max_units=command.max_units, images=command.images,
+            max_units=command.max_units, images=command.images, tokenised=command.tokenised,
         )  # fmt: skip
     print(as_text(seen))
     say(f"graphs: {Path(command.out).resolve()}")

@@ -56,11 +56,11 @@ class Text:
     min_count: Annotated[int | None, _int(MIN_COUNT)] = None
     """Words seen less often become <unk>."""
     tokenizer: str | None = None
-    """A tokenizer.json (or a folder with one) to use instead of counting words: for data a model shall read later."""
+    """The tokenizer.json of other shards (or their folder), used as it is: for data a model shall read later."""
     text_key: str = "text"
     """Key (.jsonl) or column (.parquet) with the text."""
     split: Literal["file", "paragraph", "line"] = "file"
-    """What is one document of a .txt file."""
+    """What is one document of a .txt or .tokens file (file: in .tokens, each article)."""
     max_documents: int | None = None
     """Stop after so many."""
     valid_share: float = 0.0
@@ -93,7 +93,7 @@ class Images:
     channels: Literal[1, 3] | None = None
     """1 (grey) or 3 (colour) to convert to; without it all must be as the first."""
     tokenizer: str | None = None
-    """A tokenizer.json (or a folder with one) whose size, channels and bits are used."""
+    """The tokenizer.json of other shards (or their folder) whose size, channels and bits are used."""
     max_images: int | None = None
     """Stop after so many."""
     shard_mib: int = 64

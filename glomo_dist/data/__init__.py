@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from glomo_dist.data.shards.index import ShardIndex, read_metadata, read_sample
     from glomo_dist.data.storage.places import Address, Place, exists, place
     from glomo_dist.data.tokenizers.pixels import PixelTokenizer
-    from glomo_dist.data.tokenizers.text import WordTokenizer, tokenize
+    from glomo_dist.data.tokenizers.text import WordTokenizer, between_spaces, tokenize
     from glomo_dist.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_json
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "WindowOrder",
     "Windows",
     "WordTokenizer",
+    "between_spaces",
     "exists",
     "load_tokenizer",
     "place",
@@ -66,7 +67,7 @@ __getattr__ = lazy.names(
         "tokenizers.pixels": ("PixelTokenizer",),
         "storage.places": ("Address", "Place", "exists", "place"),
         "prepare": ("prepare_images", "prepare_text"),
-        "tokenizers.text": ("WordTokenizer", "tokenize"),
+        "tokenizers.text": ("WordTokenizer", "between_spaces", "tokenize"),
         "tokenizers.tokenizer": ("Tokenizer", "load_tokenizer", "tokenizer_from_json"),
     },
 )

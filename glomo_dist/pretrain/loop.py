@@ -104,11 +104,17 @@ def train(job: ResolvedRun, ranks: Ranks, claim: run_folder.Claim, clock: Clock,
 
 
 def _stream(config: PretrainConfig, index: ShardIndex, ranks: Ranks, windows: Windows, seed: int) -> Stream:
-    """This rank's share of the batches of `index`."""
-    return Stream(
-        index, window=config.window, windows=windows, seed=seed, global_batch=config.global_batch, rank=ranks.rank,
-        world=ranks.world, reading=config.reading,
-    )  # fmt: skip
+    """This rank's share of the batches of `index`; every rank calls this, and raises the GlomoError of any."""
+    error = None
+    try:
+        stream = Stream(
+            index, window=config.window, windows=windows, seed=seed, global_batch=config.global_batch,
+            rank=ranks.rank, world=ranks.world, reading=config.reading,
+        )  # fmt: skip
+    except GlomoError as e:
+        error = e
+    ranks.agree_on(error)
+    return stream
 
 
 def _steps(

@@ -48,7 +48,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Example:
-    """One test example. label: its class, "" where there are none. units: words, or one image as an array.
+    """One test example. label: its class, "" where it has none, or several. units: words, or one image as an array.
 
     forward, backward: dense graphs [components, T, T], of an image their mean [1, T, T].
     """
@@ -87,7 +87,7 @@ def draw(source: Source, tasks: Mapping[str, Task] = TASKS) -> Drawing:
     units = int(store.units(graphs)[value])
     example = Example(
         number,
-        data.classes[int(split.labels[number])] if data.classes else "",
+        data.classes[int(split.labels[number])] if data.classes and split.labels.ndim == 1 else "",
         inputs[number] if task.unit == "words" else np.asarray(inputs[number]),
         *(dense(graph, min(units, MOST_WORDS)) if task.unit == "words" else averaged(graph)
           for graph in store.batch(graphs, [value])),

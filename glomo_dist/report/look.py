@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from glomo_kernels import SparseGraph
 
 from glomo_dist.data.preparing.images import pictures
 from glomo_dist.data.tokenizers.pixels import PixelTokenizer
-from glomo_dist.data.tokenizers.text import tokenize
+from glomo_dist.data.tokenizers.text import between_spaces, tokenize
 from glomo_dist.graphs.export import require_graph_kernels
 from glomo_dist.report.drawings import Drawing, Example, averaged, dense, drawn
 from glomo_dist.report.names import one_line, ruled
@@ -54,12 +54,13 @@ def look(
     random_seed: int | None = None,
     max_units: int = 60,
     images: int = 4,
+    tokenised: bool = False,
 ) -> list[Seen]:
     """Write the page `out` with the graphs that the predictor in `model` sees in each of the inputs, and return them.
 
     inputs: texts, or of a predictor of pixels what `glomo prepare images` takes; they are brought to its size.
     keep, random_seed: as for `export_task`.  max_units: words of a text; longer ones are cut, as before an export.
-    images: so many at most.
+    images: so many at most.  tokenised: the units of a text are what stands between spaces, as in a .tokens file.
     Raises ConfigError for an input that is no text, DataError for one that is no image.
     """
     out = Path(out)
@@ -70,7 +71,7 @@ def look(
     if isinstance(tokenizer, PixelTokenizer):
         given = itertools.islice(_images(tokenizer, inputs), images)
     else:
-        given = _texts(predictor, inputs, max_units)
+        given = _texts(predictor, inputs, max_units, between_spaces if tokenised else tokenize)
     seen = [_seen(predictor, one, keep) for one in given]
     trained = "" if random_seed is None else f", random parameters of seed {random_seed}"
     kept = "all edges" if keep is None else f"the {counted(keep, 'largest edge')} of a row"
@@ -90,14 +91,16 @@ def as_text(seen: Sequence[Seen]) -> str:
     )
 
 
-def _texts(predictor: Predictor, inputs: Sequence[str], max_units: int) -> Iterator[_Input]:
+def _texts(
+    predictor: Predictor, inputs: Sequence[str], max_units: int, cut: Callable[[str], list[str]]
+) -> Iterator[_Input]:
     for number, text in enumerate(inputs, 1):
         if os.path.isfile(text):
             raise ConfigError(
                 f"{text} is a file, and the predictor in {predictor.folder} one of words. Give the texts "
                 f'themselves, e.g. "$(cat {text})".'
             )
-        words = tokenize(text)
+        words = cut(text)
         if not words:
             raise ConfigError(f"text {number} ({text!r}) has no word in it.")
         notes, units = [], words[:max_units]

@@ -106,7 +106,7 @@ def run(job: FinetuneJob) -> Result:
         best_epoch=curve[best].epoch,
         curve=tuple(curve),
         seconds=time.perf_counter() - began,
-        majority=_majority(data),
+        majority=_majority(data) if task.metric == "accuracy" else None,
         classes=data.classes,
         examples={**{name: len(e.labels) for name, e in inputs.splits.items()}, "train": len(training.train)},
         skipped=data.skipped,
@@ -232,6 +232,12 @@ class _Training:
             predicted = self.model.reader.predict(self.model(columns)).numpy()
             if predictions is None:
                 predictions = np.empty((len(examples.labels), *predicted.shape[1:]), predicted.dtype)
+            if predicted.shape != (expected := (len(chosen), *predictions.shape[1:])):
+                raise ConfigError(
+                    f"task {self.task.name!r}: `predict` of its reader gave {list(predicted.shape)} for a batch, "
+                    f"expected {list(expected)}: an example has as many predictions in a batch of short ones as in "
+                    "any other. Pad them to one length."
+                )
             predictions[chosen] = predicted
             if weight_sums is not None and self.store is not None:
                 weight_sums += [self._weights(sequences) for sequences in columns.values()]

@@ -65,7 +65,7 @@ class Result:
     metric: the name of the one in `test` and `dev`.  metrics: all of the test split, by name.
     job: the fields of the job.  examples: per split, as used.  skipped: rows of the source that were left out,
         counted by reason.  majority: share of the most frequent test class, None
-        where the answers are spans.
+        where the answers are no classes, or measured by another metric than accuracy.
     components: names in the order of `MixedGraph.weights` ("G1.0": layer 1, head 0, counted from 0; "P1.0":
         its product with the layers below); empty for arms without graphs.
     fingerprints: of the task data ("data"), the word vectors ("features"), the graphs' index ("graphs"), and

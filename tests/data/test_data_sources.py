@@ -66,6 +66,26 @@ def test_tokenised_text_is_cut_at_articles_and_not_tokenised_again(tmp_path: Pat
     assert list(next(documents([str(path)])).words()) == ["café"]
 
 
+@pytest.mark.parametrize(("split", "expected"), [("line", ["P/Q r:1", "s"]), ("paragraph", ["P/Q r:1\ns"])])
+def test_units_that_are_cut_already_by_line_or_paragraph(
+    tmp_path: Path, split: str, expected: list[str]
+) -> None:
+    path = tmp_path / "events.tokens"
+    path.write_text("P/Q r:1\ns\n")
+    found = list(documents([str(path)], split=split))
+    assert [d.text for d in found] == expected
+    assert [word for d in found for word in d.words()] == ["p/q", "r:1", "s"]
+
+
+def test_a_list_in_the_place_of_a_text_says_where_units_go(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"text": ["a", "b"]}')
+    with pytest.raises(
+        DataError, match=r"line 1, key 'text': expected text, got list .* into a \.tokens file"
+    ):
+        list(documents([str(path)]))
+
+
 def test_words_do_not_depend_on_where_a_long_text_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "Don't ΟΔΟΣ\u2028ΟΔΟΣ.\x85 ΑΣ Σ\n’tis @-@ “x”–y\tÜber İ  1.5 e\u0301 \u0301x e\n\u0301\r\nend" * 3
     whole = [Document(text, "", 0, tokenised) for tokenised in (False, True)]

@@ -9,12 +9,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from pretrain_samples import TINY, begun, write_text
 
 from glomo_dist.data import prepare_images, prepare_text
-from glomo_dist.pretrain import pretrain
+from glomo_dist.pretrain import loop, pretrain
+from glomo_dist.pretrain.ranks.group import Ranks
 from glomo_dist.pretrain.settings.resolve import resolve
-from glomo_dist.runtime.errors import CheckpointError, ConfigError, ShardError
+from glomo_dist.runtime.errors import CheckpointError, ConfigError, DataError, ShardError
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -109,3 +111,16 @@ def test_image_model_must_fit_the_images(tiny_shards: Path, tmp_path: Path) -> N
     turned = dataclasses.replace(config, model=dataclasses.replace(config.model, image=(6, 5)))
     with pytest.raises(ConfigError, match="does not fit the images"):
         resolve(turned, pixels, tmp_path / "run")
+
+
+def test_documents_of_one_unit_end_all_ranks_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has the same error; were it one rank's own, it would be taken for one that died (70)."""
+    (tmp_path / "text.tokens").write_text("one\n" * 9)
+    shards = prepare_text([str(tmp_path / "text.tokens")], tmp_path / "shards", split="line")
+    job = resolve(TINY, shards, tmp_path / "run")
+    monkeypatch.setattr(Ranks, "gather", lambda self, value: [value])
+    with pytest.raises(DataError, match=r"no sample has two units or more, .* Prepare the data again") as e:
+        loop._stream(job.config, job.index, Ranks(0, 1, torch.device("cpu")), "fixed", 0)
+    assert e.value.everywhere

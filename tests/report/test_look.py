@@ -73,6 +73,12 @@ def test_the_page_needs_nothing_else_and_says_what_was_not_seen(words, tmp_path)
     assert all(row[1:] == ("0.0", "100%", "–", "0.0", "100%", "–") for row in third.rows)
 
 
+def test_texts_that_are_cut_already(tmp_path):
+    model = word_model(tmp_path / "model", ("se", "##c", "#", "c"))
+    (cut,), (taken,) = (look(model, ["SE ##c"], tmp_path / "g.html", tokenised=t) for t in (False, True))
+    assert not taken.notes and taken.rows != cut.rows, "two units, not four"
+
+
 def test_images_are_brought_to_the_size_that_the_predictor_knows(pixels, tmp_path):
     for number in range(3):
         grey = np.full((9, 9), 80 * number, np.uint8)

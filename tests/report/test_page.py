@@ -55,6 +55,14 @@ def test_the_data_of_a_task_are_named(tmp_path):
     assert f"{get_task('sst2').data_source}: " in Tags((tmp_path / "report.html").read_text()).text
 
 
+def test_classes_are_counted_where_there_are_several(tmp_path):
+    """A task that predicts a score has one, whose number says nothing."""
+    for name, classes in (("one", ("score",)), ("two", ("bad", "good"))):
+        page = tmp_path / f"{name}.html"
+        build(write(tmp_path / name, [result(job("none", 0), 0.5, classes=classes)]), page)
+        assert (" classes" in page.read_text(encoding="utf-8")) == (name == "two")
+
+
 def test_names_that_are_not_utf_8_are_shown(tmp_path):
     """Python has half a surrogate pair for each byte that it cannot read in a file's name."""
     bad = "caf\udce9"

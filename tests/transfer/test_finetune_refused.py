@@ -13,6 +13,7 @@ from glomo_dist.graphs.index import GraphStoreError
 from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError
 from glomo_dist.transfer.finetune import run
 from glomo_dist.transfer.job import FinetuneJob
+from glomo_dist.transfer.readers.models import TextReader
 from glomo_dist.transfer.registry import TASKS, get_task
 
 
@@ -66,6 +67,22 @@ def test_a_metric_that_is_no_share_is_refused_when_it_is_first_measured(sample, 
     """Not by the report, which would take the result for damaged."""
     measured_as(monkeypatch, metrics)
     with pytest.raises(ConfigError, match=f"task 'sst2': `measure` must give {named}"):
+        run(job(sample["source"], train_size=8, epochs=1))
+
+
+def test_predictions_that_are_as_long_as_their_batch_are_refused(sample, monkeypatch):
+    """One a unit, of batches of other lengths: NumPy would repeat those of length 1 without a word."""
+
+    class PerUnit(TextReader):
+        def predict(self, outputs):
+            return torch.zeros(len(outputs), len(seen.append(0) or seen), dtype=torch.int64)
+
+    seen = []
+    monkeypatch.setattr("glomo_dist.transfer.finetune.EVALUATION_BATCH", 60)
+    monkeypatch.setitem(TASKS, "sst2", dataclasses.replace(get_task("sst2"), model=PerUnit))
+    with pytest.raises(
+        ConfigError, match=r"`predict` of its reader gave \[20, 2\] for a batch, expected \[20, 1\]"
+    ):
         run(job(sample["source"], train_size=8, epochs=1))
 
 

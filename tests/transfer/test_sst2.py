@@ -117,6 +117,14 @@ def test_shared_sst2_has_the_published_sizes():
     assert all(data.splits["dev"].columns["text"].values)
 
 
+def test_sst2_a_file_that_is_one_line_is_not_repeated_in_the_message(tmp_path):
+    """As of old Macs, whose lines end in CR alone."""
+    (tmp_path / "train.tsv").write_bytes(b"sentence\tlabel\r" + b"good\t1\r" * 1000)
+    with pytest.raises(DataError, match="expected the columns sentence and label") as e:
+        get_task("sst2").load(str(tmp_path), None)
+    assert len(str(e.value)) < 600
+
+
 def test_sst2_columns_are_read_by_their_names(tmp_path):
     plain = get_task("sst2").load(write_sst2(tmp_path / "plain"), None)
     turned = "label\tindex\tsentence\n1\t0\ta smile on your face \n0\t1\tcontains no wit \n"

@@ -84,7 +84,7 @@ def test_labels_of_numpy_and_spans():
     labels = made_up((np.int64(3), 4), classes=()).splits["dev"].labels
     assert labels.dtype == np.int64 and labels.tolist() == [[0, 0]] * 3 + [[3, 4]]
     for label in ((0, None), (0, 1.5), (0, 1, 2), ("0", "1")):
-        with pytest.raises(DataError, match=r"dev, line 3: label .* is no span"):
+        with pytest.raises(DataError, match=r"dev, line 3: label .* is no span.*Labels of other forms"):
             made_up(label, classes=())
 
 

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from glomo_dist.data.storage.files import InputFile, find_files
 from glomo_dist.data.storage.lines import HALF_PAIR, json_objects, numbered_lines
 from glomo_dist.data.storage.parquet import parquet_rows
-from glomo_dist.data.tokenizers.text import lower_case, tokenize
+from glomo_dist.data.tokenizers.text import between_spaces, tokenize
 from glomo_dist.runtime.errors import ConfigError, DataError, suggest
 
 Split = Literal["file", "paragraph", "line"]
@@ -32,7 +32,7 @@ class Document:
 
     def words(self) -> Iterator[str]:
         """Units of the text; in a tokenised file they are what stands between the spaces."""
-        cut = _between_spaces if self.tokenised else tokenize
+        cut = between_spaces if self.tokenised else tokenize
         return itertools.chain.from_iterable(map(cut, _pieces(self.text)))
 
 
@@ -46,13 +46,8 @@ def _pieces(text: str) -> Iterator[str]:
         start = end
 
 
-def _between_spaces(text: str) -> list[str]:
-    return [_ESCAPED.sub(r"\1", word) for word in lower_case(text).split()]
-
-
 _PIECE = 1 << 20  # characters
 _SPACE = re.compile(r"\s")
-_ESCAPED = re.compile(r"^@([-,.])@$")  # WikiText writes a hyphen, comma or point inside a word this way
 _ARTICLE = re.compile(r"^= (?!= )(.*\S)(?<! =) =$")
 
 
@@ -67,7 +62,8 @@ def documents(
 
     sources: files, folders, globs or URLs; .txt, .jsonl, .tokens, .parquet, each also .gz, .xz, .zst.
     text_key: the key (JSON lines) or column (Parquet) with the text.
-    split: what is one document of a .txt file: the file, a paragraph (blank lines between), or a line.
+    split: what is one document of a .txt or .tokens file: the file (of .tokens an article), a paragraph (blank lines
+        between), or a line.
     left_out: counts the files of other kinds (see `find_files`) and, as `WORDLESS`, the documents that are blank; an
         empty file counts as one.
 
@@ -106,10 +102,11 @@ def _of_file(file: InputFile, text_key: str, split: Split) -> Iterator[Document]
         return _json_lines(file, text_key)
     if file.suffix == ".parquet":
         return _parquet(file, text_key)
-    return _tokenised(file) if file.suffix == ".tokens" else _plain(file, split)
+    tokenised = file.suffix == ".tokens"
+    return _articles(file) if tokenised and split == "file" else _plain(file, split, tokenised)
 
 
-def _plain(file: InputFile, split: Split) -> Iterator[Document]:
+def _plain(file: InputFile, split: Split, tokenised: bool) -> Iterator[Document]:
     # A carriage return alone ends a line too.
     lines = (line for _, text in numbered_lines(file) for line in text.split("\r"))
     start, part = 1, io.StringIO()
@@ -120,15 +117,15 @@ def _plain(file: InputFile, split: Split) -> Iterator[Document]:
         if split == "line" or (split == "paragraph" and blank):
             text, part = part.getvalue()[:-1], io.StringIO()
             if text:
-                yield Document(text, file.label, start)
+                yield Document(text, file.label, start, tokenised)
             start = number + 1
     text = part.getvalue()[:-1]
     part.close()  # a file may be large
     if text:
-        yield Document(text, file.label, start)
+        yield Document(text, file.label, start, tokenised)
 
 
-def _tokenised(file: InputFile) -> Iterator[Document]:
+def _articles(file: InputFile) -> Iterator[Document]:
     """An article begins at a heading of the first level, "= Title =", as in WikiText."""
     start = 1
     part: list[str] = []
@@ -164,9 +161,10 @@ def _parquet(file: InputFile, text_key: str) -> Iterator[Document]:
 
 def _text(value: object, where: str) -> str:
     if not isinstance(value, str):
+        units = " Units that are cut already go into a .tokens file, with spaces between them."
         raise DataError(
             f"{where}: expected text, got {type(value).__name__} ({str(value)[:40]!r}). Put a text there, or take "
-            "the row out."
+            f"the row out.{units if isinstance(value, list) else ''}"
         )
     if "\0" in value:
         raise DataError(f"{where}: contains a zero byte, which is no text. Take it out, or the row.")

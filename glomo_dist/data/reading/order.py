@@ -76,7 +76,8 @@ class WindowOrder:
         whole("block_shards", block_shards, 1)
         if not (index.lengths >= 2).any():
             raise DataError(
-                f"{index.folder}: no sample has two units or more, so there is nothing to predict."
+                f"{index.folder}: no sample has two units or more, so there is nothing to predict. Prepare the data "
+                "again, cut into units that are smaller."
             )
         if min(window, longest := int(index.lengths.max())) > LONGEST_ROW:
             raise ConfigError(

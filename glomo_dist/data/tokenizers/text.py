@@ -23,6 +23,8 @@ UNKNOWN = "<unk>"
 _WORD = re.compile(r"[a-z0-9]+(?=n't)|n't|'[a-z]+|[^\W_]+|[^\w\s]")
 _TYPOGRAPHIC = (("\u2019", "'"), ("\u201c", '"'), ("\u201d", '"'), ("\u2013", "-"), ("\u2014", "-"))
 
+_ESCAPED = re.compile(r"^@([-,.])@$")  # WikiText writes a hyphen, comma or point inside a word this way
+
 
 def tokenize(text: str) -> list[str]:
     """Lower-cased words and punctuation marks: "don't" -> do n't, "it's" -> it 's, hyphens are split off.
@@ -33,6 +35,11 @@ def tokenize(text: str) -> list[str]:
         return _WORD.findall(text.lower())
     plain = _plain(lower_case(text))
     return _pattern(plain).findall(plain)
+
+
+def between_spaces(text: str) -> list[str]:
+    """Units of a text that is cut already, as in a .tokens file: what stands between spaces, in lower case, NFC."""
+    return [_ESCAPED.sub(r"\1", unit) for unit in lower_case(text).split()]
 
 
 def word_spans(text: str) -> list[tuple[int, int]]:

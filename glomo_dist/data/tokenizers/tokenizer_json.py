@@ -36,7 +36,7 @@ def check_header(value: Any, kind: str | None, where: str) -> None:
     """Format, version and (unless None) kind of a tokenizer's JSON form, or DataError."""
     check_format(
         value, FORMAT, VERSION, where, "a tokenizer",
-        instead="Name a tokenizer.json.", again="Prepare the data again.",
+        instead="Name the tokenizer.json of shards that `glomo prepare` wrote.", again="Prepare the data again.",
     )  # fmt: skip
     if kind is not None and value.get("kind") != kind:
         raise DataError(f"{where}: expected a tokenizer of kind {kind!r}, got {value.get('kind')!r}.")

@@ -21,7 +21,7 @@ def require_label(label: Any, where: str, name: str, classes: tuple[str, ...]) -
         if len(label) != 2 or not all(isinstance(word, Integral) for word in label):
             raise DataError(
                 f"{where}: label {label!r:.80} is no span, the whole numbers of its first and its last word. "
-                "Correct or remove the row."
+                "Correct or remove the row. (Labels of other forms: docs/transfer.md, to add a task.)"
             )
     elif not isinstance(label, Integral) or not 0 <= int(label) < len(classes):
         raise DataError(

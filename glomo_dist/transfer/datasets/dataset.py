@@ -167,11 +167,12 @@ def text_data(
     filled: Iterable[str] = (),
     skipped: dict[str, int] | None = None,
     dev: str = "",
+    cut: Callable[[str], Iterable[str]] = tokenize,
 ) -> TaskData:
     """Check labels, cap the splits, cut the texts into words (each distinct word kept once in memory).
 
     filled: columns in which a text without a word is an error.  skipped: as in TaskData.
-    dev: as in `checked`.
+    dev: as in `checked`.  cut: gives the units of a text, which are to be those of the predictor.
     """
     words: dict[str, str] = {}
     splits = {}
@@ -180,7 +181,7 @@ def text_data(
             require_label(row.label, row.where, name, classes)
         require_one_kind([(row.label, row.where) for row in rows[split]], name)
         kept = [rows[split][i] for i in draw(len(rows[split]), max_examples, name, split)]
-        columns = {column: _column(kept, column, words) for column in (kept[0].texts if kept else ())}
+        columns = {column: _column(kept, column, words, cut) for column in (kept[0].texts if kept else ())}
         for column in filled:
             _require_words(kept, columns, column)
         groups = tuple(row.group for row in kept) if any(row.group for row in kept) else ()
@@ -189,7 +190,9 @@ def text_data(
     return checked(name, splits, classes, skipped, dev)
 
 
-def _column(rows: list[Row], column: str, words: dict[str, str]) -> Column:
+def _column(
+    rows: list[Row], column: str, words: dict[str, str], cut: Callable[[str], Iterable[str]]
+) -> Column:
     numbers: dict[str, int] = {}
     of = []
     for row in rows:
@@ -203,7 +206,7 @@ def _column(rows: list[Row], column: str, words: dict[str, str]) -> Column:
                 f"{row.where}: the {column} has {counted(len(texts), 'text')}, that of {rows[0].where} has "
                 f"{len(of[0])}. Every example needs as many."
             )
-    values = [[words.setdefault(w, w) for w in tokenize(text)] for text in numbers]
+    values = [[words.setdefault(w, w) for w in cut(text)] for text in numbers]
     return Column(values, np.array(of, np.int64))
 
 

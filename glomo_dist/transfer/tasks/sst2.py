@@ -68,7 +68,7 @@ def _tsv(path: str) -> list[Row]:
             names = cells
             if "label" not in names:
                 raise _UnlabelledError(
-                    f"{where}: expected the columns sentence and label, got {', '.join(cells)}."
+                    f"{where}: expected the columns sentence and label, got {', '.join(cells):.200}."
                 )
             continue
         if len(cells) != len(names):
