@@ -56,7 +56,7 @@ def wiki_small() -> PretrainConfig:
 
 
 def wiki_wide() -> PretrainConfig:
-    """Twice the width of wiki_small: 31 million words in an hour and a half of two cores (87 minutes measured).
+    """Twice the width of wiki_small: 30 million words in an hour and a half of two cores (87 minutes measured).
 
     Its graphs are worth 0.3 points more on SST-2 (docs/experiments.md, section 4).
     """
