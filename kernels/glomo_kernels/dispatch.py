@@ -50,7 +50,18 @@ class BackendUnavailable(RuntimeError):
 
 @functools.cache
 def _module(op: str, backend: Backend) -> ModuleType:
+    if backend is REFERENCE:
+        _settle()
     return importlib.import_module(f"glomo_kernels.{op}.{backend.module}")
+
+
+@functools.cache
+def _settle() -> None:
+    """Call the functions of Intel's library that PyTorch's CPU operators use once, from one thread. Where several
+    threads made the first call at once, exp was seen to give one of them half of its digits."""
+    for dtype in (torch.float32, torch.float64):
+        for function in (torch.exp, torch.log, torch.log1p):
+            function(torch.ones(1, dtype=dtype, device="cpu"))
 
 
 def _table(op: str) -> tuple[Backend, ...]:

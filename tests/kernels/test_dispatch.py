@@ -73,7 +73,7 @@ def test_loops_for_other_machines(tmp_path):
 
     def results(**variables):
         command = [sys.executable, "-c", EVERY_OP, tmp_path / "result"]
-        subprocess.run(command, check=True, env={**os.environ, **variables})
+        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1", **variables})
         return torch.load(tmp_path / "result", weights_only=True)
 
     best, reference = results(GLOMO_KERNELS="reference")
