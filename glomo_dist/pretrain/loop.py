@@ -105,16 +105,10 @@ def train(job: ResolvedRun, ranks: Ranks, claim: run_folder.Claim, clock: Clock,
 
 def _stream(config: PretrainConfig, index: ShardIndex, ranks: Ranks, windows: Windows, seed: int) -> Stream:
     """This rank's share of the batches of `index`; every rank calls this, and raises the GlomoError of any."""
-    error = None
-    try:
-        stream = Stream(
-            index, window=config.window, windows=windows, seed=seed, global_batch=config.global_batch,
-            rank=ranks.rank, world=ranks.world, reading=config.reading,
-        )  # fmt: skip
-    except GlomoError as e:
-        error = e
-    ranks.agree_on(error)
-    return stream
+    return ranks.on_each(lambda: Stream(
+        index, window=config.window, windows=windows, seed=seed, global_batch=config.global_batch,
+        rank=ranks.rank, world=ranks.world, reading=config.reading,
+    ))  # fmt: skip
 
 
 def _steps(
@@ -211,15 +205,12 @@ def _valid_batches(job: ResolvedRun, ranks: Ranks) -> list[Batch]:
         return []
     windows: Windows = "packed" if job.config.windows == "packed" else "fixed"
     stream = _stream(job.config, job.valid_index, ranks, windows, seed=0)
-    found: list[Batch] = []
-    trouble = None
-    try:
+
+    def first_ones() -> list[Batch]:
         with contextlib.closing(stream.iterate()) as batches:
-            found = list(itertools.islice(batches, job.config.valid_batches))
-    except GlomoError as e:
-        trouble = e
-    ranks.agree_on(trouble)
-    return found
+            return list(itertools.islice(batches, job.config.valid_batches))
+
+    return ranks.on_each(first_ones)
 
 
 def _suspects(stream: Stream, batch: Batch, result: StepResult, ranks: Ranks) -> list[str]:

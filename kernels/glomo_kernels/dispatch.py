@@ -50,8 +50,7 @@ class BackendUnavailable(RuntimeError):
 
 @functools.cache
 def _module(op: str, backend: Backend) -> ModuleType:
-    if backend is REFERENCE:
-        _settle()
+    _settle()
     return importlib.import_module(f"glomo_kernels.{op}.{backend.module}")
 
 

@@ -54,6 +54,16 @@ class Ranks:
         _raise_everywhere(box[1])
         return box[0]  # type: ignore[return-value]
 
+    def on_each(self, function: Callable[[], T]) -> T:
+        """Run `function` on every rank; each gets its own result, or all raise the first GlomoError of any."""
+        error = None
+        try:
+            result = function()
+        except GlomoError as e:
+            error = e
+        self.agree_on(error)
+        return result
+
     def agree_on(self, error: GlomoError | None) -> None:
         """Raise, on every rank, the error of the first rank that has one."""
         _raise_everywhere(next((e for e in self.gather(error) if e is not None), None))

@@ -112,9 +112,8 @@ def _keep(q: Tensor, k: Tensor, v: Tensor) -> str:
     they take no more than q, k, v, and a bit for each of them if that takes no more than 3/8 of these."""
     if q.device.type != "cpu" or torch.compiler.is_exporting():  # a choice would bind the sizes that may vary
         return "nothing"
-    size = sum(
-        x.numel() * x.itemsize for x in (q, k, v)
-    )  # not nbytes: torch.compile has none of sizes that vary
+    # not nbytes: torch.compile has none of sizes that vary
+    size = sum(x.numel() * x.itemsize for x in (q, k, v))
     itemsize = compute_dtype(q).itemsize
     if kept_size(q, k, "roots") * itemsize <= size:
         return "roots"
