@@ -71,6 +71,53 @@ def test_a_part_is_stopped_at_its_time_with_all_it_started(tmp_path, monkeypatch
     assert "==> tests: STOPPED" in (tmp_path / "log.txt").read_text()
 
 
+PART_OF_STEPS = """
+import os, signal, sys, time, torch
+from pathlib import Path
+from gpu.part import Part
+
+def broken(): raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+out, first = Path(sys.argv[1]), int(sys.argv[2])
+part = Part(out, out / "notes", False, 60, first)
+with part.table("sample", ["what"]) as table:
+    for what in part.steps(["good", "spoils", "crashes", "behind", "hangs", "last"]):
+        if what == "spoils":
+            torch.cuda.is_initialized, torch.cuda.synchronize = lambda: True, broken
+        elif what == "crashes":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        elif what == "hangs":
+            time.sleep(100)
+        else:
+            table.add(what=what)
+"""
+
+
+def test_what_a_step_does_to_its_process_does_not_take_the_others_along(tmp_path, monkeypatch, capsys):
+    def process_of(name, options, seconds, first, notes):
+        return [sys.executable, "-c", PART_OF_STEPS, options.out, str(first)]
+
+    monkeypatch.setattr(command, "process_of", process_of)
+    monkeypatch.setattr(command, "STUCK_SECONDS", 8.0)
+    options = argparse.Namespace(out=str(tmp_path), dry=False)
+    outcome, _ = command.run("sample", options, 200, tmp_path)
+    lost = "step 2 spoiled the device, step 3 FAILED, exit code -11, step 5 hangs"
+    assert outcome == f"FAILED: {lost}"
+    assert [row["what"] for row in part.read_table(tmp_path / "sample.csv")] == ["good", "behind", "last"]
+    capsys.readouterr()
+
+
+def test_a_process_that_gets_to_no_step_is_the_last(tmp_path, monkeypatch):
+    program = "import os, sys; sys.argv[1] == '0' and open(sys.argv[2], 'w').write('0'); os.abort()"
+
+    def process_of(name, options, seconds, first, notes):
+        return [sys.executable, "-c", program, str(first), str(tmp_path / "step")]
+
+    monkeypatch.setattr(command, "process_of", process_of)
+    outcome, _ = command.run("sample", argparse.Namespace(out=str(tmp_path), dry=False), 200, tmp_path)
+    assert outcome == "FAILED: step 1 FAILED, exit code -6, FAILED, exit code -6"
+
+
 def test_a_signal_ends_the_part_too(tmp_path, monkeypatch):
     """A part has a session of its own, and would keep the GPU."""
     options = argparse.Namespace(out=str(tmp_path), dry=True, seconds=60.0)

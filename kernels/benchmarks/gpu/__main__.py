@@ -10,9 +10,10 @@
     train     (only when named) a predictor small enough to keep, as long as the time allows
 
 Parts run one after the other, each in a process of its own with a share of the time; one that fails or is stopped
-leaves what it has written and the others run. The short table at the end is also OUT/summary.txt, and what the parts
-printed OUT/log.txt. Needs Python with torch, Triton, numpy and pytest; nvcc, gcc and pybind11 for build; for pretrain
-the wheels that `make gpu-wheels` collects where a package index is (folder wheels/).
+leaves what it has written and the others run. Where a case of bench, tune or profile hangs, crashes or leaves the
+device unusable, the cases behind it go on in another process. The short table at the end is also OUT/summary.txt, and
+what the parts printed OUT/log.txt. Needs Python with torch, Triton, numpy and pytest; nvcc, gcc and pybind11 for
+build; for pretrain the wheels that `make gpu-wheels` collects where a package index is (folder wheels/).
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ import tempfile
 import time
 import traceback
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from gpu import report
-from gpu.part import ROOT, Part, machine
+from gpu.part import ROOT, SPOILED, Part, machine, step_file
 
 
 class Share(NamedTuple):
@@ -55,6 +56,8 @@ PARTS = {
 SECONDS = 570
 DRY_SECONDS = 1500  # a CPU is slower, and nvcc on two cores takes minutes
 GRACE_SECONDS = 5  # that a part may take beyond its time before it is stopped
+STUCK_SECONDS = 60.0  # a step that takes longer hangs; compiling all that a case needs takes less
+ENOUGH_SECONDS = 15.0  # for another process to begin
 LOG_BYTES = 2 << 20  # of each part's output that are kept
 NOTES = "notes"
 RESULTS = ROOT / "kernels" / "benchmarks" / "results" / "gpu"
@@ -68,8 +71,7 @@ def environment(dry: bool) -> dict[str, str]:
     return found
 
 
-def run(name: str, options: argparse.Namespace, seconds: float, scratch: Path) -> tuple[str, float]:
-    """One part: (what became of it, seconds). Its output goes to the screen and to the log."""
+def process_of(name: str, options: argparse.Namespace, seconds: float, first: int, notes: Path) -> list[str]:
     command = [
         sys.executable,
         "-m",
@@ -78,25 +80,30 @@ def run(name: str, options: argparse.Namespace, seconds: float, scratch: Path) -
         name,
         "--seconds",
         f"{seconds:.0f}",
-        "--out",
-        options.out,
+        "--first",
+        str(first),
     ]
-    command += ["--dry"] if options.dry else []
-    began = time.monotonic()
+    return [*command, *(["--dry"] if options.dry else []), "--out", options.out, "--notes", str(notes)]
+
+
+def run(name: str, options: argparse.Namespace, seconds: float, scratch: Path) -> tuple[str, float]:
+    """One part: (what became of it, seconds). Its output goes to the screen and to the log.
+
+    Where a step of it crashes, hangs or spoils the device, another process goes on behind this step.
+    """
+    deadline, began = time.monotonic() + seconds, time.monotonic()
     print(f"\n==> {name}: at most {seconds:.0f} s", flush=True)
-    output = scratch / "output"
+    output, lost, first = scratch / "output", list[str](), 0
     with output.open("wb") as file:
-        process = subprocess.Popen(
-            [*command, "--notes", str(scratch / NOTES)], env=environment(options.dry), cwd=ROOT, stdout=file,
-            stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-        try:
-            code = process.wait(seconds + GRACE_SECONDS)
-            outcome = "ok" if code == 0 else f"FAILED, exit code {code}"
-        except subprocess.TimeoutExpired:
-            outcome = "STOPPED at its time"
-        finally:
-            end(process)
+        while True:
+            command = process_of(name, options, deadline - time.monotonic(), first, scratch / NOTES)
+            outcome, last = watch(command, options.dry, file, deadline, step_file(scratch))
+            if last is None or last < first or deadline - time.monotonic() < ENOUGH_SECONDS:
+                break
+            lost.append(f"step {last + 1} {outcome}")
+            first = last + 1
+    if lost:
+        outcome = "FAILED: " + ", ".join(lost + ([outcome] if outcome != "ok" else []))
     took = time.monotonic() - began
     text = output.read_bytes()
     with (Path(options.out) / "log.txt").open("ab") as log:
@@ -106,16 +113,47 @@ def run(name: str, options: argparse.Namespace, seconds: float, scratch: Path) -
     return outcome, took
 
 
+def watch(
+    command: list[str], dry: bool, output: IO[bytes], deadline: float, step: Path
+) -> tuple[str, int | None]:
+    """One process: what became of it, and the step that it was in, if those behind this one may still run."""
+    if step.exists():
+        step.touch()  # the time of the process before this one does not count
+    process = subprocess.Popen(
+        command,
+        env=environment(dry),
+        cwd=ROOT,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        while (code := process.poll()) is None:
+            if time.monotonic() > deadline + GRACE_SECONDS:
+                return "STOPPED at its time", None
+            if step.exists() and time.time() - step.stat().st_mtime > STUCK_SECONDS * (10 if dry else 1):
+                return "hangs", int(step.read_text())
+            time.sleep(0.05)
+    finally:
+        end(process)
+    if code == 0:
+        return "ok", None
+    said = "spoiled the device" if code == SPOILED else f"FAILED, exit code {code}"
+    crashed = step.exists() and (code == SPOILED or code < 0)
+    return said, int(step.read_text()) if crashed else None
+
+
 def stop(*_: object) -> None:
     """SIGTERM as an exception: a part has a session of its own, which is ended on the way out."""
     sys.exit(128 + signal.SIGTERM)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """The part and everything that it started."""
+    """The part and everything that it started. One that hangs in the driver may never end."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(10)
 
 
 def main() -> int:
@@ -130,9 +168,10 @@ def main() -> int:
     parser.add_argument("--dry", action="store_true", help="on a CPU, tiny, with Triton's interpreter")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--notes", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
-        part = Part(Path(options.out), options.notes, options.dry, options.seconds)
+        part = Part(Path(options.out), options.notes, options.dry, options.seconds, options.first)
         importlib.import_module(f"gpu.{options.part}").main(part)
         return 0
     if wrong := [name for name in options.parts if name not in PARTS]:

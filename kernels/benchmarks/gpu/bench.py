@@ -49,11 +49,12 @@ def main(part: Part) -> None:
     )
     wrong = []
     with part.table("bench", COLUMNS) as table:
-        table.add(
-            op="ceilings", shape="copy GB/s, bf16 and float32 TFLOP/s", way="torch", gb_s=found.copy,
-            tflops=found.half, ms=found.single,
-        )  # fmt: skip
-        for make in gpu_cases.every(Sizes(part.dry)):
+        if not part.first:
+            table.add(
+                op="ceilings", shape="copy GB/s, bf16 and float32 TFLOP/s", way="torch", gb_s=found.copy,
+                tflops=found.half, ms=found.single,
+            )  # fmt: skip
+        for make in part.steps(gpu_cases.every(Sizes(part.dry))):
             if part.left() < 5:
                 part.note("no time for the rest of the cases")
                 break
@@ -90,6 +91,7 @@ def case_rows(case: GpuCase, found: Ceilings, part: Part) -> list[dict[str, obje
             "goal": case.goal,
         }
         rows[name] = row
+        part.alive()
         if runs and part.left() < 5:
             row["failure"] = "no time"
             continue
@@ -106,6 +108,7 @@ def case_rows(case: GpuCase, found: Ceilings, part: Part) -> list[dict[str, obje
             runs[name] = run
         except Exception as error:
             row["failure"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    part.alive()
     times = timing.measure(runs, part.device, rounds=5)
     for name, all_of in times.items():
         ms = timing.median(all_of)

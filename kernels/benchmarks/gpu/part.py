@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parents[3]
+SPOILED = 86  # exit code of a process that has made the device useless for itself
+X = TypeVar("X")
 
 
 @dataclass
@@ -20,13 +22,16 @@ class Part:
 
     out: folder of the results.  notes: file for the lines of the short table at the end.
     dry: on a CPU, with tiny shapes and Triton's interpreter.  seconds: that it may take.
+    first: the step to go on with, where an earlier process of this part has not come to its end.
     """
 
     out: Path
     notes: Path
     dry: bool
     seconds: float
+    first: int = 0
     began: float = field(default_factory=time.monotonic)
+    _steps: int = 0
 
     @property
     def device(self) -> str:
@@ -41,10 +46,26 @@ class Part:
         with self.notes.open("a") as file:
             file.write(line + "\n")
 
+    def steps(self, things: Iterable[X]) -> Iterator[X]:
+        """Those that no earlier process of this part has begun. One that spoils the device or hangs is the last of
+        its process; another process goes on behind it."""
+        for thing in things:
+            number, self._steps = self._steps, self._steps + 1
+            if number < self.first:
+                continue
+            step_file(self.notes.parent).write_text(f"{number}")
+            yield thing
+            if not self.dry and spoiled():
+                raise SystemExit(SPOILED)
+
+    def alive(self) -> None:
+        """A step that takes long has come a part of its way."""
+        step_file(self.notes.parent).touch()
+
     @contextmanager
     def table(self, name: str, columns: Sequence[str]) -> Iterator[Table]:
-        """out/<name>.csv, begun anew; every row is on disk when `add` returns."""
-        with (self.out / f"{name}.csv").open("w", newline="") as file:
+        """out/<name>.csv, begun anew by the first process; every row is on disk when `add` returns."""
+        with (self.out / f"{name}.csv").open("a" if self.first else "w", newline="") as file:
             yield Table(file, columns)
 
 
@@ -52,11 +73,29 @@ class Table:
     def __init__(self, file: Any, columns: Sequence[str]) -> None:
         self._file = file
         self._writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-        self._writer.writeheader()
+        if file.tell() == 0:
+            self._writer.writeheader()
 
     def add(self, **row: Any) -> None:
         self._writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
         self._file.flush()
+
+
+def step_file(scratch: Path) -> Path:
+    """Holds the number of the step that a part is in; of a part without steps there is none."""
+    return scratch / "step"
+
+
+def spoiled() -> bool:
+    """Whether the device answers everything with an error, as it does after an illegal address."""
+    import torch
+
+    try:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

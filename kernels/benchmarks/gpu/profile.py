@@ -72,9 +72,10 @@ def workloads(part: Part) -> dict[str, Callable[[], Callable[[], object]]]:
 def main(part: Part) -> None:
     torch.manual_seed(0)
     with part.table("profile", COLUMNS) as table:
-        for what, make in workloads(part).items():
+        for what, make in part.steps(workloads(part).items()):
             kernels(part, table, what, make())
-        counters(part, table)
+        for read in part.steps([counters]):
+            read(part, table)
 
 
 def kernels(part: Part, table: Table, what: str, run: Callable[[], object]) -> None:

@@ -9,19 +9,7 @@ import json
 import os
 from typing import Any
 
-import torch
-
-SPOILED = 86
-
-
-def spoiled() -> bool:
-    """Whether the device answers everything with an error, as it does after an illegal address."""
-    try:
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-    except RuntimeError:
-        return True
-    return False
+from gpu.part import SPOILED, spoiled
 
 
 def pytest_runtest_logreport(report: Any) -> None:

@@ -16,8 +16,7 @@ import time
 from itertools import groupby
 from pathlib import Path
 
-from gpu.part import ROOT, Part
-from gpu.results_plugin import SPOILED
+from gpu.part import ROOT, SPOILED, Part
 
 # Most of the time goes into compiling, one core each.
 PROCESSES = max(6, min(12, (os.cpu_count() or 1) - 4))
