@@ -193,7 +193,7 @@ def check_topk(
     """topk as int64 [B]; given exactly when kind is 'topk'."""
     if (topk is None) == (kind == "topk"):
         what = f"got kind {kind!r} and topk={topk!r}"
-        hint = "say how many edges a row keeps, e.g. topk=8" if topk is None else "leave topk out, or set the kind"
+        hint = "say how many edges a row keeps, e.g. topk=8" if topk is None else "leave topk out"
         raise ValueError(f"{op}: topk goes with kind 'topk' and no other, {what}: {hint}")
     if topk is None:
         return None
