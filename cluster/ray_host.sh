@@ -3,7 +3,8 @@
 #
 #   NODE_INDEX=0 MEET=node-a:6379 cluster/ray_host.sh [ray start flags]
 #
-# NODE_INDEX, MEET, JOIN_SECONDS, LOCAL_ADDRESS, PYTHON: as in pretrain_host.sh; LOCAL_ADDRESS is an IP address here.
+# NODE_INDEX, MEET, JOIN_SECONDS, LOCAL_ADDRESS, PYTHON: as in pretrain_host.sh; LOCAL_ADDRESS is an IP address here, and
+# the port of MEET none from 10002 to 19999, which Ray's workers take.
 # Only who knows the cluster's token can use it: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token, which
 # the first host makes where there is none. Where the hosts share no home, copy it. (RAY_AUTH_MODE=disabled: no token.)
 # Flags such as --num-cpus 16 or --temp-dir DIR go to `ray start`. SIGTERM ends it, and what it started.

@@ -192,7 +192,9 @@ def check_topk(
 ) -> Tensor | None:
     """topk as int64 [B]; given exactly when kind is 'topk'."""
     if (topk is None) == (kind == "topk"):
-        raise ValueError(f"{op}: topk goes with kind 'topk' and no other, got topk={topk!r}, kind {kind!r}")
+        what = f"got kind {kind!r} and topk={topk!r}"
+        hint = "say how many edges a row keeps, e.g. topk=8" if topk is None else "leave topk out"
+        raise ValueError(f"{op}: topk goes with kind 'topk' and no other, {what}: {hint}")
     if topk is None:
         return None
     if isinstance(topk, bool) or not isinstance(topk, (Tensor, int, numbers.Integral)):

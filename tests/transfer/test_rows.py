@@ -49,7 +49,10 @@ def test_quotes_separators_and_line_breaks_in_cells(tmp_path):
         ),
         ('text,label\n"a "b" c",1\n', r"line 2: not CSV .*Are all quotes closed"),
         ("text,text,label\n", r"line 1: two columns are called 'text'"),
-        ("sentence,label\n", r"line 1: key 'text' is missing; the row has sentence, label"),
+        (
+            "sentence,label\n",
+            r"line 1: key 'text' is missing; the row has sentence, label\. .*give them as `header`",
+        ),
         ("text,label\n\xe9,1\n".encode("latin-1"), "line 2, byte 1 of the line .*not UTF-8"),
     ],
 )

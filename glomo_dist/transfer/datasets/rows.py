@@ -50,7 +50,11 @@ def csv_rows(
                 raise DataError(
                     f"{where}: two columns are called {twice[0]!r}. Rename or delete one of them."
                 )
-            require_keys(where, names, keys)
+            if missing := [key for key in keys if key not in names]:
+                raise DataError(
+                    f"{where}: key {missing[0]!r} is missing; the row has {', '.join(names):.200}. It is taken "
+                    "for the names of the columns; of a file without such a line, give them as `header`."
+                )
         elif len(cells) != len(names):
             raise DataError(
                 f"{where}: {counted(len(cells), 'cell')}, expected {len(names)} ({', '.join(names)}). A cell with "
