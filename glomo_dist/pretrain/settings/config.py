@@ -176,6 +176,12 @@ class PretrainConfig:
                 f"window {self.window} would cut images of {height} x {width} pixels. Set window {height * width}."
             )
 
+    @property
+    def row_units(self) -> int:
+        """Units of a sequence at most: an image has its pixels, however long the window is."""
+        image = self.model.image
+        return self.window if image is None else image[0] * image[1]
+
 
 def accumulation(config: PretrainConfig, ranks: int) -> tuple[int, int]:
     """(sequences per rank and backward pass, such passes per step); ConfigError if that is uneven."""
