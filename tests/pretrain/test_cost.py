@@ -50,7 +50,7 @@ def test_arithmetic_grows_with_the_pairs() -> None:
 @pytest.mark.parametrize(
     ("changes", "window", "positions"),
     [({}, 64, 20), ({"layers": 1}, 512, 20), ({}, 64, 1), ({"layers": 4, "coupled": True}, 64, 20),
-     ({"composition": "residual"}, 64, 20)],
+     ({"composition": "residual"}, 64, 20), ({}, 8, 20)],
 )  # fmt: skip
 def test_arithmetic_is_what_a_step_does(
     changes: dict[str, Any], window: int, positions: int, monkeypatch: pytest.MonkeyPatch
@@ -130,7 +130,7 @@ def test_memory_follows_activation_checkpointing() -> None:
 @pytest.mark.parametrize(
     ("changes", "window", "positions"),
     [({}, 64, 20), ({"decoder_steps": 8, "decoder_layers": 3}, 64, 20), ({"layers": 4}, 64, 4),
-     ({"key_layers": 4, "kernel_size": 7}, 64, 20), ({"decoder_steps": 1}, 64, 20)],
+     ({"key_layers": 4, "kernel_size": 7}, 64, 20), ({"decoder_steps": 1}, 64, 20), ({}, 8, 20)],
 )  # fmt: skip
 def test_memory_is_what_a_forward_pass_keeps(changes: dict[str, Any], window: int, positions: int) -> None:
     """What autograd saves of a real pass, each storage once and parameters not; roughly: within a quarter."""
