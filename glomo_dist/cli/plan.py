@@ -71,12 +71,12 @@ def main(argv: Sequence[str]) -> None:
     for line in describe(command, config, cost(config)):
         print(line)
     if index is not None:
-        order = WindowOrder(index, config.window, config.seed, windows=config.windows)
+        order = WindowOrder(index, config.row_units, config.seed, windows=config.windows)
         steps = order.per_epoch / config.global_batch
         print(
             f"an epoch        {index.tokens:,} units in {counted(order.per_epoch, 'row')} = {steps:,.1f} steps"
         )
-        print(f"rows            {100 * order.filled():.1f} % full, if all were {config.window} units long")
+        print(f"rows            {100 * order.filled():.1f} % full, if all were {config.row_units} units long")
         print(f"the run         {config.steps / steps:,.2f} epochs")
 
 
@@ -94,7 +94,7 @@ def describe(command: Plan, config: PretrainConfig, estimate: Cost) -> list[str]
     lines = [
         f"parameters      {estimate.parameters:,}, of these {estimate.embedding:,} in the embedding of "
         f"{config.model.vocab_size:,} units",
-        f"a step          {counted(config.global_batch, 'sequence')} of at most {config.window} units = "
+        f"a step          {counted(config.global_batch, 'sequence')} of at most {config.row_units} units = "
         f"{estimate.units_per_step:,} units; per rank {passes} x {counted(micro, 'sequence')}",
         f"the run         {counted(config.steps, 'step')}, {units:,} units",
         f"memory, rank    {(sum(states.values()) + activations) / MIB:,.0f} MiB with ZeRO {config.zero_stage} on "

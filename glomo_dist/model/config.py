@@ -29,7 +29,7 @@ class GlomoConfig:
         key_layers: Convolutions in the CNN of the keys.
         query_layers: Convolutions in the CNN of the queries.
         kernel_size: Units that a convolution sees, the last of them the unit itself; for images how wide it is, an
-            odd number: of pixels in the row above and, up to the pixel itself, in its own.
+            odd number k: of pixels in each of the k // 2 rows above and, up to the pixel itself, in its own.
         sparsity: How scores become edge weights, relu(score - threshold)^2 divided by the row's sum:
             threshold (learned per query), bias (one learned threshold per layer), relu (no threshold), square (no
             ReLU either), topk (the k largest squares, see topk_rate), softmax (of the scores divided by sqrt(d_g), as
@@ -49,14 +49,16 @@ class GlomoConfig:
         edge_floor: A threshold never exceeds the score of the row's so many largest less 0.1, so that a row with
             enough units before it has at least so many edges (0: it may have none).
         empty_row_penalty: Weight of a hinge on the largest score of the sampled rows, max(0, 0.1 - score), added to
-            the training loss per predicted unit: the gradient that a row without edges otherwise lacks.
+            the training loss per predicted unit: the gradient that a row without edges otherwise lacks. The score is
+            that above the learned threshold, before edge_floor lowers it.
         norm: Inside the CNNs; layer is causal and the same on any number of ranks, batch is the authors'.
         composition: How mixed features join the unit's own: through a cell that all layers share, or added to them.
         value: For composition residual, what is mixed: a linear map of the features (per layer) or the features
             themselves.
         decoder_layers: GRU layers of the decoder.
         decoder_steps: D, the units that are predicted after each sampled one.
-        dropout: Share of what enters the CNNs and leaves the decoder's layers that is set to 0 in training.
+        dropout: Share of what enters the CNNs, of what the decoder starts from, and of what goes from one of its
+            layers to the next, that is set to 0 in training.
         scale_grad_by_freq: Divide the input embedding's gradient by the unit's count in the batch (the authors do).
         image: Height and width when the units are the pixels of an image in raster order (None: text, and in
             pretraining what the shards hold).

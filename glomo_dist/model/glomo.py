@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from glomo_kernels import AffinityStats, SparseGraph, affinity_graph
+from glomo_kernels.checks import readable
 from torch import Tensor, nn
 
 from glomo_dist.model.config import GlomoConfig
@@ -234,6 +235,13 @@ class Glomo(nn.Module):
                 f"Glomo: this model is for images of {image[0]} x {image[1]} pixels "
                 f"({image[0] * image[1]} units), got {tokens.shape[1]} units"
             )
+        if image is not None and readable(lengths):
+            short = lengths[(lengths != tokens.shape[1]) & (lengths != 0)]
+            if len(short):  # reversed within such a length, pixels would lie in other rows and columns
+                raise ValueError(
+                    f"Glomo: an image has all of its {tokens.shape[1]} pixels, or none, got a length of "
+                    f"{int(short[0])}"
+                )
 
 
 def unit_mask(lengths: Tensor, like: Tensor) -> Tensor:

@@ -15,7 +15,10 @@ from torch import Tensor
 
 
 class Packed(NamedTuple):
-    """Of every unit its document's number, first unit, and first unit behind it: int64 [B, T] each."""
+    """Of every unit its document's number, first unit, and first unit behind it: int64 [B, T] each.
+
+    Padding is of no document: its end is 0, so that no unit follows one there.
+    """
 
     segments: Tensor
     begin: Tensor
@@ -23,7 +26,8 @@ class Packed(NamedTuple):
 
     @classmethod
     def of(cls, segments: Tensor) -> Packed:
-        return cls(segments, *documents(segments))
+        begin, end = documents(segments)
+        return cls(segments, begin, torch.where(segments >= 0, end, 0))
 
     def reversal(self) -> Tensor:
         """Index that reverses each document in its place and leaves padding alone: int64 [B, T]."""

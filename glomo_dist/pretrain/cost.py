@@ -50,14 +50,14 @@ def cost(config: PretrainConfig) -> Cost:
     repeated = (m.layers - 1) * sum(
         n for name, n in sizes.items() if any(part in name for part in every_layer)
     )
-    sampled = min(1.0, config.positions_per_sequence / config.window)
+    sampled = config.positions_per_sequence / config.row_units  # above 1 too: a unit may come twice
     at_sampled = (".cell.", f".query_maps.{m.layers - 1}.")
     left_out = (1 - sampled) * sum(n for name, n in sizes.items() if any(part in name for part in at_sampled))
     # j < i halves the pairs, two directions double them
-    pairs = (m.layers - 1 + sampled) * m.heads * (m.graph_width + m.width // m.heads) * config.window
+    pairs = (m.layers - 1 + sampled) * m.heads * (m.graph_width + m.width // m.heads) * config.row_units
     predicted = sampled * m.decoder_steps * (decoder + 2 * embedding)
     forward = 2 * ((total - embedding - decoder) + repeated - left_out + pairs + predicted)
-    return Cost(embedding, total - embedding, BACKWARD * forward, config.global_batch * config.window)
+    return Cost(embedding, total - embedding, BACKWARD * forward, config.global_batch * config.row_units)
 
 
 def state_bytes(config: PretrainConfig, parameters: int, ranks: int) -> dict[int, dict[str, float]]:
@@ -102,8 +102,8 @@ def activation_bytes(config: PretrainConfig, ranks: int) -> float:
     if config.activation_checkpointing:
         kept = convolutions if m.norm == "batch" else 3 * m.width
         per_unit = 2 * (kept + m.layers * (scores + m.width)) + max(convolutions, layer)
-    sampled = min(config.positions_per_sequence, config.window) * m.decoder_steps
+    sampled = config.positions_per_sequence * m.decoder_steps
     decoder = 2 * sampled * (2 + 8 * m.decoder_layers) * m.width
     logits = min(sampled * micro * m.vocab_size * width, CHUNK_BYTES)
-    features = config.window * per_unit
+    features = config.row_units * per_unit
     return float(micro * (features + decoder) * width + logits + 2 * m.vocab_size * m.width * 4)

@@ -158,6 +158,10 @@ def test_bad_sizes_are_named() -> None:
         GlomoConfig(image=(2, 2), kernel_size=2)
     with pytest.raises(ValueError, match="4 x 5 pixels"):
         build(IMAGE).graphs(tokens(1, 19), torch.tensor([19]))
+    for short in (torch.tensor([20, 19]), torch.tensor([20, 21])):
+        with pytest.raises(ValueError, match=f"all of its 20 pixels, or none, got a length of {short[1]}"):
+            build(IMAGE).graphs(tokens(2, 20), short)
+    assert build(IMAGE).graphs(tokens(2, 20), torch.tensor([20, 0]))[1].shape == (2, 4, 20)
     with pytest.raises(TypeError, match=r"must be tensors, got Tensor and NoneType"):
         build().graphs(tokens(1, 3), None)  # type: ignore[arg-type]
 

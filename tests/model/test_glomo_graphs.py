@@ -40,6 +40,14 @@ def test_keep_leaves_the_largest_edges() -> None:
     assert torch.allclose(cut.dense(), expected, atol=1e-7)
 
 
+def test_of_equal_edges_the_farthest_stay() -> None:
+    model = build(sparsity="square", key_layers=0, query_layers=0, layers=1).eval()
+    with torch.no_grad():
+        graphs = model.graphs(torch.zeros(1, 5, dtype=torch.int64), torch.tensor([5]), keep=1)
+    forward, backward = (graph.dense()[0, 0].argmax(1) for graph in graphs)
+    assert forward[1:].tolist() == [0] * 4 and backward[:-1].tolist() == [4] * 4
+
+
 def test_pixels_see_their_neighbours_above() -> None:
     """One convolution: pixel (2, 2) sees (1, 1..3), (2, 1) and itself, no other."""
     model = build(IMAGE, query_layers=1, layers=1)

@@ -226,6 +226,16 @@ def test_the_penalty_is_the_hinge_of_the_largest_score() -> None:
     assert model.eval()(x, lengths, at).penalty.item() == 0
 
 
+def test_the_penalty_is_that_of_the_learned_threshold() -> None:
+    """A floor lowers thresholds without a gradient: what brings them down for good is the penalty."""
+    x, lengths, at = tokens(1, 6), torch.tensor([6]), torch.arange(1, 6).expand(2, 1, 5)
+    given = {"empty_row_penalty": 1.0, "threshold_init": 3.0, "layers": 1}
+    with_floor = build(edge_floor=2, **given)
+    assert with_floor(x, lengths, at).penalty == build(**given)(x, lengths, at).penalty > 0
+    with_floor(x, lengths, at).penalty.backward()
+    assert with_floor.forwards.graph_predictor.thresholds[0].bias.grad > 0
+
+
 def test_the_penalty_brings_empty_rows_back() -> None:
     model = build(empty_row_penalty=1.0, threshold_init=3.0)
     assert (edges(model) <= 0).all()

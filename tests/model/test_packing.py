@@ -161,6 +161,27 @@ def test_one_document_a_row_is_the_row() -> None:
     assert packed.targets == plain.targets
 
 
+@pytest.mark.parametrize("sparsity", KINDS)
+def test_padding_of_packed_rows_has_no_loss(sparsity: str) -> None:
+    """Also in a row without a document, and sampled behind the last document."""
+    model = build(sparsity=sparsity, empty_row_penalty=1.0 if sparsity == "threshold" else 0.0)
+    tokens, lengths, segments = packed_rows()
+    positions = sampled(5)
+    alone = model(tokens, lengths, positions, segments)
+    nothing = torch.full((1, WIDTH), -1)
+    more = model(
+        torch.cat([tokens, tokens[:1]]),
+        torch.cat([lengths, torch.zeros(1, dtype=torch.int64)]),
+        torch.cat([positions, torch.arange(12).expand(2, 1, -1)], dim=1),
+        torch.cat([segments, nothing]),
+    )
+    assert more.targets == alone.targets
+    for name in ("loss_sum", "penalty"):
+        assert getattr(more, name).item() == pytest.approx(getattr(alone, name).item(), rel=1e-13), name
+    behind = model(tokens[1:2], lengths[1:2], torch.arange(3, 15).expand(2, 1, -1), segments[1:2])
+    assert behind.targets == 0 and behind.loss_sum == 0
+
+
 @pytest.mark.parametrize("sparsity", ["threshold", "topk"])
 def test_statistics_are_those_of_the_documents(sparsity: str) -> None:
     model = build(sparsity=sparsity).train()

@@ -10,6 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from glomo_dist import recipes
+from glomo_dist.cli.plan import Plan, describe
 from glomo_dist.model import Glomo, GlomoConfig
 from glomo_dist.model.config import LARGEST_VOCABULARY, WIDEST, WIDEST_KERNEL
 from glomo_dist.pretrain import PretrainConfig
@@ -49,7 +50,7 @@ def test_arithmetic_grows_with_the_pairs() -> None:
 @pytest.mark.parametrize(
     ("changes", "window", "positions"),
     [({}, 64, 20), ({"layers": 1}, 512, 20), ({}, 64, 1), ({"layers": 4, "coupled": True}, 64, 20),
-     ({"composition": "residual"}, 64, 20)],
+     ({"composition": "residual"}, 64, 20), ({}, 8, 20)],
 )  # fmt: skip
 def test_arithmetic_is_what_a_step_does(
     changes: dict[str, Any], window: int, positions: int, monkeypatch: pytest.MonkeyPatch
@@ -77,6 +78,15 @@ def test_arithmetic_where_the_embedding_is_as_large_as_another_parameter() -> No
         cost(replace(recipe, model=replace(recipe.model, vocab_size=size))).flops_per_unit for size in near
     ]
     assert flops[1] - flops[0] == pytest.approx(flops[2] - flops[1])
+
+
+def test_an_image_has_its_pixels_however_long_the_window_is() -> None:
+    config = PretrainConfig(GlomoConfig(vocab_size=16, image=(6, 5)), window=30)
+    wide = replace(config, window=128)
+    assert cost(wide) == cost(config) and cost(wide).units_per_step == 30 * wide.global_batch
+    assert activation_bytes(wide, 1) == activation_bytes(config, 1)
+    a_step = describe(Plan(wide), wide, cost(wide))[1]
+    assert "sequences of at most 30 units = 960 units" in a_step
 
 
 @pytest.mark.parametrize("image", [None, (4, 4)])
@@ -120,7 +130,7 @@ def test_memory_follows_activation_checkpointing() -> None:
 @pytest.mark.parametrize(
     ("changes", "window", "positions"),
     [({}, 64, 20), ({"decoder_steps": 8, "decoder_layers": 3}, 64, 20), ({"layers": 4}, 64, 4),
-     ({"key_layers": 4, "kernel_size": 7}, 64, 20), ({"decoder_steps": 1}, 64, 20)],
+     ({"key_layers": 4, "kernel_size": 7}, 64, 20), ({"decoder_steps": 1}, 64, 20), ({}, 8, 20)],
 )  # fmt: skip
 def test_memory_is_what_a_forward_pass_keeps(changes: dict[str, Any], window: int, positions: int) -> None:
     """What autograd saves of a real pass, each storage once and parameters not; roughly: within a quarter."""

@@ -44,6 +44,8 @@ from glomo_dist.runtime.errors import ConfigError, GlomoError
         ({"plateau_divisor": float("inf")}, "plateau_divisor must be greater than 1 and finite"),
         ({"zero_stage": 4}, "zero_stage must be 0, 1, 2 or 3"),
         ({"precision": "bf16", "zero_stage": 0}, "bf16 needs zero_stage 1"),
+        ({"model": GlomoConfig(value="features")}, "value features is for composition residual, got 'gru'"),
+        ({"model": GlomoConfig(topk_rate=0.5)}, "topk_rate 0.5 is for sparsity topk, got 'threshold'"),
         ({"model": GlomoConfig(image=(28, 28))}, "pixels. Set window 784"),
     ],
 )

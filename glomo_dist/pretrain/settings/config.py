@@ -166,6 +166,14 @@ class PretrainConfig:
         if self.precision == "bf16" and self.zero_stage == 0:
             # DeepSpeed uses another optimizer wrapper there, with other results
             raise ConfigError("precision bf16 needs zero_stage 1 or more. Set zero_stage 1, 2 or 3.")
+        # Not by GlomoConfig: a model that was saved, or is made of the authors' options, may have them.
+        for name, of, needed in (("value", "composition", "residual"), ("topk_rate", "sparsity", "topk")):
+            value, there = getattr(self.model, name), getattr(self.model, of)
+            if there != needed and value != getattr(GlomoConfig, name):
+                raise ConfigError(
+                    f"model.{name} {value} is for {of} {needed}, got {there!r}, which it would not change. "
+                    f"Set model.{of} {needed}, or leave model.{name} out."
+                )
         if self.model.image is not None and self.windows != "fixed":
             raise ConfigError(
                 f"windows {self.windows} would cut or join images, each is one sequence. Set fixed."
@@ -175,6 +183,12 @@ class PretrainConfig:
             raise ConfigError(
                 f"window {self.window} would cut images of {height} x {width} pixels. Set window {height * width}."
             )
+
+    @property
+    def row_units(self) -> int:
+        """Units of a sequence at most: an image has its pixels, however long the window is."""
+        image = self.model.image
+        return self.window if image is None else image[0] * image[1]
 
 
 def accumulation(config: PretrainConfig, ranks: int) -> tuple[int, int]:
