@@ -245,5 +245,6 @@ def test_an_output_folder_that_may_not_be_looked_at_is_named(
     (tmp_path / "out").mkdir()
     for name in ("listdir", "scandir"):  # one of them is under Path.iterdir
         monkeypatch.setattr(os, name, forbidden)
+    monkeypatch.setattr(Path, "iterdir", forbidden)  # before 3.11 it has kept its own
     assert main(["prepare", "text", str(tmp_path / "a.txt"), "--out", str(tmp_path / "out")]) == 2
     assert f"{tmp_path}/out: Permission denied" in capfd.readouterr().err
