@@ -81,11 +81,13 @@ def broken(): raise RuntimeError("CUDA error: an illegal memory access was encou
 out, first = Path(sys.argv[1]), int(sys.argv[2])
 part = Part(out, out / "notes", False, 60, first)
 with part.table("sample", ["what"]) as table:
-    for what in part.steps(["good", "spoils", "crashes", "behind", "hangs", "last"]):
+    for what in part.steps(["good", "spoils", "crashes", "behind", "fails", "hangs", "last"]):
         if what == "spoils":
             torch.cuda.is_initialized, torch.cuda.synchronize = lambda: True, broken
         elif what == "crashes":
             os.kill(os.getpid(), signal.SIGSEGV)
+        elif what == "fails":
+            broken()
         elif what == "hangs":
             time.sleep(100)
         else:
@@ -101,10 +103,17 @@ def test_what_a_step_does_to_its_process_does_not_take_the_others_along(tmp_path
     monkeypatch.setattr(command, "STUCK_SECONDS", 8.0)
     options = argparse.Namespace(out=str(tmp_path), dry=False)
     outcome, _ = command.run("sample", options, 200, tmp_path)
-    lost = "step 2 spoiled the device, step 3 FAILED, exit code -11, step 5 hangs"
+    lost = "step 2 spoiled the device, step 3 FAILED, exit code -11, step 5 FAILED, exit code 1, step 6 hangs"
     assert outcome == f"FAILED: {lost}"
     assert [row["what"] for row in part.read_table(tmp_path / "sample.csv")] == ["good", "behind", "last"]
     capsys.readouterr()
+
+
+def test_the_best_configuration_is_that_of_all_processes():
+    tune = importlib.import_module("gpu.tune")
+    times = [("forward", "a", "3"), ("forward", "b", "2.5"), ("forward", "c", ""), ("query", "d", "")]
+    rows = [{"kernel": kernel, "shape": "T1", "config": name, "ms": ms} for kernel, name, ms in times]
+    assert tune.best_of(rows) == ["forward T1: best b, 2.500 ms"]
 
 
 def test_a_process_that_gets_to_no_step_is_the_last(tmp_path, monkeypatch):

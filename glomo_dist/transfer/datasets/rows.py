@@ -50,11 +50,10 @@ def csv_rows(
                 raise DataError(
                     f"{where}: two columns are called {twice[0]!r}. Rename or delete one of them."
                 )
-            if missing := [key for key in keys if key not in names]:
-                raise DataError(
-                    f"{where}: key {missing[0]!r} is missing; the row has {', '.join(names):.200}. It is taken "
-                    "for the names of the columns; of a file without such a line, give them as `header`."
-                )
+            require_keys(
+                where, names, keys,
+                " It is taken for the names of the columns; of a file without such a line, give them as `header`.",
+            )  # fmt: skip
         elif len(cells) != len(names):
             raise DataError(
                 f"{where}: {counted(len(cells), 'cell')}, expected {len(names)} ({', '.join(names)}). A cell with "
@@ -96,11 +95,12 @@ def records(
         yield where, row
 
 
-def require_keys(where: str, row: Collection[str], keys: tuple[str, ...]) -> None:
+def require_keys(where: str, row: Collection[str], keys: tuple[str, ...], hint: str = "") -> None:
     """DataError if one of `keys` is missing in a row, or among its columns."""
     for key in keys:
         if key not in row:
-            raise DataError(f"{where}: key {key!r} is missing; the row has {', '.join(row) or 'no keys'}.")
+            there = ", ".join(row) or "no keys"
+            raise DataError(f"{where}: key {key!r} is missing; the row has {there:.200}.{hint}")
 
 
 def _json_lines(source: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -10,7 +10,7 @@
     train     (only when named) a predictor small enough to keep, as long as the time allows
 
 Parts run one after the other, each in a process of its own with a share of the time; one that fails or is stopped
-leaves what it has written and the others run. Where a case of bench, tune or profile hangs, crashes or leaves the
+leaves what it has written and the others run. Where a case of bench, tune or profile fails, hangs or leaves the
 device unusable, the cases behind it go on in another process. The short table at the end is also OUT/summary.txt, and
 what the parts printed OUT/log.txt. Needs Python with torch, Triton, numpy and pytest; nvcc, gcc and pybind11 for
 build; for pretrain the wheels that `make gpu-wheels` collects where a package index is (folder wheels/).
@@ -89,7 +89,7 @@ def process_of(name: str, options: argparse.Namespace, seconds: float, first: in
 def run(name: str, options: argparse.Namespace, seconds: float, scratch: Path) -> tuple[str, float]:
     """One part: (what became of it, seconds). Its output goes to the screen and to the log.
 
-    Where a step of it crashes, hangs or spoils the device, another process goes on behind this step.
+    Where a step of it fails, crashes, hangs or spoils the device, another process goes on behind this step.
     """
     deadline, began = time.monotonic() + seconds, time.monotonic()
     print(f"\n==> {name}: at most {seconds:.0f} s", flush=True)
@@ -139,8 +139,7 @@ def watch(
     if code == 0:
         return "ok", None
     said = "spoiled the device" if code == SPOILED else f"FAILED, exit code {code}"
-    crashed = step.exists() and (code == SPOILED or code < 0)
-    return said, int(step.read_text()) if crashed else None
+    return said, int(step.read_text()) if step.exists() else None
 
 
 def stop(*_: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -47,20 +48,24 @@ class Part:
             file.write(line + "\n")
 
     def steps(self, things: Iterable[X]) -> Iterator[X]:
-        """Those that no earlier process of this part has begun. One that spoils the device or hangs is the last of
-        its process; another process goes on behind it."""
+        """Those that no earlier process of this part has begun. One that ends its process, hangs or spoils the
+        device is the last there; another process goes on behind it."""
+        file = step_file(self.notes.parent)
         for thing in things:
             number, self._steps = self._steps, self._steps + 1
             if number < self.first:
                 continue
-            step_file(self.notes.parent).write_text(f"{number}")
+            new = file.with_suffix(".new")
+            new.write_text(f"{number}")
+            new.replace(file)  # whole at any time: the process may be ended at any
             yield thing
             if not self.dry and spoiled():
                 raise SystemExit(SPOILED)
+        file.unlink(missing_ok=True)
 
     def alive(self) -> None:
         """A step that takes long has come a part of its way."""
-        step_file(self.notes.parent).touch()
+        os.utime(step_file(self.notes.parent))
 
     @contextmanager
     def table(self, name: str, columns: Sequence[str]) -> Iterator[Table]:
@@ -82,7 +87,7 @@ class Table:
 
 
 def step_file(scratch: Path) -> Path:
-    """Holds the number of the step that a part is in; of a part without steps there is none."""
+    """Holds the number of the step that a part is in; before and behind all steps there is none."""
     return scratch / "step"
 
 
