@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -89,7 +90,7 @@ def prepare_text(
     with new_folder(out, beside=beside) as folder:
         spools = {part: Spool(folder) for part in parts}
         words = Numbering()
-        numbered = ordered_map(number_words, chunks(stream, valid_share), workers)
+        numbered = ordered_map(partial(number_words, valid_share=valid_share), chunks(stream), workers)
         total = _spool(numbered, words, spools, left_out)
         for part, spool in spools.items():
             if not spool.samples:

@@ -41,7 +41,7 @@ class Numbered(NamedTuple):
     documents: list[Origin]
 
 
-def chunks(stream: Iterable[Document], valid_share: float) -> Iterator[tuple[list[Document], float]]:
+def chunks(stream: Iterable[Document]) -> Iterator[list[Document]]:
     """Documents in groups of about a million characters."""
     chunk: list[Document] = []
     characters = 0
@@ -49,14 +49,14 @@ def chunks(stream: Iterable[Document], valid_share: float) -> Iterator[tuple[lis
         chunk.append(document)
         characters += len(document.text)
         if characters >= _CHUNK_CHARACTERS:
-            yield chunk, valid_share
+            yield chunk
             chunk, characters = [], 0
     if chunk:
-        yield chunk, valid_share
+        yield chunk
 
 
-def number_words(job: tuple[list[Document], float]) -> Numbered:
-    chunk, valid_share = job
+def number_words(chunk: list[Document], valid_share: float) -> Numbered:
+    """A chunk by itself. Of its documents `valid_share` get the part "valid", others "train"; all "" if it is 0."""
     numbers: defaultdict[str, int] = defaultdict()
     numbers.default_factory = numbers.__len__  # a new word gets the next number
     ids = array("i")
