@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+CHUNK_UNITS = 1 << 18  # of a chunk of a graph store
+
 
 def chunk_ranges(lengths: np.ndarray[Any, Any], units: int) -> list[tuple[int, int]]:
     """Ranges (first, last + 1) of consecutive sequences with about `units` units each; none where there are none."""
