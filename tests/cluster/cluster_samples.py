@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -159,6 +161,22 @@ def step_reached(out: Path) -> int:
     """Rows of the run's log so far."""
     path = out / "log.jsonl"
     return path.read_text().count("\n") if path.exists() else 0
+
+
+def free_port() -> str:
+    with socket.socket() as s:
+        s.bind(("", 0))
+        return str(s.getsockname()[1])
+
+
+def left_by_stand_ins(folder: Path) -> list[str]:
+    """Processes that were started with STAND_IN_STATE=folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if f"STAND_IN_STATE={folder}\0".encode() in path.read_bytes():
+                found.append(path.parent.name)
+    return found
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
