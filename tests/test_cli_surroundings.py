@@ -137,9 +137,8 @@ def test_version_without_git_and_inside_a_hook(
     monkeypatch.setenv("GIT_DIR", str(tmp_path))
     fingerprint.code_version.cache_clear()
     assert fingerprint.code_version() == here
-    monkeypatch.setenv(
-        "GIT_CONFIG_COUNT", "not a number"
-    )  # git is asked with its own configuration, and refuses
+    # git is asked with its own configuration, and refuses
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "not a number")
     fingerprint.code_version.cache_clear()
     assert fingerprint.code_version() == here.partition("+")[0]
     monkeypatch.delenv("GIT_CONFIG_COUNT")

@@ -86,9 +86,8 @@ def test_many_at_once_are_judged_as_one_by_one(index: ShardIndex, changes: list[
     content, layout = content_of(index), index.layout(0)
     damaged = bytearray(content)
     for where, new in changes:
-        at = (
-            where % (512 * (len(content) // 512)) // 512 * 512 + where % 160
-        )  # heads of members are full of meaning
+        # heads of members are full of meaning
+        at = where % (512 * (len(content) // 512)) // 512 * 512 + where % 160
         damaged[at : at + len(new)] = new
     del damaged[len(content) :]
     borders = [*layout.offsets.tolist(), len(content)]

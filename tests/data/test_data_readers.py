@@ -247,14 +247,12 @@ def test_shards_set_aside_are_replaced_on_every_rank_alike(index: ShardIndex, wi
             for shard, since in bad.items():
                 s.set_aside(shard, since)
         for step in steps:
-            plans = [(s, *s._plan(step)) for s in streams]
             rows = []
-            for s, numbers, pieces in plans:
+            for numbers, pieces in (s._plan(step) for s in streams):
                 assert (np.unique(pieces.row) == np.arange(len(numbers))).all(), "every row holds something"
                 for place, number in enumerate(numbers.tolist()):
                     inside = pieces.row == place
                     rows.append((number, list(zip(*(a[inside].tolist() for a in pieces[1:]), strict=True))))
-                del s
             found.append(sorted(rows))
         return found
 

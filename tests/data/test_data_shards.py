@@ -58,8 +58,6 @@ def test_the_bytes_depend_on_the_samples_alone(make_shards: MakeShards) -> None:
 
 
 def test_ids_are_stored_in_the_smallest_type(make_shards: MakeShards, tmp_path: Path) -> None:
-    from glomo_dist.data.shards.writing import ShardFolder
-
     for size, dtype in ((256, np.uint8), (257, np.uint16), (65_536, np.uint16), (65_537, np.uint32)):
         words = WordTokenizer(("<unk>", *map(str, range(size - 1))))
         writer = ShardFolder(tmp_path / str(size), words, 1 << 20)
