@@ -95,23 +95,23 @@ def prepare_text(
         for part, spool in spools.items():
             if not spool.samples:
                 raise DataError(_nothing_usable(sources, part if total else "", valid_share))
-        counts, distinct = words.counts(spools[parts[0]]), words.words()
-        vocabulary = given or words.vocabulary(counts, vocab_size, min_count)
+        counts, distinct = [words.counts(spool) for spool in spools.values()], words.words()
+        vocabulary = given or words.vocabulary(counts[0], vocab_size, min_count)
         provisional_to_id = vocabulary.encode(distinct)
-        warning = uncut(distinct, counts)
-        unknown = 0
-        for part, spool in spools.items():
-            writer = ShardFolder(folder / part, vocabulary, shard_bytes)
-            with progress.bar(
-                spool, desc=f"writing {part}".strip(), unit=" documents", total=spool.samples
-            ) as bar:
-                unknown += _write(writer, ((provisional_to_id[ids], meta) for ids, meta in bar))
-            spool.close()
+        warning = uncut(distinct, counts[0])
+        unknown = int(sum(counts)[provisional_to_id == 0].sum())
         if unknown == total:
             raise DataError(
                 f"{_named(sources)}: not one word is in the vocabulary of {tokenizer}, so every unit would be <unk>. "
                 "Is it that of other texts?"
             )
+        for part, spool in spools.items():
+            writer = ShardFolder(folder / part, vocabulary, shard_bytes)
+            with progress.bar(
+                spool, desc=f"writing {part}".strip(), unit=" documents", total=spool.samples
+            ) as bar:
+                _write(writer, ((provisional_to_id[ids], meta) for ids, meta in bar))
+            spool.close()
     units = f"vocabulary {vocabulary.vocab_size:,}; {100 * unknown / total:.2f} % of the words are not in it"
     _report(Path(out), parts, units, left_out)
     if unknown > MANY_UNKNOWN * total:
@@ -220,17 +220,13 @@ def _warn_of_many_ids(tokenizer: PixelTokenizer) -> None:
         )
 
 
-def _write(writer: ShardFolder, samples: Iterable[tuple[np.ndarray, dict[str, Any]]]) -> int:
-    """Write all `samples`; returns how often the id 0 occurs."""
-    zeros = 0
+def _write(writer: ShardFolder, samples: Iterable[tuple[np.ndarray, dict[str, Any]]]) -> None:
     try:
         for ids, metadata in samples:
             writer.add(ids, metadata)
-            zeros += int(np.count_nonzero(ids == 0))
         writer.close()
     finally:
         writer.abandon()
-    return zeros
 
 
 def _report(out: Path, parts: Sequence[str], units: str, left_out: Counter[str]) -> None:
