@@ -20,6 +20,7 @@ from glomo_dist.cli import main, pretrain
 from glomo_dist.cli.arguments import recipe_of
 from glomo_dist.cli.evaluate import Evaluate
 from glomo_dist.runtime import fingerprint
+from glomo_dist.runtime.processes import import_path
 
 GLOMO = [sys.executable, "-m", "glomo_dist.cli"]
 
@@ -27,7 +28,7 @@ GLOMO = [sys.executable, "-m", "glomo_dist.cli"]
 def environment(**changes: str) -> dict[str, str]:
     names = ("NO_COLOR", "PYTHON_TYRO_ANSI_CODES", "PYTHONUNBUFFERED")
     ours = {name: value for name, value in os.environ.items() if name not in names}
-    return {**ours, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **changes}
+    return {**ours, "PYTHONPATH": import_path(), **changes}
 
 
 HELP = [(argv, unbuffered) for argv in (["--help"], ["bench", "--help"]) for unbuffered in ("1", "")]

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from glomo_dist.runtime.processes import import_path
+
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "cluster"
 STAND_INS = Path(__file__).with_name("stand_ins")
@@ -27,7 +29,7 @@ def environment(**more: str) -> dict[str, str]:
     return {
         **os.environ,
         "PYTHON": sys.executable,
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        "PYTHONPATH": import_path(),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "RANKS_PER_NODE": "1",
