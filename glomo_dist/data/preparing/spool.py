@@ -27,6 +27,8 @@ _SPOOL_BLOCK = 1 << 20  # provisional ids read at a time
 
 
 class Origin(NamedTuple):
+    """Where a document comes from, and the part of the data that it goes to."""
+
     source: str
     row: int
     part: str
@@ -83,6 +85,7 @@ class Numbering:
         self._numbers.default_factory = self._numbers.__len__
 
     def words(self) -> list[str]:
+        """In the order of their numbers."""
         return list(self._numbers)
 
     def translate(self, numbered: Numbered) -> np.ndarray:
@@ -121,6 +124,7 @@ class Spool:
         self._meta = TemporaryFile("w+", encoding="utf-8", dir=folder)  # noqa: SIM115 - closed by close
 
     def add(self, ids: np.ndarray, origin: Origin) -> None:
+        """ids: int32 [n]."""
         self._ids.write(ids.tobytes())
         self._meta.write(json.dumps([len(ids), origin.source, origin.row]) + "\n")
         self.samples += 1
