@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
+Arrays: TypeAlias = dict[str, np.ndarray[Any, Any]]  # of a chunk, by their names in store.py
 CHUNK_UNITS = 1 << 18  # of a chunk of a graph store
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save
 
-from glomo_dist.graphs.chunks import CHUNK_UNITS, chunk_ranges
+from glomo_dist.graphs.chunks import CHUNK_UNITS, Arrays, chunk_ranges
 from glomo_dist.graphs.index import (
     DIRECTIONS,
     FORMAT,
@@ -206,7 +206,7 @@ def _finished(path: Path, first: int, examples: int) -> ChunkEntry | None:
     return entry if (entry.name, entry.first, entry.examples) == (path.name, first, examples) else None
 
 
-def _write(path: Path, arrays: dict[str, np.ndarray[Any, Any]], first: int, examples: int) -> ChunkEntry:
+def _write(path: Path, arrays: Arrays, first: int, examples: int) -> ChunkEntry:
     files.write_bytes(path, save(arrays))
     edges = sum(int(arrays[f"{d}.edges"][-1]) for d in DIRECTIONS)
     entry = ChunkEntry(path.name, first, examples, edges, path.stat().st_size, files.sha256_file(path))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from glomo_dist.graphs.chunks import CHUNK_UNITS, chunk_ranges
+from glomo_dist.graphs.chunks import CHUNK_UNITS, Arrays, chunk_ranges
 from glomo_dist.graphs.index import FORMAT, VERSION, ChunkEntry, SplitEntry, StoreInfo, StoreMeta
 from glomo_dist.graphs.predict import BATCH_UNITS, check_ids, predict_chunk
 from glomo_dist.graphs.store import GraphStore
@@ -58,6 +58,6 @@ class LiveGraphs(GraphStore):
         )
         super().__init__(folder, info, entries)
 
-    def _load(self, entry: ChunkEntry) -> dict[str, np.ndarray[Any, Any]]:
+    def _load(self, entry: ChunkEntry) -> Arrays:
         examples = self._examples[entry.name.rpartition("-")[0]][entry.first : entry.first + entry.examples]
         return predict_chunk(self._model, examples, self.info.keep, BATCH_UNITS, lambda units: None)

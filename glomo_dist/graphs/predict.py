@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from glomo_kernels import SparseGraph
 
+from glomo_dist.graphs.chunks import Arrays
 from glomo_dist.graphs.index import DIRECTIONS
 from glomo_dist.model.glomo import Glomo
 from glomo_dist.runtime.errors import CheckpointError, DataError
@@ -40,7 +41,7 @@ def predict_chunk(
     keep: int | None,
     batch_units: int,
     done: Callable[[int], object],
-) -> dict[str, np.ndarray[Any, Any]]:
+) -> Arrays:
     """The arrays of one chunk, computed in batches of similar length; `done` is told the units of each."""
     lengths = np.array([len(e) for e in examples], np.int64)
     rows: dict[str, list[Any]] = {d: [_no_edges()] * len(examples) for d in DIRECTIONS}
@@ -60,7 +61,7 @@ def predict_chunk(
             for i, example in zip(batch, _split(graph, n), strict=True):
                 rows[direction][i] = example
         done(int(n.sum()))
-    arrays: dict[str, np.ndarray[Any, Any]] = {"units": lengths}
+    arrays: Arrays = {"units": lengths}
     narrow = lengths.max(initial=0) <= np.iinfo(np.int16).max
     for direction in DIRECTIONS:
         counts, columns, weights = zip(*rows[direction], strict=True)
