@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from glomo_dist.data.preparing.images import pictures
+from glomo_dist.data.preparing.images import Picture, pictures
 from glomo_dist.data.preparing.parallel import ordered_map
 from glomo_dist.data.preparing.sources import WORDLESS, Split, documents
 from glomo_dist.data.preparing.spool import Numbered, Numbering, Spool, chunks, number_words
@@ -172,23 +172,19 @@ def prepare_images(
     bits = whole("bits", BITS if bits is None else bits, 1, 8)
     require_writer(shard_bytes)
     require_absent_or_empty(out)
-    pixel_tokenizer: PixelTokenizer | None = None
-    if tokenizer is not None:
-        pixel_tokenizer = _tokenizer(tokenizer, PixelTokenizer, "images need")
-        size, channels = pixel_tokenizer.shape, pixel_tokenizer.channels
+    given = None if tokenizer is None else _tokenizer(tokenizer, PixelTokenizer, "images need")
+    if given is not None:
+        size, channels = given.shape, given.channels
     left_out: Counter[str] = Counter()
     found = pictures(sources, size=size, channels=channels, left_out=left_out)
     stream = itertools.islice(found, max_images)
     first = next(stream, None)
     if first is None:
         raise DataError(f"no image in {_named(sources)}. Name image files, .npz or *-images-idx3-ubyte.")
-    if pixel_tokenizer is None:
-        height, width = first.pixels.shape[:2]
-        pixel_tokenizer = PixelTokenizer(height, width, 3 if first.pixels.ndim == 3 else 1, bits)
-        _warn_of_many_ids(pixel_tokenizer)
-    seen = PixelCensus(pixel_tokenizer)
+    chosen = given or _tokenizer_for(first, bits)
+    seen = PixelCensus(chosen)
 
-    def samples(chosen: PixelTokenizer) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    def samples() -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
         for picture in progress.bar(itertools.chain([first], stream), desc="images", unit=" images"):
             try:
                 ids = chosen.encode(picture.pixels)
@@ -200,24 +196,27 @@ def prepare_images(
             yield ids, {"source": picture.source, "row": picture.row}
 
     with new_folder(out, beside=beside) as folder:
-        _write(ShardFolder(folder, pixel_tokenizer, shard_bytes), samples(pixel_tokenizer))
+        _write(ShardFolder(folder, chosen, shard_bytes), samples())
         try:
             seen.require_two_ids()
         except DataError as e:
             raise DataError(f"{_named(sources)}: {e}") from None
-    units = f"{pixel_tokenizer.vocab_size:,} pixel ids, {seen.ids:,} of them occur"
+    units = f"{chosen.vocab_size:,} pixel ids, {seen.ids:,} of them occur"
     _report(Path(out), ("",), units, left_out)
     return Path(out)
 
 
-def _warn_of_many_ids(tokenizer: PixelTokenizer) -> None:
-    ids = tokenizer.vocab_size
-    if ids > MANY_PIXEL_IDS:
+def _tokenizer_for(first: Picture, bits: int) -> PixelTokenizer:
+    """For images like the first one; warns where it would have too many ids."""
+    height, width = first.pixels.shape[:2]
+    tokenizer = PixelTokenizer(height, width, 3 if first.pixels.ndim == 3 else 1, bits)
+    if (ids := tokenizer.vocab_size) > MANY_PIXEL_IDS:
         progress.say(
-            f"WARNING: {tokenizer.bits} bits in {tokenizer.channels} channels make {ids:,} pixel ids. The model "
+            f"WARNING: {bits} bits in {tokenizer.channels} channels make {ids:,} pixel ids. The model "
             "predicts each pixel by a softmax over all of them, which takes much memory and learns little: "
             f"keep fewer (--bits {BITS}), or grey images (--channels 1)."
         )
+    return tokenizer
 
 
 def _write(writer: ShardFolder, samples: Iterable[tuple[np.ndarray, dict[str, Any]]]) -> None:
