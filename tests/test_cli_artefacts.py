@@ -66,18 +66,10 @@ def test_damaged_model(road: Road, tmp_path: Path, capfd: Capture) -> None:
     model = tmp_path / "model"
     shutil.copytree(road.text_run / "model", model)
     weights = model / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\0\1"[:1])
-    command = [
-        "export",
-        model,
-        "--task",
-        "docstring",
-        "--source",
-        road.raw.folder,
-        "--out",
-        tmp_path / "graphs",
-    ]
-    refused(command, capfd, weights)
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    command = ["export", model, "--task", "docstring", "--source", road.raw.folder]
+    refused([*command, "--out", tmp_path / "graphs"], capfd, weights)
 
 
 def test_labels_out_of_range(road: Road, tmp_path: Path, capfd: Capture) -> None:

@@ -17,6 +17,7 @@ from setuptools.config.pyprojecttoml import read_configuration
 from glomo_dist.cli import doctor
 from glomo_dist.evaluate import executor
 from glomo_dist.runtime import threads
+from glomo_dist.runtime.processes import import_path
 
 
 def test_doctor_says_what_is_here(capfd: Capture) -> None:
@@ -150,7 +151,7 @@ def test_threads_wait_briefly() -> None:
         "100",
     ]
     environment = {**ours, "OMP_DISPLAY_ENV": "verbose"}
-    environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+    environment["PYTHONPATH"] = import_path()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     if "GOMP_" not in done.stderr:

@@ -29,6 +29,10 @@ from glomo_dist.runtime.errors import ConfigError
         ),
         (["plan", "--recipe", "tiny", "--model.vocab-size", "9", "--teraflops", "nan"], "teraflops must be"),
         (
+            ["plan", "--recipe", "tiny", "--teraflops", "inf"],
+            "teraflops must be positive and finite, got inf",
+        ),
+        (
             ["plan", "--recipe", "tiny", "--model.vocab-size", "9", "--seed", "-1"],
             "seed must be in 0..2^64 - 1",
         ),

@@ -20,6 +20,7 @@ from glomo_dist.cli import main, pretrain
 from glomo_dist.cli.arguments import recipe_of
 from glomo_dist.cli.evaluate import Evaluate
 from glomo_dist.runtime import fingerprint
+from glomo_dist.runtime.processes import import_path
 
 GLOMO = [sys.executable, "-m", "glomo_dist.cli"]
 
@@ -27,7 +28,7 @@ GLOMO = [sys.executable, "-m", "glomo_dist.cli"]
 def environment(**changes: str) -> dict[str, str]:
     names = ("NO_COLOR", "PYTHON_TYRO_ANSI_CODES", "PYTHONUNBUFFERED")
     ours = {name: value for name, value in os.environ.items() if name not in names}
-    return {**ours, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **changes}
+    return {**ours, "PYTHONPATH": import_path(), **changes}
 
 
 HELP = [(argv, unbuffered) for argv in (["--help"], ["bench", "--help"]) for unbuffered in ("1", "")]
@@ -137,9 +138,8 @@ def test_version_without_git_and_inside_a_hook(
     monkeypatch.setenv("GIT_DIR", str(tmp_path))
     fingerprint.code_version.cache_clear()
     assert fingerprint.code_version() == here
-    monkeypatch.setenv(
-        "GIT_CONFIG_COUNT", "not a number"
-    )  # git is asked with its own configuration, and refuses
+    # git is asked with its own configuration, and refuses
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "not a number")
     fingerprint.code_version.cache_clear()
     assert fingerprint.code_version() == here.partition("+")[0]
     monkeypatch.delenv("GIT_CONFIG_COUNT")

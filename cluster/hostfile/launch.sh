@@ -14,9 +14,13 @@
 # Exit codes: those of pretrain_host.sh, from the host that ended first.
 set -euo pipefail
 
-if (($# < 2)) || [[ ! -r $1 || -d $1 ]]; then
-  echo "usage: $0 HOSTFILE SHARDS --out RUN [glomo pretrain flags]; HOSTFILE must be a readable file" >&2
+fail() {
+  echo "$1" >&2
   exit 2
+}
+
+if (($# < 2)) || [[ ! -r $1 || -d $1 ]]; then
+  fail "usage: $0 HOSTFILE SHARDS --out RUN [glomo pretrain flags]; HOSTFILE must be a readable file"
 fi
 hostfile=$1
 shift
@@ -25,27 +29,21 @@ while IFS=$' \t\r' read -r host rest || [[ -n $host ]]; do # the last line may e
   host=${host#$'\xef\xbb\xbf'} # UTF-8's mark, which some editors put in front
   [[ -z $host || $host == \#* ]] && continue
   if [[ ! $rest =~ ^slots=([1-9][0-9]*)([[:space:]]+max[-_]slots=[0-9]+)?[[:space:]]*(#.*)?$ ]]; then
-    echo "$hostfile: expected \"$host slots=N\", got \"$host $rest\"" >&2
-    exit 2
+    fail "$hostfile: expected \"$host slots=N\", got \"$host $rest\""
   fi
   hosts+=("$host") slots+=("${BASH_REMATCH[1]}")
 done < "$hostfile"
-if ((${#hosts[@]} == 0)); then
-  echo "$hostfile names no host: give lines \"host slots=N\"" >&2
-  exit 2
-fi
+((${#hosts[@]})) || fail "$hostfile names no host: give lines \"host slots=N\""
 first=${hosts[0]##*@} # ssh's USER@ is not part of where the others meet it
 for host in "${hosts[@]}"; do
   if [[ $first =~ ^(localhost|127\..*|::1)$ && $host != "${hosts[0]}" ]]; then
-    echo "$hostfile: $host cannot meet the first host as \"$first\": give it the name that the others reach it by" >&2
-    exit 2
+    fail "$hostfile: $host cannot meet the first host as \"$first\": give it the name that the others reach it by"
   fi
 done
 names=(RESTARTS JOIN_SECONDS LOST_SECONDS SAVE_SECONDS PYTHON)
 for name in ${FORWARD:-}; do
   if [[ ! $name =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]]; then
-    echo "FORWARD: expected names of variables with spaces between them, got \"$name\"" >&2
-    exit 2
+    fail "FORWARD: expected names of variables with spaces between them, got \"$name\""
   fi
   names+=("$name")
 done

@@ -107,9 +107,8 @@ def run(name: str, node: str, words: list[str]) -> None:
 def cut(name: str, node: str) -> None:
     """Let all packets to and from the host vanish. Its link stays up: no RST, no ICMP, no carrier loss."""
     _require(name, node)
-    _ip(
-        "-n", _space(name, SWITCH), "link", "set", node, "nomaster"
-    )  # the cable stays in, the port is off the bridge
+    # the cable stays in, the port is off the bridge
+    _ip("-n", _space(name, SWITCH), "link", "set", node, "nomaster")
 
 
 def heal(name: str, node: str) -> None:

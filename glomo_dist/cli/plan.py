@@ -11,7 +11,6 @@ a short run with --steps 20 --warmup-steps 0 gives the true speed (`units_per_se
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -26,7 +25,7 @@ from glomo_dist.pretrain import PretrainConfig
 from glomo_dist.pretrain.cost import Cost, activation_bytes, cost, state_bytes
 from glomo_dist.pretrain.settings.config import accumulation
 from glomo_dist.pretrain.settings.resolve import resolve_inputs
-from glomo_dist.runtime.config import check_least
+from glomo_dist.runtime.config import check_least, check_positive
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.runtime.words import counted
 
@@ -60,6 +59,7 @@ def main(argv: Sequence[str]) -> None:
             f"vocabulary (--vocabulary) must be from 2 to {LARGEST_VOCABULARY:,} units, got {command.vocabulary}."
         )
     check_least(command, "", 1, "ranks")
+    check_positive(command, "", "units_per_second", "teraflops")
     index = None
     if command.data is not None:
         found = resolve_inputs(dataclasses.replace(config, valid_every=0, schedule="constant"), command.data)
@@ -106,10 +106,6 @@ def describe(command: Plan, config: PretrainConfig, estimate: Cost) -> list[str]
         lines.append(
             f"DeepSpeed       {config.deepspeed}: its reduce_bucket_size counts, what it offloads is not taken off"
         )
-    for name in ("units_per_second", "teraflops"):
-        value = getattr(command, name)
-        if value is not None and not 0 < value < math.inf:
-            raise ConfigError(f"{name} must be positive, got {value}.")
     if speed := command.units_per_second:
         lines.append(f"time            {units / speed / 3600:,.2f} h at {speed:,.0f} units/s")
     if speed := command.teraflops:

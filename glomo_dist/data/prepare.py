@@ -10,12 +10,13 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from glomo_dist.data.preparing.images import pictures
+from glomo_dist.data.preparing.images import Picture, pictures
 from glomo_dist.data.preparing.parallel import ordered_map
 from glomo_dist.data.preparing.sources import WORDLESS, Split, documents
 from glomo_dist.data.preparing.spool import Numbered, Numbering, Spool, chunks, number_words
@@ -89,28 +90,28 @@ def prepare_text(
     with new_folder(out, beside=beside) as folder:
         spools = {part: Spool(folder) for part in parts}
         words = Numbering()
-        numbered = ordered_map(number_words, chunks(stream, valid_share), workers)
+        numbered = ordered_map(partial(number_words, valid_share=valid_share), chunks(stream), workers)
         total = _spool(numbered, words, spools, left_out)
         for part, spool in spools.items():
             if not spool.samples:
                 raise DataError(_nothing_usable(sources, part if total else "", valid_share))
-        counts, distinct = words.counts(spools[parts[0]]), words.words()
-        vocabulary = given or words.vocabulary(counts, vocab_size, min_count)
+        counts, distinct = [words.counts(spool) for spool in spools.values()], words.words()
+        vocabulary = given or words.vocabulary(counts[0], vocab_size, min_count)
         provisional_to_id = vocabulary.encode(distinct)
-        warning = uncut(distinct, counts)
-        unknown = 0
-        for part, spool in spools.items():
-            writer = ShardFolder(folder / part, vocabulary, shard_bytes)
-            with progress.bar(
-                spool, desc=f"writing {part}".strip(), unit=" documents", total=spool.samples
-            ) as bar:
-                unknown += _write(writer, ((provisional_to_id[ids], meta) for ids, meta in bar))
-            spool.close()
+        warning = uncut(distinct, counts[0])
+        unknown = int(sum(counts)[provisional_to_id == 0].sum())
         if unknown == total:
             raise DataError(
                 f"{_named(sources)}: not one word is in the vocabulary of {tokenizer}, so every unit would be <unk>. "
                 "Is it that of other texts?"
             )
+        for part, spool in spools.items():
+            writer = ShardFolder(folder / part, vocabulary, shard_bytes)
+            with progress.bar(
+                spool, desc=f"writing {part}".strip(), unit=" documents", total=spool.samples
+            ) as bar:
+                _write(writer, ((provisional_to_id[ids], meta) for ids, meta in bar))
+            spool.close()
     units = f"vocabulary {vocabulary.vocab_size:,}; {100 * unknown / total:.2f} % of the words are not in it"
     _report(Path(out), parts, units, left_out)
     if unknown > MANY_UNKNOWN * total:
@@ -171,23 +172,19 @@ def prepare_images(
     bits = whole("bits", BITS if bits is None else bits, 1, 8)
     require_writer(shard_bytes)
     require_absent_or_empty(out)
-    pixel_tokenizer: PixelTokenizer | None = None
-    if tokenizer is not None:
-        pixel_tokenizer = _tokenizer(tokenizer, PixelTokenizer, "images need")
-        size, channels = pixel_tokenizer.shape, pixel_tokenizer.channels
+    given = None if tokenizer is None else _tokenizer(tokenizer, PixelTokenizer, "images need")
+    if given is not None:
+        size, channels = given.shape, given.channels
     left_out: Counter[str] = Counter()
     found = pictures(sources, size=size, channels=channels, left_out=left_out)
     stream = itertools.islice(found, max_images)
     first = next(stream, None)
     if first is None:
         raise DataError(f"no image in {_named(sources)}. Name image files, .npz or *-images-idx3-ubyte.")
-    if pixel_tokenizer is None:
-        height, width = first.pixels.shape[:2]
-        pixel_tokenizer = PixelTokenizer(height, width, 3 if first.pixels.ndim == 3 else 1, bits)
-        _warn_of_many_ids(pixel_tokenizer)
-    seen = PixelCensus(pixel_tokenizer)
+    chosen = given or _tokenizer_for(first, bits)
+    seen = PixelCensus(chosen)
 
-    def samples(chosen: PixelTokenizer) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    def samples() -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
         for picture in progress.bar(itertools.chain([first], stream), desc="images", unit=" images"):
             try:
                 ids = chosen.encode(picture.pixels)
@@ -199,37 +196,36 @@ def prepare_images(
             yield ids, {"source": picture.source, "row": picture.row}
 
     with new_folder(out, beside=beside) as folder:
-        _write(ShardFolder(folder, pixel_tokenizer, shard_bytes), samples(pixel_tokenizer))
+        _write(ShardFolder(folder, chosen, shard_bytes), samples())
         try:
             seen.require_two_ids()
         except DataError as e:
             raise DataError(f"{_named(sources)}: {e}") from None
-    units = f"{pixel_tokenizer.vocab_size:,} pixel ids, {seen.ids:,} of them occur"
+    units = f"{chosen.vocab_size:,} pixel ids, {seen.ids:,} of them occur"
     _report(Path(out), ("",), units, left_out)
     return Path(out)
 
 
-def _warn_of_many_ids(tokenizer: PixelTokenizer) -> None:
-    ids = tokenizer.vocab_size
-    if ids > MANY_PIXEL_IDS:
+def _tokenizer_for(first: Picture, bits: int) -> PixelTokenizer:
+    """For images like the first one; warns where it would have too many ids."""
+    height, width = first.pixels.shape[:2]
+    tokenizer = PixelTokenizer(height, width, 3 if first.pixels.ndim == 3 else 1, bits)
+    if (ids := tokenizer.vocab_size) > MANY_PIXEL_IDS:
         progress.say(
-            f"WARNING: {tokenizer.bits} bits in {tokenizer.channels} channels make {ids:,} pixel ids. The model "
+            f"WARNING: {bits} bits in {tokenizer.channels} channels make {ids:,} pixel ids. The model "
             "predicts each pixel by a softmax over all of them, which takes much memory and learns little: "
             f"keep fewer (--bits {BITS}), or grey images (--channels 1)."
         )
+    return tokenizer
 
 
-def _write(writer: ShardFolder, samples: Iterable[tuple[np.ndarray, dict[str, Any]]]) -> int:
-    """Write all `samples`; returns how often the id 0 occurs."""
-    zeros = 0
+def _write(writer: ShardFolder, samples: Iterable[tuple[np.ndarray, dict[str, Any]]]) -> None:
     try:
         for ids, metadata in samples:
             writer.add(ids, metadata)
-            zeros += int(np.count_nonzero(ids == 0))
         writer.close()
     finally:
         writer.abandon()
-    return zeros
 
 
 def _report(out: Path, parts: Sequence[str], units: str, left_out: Counter[str]) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from glomo_dist.graphs.chunks import Arrays
 from glomo_dist.graphs.index import DIRECTIONS, EXPORT_AGAIN, GraphStoreError
 
-Arrays = dict[str, np.ndarray[Any, Any]]
 _MOST = 1.01  # of a row's sum, each weight rounded to float16; less than 1 may be: scores near 0 leave a row lighter
 _ONE = 0x3C00  # as bits of float16: all others from 0 to 1 are below, negative and not finite ones above
 

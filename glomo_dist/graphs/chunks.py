@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+
+Arrays: TypeAlias = dict[str, np.ndarray[Any, Any]]  # of a chunk, by their names in store.py
+CHUNK_UNITS = 1 << 18  # of a chunk of a graph store
 
 
 def chunk_ranges(lengths: np.ndarray[Any, Any], units: int) -> list[tuple[int, int]]:

@@ -47,6 +47,8 @@ class StoreMeta:
 
 @dataclass(frozen=True)
 class ChunkEntry:
+    """A file: the examples `first` .. `first` + `examples` - 1 of a split."""
+
     name: str
     first: int
     examples: int
@@ -57,6 +59,8 @@ class ChunkEntry:
 
 @dataclass(frozen=True)
 class SplitEntry:
+    """A list of sequences, shared out among chunks in their order."""
+
     examples: int
     units: int
     edges: int
@@ -134,22 +138,7 @@ def read_index(folder: Path) -> tuple[StoreInfo, dict[str, SplitEntry]]:
             f"{where}: {info.layers} layers and {info.heads} heads. The index is damaged. {EXPORT_AGAIN}"
         )
     for name, entry in splits.items():
-        at = 0
-        for chunk in entry.chunks:
-            if chunk.first != at:
-                break
-            if Path(chunk.name).name != chunk.name:
-                raise GraphStoreError(
-                    f"{where}: {chunk.name!r} is no name of a file in this folder. The index is damaged. "
-                    f"{EXPORT_AGAIN}"
-                )
-            check_chunk(folder / chunk.name, chunk.bytes, None)
-            at += chunk.examples
-        if at != entry.examples:
-            raise GraphStoreError(
-                f"{where}: the chunks of split {name!r} hold the examples up to {at} of {entry.examples}. "
-                f"The index is damaged. {EXPORT_AGAIN}"
-            )
+        _check_chunks(folder, name, entry)
         _check_sizes(folder, entry, info.layers * info.heads, f"{where}: split {name!r}")
     _require_equal(folder, values)
     return info, splits
@@ -176,6 +165,26 @@ def _require_equal(folder: Path, index: dict[str, Any]) -> None:
                 f"{folder / INDEX}: {key} is {value!r}, but {settings[key]!r} in {SETTINGS}. One of them is "
                 f"damaged. {EXPORT_AGAIN}"
             )
+
+
+def _check_chunks(folder: Path, split: str, entry: SplitEntry) -> None:
+    """Raise GraphStoreError unless the chunks are files of the folder, of their sizes, with all examples in order."""
+    at = 0
+    for chunk in entry.chunks:
+        if chunk.first != at:
+            break
+        if Path(chunk.name).name != chunk.name:
+            raise GraphStoreError(
+                f"{folder / INDEX}: {chunk.name!r} is no name of a file in this folder. The index is damaged. "
+                f"{EXPORT_AGAIN}"
+            )
+        check_chunk(folder / chunk.name, chunk.bytes, None)
+        at += chunk.examples
+    if at != entry.examples:
+        raise GraphStoreError(
+            f"{folder / INDEX}: the chunks of split {split!r} hold the examples up to {at} of {entry.examples}. "
+            f"The index is damaged. {EXPORT_AGAIN}"
+        )
 
 
 def _check_sizes(folder: Path, entry: SplitEntry, components: int, where: str) -> None:

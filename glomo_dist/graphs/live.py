@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from glomo_dist.graphs.chunks import chunk_ranges
-from glomo_dist.graphs.export import BATCH_UNITS, CHUNK_UNITS, check_ids, predict_chunk
+from glomo_dist.graphs.chunks import CHUNK_UNITS, Arrays, chunk_ranges
 from glomo_dist.graphs.index import FORMAT, VERSION, ChunkEntry, SplitEntry, StoreInfo, StoreMeta
+from glomo_dist.graphs.predict import BATCH_UNITS, check_ids, predict_chunk
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.model.glomo import Glomo
 from glomo_dist.runtime import config
@@ -58,6 +58,6 @@ class LiveGraphs(GraphStore):
         )
         super().__init__(folder, info, entries)
 
-    def _load(self, entry: ChunkEntry) -> dict[str, np.ndarray[Any, Any]]:
+    def _load(self, entry: ChunkEntry) -> Arrays:
         examples = self._examples[entry.name.rpartition("-")[0]][entry.first : entry.first + entry.examples]
         return predict_chunk(self._model, examples, self.info.keep, BATCH_UNITS, lambda units: None)

@@ -25,6 +25,7 @@ import torch
 from glomo_kernels import SparseGraph
 
 from glomo_dist.graphs.checks import require_graphs
+from glomo_dist.graphs.chunks import Arrays
 from glomo_dist.graphs.index import (
     EXPORT_AGAIN,
     ChunkEntry,
@@ -46,7 +47,7 @@ class GraphStore:
         self.info = info
         self.splits = splits
         self._starts = {s: np.array([c.first for c in e.chunks], np.int64) for s, e in splits.items()}
-        self._chunks: dict[str, dict[str, np.ndarray[Any, Any]]] = {}
+        self._chunks: dict[str, Arrays] = {}
 
     @classmethod
     def open(cls, folder: str | Path) -> GraphStore:
@@ -125,15 +126,12 @@ class GraphStore:
         return self.splits[name]
 
     def _assemble(
-        self,
-        located: list[tuple[dict[str, np.ndarray[Any, Any]], int]],
-        units: list[int],
-        T: int,
-        direction: str,
+        self, located: list[tuple[Arrays, int]], units: list[int], T: int, direction: str
     ) -> SparseGraph:
+        """located: of each example its chunk and its place there."""
         B, C = len(located), self.info.layers * self.info.heads
         counts = np.zeros((B, C, T), np.int32)
-        columns, weights = [], []
+        columns, weights = [np.zeros(0, np.int16)], [np.zeros(0, np.float16)]
         for b, ((chunk, at), n) in enumerate(zip(located, units, strict=True)):
             row = int(chunk["rows"][at])
             counts[b, :, :n] = chunk[f"{direction}.counts"][C * row : C * (row + n)].reshape(C, n)
@@ -144,22 +142,21 @@ class GraphStore:
         # Padding rows are empty, so the edges of the batch are those of its examples one after the other.
         offsets = np.zeros(B * C * T + 1, np.int64)
         np.cumsum(counts.reshape(-1), out=offsets[1:])
-        empty = not columns
         return SparseGraph(
             torch.from_numpy(offsets),
-            torch.from_numpy(np.zeros(0, np.int32) if empty else np.concatenate(columns, dtype=np.int32)),
-            torch.from_numpy(np.zeros(0, np.float32) if empty else np.concatenate(weights, dtype=np.float32)),
+            torch.from_numpy(np.concatenate(columns, dtype=np.int32)),
+            torch.from_numpy(np.concatenate(weights, dtype=np.float32)),
             (B, C, T),
         )
 
-    def _chunk(self, entry: ChunkEntry) -> dict[str, np.ndarray[Any, Any]]:
+    def _chunk(self, entry: ChunkEntry) -> Arrays:
         if entry.name not in self._chunks:
             arrays = self._load(entry)
             arrays["rows"] = np.concatenate([[0], np.cumsum(arrays["units"])])
             self._chunks[entry.name] = arrays
         return self._chunks[entry.name]
 
-    def _load(self, entry: ChunkEntry) -> dict[str, np.ndarray[Any, Any]]:
+    def _load(self, entry: ChunkEntry) -> Arrays:
         path = self.folder / entry.name
         check_chunk(path, entry.bytes, entry.sha256)
         arrays = map_safetensors(path)

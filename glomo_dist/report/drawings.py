@@ -41,6 +41,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Drawing:
+    """Figures of one example, and a sentence on how to read them."""
+
     title: str
     caption: str
     figures: list[Markup]
@@ -48,13 +50,9 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Example:
-    """One test example. label: its class, "" where it has none, or several. units: words, or one image as an array.
+    """units: words, or one image as an array.  forward, backward: dense graphs [components, T, T], of an image their
+    mean [1, T, T]."""
 
-    forward, backward: dense graphs [components, T, T], of an image their mean [1, T, T].
-    """
-
-    number: int
-    label: str
     units: Any
     forward: np.ndarray[Any, Any]
     backward: np.ndarray[Any, Any]
@@ -82,19 +80,15 @@ def draw(source: Source, tasks: Mapping[str, Task] = TASKS) -> Drawing:
     name = next(iter(task.columns))
     column, graphs = split.columns[name], section("test", name)
     inputs = [column.values[v] for v in column.of[:, 0]]
-    number = _choose(inputs) if task.unit == "words" else 0
+    words = task.unit == "words"
+    number = _choose(inputs) if words else 0
     value = int(column.of[number, 0])
-    units = int(store.units(graphs)[value])
-    example = Example(
-        number,
-        data.classes[int(split.labels[number])] if data.classes and split.labels.ndim == 1 else "",
-        inputs[number] if task.unit == "words" else np.asarray(inputs[number]),
-        *(dense(graph, min(units, MOST_WORDS)) if task.unit == "words" else averaged(graph)
-          for graph in store.batch(graphs, [value])),
-    )  # fmt: skip
+    units = min(int(store.units(graphs)[value]), MOST_WORDS)
+    shown = [dense(graph, units) if words else averaged(graph) for graph in store.batch(graphs, [value])]
+    example = Example(inputs[number] if words else np.asarray(inputs[number]), *shown)
     title = f"{source.name}: {task.name}, test example {number}"
-    if example.label:
-        title += f" (class {example.label})"
+    if data.classes and split.labels.ndim == 1:
+        title += f" (class {data.classes[int(split.labels[number])]})"
     return drawn(title, example, store.info.layers, store.info.heads)
 
 

@@ -56,6 +56,7 @@ class Group:
 
     @property
     def any(self) -> Finished:
+        """One of them, for what all have alike."""
         return self.finished[0]
 
     @property

@@ -123,7 +123,7 @@ def _seen(predictor: Predictor, one: _Input, keep: int | None) -> Seen:
         graphs = predictor.model.graphs(ids, torch.tensor([ids.shape[1]]), keep=keep)
     shown = [averaged(g) if isinstance(one.units, np.ndarray) else dense(g, ids.shape[1]) for g in graphs]
     layers, heads = predictor.model.config.layers, predictor.model.config.heads
-    drawing = drawn(one.title, Example(0, "", one.units, *shown), layers, heads)
+    drawing = drawn(one.title, Example(one.units, *shown), layers, heads)
     before, after = map(_numbers, graphs)
     names = [f"layer {layer}, head {head}" for layer in range(layers) for head in range(heads)]
     return Seen(

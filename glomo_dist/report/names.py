@@ -20,6 +20,7 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
+    """`text`, printable, with a space for every tab and end of a line."""
     return printable(re.sub(r"\s", " ", text))
 
 

@@ -37,6 +37,7 @@ class Paired:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
+    """Mean, spread and interval of these values."""
     n = len(values)
     if n == 0:
         return Estimate(0, None)

@@ -35,6 +35,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
+    """A row for each arm of the group.  main: the arm that the others are compared with, see `Group.main`."""
+
     group: Group
     main: str | None
     rows: tuple[Row, ...]
@@ -104,6 +106,7 @@ def p_text(p: float) -> str:
 
 
 def header(table: Table) -> list[str]:
+    """The names of the columns of `cells`."""
     metric = one_line(table.group.any.result.metric)
     columns = ["arm", f"test {metric}, %", "seeds", "difference to no graph"]
     return columns + ([f"{short(arm_name(table.main))} minus this"] if table.main else [])

@@ -71,10 +71,12 @@ def check_least(config: Any, where: str, least: int, *names: str, most: int | No
 
 
 def check_positive(config: Any, where: str, *names: str) -> None:
-    """After `check_fields`, for fields that are floats: ConfigError for the first that is not positive and finite."""
+    """After `check_fields`, for fields that are floats, or none: ConfigError for the first that is not positive and
+    finite."""
     for name in names:
-        if not 0 < getattr(config, name) < math.inf:
-            raise ConfigError(f"{where}{name} must be positive and finite, got {getattr(config, name)}.")
+        value = getattr(config, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"{where}{name} must be positive and finite, got {value}.")
 
 
 def whole(name: str, value: Any, least: int, most: int = MOST, why: str = "") -> int:

@@ -247,6 +247,7 @@ def require_absent_or_empty(path: str | Path, first: str = "") -> None:
 
 
 def require_folders_above(path: Path) -> None:
+    """GlomoError if a file stands where `path` needs a folder."""
     for above in path.parents:
         if above.is_file():
             raise GlomoError(f"output {path} lies below {above}, which is a file. Choose another folder.")

@@ -11,6 +11,7 @@ from glomo_dist.runtime.files import ADVICE, write_bytes
 
 
 def write_json(path: str | Path, value: Any, more: str = ADVICE) -> None:
+    """Replace `path` in one step, see `files.write_bytes`."""
     write_bytes(path, json_bytes(value), more)
 
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # besides Ctrl-C
@@ -22,25 +22,15 @@ def as_interrupt(numbers: Sequence[signal.Signals]) -> Iterator[list[str]]:
     Python's main thread can be interrupted: in another one nothing is changed.
     """
     came: list[str] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield came
-        return
-    found = {number: signal.getsignal(number) for number in numbers}
-    before = {number: handler for number, handler in found.items() if handler is not signal.SIG_IGN}
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for other in before:
+        for other in numbers:
             signal.signal(other, signal.SIG_IGN)
         came.append(signal.Signals(number).name)
         raise KeyboardInterrupt
 
-    try:
-        for number in before:
-            signal.signal(number, stop)
+    with _taken(numbers, stop):
         yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
 
 
 @contextlib.contextmanager
@@ -50,18 +40,28 @@ def held(*, drop: bool = False) -> Iterator[None]:
     Not by a mask: a process of several threads would get them in another one. Outside of Python's main thread, which
     alone they interrupt, nothing is changed.
     """
+    came: list[int] = []
+    try:
+        with _taken((signal.SIGINT, *STOP_SIGNALS), lambda number, frame: came.append(number)):
+            yield
+    finally:
+        if came and not drop:
+            os.kill(os.getpid(), came[0])
+
+
+@contextlib.contextmanager
+def _taken(
+    numbers: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], None]
+) -> Iterator[None]:
+    """The handler gets these signals in the block, if it is in the main thread, but for those that are ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
-    found = {number: signal.getsignal(number) for number in (signal.SIGINT, *STOP_SIGNALS)}
-    before = {number: handler for number, handler in found.items() if handler not in (signal.SIG_IGN, None)}
-    for number in before:
-        signal.signal(number, lambda number, frame: came.append(number))
+    before = {number: old for number in numbers if (old := signal.getsignal(number)) is not signal.SIG_IGN}
     try:
+        for number in before:
+            signal.signal(number, handler)
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if came and not drop:
-            os.kill(os.getpid(), came[0])
+        for number, old in before.items():
+            signal.signal(number, old or signal.SIG_DFL)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from glomo_dist.runtime.processes import import_path
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "cluster"
@@ -25,7 +29,7 @@ def environment(**more: str) -> dict[str, str]:
     return {
         **os.environ,
         "PYTHON": sys.executable,
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        "PYTHONPATH": import_path(),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "RANKS_PER_NODE": "1",
@@ -159,6 +163,22 @@ def step_reached(out: Path) -> int:
     """Rows of the run's log so far."""
     path = out / "log.jsonl"
     return path.read_text().count("\n") if path.exists() else 0
+
+
+def free_port() -> str:
+    with socket.socket() as s:
+        s.bind(("", 0))
+        return str(s.getsockname()[1])
+
+
+def left_by_stand_ins(folder: Path) -> list[str]:
+    """Processes that were started with STAND_IN_STATE=folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if f"STAND_IN_STATE={folder}\0".encode() in path.read_bytes():
+                found.append(path.parent.name)
+    return found
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:

@@ -11,17 +11,21 @@ import sys
 from pathlib import Path
 
 import pytest
-from cluster_samples import CLUSTER, ROOT, RUN, STAND_INS, Network, environment, kill_group, wait_until
+from cluster_samples import (
+    CLUSTER,
+    ROOT,
+    RUN,
+    STAND_INS,
+    Network,
+    environment,
+    free_port,
+    kill_group,
+    left_by_stand_ins,
+    wait_until,
+)
 from pretrain_samples import losses
 
 LAUNCH = str(CLUSTER / "hostfile" / "launch.sh")
-
-
-@pytest.fixture
-def port() -> str:
-    with socket.socket() as s:
-        s.bind(("", 0))
-        return str(s.getsockname()[1])
 
 
 @pytest.fixture
@@ -118,9 +122,9 @@ def test_each_machine_gets_its_part(here: Path, tmp_path: Path) -> None:
         assert call.endswith("<pretrain> <shards with space> <--out> <run's>")
 
 
-def test_a_failure_ends_the_others(here: Path, tmp_path: Path, port: str) -> None:
+def test_a_failure_ends_the_others(here: Path, tmp_path: Path) -> None:
     """The first host fails; the second, which waits for it, is stopped before its own time is up."""
-    variables = stand_in(tmp_path, "exit-3", port) | {"JOIN_SECONDS": "100"}
+    variables = stand_in(tmp_path, "exit-3", free_port()) | {"JOIN_SECONDS": "100"}
     assert launch(variables, str(here), "shards").returncode == 3
 
 
@@ -135,21 +139,9 @@ def test_the_ranks_stop_with_the_launcher(here: Path, tmp_path: Path, number: si
             wait_until(lambda: all((tmp_path / f"waiting-{i}").exists() for i in (0, 1)), 20, "ranks")
             process.send_signal(number)
             assert process.wait(20) == (-9 if number == signal.SIGKILL else 75)
-            wait_until(lambda: not left(tmp_path), 20, "the end of all processes")
+            wait_until(lambda: not left_by_stand_ins(tmp_path), 20, "the end of all processes")
         finally:
             kill_group(process)
-
-
-def left(folder: Path) -> list[str]:
-    """Processes that were started with STAND_IN_STATE=folder."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if f"STAND_IN_STATE={folder}\0".encode() in path.read_bytes():
-                found.append(path.parent.name)
-        except OSError:
-            continue
-    return found
 
 
 @pytest.mark.slow

@@ -177,20 +177,15 @@ def test_volumes(name: str) -> None:
 def test_pretraining_pods_call_the_script_as_it_wants_to_be_called(name: str, tmp_path: Path) -> None:
     """The command of the container, run here with the variables of the pod and a stand-in for the interpreter."""
     document = load(name)
-    for index, template in enumerate(pods(document)):
+    for template in pods(document):
         (container,) = template["spec"]["containers"]
         given = {e["name"]: e.get("value", "10.0.0.7") for e in container["env"]}
         ports = [p["containerPort"] for p in container["ports"]]
-        # what the operators add
+        # what the operators add, for the first host, which does not wait for anyone
         if document["kind"] == "PyTorchJob":
             replicas = document["spec"]["pytorchReplicaSpecs"]
             nodes = sum(r["replicas"] for r in replicas.values())
-            given |= {
-                "RANK": str(index),
-                "WORLD_SIZE": "2",
-                "MASTER_ADDR": "localhost",
-                "MASTER_PORT": str(ports[0]),
-            }
+            given |= {"RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": str(ports[0])}
         else:
             (host,) = document["spec"]["replicatedJobs"]
             nodes = host["template"]["spec"]["parallelism"]
@@ -198,8 +193,6 @@ def test_pretraining_pods_call_the_script_as_it_wants_to_be_called(name: str, tm
             label = document["metadata"]["name"]
             assert given["MEET"] == f"{label}-{host['name']}-0-0.{label}:{ports[0]}"
             given["JOB_COMPLETION_INDEX"] = "0"
-        index = 0  # the first host does not wait for anyone
-        given["RANK"] = "0"
         assert given["NODES"] == str(nodes)
         assert template["spec"]["terminationGracePeriodSeconds"] > 60 + 30
         command = [word.replace("/opt/glomo", str(ROOT)) for word in container["command"]]

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster_samples import (
-    ROOT,
-    STAND_INS,
-    Slurm,
-    kill_group,
-    wait_until,
-)
+from cluster_samples import ROOT, STAND_INS, Slurm, kill_group, left_by_stand_ins, wait_until
 
 WORDS = ("shards with space", "--out", "run's", "--recipe", "$tiny")
 
@@ -26,18 +22,14 @@ def slurm(folder: Path, do: str, script: str = "pretrain.sbatch", **more: str) -
     return Slurm(script, folder, WORDS, **more)
 
 
-def listening(job: Slurm) -> bool:
-    """Let node 1 pass: the stand-in of node 0 opens no port, so the meeting point is one that is open."""
+def at_work(job: Slurm) -> bool:
     return all((job.folder / f"waiting-{node}").exists() for node in (0, 1))
 
 
 @pytest.fixture
-def open_port() -> object:
-    import socket
-
-    with socket.socket() as s:
-        s.bind(("", 0))
-        s.listen()
+def open_port() -> Iterator[str]:
+    """Lets node 1 pass: the stand-in of node 0 opens no port, so the meeting point is one that is open."""
+    with socket.create_server(("", 0)) as s:
         yield str(s.getsockname()[1])
 
 
@@ -89,7 +81,7 @@ def test_preempted_job_goes_back_into_the_queue(
     job = slurm(tmp_path, "wait", PORT=open_port)
     batch = job.start()
     try:
-        wait_until(lambda: listening(job), 30, "ranks at work")
+        wait_until(lambda: at_work(job), 30, "ranks at work")
         batch.send_signal(number)  # to the batch shell alone, as --signal=B: does
         assert batch.wait(30) == 0
     finally:
@@ -114,7 +106,7 @@ def test_finished_while_the_signal_came(tmp_path: Path, open_port: str) -> None:
     job = slurm(tmp_path, "wait", PORT=open_port, STAND_IN_STOPPED="0")
     batch = job.start()
     try:
-        wait_until(lambda: listening(job), 30, "ranks at work")
+        wait_until(lambda: at_work(job), 30, "ranks at work")
         batch.send_signal(signal.SIGUSR1)
         assert batch.wait(30) == 0 and not job.requeued
     finally:
@@ -155,12 +147,7 @@ def test_evaluation_starts_ray_first_and_ends_it(tmp_path: Path, do: str, code: 
     address = head.split("MEET=")[1].split()[0]
     assert f"<--address> <{address}>" in worker
     assert evaluate.endswith("".join(f" <{word}>" for word in ("evaluate", *WORDS, "--address", address)))
-    left = [
-        path.parent.name
-        for path in Path("/proc").glob("[0-9]*/environ")
-        if f"STAND_IN_STATE={tmp_path}\0".encode() in _read(path)
-    ]
-    assert not left, "processes outlive the job"
+    assert not left_by_stand_ins(tmp_path), "processes outlive the job"
 
 
 def test_evaluation_goes_back_into_the_queue(tmp_path: Path) -> None:
@@ -187,10 +174,3 @@ def test_evaluation_goes_back_into_the_queue_also_while_it_waits_for_ray(
         assert f"stopped by {number.name}: back into the queue (this was start 1)" in job.said
     finally:
         kill_group(batch)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from cluster_samples import CLUSTER, Network, environment, wait_until
+from cluster_samples import CLUSTER, Network, environment, free_port, wait_until
 
 LOST_SECONDS = 3.0
 
@@ -70,10 +69,8 @@ def test_ranks_save_whatever_asks_them_to_stop(number: signal.Signals, tmp_path:
     program = tmp_path / "glomo_dist" / "cli.py"
     program.parent.mkdir()
     program.write_text(SAVING)
-    variables = environment(NODES="1", NODE_INDEX="0", PYTHONPATH="", TMPDIR=str(tmp_path))
-    with socket.socket() as s:
-        s.bind(("", 0))
-        variables["MEET"] = f"localhost:{s.getsockname()[1]}"
+    meet = f"localhost:{free_port()}"
+    variables = environment(NODES="1", NODE_INDEX="0", MEET=meet, PYTHONPATH="", TMPDIR=str(tmp_path))
     process = subprocess.Popen(
         [str(CLUSTER / "pretrain_host.sh"), "shards"],
         cwd=tmp_path, env=variables, preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
@@ -92,9 +89,7 @@ def elastic(
     folder: Path, *more: str, first: Callable[[], object] = list
 ) -> Iterator[list[subprocess.Popen[bytes]]]:
     """torchrun.py on two hosts of 1:2, with rank.py of the folder; `first` is done before the second one starts."""
-    with socket.socket() as s:
-        s.bind(("", 0))
-        meet = f"localhost:{s.getsockname()[1]}"
+    meet = f"localhost:{free_port()}"
     processes = []
     try:
         for index in (0, 1):

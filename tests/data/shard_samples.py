@@ -1,8 +1,11 @@
-"""Types shared by the tests of shards."""
+"""What the tests of shards share."""
 
 from __future__ import annotations
 
+import io
 from typing import Protocol
+
+import numpy as np
 
 from glomo_dist.data.shards.index import ShardIndex
 
@@ -11,3 +14,9 @@ class MakeShards(Protocol):
     """The fixture `make_shards`: an index over samples of these lengths."""
 
     def __call__(self, lengths: list[int], shard_bytes: int = ..., name: str = ...) -> ShardIndex: ...
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()

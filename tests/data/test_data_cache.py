@@ -16,6 +16,7 @@ from cache_jobs import use
 
 from glomo_dist.data.reading.cache import ShardCache
 from glomo_dist.runtime.errors import GlomoError
+from glomo_dist.runtime.processes import import_path
 
 SIZE = 10_000
 WHOLE = SIZE + 32  # with its SHA-256
@@ -41,7 +42,7 @@ def jobs() -> Iterator[list[subprocess.Popen[str]]]:
 def start(
     jobs: list[subprocess.Popen[str]], folder: Path, files: int, key: str, how: str
 ) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    environment = {**os.environ, "PYTHONPATH": import_path()}
     command = [sys.executable, str(Path(__file__).with_name("cache_jobs.py"))]
     command += [str(folder), str(files * WHOLE), key, str(SIZE), how]
     jobs.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from shard_samples import MakeShards
+from shard_samples import MakeShards, npy
 
 from glomo_dist.data import BadShard, Reading, ShardIndex, Stream, place
 from glomo_dist.data.shards import tarsamples as tars
@@ -86,9 +86,8 @@ def test_many_at_once_are_judged_as_one_by_one(index: ShardIndex, changes: list[
     content, layout = content_of(index), index.layout(0)
     damaged = bytearray(content)
     for where, new in changes:
-        at = (
-            where % (512 * (len(content) // 512)) // 512 * 512 + where % 160
-        )  # heads of members are full of meaning
+        # heads of members are full of meaning
+        at = where % (512 * (len(content) // 512)) // 512 * 512 + where % 160
         damaged[at : at + len(new)] = new
     del damaged[len(content) :]
     borders = [*layout.offsets.tolist(), len(content)]
@@ -115,12 +114,6 @@ def member(name: str, content: bytes, **fields: object) -> bytes:
     for field, value in fields.items():
         setattr(info, field, value)
     return info.tobuf(tarfile.USTAR_FORMAT) + content.ljust(-(-len(content) // 512) * 512, b"\0")
-
-
-def npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
 
 
 class Canary:

@@ -90,9 +90,7 @@ def test_stopped_on_4_ranks_and_resumed_on_2_nothing_is_lost_or_repeated(index: 
 
     uninterrupted = run(1, range(50))
     assert sorted(run(4, range(20)) + run(2, range(20, 50))) == uninterrupted
-    per_epoch = stream(index).order.per_epoch
-    seen = [tuple(tokens) for _, tokens in uninterrupted[:per_epoch]]
-    assert len(seen) == per_epoch  # 200 windows are more than an epoch
+    assert len(uninterrupted) > stream(index).order.per_epoch, "the test's own check: more than an epoch"
 
 
 def test_iterating_is_asking_for_each_step(index: ShardIndex) -> None:

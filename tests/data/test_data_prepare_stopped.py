@@ -33,9 +33,16 @@ def test_failures_leave_nothing_behind(corpus: str, tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_errors_in_another_process_arrive(corpus: str, tmp_path: Path) -> None:
+def test_an_error_in_a_worker_comes_where_its_result_would() -> None:
+    lengths = ordered_map(len, ["a", "bc", 3, "d"], 2)
+    assert [next(lengths), next(lengths)] == [1, 2]
+    with pytest.raises(TypeError, match="'int' has no len"):
+        next(lengths)
+
+
+def test_an_input_that_cannot_be_used_while_workers_are_busy(corpus: str, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
     with pytest.raises(DataError, match="has no text in it"):
-        (tmp_path / "empty.txt").touch()
         prepare_text([corpus, str(tmp_path / "empty.txt")], tmp_path / "out", workers=2)
     assert not (tmp_path / "out").exists()
 

@@ -24,6 +24,7 @@ from glomo_dist.data import Reading, ShardIndex, Stream
 from glomo_dist.data.reading import gather
 from glomo_dist.data.reading.cache import default_folder
 from glomo_dist.runtime.errors import GlomoError, RankDied, ShardError
+from glomo_dist.runtime.processes import import_path
 
 
 @pytest.fixture
@@ -164,7 +165,7 @@ time.sleep(60)
 
 @pytest.mark.parametrize("busy", [False, True], ids=["waiting", "downloading"])
 def test_readers_end_when_their_rank_is_killed(index: ShardIndex, tmp_path: Path, busy: bool) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    environment = {**os.environ, "PYTHONPATH": import_path()}
     with serving(Path(str(index.folder))) as server:
         for shard in index.shards:
             server.always[shard.name] = stall
@@ -247,14 +248,12 @@ def test_shards_set_aside_are_replaced_on_every_rank_alike(index: ShardIndex, wi
             for shard, since in bad.items():
                 s.set_aside(shard, since)
         for step in steps:
-            plans = [(s, *s._plan(step)) for s in streams]
             rows = []
-            for s, numbers, pieces in plans:
+            for numbers, pieces in (s._plan(step) for s in streams):
                 assert (np.unique(pieces.row) == np.arange(len(numbers))).all(), "every row holds something"
                 for place, number in enumerate(numbers.tolist()):
                     inside = pieces.row == place
                     rows.append((number, list(zip(*(a[inside].tolist() for a in pieces[1:]), strict=True))))
-                del s
             found.append(sorted(rows))
         return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
-from shard_samples import MakeShards
+from shard_samples import MakeShards, npy
 
 from glomo_dist.data.shards.index import ShardIndex, read_metadata, read_sample
 from glomo_dist.data.shards.tarsamples import sample_key
@@ -58,8 +57,6 @@ def test_the_bytes_depend_on_the_samples_alone(make_shards: MakeShards) -> None:
 
 
 def test_ids_are_stored_in_the_smallest_type(make_shards: MakeShards, tmp_path: Path) -> None:
-    from glomo_dist.data.shards.writing import ShardFolder
-
     for size, dtype in ((256, np.uint8), (257, np.uint16), (65_536, np.uint16), (65_537, np.uint32)):
         words = WordTokenizer(("<unk>", *map(str, range(size - 1))))
         writer = ShardFolder(tmp_path / str(size), words, 1 << 20)
@@ -155,12 +152,6 @@ def put(index: ShardIndex, sample: int, content: bytes, where: int = 0) -> None:
     with open(path, "r+b") as f:
         f.seek(int(index.offsets[sample]) + where)
         f.write(content)
-
-
-def npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
 
 
 def header(name: str, size: int) -> bytes:

@@ -101,7 +101,7 @@ def test_memory_of_a_long_document(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     text = "some words of it\n" * 200_000
     (tmp_path / "a.txt").write_text(text)
     tracemalloc.start()
-    numbered = number_words((list(documents([str(tmp_path)])), 0.0))
+    numbered = number_words(list(documents([str(tmp_path)])), 0.0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert numbered.lengths.tolist() == [800_000] and peak < 5 * len(text)

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import web_faults as faults
+from document_samples import PACK
 from unbroken_samples import NAME, lines, prepared
 from web_faults import Fault, Server
 
@@ -46,11 +47,8 @@ PASSING: dict[str, list[Fault]] = {
     "packed": [faults.packed(20_000), faults.packed()],
     "often": [faults.cut_after(10_000)] * 12,
 }
-NEED_PARTS = (
-    "smaller parts",
-    "part refused",
-    "often",
-)  # without them no try comes further than the one before
+# without them no try comes further than the one before
+NEED_PARTS = ("smaller parts", "part refused", "often")
 
 
 @pytest.mark.parametrize(
@@ -81,8 +79,6 @@ def test_tables_and_packed_files(web: Server, name: str) -> None:
     if name.endswith(".parquet"):
         pq.write_table(pa.Table.from_pylist(rows), path)
     else:
-        from document_samples import PACK
-
         path.write_bytes(PACK[path.suffix](lines()))
     web.faults[name] = [faults.cut_after(30_000), faults.cut_after(500)]
     assert [d.text for d in documents([f"{web.address}/{name}"])] == [row["text"] for row in rows]
@@ -98,7 +94,7 @@ def test_a_file_in_an_archive_at_an_address(web: Server) -> None:
     plain = web.asked["all.zip"]
     for at in range(1, plain):  # the first is for the size, which fsspec asks for in two ways
         for fault in (faults.code(503), faults.cut_after(10)):
-            web.faults["all.zip"] = [lambda h, c: faults.send(h, c)] * at + [fault]
+            web.faults["all.zip"] = [faults.send] * at + [fault]
             assert [d.text for d in documents([source])] == expected
             assert not web.faults["all.zip"]
 

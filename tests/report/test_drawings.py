@@ -27,7 +27,7 @@ def test_the_only_epoch_has_a_tick_and_no_others(tmp_path):
 def test_words_that_matplotlib_has_no_letters_for():
     """The browser has them; an arc begins where such a wide word ends."""
     graph = np.array([[[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]])
-    example = Example(0, "", None, graph, np.zeros_like(graph))
+    example = Example(None, graph, np.zeros_like(graph))
     pictures = [words_figure(words, example) for words in (["\u8bed" * 8, "b", "c"], ["a" * 16, "b", "c"])]
     assert "\u8bed" * 8 in pictures[0]
     sizes = [re.search(r'viewBox="([^"]+)"', picture)[1] for picture in pictures]

@@ -82,10 +82,8 @@ def test_losses_that_are_not_finite_are_left_out(tmp_path):
 
 def test_skipped_steps_are_counted_and_are_steps(tmp_path):
     rows = [log_row(1, applied=True), log_row(2, loss=None, applied=False, empty_rows=None)]
-    rows += [
-        log_row(3, applied=False),
-        log_row(4, loss=None, applied=False),
-    ]  # 3: its gradient was not finite
+    # 3: its gradient was not finite
+    rows += [log_row(3, applied=False), log_row(4, loss=None, applied=False)]
     (run,) = read_runs([run_folder(tmp_path / "run", rows)])
     assert (run.steps, run.skipped, [row.step for row in run.rows], run.seconds) == (4, 3, [1, 3], 2.0)
     _, pretraining = provenance.facts(Results([], []), [run], {})[:2]

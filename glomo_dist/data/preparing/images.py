@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -109,7 +109,7 @@ def _converted(picture: Picture, size: tuple[int, int] | None, channels: int | N
         image = image.convert("RGB" if channels == 3 else "L")
     if resize and size is not None:
         image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
-    return Picture(np.asarray(image), picture.source, picture.row, picture.where)
+    return replace(picture, pixels=np.asarray(image))
 
 
 def _archive(file: InputFile) -> Iterator[Picture]:

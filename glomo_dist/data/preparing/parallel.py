@@ -12,7 +12,6 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from glomo_dist.runtime.config import whole
 from glomo_dist.runtime.errors import GlomoError
 
 A = TypeVar("A")
@@ -23,7 +22,7 @@ _AHEAD = 3  # items in flight per worker: enough to keep it busy, little enough 
 
 def ordered_map(function: Callable[[A], B], items: Iterable[A], workers: int) -> Iterator[B]:
     """`map(function, items)`, by `workers` processes if more than one; errors are raised where they belong."""
-    if whole("workers", workers, 1) == 1:
+    if workers == 1:
         yield from map(function, items)
         return
     # Spawned, not forked: the parent may have threads (network, progress), whose locks a fork would copy.

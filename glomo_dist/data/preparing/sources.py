@@ -19,6 +19,9 @@ from glomo_dist.runtime.errors import ConfigError, DataError, suggest
 Split = Literal["file", "paragraph", "line"]
 TEXT_SUFFIXES = (".txt", ".jsonl", ".tokens", ".parquet")
 WORDLESS = "documents without a word"
+_PIECE = 1 << 20  # characters
+_SPACE = re.compile(r"\s")
+_ARTICLE = re.compile(r"^= (?!= )(.*\S)(?<! =) =$")  # the heading of one
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,6 @@ def _pieces(text: str) -> Iterator[str]:
         end = space.end() if space else len(text)
         yield text[start:end]
         start = end
-
-
-_PIECE = 1 << 20  # characters
-_SPACE = re.compile(r"\s")
-_ARTICLE = re.compile(r"^= (?!= )(.*\S)(?<! =) =$")
 
 
 def documents(

@@ -27,6 +27,8 @@ _SPOOL_BLOCK = 1 << 20  # provisional ids read at a time
 
 
 class Origin(NamedTuple):
+    """Where a document comes from, and the part of the data that it goes to."""
+
     source: str
     row: int
     part: str
@@ -41,7 +43,7 @@ class Numbered(NamedTuple):
     documents: list[Origin]
 
 
-def chunks(stream: Iterable[Document], valid_share: float) -> Iterator[tuple[list[Document], float]]:
+def chunks(stream: Iterable[Document]) -> Iterator[list[Document]]:
     """Documents in groups of about a million characters."""
     chunk: list[Document] = []
     characters = 0
@@ -49,14 +51,14 @@ def chunks(stream: Iterable[Document], valid_share: float) -> Iterator[tuple[lis
         chunk.append(document)
         characters += len(document.text)
         if characters >= _CHUNK_CHARACTERS:
-            yield chunk, valid_share
+            yield chunk
             chunk, characters = [], 0
     if chunk:
-        yield chunk, valid_share
+        yield chunk
 
 
-def number_words(job: tuple[list[Document], float]) -> Numbered:
-    chunk, valid_share = job
+def number_words(chunk: list[Document], valid_share: float) -> Numbered:
+    """A chunk by itself. Of its documents `valid_share` get the part "valid", others "train"; all "" if it is 0."""
     numbers: defaultdict[str, int] = defaultdict()
     numbers.default_factory = numbers.__len__  # a new word gets the next number
     ids = array("i")
@@ -83,6 +85,7 @@ class Numbering:
         self._numbers.default_factory = self._numbers.__len__
 
     def words(self) -> list[str]:
+        """In the order of their numbers."""
         return list(self._numbers)
 
     def translate(self, numbered: Numbered) -> np.ndarray:
@@ -121,6 +124,7 @@ class Spool:
         self._meta = TemporaryFile("w+", encoding="utf-8", dir=folder)  # noqa: SIM115 - closed by close
 
     def add(self, ids: np.ndarray, origin: Origin) -> None:
+        """ids: int32 [n]."""
         self._ids.write(ids.tobytes())
         self._meta.write(json.dumps([len(ids), origin.source, origin.row]) + "\n")
         self.samples += 1

@@ -37,6 +37,7 @@ class ReadAhead(Generic[W, T]):
             thread.start()
 
     def next(self) -> T:
+        """The result of the next step, as soon as it is there."""
         with self._changed:
             while self._next not in self._done:
                 self._changed.wait()

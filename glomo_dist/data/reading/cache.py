@@ -127,23 +127,21 @@ class ShardCache:
             descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
             return None
-        try:
+        with contextlib.ExitStack() as unless_found:
+            unless_found.callback(os.close, descriptor)
             # only held otherwise for the moment of deleting it
             _locked(descriptor, path, shared=True, wait=True)
             if not os.fstat(descriptor).st_nlink:
-                os.close(descriptor)
                 return None
-            found = Ids(descriptor, dtype, units)
-        except Damaged as e:
-            say(f"WARNING: {path} was damaged ({e}); it is made again")
-            with contextlib.suppress(FileNotFoundError):
-                if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
-                    path.unlink()
-            os.close(descriptor)
-            return None
-        except BaseException:
-            os.close(descriptor)
-            raise
+            try:
+                found = Ids(descriptor, dtype, units)
+            except Damaged as e:
+                say(f"WARNING: {path} was damaged ({e}); it is made again")
+                with contextlib.suppress(FileNotFoundError):
+                    if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
+                        path.unlink()
+                return None
+            unless_found.pop_all()
         with contextlib.suppress(OSError):
             os.utime(path.with_suffix(".lock"))
         return found

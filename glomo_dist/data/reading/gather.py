@@ -58,6 +58,7 @@ class Library:
     reading: Reading
 
     def to_json(self) -> dict[str, Any]:
+        """For a reader process: an address with all that opens it."""
         remote = isinstance(self.folder, Address)
         folder = self.folder.url if isinstance(self.folder, Address) else str(self.folder)
         return {**asdict(self), "folder": folder, "remote": remote}

@@ -160,13 +160,10 @@ class Stream:
                 raise ShardError(
                     f"{self.index.folder}: too few good shards are left; {len(bad)} are set aside."
                 )
-        joined = Pieces(*(np.concatenate(arrays) for arrays in zip(pieces, *spares, strict=True)))
-        by_row = np.argsort(joined.row, kind="stable")
-        return numbers, Pieces(*(array[by_row] for array in joined))
+        return numbers, Pieces.joined([pieces, *spares])
 
     def _without(self, pieces: Pieces, bad: np.ndarray) -> Pieces:
-        good = ~np.isin(self.index.shard_of_sample[pieces.sample], bad)
-        return Pieces(*(array[good] for array in pieces))
+        return pieces.take(~np.isin(self.index.shard_of_sample[pieces.sample], bad))
 
     def keys(self, batch: Batch) -> list[list[SampleKey]]:
         """For each row of `batch` where its units come from: one entry, or one per document of a packed row."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
 
@@ -37,6 +38,18 @@ class Pieces(NamedTuple):
     sample: np.ndarray
     start: np.ndarray
     length: np.ndarray
+
+    def take(self, chosen: np.ndarray) -> Pieces:
+        """Those at these places, or where a mask is true."""
+        return Pieces(*(array[chosen] for array in self))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Pieces]) -> Pieces:
+        """All of several, by their rows."""
+        if len(parts) == 1:
+            return parts[0]
+        together = cls(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+        return together.take(np.argsort(together.row, kind="stable"))
 
 
 class _Epoch(NamedTuple):
@@ -108,12 +121,7 @@ class WindowOrder:
         """What the rows with these global numbers, int64 [n], are made of; `row` counts places in `numbers`."""
         numbers = np.asarray(numbers, np.int64)
         parts = [self._pieces_of(epoch, numbers, chosen) for epoch, chosen in self._by_epoch(numbers)]
-        if len(parts) == 1:
-            return parts[0]
-        empty = Pieces(*[np.zeros(0, np.int64)] * 4)
-        joined = Pieces(*(np.concatenate(arrays) for arrays in zip(empty, *parts, strict=True)))
-        by_row = np.argsort(joined.row, kind="stable")
-        return Pieces(*(array[by_row] for array in joined))
+        return Pieces.joined(parts)
 
     def _pieces_of(self, epoch: int, numbers: np.ndarray, chosen: np.ndarray) -> Pieces:
         """`pieces` for the places `chosen` in `numbers`, all of one epoch."""
@@ -143,7 +151,7 @@ class WindowOrder:
     def _by_epoch(self, numbers: np.ndarray) -> list[tuple[int, np.ndarray]]:
         """Epochs, and the places in `numbers` that lie in each."""
         if not numbers.size:
-            return []
+            return [(0, np.zeros(0, np.int64))]
         if numbers.min() < 0:
             raise IndexError(f"row number {numbers.min()} is negative")
         with self._lock:

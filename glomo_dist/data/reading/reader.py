@@ -76,10 +76,6 @@ class ReaderProcess:
         self._connection = Connection(ours.detach())
         self._send(library.to_json())
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
     def read(self, request: Request) -> np.ndarray:
         try:
             self._send({"rows": request.rows, "width": request.width}, np.stack(request[2:]))

@@ -52,6 +52,7 @@ class Shard:
 class ShardIndex:
     """What `index.json` says, checked against the folder. Sample i is a number over all shards.
 
+    kind, vocab_size: of the tokenizer.  tokenizer, fingerprint: the fingerprints of it and of the shards.
     lengths, offsets: int64 [samples], units of each sample and its first byte in its shard.
     """
 

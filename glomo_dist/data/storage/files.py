@@ -106,7 +106,7 @@ def _expand(source: str, suffixes: tuple[str, ...], left_out: Counter[str]) -> l
         raise DataError(f"cannot look into {source}: {describe(e)}.") from e
     protocol = source.split("://", 1)[0] + "://" if "://" in source and not remote else ""
     files = [
-        _describe(protocol + p, p.removeprefix(base), p, filesystem)
+        _input_file(protocol + p, p.removeprefix(base), p, filesystem)
         for p in paths
         if not any(part.startswith(".") for part in p.removeprefix(base).split("/"))
     ]
@@ -148,7 +148,7 @@ def _files_below(root: str) -> list[str]:
 
 def _named(source: str, path: str, filesystem: Any, suffixes: tuple[str, ...]) -> InputFile:
     bare = path.split("?", 1)[0] if over_http(source) else path
-    file = _describe(source, bare.rsplit("/", 1)[-1], path, filesystem, outright=True)
+    file = _input_file(source, bare.rsplit("/", 1)[-1], path, filesystem, outright=True)
     if file.suffix not in suffixes:
         raise DataError(
             f"{file.name}: unknown ending {file.suffix or file.label!r}. Expected one of {', '.join(suffixes)}, "
@@ -157,7 +157,7 @@ def _named(source: str, path: str, filesystem: Any, suffixes: tuple[str, ...]) -
     return file
 
 
-def _describe(name: str, label: str, path: str, filesystem: Any, outright: bool = False) -> InputFile:
+def _input_file(name: str, label: str, path: str, filesystem: Any, outright: bool = False) -> InputFile:
     stem = label.rsplit("/", 1)[-1].lower()
     packing = next((p for p in PACKED if stem.endswith(p)), "")
     stem = stem.removesuffix(packing)

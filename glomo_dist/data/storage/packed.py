@@ -19,6 +19,8 @@ from glomo_dist.data.storage.remote import Unbroken, is_local, open_in_order
 from glomo_dist.runtime.errors import DataError, describe
 from glomo_dist.runtime.files import cannot_write
 
+_DAMAGE = (EOFError, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile)
+
 
 def open_stream(file: InputFile) -> io.BufferedReader:
     """The unpacked bytes of `file`, read front to back; every failure to read them is a DataError naming it."""
@@ -140,6 +142,3 @@ class _Frames:
     def _check_padding(self) -> None:
         if self._padding and self._zeros % self._padding:
             raise EOFError(f"{self._zeros} zero bytes after a frame, not a multiple of {self._padding}")
-
-
-_DAMAGE = (EOFError, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile)

@@ -39,6 +39,7 @@ class Address:
         return shown(self.url.partition("?")[0])
 
     def resolve(self) -> Address:
+        """As of a path: what it is from any folder."""
         return self
 
 

@@ -94,7 +94,7 @@ class Unbroken:
         self._patience.insist(self._open)
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes, at least 0; none at the end of the file."""
+        """At most `size` bytes; none at the end of the file."""
         return self._patience.insist(partial(self._read, size))
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -29,10 +29,10 @@ class PixelTokenizer:
     kind = "pixels"
 
     def __post_init__(self) -> None:
-        if not all(type(size) is int for size in self._sizes().values()):
+        sizes = asdict(self).values()
+        if not all(type(size) is int for size in sizes):
             raise DataError(
-                "height, width, channels and bits must be whole numbers, got "
-                f"{', '.join(repr(size) for size in self._sizes().values())}."
+                f"height, width, channels and bits must be whole numbers, got {', '.join(map(repr, sizes))}."
             )
         if min(self.height, self.width, self.channels) < 1:
             raise DataError(
@@ -56,10 +56,7 @@ class PixelTokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        return fingerprint({"kind": self.kind, **self._sizes()})
-
-    def _sizes(self) -> dict[str, int]:
-        return {"height": self.height, "width": self.width, "channels": self.channels, "bits": self.bits}
+        return fingerprint({"kind": self.kind, **asdict(self)})
 
     def encode(self, image: np.ndarray) -> np.ndarray:
         """int32 [H * W] from uint8 [H, W] (one channel) or [H, W, C]."""
@@ -92,14 +89,14 @@ class PixelTokenizer:
         return image.reshape(self.shape if self.channels == 1 else (*self.shape, self.channels))
 
     def to_json(self) -> dict[str, Any]:
-        return form_of(self, self._sizes())
+        return form_of(self, asdict(self))
 
     @classmethod
     def from_json(cls, value: dict[str, Any], where: str = "tokenizer") -> PixelTokenizer:
         """Inverse of `to_json`; DataError naming `where` if the content is not what was written."""
         check_header(value, cls.kind, where)
-        sizes: list[Any] = [value.get(name) for name in ("height", "width", "channels", "bits")]
-        return restored(lambda: cls(*sizes), value, where)
+        sizes: dict[str, Any] = {field.name: value.get(field.name) for field in fields(cls)}
+        return restored(lambda: cls(**sizes), value, where)
 
 
 class PixelCensus:
@@ -112,6 +109,7 @@ class PixelCensus:
         self._largest = np.zeros(tokenizer.channels, np.uint8)
 
     def add(self, pixels: np.ndarray, ids: np.ndarray) -> None:
+        """An image, and what the tokenizer makes of it."""
         self._occurs[ids] = True
         values = pixels.reshape(-1, len(self._least))
         self._least = np.minimum(self._least, values.min(0))
@@ -119,6 +117,7 @@ class PixelCensus:
 
     @property
     def ids(self) -> int:
+        """How many occur."""
         return int(np.count_nonzero(self._occurs))
 
     def require_two_ids(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import islice
@@ -136,13 +136,12 @@ class WordTokenizer:
 
     def decode(self, ids: Iterable[int]) -> list[str]:
         """The words of `ids`; raises DataError for an id outside the vocabulary."""
-        return list(self._decode(ids))
-
-    def _decode(self, ids: Iterable[int]) -> Iterator[str]:
+        words = []
         for i in ids:
             if not 0 <= i < len(self.words):
                 raise DataError(f"id {i} is outside the vocabulary of {len(self.words)} words.")
-            yield self.words[i]
+            words.append(self.words[i])
+        return words
 
     def to_json(self) -> dict[str, Any]:
         return form_of(self, {"words": list(self.words)})
