@@ -51,10 +51,12 @@ struct Lines {
   std::int64_t pitch;
 };
 
-// Rows of x as `multiply` takes its b: in scratch memory, unless they can be read where they are.
+// Rows of x as `multiply` takes its b: in scratch memory, unless they can be read where they are. Rows without width
+// cannot: there may be no memory, and `dots` reads a register of each.
 template <class T>
 Lines<T> lines(const T* x, std::int64_t stride, std::int64_t rows, std::int64_t width, T* scratch) {
-  const bool complete = width % LINE<T> == 0, close = stride * static_cast<std::int64_t>(sizeof(T)) <= 256;
+  const bool complete = width > 0 && width % LINE<T> == 0;
+  const bool close = stride * static_cast<std::int64_t>(sizeof(T)) <= 256;
   if (complete && close) return {x, stride};
   const std::int64_t pitch = padded<T>(width);
   for (std::int64_t i = 0; i < rows; ++i) std::copy_n(x + i * stride, width, scratch + i * pitch);

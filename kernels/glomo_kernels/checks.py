@@ -88,6 +88,11 @@ def check_tensors(op: str, **tensors: object) -> None:
             raise ValueError(
                 f"{op}: {name} must be a dense tensor, got layout {tensor.layout}: use to_dense()"
             )
+        if hasattr(tensor, "device_mesh"):  # not isinstance: that imports torch.distributed
+            raise ValueError(
+                f"{op}: {name} must be a tensor of this process, got a DTensor: call the op on the local parts, by "
+                "torch.distributed.tensor.experimental.local_map (shards of samples or heads) or to_local()"
+            )
 
 
 def check_scores(op: str, q: Tensor, k: Tensor, theta: Tensor | float | None, kind: str) -> Tensor | None:

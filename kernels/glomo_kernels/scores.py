@@ -116,7 +116,8 @@ def softmax_scale(width: int) -> float:
 
 def softmax(q: Tensor, k: Tensor, outside: Tensor) -> tuple[Tensor, Tensor]:
     """(weights [B, H, R, T], logsumexp [B, H, R]) of q_i . k_j / sqrt(Dg); (0, -inf) for an empty span."""
-    scores = (q * softmax_scale(q.shape[-1])) @ k.transpose(-1, -2)
+    # not q * scale: whole numbers then are none any more, and equal scores would be rounded apart
+    scores = (q @ k.transpose(-1, -2)).mul_(softmax_scale(q.shape[-1]))
     scores.masked_fill_(outside, -torch.inf)
     # not exp(score - logsumexp): that rounds a number as large as the scores
     if not scores.shape[-1]:

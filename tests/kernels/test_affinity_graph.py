@@ -168,6 +168,12 @@ def test_ties_go_to_the_lowest_column(backend):
     torch.testing.assert_close(last, torch.tensor([0, 0.5, 0.5, 0, 0, 0]))
 
 
+def test_ties_of_softmax():
+    q, k = torch.randint(-2, 3, (2, 3, 2, 60, 5), dtype=torch.float64)
+    expected = dense_weights(q, k, kind="softmax", keep=4)
+    torch.testing.assert_close(affinity_graph(q, k, kind="softmax", keep=4).dense(), expected)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_not_finite_scores_do_not_crash(backend, value):
     q, k, _ = make(70)

@@ -135,6 +135,16 @@ def test_a_backward_pass_by_another_backend(monkeypatch):
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("units", [5, 129])
+def test_values_without_width_have_gradients_of_zero(backend, units, dtype):
+    inputs = leaves(*make(units, values=0), dtype=dtype)
+    out = affinity_mix(*inputs)
+    assert out.shape == (3, 2, units, 0)
+    for x, gradient in zip(inputs, gradients(out, inputs), strict=True):
+        assert torch.equal(gradient, torch.zeros_like(x))
+
+
 def test_a_count_of_zero_where_nobody_could_look_at_it(backend):
     """Compiled, its tensor is not read: it counts as one."""
     q, k, v, _ = (x.float() for x in make(9))

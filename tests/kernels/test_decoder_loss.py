@@ -92,6 +92,17 @@ def test_any_layout(backend):
         torch.testing.assert_close(gradients(decoder_loss(*inputs, targets), inputs), expected)
 
 
+def test_what_lies_between_rows_is_not_read(backend):
+    hidden, weight, target = make(65, 257, 65)
+    plain = leaves(hidden, weight, dtype=torch.bfloat16)
+    apart = [torch.full((len(x), 68), torch.nan, dtype=x.dtype)[:, :65].copy_(x.detach()) for x in plain]
+    results = []
+    for inputs in (plain, [x.requires_grad_() for x in apart]):
+        loss = decoder_loss(*inputs, target)
+        results.append([loss, *gradients(loss, inputs)])
+    torch.testing.assert_close(*results)
+
+
 def test_other_ignore_index(backend):
     hidden, weight, target = make(9)
     target = target.clamp(min=0)

@@ -82,3 +82,31 @@ def test_autocast_within_a_compiled_function():
     torch.testing.assert_close(
         torch.compile(both, backend="aot_eager", fullgraph=True)(x, features), both(x, features)
     )
+
+
+@pytest.fixture
+def mesh():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+def test_distributed_tensors_are_refused_and_taken_by_their_local_parts(mesh):
+    """torch would ask for tensors that the op makes itself to be distributed."""
+    from torch.distributed.tensor import Shard, distribute_tensor
+    from torch.distributed.tensor.experimental import local_map
+
+    whole = torch.randn(2, 2, 5, 4)
+    x = distribute_tensor(whole, mesh, [Shard(0)])
+    graph, target = _graph_of(whole), torch.arange(5)
+    functions = {
+        "affinity_mix: q": lambda: affinity_mix(x, x, x),
+        "affinity_graph: q": lambda: affinity_graph(x, x),
+        "graph_mix: features": lambda: graph_mix(graph, torch.ones(2), x[:, 0]),
+        "decoder_loss: hidden": lambda: decoder_loss(x[0, 0], x[0, 1], target),
+    }
+    for name, function in functions.items():
+        with pytest.raises(ValueError, match=f"{name} must be .* got a DTensor: .*local_map"):
+            function()
+    local = local_map(affinity_mix, out_placements=[Shard(0)], device_mesh=mesh)
+    torch.testing.assert_close(local(x, x, x).full_tensor(), affinity_mix(whole, whole, whole))

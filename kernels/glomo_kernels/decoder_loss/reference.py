@@ -53,7 +53,8 @@ def forward(
     )
 
     for start in range(0, hidden.shape[0], rows):
-        chunk = hidden[start : start + rows]
+        # side by side: PyTorch's product of bfloat16 by AMX multiplies what lies between rows of an odd width, too
+        chunk = hidden[start : start + rows].contiguous()
         wanted = target[start : start + rows, None]
         real = wanted != ignore_index
         wanted = torch.where(real, wanted, 0)
