@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from glomo_dist.runtime.errors import ConfigError, suggest
 
 T = TypeVar("T")
-# Looked up anew for each of thousands of jobs they took most of the time of a plan. Not a function with the cache around
+# Looked up anew for each of thousands of jobs they took most of the time of a plan. No function with the cache around
 # it, as mypy doubts that a class has a hash.
 _hints: Callable[[type], dict[str, Any]] = functools.cache(lambda cls: typing.get_type_hints(cls))
 MOST = 10**15  # of what a setting counts: a sum of two fits 64 bits, and a product of some is a float
