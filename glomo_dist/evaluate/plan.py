@@ -19,7 +19,8 @@ from glomo_dist.runtime.errors import ConfigError, suggest
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.runtime.progress import say
 from glomo_dist.transfer.export import live_model
-from glomo_dist.transfer.features.encoder import encoder_fingerprint
+from glomo_dist.transfer.features.encoder import require_usable
+from glomo_dist.transfer.features.encoder_files import encoder_fingerprint
 from glomo_dist.transfer.features.spec import FeatureSpec
 from glomo_dist.transfer.features.word_vectors import vectors_content
 from glomo_dist.transfer.job import PLANNED, SETTINGS, FinetuneJob, FinetuneSettings, needs_graphs
@@ -277,6 +278,10 @@ class _Contents:
                 source = vectors_content(source)
             elif spec.kind == "states":
                 source = encoder_fingerprint(spec)
+                try:
+                    require_usable(spec)
+                except ConfigError as e:
+                    raise ConfigError(f"plan: features {text!r}: {e}") from e
             self._features[text] = str(dataclasses.replace(spec, source=source))
         return self._features[text]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import signal
@@ -10,11 +11,13 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.processes import environment, usable_cores
+from glomo_dist.runtime.signals import ASKING
 
 OBJECT_STORE_BYTES = 100 << 20  # results are files; Ray's minimum is about 75 MB
 # Ray puts its sockets below its folder, at /session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store, and the
@@ -30,6 +33,9 @@ QUIET = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
 }
+# Of a Ray that is started here: it has no dashboard to show what tasks did, and at the end would wait five seconds to
+# hand it to processes that a signal to the whole process group may have ended.
+WITHOUT_TASK_EVENTS = {"RAY_task_events_report_interval_ms": "0"}
 
 # Ray counts workers that ran out of memory apart from others that died, and starts them again without end unless told
 # otherwise. It reads this each time it is started.
@@ -48,14 +54,15 @@ def running_ray(cores: int | None = None, address: str | None = None, max_retrie
     if address is not None and _knows_a_token():
         # `ray start --head` does so by itself, `init` does not
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+    _keeping_signals(partial(importlib.import_module, "ray"))
     import ray
 
     if ray.is_initialized():
         yield False
         return
     with contextlib.ExitStack() as at_the_end:
-        if OOM_RETRIES not in os.environ:
-            at_the_end.enter_context(environment(**{OOM_RETRIES: str(max_retries)}))
+        own = {OOM_RETRIES: str(max_retries), **({} if address is not None else WITHOUT_TASK_EVENTS)}
+        at_the_end.enter_context(environment(**{n: v for n, v in own.items() if n not in os.environ}))
         if address is not None:
             at_the_end.callback(ray.shutdown)
             _connect(address)
@@ -71,8 +78,7 @@ def _connect(address: str) -> None:
 
     try:
         _require_listening(address)
-        with _signals_kept():
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        _keeping_signals(partial(ray.init, address=address, logging_level=logging.ERROR, log_to_driver=False))
     except Exception as e:
         if any("RAY_AUTH_TOKEN" in text for text in _chain(e)):  # Ray's advice, in all its words about tokens
             raise GlomoError(
@@ -88,18 +94,20 @@ def _connect(address: str) -> None:
 def _start(folder: str, cores: int | None) -> None:
     import ray
 
+    init = partial(
+        ray.init,
+        address="local",  # never a cluster that happens to run on this machine
+        num_cpus=usable_cores() if cores is None else cores,
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        configure_logging=True,
+        _temp_dir=folder,
+    )
     try:
-        with environment(PYTHONPATH=os.pathsep.join(_import_paths())), _signals_kept():
-            ray.init(
-                address="local",  # never a cluster that happens to run on this machine
-                num_cpus=usable_cores() if cores is None else cores,
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                configure_logging=True,
-                _temp_dir=folder,
-            )
+        with environment(PYTHONPATH=os.pathsep.join(_import_paths())):
+            _keeping_signals(init)
     except Exception as e:
         raise _not_started(e) from e
 
@@ -123,34 +131,46 @@ def _folder() -> Iterator[str]:
         yield path
 
 
-@contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Ray takes SIGTERM for itself when it starts: it prints its own stack and dies. Put back what was set here."""
-    before = signal.getsignal(signal.SIGTERM)
-    if before is None or threading.current_thread() is not threading.main_thread():
-        yield
+def _keeping_signals(start: Callable[[], object]) -> None:
+    """Call `start`, which imports or starts Ray, without a signal being lost.
+
+    When it starts Ray takes SIGTERM for itself: it prints its own stack and dies. Put back what was set here.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        start()
         return
+    numbers = (signal.SIGINT, *ASKING)
+    before = {n: handler for n in numbers if (handler := signal.getsignal(n)) is not None}
+    ours = before.get(signal.SIGTERM)
     reading, writing = socket.socketpair()
+
+    def give_back() -> None:
+        signal.set_wakeup_fd(woken)
+        # After a signal ours ignores the next ones, so that nothing breaks into the shutdown: leave that.
+        if ours is not None and signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
+            signal.signal(signal.SIGTERM, ours)
+
     with reading, writing:
         for end in (reading, writing):
             end.setblocking(False)
         woken = signal.set_wakeup_fd(writing.fileno())  # is told whoever handles a signal
         try:
-            yield
-        except SystemExit:  # what Ray makes of the signal while it starts
-            if callable(before):
-                before(signal.SIGTERM, None)
+            try:
+                start()
+            finally:
+                give_back()
+        except SystemExit:
+            # What Ray makes of the signal while it starts, or only now: one that came during a long call of compiled
+            # code is handled at the next line of Python, which may be that of `give_back`.
+            give_back()
+            if callable(ours):
+                ours(signal.SIGTERM, None)
             raise
-        finally:
-            signal.set_wakeup_fd(woken)
-            # After a signal ours ignores the next ones, so that nothing breaks into the shutdown: leave that.
-            if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
-                signal.signal(signal.SIGTERM, before)
         with contextlib.suppress(BlockingIOError):  # none came
-            # and was dropped, as what is raised in a `__del__` is
-            if signal.SIGTERM in reading.recv(1 << 10):
-                signal.signal(signal.SIGTERM, before)
-                signal.raise_signal(signal.SIGTERM)
+            for number in reading.recv(1 << 10):
+                if number in before:  # and was dropped, as what is raised in a `__del__` is
+                    signal.signal(number, before[number])
+                    signal.raise_signal(number)
 
 
 def _chain(error: BaseException | None) -> Iterator[str]:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import numbers
 import os
 import types
 import typing
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from glomo_dist.runtime.errors import ConfigError, suggest
 
 T = TypeVar("T")
+# Looked up anew for each of thousands of jobs they took most of the time of a plan. No function with the cache around
+# it, as mypy doubts that a class has a hash.
+_hints: Callable[[type], dict[str, Any]] = functools.cache(lambda cls: typing.get_type_hints(cls))
 MOST = 10**15  # of what a setting counts: a sum of two fits 64 bits, and a product of some is a float
 
 
@@ -30,7 +35,7 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str = "config") -> T:
     """
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: expected an object with the keys of {cls.__name__}, got {values!r}.")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
@@ -53,14 +58,14 @@ def check_fields(config: Any, where: str) -> None:
     where: before each field's name in errors, such as "model.". A list becomes a tuple, a NumPy number one of Python,
     a path its text. Raises ConfigError for a value of another type, or that is none of the choices.
     """
-    for name, hint in typing.get_type_hints(type(config)).items():
+    for name, hint in _hints(type(config)).items():
         object.__setattr__(config, name, _convert(hint, getattr(config, name), f"{where}{name}"))
 
 
 def check_least(config: Any, where: str, least: int, *names: str, most: int | None = None) -> None:
     """After `check_fields`, for fields that are whole numbers, or none where their type says so: ConfigError for the
     first that is below `least`, or above `most` where that is given."""
-    hints = typing.get_type_hints(type(config))
+    hints = _hints(type(config))
     for name in names:
         value = getattr(config, name)
         if value is None or (value >= least and (most is None or value <= most)):

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from encoder_samples import write_bert
 from transfer_samples import store_meta
 
 from glomo_dist.evaluate.plan import EvaluationPlan, plan_jobs
@@ -152,9 +153,7 @@ def test_a_model_in_the_place_of_a_store(tmp_path):
 
 def test_ids_follow_the_content_of_an_encoder_and_not_its_path_or_cache(tmp_path):
     folder = tmp_path / "encoder"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"weights")
+    write_bert(folder)
     shutil.copytree(folder, tmp_path / "copy")
 
     def ids(features, **settings):
@@ -209,3 +208,22 @@ def test_stores_under_the_name_of_the_other_are_refused(tmp_path):
         plan(pretrained=str(tmp_path / "random-{seed}"))
     assert len(plan(random=random, pretrained=trained)) == 3
     assert len(plan(mine=random, yours=trained, live=model)) == 4
+
+
+def test_an_encoder_that_no_job_could_use(tmp_path):
+    """A layer that it does not have, or no tokenizer, was found by each job for itself."""
+    bert = write_bert(tmp_path / "bert")
+
+    def plan(layer=-1):
+        features = (f"hf:{bert}@{layer}",)
+        return plan_jobs(EvaluationPlan(tasks=("docstring",), arms={"none": "none"}, features=features))
+
+    assert len(plan(2)) == len(plan(-3)) == 3
+    with pytest.raises(
+        ConfigError, match=r"plan: features 'hf:.*bert@7,mean': .* the layers 0 to 2 .* for 7"
+    ):
+        plan(7)
+    for file in (tmp_path / "bert").glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ConfigError, match=r"plan: features 'hf:.*bert@-1,mean': .* no files of a tokenizer"):
+        plan()

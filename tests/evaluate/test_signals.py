@@ -137,6 +137,43 @@ def test_a_signal_that_ray_drops_while_it_starts(tmp_path, marks, stand_in, monk
     assert not marks.exists() or not list(marks.iterdir())
 
 
+def test_a_signal_that_is_dropped_while_ray_is_imported(tmp_path, marks, monkeypatch):
+    """As in a callback of Python's own import: the run went on, and took no further signal."""
+    dropping = "import os, signal\nclass D:\n    def __del__(self): os.kill(os.getpid(), signal.SIGUSR1)\nD()"
+    (tmp_path / "ray.py").write_text(f"{dropping}\ndef is_initialized(): raise AssertionError('gone on')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    with handled(signal.SIGUSR1, signal.SIG_DFL), pytest.raises(Interrupted, match="stopped by SIGUSR1"):
+        evaluate([job("double", marks)], evaluate_jobs.run, tmp_path / "out", RayExecutor(cores=1))
+
+
+def test_a_signal_that_is_handled_behind_a_long_call(tmp_path, marks, stand_in, monkeypatch):
+    """Ray waits in compiled code, and Python calls Ray's handler when that is over: it ended with code 15."""
+    set_wakeup_fd, calls = signal.set_wakeup_fd, []
+
+    def handles(number):
+        calls.append(number)
+        if len(calls) == 2:
+            sys.exit(signal.SIGTERM)
+        return set_wakeup_fd(number)
+
+    monkeypatch.setattr("signal.set_wakeup_fd", handles)
+    with handled(signal.SIGTERM, signal.SIG_DFL), pytest.raises(Interrupted, match="stopped by SIGTERM"):
+        evaluate([job("double", marks)], evaluate_jobs.run, tmp_path / "out", RayExecutor(cores=1))
+
+
+def test_only_a_ray_of_ones_own_tells_nothing_of_its_tasks(stand_in, monkeypatch):
+    """Or it waits for processes that a signal to the whole group has ended; a cluster's dashboard shows them."""
+    monkeypatch.setattr(ray_start, "_require_listening", lambda _: None)
+    ((name, value),) = ray_start.WITHOUT_TASK_EVENTS.items()
+    monkeypatch.delenv(name, raising=False)
+    with running_ray(cores=1):
+        assert os.environ[name] == value
+    with running_ray(address="host:6379"):
+        assert name not in os.environ
+
+
 def test_out_of_memory_counts_like_other_deaths(stand_in, monkeypatch):
     """Ray's own number is without end; one that is set by the user counts."""
     monkeypatch.delenv(ray_start.OOM_RETRIES, raising=False)
@@ -181,12 +218,16 @@ evaluate(jobs, run, out, RayExecutor(cores=2))
 
 
 @pytest.mark.parametrize(
-    ("number", "error"),
-    [(signal.SIGINT, "KeyboardInterrupt"), (signal.SIGTERM, "Interrupted: stopped by SIG")],
+    ("send", "number", "error"),
+    [
+        (os.killpg, signal.SIGINT, "KeyboardInterrupt"),
+        (os.kill, signal.SIGTERM, "Interrupted: stopped by SIG"),
+        (os.killpg, signal.SIGTERM, "Interrupted: stopped by SIG"),
+    ],
 )
-def test_interrupt_keeps_results_and_leaves_nothing_running(tmp_path, marks, number, error):
-    """From another folder, with its own Ray: Ctrl-C and SIGTERM (which Ray takes for itself) end the workers, and a
-    rerun skips what was finished."""
+def test_interrupt_keeps_results_and_leaves_nothing_running(tmp_path, marks, send, number, error):
+    """From another folder, with its own Ray: Ctrl-C (to all, by a terminal) and SIGTERM (which Ray takes for itself;
+    to all, by `timeout`, Ray's processes too) end the workers, and a rerun skips what was finished."""
     out = tmp_path / "out"
     roots = [str(Path(evaluate_jobs.__file__).parent), *filter(None, sys.path)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(roots)}
@@ -196,6 +237,7 @@ def test_interrupt_keeps_results_and_leaves_nothing_running(tmp_path, marks, num
             cwd=tmp_path,
             env=environment,
             stderr=stderr,
+            start_new_session=True,
         )
         at_the_end.callback(process.kill)
         deadline = time.monotonic() + 300
@@ -203,7 +245,7 @@ def test_interrupt_keeps_results_and_leaves_nothing_running(tmp_path, marks, num
             assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "stderr").read_text()
             time.sleep(0.1)
         workers = [json.loads(path.read_text())["pid"] for path in out.rglob("running.json")]
-        process.send_signal(number)
+        send(process.pid, number)
         process.wait(timeout=120)
     said = (tmp_path / "stderr").read_text()
     assert "1 of 3 results are kept" in said and error in said.splitlines()[-1]

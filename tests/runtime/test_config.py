@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -97,3 +98,19 @@ def test_what_they_do_not_is_an_error(name: str, value: Any, message: str) -> No
 def test_every_config_does(make: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_the_types_of_a_class_are_looked_up_once(monkeypatch):
+    """They were for each object, which took 4 of 5 parts of the time of a plan of 10,000 jobs."""
+    looked_up, found = [], typing.get_type_hints
+    monkeypatch.setattr("typing.get_type_hints", lambda cls: looked_up.append(cls) or found(cls))
+
+    @dataclass(frozen=True)
+    class Counted:
+        count: int = 1
+
+        def __post_init__(self):
+            check_fields(self, "")
+
+    assert [from_dict(Counted, {"count": n}).count for n in range(3)] == [0, 1, 2]
+    assert looked_up == [Counted]

@@ -11,7 +11,7 @@ import pytest
 from glomo_dist.data import prepare_images, prepare_text
 from glomo_dist.evaluate import RayExecutor
 from glomo_dist.runtime.errors import ConfigError
-from glomo_dist.transfer.features.encoder import locate
+from glomo_dist.transfer.features.encoder_files import locate
 
 
 @pytest.mark.parametrize(

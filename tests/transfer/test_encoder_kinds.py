@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.transfer.features import encoder as encoders
-from glomo_dist.transfer.features.encoder import Encoder, locate
+from glomo_dist.transfer.features.encoder import Encoder
+from glomo_dist.transfer.features.encoder_files import locate
 
 TEXTS = [["a", "film", "with", "intentions"], [], ["timing"], ["good", "actors", "xyz", "bad"]]
 

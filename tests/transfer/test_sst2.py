@@ -133,3 +133,25 @@ def test_sst2_columns_are_read_by_their_names(tmp_path):
         get_task("sst2").load(write_sst2(tmp_path / "b", "label\tsentence\nfine 1\n"), None)
     with pytest.raises(DataError, match=r"train\.tsv, line 1: expected the columns .*got index, sentence\.$"):
         get_task("sst2").load(write_sst2(tmp_path / "c", "index\tsentence\n0\tfine\n"), None)
+
+
+def test_sst2_columns_in_another_case(tmp_path):
+    plain = get_task("sst2").load(write_sst2(tmp_path / "plain"), None)
+    case = "Sentence\tLabel\na smile on your face \t1\ncontains no wit \t0\n"
+    assert get_task("sst2").load(write_sst2(tmp_path / "a", case), None).fingerprint == plain.fingerprint
+    with pytest.raises(
+        DataError, match=r"train\.tsv, line 1: two columns of one name: sentence, Sentence, label"
+    ):
+        get_task("sst2").load(write_sst2(tmp_path / "b", "sentence\tSentence\tlabel\na\tb\t1\n"), None)
+
+
+def test_sst2_labels_that_are_booleans(tmp_path):
+    plain = get_task("sst2").load(write_sst2(tmp_path / "plain"), None)
+    write_sst2(tmp_path / "a", "sentence\tlabel\na smile on your face \tTrue\ncontains no wit \tFalse\n")
+    assert get_task("sst2").load(str(tmp_path / "a"), None).fingerprint == plain.fingerprint
+    rows = [("a smile on your face ", True), ("contains no wit ", False)]
+    (tmp_path / "a" / "train.tsv").unlink()
+    (tmp_path / "a" / "train.jsonl").write_text(
+        "".join(json.dumps({"text": t, "label": x}) + "\n" for t, x in rows)
+    )
+    assert get_task("sst2").load(str(tmp_path / "a"), None).fingerprint == plain.fingerprint

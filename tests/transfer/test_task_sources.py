@@ -281,3 +281,11 @@ def test_what_is_wrong_with_a_source_is_said(tmp_path, monkeypatch):
         "tar://SST-2::dotted.tar"
     )
     assert get_task("sst2").load("tar://./SST-2::dotted.tar", None).fingerprint == local
+
+
+def test_over_http_a_split_in_several_files_is_told_what_to_do(tmp_path, web):
+    """The number of files is in their names, and a folder cannot be listed there."""
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train-00000-of-00002.parquet").touch()
+    with pytest.raises(DataError, match=r"has none of .* give a copy on disk, or hf://datasets/OWNER/NAME"):
+        get_task("sst2").load(f"{web.address}/set", None)

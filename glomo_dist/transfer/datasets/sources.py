@@ -230,7 +230,11 @@ def require(source: str | None, candidates: tuple[str, ...], task: str) -> str:
         raise DataError(f"task {task!r} needs a source: the folder or URL with {names}.")
     found = find(source, candidates)
     if found is None:
-        one = " (Over http a split must be one file: how many there are cannot be asked.)"
+        # of the Hugging Face hub: a folder cannot be listed over http, and the number of files is in their names
+        one = (
+            " Of a split in several Parquet files give a copy on disk, or hf://datasets/OWNER/NAME: over http only "
+            "one file can be found."
+        )
         alone = one if over_http(source) and any(STAR in name for name in candidates) else ""
         raise DataError(f"task {task!r}: {source} {_lack(source, names)}{alone}")
     return found

@@ -9,6 +9,7 @@ from typing import Any
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer.datasets.dataset import SPLITS
 
+TRUTH = ("false", "true")  # the classes of a label that says whether something is so
 _WHOLE = re.compile(r"\s*-?[0-9]{1,18}\s*")  # isdigit() is also true of '²'; 18 digits fit into int64
 
 
@@ -36,11 +37,12 @@ def text_of(row: dict[str, Any], names: tuple[str, ...], where: str, advice: str
 
 def class_number(value: Any, where: str, classes: tuple[str, ...], *others: tuple[str, ...]) -> int:
     """The number of the class that a label names, in any case, or is, also as text or a whole float (pandas has them
-    where a label is missing). others: further names of the same classes. Raises DataError for all else."""
-    if isinstance(value, str):
+    where a label is missing). others: further names of the same classes, which for `TRUTH` may be booleans. Raises
+    DataError for all else."""
+    if isinstance(value, str | bool):
         for names in (classes, *others):
-            if value.lower() in names:
-                return names.index(value.lower())
+            if (name := str(value).lower()) in names:
+                return names.index(name)
     whole = int(value) if isinstance(value, float) and value.is_integer() else value
     number = int(whole) if isinstance(whole, str) and _WHOLE.fullmatch(whole) else whole
     if type(number) is not int or not 0 <= number < len(classes):

@@ -1,8 +1,4 @@
-"""The states of words in a frozen encoder of Hugging Face `transformers`: sub-words joined, long texts in windows.
-
-Any encoder with a fast tokenizer, from a folder or by its name on the hub. Weights are read from safetensors only,
-and code that comes with a model is never run.
-"""
+"""The states of words in a frozen encoder of Hugging Face `transformers`: sub-words joined, long texts in windows."""
 
 from __future__ import annotations
 
@@ -16,56 +12,32 @@ import numpy as np
 import torch
 
 from glomo_dist.data.storage.lines import HALF_PAIR
-from glomo_dist.runtime import files, packages
 from glomo_dist.runtime.errors import ConfigError, DataError, describe
-from glomo_dist.runtime.fingerprint import fingerprint
-from glomo_dist.runtime.words import counted
+from glomo_dist.transfer.features.encoder_files import lacks_memory, load, locate, tokenizer_and_config
 from glomo_dist.transfer.features.spec import FeatureSpec
 from glomo_dist.transfer.features.text_windows import Window, windows
 
-FILES = ("*.safetensors", "*.json", "*.txt", "*.model")  # of an encoder: weights, configuration, tokenizer
 BATCH_TOKENS = 4096
 MOST_TOKENS = 512  # in one pass, if the encoder sets no smaller limit
 ALL_UNKNOWN = 20  # so many different words, none of them known, are no chance
 
 
-def locate(source: str) -> Path:
-    """The folder of an encoder: `source` itself, or its copy in the cache of the hub, loaded if it is not there.
-
-    Raises ConfigError if there is none, or none in safetensors.
-    """
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        _require_transformers()
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = Path(snapshot_download(source, allow_patterns=list(FILES)))
-        except (OSError, ValueError) as e:
-            raise ConfigError(
-                f"features hf:{source}: no such folder, and not on the hub or not reachable "
-                f"({str(e).splitlines()[0]}). Give the folder of an encoder saved by transformers."
-            ) from e
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        raise ConfigError(
-            f"features hf:{source}: expected config.json and weights as .safetensors in {folder}. Pickled weights "
-            "can run code and are not read: load the model once and save it with save_pretrained."
-        )
-    return folder
-
-
-def encoder_fingerprint(spec: FeatureSpec) -> str:
-    """Of the encoder's files, the layer and the pooling."""
+def require_usable(spec: FeatureSpec) -> None:
+    """ConfigError for an encoder without a tokenizer or the layer. Its weights are not read."""
     folder = locate(spec.source)
-    names = sorted(path.name for pattern in FILES for path in folder.glob(pattern))
-    return fingerprint([[[n, files.sha256_file(folder / n)] for n in names], spec.layer, spec.pool])
+    _, config = tokenizer_and_config(folder)
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if layers is None or not -layers - 1 <= spec.layer <= layers:
+        Encoder(
+            folder, spec.layer, spec.pool
+        )  # has the last word: Funnel has states of more layers than it says
 
 
 class Encoder:
     """A frozen encoder and its tokenizer. Raises ConfigError for a folder or a layer that cannot be used."""
 
     def __init__(self, folder: Path, layer: int = -1, pool: Literal["mean", "first"] = "mean") -> None:
-        self.tokenizer, self.model = _load(folder)
+        self.tokenizer, self.model = load(folder)
         self.folder, self.layer, self.pool = folder, layer, pool
         self.accepted = inspect.signature(self.model.forward).parameters
         # Words are given apart. Some byte-level tokenizers only know one again with the space before it.
@@ -167,7 +139,7 @@ class Encoder:
         try:
             hidden = self._hidden({"input_ids": [tokens], "attention_mask": [ones]})
         except Exception as e:  # a model of images, a number beyond the embeddings: each fails in its own way
-            if _lacks_memory(e):
+            if lacks_memory(e):
                 raise
             raise ConfigError(
                 f"{self.folder} cannot be run over {len(tokens)} tokens: {describe(e):.300}. Expected an encoder of "
@@ -189,7 +161,7 @@ class Encoder:
         try:
             both = self._hidden({"input_ids": twice, "attention_mask": [ones, ones * 2]})[self.layer]
         except Exception as e:
-            if _lacks_memory(e):
+            if lacks_memory(e):
                 raise
             return int(found[2]), False
         near = 1e-3 * float(alone.abs().mean())  # as near as float16 is
@@ -209,59 +181,6 @@ class Encoder:
             states.index_add_(0, of, hidden[at])
             states /= of.bincount(minlength=words).clamp(min=1)[:, None]
         return states.numpy()
-
-
-def _load(folder: Path) -> tuple[Any, torch.nn.Module]:
-    """Tokenizer and encoder. Raises ConfigError unless both are whole and fit each other."""
-    _require_transformers()
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            folder, add_prefix_space=True, trust_remote_code=False
-        )
-        with torch.random.fork_rng(devices=[]):  # a job's numbers do not depend on what was in the cache
-            model, report = transformers.AutoModel.from_pretrained(
-                folder,
-                use_safetensors=True,
-                trust_remote_code=False,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-        # T5EncoderModel is saved as no encoder-decoder, and loaded as one: its decoder is drawn at random.
-        decodes = "decoder_input_ids" in inspect.signature(model.forward).parameters
-        encoder = (model.get_encoder() if decodes or model.config.is_encoder_decoder else model).eval()
-    except Exception as e:  # each kind of damage has its own: in safetensors, in JSON, in tokenizers
-        if _lacks_memory(e):
-            raise
-        raise ConfigError(f"{folder} cannot be loaded by transformers: {describe(e):.300}") from e
-    if not tokenizer.is_fast:
-        raise ConfigError(f"{folder} has no fast tokenizer (tokenizer.json), which tells words apart.")
-    # Where there is no file of one, transformers makes one without words, with at most the sign for a space.
-    if len(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)) < 2:
-        raise ConfigError(
-            f"{folder} has no files of a tokenizer, or of one without words. Save the encoder's own there."
-        )
-    # What transformers does not find it draws at random. Only the states are taken: no decoder, no pooled vector.
-    taken = {id(weight) for weight in encoder.parameters()}
-    named = model.named_parameters(remove_duplicate=False)
-    missing = sorted(
-        name
-        for name, w in named
-        if name in report["missing_keys"] and id(w) in taken and "pooler" not in name
-    )
-    if missing:
-        raise ConfigError(
-            f"{folder}: {counted(len(missing), 'weight is', 'weights are')} not in its .safetensors files, "
-            f"first {', '.join(missing[:3])}. Copy the encoder again, or save it with save_pretrained."
-        )
-    return tokenizer, encoder
-
-
-def _lacks_memory(e: Exception) -> bool:
-    """Whether the machine is at fault, not the encoder. torch says so in a RuntimeError, the system in an OSError."""
-    return isinstance(e, MemoryError) or "allocate memory" in str(e)
 
 
 def _batches(lengths: list[int], padded: bool) -> Iterator[list[int]]:
@@ -285,7 +204,3 @@ class _Piece:
     words: list[str]
     at: int  # of the text's first word among all
     window: Window
-
-
-def _require_transformers() -> None:
-    packages.require("transformers", "features hf:…", "'glomo-dist[hf]'")

@@ -15,7 +15,7 @@ from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.transfer.datasets.checks import require_shape
 from glomo_dist.transfer.datasets.dataset import Split, TaskData, section
 from glomo_dist.transfer.features.coverage import Unknown, unknown
-from glomo_dist.transfer.features.encoder import encoder_fingerprint
+from glomo_dist.transfer.features.encoder_files import encoder_fingerprint
 from glomo_dist.transfer.features.modules import (
     UNKNOWN,
     ColumnBatch,

@@ -28,7 +28,8 @@ from glomo_dist.runtime import files
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.locks import Lock, take, unguarded
 from glomo_dist.runtime.progress import bar
-from glomo_dist.transfer.features.encoder import Encoder, locate
+from glomo_dist.transfer.features.encoder import Encoder
+from glomo_dist.transfer.features.encoder_files import locate
 from glomo_dist.transfer.features.spec import FeatureSpec
 
 CHUNK_WORDS = 1 << 15

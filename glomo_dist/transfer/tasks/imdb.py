@@ -19,7 +19,7 @@ from glomo_dist.transfer.datasets.sources import (
     require,
     text_files,
 )
-from glomo_dist.transfer.datasets.values import class_number, text_of
+from glomo_dist.transfer.datasets.values import TRUTH, class_number, text_of
 from glomo_dist.transfer.readers.models import TextReader
 
 CLASSES = ("negative", "positive")
@@ -49,7 +49,7 @@ def _read(source: str | None, split: str) -> list[Row]:
     return [
         Row(
             {"text": _plain(text_of(row, ("text",), where))},
-            class_number(row["label"], where, CLASSES, FOLDERS),
+            class_number(row["label"], where, CLASSES, FOLDERS, TRUTH),
             where,
         )
         for where, row in records(path, ("text", "label"))

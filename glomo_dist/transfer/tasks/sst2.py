@@ -13,7 +13,7 @@ from glomo_dist.runtime.words import counted
 from glomo_dist.transfer.datasets.dataset import SPLITS, Published, Row, Task, TaskData, text_data
 from glomo_dist.transfer.datasets.rows import records, table
 from glomo_dist.transfer.datasets.sources import find, has_records, packed, parquet_names, require
-from glomo_dist.transfer.datasets.values import class_number, no_label, text_of
+from glomo_dist.transfer.datasets.values import TRUTH, class_number, no_label, text_of
 from glomo_dist.transfer.readers.models import TextReader
 
 CLASSES = ("negative", "positive")
@@ -61,11 +61,15 @@ def _rows(path: str) -> list[Row]:
 
 
 def _tsv(path: str) -> list[Row]:
-    """By the names of the columns, in any order; a file without them has sentence and label."""
+    """By the names of the columns, in any order and case; a file without them has sentence and label."""
     rows, names = [], ["sentence", "label"]
     for position, (where, cells) in enumerate(table(path)):
-        if position == 0 and "sentence" in cells:
-            names = cells
+        if position == 0 and "sentence" in (lower := [cell.lower() for cell in cells]):
+            names = lower
+            if max(map(names.count, ("sentence", "label"))) > 1:
+                raise DataError(
+                    f"{where}: two columns of one name: {', '.join(cells):.200}. Rename one of them."
+                )
             if "label" not in names:
                 raise _UnlabelledError(
                     f"{where}: expected the columns sentence and label, got {', '.join(cells):.200}."
@@ -74,7 +78,7 @@ def _tsv(path: str) -> list[Row]:
         if len(cells) != len(names):
             raise DataError(f"{where}: expected {', tab, '.join(names)}; got {counted(len(cells), 'cell')}.")
         row = dict(zip(names, cells, strict=True))
-        rows.append(Row({"text": row["sentence"]}, class_number(row["label"], where, CLASSES), where))
+        rows.append(Row({"text": row["sentence"]}, class_number(row["label"], where, CLASSES, TRUTH), where))
     return rows
 
 
@@ -83,7 +87,7 @@ def _records(path: str) -> list[Row]:
     for where, row in records(path, ("label",), TEXT):
         if no_label(row["label"]):
             raise _UnlabelledError(f"{where}: has no label ({row['label']}).")
-        label = class_number(row["label"], where, CLASSES)
+        label = class_number(row["label"], where, CLASSES, TRUTH)
         rows.append(Row({"text": text_of(row, TEXT, where)}, label, where))
     return rows
 
