@@ -24,10 +24,12 @@ from glomo_dist.data import WindowOrder
 from glomo_dist.model.config import LARGEST_VOCABULARY
 from glomo_dist.pretrain import PretrainConfig
 from glomo_dist.pretrain.cost import Cost, activation_bytes, cost, state_bytes
+from glomo_dist.pretrain.settings import idle
 from glomo_dist.pretrain.settings.config import accumulation
 from glomo_dist.pretrain.settings.resolve import resolve_inputs
 from glomo_dist.runtime.config import check_least
 from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.runtime.progress import say
 from glomo_dist.runtime.words import counted
 
 MIB = 1 << 20
@@ -62,12 +64,14 @@ def main(argv: Sequence[str]) -> None:
     check_least(command, "", 1, "ranks")
     index = None
     if command.data is not None:
-        found = resolve_inputs(dataclasses.replace(config, valid_every=0, schedule="constant"), command.data)
-        index, config = found.index, dataclasses.replace(config, model=found.config.model)
+        found = resolve_inputs(config, command.data, validates=False)
+        index, config = found.index, found.config
     elif config.model.vocab_size == 0:
         config = dataclasses.replace(
             config, model=dataclasses.replace(config.model, vocab_size=command.vocabulary)
         )
+    for line in idle.warnings(config):
+        say(line)
     for line in describe(command, config, cost(config)):
         print(line)
     if index is not None:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from glomo_dist.data import Reading, Windows
 from glomo_dist.model import GlomoConfig
+from glomo_dist.pretrain.settings.idle import refuse_idle
 from glomo_dist.runtime.config import MOST, check_fields, check_least, check_positive
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.runtime.words import counted
@@ -137,14 +138,6 @@ class PretrainConfig:
         for name in ("momentum", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}.")
-        if self.optimizer == "adamw" and self.momentum:
-            raise ConfigError(
-                f"momentum {self.momentum} is for optimizer sgd; adamw has betas. Set momentum 0."
-            )
-        if self.optimizer == "sgd" and self.betas != type(self).betas:
-            raise ConfigError(
-                f"betas {self.betas} are for optimizer adamw; sgd has momentum. Leave them out."
-            )
         if self.clip is not None and not self.clip > 0:
             raise ConfigError(f"clip must be positive or None (no clipping), got {self.clip}.")
         if not 0 <= self.final_lr_share <= 1:
@@ -166,14 +159,7 @@ class PretrainConfig:
         if self.precision == "bf16" and self.zero_stage == 0:
             # DeepSpeed uses another optimizer wrapper there, with other results
             raise ConfigError("precision bf16 needs zero_stage 1 or more. Set zero_stage 1, 2 or 3.")
-        # Not by GlomoConfig: a model that was saved, or is made of the authors' options, may have them.
-        for name, of, needed in (("value", "composition", "residual"), ("topk_rate", "sparsity", "topk")):
-            value, there = getattr(self.model, name), getattr(self.model, of)
-            if there != needed and value != getattr(GlomoConfig, name):
-                raise ConfigError(
-                    f"model.{name} {value} is for {of} {needed}, got {there!r}, which it would not change. "
-                    f"Set model.{of} {needed}, or leave model.{name} out."
-                )
+        refuse_idle(self)
         if self.model.image is not None and self.windows != "fixed":
             raise ConfigError(
                 f"windows {self.windows} would cut or join images, each is one sequence. Set fixed."
