@@ -51,7 +51,7 @@ def run_in(job: ResolvedRun, ranks: Ranks, notice: Path | None = None, *, ends: 
             description = run_folder.describe(job, ranks.world)
             if run_folder.finished_already(job.out, description):
                 return None
-            for warning in idle.warnings(job.config):
+            for warning in idle.warnings(job.config, description["deepspeed"]):
                 say(warning)
             run_folder.remove_leftovers(job.out)
             json_files.write_json(job.out / run_folder.CONFIG, description)

@@ -15,6 +15,7 @@ from glomo_dist.runtime.errors import ConfigError, suggest
 
 T = TypeVar("T")
 MOST = 10**15  # of what a setting counts: a sum of two fits 64 bits, and a product of some is a float
+MOST_PROCESSES = 1024  # that are started on a machine at once
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -60,6 +60,16 @@ def test_what_a_sweep_of_sizes_comes_to_is_warned_of(
     assert capfd.readouterr().err.strip() == warnings(config)[0]
 
 
+def test_settings_of_zero_without_zero_are_warned_of() -> None:
+    """As a file with offloading, which stage 0 does not do."""
+    config = PretrainConfig(zero_stage=0, deepspeed="zero.json")
+    given = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
+    (found,) = warnings(config, given)
+    assert "zero_optimization in zero.json is for zero_stage 1 or more, got 0" in found
+    assert not warnings(config, {"prescale_gradients": True})
+    assert not warnings(PretrainConfig(deepspeed="zero.json"), given)
+
+
 @pytest.mark.parametrize(
     "change", [*(change for change, _ in WARNED), {"value": "features"}, {"topk_rate": 0.5}]
 )

@@ -15,7 +15,7 @@ from torch import nn
 from glomo_dist.model import GlomoConfig
 from glomo_dist.pretrain import PretrainConfig, pretrain
 from glomo_dist.pretrain.settings.config import accumulation
-from glomo_dist.pretrain.settings.deepspeed_settings import deepspeed_settings
+from glomo_dist.pretrain.settings.deepspeed_settings import deepspeed_settings, extra_settings
 from glomo_dist.pretrain.settings.schedule import Plateau, exhausted, learning_rate
 from glomo_dist.pretrain.steps import engine
 from glomo_dist.pretrain.steps.engine import build_engine
@@ -33,6 +33,12 @@ from glomo_dist.runtime.errors import ConfigError, GlomoError
         ({"valid_every": 10**16}, "valid_every must be at most 1,000,000,000,000,000, got 10"),
         ({"lr": 0.0}, "lr must be positive"),
         ({"lr": float("nan")}, "lr must be positive"),
+        (
+            {"lr": 1e40},
+            r"lr 1e\+40 with graph_lr_share 0.1 and weight_decay 0 is more than a weight can hold",
+        ),
+        ({"optimizer": "sgd", "momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
+        ({"weight_decay": float("inf")}, "weight_decay must not be negative, and finite, got inf"),
         ({"clip": -1.0}, "clip must be positive"),
         ({"betas": (0.9,)}, "betas must be a list of 2"),
         ({"warmup_steps": 2000}, "warmup_steps 2000 is more than steps 1000"),
@@ -84,6 +90,9 @@ def test_deepspeed_file_may_add_but_not_contradict(tmp_path: Path) -> None:
         ConfigError, match=r"zero\.json: zero_optimization\.stage follows from .*'zero_stage'"
     ):
         deepspeed_settings(config, 900, 2)
+    path.write_text('{"zero_optimization": {"reduce_bucket_size": "auto"}}')
+    with pytest.raises(ConfigError, match="reduce_bucket_size must be a number of at least 0, got 'auto'"):
+        extra_settings(config)  # which a start asks, too, before there are ranks
     path.write_text('{"gradient_clipping": 0}')
     with pytest.raises(ConfigError, match="gradient_clipping"):
         deepspeed_settings(config, 900, 2)

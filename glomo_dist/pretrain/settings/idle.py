@@ -5,7 +5,7 @@ They are of the run, not of GlomoConfig: a model that was saved, or is made of t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,13 +56,12 @@ def refuse_idle(config: Any) -> None:
             raise ConfigError(f"{what}, which it would not change. {instead}")
 
 
-def warnings(config: Any) -> list[str]:
-    """A line for each other such setting."""
-    return [
-        f"WARNING: {what}, and changes nothing in this run."
-        for rule, what, _ in _idle(config)
-        if not rule.refused
-    ]
+def warnings(config: Any, deepspeed: Mapping[str, Any] | None = None) -> list[str]:
+    """A line for each other such setting. deepspeed: content of the file of that name, where there is one."""
+    found = [what for rule, what, _ in _idle(config) if not rule.refused]
+    if deepspeed and deepspeed.get("zero_optimization") and not config.zero_stage:
+        found.append(f"zero_optimization in {config.deepspeed} is for zero_stage 1 or more, got 0")
+    return [f"WARNING: {what}, and changes nothing in this run." for what in found]
 
 
 def _idle(config: Any) -> list[tuple[Rule, str, str]]:
