@@ -7,18 +7,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pretrain_samples import TINY
 from torch import nn
 
-from glomo_dist.model import GlomoConfig
+from glomo_dist.model import Glomo, GlomoConfig
 from glomo_dist.pretrain import PretrainConfig, pretrain
 from glomo_dist.pretrain.settings.config import accumulation
 from glomo_dist.pretrain.settings.deepspeed_settings import deepspeed_settings, extra_settings
 from glomo_dist.pretrain.settings.schedule import Plateau, exhausted, learning_rate
 from glomo_dist.pretrain.steps import engine
 from glomo_dist.pretrain.steps.engine import build_engine
+from glomo_dist.pretrain.steps.loss import sample_positions
 from glomo_dist.runtime.config import from_dict, to_dict
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 
@@ -49,6 +51,8 @@ from glomo_dist.runtime.errors import ConfigError, GlomoError
         ({"zero_stage": 4}, "zero_stage must be 0, 1, 2 or 3"),
         ({"precision": "bf16", "zero_stage": 0}, "bf16 needs zero_stage 1"),
         ({"model": GlomoConfig(image=(28, 28))}, "pixels. Set window 784"),
+        ({"window": 5}, "decoder_steps 3 of 5 units .window. leave no unit .* Set window 6 or more"),
+        ({"model": GlomoConfig(image=(2, 2))}, "3 of 4 units"),
     ],
 )
 def test_contradictions_are_refused(change: dict[str, Any], named: str) -> None:
@@ -164,3 +168,14 @@ def test_plateau_counts_and_stops() -> None:
         assert not exhausted(config, state)
         state = state.after(1.0, config.plateau_patience)
     assert exhausted(config, dataclasses.replace(state, divided=7)) and not exhausted(config, state)
+
+
+@pytest.mark.parametrize("window", [5, 6])
+def test_the_least_window_is_the_least_that_trains_graphs(window: int) -> None:
+    torch.manual_seed(0)
+    model = Glomo(GlomoConfig(vocab_size=9, width=8, heads=2, sparsity="square"))
+    steps = model.config.decoder_steps
+    at = torch.from_numpy(sample_positions(np.arange(2), np.full(2, window), 20, steps, seed=0))
+    model(torch.randint(9, (2, window)), torch.full((2,), window), at).loss_sum.backward()
+    grads = [p.grad for p in model.forwards.graph_predictor.parameters() if p.grad is not None]
+    assert any(g.any() for g in grads) == (window >= steps + 3)

@@ -176,6 +176,12 @@ class PretrainConfig:
             raise ConfigError(
                 f"window {self.window} would cut images of {height} x {width} pixels. Set window {height * width}."
             )
+        ahead = self.model.decoder_steps
+        if self.row_units < ahead + 3:  # the third unit is the first with a choice of edges
+            raise ConfigError(
+                f"model.decoder_steps {ahead} of {self.row_units} units (window) leave no unit to predict from that "
+                f"has two before it: no graph would be trained. Set window {ahead + 3} or more, or fewer steps."
+            )
 
     @property
     def row_units(self) -> int:
