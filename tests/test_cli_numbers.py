@@ -52,6 +52,12 @@ from glomo_dist.runtime.errors import ConfigError
         (["plan", "--recipe", "tiny", "--model.layers", "1000000"], "model.layers must be at most 1,024"),
         (["plan", "--recipe", "tiny", "--vocabulary", "0"], "(--vocabulary) must be from 2 to 4,294,967,296"),
         (["plan", "--recipe", "tiny", "--vocabulary", "9" * 20], "(--vocabulary) must be from 2 to"),
+        (
+            ["plan", "--recipe", "tiny", "--model.vocab-size", "9", "--vocabulary", "30000"],
+            "(--vocabulary) 30000 is for a plan without --data and --model.vocab-size",
+        ),
+        (["plan", "--recipe", "tiny", "--reading.readers", "1025"], "reading.readers must be at most 1,024"),
+        (["plan", "--recipe", "tiny", "--reading.cache", ""], "reading.cache is empty"),
         (["bench", "--rounds", "0"], "rounds must be at least 1"),
     ],
 )

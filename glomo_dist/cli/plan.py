@@ -18,18 +18,21 @@ from typing import Annotated
 from tyro.conf import arg
 
 from glomo_dist import recipes
-from glomo_dist.cli.arguments import parse, recipe_of
+from glomo_dist.cli.arguments import parse, recipe_of, shown_as
 from glomo_dist.data import WindowOrder
 from glomo_dist.model.config import LARGEST_VOCABULARY
 from glomo_dist.pretrain import PretrainConfig
 from glomo_dist.pretrain.cost import Cost, activation_bytes, cost, state_bytes
+from glomo_dist.pretrain.settings import idle
 from glomo_dist.pretrain.settings.config import accumulation
 from glomo_dist.pretrain.settings.resolve import resolve_inputs
 from glomo_dist.runtime.config import check_least, check_positive
 from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.runtime.progress import say
 from glomo_dist.runtime.words import counted
 
 MIB = 1 << 20
+VOCABULARY = 30_000
 PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
 
 
@@ -42,8 +45,8 @@ class Plan:
     """Shards: gives the vocabulary and the size of an epoch."""
     ranks: int = 1
     """Processes."""
-    vocabulary: int = 30_000
-    """Units, where neither --data nor the recipe says it."""
+    vocabulary: Annotated[int | None, shown_as(f"default: {VOCABULARY:,}", "INT")] = None
+    """Units, where neither --data nor the settings of the model say it."""
     units_per_second: float | None = None
     """Measured speed of all ranks together, for the hours."""
     teraflops: float | None = None
@@ -54,20 +57,26 @@ def main(argv: Sequence[str]) -> None:
     recipe = recipe_of(argv, "base")
     command = parse(Plan, argv, name="plan", description=__doc__, default=Plan(recipes.get(recipe), recipe))
     config = command.config
-    if not 2 <= command.vocabulary <= LARGEST_VOCABULARY:
+    vocabulary = VOCABULARY if command.vocabulary is None else command.vocabulary
+    if not 2 <= vocabulary <= LARGEST_VOCABULARY:
         raise ConfigError(
-            f"vocabulary (--vocabulary) must be from 2 to {LARGEST_VOCABULARY:,} units, got {command.vocabulary}."
+            f"vocabulary (--vocabulary) must be from 2 to {LARGEST_VOCABULARY:,} units, got {vocabulary}."
+        )
+    if command.vocabulary is not None and (command.data is not None or config.model.vocab_size):
+        raise ConfigError(
+            f"vocabulary (--vocabulary) {vocabulary} is for a plan without --data and --model.vocab-size, which say "
+            "it. Leave it out."
         )
     check_least(command, "", 1, "ranks")
     check_positive(command, "", "units_per_second", "teraflops")
     index = None
     if command.data is not None:
-        found = resolve_inputs(dataclasses.replace(config, valid_every=0, schedule="constant"), command.data)
-        index, config = found.index, dataclasses.replace(config, model=found.config.model)
+        found = resolve_inputs(config, command.data, validates=False)
+        index, config = found.index, found.config
     elif config.model.vocab_size == 0:
-        config = dataclasses.replace(
-            config, model=dataclasses.replace(config.model, vocab_size=command.vocabulary)
-        )
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=vocabulary))
+    for line in idle.warnings(config):
+        say(line)
     for line in describe(command, config, cost(config)):
         print(line)
     if index is not None:

@@ -28,7 +28,7 @@ from glomo_dist.data.tokenizers.pixels import PixelCensus, PixelTokenizer
 from glomo_dist.data.tokenizers.text import UNKNOWN, WordTokenizer
 from glomo_dist.data.tokenizers.tokenizer import load_tokenizer
 from glomo_dist.runtime import progress
-from glomo_dist.runtime.config import whole
+from glomo_dist.runtime.config import MOST_PROCESSES, whole
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.files import new_folder, require_absent_or_empty
 from glomo_dist.runtime.words import counted
@@ -79,7 +79,7 @@ def prepare_text(
     vocab_size = VOCAB_SIZE if vocab_size is None else vocab_size
     vocab_size = whole("vocab_size", vocab_size, 2, MOST_WORDS, f" ({UNKNOWN} and a word)")
     min_count = whole("min_count", MIN_COUNT if min_count is None else min_count, 1)
-    workers = whole("workers", workers, 1)
+    workers = whole("workers", workers, 1, MOST_PROCESSES)
     require_writer(shard_bytes)
     require_absent_or_empty(out)
     given = None if tokenizer is None else _tokenizer(tokenizer, WordTokenizer, "text needs")

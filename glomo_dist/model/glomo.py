@@ -157,11 +157,8 @@ class Glomo(nn.Module):
             scores = graph_predictor.scores(layer, keys, gather_units(queries, asked), asked)
             rows = Rows(lengths, positions, topk, segments, apart)
             if self.config.empty_row_penalty and self.training:
-                sampled = (
-                    scores if last else graph_predictor.scores(layer, keys, gather_units(queries, at), at)
-                )
                 spans = rows._replace(positions=at).spans(*e.shape[:2], e.device)
-                hinge = hinge + empty_row_hinge(sampled, spans)
+                hinge = hinge + empty_row_hinge(scores if last else of_rows(scores, at), spans)
             state = feature_predictor.step(layer, state, scores, rows, stats)
         return state[0], hinge / self.config.layers
 
@@ -242,6 +239,22 @@ class Glomo(nn.Module):
                     f"Glomo: an image has all of its {tokens.shape[1]} pixels, or none, got a length of "
                     f"{int(short[0])}"
                 )
+
+
+def of_rows(scores: Scores, positions: Tensor) -> Scores:
+    """Of queries of all units those of the units `positions` [B, S]."""
+    heads = scores.queries.shape[1]
+
+    def taken(x: Tensor) -> Tensor:  # [B, H, T, n] -> [B, H, S, n]
+        rows = gather_units(x.transpose(1, 2).flatten(2), positions)
+        return rows.unflatten(2, (heads, -1)).transpose(1, 2)
+
+    threshold = scores.threshold
+    return Scores(
+        taken(scores.queries),
+        scores.keys,
+        None if threshold is None else taken(threshold[..., None]).squeeze(3),
+    )
 
 
 def unit_mask(lengths: Tensor, like: Tensor) -> Tensor:

@@ -32,7 +32,9 @@ def cost(config: PretrainConfig) -> Cost:
     Per unit and direction, 2 per multiply-add: the convolutions and linear maps of both CNNs and of every graph
     layer; per layer and head 2·d_g·T/2 for the scores and 2·(d/K)·T/2 for mixing, as only j < i counts. At the
     sampled positions only: the queries, scores, mixing and composition of the last layer, D steps of the decoder's
-    GRU, and the softmax over all units.
+    GRU, and the softmax over all units. `edge_floor` and `empty_row_penalty` look at all T scores of a row, the one
+    without a gradient, the other at the sampled positions of each layer. With activation checkpointing the parts of
+    steps/activations.py are computed twice; `decoder_loss` computes its gradients along with the loss.
     """
     import torch  # seconds, which --help need not wait for
 
@@ -44,20 +46,32 @@ def cost(config: PretrainConfig) -> Cost:
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     total = sum(sizes.values())
     embedding = m.vocab_size * m.width
-    decoder = sum(n for name, n in sizes.items() if ".decoder." in name)
-    # one cell for all layers; coupled, one graph predictor's convolutions too
-    every_layer = (".cell.", "_cnn.") if m.coupled else (".cell.",)
-    repeated = (m.layers - 1) * sum(
-        n for name, n in sizes.items() if any(part in name for part in every_layer)
-    )
-    sampled = config.positions_per_sequence / config.row_units  # above 1 too: a unit may come twice
-    at_sampled = (".cell.", f".query_maps.{m.layers - 1}.")
-    left_out = (1 - sampled) * sum(n for name, n in sizes.items() if any(part in name for part in at_sampled))
+
+    def numbers(part: str) -> int:
+        return sum(n for name, n in sizes.items() if part in name)
+
+    units = config.row_units
+    sampled = config.positions_per_sequence / units  # above 1 too: a unit may come twice
+    rows = m.layers - 1 + sampled  # of the graphs: the last layer's are those of the sampled positions
+    convolutions = numbers("_cnn.") * (m.layers if m.coupled else 1)
+    maps = numbers(".graph_predictor.") - numbers("_cnn.")
+    maps -= (1 - sampled) * numbers(f".query_maps.{m.layers - 1}.")
+    # one cell for all layers
+    composition = numbers(".feature_predictor.") + (rows - 1) * numbers(".cell.")
     # j < i halves the pairs, two directions double them
-    pairs = (m.layers - 1 + sampled) * m.heads * (m.graph_width + m.width // m.heads) * config.row_units
-    predicted = sampled * m.decoder_steps * (decoder + 2 * embedding)
-    forward = 2 * ((total - embedding - decoder) + repeated - left_out + pairs + predicted)
-    return Cost(embedding, total - embedding, BACKWARD * forward, config.global_batch * config.row_units)
+    pairs = rows * m.heads * (m.graph_width + m.width // m.heads) * units
+    all_scores = 2 * m.heads * m.graph_width * units
+    floor = all_scores * rows if m.edge_floor else 0
+    hinge = all_scores * m.layers * sampled if m.empty_row_penalty else 0
+    if m.norm == "batch" and m.image is None and config.windows != "packed":
+        convolutions *= 1 + (m.kernel_size - 1) / units  # the tail, see CausalConv1d
+    decoder = sampled * m.decoder_steps * numbers(".decoder.")
+    softmax = 2 * sampled * m.decoder_steps * embedding
+    done = BACKWARD * (convolutions + maps + composition + pairs + hinge + decoder + softmax) + floor
+    if config.activation_checkpointing:
+        done += composition + pairs + floor + decoder + BACKWARD * softmax
+        done += convolutions if m.norm == "layer" else 0
+    return Cost(embedding, total - embedding, 2 * done, config.global_batch * units)
 
 
 def state_bytes(config: PretrainConfig, parameters: int, ranks: int) -> dict[int, dict[str, float]]:

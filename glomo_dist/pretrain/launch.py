@@ -23,7 +23,7 @@ from glomo_dist.pretrain.ranks.stopping import ending_at_once
 from glomo_dist.pretrain.settings.config import PretrainConfig
 from glomo_dist.pretrain.settings.resolve import ResolvedRun, resolve
 from glomo_dist.runtime import errors, json_files, kernels, threads
-from glomo_dist.runtime.config import to_dict, whole
+from glomo_dist.runtime.config import MOST_PROCESSES, to_dict, whole
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 from glomo_dist.runtime.fingerprint import COMMAND_VARIABLE, command_line
 from glomo_dist.runtime.processes import import_path, started_by_torchrun, usable_cores
@@ -75,7 +75,9 @@ def pretrain(
                 "out": str(out),
                 "valid": valid and _spelt(valid),
             }
-            return _launch(job, asked, whole("ranks", ranks, 1), whole("restarts", restarts, 0))
+            return _launch(
+                job, asked, whole("ranks", ranks, 1, MOST_PROCESSES), whole("restarts", restarts, 0)
+            )
         from glomo_dist.pretrain import worker  # and with it PyTorch, which only ranks need
     return worker.run(job)
 

@@ -13,10 +13,12 @@ from glomo_dist.pretrain.ranks.group import Ranks
 from glomo_dist.pretrain.ranks.notice import PID
 from glomo_dist.pretrain.ranks.stopping import Stopping
 from glomo_dist.pretrain.ranks.watchdog import Watchdog
+from glomo_dist.pretrain.settings import idle
 from glomo_dist.pretrain.settings.resolve import ResolvedRun
 from glomo_dist.pretrain.steps.step import Clock
 from glomo_dist.runtime import files, json_files
 from glomo_dist.runtime.errors import GlomoError
+from glomo_dist.runtime.progress import say
 
 
 def run(job: ResolvedRun, notice: Path | None = None) -> Path:
@@ -49,6 +51,8 @@ def run_in(job: ResolvedRun, ranks: Ranks, notice: Path | None = None, *, ends: 
             description = run_folder.describe(job, ranks.world)
             if run_folder.finished_already(job.out, description):
                 return None
+            for warning in idle.warnings(job.config, description["deepspeed"]):
+                say(warning)
             run_folder.remove_leftovers(job.out)
             json_files.write_json(job.out / run_folder.CONFIG, description)
             return claim

@@ -76,16 +76,16 @@ def test_a_shard_set_aside_is_recorded_with_its_samples(runs: Path, shards: Path
     assert "shard-00001.tar" in entry["reason"]
     assert len(rows(runs / run)) == TINY.steps and run_folder.finished(runs / run)
     assert (
-        f"set aside from step {entry['from_step'] + 1} on, 1 of at most 1: shard-00001.tar"
+        f"set aside from step {entry['first_step']} on, 1 of at most 1: shard-00001.tar"
         in (runs / "said").read_text()
     )
 
 
-ENTRY = {"name": "shard-00001.tar", "shard": 1, "from_step": 1000, "samples": 1, "units": 1, "reason": ""}
+ENTRY = {"name": "shard-00001.tar", "shard": 1, "first_step": 1000, "samples": 1, "units": 1, "reason": ""}
 
 
-def write_record(out: Path, entries: Sequence[Any]) -> None:
-    record = {"format": "glomo-quarantine", "version": 1, "shards": entries}
+def write_record(out: Path, entries: Sequence[Any], version: int = 2) -> None:
+    record = {"format": "glomo-quarantine", "version": version, "shards": entries}
     json_files.write_json(out / "quarantine.json", record)
 
 
@@ -108,11 +108,11 @@ def feed_of(shards: Path, out: Path, limit: int) -> Feed:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"from_step": float("inf")}, "from_step is inf, no whole number"),  # what JSON makes of 1e400
-        ({"from_step": 2.5}, "from_step is 2.5"),
-        ({"from_step": "3"}, "from_step is '3'"),
-        ({"from_step": -1}, "from_step is -1"),
-        ({"from_step": 10**30}, "from_step is 1000"),
+        ({"first_step": float("inf")}, "first_step is inf, no whole number"),  # what JSON makes of 1e400
+        ({"first_step": 2.5}, "first_step is 2.5"),
+        ({"first_step": "3"}, "first_step is '3'"),
+        ({"first_step": 0}, "first_step is 0, no whole number from 1 on"),
+        ({"first_step": 10**30}, "first_step is 1000"),
         ({"shard": -1, "name": LAST}, "shard is -1"),
         ({"shard": True}, "shard is True"),
         ({"shard": 99}, "out of range"),
@@ -132,7 +132,7 @@ def test_a_damaged_record_is_refused(
 
 
 def test_a_record_with_a_shard_twice_is_refused(shards: Path, tmp_path: Path) -> None:
-    write_record(tmp_path, [ENTRY, {**ENTRY, "from_step": 3}])
+    write_record(tmp_path, [ENTRY, {**ENTRY, "first_step": 3}])
     with pytest.raises(DataError, match=r"a shard is there twice"):
         feed_of(shards, tmp_path, limit=9)
 
@@ -143,7 +143,20 @@ def test_a_shard_that_is_met_again_before_its_step_counts_once(shards: Path, tmp
     with contextlib.closing(feed_of(shards, tmp_path, limit=1)) as feed:
         while (found := json.loads((tmp_path / "quarantine.json").read_text())["shards"]) == [ENTRY]:
             assert feed.take(False, None) is not None
-    assert [one["name"] for one in found] == ["shard-00001.tar"] and found[0]["from_step"] < 1000
+    assert [one["name"] for one in found] == ["shard-00001.tar"] and found[0]["first_step"] < 1000
+
+
+@pytest.mark.parametrize(("version", "step"), [(1, {"from_step": 4}), (2, {"first_step": 5})])
+def test_the_step_of_a_record(
+    version: int, step: dict[str, int], shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step 5 of log.jsonl is the first without the shard; an old record counts from 0, as streams do."""
+    found: list[tuple[int, int]] = []
+    monkeypatch.setattr(Stream, "set_aside", lambda _, shard, from_step: found.append((shard, from_step)))
+    entry = {key: value for key, value in ENTRY.items() if key != "first_step"}
+    write_record(tmp_path, [{**entry, **step}], version)
+    feed_of(shards, tmp_path, limit=1).close()
+    assert found == [(1, 4)]
 
 
 def test_resumed_with_a_shard_set_aside(runs: Path, shards: Path, tmp_path: Path) -> None:

@@ -235,3 +235,11 @@ def test_a_run_whose_folder_is_moved_away_says_so_and_leaves_nothing(tmp_path: P
         with pytest.raises(GlomoError, match=r"run/\.lock is gone: .*run was moved or deleted"):
             saver.save(None, 3, {})
     assert not out.exists()
+
+
+def test_a_setting_without_effect_is_warned_of_where_a_run_begins(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, coupled=True, layers=1))
+    assert len(run_alone(config, tiny_shards, tmp_path / "run", monkeypatch)) == 1
+    assert "WARNING: model.coupled True is for layers 2 or more" in capfd.readouterr().err

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from glomo_dist.runtime.config import check_fields, check_least, check_positive
+from glomo_dist.runtime.config import MOST_PROCESSES, check_fields, check_least, check_positive
+from glomo_dist.runtime.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class Reading:
 
     def __post_init__(self) -> None:
         check_fields(self, "reading.")
-        check_least(self, "reading.", 0, "readers", "max_bad_shards")
+        check_least(self, "reading.", 0, "readers", most=MOST_PROCESSES)
+        check_least(self, "reading.", 0, "max_bad_shards")
         check_least(self, "reading.", 1, "prefetch")
         check_positive(self, "reading.", "cache_gb", "retry_seconds")
+        if self.cache == "":  # of a shell's variable that is not set; it would be the current folder
+            raise ConfigError("reading.cache is empty. Name a folder, or leave it out.")

@@ -23,6 +23,7 @@ from typing import Any
 
 from glomo_dist.pretrain.settings.config import FREE_TO_CHANGE, accumulation
 from glomo_dist.pretrain.settings.deepspeed_settings import extra_settings
+from glomo_dist.pretrain.settings.idle import RULES
 from glomo_dist.pretrain.settings.resolve import ResolvedRun
 from glomo_dist.runtime import files, json_files
 from glomo_dist.runtime.config import to_dict
@@ -108,7 +109,8 @@ def check(out: Path, description: dict[str, Any]) -> bool:
 
 
 def comparable(description: dict[str, Any]) -> dict[str, Any]:
-    """Flat form of what must agree for a run to go on: paths and the code's version may change."""
+    """Flat form of what must agree for a run to go on: paths, settings without effect and the code's version may
+    change."""
     flat: dict[str, Any] = {}
 
     def walk(prefix: str, value: Any) -> None:
@@ -124,6 +126,7 @@ def comparable(description: dict[str, Any]) -> dict[str, Any]:
         "valid.folder",
         "config.deepspeed",
         *(f"config.{name}" for name in FREE_TO_CHANGE),
+        *(f"config.{r.name}" for r in RULES if not r.applies(lambda name: flat.get(f"config.{name}"))),
     }
     return {key: value for key, value in flat.items() if key not in ignored}
 

@@ -8,10 +8,12 @@ from typing import Literal
 
 from glomo_dist.data import Reading, Windows
 from glomo_dist.model import GlomoConfig
+from glomo_dist.pretrain.settings.idle import refuse_idle
 from glomo_dist.runtime.config import MOST, check_fields, check_least, check_positive
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.runtime.words import counted
 
+LARGEST_STEP = 1e38  # weights are float32, and torch has no better word for a rate that is not
 LONGEST_WAIT = 1e6  # seconds, eleven days; torch has no endless timeouts
 # Settings that change neither the order of samples nor, but for rounding, the weights: a run may be continued with
 # other values. (micro_batch changes them with batch statistics, dropout and model.scale_grad_by_freq, which counts a
@@ -134,16 +136,14 @@ class PretrainConfig:
                 f"hang_timeout must be positive and at most {LONGEST_WAIT:,.0f} (seconds), got {self.hang_timeout}."
             )
         check_positive(self, "", "graph_lr_share")
-        for name in ("momentum", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}.")
-        if self.optimizer == "adamw" and self.momentum:
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"momentum must be in [0, 1), got {self.momentum}.")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(f"weight_decay must not be negative, and finite, got {self.weight_decay}.")
+        if self.lr * max(self.graph_lr_share, 1) * max(self.weight_decay, 1) > LARGEST_STEP:
             raise ConfigError(
-                f"momentum {self.momentum} is for optimizer sgd; adamw has betas. Set momentum 0."
-            )
-        if self.optimizer == "sgd" and self.betas != type(self).betas:
-            raise ConfigError(
-                f"betas {self.betas} are for optimizer adamw; sgd has momentum. Leave them out."
+                f"lr {self.lr:g} with graph_lr_share {self.graph_lr_share:g} and weight_decay "
+                f"{self.weight_decay:g} is more than a weight can hold. Lower them."
             )
         if self.clip is not None and not self.clip > 0:
             raise ConfigError(f"clip must be positive or None (no clipping), got {self.clip}.")
@@ -166,14 +166,7 @@ class PretrainConfig:
         if self.precision == "bf16" and self.zero_stage == 0:
             # DeepSpeed uses another optimizer wrapper there, with other results
             raise ConfigError("precision bf16 needs zero_stage 1 or more. Set zero_stage 1, 2 or 3.")
-        # Not by GlomoConfig: a model that was saved, or is made of the authors' options, may have them.
-        for name, of, needed in (("value", "composition", "residual"), ("topk_rate", "sparsity", "topk")):
-            value, there = getattr(self.model, name), getattr(self.model, of)
-            if there != needed and value != getattr(GlomoConfig, name):
-                raise ConfigError(
-                    f"model.{name} {value} is for {of} {needed}, got {there!r}, which it would not change. "
-                    f"Set model.{of} {needed}, or leave model.{name} out."
-                )
+        refuse_idle(self)
         if self.model.image is not None and self.windows != "fixed":
             raise ConfigError(
                 f"windows {self.windows} would cut or join images, each is one sequence. Set fixed."
@@ -182,6 +175,12 @@ class PretrainConfig:
             height, width = self.model.image
             raise ConfigError(
                 f"window {self.window} would cut images of {height} x {width} pixels. Set window {height * width}."
+            )
+        ahead = self.model.decoder_steps
+        if self.row_units < ahead + 3:  # the third unit is the first with a choice of edges
+            raise ConfigError(
+                f"model.decoder_steps {ahead} of {self.row_units} units (window) leave no unit to predict from that "
+                f"has two before it: no graph would be trained. Set window {ahead + 3} or more, or fewer steps."
             )
 
     @property

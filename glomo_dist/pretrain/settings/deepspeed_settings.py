@@ -27,7 +27,8 @@ DEEPSPEEDS_BUCKET = 500_000_000
 
 
 def extra_settings(config: PretrainConfig) -> dict[str, Any]:
-    """The content of the file `config.deepspeed`; ConfigError where it says what PretrainConfig does."""
+    """The content of the file `config.deepspeed`; ConfigError where it says what PretrainConfig does, or has a
+    bucket of no size, on which DeepSpeed would fail otherwise than by a refusal."""
     if config.deepspeed is None:
         return {}
     extra = json_files.read_json(config.deepspeed)
@@ -41,6 +42,11 @@ def extra_settings(config: PretrainConfig) -> dict[str, Any]:
             raise ConfigError(
                 f"{config.deepspeed}: {key} follows from the run's {ours!r}. Remove it from the file."
             )
+    size = extra.get("zero_optimization", {}).get("reduce_bucket_size", 0)
+    if isinstance(size, bool) or not isinstance(size, (int, float)) or not 0 <= size < math.inf:
+        raise ConfigError(
+            f"{config.deepspeed}: reduce_bucket_size must be a number of at least 0, got {size!r}. Mend or remove it."
+        )
     return extra
 
 
@@ -48,11 +54,7 @@ def bucket(config: PretrainConfig, parameters: int) -> float:
     """Numbers of the buffer in which a rank collects gradients, from ZeRO 1 on. DeepSpeed's own default has them for
     models of any size: 2 GB in float32."""
     zero = extra_settings(config).get("zero_optimization", {})
-    size = zero.get("reduce_bucket_size", min(DEEPSPEEDS_BUCKET, parameters))
-    if isinstance(size, bool) or not isinstance(size, (int, float)) or not 0 <= size < math.inf:
-        raise ConfigError(
-            f"{config.deepspeed}: reduce_bucket_size must be a number of at least 0, got {size!r}. Mend or remove it."
-        )
+    size: float = zero.get("reduce_bucket_size", min(DEEPSPEEDS_BUCKET, parameters))
     return size
 
 

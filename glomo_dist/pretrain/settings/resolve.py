@@ -38,9 +38,12 @@ def resolve(
     return ResolvedRun(**vars(resolve_inputs(config, data, valid)), out=Path(out))
 
 
-def resolve_inputs(config: PretrainConfig, data: str | Place, valid: str | Place | None = None) -> Inputs:
+def resolve_inputs(
+    config: PretrainConfig, data: str | Place, valid: str | Place | None = None, *, validates: bool = True
+) -> Inputs:
     """Read the shards' index and tokenizer, fill in what the configuration left to them, check the rest.
 
+    validates: False leaves the validation shards out, which may not be there yet.
     Raises ConfigError where settings and shards do not fit, ShardError for shards that cannot be used.
     """
     data = place(data)
@@ -63,7 +66,7 @@ def resolve_inputs(config: PretrainConfig, data: str | Place, valid: str | Place
         )
     image = _image(config.model, tokenizer, data)
     valid_index = None
-    if config.valid_every:
+    if config.valid_every and validates:
         if valid is None:
             raise ConfigError(
                 f"valid_every {config.valid_every} needs validation shards: prepare with valid_share, name "

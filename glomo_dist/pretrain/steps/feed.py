@@ -1,8 +1,9 @@
 """The batches of a run, with bad shards set aside by all ranks at the same step.
 
-RUN/quarantine.json names the shards that are set aside and the step from which other samples take their place
-(`Stream.set_aside`). It is written before that step is taken, so a run that is resumed does the same again; who
-wants a shard back in a resumed run deletes the file.
+RUN/quarantine.json names the shards that are set aside and the first step without each, counted from 1 as in
+log.jsonl; from there other samples take their place (`Stream.set_aside`, which counts from 0). It is written before
+that step is taken, so a run that is resumed does the same again; who wants a shard back in a resumed run deletes the
+file.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from glomo_dist.runtime.formats import check_format
 from glomo_dist.runtime.progress import say
 from glomo_dist.runtime.words import counted
 
-FORMAT, VERSION = "glomo-quarantine", 1
+FORMAT, VERSION = "glomo-quarantine", 2
+OLD_VERSION = 1  # had from_step, counted from 0, in the place of first_step
 _LIST, _AGAIN = "a list of shards that were set aside", "Delete it to begin with none."
 
 
@@ -34,7 +36,7 @@ class Feed:
         self._path, self._limit = out / run_folder.QUARANTINE, limit
         self._entries: list[dict[str, Any]] = ranks.from_first(self._read)
         for entry in self._entries:
-            stream.set_aside(entry["shard"], entry["from_step"])
+            stream.set_aside(entry["shard"], entry["first_step"] - 1)
         self._source = stream.iterate(from_step)
 
     def take(self, asked: bool, error: GlomoError | None) -> Batch | None:
@@ -86,7 +88,7 @@ class Feed:
             json_files.write_json(self._path, {"format": FORMAT, "version": VERSION, "shards": entries})
             for entry in new:
                 say(
-                    f"WARNING: set aside from step {self._step + 1} on, {len(entries)} of at most {limit}: "
+                    f"WARNING: set aside from step {entry['first_step']} on, {len(entries)} of at most {limit}: "
                     f"{entry['name']} with {counted(entry['samples'], 'sample')} "
                     f"({counted(entry['units'], 'unit')}). {entry['reason']}"
                 )
@@ -99,7 +101,7 @@ class Feed:
         return {
             "name": found.name,
             "shard": shard,
-            "from_step": self._step,
+            "first_step": self._step + 1,
             "samples": found.samples,
             "units": found.tokens,
             "reason": reason,
@@ -110,13 +112,17 @@ class Feed:
         path, limit = self._path, self._limit
         if not path.exists():
             return []
-        value = check_format(json_files.read_json(path), FORMAT, VERSION, path, _LIST, again=_AGAIN)
+        value = json_files.read_json(path)
+        old = isinstance(value, dict) and value.get("version") == OLD_VERSION
+        check_format(value, FORMAT, OLD_VERSION if old else VERSION, path, _LIST, again=_AGAIN)
         try:
             entries = list(value["shards"])
             for entry in entries:
-                for key in ("shard", "from_step"):
-                    if type(entry[key]) is not int or not 0 <= entry[key] < 1 << 63:
-                        raise ValueError(f"{key} is {entry[key]!r}, no whole number from 0 on")
+                for key, least in (("shard", 0), ("from_step", 0) if old else ("first_step", 1)):
+                    if type(entry[key]) is not int or not least <= entry[key] < 1 << 63:
+                        raise ValueError(f"{key} is {entry[key]!r}, no whole number from {least} on")
+                if old:
+                    entry["first_step"] = entry.pop("from_step") + 1
                 if self._stream.index.shards[entry["shard"]].name != entry["name"]:
                     raise ValueError(f"shard {entry['shard']} is not {entry['name']!r}")
             if len({entry["shard"] for entry in entries}) < len(entries):
