@@ -40,6 +40,15 @@ class Decoder(nn.Module):
         positions [B, S] int64, ends [B, S] or [B, 1] int64: the first unit behind the document of each sampled unit,
         softmax_weight [V, d] (the embedding: tied).
         """
+        hidden, targets = self.read(states, embeddings, tokens, positions, ends)
+        loss = decoder_loss(hidden, softmax_weight, targets, ignore_index=IGNORED, reduction="sum")
+        return loss, (targets != IGNORED).sum()
+
+    def read(
+        self, states: Tensor, embeddings: Tensor, tokens: Tensor, positions: Tensor, ends: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The GRU's outputs [B*S*D, d] of the D steps from each sampled unit, and the unit that each is to predict
+        [B*S*D], IGNORED behind the end."""
         B, S, d = states.shape
         states = self.dropout(states)
         ahead = positions[:, :, None] + torch.arange(1, self.steps + 1, device=positions.device)  # [B, S, D]
@@ -50,7 +59,4 @@ class Decoder(nn.Module):
         given = torch.cat([following.new_zeros(B, S, 1, d), following], dim=2).flatten(0, 1)  # [B*S, D, d]
         first = states.reshape(1, B * S, d).expand(self.rnn.num_layers, -1, -1).contiguous()
         hidden, _ = self.rnn(given, first)
-        loss = decoder_loss(
-            hidden.reshape(-1, d), softmax_weight, targets.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
-        return loss, real.sum()
+        return hidden.reshape(-1, d), targets.flatten()

@@ -34,7 +34,7 @@ def cost(config: PretrainConfig) -> Cost:
     sampled positions only: the queries, scores, mixing and composition of the last layer, D steps of the decoder's
     GRU, and the softmax over all units. `edge_floor` and `empty_row_penalty` look at all T scores of a row, the one
     without a gradient, the other at the sampled positions of each layer. With activation checkpointing the parts of
-    steps/activations.py are computed twice; `decoder_loss` computes its gradients along with the loss.
+    steps/activations.py are computed twice.
     """
     import torch  # seconds, which --help need not wait for
 
@@ -69,7 +69,7 @@ def cost(config: PretrainConfig) -> Cost:
     softmax = 2 * sampled * m.decoder_steps * embedding
     done = BACKWARD * (convolutions + maps + composition + pairs + hinge + decoder + softmax) + floor
     if config.activation_checkpointing:
-        done += composition + pairs + floor + decoder + BACKWARD * softmax
+        done += composition + pairs + floor + decoder
         done += convolutions if m.norm == "layer" else 0
     return Cost(embedding, total - embedding, 2 * done, config.global_batch * units)
 

@@ -1,7 +1,8 @@
 """Activation checkpointing: keep the inputs of a part, compute its inside again in the backward pass.
 
 Chen et al., "Training deep nets with sublinear memory cost", 2016. The parts are the convolutions, each graph layer
-and the decoder of both directions. The numbers stay the same: dropout draws the same masks the second time.
+and the decoder's GRU of both directions. The numbers stay the same: dropout draws the same masks the second time.
+`decoder_loss` is no part: it keeps gradients, not activations, and would compute them twice.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def checkpoint_activations(model: Glomo) -> None:
         if model.config.norm != "batch":
             direction.graph_predictor.forward = _again(direction.graph_predictor.forward)  # type: ignore
         direction.feature_predictor.step = _again(direction.feature_predictor.step)  # type: ignore
-        direction.decoder.forward = _again(direction.decoder.forward)  # type: ignore
+        direction.decoder.read = _again(direction.decoder.read)  # type: ignore
 
 
 def _again(part: Callable[..., Any]) -> Callable[..., Any]:
