@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -174,6 +174,7 @@ def text_data(
     filled: columns in which a text without a word is an error.  skipped: as in TaskData.
     dev: as in `checked`.  cut: gives the units of a text, which are to be those of the predictor.
     """
+    _require_splits(name, rows)
     words: dict[str, str] = {}
     splits = {}
     for split in SPLITS:
@@ -185,7 +186,9 @@ def text_data(
         for column in filled:
             _require_words(kept, columns, column)
         groups = tuple(row.group for row in kept) if any(row.group for row in kept) else ()
-        references = tuple(row.reference for row in kept) if any(row.reference for row in kept) else ()
+        references = tuple(row.reference for row in kept)
+        if all(reference is None for reference in references):
+            references = ()
         splits[split] = Split(columns, np.array([row.label for row in kept], np.int64), groups, references)
     return checked(name, splits, classes, skipped, dev)
 
@@ -229,32 +232,44 @@ def checked(
     skipped: dict[str, int] | None = None,
     dev: str = "",
 ) -> TaskData:
-    """TaskData with its fingerprint; raises DataError for a label that is none, and if a split is empty, saying what
-    was left out of it.
+    """TaskData with its fingerprint; raises DataError for a label that is none, and if a split is missing or empty,
+    saying what was left out of it.
 
     dev: what the dev split is where it is drawn from train, "one text in 10 of train, chosen by its hash".
     """
     skipped = skipped or {}
+    _require_splits(name, splits)
     for split in SPLITS:
         if not len(splits[split].labels):
-            lost = [
-                f"{count} left out: {reason.removeprefix(f'{split}: ')}"
-                for reason, count in skipped.items()
-                if reason.startswith(f"{split}: ")
-            ]
-            why = f" ({'; '.join(lost)})" if lost else ""
             drawn = f" It is {dev}: is there enough of it?" if split == "dev" and dev else ""
             raise DataError(
-                f"task {name!r}: the {split} split has no example{why}.{drawn} Check the files of the source."
+                f"task {name!r}: the {split} split has no example{_lost(split, skipped)}.{drawn} Check the files of "
+                "the source."
             )
-    said = f"task {name!r}"
-    splits = {
-        split: replace(
-            e, labels=class_numbers(e.labels, len(classes), said, f" of {split}", f"{split} example")
-        )
-        for split, e in ((split, splits[split]) for split in SPLITS)
-    }
-    return TaskData(splits, classes, _fingerprint(splits, classes), skipped)
+    kept = {}
+    for split in SPLITS:
+        of = f" of {split}", f"{split} example"
+        labels = class_numbers(splits[split].labels, len(classes), f"task {name!r}", *of)
+        kept[split] = replace(splits[split], labels=labels)
+    return TaskData(kept, classes, _fingerprint(kept, classes), skipped)
+
+
+def _require_splits(name: str, there: Collection[str]) -> None:
+    for split in SPLITS:
+        if split not in there:
+            raise DataError(
+                f"task {name!r}: no {split} split, only {', '.join(there)}. Give all of {', '.join(SPLITS)}."
+            )
+
+
+def _lost(split: str, skipped: Mapping[str, int]) -> str:
+    """What was left out of the split, in brackets."""
+    lost = [
+        f"{count} left out: {reason.removeprefix(f'{split}: ')}"
+        for reason, count in skipped.items()
+        if reason.startswith(f"{split}: ")
+    ]
+    return f" ({'; '.join(lost)})" if lost else ""
 
 
 def images_split(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> Split:
@@ -278,7 +293,9 @@ def _fingerprint(splits: dict[str, Split], classes: Iterable[str]) -> str:
         digest.update(f"\1{name} {split.labels.shape}".encode() + split.labels.tobytes())
         digest.update("\0".join(split.groups).encode())
         for reference in split.references:
-            digest.update(repr(reference).encode(errors="surrogatepass"))
+            # of a long array `repr` leaves out the middle
+            said = reference.tolist() if isinstance(reference, np.ndarray) else reference
+            digest.update(repr(said).encode(errors="surrogatepass"))
         for column, inputs in split.columns.items():
             digest.update(f"\3{column} {inputs.of.shape}".encode() + inputs.of.tobytes())
             for value in inputs.values:
