@@ -183,6 +183,7 @@ def test_loss_leaves_out_answers_beyond_the_cut_and_spans_are_short():
     expected = -(logits[0].log_softmax(-1)[0, 1] + logits[0].log_softmax(-1)[1, 3]) / 3
     torch.testing.assert_close(reader.loss(logits, labels), expected)
     assert reader.loss(logits[1:], labels[1:]) == 0
+    assert reader.loss(torch.full_like(logits, float("nan")), labels).isnan(), "no answer beyond a cut"
     logits = torch.zeros(2, 2, T)
     logits[0, 0, 2], logits[0, 1, 1], logits[0, 1, 4] = 5, 7, 3  # the end before the start does not count
     logits[1, 0, 0], logits[1, 1, LONGEST], logits[1, 1, LONGEST - 1] = 5, 9, 3

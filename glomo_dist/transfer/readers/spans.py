@@ -68,7 +68,8 @@ class SpanReader(Reader):
         """
         T = outputs.shape[2]
         inside = ((labels >= 0) & (labels < T)).all(1)
-        inside &= outputs.gather(2, labels.clamp(0, T - 1)[..., None]).isfinite().all(2).all(1)
+        padding = outputs.gather(2, labels.clamp(0, T - 1)[..., None]).isneginf()
+        inside &= ~padding.flatten(1).any(1)
         labels = labels.masked_fill(~inside[:, None], IGNORED)
         summed = nn.functional.cross_entropy(
             outputs.reshape(-1, T), labels.reshape(-1), ignore_index=IGNORED, reduction="sum"
