@@ -17,19 +17,10 @@ from typing import TYPE_CHECKING
 from glomo_dist.runtime import lazy
 
 if TYPE_CHECKING:
-    from glomo_dist.transfer.datasets.dataset import (
-        Column,
-        Published,
-        Row,
-        Split,
-        Task,
-        TaskData,
-        checked,
-        images_split,
-        text_data,
-    )
+    from glomo_dist.transfer.datasets.dataset import Column, Published, Row, Split, Task, TaskData
     from glomo_dist.transfer.datasets.rows import csv_rows, lines, records, table
     from glomo_dist.transfer.datasets.sources import packed, require
+    from glomo_dist.transfer.datasets.splits import checked, images_split, text_data
     from glomo_dist.transfer.datasets.values import whole_number
     from glomo_dist.transfer.export import export_task
     from glomo_dist.transfer.finetune import run
@@ -91,9 +82,6 @@ __getattr__ = lazy.names(
             "Split",
             "Task",
             "TaskData",
-            "checked",
-            "images_split",
-            "text_data",
         ),
         "readers.esim": ("PairReader",),
         "export": ("export_task",),
@@ -105,6 +93,7 @@ __getattr__ = lazy.names(
         "result": ("Result",),
         "datasets.rows": ("csv_rows", "lines", "records", "table"),
         "datasets.sources": ("packed", "require"),
+        "datasets.splits": ("checked", "images_split", "text_data"),
         "readers.spans": ("SpanReader",),
         "registry": ("find_task", "get_task"),
         "datasets.values": ("whole_number",),

@@ -21,7 +21,8 @@ from glomo_dist.runtime import config, kernels
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 from glomo_dist.runtime.fingerprint import code_version, derive_seed
 from glomo_dist.runtime.secrets import shown_in
-from glomo_dist.transfer.datasets.dataset import Task, TaskData, draw, section
+from glomo_dist.transfer.datasets.dataset import Task, TaskData, section
+from glomo_dist.transfer.datasets.splits import draw
 from glomo_dist.transfer.export import live_graphs, live_model
 from glomo_dist.transfer.features.inputs import Inputs, bucketed, by_length, encode
 from glomo_dist.transfer.job import FinetuneJob, window_size

@@ -6,16 +6,8 @@ import numpy as np
 import pytest
 
 from glomo_dist.runtime.errors import ConfigError, DataError
-from glomo_dist.transfer.datasets.dataset import (
-    SPLITS,
-    Column,
-    Row,
-    Split,
-    Task,
-    checked,
-    images_split,
-    text_data,
-)
+from glomo_dist.transfer.datasets.dataset import SPLITS, Column, Row, Split, Task
+from glomo_dist.transfer.datasets.splits import checked, images_split, text_data
 from glomo_dist.transfer.features.inputs import truncate
 from glomo_dist.transfer.readers.esim import PairReader
 from glomo_dist.transfer.readers.models import Reader, TextReader

@@ -10,9 +10,10 @@ from typing import Any
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
 from glomo_dist.runtime.words import counted
-from glomo_dist.transfer.datasets.dataset import SPLITS, Row, TaskData, text_data
+from glomo_dist.transfer.datasets.dataset import SPLITS, Row, TaskData
 from glomo_dist.transfer.datasets.rows import records, require_once, table
 from glomo_dist.transfer.datasets.sources import has_records, packed
+from glomo_dist.transfer.datasets.splits import text_data
 from glomo_dist.transfer.datasets.values import class_number, no_label, split_of, text_of
 
 THREE = ("entailment", "neutral", "contradiction")

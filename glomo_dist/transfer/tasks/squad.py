@@ -18,9 +18,10 @@ from glomo_dist.data.storage.packed import open_stream
 from glomo_dist.data.tokenizers.text import word_spans
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
-from glomo_dist.transfer.datasets.dataset import SPLITS, Published, Row, Split, Task, TaskData, text_data
+from glomo_dist.transfer.datasets.dataset import SPLITS, Published, Row, Split, Task, TaskData
 from glomo_dist.transfer.datasets.rows import records
 from glomo_dist.transfer.datasets.sources import find, has_ending, one_file, packed, parquet_names, require
+from glomo_dist.transfer.datasets.splits import text_data
 from glomo_dist.transfer.datasets.squad_metric import exact_match, f1
 from glomo_dist.transfer.readers.spans import SpanReader
 
