@@ -78,11 +78,16 @@ class SpanReader(Reader):
 
     def predict(self, outputs: Tensor) -> Tensor:
         """int64 [B, 2]: first and last word of the best span of at most LONGEST words."""
-        T = outputs.shape[2]
-        scores = outputs[:, 0, :, None] + outputs[:, 1, None]
-        allowed = torch.ones(T, T, dtype=torch.bool, device=outputs.device).triu().tril(LONGEST - 1)
-        best = scores.masked_fill(~allowed, float("-inf")).flatten(1).argmax(1)
-        return torch.stack([best // T, best % T], 1)
+        return best_spans(outputs, LONGEST)
+
+
+def best_spans(logits: Tensor, longest: int) -> Tensor:
+    """Logits [B, 2, T] of first and last words -> int64 [B, 2]: those of the best span of at most `longest` words."""
+    T = logits.shape[2]
+    scores = logits[:, 0, :, None] + logits[:, 1, None]
+    allowed = torch.ones(T, T, dtype=torch.bool, device=logits.device).triu().tril(longest - 1)
+    best = scores.masked_fill(~allowed, float("-inf")).flatten(1).argmax(1)
+    return torch.stack([best // T, best % T], 1)
 
 
 class Trilinear(nn.Module):
