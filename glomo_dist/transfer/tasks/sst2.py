@@ -20,8 +20,6 @@ from glomo_dist.transfer.readers.models import TextReader
 CLASSES = ("negative", "positive")
 TEXT = ("text", "sentence")
 FOLDERS = ("data/", "sst2/")  # of the hub's two sets with it
-
-
 UNLABELLED = (
     "GLUE publishes the test split without labels: put a labelled copy beside it, as test.jsonl (text, label), or in "
     "its place."
