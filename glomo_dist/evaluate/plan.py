@@ -172,7 +172,7 @@ def _job(
         "plan",
     )
     get_task(task, file).limits(work.max_units)  # refused here once, where each job would
-    return dataclasses.replace(job, id=job_id(work, contents), work=work)
+    return dataclasses.replace(job, id=_job_id(work, contents), work=work)
 
 
 def _warn_of_idle(tasks: Mapping[str, str | None], settings: Mapping[str, Any], jobs: Sequence[Job]) -> None:
@@ -207,7 +207,7 @@ def _require_named_rightly(arm: str, graphs: str, predictor: PredictorKind) -> N
         )
 
 
-def job_id(work: FinetuneJob, contents: _Contents | None = None) -> str:
+def _job_id(work: FinetuneJob, contents: _Contents) -> str:
     """A readable name and a fingerprint of every field of the job.
 
     A store counts by its content (its index), not by its path: moving a folder changes no id, and exporting
@@ -215,7 +215,6 @@ def job_id(work: FinetuneJob, contents: _Contents | None = None) -> str:
     its path, however spelled (`require_fitting_data` looks at its content), the cache of states not at all, nor where
     the task's file lies: what it loads and measures has a version.
     """
-    contents = contents or _Contents()
     identity = to_dict(work)
     del identity["state_cache"], identity["task_file"]
     if work.task_source is not None and "://" not in work.task_source:

@@ -15,7 +15,6 @@ from glomo_dist.evaluate.plan import EvaluationPlan, plan_jobs
 from glomo_dist.graphs.export import export_graphs
 from glomo_dist.model import Glomo, GlomoConfig, save_model
 from glomo_dist.runtime.errors import ConfigError, DataError
-from glomo_dist.transfer.job import PLANNED, FinetuneJob
 
 
 def store(folder, task="digits", model="m1", data="d1", **recorded):
@@ -89,10 +88,6 @@ def test_keep_is_warned_of_where_no_job_computes_graphs(tmp_path, capsys):
     both = {"pretrained": str(tmp_path / "graphs" / "{task}")}
     assert said(("digits", "docstring"), arms=both, task_settings={"docstring": four}).count("WARNING") == 1
     assert not said(arms=stored) and not said(arms={**stored, "live": model}, settings=four)
-
-
-def test_what_a_plan_decides_are_fields_of_a_job():
-    assert set(PLANNED) <= {f.name for f in dataclasses.fields(FinetuneJob)}
 
 
 def test_an_id_follows_the_content_of_the_graphs_not_their_path(tmp_path):
