@@ -83,6 +83,7 @@ def run(job: FinetuneJob) -> Result:
     if model_at and job.needs_graphs:
         store = live_graphs(task, model_at, data, limits, job.keep)
     info = store.info if store else None
+    mixed = info if job.needs_graphs else None
     # The arms without graphs only take the size of the mixture, which a model's configuration has.
     sized = info or (read_config(model_at) if model_at else None)
     size = (sized.layers, sized.heads) if sized else (1, 1)
@@ -112,17 +113,17 @@ def run(job: FinetuneJob) -> Result:
         examples={**{name: len(e.labels) for name, e in inputs.splits.items()}, "train": len(training.train)},
         skipped=data.skipped,
         parameters=sum(p.numel() for p in training.parameters),
-        components=tuple(info.component_names()) if info and job.needs_graphs else (),
+        components=tuple(mixed.component_names()) if mixed else (),
         mixtures=mixtures,
         fingerprints={
             "data": data.fingerprint,
             "features": inputs.fingerprint,
             "graphs": info.fingerprint if info else None,
-            "model": info.model if info and job.needs_graphs else None,
+            "model": mixed.model if mixed else None,
         },
         code=code_version(),
         without_vector=inputs.without_vector,
-        unknown_to_predictor=info.unknown_words if info and job.needs_graphs else None,
+        unknown_to_predictor=mixed.unknown_words if mixed else None,
     )
 
 
@@ -248,6 +249,7 @@ class _Training:
         """Mixture weights, summed over the real units if they are conditioned on them: [2, mixtures, C]."""
         weights = self.model.mixture.weights(sequences.units)
         if weights.ndim == 5:  # conditioned: [2, mixtures, N, T, C]
+            # not `sequences.real`, to which the padding of an empty text is a unit
             real = torch.arange(sequences.units.shape[1]) < sequences.lengths[:, None]
             weights = torch.einsum("xmbtc,bt->xmc", weights, real.to(weights.dtype))
         return weights
@@ -279,6 +281,7 @@ def _shares(task: Task, metrics: Any) -> dict[str, float]:
 
 
 def _majority(data: TaskData) -> float | None:
+    """Share of the most frequent class of test; None where labels are no classes."""
     labels = data.splits["test"].labels
     if labels.ndim > 1:
         return None

@@ -75,7 +75,8 @@ class Predictor:
 
 
 def require_seed(random_seed: int | None, where: str = "") -> None:
-    if random_seed is not None and not -(2**63) <= random_seed < 2**64:  # those of torch
+    """ConfigError, which begins with `where`, for a number that torch takes for no seed."""
+    if random_seed is not None and not -(2**63) <= random_seed < 2**64:
         raise ConfigError(f"{where}random_seed must be from -2**63 to 2**64 - 1, got {random_seed}.")
 
 

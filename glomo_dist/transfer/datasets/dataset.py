@@ -70,7 +70,7 @@ class Published:
 
 
 def accuracy(split: Split, predictions: np.ndarray[Any, Any]) -> dict[str, float]:
-    """Share of right answers, and the same for every group ("accuracy.matched")."""
+    """Share of the labels that are predicted rightly, and the same for every group ("accuracy.matched")."""
     right = predictions == split.labels
     groups = np.array(split.groups)
     return {
