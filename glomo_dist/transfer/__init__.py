@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from glomo_dist.transfer.readers.choice import ChoiceReader
     from glomo_dist.transfer.readers.esim import PairReader
     from glomo_dist.transfer.readers.head import Fusion, GraphMixture
-    from glomo_dist.transfer.readers.models import PixelReader, Reader, ReaderSizes, Sequences, TextReader
+    from glomo_dist.transfer.readers.models import PixelReader, Reader, ReaderSizes, TextReader
     from glomo_dist.transfer.readers.resnet import ResNetReader
+    from glomo_dist.transfer.readers.sequences import Sequences
     from glomo_dist.transfer.readers.spans import SpanReader
     from glomo_dist.transfer.registry import find_task, get_task
     from glomo_dist.transfer.result import Result
@@ -88,8 +89,9 @@ __getattr__ = lazy.names(
         "finetune": ("run",),
         "readers.head": ("Fusion", "GraphMixture"),
         "job": ("FinetuneJob", "FinetuneSettings"),
-        "readers.models": ("PixelReader", "Reader", "ReaderSizes", "Sequences", "TextReader"),
+        "readers.models": ("PixelReader", "Reader", "ReaderSizes", "TextReader"),
         "readers.resnet": ("ResNetReader",),
+        "readers.sequences": ("Sequences",),
         "result": ("Result",),
         "datasets.rows": ("csv_rows", "lines", "records", "table"),
         "datasets.sources": ("packed", "require"),

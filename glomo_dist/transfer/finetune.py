@@ -27,7 +27,8 @@ from glomo_dist.transfer.export import live_graphs, live_model
 from glomo_dist.transfer.features.inputs import Inputs, bucketed, by_length, encode
 from glomo_dist.transfer.job import FinetuneJob, window_size
 from glomo_dist.transfer.readers.head import Fusion, GraphMixture
-from glomo_dist.transfer.readers.models import Mix, ReaderSizes, Sequences, TaskModel
+from glomo_dist.transfer.readers.models import Mix, ReaderSizes, TaskModel
+from glomo_dist.transfer.readers.sequences import Sequences
 from glomo_dist.transfer.registry import get_task
 from glomo_dist.transfer.result import FORMAT, VERSION, Epoch, MixedGraph, Result
 

@@ -14,7 +14,8 @@ from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer.datasets.squad_metric import exact_match, f1, normalized
 from glomo_dist.transfer.finetune import run
 from glomo_dist.transfer.job import FinetuneJob
-from glomo_dist.transfer.readers.models import ReaderSizes, Sequences
+from glomo_dist.transfer.readers.models import ReaderSizes
+from glomo_dist.transfer.readers.sequences import Sequences
 from glomo_dist.transfer.readers.spans import LONGEST, SpanReader
 from glomo_dist.transfer.registry import get_task
 

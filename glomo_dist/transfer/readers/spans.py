@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from glomo_dist.transfer.readers.models import Reader, ReaderSizes, Sequences, sequence_layer
+from glomo_dist.transfer.readers.models import Reader, ReaderSizes
+from glomo_dist.transfer.readers.sequences import Sequences, sequence_layer
 
 LONGEST = 17  # words of a predicted answer, as in Clark and Gardner 2018
 IGNORED = -100  # the label cross_entropy leaves out
