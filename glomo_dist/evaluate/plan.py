@@ -121,9 +121,10 @@ def plan_jobs(plan: EvaluationPlan) -> tuple[Job, ...]:
         for size in plan.train_sizes
         for arm in plan.arms
     )
-    _warn_of_idle(tasks, {**plan.settings, "features": plan.features}, jobs)
-    for task, settings in plan.task_settings.items():
-        _warn_of_idle({task: tasks[task]}, settings, jobs)
+    own = [({task: tasks[task]}, settings) for task, settings in plan.task_settings.items()]
+    for some, settings in [(tasks, {**plan.settings, "features": plan.features}), *own]:
+        _warn_of_keep(some, settings, jobs)
+        _warn_of_texts(some, settings)
     return jobs
 
 
@@ -175,17 +176,19 @@ def _job(
     return dataclasses.replace(job, id=_job_id(work, contents), work=work)
 
 
-def _warn_of_idle(tasks: Mapping[str, str | None], settings: Mapping[str, Any], jobs: Sequence[Job]) -> None:
-    """Of `keep` where no job of the tasks computes graphs, and of settings for texts where all tasks have images. A
-    task of a file may have a reader that uses them."""
+def _warn_of_keep(tasks: Mapping[str, str | None], settings: Mapping[str, Any], jobs: Sequence[Job]) -> None:
+    """Where no job of the tasks computes graphs."""
+    keep = settings.get("keep", FinetuneSettings.keep)
     graphs = {job.work.graphs for job in jobs if job.work.task in tasks and job.work.needs_graphs}
-    if (keep := settings.get("keep", FinetuneSettings.keep)) != FinetuneSettings.keep and not any(
-        map(live_model, graphs)
-    ):
+    if keep != FinetuneSettings.keep and not any(map(live_model, graphs)):
         say(
             f"WARNING: evaluate: keep {keep!r} is for graphs that the jobs compute and changes nothing here: "
             "no arm has a model. A store has the edges that its `glomo export --keep` left."
         )
+
+
+def _warn_of_texts(tasks: Mapping[str, str | None], settings: Mapping[str, Any]) -> None:
+    """Of settings for texts where all tasks have images. A task of a file may have a reader that uses them."""
     if any(file or get_task(task, file).unit == "words" for task, file in tasks.items()):
         return
     for name, idle in _OF_TEXTS.items():
