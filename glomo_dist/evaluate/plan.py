@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,17 +93,21 @@ class EvaluationPlan:
                     f"plan: arm {arm!r} is {graphs!r}. The arms without graphs are written 'none: none', "
                     "'uniform: uniform', 'window3: window3'; any other name stands for a graph store."
                 )
-        for where, settings in (("settings", self.settings), *self.task_settings.items()):
-            known = SETTINGS if where == "settings" else (*SETTINGS, *_RESOURCES)
-            for key in settings:
-                if key in PLANNED:
-                    raise ConfigError(f"plan: {key!r} cannot be in {where}: it follows from the plan itself.")
-                if key not in known:
-                    raise ConfigError(f"plan: unknown key {key!r} in {where}.{suggest(key, known)}")
+        _require_known("settings", self.settings, SETTINGS)
+        for task, settings in self.task_settings.items():
+            _require_known(task, settings, (*SETTINGS, *_RESOURCES))
 
     def named_tasks(self) -> dict[str, str | None]:
         """Name -> file (None: of the package) of each task."""
         return chosen_tasks(self.tasks)
+
+
+def _require_known(where: str, keys: Iterable[str], known: Sequence[str]) -> None:
+    for key in keys:
+        if key in PLANNED:
+            raise ConfigError(f"plan: {key!r} cannot be in {where}: it follows from the plan itself.")
+        if key not in known:
+            raise ConfigError(f"plan: unknown key {key!r} in {where}.{suggest(key, known)}")
 
 
 def plan_jobs(plan: EvaluationPlan) -> tuple[Job, ...]:
