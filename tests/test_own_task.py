@@ -24,7 +24,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from glomo_dist.transfer.datasets.dataset import SPLITS, Published, Row, Task, text_data
+from glomo_dist.transfer.datasets.dataset import SPLITS, Published, Row, Task
+from glomo_dist.transfer.datasets.splits import text_data
 from glomo_dist.transfer.readers.models import TextReader
 
 

@@ -78,6 +78,7 @@ Run = Callable[[Any], Any]  # Job.work -> result (a dataclass or a dictionary, J
 
 
 def job_folder(out: str | Path, id: str) -> Path:
+    """Where all files of the job are, in the evaluation's output folder `out`."""
     return Path(out) / _RESULTS / id
 
 
@@ -95,6 +96,7 @@ def remove_stale(out: Path) -> None:
 
 
 def read_object(path: Path) -> object:
+    """The JSON object in a result's file; DataError for anything else."""
     value = read_json(path)
     if not isinstance(value, dict):
         raise DataError(f"{path}: expected an object, got {type(value).__name__}.")

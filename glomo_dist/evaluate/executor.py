@@ -170,6 +170,7 @@ def _write_plan(out: Path, plan: dict[str, Any], jobs: Sequence[Job]) -> None:
 
 
 def time_limit_error(job: Job, out: Path, seconds: float, last_words: str = "") -> Outcome:
+    """`write_error` for a job over its time limit.  last_words: of its worker."""
     message = (
         f"time limit: still running after {seconds:.0f} s, the limit is {job.time_limit_seconds:g} s. "
         f"Raise time_limit_seconds or make the job smaller."
@@ -178,10 +179,12 @@ def time_limit_error(job: Job, out: Path, seconds: float, last_words: str = "") 
 
 
 def _as_generator(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+    """With `close`, which other iterators have not."""
     yield from outcomes
 
 
 def _set_aside(result: Path) -> None:
+    """Rename a file in the place of a result, where `read` has found that it is none."""
     if result.exists():
         aside = result.with_name(f"{RESULT}.unreadable")
         result.replace(aside)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,17 +93,21 @@ class EvaluationPlan:
                     f"plan: arm {arm!r} is {graphs!r}. The arms without graphs are written 'none: none', "
                     "'uniform: uniform', 'window3: window3'; any other name stands for a graph store."
                 )
-        for where, settings in (("settings", self.settings), *self.task_settings.items()):
-            known = SETTINGS if where == "settings" else (*SETTINGS, *_RESOURCES)
-            for key in settings:
-                if key in PLANNED:
-                    raise ConfigError(f"plan: {key!r} cannot be in {where}: it follows from the plan itself.")
-                if key not in known:
-                    raise ConfigError(f"plan: unknown key {key!r} in {where}.{suggest(key, known)}")
+        _require_known("settings", self.settings, SETTINGS)
+        for task, settings in self.task_settings.items():
+            _require_known(task, settings, (*SETTINGS, *_RESOURCES))
 
     def named_tasks(self) -> dict[str, str | None]:
         """Name -> file (None: of the package) of each task."""
         return chosen_tasks(self.tasks)
+
+
+def _require_known(where: str, keys: Iterable[str], known: Sequence[str]) -> None:
+    for key in keys:
+        if key in PLANNED:
+            raise ConfigError(f"plan: {key!r} cannot be in {where}: it follows from the plan itself.")
+        if key not in known:
+            raise ConfigError(f"plan: unknown key {key!r} in {where}.{suggest(key, known)}")
 
 
 def plan_jobs(plan: EvaluationPlan) -> tuple[Job, ...]:
@@ -121,9 +125,10 @@ def plan_jobs(plan: EvaluationPlan) -> tuple[Job, ...]:
         for size in plan.train_sizes
         for arm in plan.arms
     )
-    _warn_of_idle(tasks, {**plan.settings, "features": plan.features}, jobs)
-    for task, settings in plan.task_settings.items():
-        _warn_of_idle({task: tasks[task]}, settings, jobs)
+    own = [({task: tasks[task]}, settings) for task, settings in plan.task_settings.items()]
+    for some, settings in [(tasks, {**plan.settings, "features": plan.features}), *own]:
+        _warn_of_keep(some, settings, jobs)
+        _warn_of_texts(some, settings)
     return jobs
 
 
@@ -172,20 +177,22 @@ def _job(
         "plan",
     )
     get_task(task, file).limits(work.max_units)  # refused here once, where each job would
-    return dataclasses.replace(job, id=job_id(work, contents), work=work)
+    return dataclasses.replace(job, id=_job_id(work, contents), work=work)
 
 
-def _warn_of_idle(tasks: Mapping[str, str | None], settings: Mapping[str, Any], jobs: Sequence[Job]) -> None:
-    """Of `keep` where no job of the tasks computes graphs, and of settings for texts where all tasks have images. A
-    task of a file may have a reader that uses them."""
+def _warn_of_keep(tasks: Mapping[str, str | None], settings: Mapping[str, Any], jobs: Sequence[Job]) -> None:
+    """Where no job of the tasks computes graphs."""
+    keep = settings.get("keep", FinetuneSettings.keep)
     graphs = {job.work.graphs for job in jobs if job.work.task in tasks and job.work.needs_graphs}
-    if (keep := settings.get("keep", FinetuneSettings.keep)) != FinetuneSettings.keep and not any(
-        map(live_model, graphs)
-    ):
+    if keep != FinetuneSettings.keep and not any(map(live_model, graphs)):
         say(
             f"WARNING: evaluate: keep {keep!r} is for graphs that the jobs compute and changes nothing here: "
             "no arm has a model. A store has the edges that its `glomo export --keep` left."
         )
+
+
+def _warn_of_texts(tasks: Mapping[str, str | None], settings: Mapping[str, Any]) -> None:
+    """Of settings for texts where all tasks have images. A task of a file may have a reader that uses them."""
     if any(file or get_task(task, file).unit == "words" for task, file in tasks.items()):
         return
     for name, idle in _OF_TEXTS.items():
@@ -207,7 +214,7 @@ def _require_named_rightly(arm: str, graphs: str, predictor: PredictorKind) -> N
         )
 
 
-def job_id(work: FinetuneJob, contents: _Contents | None = None) -> str:
+def _job_id(work: FinetuneJob, contents: _Contents) -> str:
     """A readable name and a fingerprint of every field of the job.
 
     A store counts by its content (its index), not by its path: moving a folder changes no id, and exporting
@@ -215,7 +222,6 @@ def job_id(work: FinetuneJob, contents: _Contents | None = None) -> str:
     its path, however spelled (`require_fitting_data` looks at its content), the cache of states not at all, nor where
     the task's file lies: what it loads and measures has a version.
     """
-    contents = contents or _Contents()
     identity = to_dict(work)
     del identity["state_cache"], identity["task_file"]
     if work.task_source is not None and "://" not in work.task_source:

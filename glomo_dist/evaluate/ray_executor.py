@@ -82,7 +82,8 @@ class _Fanout:
 
     pending: not handed to Ray yet, or to be handed to it again.  running: those it has, by the reference of the task.
     expired: id -> seconds of the jobs over their time limit.  moves: id -> how often the job lost its host.
-    told: cores and memory that no node has, for which a job is known to wait.
+    told: cores and memory that no node has, for which a job is known to wait.  fewest: cores that a job asks for.
+    remote: `attempt` as a task of Ray.
     nodes: at the last look.  dead: ids of the nodes that no job waits for any more.  look_at: when the next look is.
     """
 
@@ -119,6 +120,7 @@ class _Fanout:
                 yield from self.look_at_nodes()
 
     def cancel(self) -> None:
+        """End all that runs."""
         for reference in self.running:
             _cancel(reference)
 
@@ -177,6 +179,7 @@ class _Fanout:
         yield from self.leave(before.lost)
 
     def tell_what_waits(self) -> None:
+        """Name the first job that waits for a node larger than any there is."""
         for job, clock in self.running.values():
             asked = job.cores, job.memory_gb
             if not clock.host and asked not in self.told and (why := self.nodes.too_small(job)):

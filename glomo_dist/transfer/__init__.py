@@ -17,19 +17,10 @@ from typing import TYPE_CHECKING
 from glomo_dist.runtime import lazy
 
 if TYPE_CHECKING:
-    from glomo_dist.transfer.datasets.dataset import (
-        Column,
-        Published,
-        Row,
-        Split,
-        Task,
-        TaskData,
-        checked,
-        images_split,
-        text_data,
-    )
+    from glomo_dist.transfer.datasets.dataset import Column, Published, Row, Split, Task, TaskData
     from glomo_dist.transfer.datasets.rows import csv_rows, lines, records, table
     from glomo_dist.transfer.datasets.sources import packed, require
+    from glomo_dist.transfer.datasets.splits import checked, images_split, text_data
     from glomo_dist.transfer.datasets.values import whole_number
     from glomo_dist.transfer.export import export_task
     from glomo_dist.transfer.finetune import run
@@ -37,8 +28,9 @@ if TYPE_CHECKING:
     from glomo_dist.transfer.readers.choice import ChoiceReader
     from glomo_dist.transfer.readers.esim import PairReader
     from glomo_dist.transfer.readers.head import Fusion, GraphMixture
-    from glomo_dist.transfer.readers.models import PixelReader, Reader, ReaderSizes, Sequences, TextReader
+    from glomo_dist.transfer.readers.models import PixelReader, Reader, ReaderSizes, TextReader
     from glomo_dist.transfer.readers.resnet import ResNetReader
+    from glomo_dist.transfer.readers.sequences import Sequences
     from glomo_dist.transfer.readers.spans import SpanReader
     from glomo_dist.transfer.registry import find_task, get_task
     from glomo_dist.transfer.result import Result
@@ -91,20 +83,19 @@ __getattr__ = lazy.names(
             "Split",
             "Task",
             "TaskData",
-            "checked",
-            "images_split",
-            "text_data",
         ),
         "readers.esim": ("PairReader",),
         "export": ("export_task",),
         "finetune": ("run",),
         "readers.head": ("Fusion", "GraphMixture"),
         "job": ("FinetuneJob", "FinetuneSettings"),
-        "readers.models": ("PixelReader", "Reader", "ReaderSizes", "Sequences", "TextReader"),
+        "readers.models": ("PixelReader", "Reader", "ReaderSizes", "TextReader"),
         "readers.resnet": ("ResNetReader",),
+        "readers.sequences": ("Sequences",),
         "result": ("Result",),
         "datasets.rows": ("csv_rows", "lines", "records", "table"),
         "datasets.sources": ("packed", "require"),
+        "datasets.splits": ("checked", "images_split", "text_data"),
         "readers.spans": ("SpanReader",),
         "registry": ("find_task", "get_task"),
         "datasets.values": ("whole_number",),

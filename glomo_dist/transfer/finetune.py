@@ -21,12 +21,14 @@ from glomo_dist.runtime import config, kernels
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 from glomo_dist.runtime.fingerprint import code_version, derive_seed
 from glomo_dist.runtime.secrets import shown_in
-from glomo_dist.transfer.datasets.dataset import Task, TaskData, draw, section
+from glomo_dist.transfer.datasets.dataset import Task, TaskData, section
+from glomo_dist.transfer.datasets.splits import draw
 from glomo_dist.transfer.export import live_graphs, live_model
 from glomo_dist.transfer.features.inputs import Inputs, bucketed, by_length, encode
 from glomo_dist.transfer.job import FinetuneJob, window_size
 from glomo_dist.transfer.readers.head import Fusion, GraphMixture
-from glomo_dist.transfer.readers.models import Mix, ReaderSizes, Sequences, TaskModel
+from glomo_dist.transfer.readers.models import Mix, ReaderSizes, TaskModel
+from glomo_dist.transfer.readers.sequences import Sequences
 from glomo_dist.transfer.registry import get_task
 from glomo_dist.transfer.result import FORMAT, VERSION, Epoch, MixedGraph, Result
 
@@ -82,6 +84,7 @@ def run(job: FinetuneJob) -> Result:
     if model_at and job.needs_graphs:
         store = live_graphs(task, model_at, data, limits, job.keep)
     info = store.info if store else None
+    mixed = info if job.needs_graphs else None
     # The arms without graphs only take the size of the mixture, which a model's configuration has.
     sized = info or (read_config(model_at) if model_at else None)
     size = (sized.layers, sized.heads) if sized else (1, 1)
@@ -111,17 +114,17 @@ def run(job: FinetuneJob) -> Result:
         examples={**{name: len(e.labels) for name, e in inputs.splits.items()}, "train": len(training.train)},
         skipped=data.skipped,
         parameters=sum(p.numel() for p in training.parameters),
-        components=tuple(info.component_names()) if info and job.needs_graphs else (),
+        components=tuple(mixed.component_names()) if mixed else (),
         mixtures=mixtures,
         fingerprints={
             "data": data.fingerprint,
             "features": inputs.fingerprint,
             "graphs": info.fingerprint if info else None,
-            "model": info.model if info and job.needs_graphs else None,
+            "model": mixed.model if mixed else None,
         },
         code=code_version(),
         without_vector=inputs.without_vector,
-        unknown_to_predictor=info.unknown_words if info and job.needs_graphs else None,
+        unknown_to_predictor=mixed.unknown_words if mixed else None,
     )
 
 
@@ -247,6 +250,7 @@ class _Training:
         """Mixture weights, summed over the real units if they are conditioned on them: [2, mixtures, C]."""
         weights = self.model.mixture.weights(sequences.units)
         if weights.ndim == 5:  # conditioned: [2, mixtures, N, T, C]
+            # not `sequences.real`, to which the padding of an empty text is a unit
             real = torch.arange(sequences.units.shape[1]) < sequences.lengths[:, None]
             weights = torch.einsum("xmbtc,bt->xmc", weights, real.to(weights.dtype))
         return weights
@@ -278,6 +282,7 @@ def _shares(task: Task, metrics: Any) -> dict[str, float]:
 
 
 def _majority(data: TaskData) -> float | None:
+    """Share of the most frequent class of test; None where labels are no classes."""
     labels = data.splits["test"].labels
     if labels.ndim > 1:
         return None

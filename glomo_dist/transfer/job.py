@@ -146,5 +146,6 @@ class FinetuneJob(FinetuneSettings):
             )
 
 
+# The names of a job's fields that are settings, and of those that follow from the plan of an evaluation.
 SETTINGS = tuple(f.name for f in fields(FinetuneSettings))
 PLANNED = tuple(f.name for f in fields(FinetuneJob) if f.name not in SETTINGS)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from glomo_dist.data.tokenizers.pixels import PixelTokenizer
-from glomo_dist.data.tokenizers.tokenizer import load_tokenizer
+from glomo_dist.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.io import load_model, random_model
 from glomo_dist.model.io import model_folder as find_model
 from glomo_dist.pretrain.output.run_folder import CHECKPOINTS
@@ -42,18 +43,10 @@ class Predictor:
                 f"task {task.name!r} has {task.unit} as units, the model in {folder} was trained on "
                 f"{self.tokenizer.kind}. Use a model for {task.unit}."
             )
-        if self.tokenizer.vocab_size != self.model.config.vocab_size:
+        if wrong := _strange(self.tokenizer, self.model.config, meta):
             raise CheckpointError(
-                f"{folder}: tokenizer.json has {self.tokenizer.vocab_size} units, the model was trained with "
-                f"{self.model.config.vocab_size}. Put back the tokenizer it was trained with."
+                f"{folder}: tokenizer.json {wrong}. Put back the tokenizer it was trained with."
             )
-        if meta.get("tokenizer") not in (None, self.tokenizer.fingerprint):
-            raise CheckpointError(
-                f"{folder}: tokenizer.json has as many units as the model's, but is another. Put back the "
-                "tokenizer it was trained with."
-            )
-        if isinstance(self.tokenizer, PixelTokenizer):
-            _require_image(self.model.config.image, self.tokenizer.shape, folder)
         self.fingerprint = str(meta["fingerprint"])
         if random_seed is not None:
             self.model = random_model(folder, random_seed)
@@ -66,23 +59,29 @@ class Predictor:
         for image in images:
             got = image.shape if image.ndim == 3 else (*image.shape, 1)
             if got != size:
-                theirs, ours = (" x ".join(map(str, shape)) for shape in (size, got))
                 raise ConfigError(
-                    f"the model was pretrained on {theirs} images (height x width x channels), the task's are "
-                    f"{ours}. Pretrain on such images (glomo prepare images --size {got[0]} {got[1]} --channels "
+                    f"the model was pretrained on {_by(size)} images (height x width x channels), the task's are "
+                    f"{_by(got)}. Pretrain on such images (glomo prepare images --size {got[0]} {got[1]} --channels "
                     f"{got[2]})."
                 )
 
 
 def require_seed(random_seed: int | None, where: str = "") -> None:
-    if random_seed is not None and not -(2**63) <= random_seed < 2**64:  # those of torch
+    """ConfigError, which begins with `where`, for a number that torch takes for no seed."""
+    if random_seed is not None and not -(2**63) <= random_seed < 2**64:
         raise ConfigError(f"{where}random_seed must be from -2**63 to 2**64 - 1, got {random_seed}.")
 
 
-def _require_image(image: tuple[int, int] | None, shape: tuple[int, int], folder: str | Path) -> None:
-    if image is not None and image != shape:
-        theirs, ours = (" x ".join(map(str, size)) for size in (image, shape))
-        raise CheckpointError(
-            f"{folder}: tokenizer.json is of {ours} images, the model of {theirs} (height x width). Put back the "
-            "tokenizer it was trained with."
-        )
+def _strange(tokenizer: Tokenizer, config: GlomoConfig, meta: Mapping[str, Any]) -> str | None:
+    """What tells that the model was trained with another tokenizer; None if nothing does."""
+    if tokenizer.vocab_size != config.vocab_size:
+        return f"has {tokenizer.vocab_size} units, the model was trained with {config.vocab_size}"
+    if meta.get("tokenizer") not in (None, tokenizer.fingerprint):
+        return "has as many units as the model's, but is another"
+    if isinstance(tokenizer, PixelTokenizer) and config.image not in (None, tokenizer.shape):
+        return f"is of {_by(tokenizer.shape)} images, the model of {_by(config.image)} (height x width)"
+    return None
+
+
+def _by(shape: Iterable[int]) -> str:
+    return " x ".join(map(str, shape))

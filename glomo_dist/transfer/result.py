@@ -111,6 +111,7 @@ class Result:
             )
 
     def write(self, path: str | Path) -> None:
+        """As JSON; the file is there when it is whole."""
         json_files.write_json(path, config.to_dict(self))
 
     @classmethod

@@ -15,7 +15,7 @@ from glomo_dist.evaluate.plan import EvaluationPlan, plan_jobs
 from glomo_dist.graphs.export import export_graphs
 from glomo_dist.model import Glomo, GlomoConfig, save_model
 from glomo_dist.runtime.errors import ConfigError, DataError
-from glomo_dist.transfer.job import PLANNED, FinetuneJob
+from glomo_dist.transfer.registry import TASKS, get_task
 
 
 def store(folder, task="digits", model="m1", data="d1", **recorded):
@@ -89,10 +89,6 @@ def test_keep_is_warned_of_where_no_job_computes_graphs(tmp_path, capsys):
     both = {"pretrained": str(tmp_path / "graphs" / "{task}")}
     assert said(("digits", "docstring"), arms=both, task_settings={"docstring": four}).count("WARNING") == 1
     assert not said(arms=stored) and not said(arms={**stored, "live": model}, settings=four)
-
-
-def test_what_a_plan_decides_are_fields_of_a_job():
-    assert set(PLANNED) <= {f.name for f in dataclasses.fields(FinetuneJob)}
 
 
 def test_an_id_follows_the_content_of_the_graphs_not_their_path(tmp_path):
@@ -188,6 +184,13 @@ def test_settings_of_the_wrong_kind_are_named(tmp_path):
         plan_jobs(dataclasses.replace(plan, settings={"lr": float("inf")}))
     with pytest.raises(ConfigError, match="task 'digits' has images, which cannot be cut"):
         plan_jobs(dataclasses.replace(plan, settings={"max_units": 9}))
+
+
+def test_a_task_that_is_called_settings_has_its_own(monkeypatch):
+    monkeypatch.setitem(TASKS, "settings", dataclasses.replace(get_task("digits"), name="settings"))
+    own = {"settings": {"memory_gb": 1.5}}
+    plan = EvaluationPlan(("settings",), {"none": "none"}, seeds=(0,), task_settings=own)
+    assert [job.memory_gb for job in plan_jobs(plan)] == [1.5]
 
 
 def test_stores_under_the_name_of_the_other_are_refused(tmp_path):

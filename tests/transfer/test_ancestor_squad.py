@@ -10,7 +10,8 @@ from torch import Tensor
 
 from glomo_dist.runtime.errors import CheckpointError, ConfigError
 from glomo_dist.transfer.readers.ancestor import fuse
-from glomo_dist.transfer.readers.ancestor_squad import Text, best_spans, span_logits, span_loss
+from glomo_dist.transfer.readers.ancestor_squad import LONGEST, Text, span_logits, span_loss
+from glomo_dist.transfer.readers.spans import best_spans
 
 PARITY = (
     Path(__file__).resolve().parents[2].parent / "shared" / "parity" / "transfer_conditioned_gate.safetensors"
@@ -36,7 +37,7 @@ def test_published_logits_loss_and_every_gradient() -> None:
     real = paragraph.real[:, None].expand_as(exact)
     assert relative(logits[real], exact[real]) < RELATIVE
     assert relative(logits[~real], exact[~real]) < RELATIVE
-    assert torch.equal(best_spans(logits), torch.stack([t["yp1"], t["yp2"]], 1))
+    assert torch.equal(best_spans(logits, LONGEST), torch.stack([t["yp1"], t["yp2"]], 1))
     loss = span_loss(logits, torch.stack([t["y1"], t["y2"]], 1))
     assert relative(loss.detach(), t["loss"]) < RELATIVE
     loss.backward()
@@ -272,8 +273,8 @@ def test_the_best_span_is_short_and_forward() -> None:
     logits = torch.zeros(2, 2, 30)
     logits[0, 0, 5], logits[0, 0, 6], logits[0, 1, 4], logits[0, 1, 21] = 2, 1, 9, 9
     logits[1, 0, 7], logits[1, 1, 7] = 1, 1
-    assert best_spans(logits)[1].tolist() == [7, 7]
-    assert best_spans(logits)[0].tolist() == [6, 21]  # of 16 words; from the fifth it would be 17
+    assert best_spans(logits, LONGEST)[1].tolist() == [7, 7]
+    assert best_spans(logits, LONGEST)[0].tolist() == [6, 21]  # of 16 words; from the fifth it would be 17
 
 
 def test_errors_say_what_is_missing() -> None:

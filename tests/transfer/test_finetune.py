@@ -161,7 +161,7 @@ def test_train_size_is_drawn_by_the_seed(sample):
 
 def test_empty_texts_are_legal(tmp_path, monkeypatch):
     """Where the task allows them, as RACE does in its options; this one is made to."""
-    monkeypatch.setattr("glomo_dist.transfer.datasets.dataset._require_words", lambda *_: None)
+    monkeypatch.setattr("glomo_dist.transfer.datasets.splits._require_words", lambda *_: None)
     source = write_sst2(tmp_path / "data", sizes=(20, 4, 4))
     train = tmp_path / "data" / "train.tsv"
     train.write_text(train.read_text() + "\t1\n\t0\n")

@@ -4,7 +4,8 @@ from glomo_kernels import SparseGraph
 
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.transfer.readers.head import Fusion, GraphMixture, window_mix
-from glomo_dist.transfer.readers.models import ReaderSizes, Sequences, TaskModel, TextReader
+from glomo_dist.transfer.readers.models import ReaderSizes, TaskModel, TextReader
+from glomo_dist.transfer.readers.sequences import Sequences
 
 
 def sparse(dense):

@@ -14,8 +14,9 @@ from PIL import Image
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer.finetune import run
 from glomo_dist.transfer.job import FinetuneJob
-from glomo_dist.transfer.readers.models import ReaderSizes, Sequences
+from glomo_dist.transfer.readers.models import ReaderSizes
 from glomo_dist.transfer.readers.resnet import ResNetReader
+from glomo_dist.transfer.readers.sequences import Sequences
 from glomo_dist.transfer.registry import get_task
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "images"

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from glomo_dist.runtime.errors import DataError
-from glomo_dist.transfer.datasets.dataset import Column, Split, TaskData, images_split
+from glomo_dist.transfer.datasets.dataset import Column, Split, TaskData
+from glomo_dist.transfer.datasets.splits import images_split
 from glomo_dist.transfer.features.coverage import Unknown
 from glomo_dist.transfer.features.inputs import bucketed, by_length, encode
 from glomo_dist.transfer.features.modules import pixel_positions

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from glomo_dist.transfer.readers.esim import PairReader, align
-from glomo_dist.transfer.readers.models import ReaderSizes, Sequences
+from glomo_dist.transfer.readers.models import ReaderSizes
+from glomo_dist.transfer.readers.sequences import Sequences
 
 
 def test_alignment_is_that_of_the_paper():

@@ -11,7 +11,8 @@ from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer.finetune import run
 from glomo_dist.transfer.job import FinetuneJob
 from glomo_dist.transfer.readers.choice import ChoiceReader
-from glomo_dist.transfer.readers.models import ReaderSizes, Sequences
+from glomo_dist.transfer.readers.models import ReaderSizes
+from glomo_dist.transfer.readers.sequences import Sequences
 from glomo_dist.transfer.registry import get_task
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "qa"

@@ -91,6 +91,9 @@ def test_tables_with_too_many_cells_or_without_labels(tmp_path):
     write_table(tmp_path / "train.tsv", header[:3], [row[:3] for row in rows])
     with pytest.raises(DataError, match=r"line 2: none of the columns gold_label, label.*no labels"):
         get_task("rte").load(str(tmp_path), None)
+    write_table(tmp_path / "train.tsv", [*header, "label"], [[*row, "not_entailment"] for row in rows])
+    with pytest.raises(DataError, match=r"train\.tsv, line 1: two columns are called 'label'\. Rename"):
+        get_task("rte").load(str(tmp_path), None)
     with pytest.raises(DataError, match=r"mnli.* needs a source"):
         get_task("mnli").load(None, None)
     with pytest.raises(DataError, match=r"nothing does not exist; .*one of snli_1\.0_train\.jsonl"):

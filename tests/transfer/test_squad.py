@@ -14,7 +14,8 @@ from glomo_dist.runtime.errors import DataError
 from glomo_dist.transfer.datasets.squad_metric import exact_match, f1, normalized
 from glomo_dist.transfer.finetune import run
 from glomo_dist.transfer.job import FinetuneJob
-from glomo_dist.transfer.readers.models import ReaderSizes, Sequences
+from glomo_dist.transfer.readers.models import ReaderSizes
+from glomo_dist.transfer.readers.sequences import Sequences
 from glomo_dist.transfer.readers.spans import LONGEST, SpanReader
 from glomo_dist.transfer.registry import get_task
 
@@ -183,6 +184,7 @@ def test_loss_leaves_out_answers_beyond_the_cut_and_spans_are_short():
     expected = -(logits[0].log_softmax(-1)[0, 1] + logits[0].log_softmax(-1)[1, 3]) / 3
     torch.testing.assert_close(reader.loss(logits, labels), expected)
     assert reader.loss(logits[1:], labels[1:]) == 0
+    assert reader.loss(torch.full_like(logits, float("nan")), labels).isnan(), "no answer beyond a cut"
     logits = torch.zeros(2, 2, T)
     logits[0, 0, 2], logits[0, 1, 1], logits[0, 1, 4] = 5, 7, 3  # the end before the start does not count
     logits[1, 0, 0], logits[1, 1, LONGEST], logits[1, 1, LONGEST - 1] = 5, 9, 3

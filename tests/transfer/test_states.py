@@ -18,9 +18,10 @@ from transfer_samples import job, planted_store, write_sst2, write_vectors
 from glomo_dist.graphs.mapped import map_with_metadata
 from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError
 from glomo_dist.transfer.features import states
-from glomo_dist.transfer.features.encoder import Encoder, windows
+from glomo_dist.transfer.features.encoder import Encoder
 from glomo_dist.transfer.features.encoder_files import encoder_fingerprint, locate
 from glomo_dist.transfer.features.spec import FeatureSpec
+from glomo_dist.transfer.features.text_windows import windows
 from glomo_dist.transfer.finetune import run
 
 TEXTS = [["a", "film", "with", "intentions"], [], ["timing"], ["good", "actors", "xyz", "bad"]]

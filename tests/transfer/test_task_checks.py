@@ -6,16 +6,8 @@ import numpy as np
 import pytest
 
 from glomo_dist.runtime.errors import ConfigError, DataError
-from glomo_dist.transfer.datasets.dataset import (
-    SPLITS,
-    Column,
-    Row,
-    Split,
-    Task,
-    checked,
-    images_split,
-    text_data,
-)
+from glomo_dist.transfer.datasets.dataset import SPLITS, Column, Row, Split, Task
+from glomo_dist.transfer.datasets.splits import checked, images_split, text_data
 from glomo_dist.transfer.features.inputs import truncate
 from glomo_dist.transfer.readers.esim import PairReader
 from glomo_dist.transfer.readers.models import Reader, TextReader
@@ -132,3 +124,31 @@ def test_images_that_are_no_bytes_are_refused():
         images_split(images / 255, np.zeros(4, np.int64))
     with pytest.raises(DataError, match=r"expected images .* and labels \[n\], got \(4, 2, 2\) and \(3,\)"):
         images_split(images, np.zeros(3, np.int64))
+
+
+def referred(references):
+    """A task's data whose rows have these references, the same ones in each split."""
+    rows = [Row({"text": "fine"}, 0, f"line {i}", reference=one) for i, one in enumerate(references)]
+    return text_data("mine", dict.fromkeys(SPLITS, rows), ("neg", "pos"), None)
+
+
+def test_references_are_kept_whatever_they_are():
+    """Also where all of a split are 0, false or empty; of arrays every number counts in the fingerprint."""
+    for falsy in (0.0, False, "", []):
+        assert referred([falsy, falsy]).splits["dev"].references == (falsy, falsy)
+    assert referred([None, None]).splits["dev"].references == ()
+    tags = np.zeros((2, 3000), np.int64)
+    other = tags.copy()
+    other[1, 1500] = 1
+    assert np.array_equal(referred(tags).splits["dev"].references, tags)
+    assert referred(tags).fingerprint == referred(tags.copy()).fingerprint != referred(other).fingerprint
+
+
+def test_a_split_that_is_not_there_is_named():
+    rows = [Row({"text": "fine"}, 0, "line 1")]
+    named = r"task 'mine': no dev split, only train, test\. Give all of train, dev, test"
+    with pytest.raises(DataError, match=named):
+        text_data("mine", {"train": rows, "test": rows}, ("neg", "pos"), None)
+    image = images_split(np.ones((1, 2, 2), np.uint8), np.zeros(1, np.int64))
+    with pytest.raises(DataError, match=named):
+        checked("mine", {"train": image, "test": image}, ("neg", "pos"))

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-from glomo_dist.data.tokenizers.text import tokenize
-from glomo_dist.runtime.errors import ConfigError, DataError
-from glomo_dist.runtime.fingerprint import derive_seed
-from glomo_dist.runtime.words import counted
-from glomo_dist.transfer.datasets.checks import class_numbers, require_label, require_one_kind, require_pixels
+from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.transfer.readers.models import Reader, ReaderSizes
 
 SPLITS = ("train", "dev", "test")
@@ -75,7 +70,7 @@ class Published:
 
 
 def accuracy(split: Split, predictions: np.ndarray[Any, Any]) -> dict[str, float]:
-    """Share of right answers, and the same for every group ("accuracy.matched")."""
+    """Share of the labels that are predicted rightly, and the same for every group ("accuracy.matched")."""
     right = predictions == split.labels
     groups = np.array(split.groups)
     return {
@@ -156,134 +151,3 @@ class Row:
 def section(split: str, column: str) -> str:
     """What the graphs of a column are called in a graph store."""
     return f"{split}.{column}"
-
-
-def text_data(
-    name: str,
-    rows: dict[str, list[Row]],
-    classes: tuple[str, ...],
-    max_examples: int | None,
-    *,
-    filled: Iterable[str] = (),
-    skipped: dict[str, int] | None = None,
-    dev: str = "",
-    cut: Callable[[str], Iterable[str]] = tokenize,
-) -> TaskData:
-    """Check labels, cap the splits, cut the texts into words (each distinct word kept once in memory).
-
-    filled: columns in which a text without a word is an error.  skipped: as in TaskData.
-    dev: as in `checked`.  cut: gives the units of a text, which are to be those of the predictor.
-    """
-    words: dict[str, str] = {}
-    splits = {}
-    for split in SPLITS:
-        for row in rows[split]:
-            require_label(row.label, row.where, name, classes)
-        require_one_kind([(row.label, row.where) for row in rows[split]], name)
-        kept = [rows[split][i] for i in draw(len(rows[split]), max_examples, name, split)]
-        columns = {column: _column(kept, column, words, cut) for column in (kept[0].texts if kept else ())}
-        for column in filled:
-            _require_words(kept, columns, column)
-        groups = tuple(row.group for row in kept) if any(row.group for row in kept) else ()
-        references = tuple(row.reference for row in kept) if any(row.reference for row in kept) else ()
-        splits[split] = Split(columns, np.array([row.label for row in kept], np.int64), groups, references)
-    return checked(name, splits, classes, skipped, dev)
-
-
-def _column(
-    rows: list[Row], column: str, words: dict[str, str], cut: Callable[[str], Iterable[str]]
-) -> Column:
-    numbers: dict[str, int] = {}
-    of = []
-    for row in rows:
-        value: Any = row.texts.get(column)
-        texts = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
-        if not all(isinstance(text, str) for text in texts):
-            raise DataError(f"{row.where}: the {column} must be text, or texts, got {value!r:.80}.")
-        of.append([numbers.setdefault(text, len(numbers)) for text in texts])
-        if len(texts) != len(of[0]):
-            raise DataError(
-                f"{row.where}: the {column} has {counted(len(texts), 'text')}, that of {rows[0].where} has "
-                f"{len(of[0])}. Every example needs as many."
-            )
-    values = [[words.setdefault(w, w) for w in cut(text)] for text in numbers]
-    return Column(values, np.array(of, np.int64))
-
-
-def _require_words(rows: list[Row], columns: dict[str, Column], column: str) -> None:
-    if not rows:
-        return
-    lengths = np.array([len(value) for value in columns[column].values])
-    empty = np.flatnonzero((lengths[columns[column].of] == 0).any(1))
-    if empty.size:
-        raise DataError(
-            f"{rows[empty[0]].where}: the {column} has no word in it ({counted(empty.size, 'such row')} in this "
-            "split). Complete or remove the row."
-        )
-
-
-def checked(
-    name: str,
-    splits: dict[str, Split],
-    classes: tuple[str, ...],
-    skipped: dict[str, int] | None = None,
-    dev: str = "",
-) -> TaskData:
-    """TaskData with its fingerprint; raises DataError for a label that is none, and if a split is empty, saying what
-    was left out of it.
-
-    dev: what the dev split is where it is drawn from train, "one text in 10 of train, chosen by its hash".
-    """
-    skipped = skipped or {}
-    for split in SPLITS:
-        if not len(splits[split].labels):
-            lost = [
-                f"{count} left out: {reason.removeprefix(f'{split}: ')}"
-                for reason, count in skipped.items()
-                if reason.startswith(f"{split}: ")
-            ]
-            why = f" ({'; '.join(lost)})" if lost else ""
-            drawn = f" It is {dev}: is there enough of it?" if split == "dev" and dev else ""
-            raise DataError(
-                f"task {name!r}: the {split} split has no example{why}.{drawn} Check the files of the source."
-            )
-    said = f"task {name!r}"
-    splits = {
-        split: replace(
-            e, labels=class_numbers(e.labels, len(classes), said, f" of {split}", f"{split} example")
-        )
-        for split, e in ((split, splits[split]) for split in SPLITS)
-    }
-    return TaskData(splits, classes, _fingerprint(splits, classes), skipped)
-
-
-def images_split(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> Split:
-    """A split of uint8 images [n, H, W] or [n, H, W, C] with labels [n]; DataError if they are anything else."""
-    require_pixels(images, labels, "images_split")
-    return Split({"image": Column(list(images), np.arange(len(images))[:, None])}, labels)
-
-
-def draw(n: int, at_most: int | None, *key: int | str) -> list[int]:
-    """Indices 0..n-1, or `at_most` of them drawn by `key`, ascending."""
-    if at_most is None or at_most >= n:
-        return list(range(n))
-    generator = np.random.default_rng(derive_seed("draw", *key))
-    return sorted(generator.permutation(n)[:at_most].tolist())
-
-
-def _fingerprint(splits: dict[str, Split], classes: Iterable[str]) -> str:
-    digest = hashlib.sha256("\0".join(classes).encode())
-    for name in SPLITS:
-        split = splits[name]
-        digest.update(f"\1{name} {split.labels.shape}".encode() + split.labels.tobytes())
-        digest.update("\0".join(split.groups).encode())
-        for reference in split.references:
-            digest.update(repr(reference).encode(errors="surrogatepass"))
-        for column, inputs in split.columns.items():
-            digest.update(f"\3{column} {inputs.of.shape}".encode() + inputs.of.tobytes())
-            for value in inputs.values:
-                if isinstance(value, np.ndarray):
-                    digest.update(f"\2{value.shape}".encode() + value.tobytes())
-                else:
-                    digest.update(b"\2" + "\0".join(value).encode(errors="surrogatepass"))
-    return digest.hexdigest()[:16]

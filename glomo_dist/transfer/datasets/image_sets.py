@@ -13,9 +13,10 @@ from glomo_dist.data.storage.packed import open_stream
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
 from glomo_dist.transfer.datasets.checks import class_numbers, require_pixels, require_shape
-from glomo_dist.transfer.datasets.dataset import TaskData, checked, draw, images_split
+from glomo_dist.transfer.datasets.dataset import TaskData
 from glomo_dist.transfer.datasets.rows import records
 from glomo_dist.transfer.datasets.sources import npz_arrays, one_file
+from glomo_dist.transfer.datasets.splits import checked, draw, images_split
 from glomo_dist.transfer.datasets.values import class_number
 
 Labelled = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]  # uint8 [n, H, W] or [n, H, W, C], int64 [n]

@@ -10,9 +10,10 @@ from typing import Any
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
 from glomo_dist.runtime.words import counted
-from glomo_dist.transfer.datasets.dataset import SPLITS, Row, TaskData, text_data
-from glomo_dist.transfer.datasets.rows import records, table
+from glomo_dist.transfer.datasets.dataset import SPLITS, Row, TaskData
+from glomo_dist.transfer.datasets.rows import records, require_once, table
 from glomo_dist.transfer.datasets.sources import has_records, packed
+from glomo_dist.transfer.datasets.splits import text_data
 from glomo_dist.transfer.datasets.values import class_number, no_label, split_of, text_of
 
 THREE = ("entailment", "neutral", "contradiction")
@@ -22,6 +23,7 @@ NO_LABEL = "no gold label (-)"  # SNLI and MNLI: the annotators did not agree
 PREMISE = ("sentence1", "premise", "sentence_A")
 HYPOTHESIS = ("sentence2", "hypothesis", "sentence_B")
 LABEL = ("gold_label", "label", "entailment_label", "entailment_judgment")
+COLUMNS = (*PREMISE, *HYPOTHESIS, *LABEL)
 _ANNOTATOR = re.compile(r"label[1-9]")  # SNLI and MNLI end a row after the annotators that it had
 
 
@@ -50,8 +52,7 @@ def read_pairs(path: str) -> Iterator[Pair]:
 
     Raises DataError for a missing column and for what is no text.
     """
-    columns = (*PREMISE, *HYPOTHESIS, *LABEL)
-    for where, fields in records(path, optional=columns) if has_records(path) else _table(path):
+    for where, fields in records(path, optional=COLUMNS) if has_records(path) else _table(path):
         premise, hypothesis = (text_of(fields, names, where) for names in (PREMISE, HYPOTHESIS))
         # Numbers under the hub's name alone: what SNLI calls its gold label is a word.
         numbered = "label" in fields and "gold_label" not in fields and not isinstance(fields["label"], str)
@@ -65,6 +66,7 @@ def _table(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for where, cells in table(path):
         if header is None:
             header = cells
+            require_once(where, header, COLUMNS)
             continue
         if len(cells) > len(header):
             raise DataError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from glomo_dist.data.storage.lines import json_objects, numbered_lines
@@ -46,10 +46,7 @@ def csv_rows(
     for where, cells in _cells(source, delimiter):
         if not names:
             names = cells
-            if twice := sorted({name for name in names if names.count(name) > 1}):
-                raise DataError(
-                    f"{where}: two columns are called {twice[0]!r}. Rename or delete one of them."
-                )
+            require_once(where, names, names)
             require_keys(
                 where, names, keys,
                 " It is taken for the names of the columns; of a file without such a line, give them as `header`.",
@@ -101,6 +98,13 @@ def require_keys(where: str, row: Collection[str], keys: tuple[str, ...], hint: 
         if key not in row:
             there = ", ".join(row) or "no keys"
             raise DataError(f"{where}: key {key!r} is missing; the row has {there:.200}.{hint}")
+
+
+def require_once(where: str, header: Sequence[str], names: Iterable[str]) -> None:
+    """DataError if two columns of a table have one of these names: which of them is meant?"""
+    for name in names:
+        if header.count(name) > 1:
+            raise DataError(f"{where}: two columns are called {name!r}. Rename or delete one of them.")
 
 
 def _json_lines(source: str) -> Iterator[tuple[str, dict[str, Any]]]:

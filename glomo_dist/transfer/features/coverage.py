@@ -47,4 +47,5 @@ def _share(part: int, whole: int) -> float:
 
 
 def percent(share: float) -> str:
+    """0.1234 as "12.34 %"."""
     return f"{100 * share:.2f} %"

@@ -23,14 +23,13 @@ ALL_UNKNOWN = 20  # so many different words, none of them known, are no chance
 
 
 def require_usable(spec: FeatureSpec) -> None:
-    """ConfigError for an encoder without a tokenizer or the layer. Its weights are not read."""
+    """ConfigError for an encoder without a tokenizer or the layer. Weights are read only if it seems to lack that."""
     folder = locate(spec.source)
     _, config = tokenizer_and_config(folder)
     layers = getattr(config.get_text_config(), "num_hidden_layers", None)
     if layers is None or not -layers - 1 <= spec.layer <= layers:
-        Encoder(
-            folder, spec.layer, spec.pool
-        )  # has the last word: Funnel has states of more layers than it says
+        # The model itself has the last word: Funnel has states of more layers than it says.
+        Encoder(folder, spec.layer, spec.pool)
 
 
 class Encoder:

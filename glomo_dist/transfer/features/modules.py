@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from glomo_dist.transfer.features.states import StateColumn
 from glomo_dist.transfer.readers.kinds import Cell
-from glomo_dist.transfer.readers.models import Sequences, sequence_layer
+from glomo_dist.transfer.readers.sequences import Sequences, sequence_layer
 
 PAD, UNKNOWN = 0, 1
 

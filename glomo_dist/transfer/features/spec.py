@@ -43,9 +43,9 @@ class FeatureSpec:
             raise ConfigError(
                 "features '': expected learned, learned:WIDTH, pixels, a file of word vectors or hf:ENCODER."
             )
-        if below == "pixels" or not below:
-            if recurrent or not below:
-                raise ConfigError(f"features {spec!r}: trnn: needs features of words after it.")
+        if recurrent and below in ("", "pixels"):
+            raise ConfigError(f"features {spec!r}: trnn: needs features of words after it.")
+        if below == "pixels":
             return cls("pixels")
         if kind == "learned" and (colon or not rest):
             if colon and (not _WIDTH.fullmatch(rest) or int(rest) < 1):
@@ -80,9 +80,8 @@ class FeatureSpec:
     def absolute(self) -> str:
         """The spec with an absolute path, since jobs may run in another folder; URLs and names stay."""
         source = Path(self.source).expanduser()
-        if self.kind == "vectors" and "://" not in self.source:
-            return str(replace(self, source=str(source.absolute())))
-        if self.kind == "states" and source.is_dir():
+        local = source.is_dir() if self.kind == "states" else "://" not in self.source
+        if self.kind in ("vectors", "states") and local:
             return str(replace(self, source=str(source.absolute())))
         return str(self)
 

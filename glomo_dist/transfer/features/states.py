@@ -11,8 +11,9 @@ One that is not what was written under its name is made again. Processes that ne
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,14 @@ def column_states(
     cache: None for glomo/states in the user's cache folder.
     """
     folder = (Path(cache) if cache is not None else files.user_cache("states")) / content
-    lazy = _Lazy(spec, columns)
+
+    @functools.cache
+    def encoder() -> Encoder:
+        """Loaded when the first text needs it."""
+        loaded = Encoder(locate(spec.source), spec.layer, spec.pool)
+        loaded.require_known(word for texts in columns.values() for text in texts for word in text)
+        return loaded
+
     found = {}
     total = sum(len(text) for texts in columns.values() for text in texts)
     with bar(total=total, desc=f"states of {Path(spec.source).name}", unit="word", leave=False) as progress:
@@ -75,7 +83,7 @@ def column_states(
             chunks = chunk_ranges(lengths, CHUNK_WORDS)
             arrays, starts = [], np.zeros(len(texts), np.int64)
             for first, last in chunks:
-                arrays.append(_chunk(folder, texts[first:last], lazy))
+                arrays.append(_chunk(folder, texts[first:last], encoder))
                 starts[first:last] = np.cumsum(lengths[first:last]) - lengths[first:last]
                 progress.update(int(lengths[first:last].sum()))
             found[name] = StateColumn(arrays, np.array([first for first, _ in chunks], np.int64), starts)
@@ -87,7 +95,8 @@ def column_states(
     return found
 
 
-def _chunk(folder: Path, texts: Sequence[list[str]], lazy: _Lazy) -> np.ndarray[Any, Any]:
+def _chunk(folder: Path, texts: Sequence[list[str]], encoder: Callable[[], Encoder]) -> np.ndarray[Any, Any]:
+    """The states of consecutive texts, from their file, which is made if it is not there."""
     digest = hashlib.sha256("\1".join("\0".join(text) for text in texts).encode(errors="surrogatepass"))
     path = folder / f"{digest.hexdigest()[:24]}.safetensors"
     words = sum(map(len, texts))
@@ -101,7 +110,7 @@ def _chunk(folder: Path, texts: Sequence[list[str]], lazy: _Lazy) -> np.ndarray[
             if take(lock, wait=True) is Lock.UNSUPPORTED:
                 unguarded(folder, "processes that need the same states may each compute them.")
         if (found := _mapped(path, words)) is None:  # nobody has made it meanwhile
-            states = lazy.encoder().states(texts)
+            states = encoder().states(texts)
             files.write_bytes(path, save({"states": states}, {"sha256": _digest(path, states)}))
             found = _mapped(path, words)
     path.with_suffix(".lock").unlink(missing_ok=True)
@@ -126,17 +135,3 @@ def _digest(path: Path, states: np.ndarray[Any, Any]) -> str:
     digest = hashlib.sha256(f"{path.parent.name}/{path.stem}".encode())
     digest.update(np.ascontiguousarray(states).reshape(-1))
     return digest.hexdigest()
-
-
-class _Lazy:
-    """The encoder, loaded when the first text needs it."""
-
-    def __init__(self, spec: FeatureSpec, columns: dict[str, list[list[str]]]) -> None:
-        self.spec, self.columns, self._encoder = spec, columns, None
-
-    def encoder(self) -> Encoder:
-        if self._encoder is None:
-            encoder = Encoder(locate(self.spec.source), self.spec.layer, self.spec.pool)
-            encoder.require_known(word for texts in self.columns.values() for text in texts for word in text)
-            self._encoder = encoder
-        return self._encoder

@@ -23,7 +23,7 @@ from glomo_dist.transfer.readers.ancestor import fuse, gru_cell, gru_weights, li
 
 EPSILON = 1e-16  # beside the sum of squared scores
 PADDING = -1.0000000150474662e30  # -1e30 in float32, in which the authors have their masks
-LONGEST = 16  # words of a predicted answer
+LONGEST = 16  # words of a predicted answer, which is best_spans(logits, LONGEST) of spans.py
 State = Mapping[str, Tensor]
 
 
@@ -73,15 +73,6 @@ def span_logits(state_dict: State, options: Mapping[str, Any], paragraph: Text, 
 def span_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of the first plus that of the last word, labels int64 [B, 2], mean over the batch."""
     return 2 * F.cross_entropy(logits.flatten(0, 1), labels.flatten())
-
-
-def best_spans(logits: Tensor) -> Tensor:
-    """int64 [B, 2]: first and last word of the best span of at most LONGEST words."""
-    T = logits.shape[2]
-    allowed = torch.ones(T, T, dtype=torch.bool, device=logits.device).triu().tril(LONGEST - 1)
-    scores = logits[:, 0, :, None] + logits[:, 1, None]
-    best = scores.masked_fill(~allowed, float("-inf")).flatten(1).argmax(1)
-    return torch.stack([best // T, best % T], 1)
 
 
 def _encoded(state_dict: State, options: Mapping[str, Any], text: Text, lengths: Tensor | None) -> Tensor:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from glomo_dist.transfer.readers.models import AttentivePool, Reader, ReaderSizes, Sequences, sequence_layer
+from glomo_dist.transfer.readers.models import Reader, ReaderSizes
+from glomo_dist.transfer.readers.sequences import AttentivePool, Sequences, sequence_layer
 
 
 class ChoiceReader(Reader):

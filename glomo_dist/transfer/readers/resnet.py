@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from glomo_dist.transfer.readers.models import Reader, ReaderSizes, Sequences, planes
+from glomo_dist.transfer.readers.models import Reader, ReaderSizes, planes
+from glomo_dist.transfer.readers.sequences import Sequences
 
 STAGES = ((1, 1), (2, 2), (4, 2), (8, 2))  # times the hidden width, stride of the first block
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from glomo_dist.transfer.readers.models import Reader, ReaderSizes, Sequences, sequence_layer
+from glomo_dist.transfer.readers.models import Reader, ReaderSizes
+from glomo_dist.transfer.readers.sequences import Sequences, sequence_layer
 
 LONGEST = 17  # words of a predicted answer, as in Clark and Gardner 2018
 IGNORED = -100  # the label cross_entropy leaves out
@@ -68,7 +69,8 @@ class SpanReader(Reader):
         """
         T = outputs.shape[2]
         inside = ((labels >= 0) & (labels < T)).all(1)
-        inside &= outputs.gather(2, labels.clamp(0, T - 1)[..., None]).isfinite().all(2).all(1)
+        padding = outputs.gather(2, labels.clamp(0, T - 1)[..., None]).isneginf()
+        inside &= ~padding.flatten(1).any(1)
         labels = labels.masked_fill(~inside[:, None], IGNORED)
         summed = nn.functional.cross_entropy(
             outputs.reshape(-1, T), labels.reshape(-1), ignore_index=IGNORED, reduction="sum"
@@ -77,11 +79,16 @@ class SpanReader(Reader):
 
     def predict(self, outputs: Tensor) -> Tensor:
         """int64 [B, 2]: first and last word of the best span of at most LONGEST words."""
-        T = outputs.shape[2]
-        scores = outputs[:, 0, :, None] + outputs[:, 1, None]
-        allowed = torch.ones(T, T, dtype=torch.bool, device=outputs.device).triu().tril(LONGEST - 1)
-        best = scores.masked_fill(~allowed, float("-inf")).flatten(1).argmax(1)
-        return torch.stack([best // T, best % T], 1)
+        return best_spans(outputs, LONGEST)
+
+
+def best_spans(logits: Tensor, longest: int) -> Tensor:
+    """Logits [B, 2, T] of first and last words -> int64 [B, 2]: those of the best span of at most `longest` words."""
+    T = logits.shape[2]
+    scores = logits[:, 0, :, None] + logits[:, 1, None]
+    allowed = torch.ones(T, T, dtype=torch.bool, device=logits.device).triu().tril(longest - 1)
+    best = scores.masked_fill(~allowed, float("-inf")).flatten(1).argmax(1)
+    return torch.stack([best // T, best % T], 1)
 
 
 class Trilinear(nn.Module):

@@ -9,9 +9,10 @@ import numpy as np
 
 from glomo_dist.data.preparing.demo import digits
 from glomo_dist.runtime.fingerprint import derive_seed
-from glomo_dist.transfer.datasets.dataset import SPLITS, Task, TaskData, checked, draw, images_split
+from glomo_dist.transfer.datasets.dataset import SPLITS, Task, TaskData
 from glomo_dist.transfer.datasets.image_sets import check_images
 from glomo_dist.transfer.datasets.sources import has_ending, npz_arrays, packed, require
+from glomo_dist.transfer.datasets.splits import checked, draw, images_split
 from glomo_dist.transfer.readers.models import PixelReader
 
 CLASSES = tuple("0123456789")

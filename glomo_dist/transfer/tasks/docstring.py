@@ -6,9 +6,10 @@ The rows are written by `glomo_dist.data.preparing.demo` with their split. No pu
 from __future__ import annotations
 
 from glomo_dist.runtime.errors import DataError
-from glomo_dist.transfer.datasets.dataset import SPLITS, Row, Task, TaskData, text_data
+from glomo_dist.transfer.datasets.dataset import SPLITS, Row, Task, TaskData
 from glomo_dist.transfer.datasets.rows import records
 from glomo_dist.transfer.datasets.sources import has_ending, packed, require
+from glomo_dist.transfer.datasets.splits import text_data
 from glomo_dist.transfer.datasets.values import split_of, text_of
 from glomo_dist.transfer.readers.models import TextReader
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
-from glomo_dist.transfer.datasets.dataset import Published, Row, Task, TaskData, text_data
+from glomo_dist.transfer.datasets.dataset import Published, Row, Task, TaskData
 from glomo_dist.transfer.datasets.rows import records
 from glomo_dist.transfer.datasets.sources import (
     address_parts,
@@ -19,6 +19,7 @@ from glomo_dist.transfer.datasets.sources import (
     require,
     text_files,
 )
+from glomo_dist.transfer.datasets.splits import text_data
 from glomo_dist.transfer.datasets.values import TRUTH, class_number, text_of
 from glomo_dist.transfer.readers.models import TextReader
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from glomo_dist.runtime.errors import DataError
-from glomo_dist.transfer.datasets.dataset import SPLITS, Published, Row, Task, TaskData, text_data
+from glomo_dist.transfer.datasets.dataset import SPLITS, Published, Row, Task, TaskData
 from glomo_dist.transfer.datasets.rows import records
 from glomo_dist.transfer.datasets.sources import (
     address_parts,
@@ -21,6 +21,7 @@ from glomo_dist.transfer.datasets.sources import (
     require,
     text_files,
 )
+from glomo_dist.transfer.datasets.splits import text_data
 from glomo_dist.transfer.datasets.values import split_of
 from glomo_dist.transfer.readers.choice import ChoiceReader
 

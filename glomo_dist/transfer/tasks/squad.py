@@ -18,9 +18,10 @@ from glomo_dist.data.storage.packed import open_stream
 from glomo_dist.data.tokenizers.text import word_spans
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
-from glomo_dist.transfer.datasets.dataset import SPLITS, Published, Row, Split, Task, TaskData, text_data
+from glomo_dist.transfer.datasets.dataset import SPLITS, Published, Row, Split, Task, TaskData
 from glomo_dist.transfer.datasets.rows import records
 from glomo_dist.transfer.datasets.sources import find, has_ending, one_file, packed, parquet_names, require
+from glomo_dist.transfer.datasets.splits import text_data
 from glomo_dist.transfer.datasets.squad_metric import exact_match, f1
 from glomo_dist.transfer.readers.spans import SpanReader
 
@@ -55,6 +56,7 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
     """
     rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
     skipped: dict[str, int] = {}
+    dev = ""
     if source is not None and not find(source, PUBLISHED[0]) and find(source, packed(PART.format("train"))):
         files = [(split, require(source, packed(PART.format(split)), "squad")) for split in SPLITS]
         sample = find(source, SAMPLE)
@@ -64,12 +66,11 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
             (split, require(source, (*names, *packed(PART.format(split))), "squad"))
             for split, names in zip(("train", "test"), PUBLISHED, strict=True)
         ]
-    by_article = len(files) == 2
+        dev = f"one article in {DEV_SHARE} of train, chosen by the hash of its title"
     for split, path in files:
         for title, row in _rows(path, split, skipped):
-            held_out = by_article and split == "train" and derive_seed("squad dev", title) % DEV_SHARE == 0
+            held_out = dev and split == "train" and derive_seed("squad dev", title) % DEV_SHARE == 0
             rows["dev" if held_out else split].append(row)
-    dev = f"one article in {DEV_SHARE} of train, chosen by the hash of its title" if by_article else ""
     filled = ("paragraph", "question")
     return text_data("squad", rows, (), max_examples, filled=filled, skipped=skipped, dev=dev)
 

@@ -10,17 +10,16 @@ import contextlib
 
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.words import counted
-from glomo_dist.transfer.datasets.dataset import SPLITS, Published, Row, Task, TaskData, text_data
+from glomo_dist.transfer.datasets.dataset import SPLITS, Published, Row, Task, TaskData
 from glomo_dist.transfer.datasets.rows import records, table
 from glomo_dist.transfer.datasets.sources import find, has_records, packed, parquet_names, require
+from glomo_dist.transfer.datasets.splits import text_data
 from glomo_dist.transfer.datasets.values import TRUTH, class_number, no_label, text_of
 from glomo_dist.transfer.readers.models import TextReader
 
 CLASSES = ("negative", "positive")
 TEXT = ("text", "sentence")
 FOLDERS = ("data/", "sst2/")  # of the hub's two sets with it
-
-
 UNLABELLED = (
     "GLUE publishes the test split without labels: put a labelled copy beside it, as test.jsonl (text, label), or in "
     "its place."
