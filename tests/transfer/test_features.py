@@ -99,7 +99,9 @@ def test_glove_undecodable_line(tmp_path):
 def test_npz(tmp_path):
     path = str(tmp_path / "vectors.npz")
     np.savez(path, words=np.array(["the", "film"]), vectors=np.array([[1, 2], [3, 4]], np.float16))
-    assert WordVectors.load(path).table(["film"]).dtype == np.float32
+    assert WordVectors.load(path, width=2).table(["film"]).dtype == np.float32
+    with pytest.raises(DataError, match=r"vectors\.npz: vectors of width 2, expected 50"):
+        WordVectors.load(path, width=50)
     with pytest.raises(DataError, match="none of the task's 1 words"):
         WordVectors.load(path).table(["cinéma"])
     np.savez(path, words=np.array(["the", "film"]), vectors=np.array([[1, 2], [np.inf, 4]]))
@@ -197,8 +199,7 @@ def test_specs_that_are_none(spec):
 
 @pytest.mark.skipif(not SHARED.is_file(), reason=f"the shared vectors are not at {SHARED}")
 def test_shared_vectors():
-    vectors = WordVectors.load(str(SHARED), only={"good", "great", "seventeen"})
-    assert vectors.width == 100
+    vectors = WordVectors.load(str(SHARED), only={"good", "great", "seventeen"}, width=100)
     good, great, other = vectors.table(["good", "great", "seventeen"])
     assert good @ great / np.linalg.norm(good) / np.linalg.norm(great) > 0.5
     assert abs(good @ other) / np.linalg.norm(good) / np.linalg.norm(other) < 0.5

@@ -30,15 +30,21 @@ class WordVectors:
     where: str
 
     @classmethod
-    def load(cls, source: str, only: Collection[str] | None = None) -> WordVectors:
+    def load(cls, source: str, only: Collection[str] | None = None, width: int | None = None) -> WordVectors:
         """Read `.npz` (arrays words [n], vectors [n, d]) or GloVe text ("word v1 … vd" a line), local or URL.
 
         Both may be compressed (.gz .xz .zst). The text may begin with word2vec's header line "count width", which
         must be true, and have spaces inside words. The first of several vectors of a word counts.
         only: keep just these words (a large file is then read in little memory).
+        width: the d that must come, or DataError.
         """
         archive = one_file(source, _VECTORS).suffix == ".npz"
-        return (_npz if archive else _text)(source, only)
+        loaded = _npz(source, only) if archive else _text(source, only, width)
+        if width is not None and loaded.width != width:
+            raise DataError(
+                f"{source}: vectors of width {loaded.width}, expected {width}. Use the matching file."
+            )
+        return loaded
 
     @property
     def width(self) -> int:
@@ -106,18 +112,16 @@ def _first_rows(words: list[str], only: Collection[str] | None) -> dict[str, int
     return rows
 
 
-def _text(source: str, only: Collection[str] | None) -> WordVectors:
+def _text(source: str, only: Collection[str] | None, width: int | None) -> WordVectors:
     words: dict[str, int] = {}
     vectors: list[np.ndarray[Any, Any]] = []
     rows = ((number, line) for number, text in lines(source) if (line := text.rstrip()))
     begin = list(islice(rows, 2))
-    if not begin:
-        raise DataError(f"{source}: the file is empty. Expected a word and its numbers on each line.")
-    number, first = begin[0]
-    header = _HEADER.fullmatch(first) if number == 1 else None
+    header = _HEADER.fullmatch(begin[0][1]) if begin and begin[0][0] == 1 else None
+    promised = int(header[1]) if header else None
     if header:
         begin, width = begin[1:], int(header[2])
-    else:
+    elif begin and width is None:
         width = _width(*(line.split(" ") for _, line in begin))
     count = 0
     for number, line in chain(begin, rows):
@@ -147,11 +151,13 @@ def _text(source: str, only: Collection[str] | None) -> WordVectors:
             raise DataError(f"{source}, line {number}: the vector of {word!r} is not finite.")
         words[word] = len(words)
         vectors.append(vector)
-    if header and int(header[1]) != count:
+    if promised not in (None, count):
         raise DataError(
-            f"{source}: line 1 promises {int(header[1])} vectors, the file has {count}. The copy may be cut: copy it "
+            f"{source}: line 1 promises {promised} vectors, the file has {count}. The copy may be cut: copy it "
             "again, or correct line 1."
         )
+    if width is None:
+        raise DataError(f"{source}: the file is empty. Expected a word and its numbers on each line.")
     stacked = np.stack(vectors) if vectors else np.zeros((0, width), np.float32)
     return WordVectors(words, stacked, source)
 
