@@ -139,6 +139,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", choices=OPS, help="only the cases of this op")
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {options.rounds}")
     if options.csv:
         begin_table(options.csv)
     torch.manual_seed(0)
