@@ -116,6 +116,7 @@ def apply_backward(
     count: int,
     shared: bool,
 ) -> Tensor:
+    """Gradient of x: [B, count, T, D], or [B, 1, T, D] if x was shared."""
     batch, _, units, width = grad.shape
     dtype = compute_dtype(grad)
     result = grad.new_empty(batch, 1 if shared else count, units, width)
