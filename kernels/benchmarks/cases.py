@@ -34,6 +34,7 @@ class Case(NamedTuple):
 
 @contextmanager
 def forced(backend: str) -> Iterator[None]:
+    """GLOMO_KERNELS names the backend within."""
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = backend
     try:
@@ -46,6 +47,8 @@ def forced(backend: str) -> Iterator[None]:
 
 
 def with_backends(op: str, plain: dict[str, Run], ours: Run) -> dict[str, Run]:
+    """The plain ways, and ours on each backend of the op that is usable here."""
+
     def on(backend: str) -> Run:
         def run() -> list[Tensor]:
             with forced(backend):

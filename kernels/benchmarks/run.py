@@ -61,6 +61,7 @@ def disagreement(case: Case) -> str | None:
 
 
 def measure(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each run in each round."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
