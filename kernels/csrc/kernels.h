@@ -1,4 +1,5 @@
-// The CPU kernels. Arrays are contiguous and row-major, but for Rows, and described in the Python module that calls them.
+// The CPU kernels. Arrays are contiguous and row-major, but for Rows, and described in the Python modules that call
+// them.
 #pragma once
 
 #include <cstdint>
