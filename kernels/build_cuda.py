@@ -36,13 +36,21 @@ class BuildError(Exception):
 
 
 def nvcc() -> str | None:
+    """Where the compiler is, if it is here."""
     for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")):
         if home and (found := shutil.which("nvcc", path=os.path.join(home, "bin"))):
             return found
     return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 
 
+def _required_nvcc() -> str:
+    if (compiler := nvcc()) is None:
+        raise BuildError("nvcc was not found on the PATH, in CUDA_HOME or in /usr/local/cuda")
+    return compiler
+
+
 def wanted() -> bool:
+    """Whether the CUDA part can be built, and was not turned off."""
     return os.environ.get("GLOMO_CUDA", "1") != "0" and nvcc() is not None
 
 
@@ -54,16 +62,8 @@ def _output(*command: str) -> str:
 
 
 def architectures(compiler: str) -> list[str]:
+    """Those of GLOMO_CUDA_ARCH, else of the GPUs here, else the default ones as far as the compiler knows them."""
     named = re.findall(r"\w+", os.environ.get("GLOMO_CUDA_ARCH", ""))
-    if not named and shutil.which("nvidia-smi"):
-        try:
-            found = _output("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
-            named = sorted({line.replace(".", "") for line in re.findall(r"^\d+\.\d+", found, re.M)}, key=int)
-        except BuildError:  # the program is there and the driver is not
-            named = []
-    if not named:
-        known = re.findall(r"compute_(\d+)", _output(compiler, "--list-gpu-arch"))
-        named = [name for name in DEFAULT_ARCHITECTURES if name in known]
     for name in named:
         number = re.fullmatch(r"(\d+)[af]?", name)
         if number is None or int(number[1]) < LEAST_ARCHITECTURE:
@@ -71,21 +71,43 @@ def architectures(compiler: str) -> list[str]:
                 f"GLOMO_CUDA_ARCH: {name!r} is none of this project's architectures; it takes numbers from "
                 f'{LEAST_ARCHITECTURE} on, such as "80;90"'
             )
-    return named
+    if chosen := named or _of_the_gpus_here():
+        return chosen
+    known = re.findall(r"compute_(\d+)", _output(compiler, "--list-gpu-arch"))
+    return [name for name in DEFAULT_ARCHITECTURES if name in known]
+
+
+def _of_the_gpus_here() -> list[str]:
+    """Older ones than LEAST_ARCHITECTURE are left out; an error if there are no others."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    try:
+        said = _output("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
+    except BuildError:  # the program is there and the driver is not
+        return []
+    found = sorted({int(major + minor) for major, minor in re.findall(r"^(\d+)\.(\d+)", said, re.M)})
+    usable = [str(number) for number in found if number >= LEAST_ARCHITECTURE]
+    if found and not usable:
+        raise BuildError(
+            f"the GPUs here have architecture {', '.join(map(str, found))}, the kernels need {LEAST_ARCHITECTURE}; "
+            f"GLOMO_CUDA_ARCH={LEAST_ARCHITECTURE} builds them for other machines"
+        )
+    return usable
+
+
+def _code(name: str) -> str:
+    return f"-gencode=arch=compute_{name},code=sm_{name}"
 
 
 def _codes(names: list[str]) -> list[str]:
-    codes = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names]
-    return [*codes, f"-gencode=arch=compute_{names[-1]},code=compute_{names[-1]}"]
+    return [*map(_code, names), f"-gencode=arch=compute_{names[-1]},code=compute_{names[-1]}"]
 
 
 def build(target: Path) -> None:
     """The extension module, for all architectures asked for."""
     import pybind11
 
-    compiler = nvcc()
-    if compiler is None:
-        raise BuildError("nvcc was not found on the PATH, in CUDA_HOME or in /usr/local/cuda")
+    compiler = _required_nvcc()
     codes = _codes(architectures(compiler))
     include = [f"-I{path}" for path in (pybind11.get_include(), sysconfig.get_path("include"))]
     jobs = os.cpu_count() or 1
@@ -123,16 +145,15 @@ def resources(names: Iterable[str]) -> list[dict[str, str | int]]:
 
     The shared memory whose size is given at launch is not in it: static_assert in the sources holds it to a limit.
     """
-    compiler = nvcc()
-    if compiler is None:
-        raise BuildError("nvcc was not found")
+    compiler = _required_nvcc()
 
     def report(job: tuple[str, Path]) -> list[dict[str, str | int]]:
         name, source = job
-        code = f"-gencode=arch=compute_{name},code=sm_{name}"
         with tempfile.TemporaryDirectory() as folder:
             target = str(Path(folder, "kernel.cubin"))
-            text = _output(compiler, *FLAGS, code, "-Xptxas", "-v", "-cubin", str(source), "-o", target)
+            text = _output(
+                compiler, *FLAGS, _code(name), "-Xptxas", "-v", "-cubin", str(source), "-o", target
+            )
         parts = text.split("Compiling entry function '")[1:]
         return [{"arch": f"sm_{name}", "file": source.name, **_kernel(part)} for part in parts]
 

@@ -34,6 +34,7 @@ class Case(NamedTuple):
 
 @contextmanager
 def forced(backend: str) -> Iterator[None]:
+    """GLOMO_KERNELS names the backend within."""
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = backend
     try:
@@ -46,6 +47,8 @@ def forced(backend: str) -> Iterator[None]:
 
 
 def with_backends(op: str, plain: dict[str, Run], ours: Run) -> dict[str, Run]:
+    """The plain ways, and ours on each backend of the op that is usable here."""
+
     def on(backend: str) -> Run:
         def run() -> list[Tensor]:
             with forced(backend):
@@ -106,7 +109,8 @@ def affinity_mix(
     tensors = [x.detach().to(dtype) for x in (q, k, torch.randn(b, h, t, values), theta)]
     inputs = [x.requires_grad_(backward) for x in tensors]
     hidden = hidden_keys(t) if causal else None
-    torch._dynamo.reset()  # torch.compile gives up on a function that it has seen with many shapes
+    # one static size each, as a user with one size has it; and torch.compile gives up on a function of many shapes
+    torch._dynamo.reset()
 
     def mixed(q: Tensor, k: Tensor, v: Tensor, theta: Tensor) -> Tensor:
         return dense_weights(q, k, theta, hidden) @ v
@@ -137,13 +141,15 @@ def affinity_mix(
     return Case("affinity_mix", f"B{b} H{h} T{t} {width}/{values} {', '.join(parts)}", runs, peers)
 
 
-def flex_attention(t: int, causal: bool) -> Callable[..., Tensor]:
+def flex_attention(
+    t: int, causal: bool, device: str = "cpu", compiler: Callable[..., Any] = torch.compile
+) -> Callable[..., Tensor]:
     """The same function but for empty rows: softmax of 2 log relu(s)."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    compiled = torch.compile(flex_attention)
+    compiled = compiler(flex_attention)
     seen = (lambda b, h, i, j: j < i) if causal else (lambda b, h, i, j: j >= 0)
-    mask = create_block_mask(seen, None, None, t, t, device="cpu")
+    mask = create_block_mask(seen, None, None, t, t, device=device)
 
     def run(q: Tensor, k: Tensor, v: Tensor, theta: Tensor) -> Tensor:
         def modify(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:

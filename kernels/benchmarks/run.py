@@ -61,6 +61,7 @@ def disagreement(case: Case) -> str | None:
 
 
 def measure(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each run in each round."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
@@ -139,6 +140,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", choices=OPS, help="only the cases of this op")
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {options.rounds}")
     if options.csv:
         begin_table(options.csv)
     torch.manual_seed(0)

@@ -35,7 +35,6 @@ def main() -> None:
     rows = []
     for units in SIZES:
         torch.manual_seed(0)
-        torch._dynamo.reset()  # one static size each, as a user with one size has it
         case = affinity_mix(1, 8, units, 256, 64)
         runs = {**case.runs, **case.peers}
         for run in runs.values():

@@ -167,8 +167,8 @@ PYBIND11_MODULE(_cpu, m) {
                                  batch,     heads,   rows,  units, width,  values, kind};
            }),
            py::kw_only(), py::arg("is_double"), py::arg("is_half"), py::arg("q"), py::arg("k"), py::arg("v"),
-           py::arg("theta"), py::arg("spans"), py::arg("topk"), py::arg("batch"), py::arg("heads"), py::arg("rows"), py::arg("units"),
-           py::arg("width"), py::arg("values"), py::arg("kind"));
+           py::arg("theta"), py::arg("spans"), py::arg("topk"), py::arg("batch"), py::arg("heads"), py::arg("rows"),
+           py::arg("units"), py::arg("width"), py::arg("values"), py::arg("kind"));
   m.def("affinity_mix", [](const MixArguments& a, Address mixed, Address norm, Address live, Address edges,
                            Address entropy, Address kept, int most, int threads) {
     with_element(a.is_double, a.is_half, [&](auto* type) {
@@ -240,8 +240,7 @@ PYBIND11_MODULE(_cpu, m) {
              return DecoderArguments{is_double, is_half, hidden, weight, target, stored, rows, words, width};
            }),
            py::kw_only(), py::arg("is_double"), py::arg("is_half"), py::arg("hidden"), py::arg("weight"),
-           py::arg("target"),
-           py::arg("stored"), py::arg("rows"), py::arg("words"), py::arg("width"));
+           py::arg("target"), py::arg("stored"), py::arg("rows"), py::arg("words"), py::arg("width"));
   m.attr("decoder_block") = glomo::DECODER_BLOCK;
   m.def("decoder_exponentials", [](const DecoderArguments& d, Address kept, Address peak, Address sum,
                                    Address likelihood, int threads) {

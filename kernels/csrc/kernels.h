@@ -1,4 +1,5 @@
-// The CPU kernels. All arrays are contiguous, row-major, and described in the Python module that calls them.
+// The CPU kernels. Arrays are contiguous and row-major, but for Rows, and described in the Python modules that call
+// them.
 #pragma once
 
 #include <cstdint>
@@ -82,7 +83,7 @@ struct Mix {
   Kind kind;
 };
 
-// What is kept at most for the backward pass, see kept.h. The same numbers as in affinity_mix/cpp.py.
+// What is kept at most for the backward pass, see kept.h. In the order of KEEP in glomo_kernels/scores.py.
 enum class Keep { nothing, edges, roots };
 
 // mixed [batch, heads, rows, values]; norm, edges, entropy [batch, heads, rows], the last two or null; kept as `most`.

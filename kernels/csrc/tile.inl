@@ -6,8 +6,8 @@ namespace SIMD_NAMESPACE {
 
 constexpr std::int64_t KEYS_IN_T = 16;
 
-// Calls step(lane, key) for the first lane of each register and every key, and after every few keys
-// finish(lane, last keys): what `step` adds up in registers goes to memory there.
+// Calls step(lane, key, part) for the first lane of each register and every key, and after every few keys
+// finish(lane, part): what `step` has added up in the register `part` goes to memory there.
 template <class T, class Step, class Finish>
 inline void for_tile(std::int64_t keys, std::int64_t lanes, const Step& step, const Finish& finish) {
   for (std::int64_t lane = 0; lane < lanes; lane += Lanes<T>::COUNT) {

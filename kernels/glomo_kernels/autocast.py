@@ -8,9 +8,11 @@ import torch
 
 
 def enabled(device: torch.device) -> bool:
+    """Whether autocast is on for this kind of device."""
     # "meta" has none. Not torch.amp.is_autocast_available: torch.compile of torch 2.11 cannot trace it
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
 def off(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Within it products stay in the dtype of their factors."""
     return torch.autocast(device.type, enabled=False) if enabled(device) else contextlib.nullcontext()

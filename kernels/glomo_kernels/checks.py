@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from glomo_kernels import autocast
+from glomo_kernels.scores import compute_dtype
 
 KINDS = ("relu", "square", "topk", "softmax")
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -71,6 +72,7 @@ def check_bool(op: str, name: str, value: Any) -> None:
 def check_integers(
     op: str, name: str, tensor: Tensor, shapes: tuple[tuple[int, ...], ...], device: torch.device
 ) -> None:
+    """An int64 tensor on `device`, of one of `shapes`."""
     if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64:
         came = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise ValueError(f"{op}: {name} must be an int64 tensor, got {came}")
@@ -81,6 +83,7 @@ def check_integers(
 
 
 def check_tensors(op: str, **tensors: object) -> None:
+    """Dense tensors of this process, whatever their shapes and dtypes."""
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
@@ -96,7 +99,7 @@ def check_tensors(op: str, **tensors: object) -> None:
 
 
 def check_scores(op: str, q: Tensor, k: Tensor, theta: Tensor | float | None, kind: str) -> Tensor | None:
-    """theta [B, H, Tq], one number for all spread out."""
+    """Checks all four; theta as [B, H, Tq], one number for all spread out, or None."""
     if kind not in KINDS:
         raise ValueError(f"{op}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
     check_tensors(op, q=q, k=k)
@@ -106,12 +109,7 @@ def check_scores(op: str, q: Tensor, k: Tensor, theta: Tensor | float | None, ki
         raise ValueError(f"{op}: theta must be a tensor or a number, got {theta!r}")
     if isinstance(theta, (int, float, numbers.Real)):
         # not torch.tensor: that copies from the host, which waits for the device and no CUDA graph can capture
-        theta = torch.full(
-            (),
-            float(theta),
-            dtype=torch.float64 if q.dtype == torch.float64 else torch.float32,
-            device=q.device,
-        )
+        theta = torch.full((), float(theta), dtype=compute_dtype(q), device=q.device)
     if theta is not None:
         check_tensors(op, theta=theta)
     if q.ndim != 4:
@@ -138,7 +136,7 @@ def check_scores(op: str, q: Tensor, k: Tensor, theta: Tensor | float | None, ki
 
 
 def same_kind(op: str, model: str, like: Tensor, name: str, other: Tensor) -> None:
-    """model: the name of `like`."""
+    """`other` has the dtype and the device of `like`. model: the name of `like`."""
     if other.dtype != like.dtype or other.device != like.device:
         raise ValueError(
             f"{op}: {name} must be {like.dtype} on {like.device} like {model}, got {other.dtype} on {other.device}"
@@ -146,6 +144,7 @@ def same_kind(op: str, model: str, like: Tensor, name: str, other: Tensor) -> No
 
 
 def check_lengths(op: str, lengths: Tensor | None, batch: int, columns: int, device: torch.device) -> None:
+    """int64 [B], each in 0..T."""
     if lengths is None:
         return
     check_integers(op, "lengths", lengths, ((batch,),), device)
@@ -155,12 +154,10 @@ def check_lengths(op: str, lengths: Tensor | None, batch: int, columns: int, dev
         )
 
 
-def check_segments(
-    op: str, segments: Tensor | None, batch: int, columns: int, device: torch.device
-) -> Tensor | None:
-    """segments as they are; equal numbers must stand side by side."""
+def check_segments(op: str, segments: Tensor | None, batch: int, columns: int, device: torch.device) -> None:
+    """int64 [B, T]; equal numbers must stand side by side."""
     if segments is None:
-        return None
+        return
     check_integers(op, "segments", segments, ((batch, columns),), device)
     if readable(segments):
         for sample, row in enumerate(segments):
@@ -170,7 +167,6 @@ def check_segments(
                     f"{op}: segments of sample {sample} return to an earlier number; equal numbers "
                     "must stand side by side"
                 )
-    return segments
 
 
 def check_positions(

@@ -31,6 +31,7 @@ def missing() -> str | None:
 
 
 def loaded() -> ModuleType:
+    """The extension; ImportError with the reason if it is not there."""
     extension = _load()
     if isinstance(extension, str):
         raise ImportError(extension)
@@ -62,4 +63,5 @@ def in_words(tensor: Tensor) -> bool:
 
 
 def threads() -> int:
+    """That the loops may use: as many as torch does."""
     return torch.get_num_threads()

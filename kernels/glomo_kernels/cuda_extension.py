@@ -26,6 +26,7 @@ def _load() -> ModuleType | str:
 
 
 def loaded() -> ModuleType:
+    """The extension; ImportError with the reason if it is not there."""
     extension = _load()
     if isinstance(extension, str):
         raise ImportError(extension)
@@ -80,6 +81,7 @@ def stream(tensor: Tensor) -> int:
 
 
 def address(tensor: Tensor | None) -> int:
+    """For a launcher; 0 is none."""
     return 0 if tensor is None else tensor.data_ptr()
 
 

@@ -37,9 +37,11 @@ class SparseGraph(NamedTuple):
         return flat.index_add(0, self.rows() * t + self.columns, self.weights).view(b, h, t, t)
 
     def detach(self) -> SparseGraph:
+        """The same graph as a constant, as graph_mix and graph_apply take it."""
         return self._replace(weights=self.weights.detach())
 
     def to(self, device: torch.device | str | int) -> SparseGraph:
+        """The graph on a device; dtypes stay."""
         if isinstance(device, torch.dtype):
             raise TypeError(
                 f"SparseGraph.to takes a device, got {device}: offsets and columns are whole numbers. For other "

@@ -52,10 +52,12 @@ def check_edges(op: str, offsets: Tensor, columns: Tensor, units: int) -> None:
     if offsets.device.type != "cpu":
         return
     edges = columns.numel()
-    if int(offsets[0]) != 0 or int(offsets[-1]) != edges or bool((offsets.diff() < 0).any()):
+    falls = offsets.diff() < 0
+    if int(offsets[0]) != 0 or int(offsets[-1]) != edges or bool(falls.any()):
+        fall = f", falling within row {int(falls.nonzero()[0])}" if falls.any() else ""
         raise ValueError(
             f"{op}: graph.offsets must rise from 0 to the number of edges {edges}, "
-            f"got {int(offsets[0])}..{int(offsets[-1])}"
+            f"got {int(offsets[0])}..{int(offsets[-1])}{fall}"
         )
     if edges:
         low, high = (int(x) for x in columns.aminmax())

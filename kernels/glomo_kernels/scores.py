@@ -1,4 +1,4 @@
-"""What the reference backends of the affinity ops share: tiles, scores and the choice of the largest.
+"""Scores of the affinity ops: constants and sizes that all backends share, and for the reference the formula itself.
 
 For every kind but softmax the unnormalised weight is a square, a_ij = r_ij^2, with the root
     relu    r = max(0, q_i . k_j - theta_i)

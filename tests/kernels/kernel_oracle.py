@@ -58,6 +58,13 @@ def largest(values, count):
     return (rank < torch.as_tensor(count).view(-1, 1, 1, 1)).to(values.dtype)
 
 
+def live_tiles(weights):
+    """Which tiles of 64 x 64 weights [B, H, Tq, T] have a positive one: [B, H, ceil(Tq / 64), ceil(T / 64)]."""
+    rows, columns = weights.shape[2:]
+    padded = torch.nn.functional.pad(weights > 0, (0, -columns % 64, 0, -rows % 64))
+    return padded.unflatten(3, (-1, 64)).unflatten(2, (-1, 64)).any(5).any(3)
+
+
 SPANS = ("packed", "positions", "positions of each")
 
 

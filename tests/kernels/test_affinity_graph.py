@@ -81,6 +81,7 @@ def test_bfloat16_inputs(backend):
     compare(both(inputs, torch.bfloat16, True, {"lengths": torch.tensor([40, 0, 9])}, None, True))
 
 
+@pytest.mark.parametrize("backend", ["reference"], indirect=True)
 @pytest.mark.parametrize("elements", [1, 40, 300])
 @pytest.mark.parametrize("keep,renormalise", [*KEEPS, (500, True)])
 def test_tiling_does_not_matter(backend, monkeypatch, elements, keep, renormalise):

@@ -111,6 +111,7 @@ def test_a_row_of_one_edge_has_no_gradient_of_its_score(monkeypatch, dtype):
     assert not dq.any() and not dk.any() and not dtheta.any()
 
 
+@pytest.mark.parametrize("backend", ["reference"], indirect=True)
 @pytest.mark.parametrize("elements", [1, 40, 300])
 @pytest.mark.parametrize("case", KINDS)
 def test_tiling_does_not_matter(backend, monkeypatch, case, elements):

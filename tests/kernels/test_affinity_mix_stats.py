@@ -3,7 +3,7 @@
 import pytest
 import torch
 from glomo_kernels import affinity_mix
-from kernel_oracle import dense_weights
+from kernel_oracle import dense_weights, live_tiles
 from test_affinity_mix import KINDS, OP, REFUSED, make, split
 
 __all__ = ["OP", "REFUSED"]  # for conftest.py: see there
@@ -34,7 +34,7 @@ def test_stats(backend, case):
     torch.testing.assert_close(stats.edges.long(), (weights > 0).sum(-1))
     torch.testing.assert_close(stats.entropy, torch.special.entr(weights).sum(-1))
     assert ((stats.row_sum == 0) == (weights.sum(-1) == 0)).all()
-    assert torch.equal(stats.live, (weights > 0).any(-1, keepdim=True).any(-2, keepdim=True))
+    assert torch.equal(stats.live, live_tiles(weights))
     assert not stats.row_sum.requires_grad
     single = affinity_mix(q.float(), k.float(), v.float(), **{**options, "return_stats": True})[1]
     assert single.row_sum.dtype == torch.float32
@@ -56,7 +56,5 @@ def test_live_tiles(backend, dead):
     k[1, :, 64:128] = 0
     options = {"positions": positions, "lengths": torch.tensor([200, 200, 120])}
     stats = affinity_mix(q, k, v, theta.abs() + 1, **options, return_stats=True)[1]
-    weights = dense_weights(q, k, theta.abs() + 1, **options)
-    tiles = torch.nn.functional.pad(weights > 0, (0, 56, 0, 42)).unflatten(3, (4, 64)).unflatten(2, (3, 64))
-    assert torch.equal(stats.live, tiles.any(5).any(3))
+    assert torch.equal(stats.live, live_tiles(dense_weights(q, k, theta.abs() + 1, **options)))
     assert 0.2 < stats.live.float().mean() < 0.8

@@ -7,14 +7,9 @@ import torch
 from glomo_kernels import affinity_mix
 from glomo_kernels.affinity_mix import triton_impl
 from glomo_kernels.spans import make_spans
-from kernel_oracle import dense_weights, leaves
+from kernel_oracle import dense_weights, leaves, live_tiles
 from triton_cases import DTYPES, check, on_device, pytest_generate_tests
-from triton_here import (
-    DEVICE,
-    anywhere,
-    kernels,
-    run_interpreted,
-)
+from triton_here import DEVICE, anywhere, kernels, run_interpreted
 
 __all__ = ["on_device", "pytest_generate_tests"]  # for conftest.py and pytest: see there
 
@@ -117,8 +112,7 @@ def test_stats(case):
     torch.testing.assert_close(stats.edges.long(), (weights > 0).sum(-1))
     torch.testing.assert_close(stats.entropy, torch.special.entr(weights).sum(-1))
     assert ((stats.row_sum == 0) == (weights.sum(-1) == 0)).all()
-    tiles = torch.nn.functional.pad(weights > 0, (0, 58, 0, 58)).unflatten(3, (2, 64)).unflatten(2, (2, 64))
-    assert torch.equal(stats.live, tiles.any(5).any(3))
+    assert torch.equal(stats.live, live_tiles(weights))
 
 
 @kernels
@@ -129,9 +123,7 @@ def test_live_tiles():
     k[1, :, 64:128] = 0
     options = {"positions": torch.arange(150) + 50, "lengths": torch.tensor([200, 200, 120])}
     live = on_device(q, k, v, theta, **options, return_stats=True)[1].live
-    weights = dense_weights(q, k, theta, **options)
-    tiles = torch.nn.functional.pad(weights > 0, (0, 56, 0, 42)).unflatten(3, (4, 64)).unflatten(2, (3, 64))
-    assert torch.equal(live, tiles.any(5).any(3))
+    assert torch.equal(live, live_tiles(dense_weights(q, k, theta, **options)))
     assert 0.2 < live.float().mean() < 0.8
 
 

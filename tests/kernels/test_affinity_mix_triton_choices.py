@@ -11,13 +11,7 @@ from glomo_kernels import BackendUnavailable, affinity_mix, dispatch, triton_dev
 from glomo_kernels.affinity_mix import triton_configs, triton_impl
 from glomo_kernels.spans import make_spans
 from triton_cases import check, on_device, pytest_generate_tests
-from triton_here import (
-    DEVICE,
-    INTERPRETED,
-    anywhere,
-    kernels,
-    run_interpreted,
-)
+from triton_here import DEVICE, INTERPRETED, anywhere, kernels, run_interpreted
 
 __all__ = ["on_device", "pytest_generate_tests"]  # for conftest.py and pytest: see there
 

@@ -108,6 +108,12 @@ def test_an_op_that_is_none_is_refused(measured, capsys):
     assert "affinity_mix" in capsys.readouterr().err and not measured
 
 
+def test_no_round_at_all_is_refused(measured, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run.main(["--rounds", "0"])
+    assert "--rounds must be at least 1, got 0" in capsys.readouterr().err and not measured
+
+
 def test_the_command_says_so(tmp_path, capfd):
     assert main(["bench", "--csv", str(tmp_path)]) == 2
     said = capfd.readouterr()

@@ -54,6 +54,27 @@ def test_architectures_that_are_named_are_taken(monkeypatch):
     assert build_cuda.architectures(build_cuda.nvcc()) == ["80", "90a"]
 
 
+@pytest.fixture
+def gpus(monkeypatch):
+    """Sets what nvidia-smi says of the GPUs here."""
+    monkeypatch.delenv("GLOMO_CUDA_ARCH", raising=False)
+    monkeypatch.setattr(build_cuda.shutil, "which", lambda name: name)
+    return lambda said: monkeypatch.setattr(build_cuda, "_output", lambda *command: said)
+
+
+def test_architectures_of_the_gpus_here_but_for_old_ones(gpus):
+    gpus("12.0\n7.5\n9.0\n9.0\n")
+    assert build_cuda.architectures("nvcc") == ["90", "120"]
+
+
+def test_old_gpus_are_not_taken_for_a_wrong_variable(gpus):
+    gpus("7.5\n7.0\n")
+    with pytest.raises(
+        build_cuda.BuildError, match=r"^the GPUs here have architecture 70, 75, the kernels need 80;"
+    ):
+        build_cuda.architectures("nvcc")
+
+
 def test_it_can_be_turned_off(monkeypatch):
     monkeypatch.setenv("GLOMO_CUDA", "0")
     assert not build_cuda.wanted()

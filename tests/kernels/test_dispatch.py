@@ -109,7 +109,7 @@ def test_forced_backend_that_does_not_exist(monkeypatch):
         glomo_kernels.BackendUnavailable, match="graph_mix has no such backend; it has cuda, cpp, ref"
     ):
         glomo_kernels.graph_mix(
-            glomo_kernels.affinity_graph.__globals__["SparseGraph"](
+            glomo_kernels.SparseGraph(
                 torch.zeros(2, dtype=torch.int64),
                 torch.zeros(0, dtype=torch.int32),
                 torch.zeros(0),

@@ -42,6 +42,10 @@ def test_wrong_arguments_are_named(change, message):
     [
         (lambda g: g._replace(offsets=g.offsets[1:]), r"graph.offsets must be \(61,\), got \(60,\)"),
         (lambda g: g._replace(offsets=g.offsets + 1), "graph.offsets must rise from 0"),
+        (
+            lambda g: g._replace(offsets=g.offsets.index_fill(0, torch.tensor([9]), 99)),
+            r"graph\.offsets must rise from 0 to the number of edges .*, falling within row 9$",
+        ),
         (lambda g: g._replace(columns=g.columns.long()), "graph.columns must be int32"),
         (lambda g: g._replace(columns=g.columns.numpy()), "graph.columns must be a tensor, got ndarray"),
         (

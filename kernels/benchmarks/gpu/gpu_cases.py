@@ -19,14 +19,13 @@ from gpu.work import Work
 
 
 class GpuCase(NamedTuple):
-    """ours: the name of our way.  ways: by name; each made when it is called, so that one that cannot be made costs
-    the others nothing.  check: of what a way returned, the relative error, or None where it computes something else.
+    """ways: by name, "ours" first; each made when it is called, so that one that cannot be made costs the others
+    nothing.  check: of what a way returned, the relative error, or None where it computes something else.
     """
 
     op: str
     shape: str
     work: Work
-    ours: str
     ways: dict[str, Callable[[], Run]]
     check: Callable[[object], float | None]
     goal: str = ""
@@ -107,7 +106,10 @@ def mix(
             return softmax(q, k, v, theta)
 
     def flexible() -> Run:
-        return prepared(flex_attention(sizes, t))
+        def compiler(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+            return function if sizes.dry else compiled(function, sizes)
+
+        return prepared(cases.flex_attention(t, True, sizes.device, compiler))
 
     def mixed(*x: Tensor) -> Tensor:
         output: Tensor = gk.affinity_mix(*x)
@@ -142,24 +144,7 @@ def mix(
     chosen = {"forward": forward, "backward": backward, "both": forward + backward}[step]
     part = f", {live:.0%} of tiles live (planted)" if live < 1 else ""
     shape = f"B{b} H{h} T{t} {width}/{values} {step}{part}"
-    return GpuCase("affinity_mix", shape, chosen, "ours", ways, check, goal)
-
-
-def flex_attention(sizes: Sizes, t: int) -> Callable[..., Tensor]:
-    """The same function but for empty rows: softmax of 2 log relu(s)."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    function = flex_attention if sizes.dry else compiled(flex_attention, sizes)
-    mask = create_block_mask(lambda b, h, i, j: j < i, None, None, t, t, device=sizes.device)
-
-    def run(q: Tensor, k: Tensor, v: Tensor, theta: Tensor) -> Tensor:
-        def modify(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-            return 2 * torch.log(torch.relu(score - theta[b, h, i]))
-
-        output: Tensor = function(q, k, v, score_mod=modify, block_mask=mask, scale=1.0)
-        return output
-
-    return run
+    return GpuCase("affinity_mix", shape, chosen, ways, check, goal)
 
 
 def graph(sizes: Sizes, t: int, width: int) -> GpuCase:
@@ -183,7 +168,7 @@ def graph(sizes: Sizes, t: int, width: int) -> GpuCase:
     made = work.affinity_graph(1, h, t, width, edges, size=q.element_size())
     ways = {"ours": lambda: ours, "dense + to_sparse_csr": lambda: dense}
     shape = f"B1 H{h} T{t} {width}, {edges} edges, forward"
-    return GpuCase("affinity_graph", shape, made, "ours", ways, check, "5x dense")
+    return GpuCase("affinity_graph", shape, made, ways, check, "5x dense")
 
 
 def graph_mix(sizes: Sizes, b: int, c: int, t: int, width: int) -> GpuCase:
@@ -194,15 +179,14 @@ def graph_mix(sizes: Sizes, b: int, c: int, t: int, width: int) -> GpuCase:
         features = torch.randn(b, t, width, requires_grad=True)
     inputs = [weights, features]
 
-    def gradients(output: Tensor) -> object:
-        return [output.detach(), *torch.autograd.grad(output.sum(), inputs)]
-
     def ours() -> object:
-        return gradients(gk.graph_mix(sparse, *inputs))
+        return cases.with_gradients(gk.graph_mix(sparse, *inputs), inputs)
 
     def formed() -> Run:
         dense = sparse.dense()
-        return lambda: gradients((weights.transpose(1, 2)[..., None] * dense).sum(1) @ features)
+        return lambda: cases.with_gradients(
+            (weights.transpose(1, 2)[..., None] * dense).sum(1) @ features, inputs
+        )
 
     def torch_sparse() -> Run:
         dense = sparse.dense()
@@ -210,7 +194,8 @@ def graph_mix(sizes: Sizes, b: int, c: int, t: int, width: int) -> GpuCase:
 
         def run() -> object:
             parts = [(csr @ x).view(c, t, width) for csr, x in zip(rows, features, strict=True)]
-            return gradients((torch.stack(parts) * weights.transpose(1, 2)[..., None]).sum(1))
+            mixed = (torch.stack(parts) * weights.transpose(1, 2)[..., None]).sum(1)
+            return cases.with_gradients(mixed, inputs)
 
         return run
 
@@ -223,9 +208,7 @@ def graph_mix(sizes: Sizes, b: int, c: int, t: int, width: int) -> GpuCase:
 
     made = work.graph_mix(b, t, width, sparse.columns.numel(), c)
     ways = {"ours": lambda: ours, "dense graphs, M formed": formed, "torch.sparse": torch_sparse}
-    return GpuCase(
-        "graph_mix", f"B{b} C{c} T{t} D{width} forward+backward", made, "ours", ways, check, "5x dense"
-    )
+    return GpuCase("graph_mix", f"B{b} C{c} T{t} D{width} forward+backward", made, ways, check, "5x dense")
 
 
 def decoder_loss(sizes: Sizes, n: int, width: int, words: int) -> GpuCase:
@@ -264,9 +247,7 @@ def decoder_loss(sizes: Sizes, n: int, width: int, words: int) -> GpuCase:
         **({} if sizes.dry else {"Liger": liger}),
     }
     made = work.decoder_loss(n, width, words, size=hidden.element_size())
-    return GpuCase(
-        "decoder_loss", f"N{n} d{width} V{words} forward+backward", made, "ours", ways, check, "0.85x"
-    )
+    return GpuCase("decoder_loss", f"N{n} d{width} V{words} forward+backward", made, ways, check, "0.85x")
 
 
 def every(sizes: Sizes) -> Iterator[Callable[[], GpuCase]]:

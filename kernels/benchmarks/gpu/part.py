@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -133,7 +132,3 @@ def machine() -> dict[str, Any]:
             f"{properties.total_memory / 2**30:.0f} GiB"
         )
     return found
-
-
-def dump(value: Any, path: Path) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n")

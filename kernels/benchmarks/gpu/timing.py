@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 import torch
@@ -43,10 +43,6 @@ def measure(runs: dict[str, Run], device: str, rounds: int = 7) -> dict[str, lis
         for name, run in runs.items():
             times[name].append(milliseconds(run, repeats[name], device))
     return times
-
-
-def median(times: list[float]) -> float:
-    return statistics.median(times)
 
 
 def kernel_times(found: Any, device: str, calls: int) -> list[tuple[float, str, float]]:

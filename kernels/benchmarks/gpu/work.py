@@ -41,15 +41,15 @@ class Work(NamedTuple):
 
 
 def affinity_mix(
-    b: int, h: int, t: int, width: int, values: int, *, causal: bool = True, size: int = 2, live: float = 1.0
+    b: int, h: int, t: int, width: int, values: int, *, size: int = 2, live: float = 1.0
 ) -> tuple[Work, Work]:
-    """(forward, backward). size: bytes of an element.  live: share of the tiles that have an edge.
+    """(forward, backward), causal. size: bytes of an element.  live: share of the tiles that have an edge.
 
     Backward: q k^T, dO v^T, and the products that give dq, dk, dv. Two kernels without atomics do the first two
     each. Forward has to look at every tile, so a dead one saves the backward pass alone; in half precision it sums
     the rounded weights by a product with 16 columns.
     """
-    pairs = b * h * t * t * (0.5 if causal else 1.0)
+    pairs = b * h * t * t / 2
     rows = b * h * t
     tensors = rows * (2 * width + 2 * values) * size
     sums = 16 if size == 2 else 0
@@ -71,10 +71,10 @@ def affinity_graph(b: int, h: int, t: int, width: int, edges: int, *, size: int 
     return Work(flops, moved, 2 * flops, size == 2)
 
 
-def graph_mix(b: int, t: int, width: int, edges: int, components: int, *, size: int = 4) -> Work:
-    """Forward, and the gradients of weights and features: 3 products over the edges."""
+def graph_mix(b: int, t: int, width: int, edges: int, components: int) -> Work:
+    """Forward, and the gradients of weights and features, float32: 3 products over the edges."""
     flops = 3 * 2 * edges * width
-    moved = 3 * 8 * edges + size * b * t * (5 * width + 2 * components)
+    moved = 3 * 8 * edges + 4 * b * t * (5 * width + 2 * components)
     return Work(flops, moved, flops, False)
 
 

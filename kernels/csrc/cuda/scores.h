@@ -2,8 +2,8 @@
 //
 // A block of threads has ROWS query rows of one (sample, head) and walks over the keys in tiles of COLUMNS. Each tile
 // is computed by the whole block and then read row by row, a warp for every eighth row, lanes along the columns. What
-// a warp has to remember of its row s between tiles is in a register of its lane s. No
-// score is stored beyond its tile: a kernel that needs them again computes them again, with the same bits.
+// a warp has to remember of its row s between tiles is in a register of its lane s. No score is stored beyond its tile:
+// a kernel that needs them again computes them again, with the same bits.
 #pragma once
 
 #include "device.h"

@@ -50,7 +50,7 @@ def affinity_graph(
     checks.check_bool(OP, "renormalise", renormalise)
     checks.check_lengths(OP, lengths, batch, units, q.device)
     counts = checks.check_topk(OP, topk, kind, batch, q.device)
-    segments = checks.check_segments(OP, segments, batch, units, q.device)
+    checks.check_segments(OP, segments, batch, units, q.device)
     spans = make_spans(
         batch, units, q.device, lengths=lengths, causal=causal, positions=None, segments=segments
     )

@@ -46,7 +46,7 @@ class _Problem:
             "q": contiguous(q, self.dtype),
             "k": contiguous(k, self.dtype),
             "theta": None if theta is None else contiguous(theta, self.dtype),
-            "spans": contiguous(_clamped(spans, self.units)),
+            "spans": contiguous(spans.clamp(0, self.units)),  # C++ does not look beyond them
             "topk": None if topk is None else contiguous(topk.clamp(min=1)),
         }
         self.alive = inputs
@@ -61,11 +61,6 @@ class _Problem:
             keep=keep,
             renormalise=renormalise,
         )
-
-
-def _clamped(spans: Tensor, units: int) -> Tensor:
-    """Spans inside of the keys, whatever came: C++ does not look beyond them."""
-    return spans.clamp(0, units)
 
 
 def forward(

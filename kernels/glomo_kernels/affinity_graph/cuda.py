@@ -94,13 +94,13 @@ class _Problem:
     def all_rows(self) -> int:
         return self.batch * self.heads * self.rows
 
-    def cut(self, keep: int, topk: Tensor | None) -> _Cut:
-        """Behind the largest squares of each row: `keep` of them (0: all) and topk[b] (None: all)."""
-        if keep == 0 and topk is None:
+    def cut(self, keep: int) -> _Cut:
+        """Behind the largest squares of each row: `keep` of them (0: all) and, for kind topk, topk[b]."""
+        if keep == 0 and self.topk is None:
             return _Cut(None, None)
         limits, last = self.empty(self.all_rows()), self.empty(self.all_rows(), torch.int32)
         cuda_extension.loaded().select(
-            self.arguments, keep, address(topk), limits.data_ptr(), last.data_ptr(), self.stream
+            self.arguments, keep, address(self.topk), limits.data_ptr(), last.data_ptr(), self.stream
         )
         return _Cut(limits, last)
 
@@ -186,8 +186,8 @@ def forward(
     """(weights [E], offsets int64 [B*H*T + 1], columns int32 [E]); keep = 0 keeps every edge."""
     with cuda_extension.guard(q):
         problem = _Problem(q, k, theta, spans, topk, kind)
-        kept = problem.cut(keep, problem.topk)
-        whole = kept if renormalise or keep == 0 else problem.cut(0, problem.topk)
+        kept = problem.cut(keep)
+        whole = kept if renormalise or keep == 0 else problem.cut(0)
         weights, (offsets, columns) = problem.edges(kept, whole, weights=True)
         return weights, offsets, columns
 
@@ -216,9 +216,9 @@ def backward(
         kept = (contiguous(offsets), contiguous(columns))
         pair = contiguous(weights), contiguous(grad, problem.dtype)
         if renormalise or keep == 0:
-            dq, dk, dtheta = _slopes(problem, kept, pair, kept, problem.roots(kept), theta is not None, False)
+            dq, dk, dtheta = _slopes(problem, kept, pair, kept, problem.roots(kept), wide=False)
         else:
-            dq, dk, dtheta = _backward_in_parts(problem, kept, pair, theta is not None)
+            dq, dk, dtheta = _backward_in_parts(problem, kept, pair)
         dq, dk = dq[..., : problem.width].to(q.dtype), dk[..., : problem.width].to(k.dtype)
         return (
             dq.contiguous(),
@@ -233,15 +233,16 @@ def _slopes(
     pair: tuple[Tensor, Tensor],
     whole: Edges,
     roots: Tensor,
-    with_theta: bool,
+    *,
     wide: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dq [B, H, rows, width], dk [B, H, T, width] and dtheta [B*H*rows] from the roots r_ij at `whole`.
+    """dq [B, H, rows, width], dk [B, H, T, width] and dtheta [B*H*rows] (empty without theta) from the roots r_ij at
+    `whole`.
 
     edges, pair  the edges of the graph in these rows, their weights and gradients
     wide         results in the compute dtype, not that of q
     """
-    slopes = torch.empty_like(roots)
+    slopes, with_theta = torch.empty_like(roots), problem.theta is not None
     dtheta = problem.empty(problem.all_rows() if with_theta else 0)
     cuda_extension.loaded().slopes(
         problem.type,
@@ -261,7 +262,7 @@ def _slopes(
 
 
 def _backward_in_parts(
-    problem: _Problem, edges: Edges, pair: tuple[Tensor, Tensor], with_theta: bool
+    problem: _Problem, edges: Edges, pair: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same where every positive score of a row has a slope; WIDE_ENTRIES of them at a time."""
     batch, heads, units = problem.batch, problem.heads, problem.units
@@ -278,19 +279,12 @@ def _backward_in_parts(
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         index = torch.repeat_interleave(row_starts[:, :, here].flatten() - offsets[:-1], counts)
         index += torch.arange(len(index), device=index.device)
-        every = problem.cut(0, problem.topk)
+        every = problem.cut(0)
         roots, whole = problem.edges(every, every, weights=False)
-        part = _slopes(
-            problem,
-            (offsets, edges[1][index]),
-            (pair[0][index], pair[1][index]),
-            whole,
-            roots,
-            with_theta,
-            True,
-        )
-        dq[:, :, here] = part[0]
-        dk += part[1]
-        if with_theta:
-            dtheta[:, :, here] = part[2].view(batch, heads, problem.rows)
+        edges_here, pair_here = (offsets, edges[1][index]), (pair[0][index], pair[1][index])
+        dq_here, dk_here, dtheta_here = _slopes(problem, edges_here, pair_here, whole, roots, wide=True)
+        dq[:, :, here] = dq_here
+        dk += dk_here
+        if problem.theta is not None:
+            dtheta[:, :, here] = dtheta_here.view(batch, heads, problem.rows)
     return dq, dk, dtheta

@@ -87,7 +87,7 @@ def affinity_mix(
     checks.check_lengths(OP, lengths, batch, columns, q.device)
     positions = checks.check_positions(OP, positions, batch, rows, columns, q.device)
     counts = checks.check_topk(OP, topk, kind, batch, q.device)
-    segments = checks.check_segments(OP, segments, batch, columns, q.device)
+    checks.check_segments(OP, segments, batch, columns, q.device)
     spans = make_spans(
         batch, columns, q.device, lengths=lengths, causal=causal, positions=positions, segments=segments
     )

@@ -97,7 +97,8 @@ def _shared_arguments(q: Tensor, k: Tensor, spans: Tensor, kind: str, topk: Tens
     return {**arguments, "cut": cut, "last": last, "KIND": kind}
 
 
-def _more_arguments(v: Tensor, theta: Tensor | None, q: Tensor) -> dict[str, Any]:
+def _value_arguments(v: Tensor, theta: Tensor | None, q: Tensor) -> dict[str, Any]:
+    """Arguments of the kernels that mix: v and theta, in whose place q stands where there is none to read."""
     from glomo_kernels.affinity_mix.triton_launch import strides
 
     return {
@@ -144,7 +145,7 @@ def forward(
         q.device,
         {
             **_shared_arguments(q, k, spans, kind, topk),
-            **_more_arguments(v, theta, q),
+            **_value_arguments(v, theta, q),
             "mixed": mixed,
             "norm": norm,
             "edges": edges,
@@ -235,7 +236,7 @@ def backward(
     means, inverses, thresholds = (torch.empty_like(norm) for _ in range(3))
     arguments = {
         **_shared_arguments(q, k, spans, kind, topk),
-        **_more_arguments(v, theta, q),
+        **_value_arguments(v, theta, q),
         "grad": grad,
         **strides("grad", grad),
         "norm": norm,

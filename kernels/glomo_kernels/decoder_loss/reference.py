@@ -169,4 +169,5 @@ def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def backward(grad: Tensor, dhidden: Tensor, dweight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The gradients that `forward` gave, times that of the loss, in the dtype of `hidden`."""
     return (dhidden * grad).to(dtype), (dweight * grad).to(dtype)

@@ -64,19 +64,19 @@ def graph_apply(graph: SparseGraph, features: Tensor, *, first: int = 0) -> Tens
     features  [B, K, T, D] with first + K <= C, float dtype
     ->        [B, K, T, D] dtype of features; gradient for features
     """
-    graph_checks.check_graph("graph_apply", graph)
-    checks.check_tensors("graph_apply", features=features)
+    graph_checks.check_graph(APPLY, graph)
+    checks.check_tensors(APPLY, features=features)
     batch, components, units = graph.shape
     if features.ndim != 4 or (features.shape[0], features.shape[2]) != (batch, units):
         raise ValueError(
-            f"graph_apply: features must be {(batch, 'K', units, 'D')} to go with the graph {graph.shape}, "
+            f"{APPLY}: features must be {(batch, 'K', units, 'D')} to go with the graph {graph.shape}, "
             f"got {checks.shape(features)}"
         )
-    graph_checks.check_floating("graph_apply", "features", features, graph)
-    first, count = checks.check_whole("graph_apply", "first", first), features.shape[1]
+    graph_checks.check_floating(APPLY, "features", features, graph)
+    first, count = checks.check_whole(APPLY, "first", first), features.shape[1]
     if not 0 <= first <= components - count:
         raise ValueError(
-            f"graph_apply: components {first}..{first + count - 1} are not all in 0..{components - 1}"
+            f"{APPLY}: components {first}..{first + count - 1} are not all in 0..{components - 1}"
         )
     edges = (graph.offsets, graph.columns, graph.weights)
     result: Tensor = _apply(*edges, components, first, count, features)
@@ -84,12 +84,14 @@ def graph_apply(graph: SparseGraph, features: Tensor, *, first: int = 0) -> Tens
 
 
 def _product_terms(components: int, heads: int) -> int:
+    """C' of graph_mix with products."""
     if heads < 1 or not components or components % heads:
         raise ValueError(f"{OP}: heads must divide the {components} components of the graph, got {heads}")
     return (2 * (components // heads) - 1) * heads
 
 
 def _with_products(graph: SparseGraph, weights: Tensor, features: Tensor, heads: int) -> Tensor:
+    """graph_mix with heads=K, layer by layer."""
     edges, components = (graph.offsets, graph.columns, graph.weights), graph.shape[1]
     x = features.to(compute_dtype(features))
     weights = weights.to(x.dtype)
@@ -122,9 +124,6 @@ def _per_row(weights: Tensor, rows: int) -> Tensor:
     return blocks[:, None].expand(-1, 64, -1).flatten(0, 1)[:rows]
 
 
-# ---- y = sum_c w_c P_c H over the components first .. first + C' of a graph with `components` per sample
-
-
 @operator("graph_mix")
 def _mix(
     offsets: Tensor,
@@ -135,6 +134,7 @@ def _mix(
     weights: Tensor,
     features: Tensor,
 ) -> Tensor:
+    """y = sum_c w_c P_c H over the components first .. first + C' of a graph with `components` per sample."""
     graph_checks.check_edges(OP, offsets, columns, features.shape[1])
     arguments = (offsets, columns, values, components, first, weights, features)
     result: Tensor = run(OP, "forward", features.device, (features,), *arguments)
@@ -214,13 +214,11 @@ _mix.register_autograd(_mix_autograd, setup_context=_mix_setup)
 _mix_backward.refuse_derivative(OP)
 
 
-# ---- z_k = P_(first+k) x_k for k < count; x [B, count, T, D], or [B, 1, T, D] to give all of them the same x
-
-
 @operator(APPLY)
 def _apply(
     offsets: Tensor, columns: Tensor, values: Tensor, components: int, first: int, count: int, x: Tensor
 ) -> Tensor:
+    """z_k = P_(first+k) x_k for k < count; x [B, count, T, D], or [B, 1, T, D] to give all of them the same x."""
     graph_checks.check_edges(APPLY, offsets, columns, x.shape[2])
     arguments = (offsets, columns, values, components, first, count, x)
     result: Tensor = run(OP, "apply_forward", x.device, (x,), *arguments)

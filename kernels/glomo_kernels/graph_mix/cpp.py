@@ -136,6 +136,7 @@ def apply_backward(
     count: int,
     shared: bool,
 ) -> Tensor:
+    """Gradient of x: [B, count, T, D], or [B, 1, T, D] if x was shared."""
     dtype = compute_dtype(grad)
     batch, _, units, width = grad.shape
     graphs = _Graphs(offsets, columns, values, dtype, (batch, components, units, first, count))

@@ -33,6 +33,14 @@ def _dense(size: int, index: Tensor, values: Tensor) -> Tensor:
     return torch.zeros(size, dtype=values.dtype, device=values.device).index_add_(0, index, values)
 
 
+def _mixture(row: Tensor, column: Tensor, value: Tensor, weights: Tensor) -> Tensor:
+    """M [T, T] from the edges of a sample and its weights [T, C]."""
+    units = len(weights)
+    component, unit = row // units, row % units
+    weighted = value * weights[unit, component]
+    return _dense(units * units, unit * units + column, weighted).view(units, units)
+
+
 def forward(
     offsets: Tensor,
     columns: Tensor,
@@ -49,10 +57,7 @@ def forward(
     result = features.new_empty(features.shape)
     for b in range(batch):
         row, column, value = _edges(offsets, columns, values.to(dtype), b, components, first, count, units)
-        component, unit = row // units, row % units
-        weighted = value * per_unit[b][unit, component]
-        mixed_graph = _dense(units * units, unit * units + column, weighted).view(units, units)
-        result[b] = mixed_graph @ features[b].to(dtype)
+        result[b] = _mixture(row, column, value, per_unit[b]) @ features[b].to(dtype)
     return result
 
 
@@ -76,17 +81,15 @@ def backward(
     d_features = features.new_empty(features.shape if want_features else (0,))
     for b in range(batch):
         row, column, value = _edges(offsets, columns, values.to(dtype), b, components, first, count, units)
-        component, unit = row // units, row % units
         d_result = grad[b].to(dtype)
         if want_weights:
+            component, unit = row // units, row % units
             products = (d_result @ features[b].to(dtype).t())[unit, column]
             d_per_unit[b] = _dense(units * count, unit * count + component, products * value).view(
                 units, count
             )
         if want_features:
-            weighted = value * per_unit[b][unit, component]
-            mixed_graph = _dense(units * units, unit * units + column, weighted).view(units, units)
-            d_features[b] = mixed_graph.t() @ d_result
+            d_features[b] = _mixture(row, column, value, per_unit[b]).t() @ d_result
     if want_weights and weights.ndim == 1:
         d_per_unit = d_per_unit.sum((0, 1))
     return d_per_unit.to(weights.dtype), d_features
@@ -116,6 +119,7 @@ def apply_backward(
     count: int,
     shared: bool,
 ) -> Tensor:
+    """Gradient of x: [B, count, T, D], or [B, 1, T, D] if x was shared."""
     batch, _, units, width = grad.shape
     dtype = compute_dtype(grad)
     result = grad.new_empty(batch, 1 if shared else count, units, width)
