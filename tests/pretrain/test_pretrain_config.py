@@ -20,7 +20,7 @@ from glomo_dist.pretrain.settings.deepspeed_settings import deepspeed_settings, 
 from glomo_dist.pretrain.settings.schedule import Plateau, exhausted, learning_rate
 from glomo_dist.pretrain.steps import engine
 from glomo_dist.pretrain.steps.engine import build_engine
-from glomo_dist.pretrain.steps.loss import sample_positions
+from glomo_dist.pretrain.steps.objective import sample_positions
 from glomo_dist.runtime.config import from_dict, to_dict
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 

@@ -14,7 +14,7 @@ from glomo_dist.data import Batch
 from glomo_dist.model.graph_stats import row_means
 from glomo_dist.pretrain.ranks.group import Ranks
 from glomo_dist.pretrain.settings.config import PretrainConfig, accumulation
-from glomo_dist.pretrain.steps import loss as objective
+from glomo_dist.pretrain.steps import objective
 from glomo_dist.pretrain.steps.engine import optimizer_step
 
 
