@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from glomo_kernels import affinity_mix
+from glomo_samples import build
 from torch import Tensor
 
 from glomo_dist import recipes
@@ -16,11 +17,6 @@ from glomo_dist.model.graph_predictor import Scores, empty_row_hinge, floored
 from glomo_dist.runtime.errors import ConfigError
 
 LENGTHS = torch.tensor([9, 4, 1])
-
-
-def build(**changes: object) -> Glomo:
-    torch.manual_seed(0)
-    return Glomo(GlomoConfig(**{"vocab_size": 23, "width": 16, "heads": 4, **changes})).double()  # type: ignore[arg-type]
 
 
 def tokens(B: int = 3, T: int = 9) -> Tensor:
