@@ -31,10 +31,12 @@ _NAME = re.compile(r"step-(\d{6,})")
 
 
 def name_of(step: int) -> str:
+    """Of the folder of a checkpoint."""
     return f"step-{step:06d}"
 
 
 def step_of(folder: Path) -> int | None:
+    """The inverse of `name_of`; None for what is no checkpoint's folder."""
     match = _NAME.fullmatch(folder.name)
     return int(match[1]) if match and folder.is_dir() else None
 

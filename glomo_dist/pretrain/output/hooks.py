@@ -20,6 +20,8 @@ from glomo_dist.runtime.progress import bar, say
 
 
 class Hook(Protocol):
+    """What the loop tells of its steps."""
+
     def step(self, row: dict[str, Any]) -> None:
         """After every optimizer step. row: a row of log.jsonl; graph statistics only when `row["logged"]`."""
 

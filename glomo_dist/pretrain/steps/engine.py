@@ -85,6 +85,7 @@ def _import_muon_uncompiled() -> None:
 
 
 def set_learning_rate(engine: Any, rate: float) -> None:
+    """rate: the schedule's, of which each group of parameters has its share."""
     for group in engine.optimizer.param_groups:
         group["lr"] = rate * group["lr_share"]
 
