@@ -169,7 +169,7 @@ class AncestorModel(nn.Module):
                     f"AncestorModel: positions_{name} must be from 0 to {possible - 1}, before the last "
                     f"{self.config.decoder_steps} of {T} units, got {positions.tolist()}"
                 )
-        loss = 0.0
+        losses = []
         ends = torch.full((B, 1), T, device=ids.device)
         for direction, e, m in self._directions(ids, mask):
             backward = direction is self.model.backwards
@@ -177,8 +177,8 @@ class AncestorModel(nn.Module):
             states = gather_units(self._features(direction, e, m)[-1], at)
             tokens = ids.flip(1) if backward else ids
             total, count = direction.decoder(states, e, tokens, at, ends, self.model.embedding.weight)
-            loss = loss + 0.5 * total / count
-        return torch.as_tensor(loss)
+            losses.append(total / count)
+        return torch.stack(losses).mean()
 
     def _directions(
         self, ids: Tensor, mask: Tensor | None
