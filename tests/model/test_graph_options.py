@@ -266,6 +266,7 @@ def test_a_row_that_sees_nothing_costs_nothing() -> None:
     [
         ({"sparsity": "relu", "edge_floor": 1}, "edge_floor 1 is for sparsity threshold or bias, got 'relu'"),
         ({"sparsity": "softmax", "threshold_init": 1.0}, "threshold_init 1.0 is for sparsity"),
+        ({"width": 1, "heads": 1}, "width 1 .* queries and keys .* Set width 2 or more, or head_width"),
         ({"edge_floor": -1}, "must not be negative"),
         ({"threshold_init": 1e300}, r"must be a finite number, got 1e\+300; 1e\+38 at most"),
         ({"empty_row_penalty": math.nan}, "must not be negative, and finite, got 0 and nan"),
