@@ -9,6 +9,7 @@ comes first), `topk` counts from the padded length, and batch statistics include
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,7 +22,7 @@ from glomo_dist.model.ancestor_options import config_from_options
 from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.feature_predictor import Rows, gather_units
 from glomo_dist.model.glomo import Direction, Glomo
-from glomo_dist.model.graph_predictor import Scores, affinity_kind, topk_of_row
+from glomo_dist.model.graph_predictor import Scores, affinity_kind
 from glomo_dist.model.io import require_numbers
 from glomo_dist.runtime.errors import CheckpointError
 
@@ -135,7 +136,7 @@ class AncestorModel(nn.Module):
                     identity.expand(shape),
                     scores.threshold,
                     kind=affinity_kind(self.config),
-                    topk=topk_of_row(self.config, ids.shape[1]),
+                    topk=self._topk(ids.shape[1]),
                 )
                 graphs.append(graph.flip(-1, -2) if direction is self.model.backwards else graph)
         return torch.stack(graphs, dim=1)
@@ -168,7 +169,7 @@ class AncestorModel(nn.Module):
                     f"AncestorModel: positions_{name} must be from 0 to {possible - 1}, before the last "
                     f"{self.config.decoder_steps} of {T} units, got {positions.tolist()}"
                 )
-        loss = 0.0
+        losses = []
         ends = torch.full((B, 1), T, device=ids.device)
         for direction, e, m in self._directions(ids, mask):
             backward = direction is self.model.backwards
@@ -176,8 +177,8 @@ class AncestorModel(nn.Module):
             states = gather_units(self._features(direction, e, m)[-1], at)
             tokens = ids.flip(1) if backward else ids
             total, count = direction.decoder(states, e, tokens, at, ends, self.model.embedding.weight)
-            loss = loss + 0.5 * total / count
-        return torch.as_tensor(loss)
+            losses.append(total / count)
+        return torch.stack(losses).mean()
 
     def _directions(
         self, ids: Tensor, mask: Tensor | None
@@ -194,13 +195,19 @@ class AncestorModel(nn.Module):
 
     def _features(self, direction: Direction, e: Tensor, mask: Tensor | None) -> list[Tensor]:
         """f^1 .. f^L, each [B, T, d]."""
-        rows = Rows(topk=topk_of_row(self.config, e.shape[1]))
+        rows = Rows(topk=self._topk(e.shape[1]))
         state = direction.feature_predictor.start(e)
         features = []
         for layer, scores in enumerate(self._scores(direction, e, mask)):
             state = direction.feature_predictor.step(layer, state, scores, rows)
             features.append(state[0])
         return features
+
+    def _topk(self, units: int) -> int | None:
+        """k of all samples, from the padded length of the batch."""
+        if self.config.sparsity != "topk":
+            return None
+        return min(max(int(math.sqrt(units) * self.config.topk_rate), 1), units)
 
 
 def _hide(scores: Scores, mask: Tensor) -> Scores:

@@ -103,7 +103,10 @@ class GlomoConfig:
                 "own slice of the features."
             )
         if self.graph_width < 1:
-            raise ConfigError(f"model.head_width must be at least 1, got {self.graph_width}.")
+            raise ConfigError(
+                f"model.width {self.width} leaves no feature for queries and keys (width // 2). Set width 2 or "
+                "more, or head_width."
+            )
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"model.dropout must be in [0, 1), got {self.dropout}.")
         if self.sparsity not in ("threshold", "bias"):

@@ -7,8 +7,8 @@ from glomo_kernels import decoder_loss
 from torch import Tensor, nn
 
 from glomo_dist.model.config import GlomoConfig
+from glomo_dist.model.convolutions import LockedDropout
 from glomo_dist.model.feature_predictor import gather_units
-from glomo_dist.model.graph_predictor import LockedDropout
 
 IGNORED = -100  # target of a unit beyond the end of its sequence
 

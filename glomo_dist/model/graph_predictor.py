@@ -5,7 +5,6 @@ Shapes: B batch, T units, d width, H heads, Dg head width. Source: paper section
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -13,9 +12,9 @@ from glomo_kernels.scores import compute_dtype
 from glomo_kernels.spans import outside
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from glomo_dist.model.config import MARGIN, GlomoConfig
+from glomo_dist.model.convolutions import CausalConv1d, CausalConv2d, LockedDropout
 
 # Texts here have some hundreds of words; RoFormer's 10,000 leaves half of the pairs nearly still.
 LONGEST_TURN = 1000
@@ -28,97 +27,6 @@ class Scores(NamedTuple):
     queries: Tensor  # [B, H, Tq, Dg]
     keys: Tensor  # [B, H, T, Dg]
     threshold: Tensor | None  # [B, H, Tq]
-
-
-class LockedDropout(nn.Module):
-    """Dropout that drops the same features in every unit of a sequence. [B, T, d] -> [B, T, d]"""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0.0:
-            return x
-        return x * F.dropout(x.new_ones(x.shape[0], 1, x.shape[2]), self.rate)
-
-
-class CausalConv1d(nn.Module):
-    """Conv1d + normalisation + ReLU in which unit i sees units i - kernel_size + 1 .. i. [B, T, d] -> same"""
-
-    def __init__(self, width: int, kernel_size: int, norm: str) -> None:
-        super().__init__()
-        self.tail = kernel_size - 1
-        self.conv = nn.Conv1d(width, width, kernel_size)
-        self.norm: nn.Module = nn.LayerNorm(width) if norm == "layer" else BatchNorm(width)
-
-    def forward(self, x: Tensor, before: Tensor | None = None) -> Tensor:
-        """before int64 [B, T]: units of its own document before each unit, where a row holds several documents."""
-        if before is not None:
-            x = self._apart(x, before)
-            if isinstance(self.norm, nn.LayerNorm):
-                return F.relu(self.norm(x))
-            return F.relu(self.norm(x.transpose(1, 2))).transpose(1, 2)
-        T = x.shape[1]
-        x = x.transpose(1, 2)
-        if isinstance(self.norm, nn.LayerNorm):
-            x = self.conv(F.pad(x, (self.tail, 0))).transpose(1, 2)
-            return F.relu(self.norm(x))
-        # The authors pad on both sides and cut after normalising, so the batch statistics include the tail.
-        x = self.norm(self.conv(F.pad(x, (self.tail, self.tail))))
-        return F.relu(x[:, :, :T]).transpose(1, 2)
-
-    def _apart(self, x: Tensor, before: Tensor) -> Tensor:
-        """The convolution with zeros before each document, as a product with the units that each unit sees."""
-        seen = [
-            F.pad(x, (0, 0, back, 0))[:, : x.shape[1]] * (before >= back)[:, :, None]
-            for back in range(self.tail, -1, -1)
-        ]
-        weight = self.conv.weight.transpose(1, 2).flatten(1)  # [d, kernel_size * d]
-        return F.linear(torch.cat(seen, dim=2), weight, self.conv.bias)
-
-
-class CausalConv2d(nn.Module):
-    """The same for pixels: a pixel sees only itself and its neighbours that come before it in raster order.
-
-    The kernel covers the rows above and the current row up to the pixel itself. [B, T, d] -> [B, T, d]
-    """
-
-    mask: Tensor
-
-    def __init__(self, width: int, kernel_size: int, norm: str, image: tuple[int, ...]) -> None:
-        super().__init__()
-        self.image = image
-        self.side = kernel_size // 2
-        rows = self.side + 1
-        self.conv = nn.Conv2d(width, width, (rows, kernel_size))
-        self.norm: nn.Module = nn.LayerNorm(width) if norm == "layer" else BatchNorm(width)
-        mask = torch.ones(rows, kernel_size)
-        mask[-1, self.side + 1 :] = 0.0
-        self.register_buffer("mask", mask, persistent=False)
-
-    def forward(self, x: Tensor, before: None = None) -> Tensor:
-        B, T, d = x.shape
-        planes = x.transpose(1, 2).reshape(B, d, *self.image)
-        planes = F.pad(planes, (self.side, self.side, self.side, 0))
-        planes = F.conv2d(planes, self.conv.weight * self.mask.to(x.dtype), self.conv.bias)
-        if isinstance(self.norm, nn.LayerNorm):
-            return F.relu(self.norm(planes.reshape(B, d, T).transpose(1, 2)))
-        return F.relu(self.norm(planes)).reshape(B, d, T).transpose(1, 2)
-
-
-class BatchNorm(_BatchNorm):
-    """Over all dimensions but the second, in the dtype of its running statistics: DeepSpeed leaves these in float32
-    where it makes the parameters bfloat16."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        dtype = self.running_mean.dtype
-        if self.training:
-            self.num_batches_tracked.add_(1)
-        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
-        statistics = (self.running_mean, self.running_var)
-        y = F.batch_norm(x.to(dtype), *statistics, weight, bias, self.training, self.momentum, self.eps)
-        return y.to(x.dtype)
 
 
 class GraphPredictor(nn.Module):
@@ -266,10 +174,3 @@ def topk_per_sample(config: GlomoConfig, lengths: Tensor) -> Tensor | None:
         return None
     k = torch.floor(lengths.double().sqrt() * config.topk_rate).long()
     return torch.minimum(k.clamp(min=1), lengths.clamp(min=1))
-
-
-def topk_of_row(config: GlomoConfig, units: int) -> int | None:
-    """The authors' k: from the padded length of the batch."""
-    if config.sparsity != "topk":
-        return None
-    return min(max(int(math.sqrt(units) * config.topk_rate), 1), units)

@@ -20,18 +20,18 @@ def row_sums(
     stats: of each direction, per layer.  lengths [B], positions [2, B, S]: the rows of the last layer.
     """
     layers: list[Tensor] = []
-    for per_layer in zip(*stats, strict=True):  # the two directions of one layer
+    for directions in zip(*stats, strict=True):
+        last = len(layers) == len(stats[0]) - 1
         of_layer: list[Tensor] = []
-        for direction, s in enumerate(per_layer):
-            Tq = s.row_sum.shape[2]
-            at = positions[direction] if len(layers) == len(stats[0]) - 1 else torch.arange(Tq)
-            at = at.to(lengths.device).expand(len(lengths), Tq)
+        for s, sampled in zip(directions, positions, strict=True):
+            at = sampled if last else torch.arange(s.row_sum.shape[2], device=lengths.device)
+            at = at.expand(len(lengths), -1)
             begin = 0 if packed is None else packed.begin.gather(1, at)
             possible = ((at > begin) & (at < lengths[:, None]))[:, None]  # [B, 1, Tq]
             has_edges = (s.edges > 0) & possible
             counted = (possible.expand_as(has_edges), has_edges, s.edges * possible, s.entropy * has_edges)
             of_layer.append(torch.stack([x.sum((0, 2), dtype=torch.float64) for x in counted]))
-        layers.append(sum(of_layer[1:], of_layer[0]))
+        layers.append(torch.stack(of_layer).sum(0))
     return torch.stack(layers, dim=1)
 
 

@@ -89,6 +89,7 @@ def config_of(meta: dict[str, Any], folder: str | Path) -> GlomoConfig:
 
 
 def read_config(folder: str | Path) -> GlomoConfig:
+    """The configuration of the model in `folder`; raises as `read_meta` does."""
     return config_of(read_meta(folder), folder)
 
 

@@ -59,11 +59,12 @@ def reading_seconds() -> float:
 
 
 def measure_reading(stream: Stream, step: Callable[[Batch], None], steps: int, rounds: int) -> None:
+    """Print what a step takes that reads its batch, and one that does not; and what reading itself takes."""
     with contextlib.closing(stream.iterate()) as batches:
         again = next(batches)
         step(again)
         times: dict[str, list[float]] = {"reading": [], "again": []}
-        waited, worked, took = 0.0, 0.0, 0.0
+        waited, worked = 0.0, 0.0
         for _ in range(rounds):
             before = reading_seconds()
             for _ in range(steps):
@@ -77,8 +78,7 @@ def measure_reading(stream: Stream, step: Callable[[Batch], None], steps: int, r
                 began = time.perf_counter()
                 step(again)
                 times["again"].append(time.perf_counter() - began)
-        took = sum(times["reading"])
-    n = steps * rounds
+    n, took = steps * rounds, sum(times["reading"])
     print(f"reading, {n} steps each way, alternating in rounds of {steps}:")
     for name, values in times.items():
         print(
@@ -96,7 +96,7 @@ def measure_reading(stream: Stream, step: Callable[[Batch], None], steps: int, r
 def measure_checkpoint(
     saver: Saver, engine: Any, folder: Path, step: Callable[[], None], rounds: int
 ) -> None:
-    """folder: the one that `saver` writes to."""
+    """Print what a checkpoint costs, and a step beside one. folder: the one that `saver` writes to."""
     copied, whole, alone, beside = [], [], [], []
     for number in range(rounds):
         began = time.perf_counter()

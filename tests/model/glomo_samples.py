@@ -1,5 +1,7 @@
 """Small GLoMo models of every kind, and what they read."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -22,8 +24,7 @@ VARIANTS = (
 
 def build(config: GlomoConfig = TEXT, seed: int = 0, **changes: object) -> Glomo:
     torch.manual_seed(seed)
-    values = {f: getattr(config, f) for f in config.__dataclass_fields__} | changes
-    return Glomo(GlomoConfig(**values)).double()  # type: ignore[arg-type]
+    return Glomo(replace(config, **changes)).double()  # type: ignore[arg-type]
 
 
 def tokens(B: int, T: int, vocabulary: int = 16) -> Tensor:

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from glomo_kernels import affinity_mix
+from glomo_samples import build
 from torch import Tensor
 
 from glomo_dist import recipes
@@ -16,11 +17,6 @@ from glomo_dist.model.graph_predictor import Scores, empty_row_hinge, floored
 from glomo_dist.runtime.errors import ConfigError
 
 LENGTHS = torch.tensor([9, 4, 1])
-
-
-def build(**changes: object) -> Glomo:
-    torch.manual_seed(0)
-    return Glomo(GlomoConfig(**{"vocab_size": 23, "width": 16, "heads": 4, **changes})).double()  # type: ignore[arg-type]
 
 
 def tokens(B: int = 3, T: int = 9) -> Tensor:
@@ -270,6 +266,7 @@ def test_a_row_that_sees_nothing_costs_nothing() -> None:
     [
         ({"sparsity": "relu", "edge_floor": 1}, "edge_floor 1 is for sparsity threshold or bias, got 'relu'"),
         ({"sparsity": "softmax", "threshold_init": 1.0}, "threshold_init 1.0 is for sparsity"),
+        ({"width": 1, "heads": 1}, "width 1 .* queries and keys .* Set width 2 or more, or head_width"),
         ({"edge_floor": -1}, "must not be negative"),
         ({"threshold_init": 1e300}, r"must be a finite number, got 1e\+300; 1e\+38 at most"),
         ({"empty_row_penalty": math.nan}, "must not be negative, and finite, got 0 and nan"),

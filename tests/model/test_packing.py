@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import itertools
 
+import glomo_samples
 import numpy as np
 import pytest
 import torch
+from glomo_samples import KINDS
 from torch import Tensor
 
 from glomo_dist import recipes
-from glomo_dist.model import Glomo, GlomoConfig
+from glomo_dist.model import Glomo
 from glomo_dist.model.graph_stats import row_means
 from glomo_dist.model.packing import Apart, Packed
 
-KINDS = ("threshold", "bias", "relu", "square", "topk", "softmax")
 ROWS = [[7, 1, 5, 2], [3], [2, 2, 2, 2, 9], [17]]  # lengths of the documents of each row
 WIDTH = 17
 
 
 def build(**changes: object) -> Glomo:
-    torch.manual_seed(0)
-    config = GlomoConfig(**{"vocab_size": 23, "width": 16, "heads": 4, "layers": 3, **changes})  # type: ignore[arg-type]
-    return Glomo(config).double()
+    return glomo_samples.build(**{"layers": 3, **changes})  # type: ignore[arg-type]
 
 
 def packed_rows() -> tuple[Tensor, Tensor, Tensor]:
@@ -107,15 +106,9 @@ def test_packed_rows_give_the_losses_and_gradients_of_the_documents(changes: dic
 
 
 @pytest.mark.parametrize("recipe", sorted(recipes.RECIPES))
-def test_every_text_recipe_in_evaluation(recipe: str) -> None:
+def test_every_recipe_in_evaluation(recipe: str) -> None:
     """Batch statistics depend on the whole batch by their nature, so models with them are compared in evaluation."""
-    config = recipes.get(recipe).model
-    if config.image is not None:
-        pytest.skip("images are not packed")
-    changes = {"vocab_size": 23, "width": 16, "heads": 4, "head_width": 8}
-    model = Glomo(
-        GlomoConfig(**({f: getattr(config, f) for f in config.__dataclass_fields__} | changes))
-    ).double()
+    model = glomo_samples.build(recipes.get(recipe).model, vocab_size=23, width=16, heads=4, head_width=8)
     tokens, lengths, segments = packed_rows()
     for _ in range(3):  # fills running statistics
         model(tokens, lengths, sampled(1), segments)

@@ -106,7 +106,7 @@ def kill_at_random_steps(
         before = log_of(run)
         group = nursery.start(config, shards, run)
         newest = checkpoint.existing(run / "checkpoints")
-        done = int(newest[0].name.split("-")[1]) if newest else 0
+        done = (checkpoint.step_of(newest[0]) or 0) if newest else 0
         target = done + draw.randint(1, max(1, min(config.checkpoint_every + 3, config.steps - done - 1)))
         if draw.random() < 0.1:
             time.sleep(draw.uniform(0, 1.5))  # while it starts

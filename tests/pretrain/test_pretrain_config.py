@@ -20,7 +20,7 @@ from glomo_dist.pretrain.settings.deepspeed_settings import deepspeed_settings, 
 from glomo_dist.pretrain.settings.schedule import Plateau, exhausted, learning_rate
 from glomo_dist.pretrain.steps import engine
 from glomo_dist.pretrain.steps.engine import build_engine
-from glomo_dist.pretrain.steps.loss import sample_positions
+from glomo_dist.pretrain.steps.objective import sample_positions
 from glomo_dist.runtime.config import from_dict, to_dict
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 
@@ -52,7 +52,7 @@ from glomo_dist.runtime.errors import ConfigError, GlomoError
         ({"precision": "bf16", "zero_stage": 0}, "bf16 needs zero_stage 1"),
         ({"model": GlomoConfig(image=(28, 28))}, "pixels. Set window 784"),
         ({"window": 5}, "decoder_steps 3 of 5 units .window. leave no unit .* Set window 6 or more"),
-        ({"model": GlomoConfig(image=(2, 2))}, "3 of 4 units"),
+        ({"model": GlomoConfig(image=(2, 2))}, "3 of 4 units .model.image. .* Prepare larger images, or set"),
     ],
 )
 def test_contradictions_are_refused(change: dict[str, Any], named: str) -> None:

@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pretrain_samples import TINY, begun, write_text
@@ -91,8 +92,6 @@ def test_validation_shards(tiny_shards: Path, split_shards: Path, tmp_path: Path
 
 
 def test_image_model_must_fit_the_images(tiny_shards: Path, tmp_path: Path) -> None:
-    import numpy as np
-
     np.savez(tmp_path / "i.npz", images=np.arange(120, dtype=np.uint8).reshape(4, 5, 6))
     pixels = prepare_images([str(tmp_path / "i.npz")], tmp_path / "pixels", bits=2)
     model = dataclasses.replace(TINY.model, image=(5, 6))

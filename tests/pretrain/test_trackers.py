@@ -125,6 +125,20 @@ def test_a_missing_package_is_named_before_anything_starts(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("start", "left"), [(0, [1, 2]), (2, [1, 2, 3, 4])])
+def test_curves_have_each_step_once(tmp_path: Path, start: int, left: list[int]) -> None:
+    """Also those of a run that ended before its first checkpoint, and begins again."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for begun, steps in ((0, (1, 2, 3)), (start, (start + 1, start + 2))):
+        hook = TensorBoard(tmp_path, begun)
+        for step in steps:
+            hook.step({**ROW, "step": step})
+        hook.close()
+    curves = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in curves.Scalars("train/loss")] == left
+
+
 @pytest.mark.parametrize("when", ["begin", "later", "end"])
 def test_a_full_disk_is_said_once_and_without_a_traceback(
     when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

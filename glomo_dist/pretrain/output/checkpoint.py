@@ -31,10 +31,12 @@ _NAME = re.compile(r"step-(\d{6,})")
 
 
 def name_of(step: int) -> str:
+    """Of the folder of a checkpoint."""
     return f"step-{step:06d}"
 
 
 def step_of(folder: Path) -> int | None:
+    """The inverse of `name_of`; None for what is no checkpoint's folder."""
     match = _NAME.fullmatch(folder.name)
     return int(match[1]) if match and folder.is_dir() else None
 
@@ -92,11 +94,11 @@ def verify(folder: Path) -> dict[str, Any]:
         )
     try:
         wanted = {name: (int(f["bytes"]), str(f["sha256"])) for name, f in manifest["files"].items()}
-        complete = manifest["step"] == manifest["state"]["step"] == step_of(folder)
-        complete = complete and manifest == sealed(manifest)
-        complete = complete and len(_state_files(folder, manifest)) == manifest["ranks"]
-        complete = complete and not any(
-            ".." in Path(name).parts or Path(name).is_absolute() for name in wanted
+        complete = (
+            manifest["step"] == manifest["state"]["step"] == step_of(folder)
+            and manifest == sealed(manifest)
+            and len(_state_files(folder, manifest)) == manifest["ranks"]
+            and not any(".." in Path(name).parts or Path(name).is_absolute() for name in wanted)
         )
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         complete = False
@@ -155,4 +157,4 @@ def _state_files(folder: Path, manifest: dict[str, Any]) -> list[Path]:
 
 def load(engine: Any, folder: Path, manifest: dict[str, Any], ranks: Ranks) -> None:
     """Put weights and optimizer of `folder` (verified) into a fresh engine, on any number of ranks."""
-    state.restore(engine, _state_files(folder, manifest), ranks.agree_on)
+    state.restore(engine, _state_files(folder, manifest), ranks)

@@ -20,6 +20,8 @@ from glomo_dist.runtime.progress import bar, say
 
 
 class Hook(Protocol):
+    """What the loop tells of its steps."""
+
     def step(self, row: dict[str, Any]) -> None:
         """After every optimizer step. row: a row of log.jsonl; graph statistics only when `row["logged"]`."""
 
@@ -68,7 +70,7 @@ def scalars(row: dict[str, Any]) -> dict[str, float]:
 
 
 class TensorBoard:
-    """Scalars per logged step."""
+    """Scalars per logged step; those that a resumed run logs again take the place of the old ones."""
 
     def __init__(self, folder: Path, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
@@ -77,7 +79,7 @@ class TensorBoard:
         with contextlib.ExitStack() as stack:
             stack.enter_context(_silent_threads())
             with files.writing(folder, run_folder.GO_ON):
-                self._writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
+                self._writer = SummaryWriter(str(folder), purge_step=start + 1)
             self._silence = stack.pop_all()
 
     def step(self, row: dict[str, Any]) -> None:

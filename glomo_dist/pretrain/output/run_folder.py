@@ -193,6 +193,7 @@ def locked(out: Path) -> Iterator[Claim]:
 
 
 def finished(out: Path) -> bool:
+    """Whether the model is there, which is published last."""
     return (out / MODEL / CONFIG).exists()
 
 

@@ -91,7 +91,7 @@ class Saver:
             running, failed, progress = self._ranks.sum([self.busy, self.error is not None, self._progress])
             if failed:
                 error = self.error  # the thread that is told to give up adds an error of its own
-                self.give_up()
+                self._give_up()
                 self._ranks.agree_on(error)
             if not running:
                 self._temporary = None
@@ -99,7 +99,7 @@ class Saver:
                 seen = progress
                 self._beat()
 
-    def give_up(self) -> None:
+    def _give_up(self) -> None:
         """End the thread and remove what it has written."""
         self._stop.set()
         if self._thread is not None:

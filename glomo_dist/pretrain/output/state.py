@@ -12,7 +12,7 @@ settings of the first.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +21,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from glomo_dist.runtime.errors import CheckpointError, GlomoError, describe
+from glomo_dist.pretrain.ranks.group import Ranks
+from glomo_dist.runtime.errors import CheckpointError, describe
 
 WEIGHTS, BUFFER = "fp32", "buffer"
+_ADVICE = "The checkpoint is of another model."
 
 
 class Piece(NamedTuple):
@@ -157,23 +159,14 @@ class CheckpointReader:
         return str(self._files[0].parent) if self._files else "checkpoint"
 
 
-_ADVICE = "The checkpoint is of another model."
-
-
 @torch.no_grad()
-def restore(engine: Any, files: Sequence[Path], agree_on: Callable[[GlomoError | None], None]) -> None:
-    """Put the state in `files`, those of all ranks that wrote it, into a fresh engine; every rank calls this.
-
-    agree_on: raises on every rank the error that one of them has, say of a file that it alone cannot read.
-    """
-    stage, error = engine.zero_optimization_stage(), None
+def restore(engine: Any, files: Sequence[Path], ranks: Ranks) -> None:
+    """Put the state in `files`, those of all ranks that wrote it, into a fresh engine; every rank calls this, and
+    raises the CheckpointError of any, say of a file that it alone cannot read."""
+    stage = engine.zero_optimization_stage()
     if stage == 3:
         engine.optimizer.checkpoint_event_prologue()  # parameters that stay whole are divided, too
-    try:
-        _read_into(engine, files)
-    except GlomoError as e:
-        error = e
-    agree_on(error)
+    ranks.on_each(lambda: _read_into(engine, files))
     # from the float32 master weights to the parameters that the model computes with
     if stage in (1, 2):
         engine.optimizer.update_lp_params()

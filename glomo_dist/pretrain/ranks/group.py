@@ -75,6 +75,7 @@ class Ranks:
         return box
 
     def barrier(self) -> None:
+        """Wait until every rank is here."""
         dist.barrier()
 
 
@@ -163,5 +164,6 @@ def machine() -> str:
 
 
 def leave() -> None:
+    """End the group that `join` has joined."""
     if dist.is_initialized():
         dist.destroy_process_group()

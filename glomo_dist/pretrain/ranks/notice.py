@@ -18,6 +18,7 @@ PID = ".pid"  # files beside it, by which the program knows the ranks
 
 
 def leave(path: Path, error: GlomoError) -> None:
+    """Write the error down for `take`."""
     value = {"type": type(error).__name__, "message": str(error)}
     if path.parent.is_dir():  # else it would be made anew, where the run is to be moved back to
         with contextlib.suppress(GlomoError):

@@ -106,9 +106,10 @@ class _Guard:
     def run(self) -> None:
         while self._open:
             self._tick(0.25)
-            if _parent_of(self._pid) not in (self._parent, None):
+            parent = _parent_of(self._pid)
+            if parent not in (self._parent, None):
                 self._say("the launcher above it is gone: asking it to save and stop")
-                self._parent = _parent_of(self._pid) or 0
+                self._parent = parent
                 self._kill(self._pid, signal.SIGTERM)
             if reason := self._reason():
                 self._end(*reason)
@@ -207,7 +208,8 @@ def _state(pid: int) -> str:
     """T stopped, Z dead, ...; "" when gone, "?" where there is no /proc."""
     if not Path("/proc/self/stat").exists():
         return "?"
-    return _stat(pid)[0] if _stat(pid) else ""
+    fields = _stat(pid)
+    return fields[0] if fields else ""
 
 
 def _parent_of(pid: int) -> int | None:

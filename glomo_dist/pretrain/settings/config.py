@@ -178,9 +178,12 @@ class PretrainConfig:
             )
         ahead = self.model.decoder_steps
         if self.row_units < ahead + 3:  # the third unit is the first with a choice of edges
+            of, instead = "window", f"Set window {ahead + 3} or more"
+            if self.model.image is not None:
+                of, instead = "model.image", "Prepare larger images"
             raise ConfigError(
-                f"model.decoder_steps {ahead} of {self.row_units} units (window) leave no unit to predict from that "
-                f"has two before it: no graph would be trained. Set window {ahead + 3} or more, or fewer steps."
+                f"model.decoder_steps {ahead} of {self.row_units} units ({of}) leave no unit to predict from that "
+                f"has two before it: no graph would be trained. {instead}, or set fewer steps."
             )
 
     @property

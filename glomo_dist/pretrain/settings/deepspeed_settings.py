@@ -72,10 +72,8 @@ def deepspeed_settings(config: PretrainConfig, parameters: int, ranks: int) -> d
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": passes,
         # without ZeRO `optimizer_step` clips: DeepSpeed's own fails on a step that was vetoed
-        "gradient_clipping": config.clip or 0.0 if config.zero_stage else 0.0,
-        "bf16": {"enabled": config.precision == "bf16", "check_grad_overflow": True}
-        if config.precision == "bf16"
-        else {"enabled": False},
+        "gradient_clipping": config.clip if config.clip and config.zero_stage else 0.0,
+        "bf16": {"enabled": config.precision == "bf16", "check_grad_overflow": True},
         "zero_optimization": zero,
         # torch's own, also with offloading: DeepSpeed's would compile for minutes
         "zero_allow_untested_optimizer": True,

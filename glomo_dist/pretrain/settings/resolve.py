@@ -86,8 +86,8 @@ def resolve_inputs(
 def _image(model: GlomoConfig, tokenizer: Tokenizer, data: Place) -> tuple[int, int] | None:
     """Height and width of the images in the shards, None for text; ConfigError where the configuration has others."""
     if not isinstance(tokenizer, PixelTokenizer):
-        given = f"image {model.image}" if model.image is not None else f"distance {model.distance}"
         if model.image is not None or model.distance == "rotary_2d":
+            given = f"image {model.image}" if model.image is not None else f"distance {model.distance}"
             raise ConfigError(f"model.{given} is for pixels, {data} holds {tokenizer.kind}. Remove it.")
         return None
     if model.image is not None and tuple(model.image) != tokenizer.shape:

@@ -21,8 +21,6 @@ from glomo_dist.runtime.processes import environment
 def build_optimizer(model: nn.Module, config: PretrainConfig, device: torch.device) -> torch.optim.Optimizer:
     """AdamW or SGD; matrices decay, vectors (biases, norms, thresholds) do not.
 
-    On a CPU it is one pass over the state in the place of some ten; on a GPU PyTorch's grouped ops.
-
     Each group carries `lr_share`, its learning rate relative to the schedule's.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -38,9 +36,10 @@ def build_optimizer(model: nn.Module, config: PretrainConfig, device: torch.devi
     ]
     if config.optimizer == "sgd":
         return torch.optim.SGD(settings, lr=config.lr, momentum=config.momentum)
-    # on a GPU the fused kernel wants the number of the step there, and no restored state has been tried
+    # on a CPU one pass over the state in the place of some ten; on a GPU the fused kernel wants the number of the
+    # step there, and no restored state has been tried
     fused = True if device.type == "cpu" else None
-    return torch.optim.AdamW(settings, lr=config.lr, betas=(config.betas[0], config.betas[1]), fused=fused)
+    return torch.optim.AdamW(settings, lr=config.lr, betas=config.betas, fused=fused)
 
 
 def build_engine(model: nn.Module, config: PretrainConfig, ranks: Ranks) -> Any:
@@ -85,6 +84,7 @@ def _import_muon_uncompiled() -> None:
 
 
 def set_learning_rate(engine: Any, rate: float) -> None:
+    """rate: the schedule's, of which each group of parameters has its share."""
     for group in engine.optimizer.param_groups:
         group["lr"] = rate * group["lr_share"]
 

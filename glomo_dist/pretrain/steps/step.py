@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from glomo_dist.data import Batch
 from glomo_dist.model.graph_stats import row_means
 from glomo_dist.pretrain.ranks.group import Ranks
 from glomo_dist.pretrain.settings.config import PretrainConfig, accumulation
-from glomo_dist.pretrain.steps import loss as objective
+from glomo_dist.pretrain.steps import objective
 from glomo_dist.pretrain.steps.engine import optimizer_step
 
 
@@ -41,19 +41,20 @@ class Clock:
             self._beat(part, self.step)
 
     def take(self) -> dict[str, float]:
+        """The seconds by part, which begin at 0 again."""
         seconds, self.seconds = self.seconds, {}
         return seconds
 
 
 @dataclass
 class StepResult:
-    """What one step did, the same on every rank.
+    """What one step did, the same on every rank but for `suspects`.
 
     loss: mean nats per predicted unit, without the penalty.  targets: predicted units.  units: units read.
     grad_norm: global, before clipping.
     applied: False if loss or gradient was not finite and the weights stayed as they were.
     stats: of the graphs, [layers][heads], means over the rows of all passes and ranks; empty unless asked for.
-    suspects: this rank's rows of the batch in backward passes whose loss was not finite; it differs between ranks.
+    suspects: this rank's rows of the batch in backward passes whose loss was not finite.
     """
 
     loss: float
@@ -61,8 +62,8 @@ class StepResult:
     units: int
     grad_norm: float
     applied: bool
-    stats: dict[str, list[list[float]]] = field(default_factory=dict)
-    suspects: list[int] = field(default_factory=list)
+    stats: dict[str, list[list[float]]]
+    suspects: list[int]
 
 
 def train_step(
