@@ -41,8 +41,10 @@ def held(*, drop: bool = False) -> Iterator[None]:
     alone they interrupt, nothing is changed.
     """
     came: list[int] = []
+    # A handler that is none of Python's could not be put back.
+    numbers = [n for n in (signal.SIGINT, *STOP_SIGNALS) if signal.getsignal(n) is not None]
     try:
-        with _taken((signal.SIGINT, *STOP_SIGNALS), lambda number, frame: came.append(number)):
+        with _taken(numbers, lambda number, frame: came.append(number)):
             yield
     finally:
         if came and not drop:

@@ -78,6 +78,16 @@ def test_what_came_is_delivered_after_the_block_or_dropped() -> None:
     assert [signal.getsignal(number) for number in ASKED] == before
 
 
+def test_a_handler_that_is_none_of_pythons_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """getsignal says None of it, and it could not be put back."""
+    ask = signal.getsignal
+    before = ask(signal.SIGHUP)
+    monkeypatch.setattr(signal, "getsignal", lambda n: None if n == signal.SIGHUP else ask(n))
+    with held():
+        assert ask(signal.SIGHUP) == before != ask(signal.SIGTERM)
+    assert ask(signal.SIGHUP) == before
+
+
 @pytest.mark.parametrize("there", [False, True], ids=["new", "filled"])
 def test_what_a_kill_leaves_while_it_is_flushed_goes_with_the_next_command(
     there: bool, tmp_path: Path
