@@ -6,12 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from glomo_dist.runtime.config import check_fields, check_least, check_positive
+from glomo_dist.runtime.config import LARGEST, check_fields, check_least, check_positive
 from glomo_dist.runtime.errors import ConfigError
 
 # With these no parameter has more bytes than 64 bits count: torch has no better word for one that has.
 LARGEST_VOCABULARY, WIDEST, WIDEST_KERNEL, DEEPEST = 1 << 32, 1 << 20, 1 << 10, 1 << 10
-LARGEST_THRESHOLD = 1e38  # of float32
 MARGIN = 0.1  # by how much edge_floor and empty_row_penalty want a score above its threshold
 
 Sparsity = Literal["threshold", "bias", "relu", "square", "topk", "softmax"]
@@ -115,9 +114,9 @@ class GlomoConfig:
                     raise ConfigError(
                         f"model.{name} {value} is for sparsity threshold or bias, got {self.sparsity!r}."
                     )
-        if self.threshold_init is not None and not abs(self.threshold_init) <= LARGEST_THRESHOLD:
+        if self.threshold_init is not None and not abs(self.threshold_init) <= LARGEST:
             raise ConfigError(
-                f"model.threshold_init must be a finite number, got {self.threshold_init}; {LARGEST_THRESHOLD:g} at "
+                f"model.threshold_init must be a finite number, got {self.threshold_init}; {LARGEST:g} at "
                 "most."
             )
         if self.edge_floor < 0 or not 0 <= self.empty_row_penalty < math.inf:

@@ -20,6 +20,7 @@ T = TypeVar("T")
 # it, as mypy doubts that a class has a hash.
 _hints: Callable[[type], dict[str, Any]] = functools.cache(lambda cls: typing.get_type_hints(cls))
 MOST = 10**15  # of what a setting counts: a sum of two fits 64 bits, and a product of some is a float
+LARGEST = 1e38  # of what goes into a weight: they are float32, and torch has no better word for more
 MOST_PROCESSES = 1024  # that are started on a machine at once
 
 

@@ -9,11 +9,10 @@ from typing import Literal
 from glomo_dist.data import Reading, Windows
 from glomo_dist.model import GlomoConfig
 from glomo_dist.pretrain.settings.idle import refuse_idle
-from glomo_dist.runtime.config import MOST, check_fields, check_least, check_positive
+from glomo_dist.runtime.config import LARGEST, MOST, check_fields, check_least, check_positive
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.runtime.words import counted
 
-LARGEST_STEP = 1e38  # weights are float32, and torch has no better word for a rate that is not
 LONGEST_WAIT = 1e6  # seconds, eleven days; torch has no endless timeouts
 # Settings that change neither the order of samples nor, but for rounding, the weights: a run may be continued with
 # other values. (micro_batch changes them with batch statistics, dropout and model.scale_grad_by_freq, which counts a
@@ -140,7 +139,7 @@ class PretrainConfig:
             raise ConfigError(f"momentum must be in [0, 1), got {self.momentum}.")
         if not 0 <= self.weight_decay < math.inf:
             raise ConfigError(f"weight_decay must not be negative, and finite, got {self.weight_decay}.")
-        if self.lr * max(self.graph_lr_share, 1) * max(self.weight_decay, 1) > LARGEST_STEP:
+        if self.lr * max(self.graph_lr_share, 1) * max(self.weight_decay, 1) > LARGEST:
             raise ConfigError(
                 f"lr {self.lr:g} with graph_lr_share {self.graph_lr_share:g} and weight_decay "
                 f"{self.weight_decay:g} is more than a weight can hold. Lower them."
