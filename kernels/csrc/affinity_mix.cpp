@@ -107,17 +107,17 @@ void affinity_mix(const Mix<Element>& problem, Element* mixed, Sum<Element>* nor
       products.begin();
       double sum[LANES] = {}, log_sum[LANES] = {};
       std::int32_t count[LANES] = {};
-      Keep keep = most;
+      Keep keep = most == Keep::edges && !products.marks_edges() ? Keep::nothing : most;
       if (keep == Keep::edges) kept.clear(block.head, block.index);
       T* own = keep == Keep::roots ? kept.roots(block.head, block.index) : roots.get();
       const auto tile_at = [&](std::int64_t key) { return own + (keep == Keep::roots || choose ? key * LANES : 0); };
       const auto put_edges = [&](std::int64_t key, std::int64_t keys) {
-        kept.put(block.head, block.index, key, keys, products.added()->of_keys());
+        kept.put(block.head, block.index, key, keys, products.added(keys, tile_at(key)));
       };
       const auto add = [&](std::int64_t key, std::int64_t keys) {
         if (edges) add_stats(tile_at(key), keys, block.rows, count, log_sum);
         mark_live(block, products.add_values(key, keys, tile_at(key)), key, per_head, tiles, live);
-        if (keep == Keep::edges && products.added()) put_edges(key, keys);
+        if (keep == Keep::edges) put_edges(key, keys);
       };
       const std::int64_t begin = block.low / LANES * LANES;
       bool sampled = false;
@@ -137,7 +137,7 @@ void affinity_mix(const Mix<Element>& problem, Element* mixed, Sum<Element>* nor
         sampled |= alive;
       }
       if (keep == Keep::roots) clear_unseen(block, begin, problem.units, own);
-      kept.set(block.head, block.index, keep == Keep::edges && !products.added() ? Keep::nothing : keep);
+      kept.set(block.head, block.index, keep);
       rounded.finished(block.head);
       if (choose) {
         choice.apply(block, own, sum);

@@ -24,6 +24,7 @@ inline std::int64_t half_depth(std::int64_t n) { return (n + HALF_DEPTH - 1) / H
 
 struct Bfloat16 {
   const char* name;
+  bool tiles;  // AMX: ten times as fast as float's products, the others twice
 
   // To be called by each thread, before the first `multiply` and after the last one: the state in which the processor
   // was goes to `state` (64 bytes) and comes back.

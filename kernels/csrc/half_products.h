@@ -1,10 +1,12 @@
-// The products of affinity_mix with bfloat16 (bfloat16.h): always of whole tiles, which cost less there than the steps
-// between them. Weights and slopes are rounded to bfloat16 before they are multiplied; all else is as in products.h.
+// The products of affinity_mix with bfloat16 (bfloat16.h): of whole tiles, which with AMX cost less than the steps
+// between them, always, and else where they have many edges (half_edges.h). Weights and slopes are rounded to bfloat16
+// before whole tiles are multiplied by them; all else is as in products.h.
 #pragma once
 
 #include <algorithm>
 
 #include "bfloat16.h"
+#include "half_edges.h"
 #include "products.h"
 
 namespace glomo {
@@ -38,10 +40,11 @@ class Products<Half> {
         across_(problem.width / 2 * LANES), grad_across_(grad ? problem.values / 2 * LANES : 0),
         queries_(grad ? LANES / 2 * problem.width : 0), grads_(grad ? LANES / 2 * problem.values : 0),
         pairs_(LANES / 2 * LANES), keys_(LANES / 2 * width_), rounded_(LANES * LANES), out_(LANES * width_),
-        any_(LANES, std::max(problem.width, problem.values)) {}
+        any_(LANES, std::max(problem.width, problem.values)), edges_(problem, block, grad, marks_edges()) {}
 
   void begin() {
     laid_ = grad_laid_ = mixed_ = false;
+    edges_.begin();
     std::fill_n(sum_, LANES, 0.0f);
   }
 
@@ -52,9 +55,13 @@ class Products<Half> {
     return true;
   }
 
-  // The processor makes the scores of whole tiles faster.
-  bool scores_of(const std::uint64_t*, std::int64_t, std::int64_t, float, float*) { return false; }
-  const Edges* added() const { return nullptr; }
+  bool scores_of(const std::uint64_t* words, std::int64_t key, std::int64_t keys, float none, float* tile) {
+    return edges_.scores(words, key, keys, none, tile);
+  }
+
+  // With AMX the scores of whole tiles are made faster.
+  bool marks_edges() const { return !kernels_.tiles; }
+  const std::uint64_t* added(std::int64_t keys, const float* roots) { return edges_.find(keys, roots); }
   bool very_few() const { return false; }
 
   std::uint64_t add_values(std::int64_t key, std::int64_t keys, const float* roots) {
@@ -71,7 +78,8 @@ class Products<Half> {
     }
   }
 
-  void gradients(std::int64_t key, std::int64_t keys, const float*, float* tile) {
+  void gradients(std::int64_t key, std::int64_t keys, const float* roots, float* tile) {
+    if (marks_edges() && edges_.few(key, keys, roots)) return edges_.gradients(key, keys, tile);
     if (!grad_laid_) {
       lay(grads(), grad_->row, problem_.values, grad_across_);
       kernels_.pair_rows(grads(), grad_->row, block_.rows, problem_.values, grads_.get(), PAIRS);
@@ -82,6 +90,11 @@ class Products<Half> {
   }
 
   void add_dq(std::int64_t key, std::int64_t keys, const float* slope) {
+    if (few(key)) {
+      if (!mixed_) std::fill_n(out_.get(), block_.rows * width_, 0.0f);
+      mixed_ = true;
+      return edges_.add_dq(key, keys, slope, out_.get());
+    }
     kernels_.round_pairs(slope, LANES, keys, block_.lanes, pairs_.get(), PAIRS);
     mix_keys(key, keys, problem_.k);
   }
@@ -92,8 +105,13 @@ class Products<Half> {
     float* dv_sum = dk_sum + LANES * problem_.width;
     // A block may see fewer keys of the tile than one that comes later.
     const std::int64_t all = std::min(LANES, problem_.units - key), filled = first ? all : keys;
-    mix_rows(slope, keys, filled, queries_, problem_.width, dk_sum, !first);
-    mix_rows(share, keys, filled, grads_, problem_.values, dv_sum, !first);
+    if (few(key)) {
+      if (first) std::fill_n(dk_sum, LANES * (problem_.width + problem_.values), 0.0f);
+      edges_.add_dk_dv(key, keys, slope, share, dk_sum, dv_sum);
+    } else {
+      mix_rows(slope, keys, filled, queries_, problem_.width, dk_sum, !first);
+      mix_rows(share, keys, filled, grads_, problem_.values, dv_sum, !first);
+    }
     if (!last) return;
     kernels_.round_scaled(dk_sum, all * problem_.width, 1, dk);
     kernels_.round_scaled(dv_sum, all * problem_.values, 1, dv);
@@ -105,6 +123,8 @@ class Products<Half> {
 
  private:
   static constexpr std::int64_t PAIRS = LANES / 2 * PANEL;  // words of a panel of up to LANES rows
+
+  bool few(std::int64_t key) const { return marks_edges() && edges_.few(key); }
 
   const Half* queries() const { return problem_.q.at(block_.sample, block_.within, block_.first); }
   const Half* grads() const { return grad_->at(block_.sample, block_.within, block_.first); }
@@ -159,6 +179,7 @@ class Products<Half> {
   Buffer<Half> rounded_;
   Buffer<float> out_;
   AnyRows any_;
+  HalfEdges edges_;
   float sum_[LANES] = {};                  // of the rounded weights of each lane
   bool laid_ = false, grad_laid_ = false;  // whether the rows of this block are in their places
   bool mixed_ = false;                     // whether out_ holds something of this block

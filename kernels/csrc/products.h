@@ -83,8 +83,11 @@ class Products {
     return edges_[0].rows();
   }
 
-  // Those that `add_values` has added last.
-  const Edges* added() const { return &edges_[0]; }
+  // Whether the backward pass has a use for where the edges are.
+  bool marks_edges() const { return true; }
+
+  // Those that `add_values` has added last, a word for each key.
+  const std::uint64_t* added(std::int64_t, const T*) const { return edges_[0].of_keys(); }
 
   // Whether their scores are soon made again.
   bool very_few() const { return problem_.width >= NARROWEST && edges_[0].very_few(); }

@@ -1,6 +1,6 @@
 """Products of bfloat16 by the processor's own instructions (kernels/csrc/bfloat16.h), where it has them.
 
-On a processor with AVX512_BF16 and no AMX: GLOMO_SIMD=avx512_bf16 pytest tests/kernels/test_bfloat16.py
+Those of AVX512_BF16 on a processor with AMX: GLOMO_SIMD=avx512_bf16 pytest tests/kernels/test_bfloat16.py
 """
 
 import os
@@ -11,6 +11,7 @@ import pytest
 import test_affinity_mix as mix
 import torch
 from glomo_kernels import affinity_mix, cpu_extension
+from glomo_kernels.scores import KEEP
 from kernel_oracle import SPANS, gradients, leaves, spans_of
 
 HALF = torch.bfloat16
@@ -20,7 +21,7 @@ pytestmark = [
 ]
 
 needs_instructions = pytest.mark.skipif(
-    not cpu_extension.loaded().bfloat16(), reason="this processor has no AMX, or GLOMO_SIMD forbids it"
+    not cpu_extension.loaded().bfloat16(), reason="this processor has no instructions for it, or GLOMO_SIMD forbids them"
 )
 
 
@@ -58,6 +59,20 @@ def test_kinds_and_spans(case, option):
     with_theta, kind = mix.split(case)
     rows, where = spans_of(option, 150)
     mix.compare(mix.both(inputs_of(150, rows=rows), HALF, with_theta, {**kind, **where}))
+
+
+@needs_instructions
+@pytest.mark.parametrize("keep", KEEP)
+@pytest.mark.parametrize("above", [3.0, 1.5, 1.0, 0.0], ids=["hardly any", "a fifteenth", "a sixth", "half"])
+def test_few_and_many_edges(monkeypatch, above, keep):
+    """Without AMX a tile of few edges goes over these alone in the backward pass, beside tiles of many."""
+    monkeypatch.setattr(sys.modules["glomo_kernels.affinity_mix"], "_keep", lambda *tensors: keep)
+    q, k, v, theta = inputs_of(220)
+    k[:, :, 64:128] *= 3
+    theta = torch.full_like(theta, above)
+    options = {"lengths": torch.tensor([220, 150, 3])}
+    mix.compare(mix.both((q, k, v, theta), HALF, True, options))
+    mix.compare(mix.both((q, k, v, theta), HALF, True, {"causal": False}))
 
 
 @needs_instructions
@@ -130,9 +145,11 @@ def test_any_layout():
 
 @needs_instructions
 @pytest.mark.parametrize("units", [50, 200])
-def test_any_number_of_threads_gives_the_same_bits(units):
+@pytest.mark.parametrize("more", [0, 2], ids=["many edges", "few"])
+def test_any_number_of_threads_gives_the_same_bits(units, more):
     """More heads than the threads have places for."""
-    inputs = leaves(*inputs_of(units, heads=4), dtype=HALF)
+    q, k, v, theta = inputs_of(units, heads=4)
+    inputs = leaves(q, k, v, theta + more, dtype=HALF)
     options = {"lengths": torch.tensor([units, units // 3, units - 1])}
     results = []
     for threads in (1, 2, 5, 64):
