@@ -34,7 +34,7 @@ class HalfEdges {
     of_tile(key).find(roots, keys, block_.rows);
     return few(key);
   }
-  bool few(std::int64_t key) const { return edges_[static_cast<std::size_t>(tile_of(key))].very_few(); }
+  bool few(std::int64_t key) const { return edges_[static_cast<std::size_t>(tile_of(key))].few(); }
 
   // tile[j][lane] = q_lane . k_j at the edges that `words` names, a word for each key, `none` elsewhere; false where
   // that is slower than all of them.
@@ -69,7 +69,7 @@ class HalfEdges {
 
  private:
   // Measured on Zen 4: a score by itself costs as much as this many in a whole tile.
-  static constexpr std::int64_t SCORES = 8;
+  static constexpr std::int64_t SCORES = 4;
 
   Edges& of_tile(std::int64_t key) { return edges_[static_cast<std::size_t>(tile_of(key))]; }
 

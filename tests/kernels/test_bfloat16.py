@@ -21,7 +21,8 @@ pytestmark = [
 ]
 
 needs_instructions = pytest.mark.skipif(
-    not cpu_extension.loaded().bfloat16(), reason="this processor has no instructions for it, or GLOMO_SIMD forbids them"
+    not cpu_extension.loaded().bfloat16(),
+    reason="this processor has no such products, or GLOMO_SIMD forbids them",
 )
 
 
