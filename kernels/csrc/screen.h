@@ -1,5 +1,5 @@
 // Scores of a tile where few of them exceed theta: all by products of bfloat16 (bfloat16.h), which cost a tenth of
-// float's, and those that may exceed it again in float. Rounding changes elements of q and k by 2^-8 of themselves and a
+// float's, or half, and those that may exceed it again in float. Rounding changes elements of q and k by 2^-8 of themselves and a
 // score by 2^-7 |q| |k| at most, so no edge is missed; what lies further below theta is never looked at again.
 #pragma once
 
@@ -57,7 +57,8 @@ class Screen<float> {
  private:
   const float* queries() const { return problem_.q.at(block_.sample, block_.within, block_.first); }
 
-  // Measured: a score by itself costs as much as three to four in a whole tile, and bfloat16's products come on top.
+  // Measured, with AMX and on Zen 4: a score by itself costs as much as a few in a whole tile, and bfloat16's products
+  // come on top.
   bool many(std::int64_t found, std::int64_t keys) const { return 5 * found > keys * block_.rows; }
 
   void lay() {

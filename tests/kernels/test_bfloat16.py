@@ -179,12 +179,17 @@ def test_sums_wait_for_all_heads_that_had_their_place():
 def test_scores_that_are_kept_and_computed_again_give_the_same_gradients(monkeypatch):
     inputs = leaves(*inputs_of(150), dtype=HALF)
     again = {"lengths": torch.tensor([150, 149, 1])}
-    results = []
-    for keep in ("roots", "edges", "nothing"):
+    results = {}
+    for keep in KEEP:
         module = sys.modules["glomo_kernels.affinity_mix"]
         monkeypatch.setattr(module, "_keep", lambda *x, keep=keep: keep)
-        results.append(differentiated(inputs, **again))
-    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*results, strict=True))
+        results[keep] = differentiated(inputs, **again)
+    for name in ("nothing", "edges"):
+        for a, b in zip(results["roots"], results[name], strict=True):
+            if name == "nothing" or cpu_extension.loaded().bfloat16() == "amx":
+                assert torch.equal(a, b)
+            else:  # scores of edges by themselves are other sums in float32
+                torch.testing.assert_close(a, b, rtol=0.02, atol=0.02 * float(b.abs().max()))
 
 
 @needs_instructions
