@@ -1,54 +1,64 @@
-// affinity_graph: find the edges, scan their numbers (the caller does), place them. Scores are computed for ROWS query
-// rows at a time, so that a thread holds ROWS x T of them and nothing of size T x T exists, and only once: beside them
+// affinity_graph: find the edges, scan their numbers (the caller does), place them. Scores are computed for LANES query
+// rows at a time, so that a thread holds LANES x T of them and nothing of size T x T exists, and only once: beside them
 // a copy of the edges costs little. Every row is computed in the same way by whichever thread takes it: the result
 // does not depend on their number.
 
 #include <algorithm>
+#include <limits>
+#include <utility>
 #include <vector>
 
+#include "affinity_mix.h"
 #include "kernels.h"
 #include "largest.h"
 #include "panels.h"
+#include "rounded_keys.h"
 #include "scratch.h"
+#include "screen.h"
 #include "simd.h"
 #include "threads.h"
 
 namespace glomo {
 namespace {
 
-constexpr std::int64_t ROWS = 48;      // that are computed together
 constexpr std::int64_t STRETCH = 256;  // keys whose edges are collected aside
 constexpr std::int64_t PIECE = 1 << 16;  // edges for which memory is taken at once
+
+// The same scores as those of affinity_mix, without values.
+template <class T>
+Mix<T> as_mix(const Affinity<T>& problem) {
+  const std::int64_t row = problem.width, head = problem.units * row, sample = problem.heads * head;
+  const Rows<T> q{problem.q, sample, head, row}, k{problem.k, sample, head, row};
+  return {q, k, k, problem.theta, problem.spans, problem.topk, problem.batch, problem.heads, problem.units,
+          problem.units, problem.width, 0, problem.kind};
+}
 
 // The roots of one block of rows of one (sample, head).
 template <class T>
 class RowBlock {
  public:
-  explicit RowBlock(const Affinity<T>& problem)
-      : problem_(problem),
-        padded_(in_panels<T>(problem.units)),
-        panels_(padded_ * problem.width),
-        scores_(ROWS * padded_) {}
+  RowBlock(const Affinity<T>& problem, const Mix<T>& mix, const RoundedKeys<T>& keys, int threads)
+      : problem_(problem), block_(mix, threads), screen_(mix, block_, keys), padded_(padded<T>(in_panels<T>(problem.units))),
+        panels_(in_panels<T>(problem.units) * problem.width), scores_(LANES * padded_), tile_(LANES * LANES) {}
 
-  void compute(std::int64_t head, std::int64_t first, std::int64_t rows) {
-    if (head != packed_head_) pack(head);
-    head_ = head;
-    first_ = first;
-    std::int64_t low = problem_.units, high = 0;
-    for (std::int64_t r = 0; r < rows; ++r) {
-      count_[r] = 0;
-      sum_[r] = 0;
-      if (begin(r) >= end(r)) continue;
-      low = std::min(low, begin(r));
-      high = std::max(high, end(r));
-    }
-    if (low >= high) return;
-    const T* q = problem_.q + (head * problem_.units + first) * problem_.width;
-    const std::int64_t start = low / simd<T>().columns * simd<T>().columns;
-    multiply_panels(rows, in_panels<T>(high) - start, problem_.width, q, problem_.width, false,
-                    panels_.get() + start * problem_.width, scores_.get() + start, padded_, false);
-    for (std::int64_t r = 0; r < rows; ++r) finish(r);
+  void compute(std::int64_t head, std::int64_t index) {
+    block_.load(head, index);
+    screen_.begin();
+    for (std::int64_t key = block_.low / LANES * LANES; key < block_.high; key += LANES) compute_tile(key);
   }
+
+  // Scores of row r become roots, once, just before these are read: they are in the nearest cache then.
+  void finish(std::int64_t r) {
+    count_[r] = 0;
+    sum_[r] = 0;
+    if (begin(r) >= end(r)) return;
+    if (problem_.kind == Kind::topk) return keep_largest(r, problem_.topk[block_.sample]);
+    const T theta = problem_.theta ? problem_.theta[block_.head * problem_.units + block_.first + r] : T(0);
+    weigh(r, theta, problem_.kind == Kind::relu);
+  }
+
+  std::int64_t first() const { return block_.first; }
+  std::int64_t rows() const { return block_.rows; }
 
   std::int64_t begin(std::int64_t r) const { return span(r)[0]; }
   std::int64_t end(std::int64_t r) const { return std::max(span(r)[0], span(r)[1]); }
@@ -66,7 +76,37 @@ class RowBlock {
 
  private:
   const std::int64_t* span(std::int64_t r) const {
-    return problem_.spans + 2 * (head_ / problem_.heads * problem_.units + first_ + r);
+    return problem_.spans + 2 * (block_.sample * problem_.units + block_.first + r);
+  }
+
+  // Scores of the keys from `key` on, up to a whole tile of them.
+  void compute_tile(std::int64_t key) {
+    const std::int64_t keys = block_.keys_from(key);
+    const Found found = screen_.scores(key, keys, tile_.get());
+    T* scores = scores_.get() + key;
+    if (found == Found::scores) {
+      simd<T>().transpose(tile_.get(), LANES, keys, rows(), scores, padded_);
+    } else if (found == Found::nothing) {
+      for (std::int64_t r = 0; r < rows(); ++r) {
+        std::fill_n(scores + r * padded_, keys, -std::numeric_limits<T>::infinity());
+      }
+    } else {
+      if (block_.head != packed_head_) pack(block_.head);
+      multiply_keys(key, keys, scores);
+    }
+  }
+
+  // Not those of rows that see none of the keys of a panel.
+  void multiply_keys(std::int64_t key, std::int64_t keys, T* scores) {
+    const std::int64_t width = problem_.width, panel = simd<T>().columns;
+    const T* q = problem_.q + (block_.head * problem_.units + block_.first) * width;
+    const bool cut = block_.crossed(key, keys);
+    for (std::int64_t j = 0; j < keys; j += panel) {
+      const auto [from, to] = cut ? block_.seeing(key + j, panel) : std::pair<std::int64_t, std::int64_t>{0, rows()};
+      if (from >= to) continue;
+      simd<T>().multiply(to - from, panel, width, q + from * width, width, false, panels_.get() + (key + j) * width,
+                         panel, scores + from * padded_ + j, padded_, false);
+    }
   }
 
   void pack(std::int64_t head) {
@@ -75,30 +115,27 @@ class RowBlock {
     packed_head_ = head;
   }
 
-  void finish(std::int64_t r) {
-    if (problem_.kind == Kind::topk) return keep_largest(r, problem_.topk[head_ / problem_.heads]);
-    const T theta = problem_.theta ? problem_.theta[head_ * problem_.units + first_ + r] : T(0);
-    weigh(r, theta, problem_.kind == Kind::relu);
-  }
-
   void weigh(std::int64_t r, T theta, bool relu) {
     sum_[r] = 0;
     count_[r] = simd<T>().edges(roots(r) + begin(r), end(r) - begin(r), theta, relu, &sum_[r]);
   }
 
   const Affinity<T>& problem_;
+  QueryBlock<T> block_;
+  Screen<T> screen_;
   std::int64_t padded_;
-  Buffer<T> panels_, scores_;
+  Buffer<T> panels_, scores_, tile_;
   std::vector<T> candidates_;
-  std::int64_t packed_head_ = -1, head_ = 0, first_ = 0;
-  std::int64_t count_[ROWS] = {};
-  double sum_[ROWS] = {};
+  std::int64_t packed_head_ = -1;
+  std::int64_t count_[LANES] = {};
+  double sum_[LANES] = {};
 };
 
 // Adds the edges of row r of the block to a run; returns their number. most: edges that the run may still get.
 template <class T>
 std::int64_t add_row(const Affinity<T>& problem, RowBlock<T>& block, std::int64_t r, std::int64_t most,
                      EdgeRun<T>& run) {
+  block.finish(r);
   double total = block.sum_of_squares(r);
   if (problem.keep) block.keep_largest(r, problem.keep);
   if (problem.renormalise) total = block.sum_of_squares(r);
@@ -136,22 +173,25 @@ std::int64_t add_row(const Affinity<T>& problem, RowBlock<T>& block, std::int64_
 // A thread takes a part of a head at a time, whose keys it packs: a whole one, unless the heads are few.
 template <class T>
 std::vector<EdgeRun<T>> find_edges(const Affinity<T>& problem, std::int64_t* counts, int threads) {
-  const std::int64_t heads = problem.batch * problem.heads, blocks = (problem.units + ROWS - 1) / ROWS;
-  const std::int64_t parts = std::min(blocks, (4 * threads + heads - 1) / std::max<std::int64_t>(heads, 1));
+  const std::int64_t heads = problem.batch * problem.heads, per_head = blocks(problem.units);
+  const std::int64_t parts = std::min(per_head, (4 * threads + heads - 1) / std::max<std::int64_t>(heads, 1));
   std::vector<EdgeRun<T>> runs(static_cast<std::size_t>(heads * parts));
+  const Mix<T> mix = as_mix(problem);
+  RoundedKeys<T> rounded(mix, threads);
   parallel(heads * parts, threads, [&](const auto& next) {
-    RowBlock<T> block(problem);
+    RowBlock<T> block(problem, mix, rounded, threads);
     for (std::int64_t item = next(); item >= 0; item = next()) {
       const std::int64_t head = item / parts, part = item % parts;
       EdgeRun<T>& run = runs[static_cast<std::size_t>(item)];
-      run.first = head * problem.units + part * blocks / parts * ROWS;
-      for (std::int64_t index = part * blocks / parts; index < (part + 1) * blocks / parts; ++index) {
-        const std::int64_t first = index * ROWS, rows = std::min(ROWS, problem.units - first);
-        block.compute(head, first, rows);
-        const std::int64_t end = std::min((part + 1) * blocks / parts * ROWS, problem.units);
-        for (std::int64_t r = 0; r < rows; ++r) {
-          const std::int64_t most = (end - first - r) * problem.units;
-          counts[head * problem.units + first + r] = add_row(problem, block, r, most, run);
+      const std::int64_t from = part * per_head / parts, to = (part + 1) * per_head / parts;
+      const auto [last, last_rows] = rows_of_block(to - 1, problem.units);
+      run.first = head * problem.units + rows_of_block(from, problem.units).first;
+      for (std::int64_t index = from; index < to; ++index) {
+        block.compute(head, index);
+        rounded.finished(head);
+        for (std::int64_t r = 0; r < block.rows(); ++r) {
+          const std::int64_t most = (last + last_rows - block.first() - r) * problem.units;
+          counts[head * problem.units + block.first() + r] = add_row(problem, block, r, most, run);
         }
       }
     }
@@ -183,9 +223,11 @@ void affinity_graph_backward(const Affinity<T>& problem, const std::int64_t* off
                              const std::int32_t* columns, const T* weights, const T* grad, T* dq, T* dk,
                              T* dtheta, int threads) {
   const std::int64_t units = problem.units, width = problem.width;
-  static_assert(ROWS <= 64, "a word of 64 bits has a bit for each row");
+  static_assert(LANES <= 64, "a word of 64 bits has a bit for each row");
+  const Mix<T> mix = as_mix(problem);
+  RoundedKeys<T> rounded(mix, threads);
   parallel(problem.batch * problem.heads, threads, [&](const auto& next) {
-    RowBlock<T> block(problem);
+    RowBlock<T> block(problem, mix, rounded, threads);
     std::vector<T> slope(static_cast<std::size_t>(units));
     std::vector<std::uint64_t> masks(static_cast<std::size_t>(units));  // [key]: the rows with an edge to it
     std::vector<T> coefficients;
@@ -195,12 +237,14 @@ void affinity_graph_backward(const Affinity<T>& problem, const std::int64_t* off
       const T* k = problem.k + head * units * width;
       T* dk_head = dk + head * units * width;
       std::fill(dk_head, dk_head + units * width, T(0));
-      for (std::int64_t first = 0; first < units; first += ROWS) {
-        const std::int64_t rows = std::min(ROWS, units - first);
-        block.compute(head, first, rows);
+      for (std::int64_t block_index = 0; block_index < blocks(units); ++block_index) {
+        block.compute(head, block_index);
+        rounded.finished(head);
+        const std::int64_t first = block.first(), rows = block.rows();
         std::fill(masks.begin(), masks.end(), std::uint64_t{0});
         for (std::int64_t r = 0; r < rows; ++r) {
           const std::int64_t row = head * units + first + r;
+          block.finish(r);
           T* root = block.roots(r);
           double mean = 0, total = 0, sum = 0;
           for (std::int64_t e = offsets[row]; e < offsets[row + 1]; ++e) {

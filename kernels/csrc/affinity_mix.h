@@ -58,8 +58,12 @@ class QueryBlock {
     const std::int64_t per_head = blocks(problem_.rows), heads = problem_.batch * problem_.heads;
     const std::int64_t team = item / (team_ * per_head), members = std::min(team_, heads - team * team_);
     const std::int64_t place = item - team * team_ * per_head;
-    head = team * team_ + place % members;
-    index = per_head - 1 - place / members;
+    load(team * team_ + place % members, per_head - 1 - place / members);
+  }
+
+  void load(std::int64_t of_head, std::int64_t of_index) {
+    head = of_head;
+    index = of_index;
     std::tie(first, rows) = rows_of_block(index, problem_.rows);
     lanes = lanes_of<T>(rows);
     sample = head / problem_.heads;
