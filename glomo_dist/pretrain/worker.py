@@ -14,10 +14,11 @@ from glomo_dist.pretrain.ranks.notice import PID
 from glomo_dist.pretrain.ranks.stopping import Stopping
 from glomo_dist.pretrain.ranks.watchdog import Watchdog
 from glomo_dist.pretrain.settings import idle
+from glomo_dist.pretrain.settings.deepspeed_settings import unknown_key
 from glomo_dist.pretrain.settings.resolve import ResolvedRun
 from glomo_dist.pretrain.steps.step import Clock
 from glomo_dist.runtime import files, json_files
-from glomo_dist.runtime.errors import GlomoError
+from glomo_dist.runtime.errors import ConfigError, GlomoError
 from glomo_dist.runtime.progress import say
 
 
@@ -51,6 +52,10 @@ def run_in(job: ResolvedRun, ranks: Ranks, notice: Path | None = None, *, ends: 
             description = run_folder.describe(job, ranks.world)
             if run_folder.finished_already(job.out, description):
                 return None
+            if unknown := unknown_key(job.config, ranks.world):
+                if not (job.out / run_folder.CONFIG).exists():
+                    raise ConfigError(f"{unknown} Mend or remove it.")
+                say(f"WARNING: {unknown}")  # an old run goes on
             for warning in idle.warnings(job.config, description["deepspeed"]):
                 say(warning)
             run_folder.remove_leftovers(job.out)
