@@ -56,8 +56,8 @@ def pretrain(
     valid: validation shards.  restarts: how often torchrun starts all ranks again after one died.
     Raises ConfigError, ShardError, CheckpointError (the folder holds another run, or nothing readable),
     GlomoError (the folder is in use or holds something else, the disk is full), Interrupted (SIGTERM or SIGUSR1, to
-    this program or to a rank, or SIGHUP to this program: saved), RankDied, RankHung (the watchdog ended the run), and
-    after Ctrl-C, saved too, KeyboardInterrupt.
+    this program or to a rank, or SIGHUP to this program: saved), RankDied, RankTooLarge (no memory), RankHung (the
+    watchdog ended the run), and after Ctrl-C, saved too, KeyboardInterrupt.
     """
     if not isinstance(config, PretrainConfig):
         raise ConfigError(
@@ -116,7 +116,8 @@ def _launch(job: ResolvedRun, asked: dict[str, Any], ranks: int, restarts: int) 
         )
     raise errors.RankDied(
         f"pretraining into {job.out} ended with exit code {code}: a rank died (its message is above). "
-        "Run the same command again to continue from the last checkpoint."
+        "Run the same command again to continue from the last checkpoint, with a smaller micro_batch if it was "
+        "killed for want of memory."
     )
 
 

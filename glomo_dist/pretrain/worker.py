@@ -14,12 +14,14 @@ from glomo_dist.pretrain.ranks.notice import PID
 from glomo_dist.pretrain.ranks.stopping import Stopping
 from glomo_dist.pretrain.ranks.watchdog import Watchdog
 from glomo_dist.pretrain.settings import idle
+from glomo_dist.pretrain.settings.config import accumulation
 from glomo_dist.pretrain.settings.deepspeed_settings import unknown_key
 from glomo_dist.pretrain.settings.resolve import ResolvedRun
 from glomo_dist.pretrain.steps.step import Clock
 from glomo_dist.runtime import files, json_files
-from glomo_dist.runtime.errors import ConfigError, GlomoError
+from glomo_dist.runtime.errors import ConfigError, GlomoError, RankTooLarge, describe, lacks_memory
 from glomo_dist.runtime.progress import say
+from glomo_dist.runtime.words import counted
 
 
 def run(job: ResolvedRun, notice: Path | None = None) -> Path:
@@ -30,6 +32,12 @@ def run(job: ResolvedRun, notice: Path | None = None) -> Path:
     ranks = group.join(timeout_minutes=max(30.0, 2 * job.config.hang_timeout / 60))
     try:
         return run_in(job, ranks, notice, ends=True)
+    except GlomoError:
+        raise
+    except Exception as e:
+        if lacks_memory(e):
+            raise RankTooLarge(_too_large(job, ranks, e)) from e
+        raise
     finally:
         group.leave()
 
@@ -72,6 +80,19 @@ def run_in(job: ResolvedRun, ranks: Ranks, notice: Path | None = None, *, ends: 
             raise  # otherwise the watchdog stays, for as long as this process does
         _part(ranks, watchdog)
     return job.out
+
+
+def _too_large(job: ResolvedRun, ranks: Ranks, error: Exception) -> str:
+    """The same command again would end in the same way."""
+    micro, _ = accumulation(job.config, ranks.world)
+    ways = [f"a micro_batch below {micro}"] if micro > 1 else []
+    ways += [] if job.config.activation_checkpointing else ["activation_checkpointing"]
+    less = f" The same steps take less with {' or '.join(ways)}, and the run goes on." if ways else ""
+    return (
+        f"rank {ranks.rank} of {job.out} ran out of memory with {counted(micro, 'sequence')} at a time "
+        f"({describe(error)}).{less} A smaller global_batch or window is another run, in a folder of its own. `glomo "
+        "plan` says what a rank needs."
+    )
 
 
 def _part(ranks: Ranks, watchdog: Watchdog) -> None:
