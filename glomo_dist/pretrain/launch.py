@@ -18,6 +18,7 @@ from typing import Any
 
 from glomo_dist.data import Address, Place
 from glomo_dist.pretrain.output import hooks, run_folder
+from glomo_dist.pretrain.output.claim import locked
 from glomo_dist.pretrain.ranks import notice
 from glomo_dist.pretrain.ranks.stopping import ending_at_once
 from glomo_dist.pretrain.settings.config import PretrainConfig
@@ -89,7 +90,7 @@ def _launch(job: ResolvedRun, asked: dict[str, Any], ranks: int, restarts: int) 
     run_folder.remove_launches(job.out)
     if finished:
         return job.out
-    with run_folder.locked(job.out):  # fails here, at once, if another run is at work
+    with locked(job.out):  # fails here, at once, if another run is at work
         pass  # rank 0 takes the lock for good
     with run_folder.launch_folder(job.out) as scratch:
         job_file, error_file = scratch / "job.json", scratch / "error.json"

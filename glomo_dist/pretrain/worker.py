@@ -8,6 +8,7 @@ from pathlib import Path
 
 from glomo_dist.pretrain.loop import train
 from glomo_dist.pretrain.output import run_folder
+from glomo_dist.pretrain.output.claim import Claim, locked
 from glomo_dist.pretrain.ranks import group
 from glomo_dist.pretrain.ranks.group import Ranks
 from glomo_dist.pretrain.ranks.notice import PID
@@ -52,11 +53,11 @@ def run_in(job: ResolvedRun, ranks: Ranks, notice: Path | None = None, *, ends: 
         peers = [pid for machine, pid in ranks.gather(here) if machine == here[0] and pid != here[1]]
         watchdog = Watchdog(job.config.hang_timeout, ranks.rank, peers, notice)
 
-        def begin() -> run_folder.Claim | None:
+        def begin() -> Claim | None:
             """None when the run is finished: there is nothing to train."""
             if notice is not None:
                 notice.unlink(missing_ok=True)  # of an attempt that torchrun has restarted
-            claim = stack.enter_context(run_folder.locked(job.out))
+            claim = stack.enter_context(locked(job.out))
             description = run_folder.describe(job, ranks.world)
             if run_folder.finished_already(job.out, description):
                 return None

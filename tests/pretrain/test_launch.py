@@ -30,7 +30,8 @@ from pretrain_samples import (
 
 from glomo_dist.model import load_model
 from glomo_dist.pretrain import launch, pretrain
-from glomo_dist.pretrain.output import checkpoint, run_folder
+from glomo_dist.pretrain.output import checkpoint
+from glomo_dist.pretrain.output.claim import locked
 from glomo_dist.pretrain.ranks import notice
 from glomo_dist.runtime import json_files
 from glomo_dist.runtime.errors import GlomoError, Interrupted, RankDied, RankTooLarge
@@ -128,7 +129,7 @@ def test_out_of_memory_is_not_told_to_run_again(tiny_shards: Path, tmp_path: Pat
 def test_no_rank_outlives_the_program_that_started_it(tiny_shards: Path, tmp_path: Path) -> None:
     def free() -> bool:
         try:
-            with run_folder.locked(tmp_path / "run"):
+            with locked(tmp_path / "run"):
                 return True
         except GlomoError:
             return False
