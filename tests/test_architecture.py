@@ -51,6 +51,7 @@ LAYERS = {
         "registry",
         "job",
         "result",
+        "training",
         "predictor",
         "export",
         "finetune",

@@ -30,7 +30,6 @@ from glomo_dist.data import load_tokenizer, prepare_images, prepare_text
 from glomo_dist.data.prepare import BITS, MIN_COUNT, VOCAB_SIZE
 from glomo_dist.data.preparing.demo import write_demo_corpus
 from glomo_dist.runtime.errors import ConfigError, GlomoError
-from glomo_dist.runtime.files import require_absent_or_empty
 from glomo_dist.runtime.progress import say
 from glomo_dist.runtime.signals import STOP_SIGNALS, as_interrupt, held
 
@@ -117,7 +116,6 @@ class Demo:
     """Folder to write; it must not exist, or be empty."""
 
     def run(self, beside: Mapping[str, bytes]) -> None:
-        require_absent_or_empty(self.out)  # before half a minute of reading
         write_demo_corpus(self.out, beside)
 
 

@@ -30,7 +30,7 @@ from glomo_dist.data.tokenizers.tokenizer import load_tokenizer
 from glomo_dist.runtime import progress
 from glomo_dist.runtime.config import MOST_PROCESSES, whole
 from glomo_dist.runtime.errors import ConfigError, DataError
-from glomo_dist.runtime.files import new_folder, require_absent_or_empty
+from glomo_dist.runtime.files import new_folder
 from glomo_dist.runtime.words import counted
 
 T = TypeVar("T", WordTokenizer, PixelTokenizer)
@@ -81,13 +81,12 @@ def prepare_text(
     min_count = whole("min_count", MIN_COUNT if min_count is None else min_count, 1)
     workers = whole("workers", workers, 1, MOST_PROCESSES)
     require_writer(shard_bytes)
-    require_absent_or_empty(out)
-    given = None if tokenizer is None else _tokenizer(tokenizer, WordTokenizer, "text needs")
     left_out: Counter[str] = Counter()
-    found = documents(sources, text_key=text_key, split=split, left_out=left_out)
-    stream = itertools.islice(found, max_documents)
     parts = ("train", "valid") if valid_share else ("",)
-    with new_folder(out, beside=beside) as folder:
+    with new_folder(out, beside=beside) as folder:  # first, as it may be refused
+        given = None if tokenizer is None else _tokenizer(tokenizer, WordTokenizer, "text needs")
+        found = documents(sources, text_key=text_key, split=split, left_out=left_out)
+        stream = itertools.islice(found, max_documents)
         spools = {part: Spool(folder) for part in parts}
         words = Numbering()
         numbered = ordered_map(partial(number_words, valid_share=valid_share), chunks(stream), workers)
@@ -171,32 +170,20 @@ def prepare_images(
         raise ConfigError("bits, size and channels are those of the tokenizer. Leave them or it out.")
     bits = whole("bits", BITS if bits is None else bits, 1, 8)
     require_writer(shard_bytes)
-    require_absent_or_empty(out)
-    given = None if tokenizer is None else _tokenizer(tokenizer, PixelTokenizer, "images need")
-    if given is not None:
-        size, channels = given.shape, given.channels
     left_out: Counter[str] = Counter()
-    found = pictures(sources, size=size, channels=channels, left_out=left_out)
-    stream = itertools.islice(found, max_images)
-    first = next(stream, None)
-    if first is None:
-        raise DataError(f"no image in {_named(sources)}. Name image files, .npz or *-images-idx3-ubyte.")
-    chosen = given or _tokenizer_for(first, bits)
-    seen = PixelCensus(chosen)
-
-    def samples() -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-        for picture in progress.bar(itertools.chain([first], stream), desc="images", unit=" images"):
-            try:
-                ids = chosen.encode(picture.pixels)
-            except DataError as e:
-                raise DataError(
-                    f"{picture.where}: {e} (`size` and `channels` do that; the first image decides.)"
-                ) from None
-            seen.add(picture.pixels, ids)
-            yield ids, {"source": picture.source, "row": picture.row}
-
-    with new_folder(out, beside=beside) as folder:
-        _write(ShardFolder(folder, chosen, shard_bytes), samples())
+    with new_folder(out, beside=beside) as folder:  # first, as it may be refused
+        given = None if tokenizer is None else _tokenizer(tokenizer, PixelTokenizer, "images need")
+        if given is not None:
+            size, channels = given.shape, given.channels
+        found = pictures(sources, size=size, channels=channels, left_out=left_out)
+        stream = itertools.islice(found, max_images)
+        first = next(stream, None)
+        if first is None:
+            raise DataError(f"no image in {_named(sources)}. Name image files, .npz or *-images-idx3-ubyte.")
+        chosen = given or _tokenizer_for(first, bits)
+        seen = PixelCensus(chosen)
+        encoded = _encoded(itertools.chain([first], stream), chosen, seen)
+        _write(ShardFolder(folder, chosen, shard_bytes), encoded)
         try:
             seen.require_two_ids()
         except DataError as e:
@@ -204,6 +191,21 @@ def prepare_images(
     units = f"{chosen.vocab_size:,} pixel ids, {seen.ids:,} of them occur"
     _report(Path(out), ("",), units, left_out)
     return Path(out)
+
+
+def _encoded(
+    found: Iterable[Picture], tokenizer: PixelTokenizer, seen: PixelCensus
+) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    """Ids and metadata of each picture, which `seen` is told of. DataError for one that is not as the tokenizer."""
+    for picture in progress.bar(found, desc="images", unit=" images"):
+        try:
+            ids = tokenizer.encode(picture.pixels)
+        except DataError as e:
+            raise DataError(
+                f"{picture.where}: {e} (`size` and `channels` do that; the first image decides.)"
+            ) from None
+        seen.add(picture.pixels, ids)
+        yield ids, {"source": picture.source, "row": picture.row}
 
 
 def _tokenizer_for(first: Picture, bits: int) -> PixelTokenizer:

@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from glomo_dist.evaluate.attempt import Job
@@ -17,6 +16,7 @@ from glomo_dist.model.io import config_of, read_meta
 from glomo_dist.runtime.config import check_fields, from_dict, to_dict
 from glomo_dist.runtime.errors import ConfigError, suggest
 from glomo_dist.runtime.fingerprint import fingerprint
+from glomo_dist.runtime.paths import absolute
 from glomo_dist.runtime.progress import say
 from glomo_dist.transfer.export import live_model
 from glomo_dist.transfer.features.encoder import require_usable
@@ -146,7 +146,7 @@ def _job(
     owner = arm if needs_graphs(arm) else next(filter(needs_graphs, plan.arms), None)
     graphs = None
     if owner is not None:
-        graphs = _local(plan.arms[owner].replace("{task}", task).replace("{seed}", str(seed)))
+        graphs = absolute(plan.arms[owner].replace("{task}", task).replace("{seed}", str(seed)))
         info = contents.graphs(graphs)
         _require_named_rightly(owner, graphs, info.predictor)
         if info.task not in (task, None):
@@ -167,7 +167,7 @@ def _job(
             "task": task,
             "task_file": file,
             "arm": arm,
-            "task_source": None if source is None else _local(source),
+            "task_source": None if source is None else absolute(source),
             "graphs": graphs,
             "features": FeatureSpec.parse(features).absolute(),
             "seed": seed,
@@ -290,8 +290,3 @@ class _Contents:
                     raise ConfigError(f"plan: features {text!r}: {e}") from e
             self._features[text] = str(dataclasses.replace(spec, source=source))
         return self._features[text]
-
-
-def _local(path: str) -> str:
-    """An absolute path, since workers may run in another folder; a URL as it is."""
-    return path if "://" in path else str(Path(path).expanduser().absolute())

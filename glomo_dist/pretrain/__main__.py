@@ -13,7 +13,7 @@ from glomo_dist.pretrain.settings.config import PretrainConfig
 from glomo_dist.pretrain.settings.resolve import resolve
 from glomo_dist.runtime import json_files
 from glomo_dist.runtime.config import from_dict
-from glomo_dist.runtime.errors import GlomoError, RankDied
+from glomo_dist.runtime.errors import GlomoError, RankDied, RankTooLarge
 from glomo_dist.runtime.progress import say
 
 
@@ -33,6 +33,8 @@ def main() -> None:
         if arguments.errors is None or not e.everywhere or isinstance(e, RankDied):
             if rank == "0" or not e.everywhere:
                 say(f"glomo: rank {rank}: {e}")
+            if arguments.errors is not None and isinstance(e, RankTooLarge):
+                notice.leave(Path(arguments.errors), e)  # else the program would say to run it again
             sys.exit(e.exit_code)
         # All ranks agree on such an error and end here; a failing exit code would make torchrun add a page
         # of its own traceback to the one line that matters.

@@ -18,6 +18,7 @@ from typing import Any
 
 from glomo_dist.data import Address, Place
 from glomo_dist.pretrain.output import hooks, run_folder
+from glomo_dist.pretrain.output.claim import locked
 from glomo_dist.pretrain.ranks import notice
 from glomo_dist.pretrain.ranks.stopping import ending_at_once
 from glomo_dist.pretrain.settings.config import PretrainConfig
@@ -56,8 +57,8 @@ def pretrain(
     valid: validation shards.  restarts: how often torchrun starts all ranks again after one died.
     Raises ConfigError, ShardError, CheckpointError (the folder holds another run, or nothing readable),
     GlomoError (the folder is in use or holds something else, the disk is full), Interrupted (SIGTERM or SIGUSR1, to
-    this program or to a rank, or SIGHUP to this program: saved), RankDied, RankHung (the watchdog ended the run), and
-    after Ctrl-C, saved too, KeyboardInterrupt.
+    this program or to a rank, or SIGHUP to this program: saved), RankDied, RankTooLarge (no memory), RankHung (the
+    watchdog ended the run), and after Ctrl-C, saved too, KeyboardInterrupt.
     """
     if not isinstance(config, PretrainConfig):
         raise ConfigError(
@@ -89,7 +90,7 @@ def _launch(job: ResolvedRun, asked: dict[str, Any], ranks: int, restarts: int) 
     run_folder.remove_launches(job.out)
     if finished:
         return job.out
-    with run_folder.locked(job.out):  # fails here, at once, if another run is at work
+    with locked(job.out):  # fails here, at once, if another run is at work
         pass  # rank 0 takes the lock for good
     with run_folder.launch_folder(job.out) as scratch:
         job_file, error_file = scratch / "job.json", scratch / "error.json"
@@ -116,7 +117,8 @@ def _launch(job: ResolvedRun, asked: dict[str, Any], ranks: int, restarts: int) 
         )
     raise errors.RankDied(
         f"pretraining into {job.out} ended with exit code {code}: a rank died (its message is above). "
-        "Run the same command again to continue from the last checkpoint."
+        "Run the same command again to continue from the last checkpoint, with a smaller micro_batch if it was "
+        "killed for want of memory."
     )
 
 

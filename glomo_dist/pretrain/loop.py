@@ -17,6 +17,7 @@ import torch
 from glomo_dist.data import Batch, ShardIndex, Stream, Windows
 from glomo_dist.model import Glomo
 from glomo_dist.pretrain.output import checkpoint, run_folder
+from glomo_dist.pretrain.output.claim import Claim
 from glomo_dist.pretrain.output.hooks import Hook, open_hooks
 from glomo_dist.pretrain.output.saving import Export, Saver, exporter
 from glomo_dist.pretrain.ranks.group import Ranks
@@ -65,7 +66,7 @@ class LoopState:
         return value
 
 
-def train(job: ResolvedRun, ranks: Ranks, claim: run_folder.Claim, clock: Clock, stopping: Stopping) -> None:
+def train(job: ResolvedRun, ranks: Ranks, claim: Claim, clock: Clock, stopping: Stopping) -> None:
     """Train from the newest good checkpoint of `job.out` (or from nothing) to the end, on every rank."""
     config = job.config
     torch.manual_seed(derive_seed(config.seed, "weights"))

@@ -10,6 +10,7 @@ from typing import Any
 from glomo_dist.report.names import one_line
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.words import counted
+from glomo_dist.transfer.datasets.sources import address_parts
 from glomo_dist.transfer.features.spec import FeatureSpec
 from glomo_dist.transfer.job import PLANNED, FinetuneJob
 from glomo_dist.transfer.result import Result
@@ -129,7 +130,7 @@ def _place(job: dict[str, Any]) -> tuple[str, str, int | None]:
 def features_name(text: str) -> str:
     """The spec of features with the name of the file or folder alone, without its ending: glove.6B.100d."""
     spec = FeatureSpec.parse(text)
-    name = spec.source.rstrip("/").rsplit("/", 1)[-1]
+    name = address_parts(spec.source)[0].rstrip("/").rsplit("/", 1)[-1]
     if spec.kind == "vectors":
         name = re.sub(r"(\.(txt|vec|npz|tsv))?(\.(gz|xz|zst))?$", "", name) or name
     return str(replace(spec, source=name))

@@ -57,6 +57,10 @@ class RankDied(GlomoError):
     exit_code = 70
 
 
+class RankTooLarge(RankDied):
+    """A rank had not the memory that its share of a step takes."""
+
+
 class RankHung(RankDied):
     """The watchdog ended a run that made no progress; the same command continues from the last checkpoint."""
 
@@ -69,6 +73,13 @@ def suggest(name: object, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), options, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     return f"{hint} Known: {', '.join(options)}."
+
+
+def lacks_memory(e: Exception) -> bool:
+    """Whether it was memory that was missing. PyTorch says so in a RuntimeError, the system in an OSError."""
+    return isinstance(e, MemoryError) or any(
+        words in str(e) for words in ("allocate memory", "out of memory")
+    )
 
 
 def describe(e: BaseException) -> str:

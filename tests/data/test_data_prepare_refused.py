@@ -14,6 +14,7 @@ from glomo_dist.data import (
     prepare_text,
 )
 from glomo_dist.data.prepare import BITS, MIN_COUNT, VOCAB_SIZE
+from glomo_dist.data.preparing.demo import write_demo_corpus
 from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError
 
 
@@ -85,6 +86,28 @@ def test_output_that_cannot_be_made(corpus: str, tmp_path: Path, monkeypatch: py
     with pytest.raises(GlomoError, match=r"cannot write .*out: No space left on device\. Free space"):
         prepare_text([corpus], tmp_path / "out")
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_output_that_cannot_be_made_is_said_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("was read")
+
+    for name in (
+        "prepare.load_tokenizer",
+        "prepare.documents",
+        "prepare.pictures",
+        "preparing.demo.docstrings",
+    ):
+        monkeypatch.setattr(f"glomo_dist.data.{name}", read)
+    out = "/proc/glomo/out"
+    for prepare in (
+        lambda: prepare_text(["missing.txt"], out, tokenizer="missing"),
+        lambda: prepare_images(["missing"], out),
+        lambda: prepare_images(["missing"], out, tokenizer="missing"),
+        lambda: write_demo_corpus(out),
+    ):
+        with pytest.raises(GlomoError, match="cannot write /proc/glomo/out: No such file"):
+            prepare()
 
 
 def test_settings_without_effect_are_refused(corpus: str, tmp_path: Path) -> None:

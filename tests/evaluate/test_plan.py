@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -163,6 +164,24 @@ def test_ids_follow_the_content_of_an_encoder_and_not_its_path_or_cache(tmp_path
     assert ids(specs) == ids(tuple(s.replace("encoder", "copy") for s in specs), state_cache=str(tmp_path))
     (folder / "model.safetensors").write_bytes(b"others")
     assert not set(ids(specs)) & set(ids((f"hf:{tmp_path / 'copy'}",)))
+
+
+def test_jobs_mean_the_same_files_in_every_folder(tmp_path, monkeypatch):
+    """An archive at the end of a chain too: workers may run in another folder."""
+    (tmp_path / "v.txt").write_text("film 0.5 0.25\n")
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.write(tmp_path / "v.txt", "v.txt")
+    monkeypatch.chdir(tmp_path)
+    plan = EvaluationPlan(
+        tasks=("sst2", "imdb"),
+        arms={"none": "none"},
+        features=("v.txt", "trnn:zip://v.txt::all.zip"),
+        seeds=(0,),
+        sources={"sst2": "sst2", "imdb": "zip://imdb::all.zip"},
+    )
+    work = [job.work for job in plan_jobs(plan)]
+    assert {w.task_source for w in work} == {f"{tmp_path}/sst2", f"zip://imdb::{tmp_path}/all.zip"}
+    assert {w.features for w in work} == {f"{tmp_path}/v.txt", f"trnn:zip://v.txt::{tmp_path}/all.zip"}
 
 
 def test_missing_store_is_named(tmp_path):

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from pretrain_samples import TINY, begun
+from pretrain_samples import PLAIN, TINY, begun
 
 from glomo_dist.cli import main
 from glomo_dist.model import Glomo, GlomoConfig
-from glomo_dist.pretrain import PretrainConfig
+from glomo_dist.pretrain import PretrainConfig, pretrain
 from glomo_dist.pretrain.output import run_folder
 from glomo_dist.pretrain.settings.idle import RULES, warnings
 from glomo_dist.pretrain.settings.resolve import resolve
@@ -100,6 +100,24 @@ def test_an_old_run_with_a_setting_without_effect_is_continued_without_it(
     json_files.write_json(run / "config.json", value)
     with pytest.raises(CheckpointError, match=r"differs: config\.final_lr_share: 0\.5 there, 0\.1 now\. To"):
         run_folder.check(run, run_folder.describe(resolve(TINY, tiny_shards, run), 2))
+
+
+def test_a_key_that_deepspeed_passes_over_is_refused_in_a_new_run_and_warned_of_in_an_old_one(
+    tiny_shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Once it is mended, the run begins in the same folder."""
+    file = tmp_path / "zero.json"
+    config = dataclasses.replace(PLAIN, steps=1, warmup_steps=0, deepspeed=str(file))
+    file.write_text('{"zero_optimisation": {"overlap_comm": true}}')
+    with pytest.raises(
+        ConfigError, match=r"zero\.json: .*'zero_optimisation'.*n 'zero_optimization'\? Mend or re"
+    ):
+        pretrain(config, tiny_shards, tmp_path / "run", 2)
+    old = begun(config, tiny_shards, tmp_path / "old", 1)
+    pretrain(config, tiny_shards, old)
+    assert "WARNING: " in (said := capfd.readouterr().err) and "know the key 'zero_optimisation'" in said
+    file.write_text('{"zero_optimization": {"overlap_comm": true}}')
+    pretrain(config, tiny_shards, tmp_path / "run")
 
 
 def test_plan_takes_the_settings_of_validation_without_its_shards(tiny_shards: Path) -> None:

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 from pretrain_samples import (
+    PLAIN,
     TINY,
     losses,
     rank_process,
@@ -29,10 +30,11 @@ from pretrain_samples import (
 
 from glomo_dist.model import load_model
 from glomo_dist.pretrain import launch, pretrain
-from glomo_dist.pretrain.output import checkpoint, run_folder
+from glomo_dist.pretrain.output import checkpoint
+from glomo_dist.pretrain.output.claim import locked
 from glomo_dist.pretrain.ranks import notice
 from glomo_dist.runtime import json_files
-from glomo_dist.runtime.errors import GlomoError, Interrupted, RankDied
+from glomo_dist.runtime.errors import GlomoError, Interrupted, RankDied, RankTooLarge
 from glomo_dist.runtime.fingerprint import command_line
 
 pytestmark = pytest.mark.slow
@@ -112,11 +114,22 @@ def test_the_same_call_again_ends_as_if_nothing_had_happened(
     assert weights_hash(out) == weights_hash(uninterrupted)
 
 
+def test_out_of_memory_is_not_told_to_run_again(tiny_shards: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(PLAIN, global_batch=10**15)  # more than any address space
+    with pytest.raises(
+        RankTooLarge, match=r"rank [01] of .*run ran out of memory with 500,000,000,000,000 seq"
+    ) as e:
+        pretrain(config, tiny_shards, tmp_path / "run", 2)
+    said = str(e.value)
+    assert "Unable to allocate" in said and "a micro_batch below 500000000000000 or activation_ch" in said
+    assert "`glomo plan`" in said and "same command" not in said
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
 def test_no_rank_outlives_the_program_that_started_it(tiny_shards: Path, tmp_path: Path) -> None:
     def free() -> bool:
         try:
-            with run_folder.locked(tmp_path / "run"):
+            with locked(tmp_path / "run"):
                 return True
         except GlomoError:
             return False

@@ -4,7 +4,6 @@ import dataclasses
 import errno
 import json
 import os
-import resource
 import shutil
 import tempfile
 from pathlib import Path
@@ -17,7 +16,6 @@ from pretrain_samples import TINY, begun
 from glomo_dist.data import exists
 from glomo_dist.pretrain import PretrainConfig, launch, pretrain, worker
 from glomo_dist.pretrain.output import run_folder
-from glomo_dist.pretrain.output.saving import Saver
 from glomo_dist.pretrain.ranks import notice
 from glomo_dist.pretrain.settings.resolve import resolve
 from glomo_dist.runtime import json_files
@@ -149,20 +147,6 @@ def test_run_of_another_version(tiny_shards: Path, tmp_path: Path) -> None:
         pretrain(TINY, tiny_shards, run, 2)
 
 
-def test_second_run_in_the_same_folder_is_refused(tiny_shards: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    with run_folder.locked(out), pytest.raises(GlomoError, match="another run is writing to"):
-        pretrain(TINY, tiny_shards, out, 2)
-    with run_folder.locked(out):
-        pass
-
-
-def test_a_link_to_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
-    (tmp_path / "run").symlink_to(tmp_path / "disk" / "run")
-    with run_folder.locked(tmp_path / "run"):
-        assert (tmp_path / "disk" / "run").is_dir()
-
-
 def test_an_error_reaches_the_launcher_from_a_full_disk_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,43 +182,6 @@ def test_what_a_killed_launch_left_goes_also_when_the_run_is_finished(
     (tmp_path / ".launch-0123").mkdir()
     assert launch._launch(job, {}, 1, 0) == tmp_path
     assert not list(tmp_path.iterdir())
-
-
-def test_a_disk_that_is_full_before_the_run_begins_is_named(tmp_path: Path) -> None:
-    """Python ignores the signal that comes with this limit."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
-    try:
-        named = rf"cannot write {tmp_path}/\.lock: File too large"
-        with pytest.raises(GlomoError, match=named), run_folder.locked(tmp_path):
-            pass
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_a_run_notices_that_another_has_taken_its_folder(tmp_path: Path) -> None:
-    """Where locks do not hold between hosts, the mark in the file does."""
-    with run_folder.locked(tmp_path) as claim:
-        claim.check()
-        (tmp_path / ".lock").write_text("other-host 17 2030-01-01T00:00:00 0123")
-        with pytest.raises(
-            GlomoError, match=r"another run has taken .* \(process 17 on other-host, since 2030"
-        ):
-            claim.check()
-        (tmp_path / ".lock").write_bytes(b"\xff\xfe")  # it was a UnicodeDecodeError
-        with pytest.raises(GlomoError, match=r"another run has taken .* \(unknown\)"):
-            claim.check()
-
-
-def test_a_run_whose_folder_is_moved_away_says_so_and_leaves_nothing(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    with run_folder.locked(out) as claim:
-        ranks: Any = SimpleNamespace(first=True, from_first=lambda function: function())
-        saver = Saver(out / "checkpoints", ranks, 2, lambda _: None, claim.check, lambda: None)
-        out.rename(tmp_path / "moved")
-        with pytest.raises(GlomoError, match=r"run/\.lock is gone: .*run was moved or deleted"):
-            saver.save(None, 3, {})
-    assert not out.exists()
 
 
 def test_a_setting_without_effect_is_warned_of_where_a_run_begins(

@@ -10,6 +10,7 @@ import pytest
 from result_folders import NONE, id_of, job, result, scores, write
 
 from glomo_dist.report import as_text, build, read_results
+from glomo_dist.report.groups import features_name
 from glomo_dist.report.table import p_text, tables
 from glomo_dist.runtime.errors import DataError
 
@@ -244,3 +245,9 @@ def test_a_mean_over_several_models_is_said(tmp_path, models, said):
         ]
         folders.append(write(tmp_path / f"{number}", rows))
     assert ("graphs of different models" in as_text(read_results(folders))) == said
+
+
+def test_word_vectors_in_an_archive_have_their_own_name():
+    assert features_name("trnn:zip://glove/50d.txt::/data/all.zip") == "trnn:50d"
+    assert features_name("zip://100d.txt::https://host/all.zip?token=s") == "100d"
+    assert features_name("/data/glove.6B.100d.txt.gz") == "glove.6B.100d"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from glomo_dist.runtime.errors import DataError, GlomoError
+from glomo_dist.runtime.errors import DataError, GlomoError, lacks_memory
 from glomo_dist.runtime.secrets import shown
 
 
@@ -17,3 +17,14 @@ from glomo_dist.runtime.secrets import shown
 )
 def test_an_error_does_not_tell_what_is_secret_in_an_address(text, seen):
     assert str(DataError(text)) == str(GlomoError(text)) == shown(text) == seen
+
+
+def test_whether_memory_was_missing():
+    for error in (
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        OSError(12, "Cannot allocate memory"),
+    ):
+        assert lacks_memory(error)
+    assert not lacks_memory(RuntimeError("The size of tensor a (2) must match the size of tensor b (3)"))

@@ -15,6 +15,7 @@ import pytest
 
 from glomo_dist.data.reading.cache import ShardCache
 from glomo_dist.pretrain.output import run_folder
+from glomo_dist.pretrain.output.claim import locked
 from glomo_dist.runtime import files
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.locks import Lock, take
@@ -57,7 +58,7 @@ def export(folder: Path) -> None:
 
 
 def run(folder: Path) -> None:
-    with run_folder.locked(folder) as claim:
+    with locked(folder) as claim:
         claim.check()  # the marks guard the checkpoints all the same
 
 

@@ -78,7 +78,7 @@ def test_predictions_that_are_as_long_as_their_batch_are_refused(sample, monkeyp
             return torch.zeros(len(outputs), len(seen.append(0) or seen), dtype=torch.int64)
 
     seen = []
-    monkeypatch.setattr("glomo_dist.transfer.finetune.EVALUATION_BATCH", 60)
+    monkeypatch.setattr("glomo_dist.transfer.training.EVALUATION_BATCH", 60)
     monkeypatch.setitem(TASKS, "sst2", dataclasses.replace(get_task("sst2"), model=PerUnit))
     with pytest.raises(
         ConfigError, match=r"`predict` of its reader gave \[20, 2\] for a batch, expected \[20, 1\]"

@@ -71,12 +71,12 @@ def write_demo_corpus(folder: str | Path, beside: Mapping[str, bytes] | None = N
     Docstrings in the dev and test parts of the task, and variants that open with the same words, are left out of
     text.jsonl.
     """
-    found = list(progress.bar(docstrings(), desc="collecting documentation", unit=" docstrings"))
-    rows = docstring_task_rows(found)
-    held_out = {_opening(row["source_text"]) for row in rows if row["split"] != "train"}
-    corpus = [{"text": text, "module": "pydoc_data"} for text in topics()]
-    corpus += [{"text": d.text, "module": d.module} for d in found if _opening(d.text) not in held_out]
-    with new_folder(folder, beside=beside) as temporary:
+    with new_folder(folder, beside=beside) as temporary:  # first, as it may be refused
+        found = list(progress.bar(docstrings(), desc="collecting documentation", unit=" docstrings"))
+        rows = docstring_task_rows(found)
+        held_out = {_opening(row["source_text"]) for row in rows if row["split"] != "train"}
+        corpus = [{"text": text, "module": "pydoc_data"} for text in topics()]
+        corpus += [{"text": d.text, "module": d.module} for d in found if _opening(d.text) not in held_out]
         _write_lines(temporary / "text.jsonl", corpus)
         shown = [{key: row[key] for key in ("text", "label", "split")} for row in rows]
         _write_lines(temporary / "docstrings.jsonl", shown)

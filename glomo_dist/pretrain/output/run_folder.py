@@ -1,4 +1,4 @@
-"""What a run folder is, what it must agree with before a run goes on in it, and who may write to it.
+"""What a run folder is, and what it must agree with before a run goes on in it; who may write to it: claim.py.
 
 RUN/config.json   resolved configuration, fingerprints of the shards and tokenizer, number of ranks
 RUN/quarantine.json  shards that are set aside, see steps/feed.py
@@ -11,13 +11,9 @@ RUN/model/        the trained model; there only when the run is finished
 from __future__ import annotations
 
 import contextlib
-import datetime
-import os
 import shutil
-import socket
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +26,11 @@ from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import CheckpointError, DataError, GlomoError, OtherVersion
 from glomo_dist.runtime.fingerprint import code_version, command_line
 from glomo_dist.runtime.formats import check_format
-from glomo_dist.runtime.locks import Lock, take, unguarded
+from glomo_dist.runtime.locks import Lock, take
 from glomo_dist.runtime.progress import say
 
 FORMAT, VERSION = "glomo-run", 1
-CONFIG, LOCK, MODEL, LAUNCH = "config.json", ".lock", "model", ".launch-"
+CONFIG, MODEL, LAUNCH = "config.json", "model", ".launch-"
 LOG, CHECKPOINTS, QUARANTINE = "log.jsonl", "checkpoints", "quarantine.json"
 WANDB, MLFLOW, TENSORBOARD = "wandb.json", "mlflow.json", "tensorboard"
 # under a temporary name before, then at once
@@ -73,7 +69,7 @@ def check(out: Path, description: dict[str, Any]) -> bool:
     with files.writing(out, "Choose another output folder."):  # even looking may be forbidden
         if not (out / CONFIG).exists():
             # all that a start can leave that was killed before there was a CONFIG
-            begun = (LOCK, LAUNCH, f".{CONFIG}.")
+            begun = (files.LOCK, LAUNCH, f".{CONFIG}.")
             checkpoints = out / CHECKPOINTS
             kept = checkpoints.is_dir() and any(checkpoints.iterdir())
             if out.is_dir() and all(
@@ -131,67 +127,6 @@ def comparable(description: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if key not in ignored}
 
 
-@dataclass(frozen=True)
-class Claim:
-    """The right to write to a run folder, until another run takes it.
-
-    The lock alone does not hold everywhere: a network file system may keep locks within one host. So the newest
-    run also leaves its mark in the lock file, and every run looks for its own before it changes the checkpoints.
-    """
-
-    lock: Path
-    mark: str
-
-    def check(self) -> None:
-        """Raises GlomoError if another run has come since, or the folder has gone."""
-        try:
-            found = self.lock.read_bytes().decode(errors="replace")
-        except FileNotFoundError:
-            raise GlomoError(
-                f"{self.lock} is gone: {self.lock.parent} was moved or deleted while the run was at work, which "
-                "stops. Run the same command again, with the folder in its place to continue."
-            ) from None
-        except OSError:
-            found = ""
-        if found != self.mark:
-            raise GlomoError(
-                f"another run has taken {self.lock.parent} ({_owner(found)}); this one stops and leaves the "
-                "checkpoints to it. Run each in a folder of its own."
-            )
-
-
-def _owner(mark: str) -> str:
-    words = mark.split()
-    return f"process {words[1]} on {words[0]}, since {words[2]}" if len(words) == 4 else "unknown"
-
-
-@contextlib.contextmanager
-def locked(out: Path) -> Iterator[Claim]:
-    """Hold the run folder: a second program in it gets a GlomoError. Freed even by kill -9."""
-    path = out / LOCK
-    with files.writing(path, "Choose another output folder."):
-        out.resolve().mkdir(parents=True, exist_ok=True)  # also where a link points to what is not there yet
-        # without a buffer, of which closing would try to write once more what did not go in
-        lock = open(path, "ab+", buffering=0)  # noqa: SIM115 (closed below)
-    with lock:
-        with files.writing(path, "Choose another output folder."):
-            taken = take(lock)
-        if taken is Lock.BUSY:
-            lock.seek(0)
-            owner = _owner(lock.read().decode(errors="replace"))
-            raise GlomoError(
-                f"another run is writing to {out} ({owner}). Wait until it ends, or choose another output folder."
-            )
-        if taken is Lock.UNSUPPORTED:
-            unguarded(out, "take care that no second run uses it.")
-        since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        claim = Claim(path, f"{socket.gethostname()} {os.getpid()} {since} {uuid.uuid4().hex}")
-        with files.writing(path, "Free space on the disk."):
-            lock.truncate(0)
-            lock.write(claim.mark.encode())
-        yield claim
-
-
 def finished(out: Path) -> bool:
     """Whether the model is there, which is published last."""
     return (out / MODEL / CONFIG).exists()
@@ -214,7 +149,7 @@ def remove_leftovers(out: Path) -> None:
 def remove_launches(out: Path) -> None:
     """Delete the folders of launches that were killed; that of one in progress is locked."""
     for old in out.glob(f"{LAUNCH}*"):
-        with contextlib.suppress(OSError), open(old / LOCK, "a") as lock:
+        with contextlib.suppress(OSError), open(old / files.LOCK, "a") as lock:
             if take(lock) is Lock.HELD:
                 shutil.rmtree(old)
 
@@ -225,7 +160,7 @@ def launch_folder(out: Path) -> Iterator[Path]:
     path = out / f"{LAUNCH}{uuid.uuid4().hex[:8]}"
     with files.writing(path, "Free space on the disk."):
         path.mkdir(0o700, parents=True)  # the address of the data may hold what opens it
-        lock = open(path / LOCK, "a")  # noqa: SIM115 (closed below)
+        lock = open(path / files.LOCK, "a")  # noqa: SIM115 (closed below)
     with lock:
         with contextlib.suppress(OSError):  # without it, another launch leaves the folder as well
             take(lock)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import KeysView
 from typing import Any
 
 from glomo_dist.pretrain.settings.config import PretrainConfig, accumulation
@@ -24,6 +26,7 @@ OURS = {
     "zero_optimization.stage": "zero_stage",
 }
 DEEPSPEEDS_BUCKET = 500_000_000
+_ASKED_LATER = {"sequence_parallel_size", "data_parallel_size"}  # by `deepspeed.initialize` itself
 
 
 def extra_settings(config: PretrainConfig) -> dict[str, Any]:
@@ -81,3 +84,50 @@ def deepspeed_settings(config: PretrainConfig, parameters: int, ranks: int) -> d
         "steps_per_print": 10**9,
         **extra,
     }
+
+
+class _Asked(dict[str, Any]):
+    """Settings that remember the keys that they, or a copy of them, were asked for."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__(settings)
+        self.asked: set[str] = set()
+
+    def __contains__(self, key: object) -> bool:
+        self.asked.add(str(key))
+        return super().__contains__(key)
+
+    def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.asked.add(key)
+        return super().get(key, default)
+
+    def keys(self) -> KeysView[str]:  # type: ignore[override]
+        """A view that asks these settings, not the dict below."""
+        return KeysView(self)
+
+
+def unknown_key(config: PretrainConfig, ranks: int) -> str | None:
+    """What is wrong with the first key of the file `config.deepspeed` that DeepSpeed does not know, and passes over.
+
+    It has no list of those that it knows: they are all that it asks for while it reads a configuration. Only where
+    PyTorch may be imported.
+    """
+    if config.deepspeed is None:
+        return None
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    settings = _Asked(deepspeed_settings(config, 1, ranks))
+    try:
+        DeepSpeedConfig(settings)
+    except Exception:  # what it refuses is said where it begins with it
+        return None
+    for key in extra_settings(config):
+        if key not in settings.asked | _ASKED_LATER:
+            near = difflib.get_close_matches(key, settings.asked, n=1, cutoff=0.5)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            return f"{config.deepspeed}: DeepSpeed does not know the key {key!r} and passes over it.{hint}"
+    return None

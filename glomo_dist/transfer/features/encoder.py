@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from glomo_dist.data.storage.lines import HALF_PAIR
-from glomo_dist.runtime.errors import ConfigError, DataError, describe
-from glomo_dist.transfer.features.encoder_files import lacks_memory, load, locate, tokenizer_and_config
+from glomo_dist.runtime.errors import ConfigError, DataError, describe, lacks_memory
+from glomo_dist.transfer.features.encoder_files import load, locate, tokenizer_and_config
 from glomo_dist.transfer.features.spec import FeatureSpec
 from glomo_dist.transfer.features.text_windows import Window, windows
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from glomo_dist.runtime import files, packages
-from glomo_dist.runtime.errors import ConfigError, describe
+from glomo_dist.runtime.errors import ConfigError, describe, lacks_memory
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.runtime.words import counted
 from glomo_dist.transfer.features.spec import FeatureSpec
@@ -117,11 +117,6 @@ def _loading(folder: Path) -> Iterator[None]:
         if lacks_memory(e):
             raise
         raise ConfigError(f"{folder} cannot be loaded by transformers: {describe(e):.300}") from e
-
-
-def lacks_memory(e: Exception) -> bool:
-    """Whether the machine is at fault, not the encoder. torch says so in a RuntimeError, the system in an OSError."""
-    return isinstance(e, MemoryError) or "allocate memory" in str(e)
 
 
 def _require_transformers() -> None:

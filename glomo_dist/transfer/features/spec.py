@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.runtime.paths import absolute
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,8 @@ class FeatureSpec:
 
     def absolute(self) -> str:
         """The spec with an absolute path, since jobs may run in another folder; URLs and names stay."""
-        source = Path(self.source).expanduser()
-        local = source.is_dir() if self.kind == "states" else "://" not in self.source
-        if self.kind in ("vectors", "states") and local:
-            return str(replace(self, source=str(source.absolute())))
+        if self.kind == "vectors" or (self.kind == "states" and Path(self.source).expanduser().is_dir()):
+            return str(replace(self, source=absolute(self.source)))
         return str(self)
 
 

@@ -1,0 +1,30 @@
+"""Paths that mean the same in every folder."""
+
+from __future__ import annotations
+
+import pytest
+
+from glomo_dist.runtime.paths import absolute
+
+
+@pytest.mark.parametrize(
+    "place, expected",
+    [
+        ("sst2/", "{here}/sst2"),
+        ("~/sst2", "{home}/sst2"),
+        ("/data/sst2", "/data/sst2"),
+        ("a::b", "{here}/a::b"),
+        ("s3://bucket/sst2", "s3://bucket/sst2"),
+        ("zip://x::all.zip", "zip://x::{here}/all.zip"),
+        ("zip://x::~/all.zip", "zip://x::{home}/all.zip"),
+        ("zip://x::/data/all.zip", "zip://x::/data/all.zip"),
+        ("zip://::tar://a.zip::all.tar", "zip://::tar://a.zip::{here}/all.tar"),
+        ("zip://x::https://host/all.zip", "zip://x::https://host/all.zip"),
+        ("simplecache::https://host/sst2", "simplecache::https://host/sst2"),
+    ],
+)
+def test_absolute(tmp_path, monkeypatch, place, expected):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert absolute(place) == expected.format(here=tmp_path, home="/home/me")
+    assert absolute(absolute(place)) == absolute(place)
