@@ -28,8 +28,8 @@ SOURCES = [
 HEADERS = [
     "affinity_mix.h", "bfloat16.h", "decoder_products.h", "edges.h", "graph_stripes.h", "half_edges.h",
     "half_products.h", "kernels.h", "largest.h", "live.h", "panels.h", "products.h", "rounded_keys.h",
-    "scratch.h", "screen.h", "simd.h", "threads.h", "turns.h", "simd.inl", "gemm.inl", "rounding.inl",
-    "softmax.inl", "sparse.inl", "tile.inl",
+    "row_block.h", "scratch.h", "screen.h", "simd.h", "threads.h", "turns.h", "simd.inl", "gemm.inl",
+    "rounding.inl", "softmax.inl", "sparse.inl", "tile.inl",
 ]  # fmt: skip
 
 ParallelCompile().install()  # the sources of an extension on all cores

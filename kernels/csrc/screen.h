@@ -1,6 +1,7 @@
 // Scores of a tile where few of them exceed theta: all by products of bfloat16 (bfloat16.h), which cost a tenth of
-// float's, or half, and those that may exceed it again in float. Rounding changes elements of q and k by 2^-8 of themselves and a
-// score by 2^-7 |q| |k| at most, so no edge is missed; what lies further below theta is never looked at again.
+// float's, or half, and those that may exceed it again in float. Rounding changes elements of q and k by 2^-8 of
+// themselves and a score by 2^-7 |q| |k| at most, so no edge is missed; what lies further below theta is never looked
+// at again.
 #pragma once
 
 #include <algorithm>
