@@ -246,18 +246,33 @@ torch.save([cpu_extension.loaded().bfloat16(), [out.detach(), loss.detach().bflo
 """
 
 
-def flags():
+def of_processor(name):
+    """Words of the first line of that name in /proc/cpuinfo."""
     try:
         with open("/proc/cpuinfo") as file:
-            return next((line.split() for line in file if line.startswith("flags")), [])
+            return next((line.partition(":")[2].split() for line in file if line.startswith(name)), [])
     except OSError:
         return []
+
+
+def test_instructions_of_amd_are_taken_without_being_asked_for():
+    if "avx512_bf16" not in of_processor("flags") or "amx_bf16" in of_processor("flags"):
+        pytest.skip("this processor has no AVX512_BF16, or AMX")
+    environment = {name: value for name, value in os.environ.items() if name != "GLOMO_SIMD"}
+    code = "from glomo_kernels import cpu_extension; print(cpu_extension.loaded().bfloat16())"
+    said = subprocess.run(
+        [sys.executable, "-c", code], check=True, env=environment, capture_output=True, text=True
+    )
+    wanted = "avx512_bf16" if of_processor("vendor_id") == ["AuthenticAMD"] else ""
+    assert said.stdout.strip() == wanted
 
 
 @pytest.mark.parametrize("name", ["avx512", "avx512_bf16", "amx"])
 def test_instructions_of_other_machines(tmp_path, name):
     """In processes of their own. avx512 stands for all that have none: float32's products."""
-    if name != "avx512" and {"avx512_bf16": "avx512_bf16", "amx": "amx_bf16"}[name] not in flags():
+    if name != "avx512" and {"avx512_bf16": "avx512_bf16", "amx": "amx_bf16"}[name] not in of_processor(
+        "flags"
+    ):
         pytest.skip(f"this processor has no {name}")
     results = []
     for set_to in (name, "avx2"):
