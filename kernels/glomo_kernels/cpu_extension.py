@@ -45,6 +45,13 @@ def why_not(tensor: Tensor | None) -> str | None:
     return missing()
 
 
+def why_not_keys(k: Tensor | None) -> str | None:
+    """None unless there are more keys than the loops tell apart, which hold spans in float32."""
+    if k is None or k.shape[2] < 2**24:
+        return None
+    return f"it counts keys in float32, exact below 2^24; T is {k.shape[2]}"
+
+
 # The processor's products of bfloat16 take rows whose width is a multiple of this.
 HALF_WIDTH = 32
 

@@ -1,3 +1,4 @@
+import importlib
 import logging
 import os
 import subprocess
@@ -127,6 +128,15 @@ def test_forced_backend_that_refuses_says_why(monkeypatch):
         glomo_kernels.affinity_graph(q, q, kind="softmax")
     monkeypatch.delenv("GLOMO_KERNELS")
     assert glomo_kernels.affinity_graph(q, q, kind="softmax").shape == (1, 1, 3)
+
+
+@pytest.mark.parametrize("op", ["affinity_mix", "affinity_graph"])
+def test_more_keys_than_the_loops_count_are_refused(op):
+    units = 2**24
+    module = importlib.import_module(f"glomo_kernels.{op}.cpp")
+    q = torch.empty(1, 1, 1, 1)
+    assert module.why_not(q, q.expand(1, 1, units - 1, 1)) is None
+    assert f"T is {units}" in module.why_not(q, q.expand(1, 1, units, 1))
 
 
 def test_choice_is_logged_once_with_the_reasons(monkeypatch, caplog):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from glomo_kernels import cpu_extension
-from glomo_kernels.cpu_extension import threads
+from glomo_kernels.cpu_extension import threads, why_not_keys
 from glomo_kernels.extensions import KINDS, contiguous, why_not_kind
 from glomo_kernels.scores import compute_dtype
 
@@ -23,7 +23,7 @@ def why_not(
     keep: int = 0,
     renormalise: bool = True,
 ) -> str | None:
-    return why_not_kind(kind, "C++") or cpu_extension.why_not(q)
+    return why_not_kind(kind, "C++") or why_not_keys(k) or cpu_extension.why_not(q)
 
 
 class _Problem:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from glomo_kernels import cpu_extension
-from glomo_kernels.cpu_extension import threads
+from glomo_kernels.cpu_extension import threads, why_not_keys
 from glomo_kernels.extensions import KINDS, contiguous, why_not_kind
 from glomo_kernels.scores import KEEP, compute_dtype, kept_size, live_shape
 
@@ -30,11 +30,7 @@ def why_not(
     stats: bool = False,
     keep: str = "nothing",
 ) -> str | None:
-    if reason := why_not_kind(kind, "C++"):
-        return reason
-    if k is not None and k.shape[2] >= 2**24:
-        return f"it counts keys in float32, exact below 2^24; T is {k.shape[2]}"
-    return cpu_extension.why_not(q)
+    return why_not_kind(kind, "C++") or why_not_keys(k) or cpu_extension.why_not(q)
 
 
 def _rows(tensor: Tensor, dtype: torch.dtype, half: bool) -> Tensor:
