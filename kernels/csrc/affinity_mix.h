@@ -120,6 +120,7 @@ class QueryBlock {
     return {from, to};
   }
 
+  T theta(std::int64_t i) const { return theta_.get()[i]; }
   std::int64_t begin(std::int64_t i) const { return static_cast<std::int64_t>(begin_.get()[i]); }
   std::int64_t end(std::int64_t i) const { return static_cast<std::int64_t>(end_.get()[i]); }
 

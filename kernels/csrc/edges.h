@@ -8,6 +8,13 @@
 
 namespace glomo {
 
+// The bits of the words of `keys` keys.
+inline std::int64_t count_bits(const std::uint64_t* words, std::int64_t keys) {
+  std::int64_t count = 0;
+  for (std::int64_t j = 0; j < keys; ++j) count += __builtin_popcountll(words[j]);
+  return count;
+}
+
 class Edges {
  public:
   // Looks for the elements of roots [keys][LANES] that are not 0, in the first `rows` lanes.

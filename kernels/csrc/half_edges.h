@@ -13,9 +13,9 @@ namespace glomo {
 
 class HalfEdges {
  public:
-  // used: whether anything will be asked of it. grad: that of mixed, or null in the forward pass.
+  // used: else no tile is one to go over its edges. grad: that of mixed, or null in the forward pass.
   HalfEdges(const Mix<Half>& problem, const QueryBlock<Half>& block, const Rows<Half>* grad, bool used)
-      : problem_(problem), block_(block), grad_(grad),
+      : problem_(problem), block_(block), grad_(grad), used_(used),
         edges_(static_cast<std::size_t>(!used ? 0 : grad ? blocks(problem.units) : 1)),
         queries_(used && grad ? LANES * padded<float>(problem.width) : 0),
         grads_(used && grad ? LANES * padded<float>(problem.values) : 0),
@@ -31,17 +31,15 @@ class HalfEdges {
 
   // In the backward pass: whether the tile from `key` on is one to go over its edges. It says so until the next block.
   bool few(std::int64_t key, std::int64_t keys, const float* roots) {
-    of_tile(key).find(roots, keys, block_.rows);
+    if (used_) of_tile(key).find(roots, keys, block_.rows);
     return few(key);
   }
-  bool few(std::int64_t key) const { return edges_[static_cast<std::size_t>(tile_of(key))].few(); }
+  bool few(std::int64_t key) const { return used_ && edges_[static_cast<std::size_t>(tile_of(key))].few(); }
 
   // tile[j][lane] = q_lane . k_j at the edges that `words` names, a word for each key, `none` elsewhere; false where
   // that is slower than all of them.
   bool scores(const std::uint64_t* words, std::int64_t key, std::int64_t keys, float none, float* tile) {
-    std::int64_t count = 0;
-    for (std::int64_t j = 0; j < keys; ++j) count += __builtin_popcountll(words[j]);
-    const bool fast = SCORES * count <= keys * block_.rows;
+    const bool fast = SCORES * count_bits(words, keys) <= keys * block_.rows;
     if (!fast && problem_.kind != Kind::topk) return false;
     std::fill_n(tile, keys * LANES, none);
     dots(words, problem_.k, problem_.width, key, keys, queries(), tile);
@@ -111,9 +109,10 @@ class HalfEdges {
   const Mix<Half>& problem_;
   const QueryBlock<Half>& block_;
   const Rows<Half>* grad_;
-  std::vector<Edges> edges_;                // of each tile of keys, in the forward pass of the last one
-  Buffer<float> queries_, grads_, keys_;    // keys_: rows of a tile, of k or v
-  bool wide_ = false;                       // whether queries_, grads_ hold the rows of this block
+  const bool used_;
+  std::vector<Edges> edges_;              // of each tile of keys, in the forward pass of the last one
+  Buffer<float> queries_, grads_, keys_;  // keys_: rows of a tile, of k or v
+  bool wide_ = false;                     // whether queries_, grads_ hold the rows of this block
 };
 
 }  // namespace glomo

@@ -79,7 +79,7 @@ class Products<Half> {
   }
 
   void gradients(std::int64_t key, std::int64_t keys, const float* roots, float* tile) {
-    if (marks_edges() && edges_.few(key, keys, roots)) return edges_.gradients(key, keys, tile);
+    if (edges_.few(key, keys, roots)) return edges_.gradients(key, keys, tile);
     if (!grad_laid_) {
       lay(grads(), grad_->row, problem_.values, grad_across_);
       kernels_.pair_rows(grads(), grad_->row, block_.rows, problem_.values, grads_.get(), PAIRS);
@@ -90,7 +90,7 @@ class Products<Half> {
   }
 
   void add_dq(std::int64_t key, std::int64_t keys, const float* slope) {
-    if (few(key)) {
+    if (edges_.few(key)) {
       if (!mixed_) std::fill_n(out_.get(), block_.rows * width_, 0.0f);
       mixed_ = true;
       return edges_.add_dq(key, keys, slope, out_.get());
@@ -105,7 +105,7 @@ class Products<Half> {
     float* dv_sum = dk_sum + LANES * problem_.width;
     // A block may see fewer keys of the tile than one that comes later.
     const std::int64_t all = std::min(LANES, problem_.units - key), filled = first ? all : keys;
-    if (few(key)) {
+    if (edges_.few(key)) {
       if (first) std::fill_n(dk_sum, LANES * (problem_.width + problem_.values), 0.0f);
       edges_.add_dk_dv(key, keys, slope, share, dk_sum, dv_sum);
     } else {
@@ -123,8 +123,6 @@ class Products<Half> {
 
  private:
   static constexpr std::int64_t PAIRS = LANES / 2 * PANEL;  // words of a panel of up to LANES rows
-
-  bool few(std::int64_t key) const { return marks_edges() && edges_.few(key); }
 
   const Half* queries() const { return problem_.q.at(block_.sample, block_.within, block_.first); }
   const Half* grads() const { return grad_->at(block_.sample, block_.within, block_.first); }

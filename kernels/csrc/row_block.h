@@ -44,24 +44,21 @@ class RowBlock {
 
   // Scores of row r become roots, once, just before these are read: they are in the nearest cache then.
   void finish(std::int64_t r) {
-    count_[r] = 0;
     sum_[r] = 0;
     if (begin(r) >= end(r)) return;
     if (problem_.kind == Kind::topk) return keep_largest(r, problem_.topk[block_.sample]);
-    const T theta = problem_.theta ? problem_.theta[block_.head * problem_.units + block_.first + r] : T(0);
-    weigh(r, theta, problem_.kind == Kind::relu);
+    weigh(r, block_.theta(r), problem_.kind == Kind::relu);
   }
 
   std::int64_t first() const { return block_.first; }
   std::int64_t rows() const { return block_.rows; }
 
-  std::int64_t begin(std::int64_t r) const { return span(r)[0]; }
-  std::int64_t end(std::int64_t r) const { return std::max(span(r)[0], span(r)[1]); }
+  std::int64_t begin(std::int64_t r) const { return block_.begin(r); }
+  std::int64_t end(std::int64_t r) const { return block_.end(r); }
 
   // Valid in [begin(r), end(r)). Roots that are not edges are 0, have a square of 0 or are NaN.
   T* roots(std::int64_t r) { return scores_.get() + r * padded_; }
   std::int64_t pitch() const { return padded_; }  // between the roots of two rows
-  std::int64_t edges(std::int64_t r) const { return count_[r]; }
   double sum_of_squares(std::int64_t r) const { return sum_[r]; }
 
   void keep_largest(std::int64_t r, std::int64_t count) {
@@ -70,10 +67,6 @@ class RowBlock {
   }
 
  private:
-  const std::int64_t* span(std::int64_t r) const {
-    return problem_.spans + 2 * (block_.sample * problem_.units + block_.first + r);
-  }
-
   // Scores of the keys from `key` on, up to a whole tile of them.
   void compute_tile(std::int64_t key) {
     const std::int64_t keys = block_.keys_from(key);
@@ -112,7 +105,7 @@ class RowBlock {
 
   void weigh(std::int64_t r, T theta, bool relu) {
     sum_[r] = 0;
-    count_[r] = simd<T>().edges(roots(r) + begin(r), end(r) - begin(r), theta, relu, &sum_[r]);
+    simd<T>().edges(roots(r) + begin(r), end(r) - begin(r), theta, relu, &sum_[r]);
   }
 
   const Affinity<T>& problem_;
@@ -122,7 +115,6 @@ class RowBlock {
   Buffer<T> panels_, scores_, tile_;
   std::vector<T> candidates_;
   std::int64_t packed_head_ = -1;
-  std::int64_t count_[LANES] = {};
   double sum_[LANES] = {};
 };
 
