@@ -35,7 +35,9 @@ def results(run, shape, dtype, seed=0):
 def test_states_and_gradients_are_those_of_torch(shape):
     wanted = results(by_themselves, shape, torch.float64)
     for name, got in results(gru.side_by_side, shape, torch.float64).items():
-        torch.testing.assert_close(got, wanted[name], rtol=1e-12, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            got, wanted[name], rtol=1e-12, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_float32_is_as_exact_as_torch():
