@@ -65,6 +65,8 @@ class Evaluate:
     """Of the local Ray."""
     job_cores: int = 1
     """Cores and threads of each job."""
+    job_gpus: float = 0
+    """GPUs of each job: 1, or a share of one (0.25: four jobs on each); with 0 it computes on the processor."""
     job_memory_gb: float | None = None
     """10^9 bytes that must be free where a job is started."""
     time_limit_seconds: float | None = None
@@ -82,6 +84,7 @@ def main(argv: Sequence[str]) -> None:
         settings,
         tyro.MISSING,
         job_cores=given.cores if given else 1,
+        job_gpus=given.gpus if given else 0,
         job_memory_gb=given.memory_gb if given else None,
         time_limit_seconds=given.time_limit_seconds if given else None,
     )
@@ -106,7 +109,8 @@ def _evaluate(command: Evaluate, plan: EvaluationPlan) -> None:
     jobs = plan_jobs(plan)
     executor = InProcess() if command.executor == "process" else RayExecutor(command.cores, command.address)
     if command.executor == "process" or command.address is None:  # a cluster's nodes are asked by each job
-        for work in {job.work.graphs: job.work for job in jobs if job.work.needs_graphs}.values():
+        works = (job.work for job in jobs)
+        for work in {(work.graphs, work.needs_graphs, work.device): work for work in works}.values():
             require_kernels(work)
     read = reader_of(jobs)
     check = partial(require_fitting_data, read=read)
@@ -166,6 +170,7 @@ def _plan(command: Evaluate, given: EvaluationPlan | None, flags: set[str]) -> E
         values["sources"] = pairs("--sources", command.sources, "TASK=PATH")
     values["settings"] = to_dict(command.settings)
     values["cores"] = command.job_cores
+    values["gpus"] = command.job_gpus
     values["memory_gb"] = command.job_memory_gb
     values["time_limit_seconds"] = command.time_limit_seconds
     if given is not None:

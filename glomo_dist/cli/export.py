@@ -18,6 +18,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from glomo_dist.cli.arguments import parse, save_command
+from glomo_dist.runtime.devices import Device
 from glomo_dist.runtime.progress import say
 from glomo_dist.runtime.signals import STOP_SIGNALS, as_interrupt
 from glomo_dist.transfer.tasks import NAMES
@@ -43,6 +44,8 @@ class Export:
     """Examples per split at most; give `glomo evaluate` the same."""
     batch_units: int = 16384
     """Units per forward pass."""
+    device: Device = "cpu"
+    """Where the predictor computes: cpu, or cuda for a GPU."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -56,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
         store = export_task(
             command.task, command.model, command.out, source=command.source, random_seed=command.random_seed,
             keep=command.keep, max_units=command.max_units, max_examples=command.max_examples,
-            batch_units=command.batch_units,
+            batch_units=command.batch_units, device=command.device,
         )  # fmt: skip
         save_command(store, "export", command)
     say(f"next: {shlex.join(_next(command, store))}")

@@ -45,6 +45,7 @@ class Job:
     id: stable name of the work, also its folder; the same work has the same id in every run.
     work: a frozen dataclass, handed to the job function; small and picklable (paths, never tensors).
     cores: that the job occupies, and threads it may start.
+    gpus: that it occupies: 0, one, or the share of one that several jobs have at a time.
     memory_gb: 10^9 bytes that must be free where it is started (on Ray; it may take more); None: not looked at.
     time_limit_seconds: a job running longer than this fails; None: no limit.
     """
@@ -52,11 +53,16 @@ class Job:
     id: str
     work: Any
     cores: int = 1
+    gpus: float = 0
     memory_gb: float | None = None
     time_limit_seconds: float | None = None
 
     def __post_init__(self) -> None:
         check_least(self, f"job {self.id}: ", 1, "cores")
+        if not 0 <= self.gpus <= 1:
+            raise ConfigError(
+                f"job {self.id}: gpus must be in [0, 1]: a job computes on one at most, got {self.gpus}."
+            )
         for name in ("memory_gb", "time_limit_seconds"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= MOST:
@@ -192,6 +198,7 @@ def _computed_on() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "cpu": _cpu_name(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_initialized() else None,
         "cores": usable_cores(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -211,6 +218,7 @@ def _record(job: Job) -> dict[str, Any]:
         "id": job.id,
         "job": shown_in(_plain(job.work)),
         "cores": job.cores,
+        "gpus": job.gpus,
         "memory_gb": job.memory_gb,
         "code": code_version(),
         "machine": _computed_on(),

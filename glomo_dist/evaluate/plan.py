@@ -26,7 +26,7 @@ from glomo_dist.transfer.features.word_vectors import vectors_content
 from glomo_dist.transfer.job import PLANNED, SETTINGS, FinetuneJob, FinetuneSettings, needs_graphs
 from glomo_dist.transfer.registry import chosen_tasks, get_task
 
-_RESOURCES = ("cores", "memory_gb", "time_limit_seconds")
+_RESOURCES = ("cores", "gpus", "memory_gb", "time_limit_seconds")
 # Settings for texts, with what says nothing about them: the default first.
 _OF_TEXTS = {"reader": ("gru",), "state_cache": (None,), "features": (("learned",), ("pixels",))}
 
@@ -47,8 +47,9 @@ class EvaluationPlan:
     train_sizes: training examples (none: all).
     sources: task -> file or folder of its data, where it does not come with the installed packages.
     settings: fields of `FinetuneSettings` for all jobs.  task_settings: task -> the same, for its jobs only; cores,
-        memory_gb and time_limit_seconds may be among them.
-    cores: of each job, and its threads.  memory_gb: 10^9 bytes that must be free where a job is started.
+        gpus, memory_gb and time_limit_seconds may be among them.
+    cores: of each job, and its threads.  gpus: of each job; with one, or a share of one (0.25: four jobs on each), it
+        computes there.  memory_gb: 10^9 bytes that must be free where a job is started.
     time_limit_seconds: of each job.
     """
 
@@ -61,6 +62,7 @@ class EvaluationPlan:
     settings: dict[str, Any] = field(default_factory=dict)
     task_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     cores: int = 1
+    gpus: float = 0
     memory_gb: float | None = None
     time_limit_seconds: float | None = None
 
@@ -172,6 +174,7 @@ def _job(
             "features": FeatureSpec.parse(features).absolute(),
             "seed": seed,
             "train_size": size,
+            "device": "cuda" if job.gpus else "cpu",
             "threads": job.cores,
         },
         "plan",
@@ -220,10 +223,12 @@ def _job_id(work: FinetuneJob, contents: _Contents) -> str:
     A store counts by its content (its index), not by its path: moving a folder changes no id, and exporting
     again from another model makes another job. The same for a model, word vectors and encoders. Task data counts by
     its path, however spelled (`require_fitting_data` looks at its content), the cache of states not at all, nor where
-    the task's file lies: what it loads and measures has a version.
+    the task's file lies: what it loads and measures has a version. Nor the processor, which is the rule; a GPU does.
     """
     identity = to_dict(work)
     del identity["state_cache"], identity["task_file"]
+    if work.device == "cpu":
+        del identity["device"]
     if work.task_source is not None and "://" not in work.task_source:
         identity["task_source"] = os.path.normpath(work.task_source)
     if work.graphs is not None:

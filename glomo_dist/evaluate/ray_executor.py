@@ -82,7 +82,7 @@ class _Fanout:
 
     pending: not handed to Ray yet, or to be handed to it again.  running: those it has, by the reference of the task.
     expired: id -> seconds of the jobs over their time limit.  moves: id -> how often the job lost its host.
-    told: cores and memory that no node has, for which a job is known to wait.  fewest: cores that a job asks for.
+    told: what a job is known to wait for that no node has.  fewest: cores that a job asks for.
     remote: `attempt` as a task of Ray.
     nodes: at the last look.  dead: ids of the nodes that no job waits for any more.  look_at: when the next look is.
     """
@@ -103,7 +103,7 @@ class _Fanout:
         self.running: dict[Any, _Running] = {}
         self.expired: dict[str, float] = {}
         self.moves: Counter[str] = Counter()
-        self.told: set[tuple[int, float | None]] = set()
+        self.told: set[tuple[int, float, float | None]] = set()
         self.dead = self.nodes.dead
         self.look_at = time.monotonic() + LOOK_SECONDS
 
@@ -133,7 +133,7 @@ class _Fanout:
             needs = {} if job.memory_gb is None else {"memory": int(job.memory_gb * 1e9)}
             clock = _Clock(job_folder(self.out, job.id) / RUNNING)
             clock.remove()  # of an attempt that was lost
-            task = self.remote.options(num_cpus=job.cores, name=job.id, **needs)
+            task = self.remote.options(num_cpus=job.cores, num_gpus=job.gpus, name=job.id, **needs)
             self.running[task.remote(self.run, job, self.out, capture=True)] = _Running(job, clock)
 
     def collect(self, reference: Any) -> Outcome:
@@ -181,7 +181,7 @@ class _Fanout:
     def tell_what_waits(self) -> None:
         """Name the first job that waits for a node larger than any there is."""
         for job, clock in self.running.values():
-            asked = job.cores, job.memory_gb
+            asked = job.cores, job.gpus, job.memory_gb
             if not clock.host and asked not in self.told and (why := self.nodes.too_small(job)):
                 self.told.add(asked)
                 say(f"evaluate: {why}: it waits for a larger one, and so do jobs like it.")
@@ -239,29 +239,34 @@ class _Nodes:
 
         hosts: dict[bool, set[str]] = {True: set(), False: set()}
         self.dead: set[str] = set()
-        self.sizes: list[tuple[float, float]] = []  # cores and bytes of each
+        self.sizes: list[tuple[float, float, float]] = []  # cores, GPUs and bytes of each
         for node in ray.nodes():
             hosts[node["Alive"]].add(node["NodeManagerHostname"])
             if node["Alive"]:
-                self.sizes.append((node["Resources"].get("CPU", 0), node["Resources"].get("memory", 0)))
+                has = node["Resources"]
+                self.sizes.append((has.get("CPU", 0), has.get("GPU", 0), has.get("memory", 0)))
             else:
                 self.dead.add(node["NodeID"])
         self.lost = hosts[False] - hosts[True]
-        self.cores = sum(cores for cores, _ in self.sizes)
+        self.cores = sum(cores for cores, _, _ in self.sizes)
 
     def too_small(self, job: Job) -> str:
         """Why no node could take the job even if it had nothing else to do; empty if one could."""
         memory = (job.memory_gb or 0) * 1e9
-        if any(cores >= job.cores and size >= memory for cores, size in self.sizes):
+        if any(
+            cores >= job.cores and gpus >= job.gpus and size >= memory for cores, gpus, size in self.sizes
+        ):
             return ""
-        asked = counted(job.cores, "core")
+        asked = [counted(job.cores, "core")]
+        if job.gpus:
+            asked.append(f"{job.gpus:g} GPU")
         if job.memory_gb is not None:
-            asked += f" and {job.memory_gb:g} GB of memory"
-        cores = max((cores for cores, _ in self.sizes), default=0)
-        size = max((size for _, size in self.sizes), default=0)
+            asked.append(f"{job.memory_gb:g} GB of memory")
+        cores, gpus, size = map(max, zip((0.0, 0.0, 0.0), *self.sizes, strict=True))
         return (
-            f"job {job.id} asks for {asked}, more than any node of Ray has "
-            f"(there are {len(self.sizes)}, with {counted(int(cores), 'core')} and {size / 1e9:.1f} GB at most)"
+            f"job {job.id} asks for {' and '.join(asked)}, more than any node of Ray has "
+            f"(there are {len(self.sizes)}, with {counted(int(cores), 'core')}, {counted(int(gpus), 'GPU')} and "
+            f"{size / 1e9:.1f} GB at most)"
         )
 
 

@@ -29,16 +29,17 @@ from glomo_dist.graphs.index import (
     check_chunk,
     read_settings,
 )
-from glomo_dist.graphs.predict import BATCH_UNITS, check_ids, predict_chunk
+from glomo_dist.graphs.predict import BATCH_UNITS, check_ids, device_of, predict_chunk
 from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.glomo import Glomo
 from glomo_dist.model.graph_predictor import affinity_kind
 from glomo_dist.runtime import config, files, json_files, kernels
+from glomo_dist.runtime.devices import Device
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.fingerprint import code_version, fingerprint
 from glomo_dist.runtime.progress import bar
 
-_SETTINGS_ONLY = ("chunk_units", "batch_units", "examples")  # what the index does not repeat
+_SETTINGS_ONLY = ("chunk_units", "batch_units", "device", "examples")  # what the index does not repeat
 # Settings that are fingerprints, for messages.
 _OF = {
     "data": "the task data",
@@ -63,9 +64,9 @@ class ExportNumbers:
         config.check_least(self, "export: ", 1, "keep", "batch_units")
 
 
-def require_graph_kernels(model: GlomoConfig) -> None:
-    """ConfigError where GLOMO_KERNELS names a backend that cannot compute the graphs of such a model."""
-    x, kind = torch.empty(1, 1, 1, 1), affinity_kind(model)  # on the CPU, as the graphs are
+def require_graph_kernels(model: GlomoConfig, device: Device = "cpu") -> None:
+    """ConfigError where GLOMO_KERNELS names a backend that cannot compute the graphs of such a model there."""
+    x, kind = torch.empty(1, 1, 1, 1, device=device), affinity_kind(model)
     kernels.require("affinity_graph", x, x, None, None, None, kind)
     if model.coupled and model.layers > 1:  # the features of the layers below
         kernels.require("affinity_mix", x, x, x, None, None, None, kind)
@@ -81,7 +82,7 @@ def export_graphs(
     batch_units: int = BATCH_UNITS,
     chunk_units: int = CHUNK_UNITS,
 ) -> Path:
-    """Write the graphs of every example of every split to the store `out`; returns `out`.
+    """Write the graphs of every example of every split to the store `out`, computed where `model` is; returns `out`.
 
     splits: per split the predictor's unit ids of each example, integer [n] with n ≥ 0, already truncated.
     keep: at most so many largest edges per row, renormalised (None: all).
@@ -103,7 +104,8 @@ def export_graphs(
         "heads": model.config.heads,
         "keep": keep,
         "chunk_units": chunk_units,
-        "batch_units": batch_units,  # rounds weights otherwise
+        "batch_units": batch_units,  # rounds weights otherwise, and so does another device
+        "device": device_of(model).type,
         "examples": {name: fingerprint([e.tolist() for e in examples]) for name, examples in splits.items()},
     }
     _make(out)
@@ -183,6 +185,7 @@ def _begin(out: Path, settings: dict[str, Any]) -> None:
         json_files.write_json(out / SETTINGS, settings)
         return
     before = read_settings(out)
+    before.setdefault("device", "cpu")  # which it was where no other could be asked for
     different = [k for k in settings if before.get(k) != settings[k]]
     if different:
         key, was = different[0], before.get(different[0])

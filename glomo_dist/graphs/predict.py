@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from glomo_kernels import SparseGraph
+from torch import nn
 
 from glomo_dist.graphs.chunks import Arrays
 from glomo_dist.graphs.index import DIRECTIONS
@@ -34,6 +35,11 @@ def check_ids(model: Glomo, splits: dict[str, list[np.ndarray[Any, Any]]], askin
                 )
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model computes."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
 @torch.inference_mode()
 def predict_chunk(
     model: Glomo,
@@ -42,7 +48,9 @@ def predict_chunk(
     batch_units: int,
     done: Callable[[int], object],
 ) -> Arrays:
-    """The arrays of one chunk, computed in batches of similar length; `done` is told the units of each."""
+    """The arrays of one chunk, computed in batches of similar length where the model is; `done` is told the units of
+    each."""
+    device = device_of(model)
     lengths = np.array([len(e) for e in examples], np.int64)
     rows: dict[str, list[Any]] = {d: [_no_edges()] * len(examples) for d in DIRECTIONS}
     order = [i for i in np.argsort(-lengths, kind="stable").tolist() if lengths[i] > 0]
@@ -56,9 +64,9 @@ def predict_chunk(
             tokens[b, : lengths[i]] = examples[i]
         n = lengths[batch]
         most = keep and min(keep, T)  # any number is meant, the kernels take those of 64 bits
-        graphs = model.graphs(torch.from_numpy(tokens), torch.from_numpy(n), keep=most)
-        for direction, graph in zip(DIRECTIONS, graphs, strict=True):
-            for i, example in zip(batch, _split(graph, n), strict=True):
+        given = (torch.from_numpy(x).to(device) for x in (tokens, n))
+        for direction, graph in zip(DIRECTIONS, model.graphs(*given, keep=most), strict=True):
+            for i, example in zip(batch, _split(graph.to("cpu"), n), strict=True):
                 rows[direction][i] = example
         done(int(n.sum()))
     arrays: Arrays = {"units": lengths}

@@ -10,12 +10,17 @@ from glomo_dist.runtime.errors import ConfigError
 VARIABLE = "GLOMO_KERNELS"  # of glomo_kernels.dispatch
 
 
+def is_forced() -> bool:
+    """Whether GLOMO_KERNELS names a backend."""
+    return bool(os.environ.get(VARIABLE))
+
+
 def why_not_forced(op: str, *arguments: Any) -> str | None:
     """Why the backend that GLOMO_KERNELS names cannot run `op` here; None if it can, or none is named.
 
     arguments: like those that its forward will get, where they are known.
     """
-    if not os.environ.get(VARIABLE):
+    if not is_forced():
         return None  # and the kernels, with PyTorch, need not be imported to say so
     from glomo_kernels import BackendUnavailable, dispatch
 

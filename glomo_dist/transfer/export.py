@@ -18,6 +18,7 @@ from glomo_dist.graphs.index import StoreMeta
 from glomo_dist.graphs.live import LiveGraphs
 from glomo_dist.model.io import model_folder as find_model
 from glomo_dist.runtime.config import check_least
+from glomo_dist.runtime.devices import Device, require_device
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.progress import say
 from glomo_dist.transfer.datasets.dataset import Task, TaskData, left_out, section
@@ -38,6 +39,7 @@ def export_task(
     max_units: int | None = None,
     max_examples: int | None = None,
     batch_units: int = BATCH_UNITS,
+    device: Device = "cpu",
 ) -> Path:
     """Write the graphs of all splits of a task, as a predictor sees them, to the store `out`.
 
@@ -46,17 +48,19 @@ def export_task(
     random_seed: not None for the *random predictor* baseline, a predictor of the same configuration with
         fresh parameters.
     source, max_units, max_examples: as in FinetuneJob; they must be the same there.
+    device: where the predictor computes; a graph may have an edge more or less where a score is that near theta.
     """
+    require_device(device)
     numbers = _Numbers(keep, batch_units, random_seed, max_units, max_examples)
     task, _ = find_task(task_name)
     limits = task.limits(numbers.max_units)
     predictor = Predictor(model_folder, numbers.random_seed, task)
-    require_graph_kernels(predictor.model.config)
+    require_graph_kernels(predictor.model.config, device)
     data = task.load(None if source is None else str(source), numbers.max_examples)
     units = _encode(predictor, data, limits)
     meta = _meta(predictor, task, data, limits, units)
     store = export_graphs(
-        predictor.model, units, out, meta=meta, keep=numbers.keep, batch_units=numbers.batch_units
+        predictor.model.to(device), units, out, meta=meta, keep=numbers.keep, batch_units=numbers.batch_units
     )
     _report(task.name, meta, data)
     return store
@@ -85,13 +89,18 @@ def live_model(graphs: str | None) -> Path | None:
 
 
 def live_graphs(
-    task: Task, model_folder: str | Path, data: TaskData, limits: dict[str, int | None], keep: int | None
+    task: Task,
+    model_folder: str | Path,
+    data: TaskData,
+    limits: dict[str, int | None],
+    keep: int | None,
+    device: Device = "cpu",
 ) -> LiveGraphs:
     """The graphs of all splits of a task, computed when they are asked for: the same numbers as a store's."""
     predictor = Predictor(model_folder, task=task)
     units = _encode(predictor, data, limits)
     meta = _meta(predictor, task, data, limits, units)
-    return LiveGraphs(predictor.model, units, meta=meta, keep=keep, folder=Path(model_folder))
+    return LiveGraphs(predictor.model.to(device), units, meta=meta, keep=keep, folder=Path(model_folder))
 
 
 def _report(task: str, meta: StoreMeta, data: TaskData) -> None:

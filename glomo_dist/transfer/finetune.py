@@ -13,6 +13,7 @@ from glomo_dist.graphs.export import require_graph_kernels
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.model.io import read_config
 from glomo_dist.runtime import config, kernels
+from glomo_dist.runtime.devices import require_device
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.runtime.fingerprint import code_version, derive_seed
 from glomo_dist.runtime.secrets import shown_in
@@ -28,11 +29,15 @@ from glomo_dist.transfer.training import Training
 
 
 def require_kernels(job: FinetuneJob) -> None:
-    """ConfigError where GLOMO_KERNELS names a backend that cannot run here what the job needs."""
-    if job.needs_graphs:
-        kernels.require("graph_mix", torch.empty(1, 1, 1))
+    """ConfigError where the job's device is missing, or GLOMO_KERNELS names a backend that cannot run there what the
+    job needs."""
+    require_device(job.device)
+    if (
+        job.needs_graphs and kernels.is_forced()
+    ):  # else no tensor is made, which on a GPU takes memory for good
+        kernels.require("graph_mix", torch.empty(1, 1, 1, device=job.device))
         if model := live_model(job.graphs):
-            require_graph_kernels(read_config(model))
+            require_graph_kernels(read_config(model), job.device)
 
 
 def demands_of_data(job: FinetuneJob) -> bool:
@@ -60,9 +65,9 @@ def require_fit(job: FinetuneJob, task: Task, data: TaskData) -> GraphStore | No
 def run(job: FinetuneJob) -> Result:
     """Train on the task, stop early on dev, report test at the best dev epoch.
 
-    A pure function of the job and the files it names, for a given number of threads; the arms of one seed
-    see the same examples in the same order from the same initial parameters. Raises GlomoError for anything
-    wrong with the job or its files.
+    A pure function of the job and the files it names, for a given number of threads (on a GPU up to rounding: its
+    libraries add up in any order); the arms of one seed see the same examples in the same order from the same initial
+    parameters. Raises GlomoError for anything wrong with the job or its files.
     """
     began = time.perf_counter()
     if not isinstance(job, FinetuneJob):
@@ -74,14 +79,16 @@ def run(job: FinetuneJob) -> Result:
     store = require_fit(job, task, data)
     model_at = live_model(job.graphs)
     if model_at and job.needs_graphs:
-        store = live_graphs(task, model_at, data, limits, job.keep)
+        store = live_graphs(task, model_at, data, limits, job.keep, job.device)
     info = store.info if store else None
     mixed = info if job.needs_graphs else None
     # The arms without graphs only take the size of the mixture, which a model's configuration has.
     sized = info or (read_config(model_at) if model_at else None)
     size = (sized.layers, sized.heads) if sized else (1, 1)
-    with _torch_state(job.seed, job.threads):
-        inputs = encode(data, task.unit, job.features, limits, job.hidden, job.reader, job.state_cache)
+    with _torch_state(job):
+        inputs = encode(
+            data, task.unit, job.features, limits, job.hidden, job.reader, job.state_cache, job.device
+        )
         model = build(job, task, inputs, len(data.classes), size)
         training = Training(job, task, data, inputs, model, store if job.needs_graphs else None)
         curve, best = training.fit(began)
@@ -141,12 +148,12 @@ def _majority(data: TaskData) -> float | None:
 
 
 @contextlib.contextmanager
-def _torch_state(seed: int, threads: int) -> Iterator[None]:
+def _torch_state(job: FinetuneJob) -> Iterator[None]:
     """Torch's random state and thread count for the block, put back afterwards."""
     before = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed("finetune", seed))
-        torch.set_num_threads(threads)
+    with torch.random.fork_rng(devices=[] if job.device == "cpu" else [torch.cuda.current_device()]):
+        torch.manual_seed(derive_seed("finetune", job.seed))
+        torch.set_num_threads(job.threads)
         try:
             yield
         finally:

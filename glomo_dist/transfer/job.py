@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from glomo_dist.runtime.config import check_fields, check_least, check_positive
+from glomo_dist.runtime.devices import Device
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.transfer.features.spec import FeatureSpec
 from glomo_dist.transfer.readers.kinds import Cell, FusionKind
@@ -105,6 +106,7 @@ class FinetuneJob(FinetuneSettings):
     features: "pixels", "learned", "learned:WIDTH", a file or URL of word vectors, "hf:ENCODER[@LAYER[,first]]", and
         "trnn:" before one of these for the states of a recurrent layer over them.
     train_size: training examples, drawn by `seed` (None: all).
+    device: where the task model and live graphs compute, and an encoder its states.
     threads: CPU threads; part of what makes a result repeatable.
     """
 
@@ -115,6 +117,7 @@ class FinetuneJob(FinetuneSettings):
     features: str = "learned"
     seed: int = 0
     train_size: int | None = None
+    device: Device = "cpu"
     threads: int = 1
     task_file: str | None = None
 

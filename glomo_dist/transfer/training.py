@@ -40,10 +40,10 @@ class Training:
         store: GraphStore | None,
     ) -> None:
         self.job, self.task, self.data, self.model, self.store = job, task, data, model, store
-        self.splits, self.features = inputs.splits, inputs.features
+        self.splits, self.features, self.device = inputs.splits, inputs.features, torch.device(job.device)
         available = len(self.splits["train"].labels)
         self.train = np.array(draw(available, job.train_size, "train subset", job.seed), np.int64)
-        self.modules = nn.ModuleList([self.features, model])
+        self.modules = nn.ModuleList([self.features, model]).to(self.device)
         self.parameters = list(self.modules.parameters())
         mixture = list(model.mixture.parameters())
         others = [p for p in self.parameters if all(p is not m for m in mixture)]
@@ -91,7 +91,7 @@ class Training:
         examples = self.splits["train"]
         generator = np.random.default_rng(derive_seed("order", self.job.seed, epoch))
         self.modules.train()
-        total = torch.zeros(())
+        total = torch.zeros((), device=self.device)
         for chosen in bucketed(examples.lengths[self.train], self.job.batch_size, generator):
             columns, labels = self._columns("train", self.train[chosen])
             loss = self.model.reader.loss(self.model(columns), labels)
@@ -119,7 +119,7 @@ class Training:
         predictions: np.ndarray[Any, Any] | None = None
         for chosen in by_length(examples.lengths, EVALUATION_BATCH):
             columns, _ = self._columns(split, chosen)
-            predicted = self.model.reader.predict(self.model(columns)).numpy()
+            predicted = self.model.reader.predict(self.model(columns)).cpu().numpy()
             if predictions is None:
                 predictions = np.empty((len(examples.labels), *predicted.shape[1:]), predicted.dtype)
             if predicted.shape != (expected := (len(chosen), *predictions.shape[1:])):
@@ -138,7 +138,8 @@ class Training:
         weights = self.model.mixture.weights(sequences.units)
         if weights.ndim == 5:  # conditioned: [2, mixtures, N, T, C]
             # not `sequences.real`, to which the padding of an empty text is a unit
-            real = torch.arange(sequences.units.shape[1]) < sequences.lengths[:, None]
+            at = torch.arange(sequences.units.shape[1], device=self.device)
+            real = at < sequences.lengths[:, None]
             weights = torch.einsum("xmbtc,bt->xmc", weights, real.to(weights.dtype))
         return weights
 
@@ -149,9 +150,11 @@ class Training:
         for name, batch in encoded.items():
             column, graphs = section(split, name), None
             if self.store is not None:
-                graphs = self.store.batch(column, batch.numbers, batch.units.shape[1])
-            columns[name] = Sequences(self.features(column, batch), batch.lengths, graphs)
-        return columns, labels
+                forward, backward = self.store.batch(column, batch.numbers, batch.units.shape[1])
+                graphs = forward.to(self.device), backward.to(self.device)
+            there = batch.to(self.device)
+            columns[name] = Sequences(self.features(column, there), there.lengths, graphs)
+        return columns, labels.to(self.device)
 
 
 def _shares(task: Task, metrics: Any) -> dict[str, float]:

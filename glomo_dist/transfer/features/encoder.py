@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from glomo_dist.data.storage.lines import HALF_PAIR
+from glomo_dist.runtime.devices import Device
 from glomo_dist.runtime.errors import ConfigError, DataError, describe, lacks_memory
 from glomo_dist.transfer.features.encoder_files import load, locate, tokenizer_and_config
 from glomo_dist.transfer.features.spec import FeatureSpec
@@ -35,8 +36,15 @@ def require_usable(spec: FeatureSpec) -> None:
 class Encoder:
     """A frozen encoder and its tokenizer. Raises ConfigError for a folder or a layer that cannot be used."""
 
-    def __init__(self, folder: Path, layer: int = -1, pool: Literal["mean", "first"] = "mean") -> None:
-        self.tokenizer, self.model = load(folder)
+    def __init__(
+        self,
+        folder: Path,
+        layer: int = -1,
+        pool: Literal["mean", "first"] = "mean",
+        device: Device = "cpu",
+    ) -> None:
+        self.tokenizer, model = load(folder)
+        self.model = model.to(device)
         self.folder, self.layer, self.pool = folder, layer, pool
         self.accepted = inspect.signature(self.model.forward).parameters
         # Words are given apart. Some byte-level tokenizers only know one again with the space before it.
@@ -91,7 +99,7 @@ class Encoder:
         )
         for batch in _batches([len(ids) for ids in encoded["input_ids"]], self.padded):
             values = {name: [of_rows[row] for row in batch] for name, of_rows in encoded.items()}
-            for row, hidden in zip(batch, self._hidden(values)[self.layer], strict=True):
+            for row, hidden in zip(batch, self._hidden(values)[self.layer].cpu(), strict=True):
                 piece, window = pieces[row], pieces[row].window
                 states = self._joined(hidden, encoded.word_ids(row), window.last - window.first)
                 kept = states[window.begin - window.first : window.end - window.first]
@@ -126,7 +134,8 @@ class Encoder:
         for name, rows in values.items():
             fill = self.padding if name == "input_ids" else 0
             if name in self.accepted:
-                given[name] = torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])
+                filled = [[*row, *[fill] * (longest - len(row))] for row in rows]
+                given[name] = torch.tensor(filled, device=self.model.device)
         return tuple(self.model(**given, output_hidden_states=True).hidden_states)
 
     @torch.inference_mode()

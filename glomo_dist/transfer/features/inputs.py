@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from glomo_dist.runtime.devices import Device
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.transfer.datasets.checks import require_shape
 from glomo_dist.transfer.datasets.dataset import Split, TaskData, section
@@ -118,11 +119,12 @@ def encode(
     hidden: int,
     cell: Cell = "gru",
     state_cache: str | None = None,
+    device: Device = "cpu",
 ) -> Inputs:
     """Encode all splits for the feature spec `features` (see spec.py).
 
     hidden: the width of learned vectors without one, and of each direction of a recurrent layer, which has `cell`.
-    state_cache: where the states of an encoder are kept (see states.py).
+    state_cache: where the states of an encoder are kept (see states.py).  device: where it computes them.
     """
     spec = FeatureSpec.parse(features)
     if unit == "pixels":
@@ -134,7 +136,7 @@ def encode(
             "features 'pixels': this task's units are words; use 'learned', a file of word vectors or an encoder."
         )
     texts = {name: truncate(split, limits) for name, split in data.splits.items()}
-    ids, module, width, content, has_vector = _words(spec, texts, hidden, state_cache)
+    ids, module, width, content, has_vector = _words(spec, texts, hidden, state_cache, device)
     splits = {
         name: Examples(
             {c: _encode_words(values, split.columns[c].of, ids) for c, values in texts[name].items()},
@@ -163,12 +165,16 @@ class _Words(NamedTuple):
 
 
 def _words(
-    spec: FeatureSpec, texts: dict[str, dict[str, list[list[str]]]], hidden: int, state_cache: str | None
+    spec: FeatureSpec,
+    texts: dict[str, dict[str, list[list[str]]]],
+    hidden: int,
+    state_cache: str | None,
+    device: Device,
 ) -> _Words:
     if spec.kind == "states":
         columns = {section(s, c): values for s, split in texts.items() for c, values in split.items()}
         content = encoder_fingerprint(spec)
-        states = column_states(spec, content, columns, state_cache)
+        states = column_states(spec, content, columns, state_cache, device)
         return _Words({}, StateFeatures(states), next(iter(states.values())).width, content)
     # Learned embeddings know the words of train; vectors from a file may cover those of the other splits too.
     known = ("train",) if spec.kind == "learned" else tuple(texts)

@@ -25,6 +25,10 @@ class ColumnBatch(NamedTuple):
     units: Tensor
     lengths: Tensor
 
+    def to(self, device: torch.device) -> ColumnBatch:
+        """The same with its tensors on another device."""
+        return ColumnBatch(self.numbers, self.units.to(device), self.lengths.to(device))
+
 
 class Features(nn.Module):
     """forward(column, batch) -> [N, T, D]; column: its name with the split, as in a graph store ("train.text")."""
@@ -53,7 +57,8 @@ class StateFeatures(Features):
         self.columns = columns
 
     def forward(self, column: str, batch: ColumnBatch) -> Tensor:
-        return self.columns[column].batch(batch.numbers, batch.lengths, batch.units.shape[1])
+        states = self.columns[column].batch(batch.numbers, batch.lengths, batch.units.shape[1])
+        return states.to(batch.units.device)
 
 
 class PixelFeatures(Features):
@@ -78,7 +83,7 @@ class RecurrentFeatures(Features):
     def forward(self, column: str, batch: ColumnBatch) -> Tensor:
         """-> [N, T, 2 · hidden], zero at padding."""
         sequences = Sequences(self.below(column, batch), batch.lengths)
-        real = torch.arange(sequences.units.shape[1]) < batch.lengths[:, None]
+        real = torch.arange(sequences.units.shape[1], device=batch.lengths.device) < batch.lengths[:, None]
         return self.recurrent(sequences).transpose(0, 1) * real[..., None]
 
 

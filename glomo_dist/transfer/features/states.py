@@ -26,6 +26,7 @@ from torch import Tensor
 from glomo_dist.graphs.chunks import chunk_ranges
 from glomo_dist.graphs.mapped import map_with_metadata
 from glomo_dist.runtime import files
+from glomo_dist.runtime.devices import Device
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.locks import Lock, take, unguarded
 from glomo_dist.runtime.progress import bar
@@ -59,19 +60,23 @@ class StateColumn:
 
 
 def column_states(
-    spec: FeatureSpec, content: str, columns: dict[str, list[list[str]]], cache: str | Path | None
+    spec: FeatureSpec,
+    content: str,
+    columns: dict[str, list[list[str]]],
+    cache: str | Path | None,
+    device: Device = "cpu",
 ) -> dict[str, StateColumn]:
     """The states of every text of every column, computed where they are not in the cache.
 
     content: the encoder's fingerprint.  columns: by name, the words of each text.
-    cache: None for glomo/states in the user's cache folder.
+    cache: None for glomo/states in the user's cache folder.  device: where the encoder computes.
     """
     folder = (Path(cache) if cache is not None else files.user_cache("states")) / content
 
     @functools.cache
     def encoder() -> Encoder:
         """Loaded when the first text needs it."""
-        loaded = Encoder(locate(spec.source), spec.layer, spec.pool)
+        loaded = Encoder(locate(spec.source), spec.layer, spec.pool, device)
         loaded.require_known(word for texts in columns.values() for text in texts for word in text)
         return loaded
 
