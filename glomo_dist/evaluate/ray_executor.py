@@ -257,16 +257,16 @@ class _Nodes:
             cores >= job.cores and gpus >= job.gpus and size >= memory for cores, gpus, size in self.sizes
         ):
             return ""
-        asked = [counted(job.cores, "core")]
+        cores, gpus, size = map(max, zip((0.0, 0.0, 0.0), *self.sizes, strict=True))
+        asked, most = [counted(job.cores, "core")], counted(int(cores), "core")
         if job.gpus:
             asked.append(f"{job.gpus:g} GPU")
+            most += f", {counted(int(gpus), 'GPU')}"
         if job.memory_gb is not None:
             asked.append(f"{job.memory_gb:g} GB of memory")
-        cores, gpus, size = map(max, zip((0.0, 0.0, 0.0), *self.sizes, strict=True))
         return (
             f"job {job.id} asks for {' and '.join(asked)}, more than any node of Ray has "
-            f"(there are {len(self.sizes)}, with {counted(int(cores), 'core')}, {counted(int(gpus), 'GPU')} and "
-            f"{size / 1e9:.1f} GB at most)"
+            f"(there are {len(self.sizes)}, with {most} and {size / 1e9:.1f} GB at most)"
         )
 
 

@@ -69,7 +69,8 @@ def run(work: Work) -> dict[str, object]:
     if work.kind == "hang":
         while True:
             time.sleep(0.05)
-    return {"double": 2 * work.value, "threads": torch.get_num_threads(), "pid": os.getpid()}
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return {"double": 2 * work.value, "threads": torch.get_num_threads(), "pid": os.getpid(), "gpus": gpus}
 
 
 def starts(folder: Path, kind: str, value: int = 0) -> int:

@@ -15,7 +15,9 @@ from transfer_samples import store_meta
 from glomo_dist.evaluate.plan import EvaluationPlan, plan_jobs
 from glomo_dist.graphs.export import export_graphs
 from glomo_dist.model import Glomo, GlomoConfig, save_model
+from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import ConfigError, DataError
+from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.transfer.registry import TASKS, get_task
 
 
@@ -71,6 +73,32 @@ def test_settings_of_texts_are_warned_of_where_all_tasks_have_images(capsys):
         )
     )
     assert "units of mnist are pixels" in capsys.readouterr().err
+
+
+def test_jobs_with_gpus_compute_there(tmp_path):
+    """And are other jobs than those on the processor, whose names are those of before there was a choice."""
+    tasks = {
+        "tasks": ("digits", "docstring"),
+        "arms": {"none": "none"},
+        "sources": {"docstring": str(tmp_path)},
+    }
+    plain = plan_jobs(EvaluationPlan(**tasks))
+    assert {(job.gpus, job.work.device) for job in plain} == {(0, "cpu")}
+    some = plan_jobs(EvaluationPlan(**tasks, gpus=0.5, task_settings={"docstring": {"gpus": 0}}))
+    assert {(job.work.task, job.gpus, job.work.device) for job in some} == {
+        ("digits", 0.5, "cuda"),
+        ("docstring", 0, "cpu"),
+    }
+    known = {job.id for job in plain}
+    assert {job.id in known for job in some if job.work.task == "docstring"} == {True}
+    assert {job.id in known for job in some if job.work.task == "digits"} == {False}
+    identity = to_dict(plain[0].work)
+    for name in ("device", "state_cache", "task_file"):
+        del identity[name]
+    assert plain[0].id.endswith(fingerprint(identity)[:10])
+    for wrong in (2, -1, float("nan")):
+        with pytest.raises(ConfigError, match=r"gpus must be in \[0, 1\]"):
+            plan_jobs(EvaluationPlan(**tasks, gpus=wrong))
 
 
 def test_keep_is_warned_of_where_no_job_computes_graphs(tmp_path, capsys):

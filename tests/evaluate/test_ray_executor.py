@@ -48,6 +48,17 @@ def test_ray_refuses_a_job_that_never_fits(local_ray, tmp_path, marks):
     assert read(tmp_path / "out", "double-1", "job")["memory_gb"] == 0.1
 
 
+def test_ray_refuses_a_job_for_gpus_that_are_not_there(local_ray, tmp_path, marks, monkeypatch):
+    import ray
+
+    monkeypatch.setattr(ray, "nodes", lambda: [node(2)])
+    expected = (
+        r"asks for 1 core and 0\.5 GPU, more than any node .*\(there are 1, with 2 cores, 0 GPUs and 3\.0 GB"
+    )
+    with pytest.raises(ConfigError, match=expected):
+        evaluate([job("double", marks, 1, gpus=0.5)], evaluate_jobs.run, tmp_path / "out", local_ray)
+
+
 def test_ray_is_handed_a_bounded_number_of_jobs(local_ray, tmp_path, marks, monkeypatch):
     import ray
 

@@ -7,13 +7,14 @@
     tune      (only when named) every configuration of a grid, per kernel    tune.csv
     profile   where the time of the kernels goes                        profile.csv
     pretrain  the paper's model on one GPU: bf16 against fp32, resume, speed   pretrain.csv
+    transfer  graphs and task models there as on the processor
     train     (only when named) a predictor small enough to keep, as long as the time allows
 
 Parts run one after the other, each in a process of its own with a share of the time; one that fails or is stopped
 leaves what it has written and the others run. Where a case of bench, tune or profile fails, hangs or leaves the
 device unusable, the cases behind it go on in another process. The short table at the end is also OUT/summary.txt, and
 what the parts printed OUT/log.txt. Needs Python with torch, Triton, numpy and pytest; nvcc, gcc and pybind11 for
-build; for pretrain the wheels that `make gpu-wheels` collects where a package index is (folder wheels/).
+build; for pretrain and transfer the wheels that `make gpu-wheels` collects where a package index is (folder wheels/).
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ PARTS = {
     "tune": Share(0.30, default=False),
     "profile": Share(0.07),
     "pretrain": Share(0.25),
+    "transfer": Share(0.06),
     "train": Share(0.80, default=False),
 }
 SECONDS = 570
