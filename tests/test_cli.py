@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from cli_samples import Capture, nothing_at, refused, run
 from road_samples import Road
 
@@ -201,6 +202,18 @@ def test_a_plan_behind_a_flag(tmp_path: Path, capfd: Capture) -> None:
         source,
     ]
     assert "first" not in refused([*command, "--executor", "process"], capfd, "data.yaml")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+@pytest.mark.parametrize("executor", ["ray", "process"])
+def test_gpus_that_are_not_there(executor: str, tmp_path: Path, capfd: Capture) -> None:
+    """Before any job, and before Ray is started."""
+    command = ["evaluate", "--tasks", "digits", "--arms", "none", "--out", tmp_path / "out"]
+    refused(
+        [*command, "--executor", executor, "--job-gpus", "0.5"], capfd, "a GPU is asked for", "--job-gpus"
+    )
+    refused([*command, "--executor", executor, "--job-gpus", "2"], capfd, "gpus must be in [0, 1]")
+    nothing_at(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
