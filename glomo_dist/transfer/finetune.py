@@ -32,9 +32,8 @@ def require_kernels(job: FinetuneJob) -> None:
     """ConfigError where the job's device is missing, or GLOMO_KERNELS names a backend that cannot run there what the
     job needs."""
     require_device(job.device)
-    if (
-        job.needs_graphs and kernels.is_forced()
-    ):  # else no tensor is made, which on a GPU takes memory for good
+    # Not to make a tensor for nothing: the first one on a GPU takes memory for as long as the process lives.
+    if job.needs_graphs and kernels.is_forced():
         kernels.require("graph_mix", torch.empty(1, 1, 1, device=job.device))
         if model := live_model(job.graphs):
             require_graph_kernels(read_config(model), job.device)
