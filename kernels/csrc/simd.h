@@ -62,8 +62,8 @@ struct Simd {
   void (*slopes)(const T* root, T* product, std::int64_t keys, std::int64_t lanes, const T* norm, const T* inverse,
                  const T* mean, T* share, double* sum);
 
-  // The same for one row of scores: their roots, the number of edges, and the sum of their squares.
-  std::int64_t (*edges)(T* row, std::int64_t keys, T theta, bool relu, double* sum);
+  // The same for one row of scores: their roots, and the sum of their squares.
+  void (*edges)(T* row, std::int64_t keys, T theta, bool relu, double* sum);
 
   // out[i] = x[i] of bfloat16 or, if not `bfloat`, of IEEE's float16.
   void (*widen)(const std::uint16_t* x, std::int64_t n, bool bfloat, T* out);

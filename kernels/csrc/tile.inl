@@ -156,18 +156,17 @@ void slopes(const T* root, T* product, std::int64_t keys, std::int64_t lanes, co
       [&](std::int64_t lane, const Vec& part) { add_to<T>(sum + lane, part); });
 }
 
-// Scores of one query row, keys side by side, become roots (with relu the positive part of s - theta). Returns the
-// number of those with a positive square, and adds these squares to *sum; NaN is neither.
+// Scores of one query row, keys side by side, become roots (with relu the positive part of s - theta). Their squares
+// are added to *sum, but for NaN.
 template <class T>
-std::int64_t edges(T* row, std::int64_t keys, T theta, bool relu, double* sum) {
+void edges(T* row, std::int64_t keys, T theta, bool relu, double* sum) {
   using Vec = typename Lanes<T>::Vec;
   constexpr std::int64_t COUNT = Lanes<T>::COUNT;
   const Vec none = {};
-  std::int64_t found = 0, j = 0;
+  std::int64_t j = 0;
   while (j + COUNT <= keys) {
     const std::int64_t stop = j + KEYS_IN_T * COUNT < keys - COUNT + 1 ? j + KEYS_IN_T * COUNT : keys - COUNT + 1;
     Vec part = {};
-    auto positive = none > none;
     for (; j < stop; j += COUNT) {
       Vec root = load(row + j);
       if (relu) {
@@ -177,10 +176,8 @@ std::int64_t edges(T* row, std::int64_t keys, T theta, bool relu, double* sum) {
       }
       const Vec square = root * root;
       part += square > none ? square : none;
-      positive += square > none;  // -1 where it is
     }
     add_lanes<T>(sum, part);
-    for (int i = 0; i < COUNT; ++i) found -= positive[i];
   }
   for (; j < keys; ++j) {
     if (relu) {
@@ -188,11 +185,8 @@ std::int64_t edges(T* row, std::int64_t keys, T theta, bool relu, double* sum) {
       if (row[j] < T(0)) row[j] = T(0);
     }
     const T square = row[j] * row[j];
-    if (!(square > T(0))) continue;
-    *sum += static_cast<double>(square);
-    ++found;
+    if (square > T(0)) *sum += static_cast<double>(square);
   }
-  return found;
 }
 
 }  // namespace SIMD_NAMESPACE
