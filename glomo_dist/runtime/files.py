@@ -120,19 +120,32 @@ def new_folder(
                 if _refused(e, temporary):
                     raise cannot_write(path, e, more) from e
                 raise
-            require_absent_or_empty(path)
             _require_mark(temporary, path)
             with writing(path, more):
                 for name, content in (beside or {}).items():
                     (temporary / name).write_bytes(content)
                 # gigabytes, perhaps: of a process that is killed here it is known that it is gone
                 sync_tree(temporary)
-                with held():
+                with _turn(target) if there else contextlib.nullcontext(), held():
+                    require_absent_or_empty(path)
                     _publish(temporary, target, there)
     finally:
         with contextlib.suppress(OSError):  # what failed first is the error to show
             if temporary.exists():
                 shutil.rmtree(temporary)
+
+
+@contextlib.contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """One process after the other, where the file system has locks: of two that fill a folder the second finds what
+    the first moved there. The lock is of the folder itself, as that of a file in it would be left behind."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            take(descriptor, wait=True)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _publish(temporary: Path, target: Path, there: bool) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -142,6 +143,39 @@ def test_what_somebody_else_wrote_meanwhile_stays(tmp_path: Path) -> None:
         (folder / "index.json").write_text("ours")
         (tmp_path / "index.json").write_text("theirs")
     assert names(tmp_path) == ["index.json"] and (tmp_path / "index.json").read_text() == "theirs"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_of_two_that_write_one_folder_at_once_one_is_refused(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are done and flush what they wrote before either moves it: no file of one may end beside those of the
+    other, whose index it does not fit."""
+    out, both, wrote = tmp_path / "out", threading.Barrier(2), files.sync_tree
+    if there:
+        out.mkdir()
+    monkeypatch.setattr(files, "sync_tree", lambda folder: (wrote(folder), both.wait(30)))
+    refused = []
+
+    def write(mine: list[str]) -> None:
+        try:
+            with new_folder(out) as folder:
+                for name in mine:
+                    (folder / name).write_text(mine[-1])
+        except GlomoError as e:
+            refused.append((mine, str(e)))
+
+    few, more = ["shard-0", "index.json"], ["shard-0", "shard-1", "index.json", "tokenizer.json"]
+    writers = [threading.Thread(target=write, args=(mine,)) for mine in (few, more)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    ((loser, said),) = refused
+    (winner,) = [mine for mine in (few, more) if mine != loser]
+    assert str(out) in said and "not empty" in said and names(out) == sorted(winner)
+    assert {(out / name).read_text() for name in winner} == {winner[-1]}
+    assert names(tmp_path) == ["out"]
 
 
 WRITER = """
