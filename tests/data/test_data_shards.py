@@ -90,6 +90,8 @@ def edit_index(folder: Path, change: Callable[[dict], object]) -> None:
         (lambda v: v.pop("tokens"), "missing key 'tokens'"),
         (lambda v: v.update(samples=5), "totals and shards do not agree"),
         (lambda v: v.update(shards=[]), "totals and shards do not agree"),
+        (lambda v: v.update(samples=float(v["samples"])), "totals are not whole numbers"),
+        (lambda v: v.update(tokens=float(v["tokens"])), "totals are not whole numbers"),
         (lambda v: v["shards"][0].update(name="../a.tar"), "not a plain file name"),
         (lambda v: v["shards"][0].update(samples="3"), "damaged index"),
         (lambda v: v["shards"][0]["offsets"].reverse(), r"of shard-00000\.tar do not agree"),

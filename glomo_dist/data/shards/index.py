@@ -203,6 +203,8 @@ def _parse(value: Any, where: str) -> dict[str, Any]:
         fields = {
             key: value[key] for key in ("kind", "tokenizer", "fingerprint", "vocab_size", "samples", "tokens")
         }
+        if any(type(fields[key]) is not int for key in ("samples", "tokens")):  # 5.0 is 5 to Python
+            raise ValueError("totals are not whole numbers")
         if type(fields["vocab_size"]) is not int or not 0 < fields["vocab_size"] <= 1 << 32:
             raise ValueError(f"vocab_size is {fields['vocab_size']!r}")
         if len({shard.name for shard in shards}) < len(shards):
