@@ -17,6 +17,7 @@ from cli_samples import Capture, nothing_at, refused, run
 from road_samples import Road
 
 from glomo_dist.cli import main
+from glomo_dist.data import prepare_text
 from glomo_dist.evaluate import executor
 
 
@@ -223,6 +224,25 @@ def test_a_stop_before_anything_is_written_leaves_a_folder_of_the_user_alone(
     )
     assert main(["prepare", "text", "a.txt", "--out", str(tmp_path / "out")]) == 130
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes"]
+
+
+def test_a_stop_of_a_command_whose_folder_another_filled_meanwhile_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is there is of other input: nobody may go on with it as if this command had made it."""
+    (tmp_path / "a.txt").write_text("one two one two three")
+    command, original = (
+        ["prepare", "text", str(tmp_path / "a.txt"), "--out", str(tmp_path / "out")],
+        prepare_text,
+    )
+
+    def stopped(*_: object, **__: object) -> None:
+        monkeypatch.setattr("glomo_dist.cli.prepare.prepare_text", original)
+        assert main([*command, "--min-count", "2"]) == 0
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("glomo_dist.cli.prepare.prepare_text", stopped)
+    assert main(command) == 130
 
 
 def test_an_output_folder_that_may_not_be_looked_at_is_named(

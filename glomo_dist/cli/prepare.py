@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -144,34 +143,24 @@ def _require_kind(argv: Sequence[str]) -> None:
 def main(argv: Sequence[str]) -> None:
     _require_kind(argv)
     command = parse(Kind, argv, name="prepare", description=__doc__)
-    before = _written(command.out)
-    record = command_file(f"prepare {type(command).__name__.lower()}", command)
-    _require_another(Path(command.out), record)
+    out, record = Path(command.out), command_file(f"prepare {type(command).__name__.lower()}", command)
+    if _made(out, record):  # killed at its very end, the program may have said nothing although all is there
+        raise GlomoError(f"{out} was written by this very command already. Use it, or delete it first.")
     with as_interrupt(STOP_SIGNALS):  # so that nothing half-written stays
         try:
             command.run({COMMAND_FILE: record})
         except KeyboardInterrupt:
-            if before or not _written(command.out):
+            if not _made(out, record):
                 raise
         with held(drop=True):  # the folder is whole, and the same command would refuse it
             _say_next(command)
 
 
-def _require_another(out: Path, record: bytes) -> None:
-    """Killed at its very end, the program may have said nothing although all is there."""
-    with contextlib.suppress(OSError):
-        if (out / COMMAND_FILE).read_bytes() == record:
-            raise GlomoError(f"{out} was written by this very command already. Use it, or delete it first.")
-
-
-def _written(out: str) -> bool:
-    """Whether there is anything in the folder: what is written comes into it at the very end, and all of it."""
-    try:
-        return any(not name.startswith(".") for name in os.listdir(out))
-    except FileNotFoundError:
-        return False
-    except OSError:  # it may not be looked at, or is a file: the command itself says so
-        return True
+def _made(out: Path, record: bytes) -> bool:
+    """Whether this command made what is in the folder: its record comes into it at the very end."""
+    with contextlib.suppress(OSError):  # it may not be there, or not be looked at: the command itself says so
+        return (out / COMMAND_FILE).read_bytes() == record
+    return False
 
 
 def _say_next(command: Text | Images | Demo) -> None:
