@@ -156,6 +156,7 @@ def test_json_round_trip_keeps_the_fingerprint(tmp_path) -> None:
         ({"words": [1]}, "list of strings"),
         ({"version": 2}, "version 2"),
         ({"kind": "wrods"}, "Did you mean 'words'"),
+        ({"kind": ["words"]}, "unknown kind of tokenizer"),
         ({"format": "x"}, "not a tokenizer.*Name the tokenizer.json of shards that `glomo prepare` wrote"),
     ],
 )

@@ -24,7 +24,7 @@ def tokenizer_from_json(value: dict[str, Any], where: str = "tokenizer") -> Toke
     """The tokenizer that `to_json` described; DataError naming `where` if it is not one."""
     check_header(value, None, where)
     kind = value.get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise DataError(f"{where}: unknown kind of tokenizer {kind!r}.{suggest(str(kind), KINDS)}")
     return KINDS[kind].from_json(value, where)
 
