@@ -43,6 +43,9 @@ def test_docstring(tmp_path):
         path.write_text(json.dumps({"text": "x", "label": "os", "split": split}) + "\n")
         with pytest.raises(DataError, match=f"line 1: split must be one of .*, got {re.escape(repr(split))}"):
             get_task("docstring").load(str(tmp_path), None)
+    path.write_text('{"text": "x", "label": null, "split": "train"}\n')  # no class of the name "None"
+    with pytest.raises(DataError, match="line 1: 'label' must be a text, got None"):
+        get_task("docstring").load(str(tmp_path), None)
     path.write_text('{"text": "x", "label": \n')
     with pytest.raises(DataError, match="line 1: not valid JSON"):
         get_task("docstring").load(str(tmp_path), None)

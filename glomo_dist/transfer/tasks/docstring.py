@@ -23,7 +23,8 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
     found: dict[str, list[tuple[str, str, str]]] = {split: [] for split in SPLITS}
     for where, row in records(path, ("text", "label", "split")):
         split = split_of(row, "split", where)
-        found[split].append((text_of(row, ("text",), where), str(row["label"]), where))
+        text, label = (text_of(row, (column,), where) for column in ("text", "label"))
+        found[split].append((text, label, where))
     classes = tuple(sorted({label for _, label, _ in found["train"]}))
     number = {label: i for i, label in enumerate(classes)}
     rows: dict[str, list[Row]] = {}
