@@ -76,6 +76,7 @@ def check_integers(
     if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64:
         came = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise ValueError(f"{op}: {name} must be an int64 tensor, got {came}")
+    check_tensors(op, **{name: tensor})
     if not has_shape(tensor, *shapes):
         raise ValueError(f"{op}: {name} must be {' or '.join(map(str, shapes))}, got {shape(tensor)}")
     if tensor.device != device:

@@ -69,6 +69,7 @@ def test_kinds_that_a_backend_is_not_made_for_are_refused(monkeypatch):
         ({"lengths": torch.tensor([1, 2, -3])}, r"lengths must lie in 0..T=4, got -3..2"),
         ({"lengths": torch.tensor([1, 2, 5])}, r"lengths must lie in 0..T=4, got 1..5"),
         ({"lengths": torch.tensor([1.0, 2, 3])}, "lengths must be an int64 tensor"),
+        ({"lengths": torch.tensor([1, 2, 3]).to_sparse()}, "lengths must be a dense tensor, got layout"),
         (
             {"k": torch.zeros(3, 2, 6, 5), "v": torch.zeros(3, 2, 6, 3)},
             "q has 4 rows and k 6; with Tq != T give positions",
