@@ -23,7 +23,8 @@ def check_graph(op: str, graph: SparseGraph) -> None:
     checks.check_tensors(op, **{f"graph.{name}": getattr(graph, name) for name in ("columns", "weights")})
     if not isinstance(graph.shape, (tuple, list)) or len(graph.shape) != 3:
         raise ValueError(f"{op}: graph.shape must be (B, C, T), got {graph.shape}")
-    batch, components, units = (checks.check_whole(op, "graph.shape", n, low=0) for n in graph.shape)
+    sizes = "whole numbers from 0 on"
+    batch, components, units = (checks.check_whole(op, "graph.shape", n, sizes, low=0) for n in graph.shape)
     checks.check_integers(
         op, "graph.offsets", graph.offsets, ((batch * components * units + 1,),), graph.weights.device
     )

@@ -54,7 +54,8 @@ def test_wrong_arguments_are_named(change, message):
         ),
         (lambda g: g._replace(shape=(3, 20)), r"graph.shape must be \(B, C, T\), got \(3, 20\)"),
         (lambda g: g._replace(shape=None), r"graph.shape must be \(B, C, T\), got None"),
-        (lambda g: g._replace(shape=(3, 4, 5.0)), r"graph.shape must be a whole number, got 5\.0"),
+        (lambda g: g._replace(shape=(3, 4, 5.0)), r"graph.shape must be whole numbers from 0 on, got 5\.0"),
+        (lambda g: g._replace(shape=(-3, -4, 5)), "graph.shape must be whole numbers from 0 on, got -3"),
         (lambda g: g._replace(columns=g.columns + 5), r"graph.columns must lie in 0..4"),
         (lambda g: g._replace(columns=g.columns - 5), r"graph.columns must lie in 0..4"),
         (
