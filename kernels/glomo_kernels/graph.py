@@ -7,7 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from glomo_kernels.registration import storable
 
+
+@storable
 class SparseGraph(NamedTuple):
     """B x H sparse graphs over T units; row i lists the units that unit i looks at.
 

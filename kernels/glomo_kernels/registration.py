@@ -7,13 +7,16 @@ again in every process), and each later call checks what our ops hold by constru
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch._C import _AutoDispatchBelowAutograd
 from torch._C import _functorch as functorch
 from torch._C._dynamo import eval_frame
 from torch.autograd import forward_ad
+from torch.utils import _pytree
+
+Tuple = TypeVar("Tuple", bound=type[tuple[Any, ...]])
 
 _LIBRARY: Any = torch.library.Library("glomo", "DEF")  # type: ignore[no-untyped-call]
 
@@ -141,3 +144,11 @@ class Operator:
 def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:
     """Decorator: the function below becomes the operator `glomo::<name>`."""
     return lambda function: Operator(name, function)
+
+
+def storable(named_tuple: Tuple) -> Tuple:
+    """Decorator of a NamedTuple that ops take or give: torch.load and torch.export.save refuse those that they were
+    not told of."""
+    torch.serialization.add_safe_globals([named_tuple])
+    _pytree._register_namedtuple(named_tuple, serialized_type_name=f"glomo_kernels.{named_tuple.__name__}")
+    return named_tuple

@@ -1,8 +1,10 @@
 """What the ops are to PyTorch's tools: the compiler, export, profilers."""
 
+import io
+
 import pytest
 import torch
-from glomo_kernels import affinity_graph, affinity_mix, decoder_loss, graph_mix
+from glomo_kernels import AffinityStats, SparseGraph, affinity_graph, affinity_mix, decoder_loss, graph_mix
 
 
 def _graph_of(x):
@@ -59,6 +61,32 @@ def test_export_with_sizes_that_have_no_upper_bound(strict):
     )
     x = torch.randn(2, 90, 16)
     torch.testing.assert_close(exported.module()(x), layer(x))
+
+
+class Parts(torch.nn.Module):
+    def forward(self, graph, x):
+        mixed = graph_mix(graph, torch.ones(2), x[:, 0])
+        return affinity_graph(x, x, keep=2), affinity_mix(x, x, x, return_stats=True), mixed
+
+
+def test_an_exported_program_that_takes_and_gives_graphs_and_statistics_can_be_saved():
+    x, file = torch.randn(1, 2, 5, 4), io.BytesIO()
+    graph = _graph_of(x)
+    torch.export.save(torch.export.export(Parts(), (graph, x)), file)
+    file.seek(0)
+    found = torch.export.load(file).module()(graph, x)
+    torch.testing.assert_close(found, Parts()(graph, x))
+    assert isinstance(found[0], SparseGraph) and isinstance(found[1][1], AffinityStats)
+
+
+def test_graphs_and_statistics_can_be_loaded_without_trust_in_the_file():
+    x, file = torch.randn(1, 2, 5, 4), io.BytesIO()
+    stored = _graph_of(x), affinity_mix(x, x, x, return_stats=True)[1]
+    torch.save(stored, file)
+    file.seek(0)
+    found = torch.load(file, weights_only=True)
+    torch.testing.assert_close(found, stored)
+    assert [type(part) for part in found] == [SparseGraph, AffinityStats]
 
 
 @pytest.mark.parametrize("name", OPS)

@@ -8,13 +8,14 @@ from torch import Tensor
 from glomo_kernels import checks, dispatch
 from glomo_kernels.affinity_mix import softmax
 from glomo_kernels.dispatch import run
-from glomo_kernels.registration import operator
+from glomo_kernels.registration import operator, storable
 from glomo_kernels.scores import compute_dtype, kept_size, live_shape
 from glomo_kernels.spans import make_spans
 
 OP = "affinity_mix"
 
 
+@storable
 class AffinityStats(NamedTuple):
     """Per query row, without gradients, [B, H, Tq] each.
 
