@@ -66,9 +66,13 @@ def text_files(folder: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _as_packed(filesystem: Any, paths: Iterable[str]) -> list[str]:
-    """In the order of the archive, where it is a tar file: in a packed one each step back begins at the start."""
+    """In the order of the archive, where it is a tar file: in a packed one each step back begins at the start.
+
+    A member is then had by its name at once, for which `tarfile` looks through all of them each time.
+    """
     if not isinstance(filesystem, TarFileSystem):
         return sorted(paths)
+    filesystem.tar.getmember = {member.name: member for member in filesystem.tar}.__getitem__
     index = filesystem.index  # path -> (facts, offset, …), without folders that are no member
     return sorted(paths, key=lambda path: index[path][1] if path in index else -1)
 
