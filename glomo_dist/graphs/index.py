@@ -18,6 +18,7 @@ NO_IDENTITY = ("unknown_words", "predictor", "random_seed")  # fields of StoreMe
 PredictorKind = Literal["trained", "random"]
 DIRECTIONS = ("forward", "backward")
 EXPORT_AGAIN = "Delete the folder and run `glomo export` again."
+EXPORT_ON = "run the same `glomo export` again, which keeps the chunks that are whole."
 
 
 class GraphStoreError(DataError):
@@ -118,9 +119,7 @@ def read_index(folder: Path) -> tuple[StoreInfo, dict[str, SplitEntry]]:
     try:
         content = json_files.read_json(where)
     except DataError as e:
-        raise GraphStoreError(
-            f"{e} If it is damaged, run the same `glomo export` again, which keeps the chunks that are whole."
-        ) from None
+        raise GraphStoreError(f"{e} If it is damaged, {EXPORT_ON}") from None
     values = check_format(
         content, FORMAT, VERSION, where, "the index of a graph store", error=GraphStoreError,
         instead="Give the output folder of `glomo export`.", again=EXPORT_AGAIN,
@@ -215,12 +214,12 @@ def _check_sizes(folder: Path, entry: SplitEntry, components: int, where: str) -
 def check_chunk(path: Path, size: int, sha256: str | None) -> None:
     """Raise GraphStoreError unless the file is there, has `size` bytes and, if given, that SHA-256."""
     if not path.is_file():
-        raise GraphStoreError(f"{path} is missing from the graph store. {EXPORT_AGAIN}")
+        raise GraphStoreError(f"{path} is missing from the graph store: {EXPORT_ON}")
     if path.stat().st_size != size:
         raise GraphStoreError(
-            f"{path}: {path.stat().st_size} bytes, the index says {size}. The file is damaged. {EXPORT_AGAIN}"
+            f"{path}: {path.stat().st_size} bytes, the index says {size}. The file is damaged: {EXPORT_ON}"
         )
     if sha256 is not None and files.sha256_file(path) != sha256:
         raise GraphStoreError(
-            f"{path}: its SHA-256 is not the recorded one. The file is damaged. {EXPORT_AGAIN}"
+            f"{path}: its SHA-256 is not the recorded one. The file is damaged: {EXPORT_ON}"
         )

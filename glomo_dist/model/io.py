@@ -15,12 +15,13 @@ from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.glomo import Glomo
 from glomo_dist.runtime import files, json_files
 from glomo_dist.runtime.config import from_dict, to_dict
-from glomo_dist.runtime.errors import CheckpointError
+from glomo_dist.runtime.errors import CheckpointError, DataError
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.runtime.formats import check_format
 
 FORMAT, VERSION = "glomo-model", 1
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+_COPY = "Copy the folder again."
 _EXPECTED = "Expected a folder written by `glomo pretrain` (RUN/model)."
 
 
@@ -64,8 +65,12 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / CONFIG
     if not path.exists():
         raise CheckpointError(f"{folder} holds no model: {CONFIG} is missing. {_EXPECTED}")
+    try:
+        content = json_files.read_json(path)
+    except DataError as e:
+        raise CheckpointError(f"{e} {_COPY}") from None
     meta = check_format(
-        json_files.read_json(path), FORMAT, VERSION, path, "the description of a model", error=CheckpointError,
+        content, FORMAT, VERSION, path, "the description of a model", error=CheckpointError,
         instead=_EXPECTED, again="Export the model again with this version.",
     )  # fmt: skip
     for name in ("model", "fingerprint"):
@@ -102,11 +107,11 @@ def load_model(folder: str | Path) -> tuple[Glomo, dict[str, Any]]:
     if not weights.is_file():
         raise CheckpointError(f"{weights} is missing. Copy the whole folder, or export the model again.")
     if files.sha256_file(weights) != meta.get("weights_sha256"):
-        raise CheckpointError(f"{weights} is damaged: its SHA-256 differs from the one in {CONFIG}.")
+        raise CheckpointError(f"{weights} is damaged: its SHA-256 differs from the one in {CONFIG}. {_COPY}")
     try:
         state = load_file(weights)
     except SafetensorError as e:
-        raise CheckpointError(f"{weights} is not a readable safetensors file: {e}.") from None
+        raise CheckpointError(f"{weights} is not a readable safetensors file: {e}. {_COPY}") from None
     wanted = model.state_dict()
     for name in sorted(wanted.keys() | state.keys()):
         ours = tuple(wanted[name].shape) if name in wanted else "nothing"
