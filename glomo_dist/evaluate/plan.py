@@ -24,6 +24,7 @@ from glomo_dist.transfer.features.encoder_files import encoder_fingerprint
 from glomo_dist.transfer.features.spec import FeatureSpec
 from glomo_dist.transfer.features.word_vectors import vectors_content
 from glomo_dist.transfer.job import PLANNED, SETTINGS, FinetuneJob, FinetuneSettings, needs_graphs
+from glomo_dist.transfer.predictor import finished_model
 from glomo_dist.transfer.registry import chosen_tasks, get_task
 
 _RESOURCES = ("cores", "gpus", "memory_gb", "time_limit_seconds")
@@ -97,7 +98,7 @@ class EvaluationPlan:
                 )
         _require_known("settings", self.settings, SETTINGS)
         for task, settings in self.task_settings.items():
-            _require_known(task, settings, (*SETTINGS, *_RESOURCES))
+            _require_known(f"task_settings.{task}", settings, (*SETTINGS, *_RESOURCES))
 
     def named_tasks(self) -> dict[str, str | None]:
         """Name -> file (None: of the package) of each task."""
@@ -144,6 +145,7 @@ def _job(
     seed: int,
 ) -> Job:
     task, file = named
+    where = f"plan: task {task!r}"
     # Arms without graphs take the store of the first arm that has one: only its number of layers and heads counts.
     owner = arm if needs_graphs(arm) else next(filter(needs_graphs, plan.arms), None)
     graphs = None
@@ -160,7 +162,7 @@ def _job(
     own = dict(plan.task_settings.get(task, {}))
     resources = {name: own.pop(name, getattr(plan, name)) for name in _RESOURCES}
     # first, under the names that the plan has for them: the threads of the work are its cores
-    job = from_dict(Job, {"id": f"{task}-{arm}", "work": None, **resources}, "plan")
+    job = from_dict(Job, {"id": f"{task}-{arm}", "work": None, **resources}, where)
     work = from_dict(
         FinetuneJob,
         {
@@ -177,7 +179,7 @@ def _job(
             "device": "cuda" if job.gpus else "cpu",
             "threads": job.cores,
         },
-        "plan",
+        where,
     )
     get_task(task, file).limits(work.max_units)  # refused here once, where each job would
     return dataclasses.replace(job, id=_job_id(work, contents), work=work)
@@ -254,7 +256,7 @@ class _Graphs:
     @classmethod
     def at(cls, path: str) -> _Graphs:
         """Of a store, or of a model that is to compute them: models in folders are trained ones."""
-        if folder := live_model(path):
+        if folder := finished_model(path):
             meta = read_meta(folder)
             config = config_of(meta, folder)
             content = {

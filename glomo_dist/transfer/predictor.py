@@ -29,12 +29,7 @@ class Predictor:
 
     def __init__(self, folder: str | Path, random_seed: int | None = None, task: Task | None = None) -> None:
         require_seed(random_seed)
-        if (found := find_model(folder)) is None and Path(folder, CHECKPOINTS).is_dir():
-            raise CheckpointError(
-                f"{folder} is not finished: it has no model yet. Run `glomo pretrain` again to its end, or give one "
-                f"of its checkpoints, {folder}/{CHECKPOINTS}/step-N."
-            )
-        folder = found or folder
+        folder = finished_model(folder) or folder
         self.folder, self.random_seed = folder, random_seed
         self.model, meta = load_model(folder)
         self.tokenizer = load_tokenizer(folder)
@@ -64,6 +59,19 @@ class Predictor:
                     f"{_by(got)}. Pretrain on such images (glomo prepare images --size {got[0]} {got[1]} --channels "
                     f"{got[2]})."
                 )
+
+
+def finished_model(path: str | Path) -> Path | None:
+    """The model at `path`, its folder or a run's; None if there is none.
+
+    CheckpointError for a run that has none yet.
+    """
+    if (found := find_model(path)) is None and Path(path, CHECKPOINTS).is_dir():
+        raise CheckpointError(
+            f"{path} is not finished: it has no model yet. Run `glomo pretrain` again to its end, or give one "
+            f"of its checkpoints, {path}/{CHECKPOINTS}/step-N."
+        )
+    return found
 
 
 def require_seed(random_seed: int | None, where: str = "") -> None:

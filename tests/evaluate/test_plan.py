@@ -16,7 +16,7 @@ from glomo_dist.evaluate.plan import EvaluationPlan, plan_jobs
 from glomo_dist.graphs.export import export_graphs
 from glomo_dist.model import Glomo, GlomoConfig, save_model
 from glomo_dist.runtime.config import to_dict
-from glomo_dist.runtime.errors import ConfigError, DataError
+from glomo_dist.runtime.errors import CheckpointError, ConfigError, DataError
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.transfer.registry import TASKS, get_task
 
@@ -213,8 +213,12 @@ def test_jobs_mean_the_same_files_in_every_folder(tmp_path, monkeypatch):
 
 
 def test_missing_store_is_named(tmp_path):
+    plan = EvaluationPlan(tasks=("digits",), arms={"pretrained": str(tmp_path / "nowhere")})
     with pytest.raises(DataError, match=r"nowhere: no index.json"):
-        plan_jobs(EvaluationPlan(tasks=("digits",), arms={"pretrained": str(tmp_path / "nowhere")}))
+        plan_jobs(plan)
+    (tmp_path / "nowhere" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"nowhere is not finished: .* Run `glomo pretrain` again"):
+        plan_jobs(plan)
 
 
 def test_settings_of_the_wrong_kind_are_named(tmp_path):
@@ -223,6 +227,8 @@ def test_settings_of_the_wrong_kind_are_named(tmp_path):
         plan_jobs(plan)
     with pytest.raises(ConfigError, match=r"lr must be float, got '1e-3'. Write 0.001, .* as in 1.0e-3"):
         plan_jobs(dataclasses.replace(plan, settings={"lr": "1e-3"}))  # so YAML reads 1e-3
+    with pytest.raises(ConfigError, match="plan: task 'digits': epochs must be int, got 'two'"):
+        plan_jobs(dataclasses.replace(plan, settings={}, task_settings={"digits": {"epochs": "two"}}))
     with pytest.raises(ConfigError, match="cores must be at least 1, got 0"):
         plan_jobs(dataclasses.replace(plan, settings={}, cores=0))
     with pytest.raises(ConfigError, match="epochs must be at least 1"):

@@ -56,6 +56,10 @@ def test_file_and_back(tmp_path, suffix):
             r"unknown key 'epoch' in settings. Did you mean",
         ),
         ("tasks: [digits]\narms: {none: none}\nsettings: {seed: 3}", r"'seed' cannot be in settings"),
+        (
+            "tasks: [digits]\narms: {none: none}\ntask_settings: {digits: {epoch: 3}}",
+            r"unknown key 'epoch' in task_settings.digits. Did you mean",
+        ),
         ("tasks: [digits]\narms: {none: none}\nsources: {imdb: x}", r"sources names 'imdb'"),
         ("tasks: [digits\narms: {", r"plan.yaml, line 2: not valid YAML"),
         (
