@@ -167,6 +167,15 @@ def test_vectors_are_known_by_their_content(tmp_path):
     assert vectors_content("https://x.y/glove.txt") == "https://x.y/glove.txt"
     with pytest.raises(DataError, match=r"missing\.txt does not exist"):
         vectors_content(str(tmp_path / "missing.txt"))
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.write(path, path.name)
+    for name in ("", "file://"):  # another archive in its place has other vectors
+        source = f"zip://glove.1d.txt::{name}{tmp_path}/all.zip"
+        assert vectors_content(source) == f"zip://glove.1d.txt::{sha256_file(tmp_path / 'all.zip')}"
+    (tmp_path / "a::b.txt").write_text("the 1\n")
+    assert vectors_content(str(tmp_path / "a::b.txt")) == sha256_file(path)
+    with pytest.raises(DataError, match=r"missing\.zip cannot be read: No such file"):
+        vectors_content(f"zip://v.txt::{tmp_path}/missing.zip")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from glomo_dist.data.storage.remote import file_system
 from glomo_dist.runtime.errors import DataError, describe
 from glomo_dist.runtime.files import sha256_file
 from glomo_dist.runtime.words import counted
@@ -65,11 +66,16 @@ class WordVectors:
 
 def vectors_content(source: str) -> str:
     """What a fingerprint says of word vectors: the SHA-256 of a local file, however it is named (a path, file://, a
-    pattern of one file), else the address. DataError for a local file that is not there or cannot be read."""
-    if "://" in source and not source.startswith(("file://", "local://")):
+    pattern of one file), or of the local archive that they are in, after their place in it; else the address.
+    DataError for a local file that is not there or cannot be read."""
+    links, chain, place = source.rpartition("::")
+    if "://" not in links:  # a file with :: in its name
+        links, chain, place = "", "", source
+    if "://" in place and not place.startswith(("file://", "local://")):
         return source
     try:
-        return sha256_file(one_file(source, _VECTORS).path)
+        path = file_system(place)[1] if chain else one_file(place, _VECTORS).path
+        return links + chain + sha256_file(path)
     except OSError as e:
         raise DataError(f"{source} cannot be read: {describe(e)}. Check the file.") from e
 
