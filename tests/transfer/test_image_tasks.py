@@ -82,7 +82,7 @@ def test_mnist_bad_files(tmp_path):
     refused(
         file,
         idx(np.where(labels == 3, 11, labels)),
-        r"train-labels-idx1-ubyte: label 11 of image 3 is out of range, expected 0\.\.9",
+        r"train-labels-idx1-ubyte: label 11 of image 3 is out of range, expected 0\.\.9\. Correct or remove",
     )
     refused(file, idx(labels)[:-1], r"train-labels-idx1-ubyte: the number of labels is not the promised one")
     refused(file, idx(labels)[:6], "the number of labels is not the promised one")

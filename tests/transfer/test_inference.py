@@ -69,7 +69,8 @@ def test_sick_table(tmp_path):
     }
     write_table(tmp_path / "SICK.txt", header, [*rows, [*rows[0][:5], "VALID"]])
     with pytest.raises(
-        DataError, match=r"line 6: SemEval_set must be one of TRAIN, TRIAL, TEST, got 'VALID'"
+        DataError,
+        match=r"line 6: SemEval_set must be one of TRAIN, TRIAL, TEST, got 'VALID'. Correct or remove",
     ):
         get_task("sick").load(str(tmp_path), None)
 

@@ -89,11 +89,17 @@ def test_race_jsonl(tmp_path):
     ("change", "named"),
     [
         ({"answers": ["B", "E"]}, "question 2: answer 'E' is not one of A, B, C, D"),
-        ({"answers": ["B"]}, "expected an article and as many questions as options and answers"),
-        ({"options": [["a", "b", "c"], ["a", "b", "c", "d"]]}, r"question 1: expected 4 options, got \['a'"),
+        (
+            {"answers": ["B"]},
+            "expected an article and as many questions as options and answers. Correct or remove",
+        ),
+        (
+            {"options": [["a", "b", "c"], ["a", "b", "c", "d"]]},
+            r"question 1: expected 4 options, got \['a'.* Correct or remove",
+        ),
         (
             {"options": [["a", "b", "c", 4], ["a", "b", "c", "d"]]},
-            "question 1: question and options must be texts",
+            "question 1: question and options must be texts. Correct or remove",
         ),
         ({"article": ""}, "question 1: the article has no word in it"),
         ({"article": None}, "expected an article"),

@@ -70,7 +70,7 @@ def test_a_pair_that_changes_sides_is_another_task(tmp_path):
         (("a", "b", ""), r"line 5: label '' is not one of"),
         ((" ", "b", "neutral"), r"line 5: the premise has no word in it \(1 such row in this split\)"),
         (("a", "_", "neutral"), r"line 5: the hypothesis has no word in it"),
-        ((None, "b", "neutral"), r"line 5: 'sentence1' must be a text, got None"),
+        ((None, "b", "neutral"), r"line 5: 'sentence1' must be a text, got None. Correct or remove"),
         (("a", "b", 1), r"line 5: 'gold_label' must be a text, got 1"),
     ],
 )

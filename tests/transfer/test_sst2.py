@@ -63,7 +63,10 @@ def test_sst2_jsonl_and_packed_tables_give_the_same_task(tmp_path, ending):
             )
             for label in ("²", "--1", "9" * 5000)
         ),
-        ("sentence\tlabel\nfine 1\n", r"train\.tsv, line 2: expected sentence, tab, label; got 1 cell\."),
+        (
+            "sentence\tlabel\nfine 1\n",
+            r"train\.tsv, line 2: expected sentence, tab, label; got 1 cell\. Mend or delete",
+        ),
         ("sentence\tlabel\n", "the train split has no example"),
     ],
 )

@@ -56,7 +56,8 @@ def class_numbers(
     bad = np.flatnonzero((labels < 0) | (labels >= classes)) if labels.ndim == 1 else ()
     if len(bad):
         raise DataError(
-            f"{where}: label {labels[bad[0]]} of {item} {bad[0]} is out of range, expected 0..{classes - 1}."
+            f"{where}: label {labels[bad[0]]} of {item} {bad[0]} is out of range, expected 0..{classes - 1}. "
+            "Correct or remove it, or copy the files again."
         )
     return labels.astype(np.int64, copy=False)
 

@@ -19,7 +19,9 @@ def whole_number(value: Any, where: str) -> int:
         return value
     if isinstance(value, str) and _WHOLE.fullmatch(value):
         return int(value)
-    raise DataError(f"{where}: the label must be a whole number, got {value!r:.80}.")
+    raise DataError(
+        f"{where}: the label must be a whole number, got {value!r:.80}. Correct or remove the row."
+    )
 
 
 def text_of(row: dict[str, Any], names: tuple[str, ...], where: str, advice: str = "") -> str:
@@ -31,7 +33,7 @@ def text_of(row: dict[str, Any], names: tuple[str, ...], where: str, advice: str
         )
     text = row[name]
     if not isinstance(text, str):
-        raise DataError(f"{where}: {name!r} must be a text, got {text!r:.80}.")
+        raise DataError(f"{where}: {name!r} must be a text, got {text!r:.80}. Correct or remove the row.")
     return text
 
 
@@ -56,7 +58,10 @@ def class_number(value: Any, where: str, classes: tuple[str, ...], *others: tupl
 def split_of(row: Mapping[str, Any], column: str, where: str) -> str:
     """The split that the column names, or DataError."""
     if row.get(column) not in SPLITS:
-        raise DataError(f"{where}: {column} must be one of {', '.join(SPLITS)}, got {row.get(column)!r:.80}.")
+        raise DataError(
+            f"{where}: {column} must be one of {', '.join(SPLITS)}, got {row.get(column)!r:.80}. Correct or "
+            "remove the row."
+        )
     return str(row[column])
 
 

@@ -102,7 +102,9 @@ def _rows(article: dict[str, Any], where: str, group: str) -> Iterator[Row]:
     text, questions, options, answers = (article[key] for key in KEYS)
     lists = all(isinstance(x, list) and len(x) == len(questions) for x in (questions, options, answers))
     if not isinstance(text, str) or not lists:
-        raise DataError(f"{where}: expected an article and as many questions as options and answers.")
+        raise DataError(
+            f"{where}: expected an article and as many questions as options and answers. Correct or remove it."
+        )
     for number, (question, offered, answer) in enumerate(zip(questions, options, answers, strict=True), 1):
         here = f"{where}, question {number}"
         if answer not in OPTIONS:
@@ -110,9 +112,11 @@ def _rows(article: dict[str, Any], where: str, group: str) -> Iterator[Row]:
                 f"{here}: answer {answer!r} is not one of {', '.join(OPTIONS)}. Correct or remove it."
             )
         if not isinstance(offered, list) or len(offered) != len(OPTIONS):
-            raise DataError(f"{here}: expected {len(OPTIONS)} options, got {offered!r}.")
+            raise DataError(
+                f"{here}: expected {len(OPTIONS)} options, got {offered!r:.200}. Correct or remove it."
+            )
         if not all(isinstance(part, str) for part in (question, *offered)):
-            raise DataError(f"{here}: question and options must be texts.")
+            raise DataError(f"{here}: question and options must be texts. Correct or remove it.")
         texts = {"article": text, "question": question, "options": offered}
         yield Row(texts, OPTIONS.index(answer), here, group)
 

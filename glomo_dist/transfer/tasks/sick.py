@@ -28,7 +28,7 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
             if pair.fields.get("SemEval_set") not in SETS:
                 raise DataError(
                     f"{pair.where}: SemEval_set must be one of {', '.join(SETS)}, got "
-                    f"{pair.fields.get('SemEval_set')!r}."
+                    f"{pair.fields.get('SemEval_set')!r}. Correct or remove the row."
                 )
             collected.add(SETS[pair.fields["SemEval_set"]], pair)
     return collected.data("sick", max_examples)

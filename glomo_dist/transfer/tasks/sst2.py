@@ -75,7 +75,10 @@ def _tsv(path: str) -> list[Row]:
                 )
             continue
         if len(cells) != len(names):
-            raise DataError(f"{where}: expected {', tab, '.join(names)}; got {counted(len(cells), 'cell')}.")
+            raise DataError(
+                f"{where}: expected {', tab, '.join(names)}; got {counted(len(cells), 'cell')}. Mend or "
+                "delete the line."
+            )
         row = dict(zip(names, cells, strict=True))
         rows.append(Row({"text": row["sentence"]}, class_number(row["label"], where, CLASSES, TRUTH), where))
     return rows
