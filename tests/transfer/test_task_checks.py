@@ -50,6 +50,20 @@ def test_columns_that_the_reader_does_not_take_are_refused_with_the_task():
     assert a_task(columns={"one": 9}, model=lambda sizes: AnyReader())
 
 
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ({"unit": "word"}, "unit must be one of words, pixels, got 'word'"),
+        ({"version": "1.0"}, "version must be int, got '1.0'"),
+        ({"columns": ["text"]}, r"columns must map names to values, got \['text'\]"),
+        ({"columns": {"text": 0}}, "columns.text must be at least 1 unit, or None for all, got 0"),
+    ],
+)
+def test_fields_of_another_kind_are_refused_before_an_export(field, message):
+    with pytest.raises(ConfigError, match=rf"task 'mine': {message}"):
+        a_task(**{"columns": {"text": 9}, **field})
+
+
 def test_rows_with_other_columns_than_the_task_are_refused():
     split = Split({"sentence": Column([["fine"]], np.zeros((1, 1), np.int64))}, np.zeros(1, np.int64))
     with pytest.raises(ConfigError, match="the examples have the columns sentence, their task text"):

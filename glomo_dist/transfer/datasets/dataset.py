@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from glomo_dist.runtime.config import check_fields
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.transfer.readers.models import Reader, ReaderSizes
 
@@ -108,7 +109,14 @@ class Task:
     published: tuple[Published, ...] = ()
 
     def __post_init__(self) -> None:
-        """ConfigError if the columns are not what the reader takes: found here, not by each job after an export."""
+        """ConfigError for a field of another type, and if the columns are not what the reader takes: found here, not
+        by each job after an export."""
+        check_fields(self, f"task {self.name!r}: ")
+        for name, units in self.columns.items():
+            if units is not None and units < 1:
+                raise ConfigError(
+                    f"task {self.name!r}: columns.{name} must be at least 1 unit, or None for all, got {units}."
+                )
         if not isinstance(self.model, type):  # a function: what it makes is known when it is called
             return
         _, *arguments = inspect.signature(self.model.forward).parameters.values()  # after self
