@@ -121,8 +121,12 @@ class Result:
         Raises DataError if it is missing, no result, of another version or with values that none can have,
         ConfigError for wrong keys.
         """
-        again = "Delete the result and evaluate again."
-        values = check_format(json_files.read_json(path), FORMAT, VERSION, path, "a result file", again=again)
+        again = "Run the same `glomo evaluate` again, which puts the file aside and makes it anew."
+        try:
+            content = json_files.read_json(path)
+        except DataError as e:
+            raise DataError(f"{e} {again}") from None
+        values = check_format(content, FORMAT, VERSION, path, "a result file", again=again)
         result = config.from_dict(cls, values, str(path))
         if wrong := result._wrong():
             raise DataError(f"{path}: {wrong}. The file is damaged. {again}")

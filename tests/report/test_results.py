@@ -48,7 +48,10 @@ def test_json_that_is_none_of_ours_is_named(tmp_path, name, changes):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ('{"format": "glomo-result", "vers', r"result.json, line 1: not valid JSON"),
+        (
+            '{"format": "glomo-result", "vers',
+            r"result.json, line 1: not valid JSON .* Run the same `glomo evaluate` again",
+        ),
         ("[]", r"result.json: not a result file"),
         ('{"format": "glomo-result", "version": 7}', r"result.json: format version 7"),
     ],

@@ -65,5 +65,5 @@ def test_missing_and_cut_files(tmp_path):
         Result.read(tmp_path / "result.json")
     RESULT.write(tmp_path / "result.json")
     (tmp_path / "result.json").write_text((tmp_path / "result.json").read_text()[:-40])
-    with pytest.raises(DataError, match="not valid JSON"):
+    with pytest.raises(DataError, match=r"not valid JSON .* Run the same `glomo evaluate` again"):
         Result.read(tmp_path / "result.json")
