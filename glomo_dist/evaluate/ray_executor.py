@@ -83,22 +83,19 @@ class _Fanout:
     pending: not handed to Ray yet, or to be handed to it again.  running: those it has, by the reference of the task.
     expired: id -> seconds of the jobs over their time limit.  moves: id -> how often the job lost its host.
     told: what a job is known to wait for that no node has.  fewest: cores that a job asks for.
-    remote: `attempt` as a task of Ray.
+    remote: `attempt` as a task of Ray, without and with a GPU.
     nodes: at the last look.  dead: ids of the nodes that no job waits for any more.  look_at: when the next look is.
     """
 
     def __init__(self, run: Run, jobs: Sequence[Job], out: Path, settings: RayExecutor) -> None:
         """Raises ConfigError if a job asks for more than a local Ray has."""
-        import ray
-
         self.run, self.out, self.settings = run, out, settings
         self.nodes = _Nodes()
         for job in jobs if settings.address is None else ():
             if why := self.nodes.too_small(job):
                 raise ConfigError(f"{why}. Lower what the job asks for, or give Ray more.")
         self.fewest = min((job.cores for job in jobs), default=1)
-        self.kind_of_task = ray.remote(max_retries=settings.max_retries, retry_exceptions=False)
-        self.remote = self.kind_of_task(attempt)
+        self.remote = _tasks(settings.max_retries)
         self.pending = deque(jobs)
         self.running: dict[Any, _Running] = {}
         self.expired: dict[str, float] = {}
@@ -133,7 +130,8 @@ class _Fanout:
             needs = {} if job.memory_gb is None else {"memory": int(job.memory_gb * 1e9)}
             clock = _Clock(job_folder(self.out, job.id) / RUNNING)
             clock.remove()  # of an attempt that was lost
-            task = self.remote.options(num_cpus=job.cores, num_gpus=job.gpus, name=job.id, **needs)
+            kind = self.remote[job.gpus > 0]
+            task = kind.options(num_cpus=job.cores, num_gpus=job.gpus, name=job.id, **needs)
             self.running[task.remote(self.run, job, self.out, capture=True)] = _Running(job, clock)
 
     def collect(self, reference: Any) -> Outcome:
@@ -190,7 +188,7 @@ class _Fanout:
         """What waits for a worker may wait for one of a dead node."""
         # Ray asks for workers for all tasks of a kind together, and for no more than tasks wait; made anew, the same
         # function is another kind.
-        self.remote = self.kind_of_task(attempt)
+        self.remote = _tasks(self.settings.max_retries)
         for reference, (job, _) in [(r, it) for r, it in self.running.items() if not it.clock.host]:
             _cancel(reference)
             del self.running[reference]
@@ -214,6 +212,14 @@ class _Fanout:
                     f"lost with its host {clock.host}, and {counted(retries, 'time')} before with another"
                 )
                 yield write_error(job, self.out, clock.seconds(), message, message)
+
+
+def _tasks(retries: int) -> list[Any]:
+    """`attempt` as a task without, and with a GPU. With one a worker ends after it: CUDA would stay on the GPU that
+    it saw first and keep memory there. (Ray sees to that where it is told of GPUs here, and not in `options`.)"""
+    import ray
+
+    return [ray.remote(max_retries=retries, retry_exceptions=False, max_calls=n)(attempt) for n in (0, 1)]
 
 
 def _cancel(reference: Any) -> None:
@@ -252,10 +258,8 @@ class _Nodes:
 
     def too_small(self, job: Job) -> str:
         """Why no node could take the job even if it had nothing else to do; empty if one could."""
-        memory = (job.memory_gb or 0) * 1e9
-        if any(
-            cores >= job.cores and gpus >= job.gpus and size >= memory for cores, gpus, size in self.sizes
-        ):
+        asks = job.cores, job.gpus, (job.memory_gb or 0) * 1e9
+        if any(all(has >= n for has, n in zip(node, asks, strict=True)) for node in self.sizes):
             return ""
         cores, gpus, size = map(max, zip((0.0, 0.0, 0.0), *self.sizes, strict=True))
         asked, most = [counted(job.cores, "core")], counted(int(cores), "core")
