@@ -34,7 +34,7 @@ from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.glomo import Glomo
 from glomo_dist.model.graph_predictor import affinity_kind
 from glomo_dist.runtime import config, files, json_files, kernels
-from glomo_dist.runtime.devices import Device
+from glomo_dist.runtime.devices import Device, in_float32
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.fingerprint import code_version, fingerprint
 from glomo_dist.runtime.progress import bar
@@ -140,8 +140,9 @@ def _chunks(
     was_training = model.training
     model.eval()
     entries: dict[str, list[ChunkEntry]] = {name: [] for name in splits}
+    units = int(sum(n.sum() for n in lengths.values()))
     try:
-        with bar(total=int(sum(n.sum() for n in lengths.values())), desc="export", unit="unit") as progress:
+        with in_float32(device_of(model).type), bar(total=units, desc="export", unit="unit") as progress:
             for name, examples in splits.items():
                 for number, (first, last) in enumerate(chunk_ranges(lengths[name], chunk_units)):
                     path = out / f"chunk-{name}-{number:05d}.safetensors"

@@ -13,7 +13,7 @@ from glomo_dist.graphs.export import require_graph_kernels
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.model.io import read_config
 from glomo_dist.runtime import config, kernels
-from glomo_dist.runtime.devices import require_device
+from glomo_dist.runtime.devices import in_float32, require_device
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.runtime.fingerprint import code_version, derive_seed
 from glomo_dist.runtime.secrets import shown_in
@@ -148,9 +148,10 @@ def _majority(data: TaskData) -> float | None:
 
 @contextlib.contextmanager
 def _torch_state(job: FinetuneJob) -> Iterator[None]:
-    """Torch's random state and thread count for the block, put back afterwards."""
+    """Torch's random state, thread count and precision for the block, put back afterwards."""
     before = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[] if job.device == "cpu" else [torch.cuda.current_device()]):
+    devices = [] if job.device == "cpu" else [torch.cuda.current_device()]
+    with torch.random.fork_rng(devices=devices), in_float32(job.device):
         torch.manual_seed(derive_seed("finetune", job.seed))
         torch.set_num_threads(job.threads)
         try:

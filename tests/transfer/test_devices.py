@@ -1,6 +1,7 @@
 """Task models and predictors on another device than the processor: on `meta`, which refuses to compute with tensors
 of the processor as a GPU does, and on a GPU where there is one."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -14,7 +15,7 @@ from glomo_dist.graphs import export
 from glomo_dist.graphs.index import GraphStoreError
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.runtime.errors import ConfigError
-from glomo_dist.transfer import training
+from glomo_dist.transfer import finetune, training
 from glomo_dist.transfer.export import export_task
 from glomo_dist.transfer.finetune import run
 from glomo_dist.transfer.readers.choice import ChoiceReader
@@ -113,6 +114,30 @@ def test_an_export_goes_on_where_it_was_begun(tmp_path, monkeypatch):
         GraphStoreError, match="begun with other settings: device is 'cpu' there and 'cuda' now"
     ):
         export_task("sst2", model, out, source=source)
+
+
+def test_a_gpu_computes_in_float32(sample, tmp_path, monkeypatch):
+    """With cuDNN's default, TF32, weights of graphs would be percents away from the processor's."""
+    layers = torch.backends.cudnn.conv, torch.backends.cudnn.rnn
+    seen = []
+
+    def look(*arguments):
+        seen.extend(layer.fp32_precision for layer in layers)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export, "device_of", lambda model: torch.device("cuda"))
+    monkeypatch.setattr(export, "predict_chunk", look)
+    with pytest.raises(KeyboardInterrupt):
+        export_task("sst2", word_model(tmp_path / "model"), tmp_path / "out", source=sample["source"])
+    monkeypatch.setattr(finetune, "require_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: contextlib.nullcontext())
+    monkeypatch.setattr(finetune, "encode", look)
+    for device in ("cuda", "cpu"):
+        with pytest.raises(KeyboardInterrupt):
+            run(dataclasses.replace(job(sample["source"]), device=device))
+    assert seen == 4 * ["ieee"] + [layer.fp32_precision for layer in layers]
+    assert "ieee" not in seen[4:]
 
 
 @pytest.mark.gpu
