@@ -193,12 +193,12 @@ def log_tail(out: str | Path, id: str) -> str:
     return "\n".join(text.splitlines()[-LAST_LINES:])
 
 
-def _computed_on() -> dict[str, Any]:
-    """The machine, as far as it may matter to a number."""
+def _computed_on(gpu: bool) -> dict[str, Any]:
+    """The machine, as far as it may matter to a number.  gpu: whether the job had one; others in this process may."""
     return {
         "host": socket.gethostname(),
         "cpu": _cpu_name(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_initialized() else None,
+        "gpu": torch.cuda.get_device_name() if gpu and torch.cuda.is_initialized() else None,
         "cores": usable_cores(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -221,7 +221,7 @@ def _record(job: Job) -> dict[str, Any]:
         "gpus": job.gpus,
         "memory_gb": job.memory_gb,
         "code": code_version(),
-        "machine": _computed_on(),
+        "machine": _computed_on(job.gpus > 0),
     }
 
 

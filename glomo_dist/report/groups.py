@@ -15,8 +15,9 @@ from glomo_dist.transfer.features.spec import FeatureSpec
 from glomo_dist.transfer.job import PLANNED, FinetuneJob
 from glomo_dist.transfer.result import Result
 
-# What may differ between the rows of one table: the arm and its graphs, the seed, and where files lie.
-_NOT_A_SETTING = (*PLANNED, "state_cache")
+# What may differ between the rows of one table: the arm and its graphs, the seed, and where files lie. Not the
+# device: on a GPU dropout has other random numbers.
+_NOT_A_SETTING = {*PLANNED, "state_cache"} - {"device"}
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ def _counts(what: str, names: Iterable[str]) -> Iterator[Fact]:
 def _machine(facts: dict[str, Any]) -> str:
     cpu, cores, python, torch = (facts.get(name, "?") for name in ("cpu", "cores", "python", "torch"))
     cores = counted(cores, "core") if isinstance(cores, int) else f"{cores} cores"
-    return f"{cpu}, {cores}, Python {python}, torch {torch}"
+    processors = " and ".join(filter(None, [facts.get("gpu"), f"{cpu}, {cores}"]))
+    return f"{processors}, Python {python}, torch {torch}"
 
 
 def _time_facts(jobs: Sequence[Finished]) -> Iterator[Fact]:

@@ -43,6 +43,16 @@ def test_results_and_a_raising_job(executor, tmp_path, marks):
     assert [entry["id"] for entry in plan["jobs"]] == [j.id for j in jobs]
 
 
+def test_the_gpu_of_a_job_is_recorded_with_it_alone(tmp_path, marks, monkeypatch):
+    """Of several in one process, all of which see it."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    jobs = [job("double", marks, 0, gpus=1), job("double", marks, 1)]
+    evaluate(jobs, evaluate_jobs.run, tmp_path / "out", InProcess())
+    found = [read(tmp_path / "out", one.id, "job")["machine"]["gpu"] for one in jobs]
+    assert found == ["NVIDIA H200", None]
+
+
 def test_nothing_that_is_stored_tells_what_is_secret_in_an_address(tmp_path, monkeypatch):
     address = "https://me:sesame@host/data.txt?token=sesame"
     monkeypatch.setattr(sys, "argv", ["glomo", "evaluate", "--source", address])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from page_tags import Tags, self_contained
-from result_folders import job, result, write
+from result_folders import NONE, id_of, job, result, scores, write
 from run_folders import log_row, run_folder
 from transfer_samples import store_meta
 
@@ -21,7 +21,8 @@ from glomo_dist.evaluate import EvaluationPlan, InProcess, evaluate, plan_jobs
 from glomo_dist.graphs import index
 from glomo_dist.graphs.export import export_graphs
 from glomo_dist.model import Glomo, GlomoConfig, save_model
-from glomo_dist.report import build
+from glomo_dist.report import build, read_results
+from glomo_dist.report.provenance import facts
 from glomo_dist.runtime.errors import DataError, GlomoError
 from glomo_dist.transfer.datasets.dataset import section
 from glomo_dist.transfer.finetune import run
@@ -128,6 +129,17 @@ def test_data_that_changed_is_said_and_not_drawn(tmp_path):
     store = export_graphs(predictor, ids, tmp_path / "store", meta=meta)
     build([write(tmp_path / "in", [result(job("none", 0), 0.5)])], tmp_path / "report.html", stores=[store])
     assert "Not drawn" in (text := Tags((tmp_path / "report.html").read_text()).text) and "another" in text
+
+
+def test_machines_are_named_with_their_gpu(tmp_path):
+    folder = write(tmp_path / "out", scores("none", NONE))
+    for seed, gpu in enumerate(("NVIDIA H200", None)):
+        machine = {"cpu": "EPYC", "gpu": gpu, "cores": 16, "python": "3.11", "torch": "2.13"}
+        record = folder / "results" / id_of(job("none", seed)) / "job.json"
+        record.write_text(json.dumps({"machine": machine}))
+    named = [fact.name for fact in facts(read_results([folder]), [], {}) if fact.what == "machine"]
+    plain = "EPYC, 16 cores, Python 3.11, torch 2.13"
+    assert named == [f"NVIDIA H200 and {plain}", plain]
 
 
 def test_a_store_is_opened_once(tmp_path, monkeypatch):

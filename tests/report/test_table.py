@@ -96,6 +96,20 @@ def test_results_from_before_a_setting_was_there_count_as_its_default(tmp_path):
     ]
 
 
+def test_what_a_gpu_computed_is_not_compared_with_the_processors(tmp_path):
+    """Results of before there was a choice are of the processor."""
+    folders = [
+        write(tmp_path / "before", [drop(one, "device") for one in scores("none", NONE)]),
+        write(tmp_path / "cpu", scores("pretrained", PRETRAINED)),
+        write(tmp_path / "gpu", scores("pretrained", PRETRAINED, device="cuda")),
+    ]
+    found = [(group.settings, list(group.arms), group.planned) for group in read_results(folders).groups]
+    assert found == [
+        ("device cpu", ["none", "pretrained"], {"none": 3, "pretrained": 3}),
+        ("device cuda", ["pretrained"], {"pretrained": 3}),
+    ]
+
+
 def test_the_same_seed_of_an_arm_twice_is_refused(tmp_path):
     first = write(tmp_path / "a", [result(job("pretrained", 0), 0.5)])
     other = result(job("pretrained", 0, graphs="/other/store"), 0.9)
