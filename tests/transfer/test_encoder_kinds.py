@@ -163,10 +163,19 @@ def one_more_word(folder):
     ],
 )
 def test_damaged_encoders(bert, tmp_path, damage, named):
+    """All is tried on the processor: "meta" notices as little of a number beyond the embeddings as a GPU, on which
+    all that comes after it fails."""
     shutil.copytree(bert, tmp_path / "x")
     damage(tmp_path / "x")
-    with pytest.raises(ConfigError, match=named):
-        Encoder(locate(str(tmp_path / "x")))
+    for device in ("cpu", "meta"):
+        with pytest.raises(ConfigError, match=named):
+            Encoder(locate(str(tmp_path / "x")), device=device)
+
+
+def test_encoders_compute_on_their_device(bert):
+    on_cpu, elsewhere = (Encoder(locate(bert), device=device) for device in ("cpu", "meta"))
+    assert elsewhere.model.device.type == "meta"
+    assert (elsewhere.width, elsewhere.padded) == (on_cpu.width, on_cpu.padded) == (16, True)
 
 
 def test_a_missing_pooler_is_not_missed(bert, tmp_path):

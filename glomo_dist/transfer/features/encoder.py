@@ -43,8 +43,7 @@ class Encoder:
         pool: Literal["mean", "first"] = "mean",
         device: Device = "cpu",
     ) -> None:
-        self.tokenizer, model = load(folder)
-        self.model = model.to(device)
+        self.tokenizer, self.model = load(folder)
         self.folder, self.layer, self.pool = folder, layer, pool
         self.accepted = inspect.signature(self.model.forward).parameters
         # Words are given apart. Some byte-level tokenizers only know one again with the space before it.
@@ -63,7 +62,9 @@ class Encoder:
             raise ConfigError(f"{folder} takes {self.most} tokens at once, which leaves none for words.")
         # where the tokenizer has no token for padding any will do, as the attention mask leaves it out
         self.padding = self.tokenizer.pad_token_id or 0
+        # on the processor: what fails there is an error, and on a GPU the end of CUDA in this process
         self.width, self.padded = self._trial()
+        self.model.to(device)
 
     def require_known(self, words: Iterable[str]) -> None:
         """DataError if the tokenizer knows none of them, though they are many. Ask with those of a whole data set."""
