@@ -79,6 +79,22 @@ def test_inputs_are_left_as_they_are_and_results_do_not_change():
     assert torch.equal(units, before)
 
 
+def test_under_autocast():
+    """Where torch's own network gives states in float32."""
+
+    def cast(run):
+        def within(networks, units):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return run(networks, units)
+
+        return within
+
+    shape = (2, 7, 3, 5, 4)
+    wanted = results(cast(by_themselves), shape, torch.float32)
+    for name, got in results(cast(gru.side_by_side), shape, torch.float32).items():
+        torch.testing.assert_close(got, wanted[name], rtol=0.03, atol=0.03, msg=lambda m, n=name: f"{n}: {m}")
+
+
 def test_second_derivatives_are_refused():
     networks, units, _ = case((2, 3, 2, 3, 4), torch.float64)
     loss = gru.side_by_side(networks, units.requires_grad_()).square().sum()

@@ -33,9 +33,12 @@ class _Steps(torch.autograd.Function):
     states -> states [D, T, N, H], from zero on:
 
     r, z = sigmoid(inputs + weight h + bias)    n = tanh(inputs + r (weight h + bias))    h' = n + z (h - n)
+
+    Under autocast in float32, as torch.nn.GRU.
     """
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         D, T, N, _ = inputs.shape
         H = weight.shape[2]
@@ -55,6 +58,7 @@ class _Steps(torch.autograd.Function):
         return states
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weight, states_n, gates, states = ctx.saved_tensors
