@@ -92,7 +92,7 @@ demo: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy kernels/glomo_kernels glomo_dist/runtime
+	$(BIN)/mypy kernels/glomo_kernels glomo_dist
 
 sanitize: setup
 	@$(BIN)/python kernels/sanitize.py

@@ -28,6 +28,7 @@ from glomo_dist.cli.arguments import COMMAND_FILE, command_file, parse, shown_as
 from glomo_dist.data import load_tokenizer, prepare_images, prepare_text
 from glomo_dist.data.prepare import BITS, MIN_COUNT, VOCAB_SIZE
 from glomo_dist.data.preparing.demo import write_demo_corpus
+from glomo_dist.data.tokenizers.pixels import PixelTokenizer
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 from glomo_dist.runtime.progress import say
 from glomo_dist.runtime.signals import STOP_SIGNALS, as_interrupt, held
@@ -170,7 +171,9 @@ def _say_next(command: Text | Images | Demo) -> None:
         out = shlex.quote(command.out)
         window = ""
         if isinstance(command, Images):  # an image is one sequence
-            window = f" --window {math.prod(load_tokenizer(command.out).shape)}"
+            tokenizer = load_tokenizer(command.out)
+            assert isinstance(tokenizer, PixelTokenizer)
+            window = f" --window {math.prod(tokenizer.shape)}"
         say(
             f"next: glomo pretrain {out}{window} --out run   (what it will cost: glomo plan --data {out}{window})"
         )

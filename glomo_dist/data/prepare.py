@@ -98,7 +98,7 @@ def prepare_text(
         vocabulary = given or words.vocabulary(counts[0], vocab_size, min_count)
         provisional_to_id = vocabulary.encode(distinct)
         warning = uncut(distinct, counts[0])
-        unknown = int(sum(counts)[provisional_to_id == 0].sum())
+        unknown = sum(int(count[provisional_to_id == 0].sum()) for count in counts)
         if unknown == total:
             raise DataError(
                 f"{_named(sources)}: not one word is in the vocabulary of {tokenizer}, so every unit would be <unk>. "

@@ -226,7 +226,8 @@ def _record(job: Job) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+    fields = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return dataclasses.asdict(value) if fields else value
 
 
 def _result(value: Any) -> dict[Any, Any]:

@@ -8,7 +8,7 @@ import threading
 import time
 import types
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -178,7 +178,7 @@ def time_limit_error(job: Job, out: Path, seconds: float, last_words: str = "") 
     return write_error(job, out, seconds, message, "\n".join(filter(None, [message, last_words])))
 
 
-def _as_generator(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+def _as_generator(outcomes: Iterator[Outcome]) -> Generator[Outcome, None, None]:
     """With `close`, which other iterators have not."""
     yield from outcomes
 

@@ -13,7 +13,7 @@ from glomo_dist.runtime.errors import ConfigError, DataError, describe
 from glomo_dist.runtime.json_files import read_json
 
 
-class _StrictLoader(yaml.SafeLoader):
+class _StrictLoader(yaml.SafeLoader):  # type: ignore[misc]
     """Refuses a key that is given twice, where YAML silently takes the last: an arm would be gone."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.processes import environment, usable_cores
@@ -140,7 +141,7 @@ def _keeping_signals(start: Callable[[], object]) -> None:
         start()
         return
     numbers = (signal.SIGINT, *ASKING)
-    before = {n: handler for n in numbers if (handler := signal.getsignal(n)) is not None}
+    before: dict[int, Any] = {n: handler for n in numbers if (handler := signal.getsignal(n)) is not None}
     ours = before.get(signal.SIGTERM)
     reading, writing = socket.socketpair()
 

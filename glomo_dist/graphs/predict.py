@@ -64,8 +64,8 @@ def predict_chunk(
             tokens[b, : lengths[i]] = examples[i]
         n = lengths[batch]
         most = keep and min(keep, T)  # any number is meant, the kernels take those of 64 bits
-        given = (torch.from_numpy(x).to(device) for x in (tokens, n))
-        for direction, graph in zip(DIRECTIONS, model.graphs(*given, keep=most), strict=True):
+        of_tokens, of_lengths = (torch.from_numpy(x).to(device) for x in (tokens, n))
+        for direction, graph in zip(DIRECTIONS, model.graphs(of_tokens, of_lengths, keep=most), strict=True):
             for i, example in zip(batch, _split(graph.to("cpu"), n), strict=True):
                 rows[direction][i] = example
         done(int(n.sum()))

@@ -93,10 +93,12 @@ class BatchNorm(_BatchNorm):
     where it makes the parameters bfloat16."""
 
     def forward(self, x: Tensor) -> Tensor:
-        dtype = self.running_mean.dtype
+        mean, variance, batches = self.running_mean, self.running_var, self.num_batches_tracked
+        assert mean is not None and batches is not None and self.momentum is not None  # for the type checker
         if self.training:
-            self.num_batches_tracked.add_(1)
-        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
-        statistics = (self.running_mean, self.running_var)
-        y = F.batch_norm(x.to(dtype), *statistics, weight, bias, self.training, self.momentum, self.eps)
+            batches.add_(1)
+        weight, bias = self.weight.to(mean.dtype), self.bias.to(mean.dtype)
+        y = F.batch_norm(
+            x.to(mean.dtype), mean, variance, weight, bias, self.training, self.momentum, self.eps
+        )
         return y.to(x.dtype)

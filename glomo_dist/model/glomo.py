@@ -157,7 +157,7 @@ class Glomo(nn.Module):
             scores = graph_predictor.scores(layer, keys, gather_units(queries, asked), asked)
             rows = Rows(lengths, positions, topk, segments, apart)
             if self.config.empty_row_penalty and self.training:
-                spans = rows._replace(positions=at).spans(*e.shape[:2], e.device)
+                spans = rows._replace(positions=at).spans(e.shape[0], e.shape[1], e.device)
                 hinge = hinge + empty_row_hinge(scores if last else of_rows(scores, at), spans)
             state = feature_predictor.step(layer, state, scores, rows, stats)
         return state[0], hinge / self.config.layers
@@ -195,7 +195,7 @@ class Glomo(nn.Module):
     ) -> SparseGraph:
         predictor, mask = direction.graph_predictor, unit_mask(lengths, e)
         rows = Rows(lengths, topk=topk_per_sample(self.config, lengths))
-        spans = rows.spans(*e.shape[:2], e.device)
+        spans = rows.spans(e.shape[0], e.shape[1], e.device)
         keys, queries = predictor(e, mask)
         state: tuple[Tensor, Tensor | None] = direction.feature_predictor.start(e)
         layers: list[Scores] = []

@@ -49,9 +49,10 @@ class GraphPredictor(nn.Module):
         self.query_maps = nn.ModuleList(nn.Linear(d, out) for _ in range(config.layers))
         if config.sparsity == "threshold":
             # one map per layer, shared by its heads
-            self.thresholds = nn.ModuleList(nn.Linear(config.graph_width, 1) for _ in range(config.layers))
+            thresholds = [nn.Linear(config.graph_width, 1) for _ in range(config.layers)]
+            self.thresholds = nn.ModuleList(thresholds)
             if config.threshold_init is not None:
-                for threshold in self.thresholds:
+                for threshold in thresholds:
                     nn.init.zeros_(threshold.weight)
                     nn.init.constant_(threshold.bias, config.threshold_init)
         elif config.sparsity == "bias":
@@ -109,6 +110,7 @@ class GraphPredictor(nn.Module):
         """x [B, H, T, Dg] turned by each unit's place in the sequence, or half of it by row, half by column."""
         if self.config.distance == "rotary":
             return turned(x, positions)
+        assert self.config.image is not None  # as the configuration asks of rotary_2d
         columns = self.config.image[1]
         by_row, by_column = x.chunk(2, -1)
         return torch.cat([turned(by_row, positions // columns), turned(by_column, positions % columns)], -1)

@@ -87,7 +87,8 @@ def mix_apart(
     found = [apart.join(x) for x in (mixed, *stats[:3])]
     if positions is not None:
         found = [_at(x, positions) for x in found]
-    return found[0], AffinityStats(*found[1:], live=stats.live)
+    joined, norm, edges, entropy = found
+    return joined, AffinityStats(norm, edges, entropy, stats.live)
 
 
 def _at(x: Tensor, positions: Tensor) -> Tensor:

@@ -53,9 +53,9 @@ def cost(config: PretrainConfig) -> Cost:
     units = config.row_units
     sampled = config.positions_per_sequence / units  # above 1 too: a unit may come twice
     rows = m.layers - 1 + sampled  # of the graphs: the last layer's are those of the sampled positions
-    convolutions = numbers("_cnn.") * (m.layers if m.coupled else 1)
-    maps = numbers(".graph_predictor.") - numbers("_cnn.")
-    maps -= (1 - sampled) * numbers(f".query_maps.{m.layers - 1}.")
+    convolutions: float = numbers("_cnn.") * (m.layers if m.coupled else 1)
+    unseen = (1 - sampled) * numbers(f".query_maps.{m.layers - 1}.")
+    maps = numbers(".graph_predictor.") - numbers("_cnn.") - unseen
     # one cell for all layers
     composition = numbers(".feature_predictor.") + (rows - 1) * numbers(".cell.")
     # j < i halves the pairs, two directions double them

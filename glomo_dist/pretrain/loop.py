@@ -130,6 +130,7 @@ def _steps(
                 saver.save(engine, state.step, state.to_json())
             saver.wait()
             ranks.agree_on(_interrupted(job.out, state, stopping.asked))
+        assert batch is not None  # else a rank was asked to stop, and all have raised
         # Dropout is a function of the step as well, so that resuming needs no random state.
         torch.manual_seed(derive_seed(config.seed, "step", state.step, ranks.rank))
         rate = learning_rate(config, state.step, state.plateau)

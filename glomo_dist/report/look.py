@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from glomo_kernels import SparseGraph
 
 from glomo_dist.data.preparing.images import pictures
 from glomo_dist.data.tokenizers.pixels import PixelTokenizer
-from glomo_dist.data.tokenizers.text import between_spaces, tokenize
+from glomo_dist.data.tokenizers.text import WordTokenizer, between_spaces, tokenize
 from glomo_dist.graphs.export import require_graph_kernels
 from glomo_dist.report.drawings import Drawing, Example, averaged, dense, drawn
 from glomo_dist.report.names import one_line, ruled
@@ -68,10 +68,12 @@ def look(
     predictor = Predictor(model, random_seed)
     require_graph_kernels(predictor.model.config)
     tokenizer = predictor.tokenizer
+    given: Iterable[_Input]
     if isinstance(tokenizer, PixelTokenizer):
         given = itertools.islice(_images(tokenizer, inputs), images)
     else:
-        given = _texts(predictor, inputs, max_units, between_spaces if tokenised else tokenize)
+        cut = between_spaces if tokenised else tokenize
+        given = _texts(predictor.folder, tokenizer, inputs, max_units, cut)
     seen = [_seen(predictor, one, keep) for one in given]
     trained = "" if random_seed is None else f", random parameters of seed {random_seed}"
     kept = "all edges" if keep is None else f"the {counted(keep, 'largest edge')} of a row"
@@ -92,12 +94,16 @@ def as_text(seen: Sequence[Seen]) -> str:
 
 
 def _texts(
-    predictor: Predictor, inputs: Sequence[str], max_units: int, cut: Callable[[str], list[str]]
+    folder: str | Path,
+    tokenizer: WordTokenizer,
+    inputs: Sequence[str],
+    max_units: int,
+    cut: Callable[[str], list[str]],
 ) -> Iterator[_Input]:
     for number, text in enumerate(inputs, 1):
         if os.path.isfile(text):
             raise ConfigError(
-                f"{text} is a file, and the predictor in {predictor.folder} one of words. Give the texts "
+                f"{text} is a file, and the predictor in {folder} one of words. Give the texts "
                 f'themselves, e.g. "$(cat {text})".'
             )
         words = cut(text)
@@ -106,7 +112,7 @@ def _texts(
         notes, units = [], words[:max_units]
         if len(words) > max_units:
             notes.append(f"The first {max_units} of {len(words):,} words (--max-units).")
-        ids = predictor.tokenizer.encode(units)
+        ids = tokenizer.encode(units)
         if unknown := dict.fromkeys(word for word, i in zip(units, ids.tolist(), strict=True) if i == 0):
             notes.append(f"Not in the vocabulary: {', '.join(unknown)}.")
         yield _Input(text if len(text) <= 80 else f"{text[:79]}…", units, ids, tuple(notes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from markupsafe import Markup
+from matplotlib.ticker import MaxNLocator
 
 from glomo_dist.graphs.index import DIRECTIONS
 from glomo_dist.report.figures import COLOURS, legend_below, literal, new, percent_axis, style, svg
@@ -46,7 +47,8 @@ def dots_figure(group: Group) -> Markup:
                     alpha=0.45,
                     solid_capstyle="butt",
                 )
-            axes.plot([score.mean] * 2, [y - 0.26, y + 0.26], color=colour, linewidth=2)
+            assert score.mean is not None  # an arm has a seed at least
+            axes.plot([score.mean, score.mean], [y - 0.26, y + 0.26], color=colour, linewidth=2)
             axes.plot(
                 values, [y] * len(values), "o", color=colour, markersize=5, alpha=0.8, markeredgewidth=0
             )
@@ -76,7 +78,9 @@ def curves_figure(group: Group) -> Markup:
             means += axes.plot(range(1, common + 1), mean, "o-", markersize=3, color=colour, linewidth=2)
         axes.set_xlabel("epoch")
         axes.set_ylabel(literal(f"dev {one_line(group.any.result.metric)}, %"))
-        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        axes.xaxis.set_major_locator(
+            MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=1)
+        )
         percent_axis(axes, "y")
         # Names given here: as labels of the lines, those that begin with an underscore would be left out.
         legend_below(axes, means, arm_labels(group))

@@ -8,14 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from glomo_dist.graphs.export import (
-    BATCH_UNITS,
-    ExportNumbers,
-    export_graphs,
-    require_graph_kernels,
-)
+from glomo_dist.graphs.export import ExportNumbers, export_graphs, require_graph_kernels
 from glomo_dist.graphs.index import StoreMeta
 from glomo_dist.graphs.live import LiveGraphs
+from glomo_dist.graphs.predict import BATCH_UNITS
 from glomo_dist.model.io import model_folder as find_model
 from glomo_dist.runtime.config import check_least
 from glomo_dist.runtime.devices import Device, require_device

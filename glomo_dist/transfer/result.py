@@ -134,7 +134,7 @@ class Result:
 
     def _wrong(self) -> str | None:
         """What of that which is averaged and drawn no result can have; None if nothing."""
-        shares = {
+        shares: dict[str, list[float | None]] = {
             "test": [self.test],
             "dev": [epoch.dev for epoch in self.curve],
             "a mixture's weight": [weight for mixed in self.mixtures for weight in mixed.weights],

@@ -47,7 +47,10 @@ class Training:
         self.parameters = list(self.modules.parameters())
         mixture = list(model.mixture.parameters())
         others = [p for p in self.parameters if all(p is not m for m in mixture)]
-        groups = [{"params": others}, {"params": mixture, "lr": job.lr * job.mixture_lr_factor}]
+        groups: list[dict[str, Any]] = [
+            {"params": others},
+            {"params": mixture, "lr": job.lr * job.mixture_lr_factor},
+        ]
         self.optimizer = torch.optim.AdamW(groups, lr=job.lr, weight_decay=job.weight_decay, fused=True)
         steps = job.epochs * math.ceil(len(self.train) / job.batch_size)
         fall = (lambda step: 1 - step / steps) if job.schedule == "linear" else (lambda step: 1.0)
@@ -131,6 +134,7 @@ class Training:
             predictions[chosen] = predicted
             if weight_sums is not None and self.store is not None:
                 weight_sums += [self._weights(sequences) for sequences in columns.values()]
+        assert predictions is not None  # no split is empty
         return _shares(self.task, self.task.measure(self.data.splits[split], predictions))
 
     def _weights(self, sequences: Sequences) -> Tensor:
@@ -164,7 +168,7 @@ def _shares(task: Task, metrics: Any) -> dict[str, float]:
             f"task {task.name!r}: `measure` must give a dict with the metric {task.metric!r}, got {metrics!r:.80}."
         )
     for name, value in metrics.items():
-        if not isinstance(value, Real) or not 0 <= value <= 1:
+        if not isinstance(value, Real) or not 0 <= float(value) <= 1:
             raise ConfigError(
                 f"task {task.name!r}: `measure` must give shares in [0, 1], got {value!r:.80} for {name!r}."
             )

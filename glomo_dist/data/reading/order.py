@@ -201,5 +201,5 @@ class WindowOrder:
             parts.append(inside)
             rows.append(len(sizes[-1]) if sizes else len(inside))
         order = np.concatenate(parts)
-        first = starts_of(np.concatenate(sizes)) if sizes else None
-        return _Epoch(Cuts(*(array[order] for array in cuts)), first, starts_of(np.array(rows)))
+        row_first = starts_of(np.concatenate(sizes)) if sizes else None
+        return _Epoch(Cuts(*(array[order] for array in cuts)), row_first, starts_of(np.array(rows)))

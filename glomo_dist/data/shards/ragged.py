@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 
@@ -22,5 +24,7 @@ def ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 def filled_to(lengths: np.ndarray, width: int) -> np.ndarray:
     """True in the first lengths[i] places of row i: bool [n, width]."""
-    small = np.int16 if width < 1 << 15 else np.int64  # compared several times as fast
+    small: np.dtype[Any] = np.dtype(
+        np.int16 if width < 1 << 15 else np.int64
+    )  # compared several times as fast
     return np.arange(width, dtype=small) < lengths.astype(small)[:, None]

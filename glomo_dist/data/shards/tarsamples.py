@@ -184,5 +184,5 @@ def _headers(blocks: np.ndarray, at: np.ndarray, names: list[str]) -> tuple[np.n
 def _octal(digits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Whether each row is octal digits only, and their value. digits uint8 [n, width]"""
     values = digits.astype(np.int64) - ord("0")
-    plain = ((values >= 0) & (values < 8)).all(axis=1)
+    plain = np.all((values >= 0) & (values < 8), axis=1)
     return plain, (values * 8 ** np.arange(digits.shape[1] - 1, -1, -1)).sum(axis=1)

@@ -52,12 +52,12 @@ def find_files(
     left_out: here the other files are counted, "... files" of each ending.
     Raises DataError for a source that does not exist, has an unknown suffix or contains nothing readable.
     """
-    sources = listed(sources)
-    if not sources:
+    named = listed(sources)
+    if not named:
         raise DataError("no input was named. Give at least one file, folder, glob or URL.")
     known = tuple(suffixes)
     left_out = Counter() if left_out is None else left_out
-    found = [file for source in sources for file in _expand(str(source), known, left_out)]
+    found = [file for source in named for file in _expand(str(source), known, left_out)]
     seen: dict[str, str] = {}
     for file in found:
         _require_regular(file.name, file.path, file.filesystem)

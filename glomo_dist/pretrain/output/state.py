@@ -29,17 +29,17 @@ _ADVICE = "The checkpoint is of another model."
 
 
 class Piece(NamedTuple):
-    """`count` numbers of parameter `name`, from number `start` on; they are at `at` of the flat tensor `flat`."""
+    """`numel` numbers of parameter `name`, from number `start` on; they are at `at` of the flat tensor `flat`."""
 
     name: str
     start: int
-    count: int
+    numel: int
     flat: Tensor
     at: int
 
     def of(self, tensor: Tensor) -> Tensor:
         """The piece's numbers in `tensor`, which is laid out as `flat` is; a view."""
-        return tensor.detach().view(-1).narrow(0, self.at, self.count)
+        return tensor.detach().view(-1).narrow(0, self.at, self.numel)
 
 
 def pieces(engine: Any) -> Iterator[Piece]:
@@ -180,7 +180,7 @@ def _read_into(engine: Any, files: Sequence[Path]) -> None:
     states = _optimizer_states(engine)
     with CheckpointReader(files) as reader:
         for piece in pieces(engine):
-            weights = reader.range(piece.name, WEIGHTS, piece.start, piece.count)
+            weights = reader.range(piece.name, WEIGHTS, piece.start, piece.numel)
             piece.of(piece.flat).copy_(weights)
             for state in reader.states(piece.name):
                 if (scalar := reader.scalar(piece.name, state)) is not None:
@@ -189,7 +189,7 @@ def _read_into(engine: Any, files: Sequence[Path]) -> None:
                 there = states[piece.flat].get(state)
                 if not torch.is_tensor(there):
                     there = states[piece.flat][state] = torch.zeros_like(piece.flat, requires_grad=False)
-                piece.of(there).copy_(reader.range(piece.name, state, piece.start, piece.count))
+                piece.of(there).copy_(reader.range(piece.name, state, piece.start, piece.numel))
         for name, buffer in _buffers(engine):
             buffer.copy_(reader.buffer(name, engine.global_rank, engine.world_size))
 

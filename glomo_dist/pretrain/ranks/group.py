@@ -112,7 +112,7 @@ def join(timeout_minutes: float = 30.0) -> Ranks:
     if COMMAND_VARIABLE not in os.environ:  # the user's own torchrun, which tells each rank to use one thread
         torch.set_num_threads(max(1, usable_cores() // local_world))
     timeout, backend = timedelta(minutes=timeout_minutes), "nccl" if cuda else "gloo"
-    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))  # type: ignore[attr-defined]
     dist.init_process_group(
         backend, store=_fresh(store, rank, world), rank=rank, world_size=world, timeout=timeout
     )
@@ -129,10 +129,10 @@ def _same_bits_on_every_run() -> None:
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def _fresh(store: dist.Store, rank: int, world: int) -> dist.Store:
+def _fresh(store: Any, rank: int, world: int) -> Any:
     """A part of `store` that is only of this start of the ranks.
 
     torchrun keeps its store when it restarts the ranks, with the addresses under which they could be reached before,
@@ -144,14 +144,14 @@ def _fresh(store: dist.Store, rank: int, world: int) -> dist.Store:
         store.set("glomo/start", mine)
         drawn = {str(other): store.get(f"glomo/{mine}/{other}").decode() for other in range(1, world)}
         store.set(f"glomo/{mine}/drawn", json.dumps(drawn))
-        return dist.PrefixStore(mine, store)
+        return dist.PrefixStore(mine, store)  # type: ignore[attr-defined]
     while True:
         start = store.get("glomo/start").decode()
         store.set(f"glomo/{start}/{rank}", mine)
         with contextlib.suppress(dist.DistStoreError):
             store.wait([f"glomo/{start}/drawn"], timedelta(seconds=1))
             if json.loads(store.get(f"glomo/{start}/drawn")).get(str(rank)) == mine:
-                return dist.PrefixStore(start, store)
+                return dist.PrefixStore(start, store)  # type: ignore[attr-defined]
         time.sleep(0.05)
 
 

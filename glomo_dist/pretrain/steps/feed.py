@@ -72,9 +72,10 @@ class Feed:
         A shard that has an entry is met again where a run is resumed from a step before that: the new one replaces
         it.
         """
-        errors = [error for error in self._ranks.gather(trouble) if error is not None]
+        errors: list[GlomoError] = [error for error in self._ranks.gather(trouble) if error is not None]
+        bad = [error for error in errors if isinstance(error, BadShard)]
         self._ranks.agree_on(next((error for error in errors if not isinstance(error, BadShard)), None))
-        reasons = {error.shard: str(error) for error in reversed(errors)}
+        reasons = {error.shard: str(error) for error in reversed(bad)}
         new = [self._entry(shard, reasons[shard]) for shard in sorted(reasons)]
         entries = [*(entry for entry in self._entries if entry["shard"] not in reasons), *new]
         limit = self._limit

@@ -53,8 +53,8 @@ def class_numbers(
     """
     if not np.issubdtype(labels.dtype, np.integer):
         raise DataError(f"{where}: labels{of} must be whole numbers, got {labels.dtype}.")
-    bad = np.flatnonzero((labels < 0) | (labels >= classes)) if labels.ndim == 1 else ()
-    if len(bad):
+    bad = np.flatnonzero((labels < 0) | (labels >= classes)) if labels.ndim == 1 else np.empty(0, np.int64)
+    if bad.size:
         raise DataError(
             f"{where}: label {labels[bad[0]]} of {item} {bad[0]} is out of range, expected 0..{classes - 1}. "
             "Correct or remove it, or copy the files again."

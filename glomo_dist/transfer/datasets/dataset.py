@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -119,7 +119,9 @@ class Task:
                 )
         if not isinstance(self.model, type):  # a function: what it makes is known when it is called
             return
-        _, *arguments = inspect.signature(self.model.forward).parameters.values()  # after self
+        _, *arguments = inspect.signature(
+            cast(type[Reader], self.model).forward
+        ).parameters.values()  # after self
         names = {one.name for one in arguments}
         needed = {one.name for one in arguments if one.default is one.empty}
         takes_all = any(one.kind is one.VAR_KEYWORD for one in arguments)

@@ -117,7 +117,7 @@ class PairRows:
         """All pairs of a file whose column `part` names the split; `group`: the column with their subset."""
         for pair in read_pairs(path):
             split = split_of(pair.fields, "part", pair.where)
-            self.add(split, pair, str(pair.fields[group]) if group in pair.fields else "")
+            self.add(split, pair, str(pair.fields.get(group, "")) if group else "")
 
     def add_train(self, path: str, task: str, dev_share: int) -> None:
         """Training pairs; one premise in `dev_share`, chosen by its hash, goes to dev with all its pairs."""

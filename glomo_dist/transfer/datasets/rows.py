@@ -124,7 +124,9 @@ def _following(first: str) -> Iterator[str]:
     """The other files of a split whose first one is "train-00000-of-00003.parquet"."""
     folder, _, file = address_parts(first)[0].rpartition("/")
     numbered = _FIRST_OF.search(file)
-    for number in range(1, int(numbered[1]) if numbered else 1):
+    if numbered is None:
+        return
+    for number in range(1, int(numbered[1])):
         name = f"{file[: numbered.start()]}-{number:05}-of-{numbered[1]}{STAR}.parquet"
         place = f"{folder}{address_parts(first)[1]}"
         yield find(place, (name,)) or joined(place, name.replace(STAR, ""))

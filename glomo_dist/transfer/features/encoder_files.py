@@ -55,7 +55,7 @@ def encoder_fingerprint(spec: FeatureSpec) -> str:
     return fingerprint([[[n, files.sha256_file(folder / n)] for n in names], spec.layer, spec.pool])
 
 
-def load(folder: Path) -> tuple[Any, torch.nn.Module]:
+def load(folder: Path) -> tuple[Any, Any]:
     """Tokenizer and encoder. Raises ConfigError unless both are whole and fit each other."""
     tokenizer, _ = tokenizer_and_config(folder)
     import transformers

@@ -66,6 +66,7 @@ class PixelFeatures(Features):
 
     def __init__(self, shape: tuple[int, int]) -> None:
         super().__init__()
+        self.positions: Tensor
         self.register_buffer("positions", torch.from_numpy(pixel_positions(*shape)), persistent=False)
 
     def forward(self, column: str, batch: ColumnBatch) -> Tensor:

@@ -58,7 +58,9 @@ class FeatureSpec:
             source, layer, pool = _ENCODER.fullmatch(rest).groups()  # type: ignore[union-attr]
             if not source:
                 raise ConfigError(f"features {spec!r}: expected hf:ENCODER[@LAYER[,first]].")
-            return cls("states", recurrent, None, source, int(layer or -1), pool or "mean")
+            return cls(
+                "states", recurrent, None, source, int(layer or -1), "first" if pool == "first" else "mean"
+            )
         return cls("vectors", recurrent, None, below)
 
     def __str__(self) -> str:

@@ -138,5 +138,5 @@ def _mapped(path: Path, words: int) -> np.ndarray[Any, Any] | None:
 
 def _digest(path: Path, states: np.ndarray[Any, Any]) -> str:
     digest = hashlib.sha256(f"{path.parent.name}/{path.stem}".encode())
-    digest.update(np.ascontiguousarray(states).reshape(-1))
+    digest.update(np.ascontiguousarray(states).reshape(-1).data)
     return digest.hexdigest()

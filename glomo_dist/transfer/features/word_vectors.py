@@ -129,6 +129,8 @@ def _text(source: str, only: Collection[str] | None, width: int | None) -> WordV
         begin, width = begin[1:], int(header[2])
     elif begin and width is None:
         width = _width(*(line.split(" ") for _, line in begin))
+    if width is None:
+        raise DataError(f"{source}: the file is empty. Expected a word and its numbers on each line.")
     count = 0
     for number, line in chain(begin, rows):
         cells = line.split(" ")
@@ -162,8 +164,6 @@ def _text(source: str, only: Collection[str] | None, width: int | None) -> WordV
             f"{source}: line 1 promises {promised} vectors, the file has {count}. The copy may be cut: copy it "
             "again, or correct line 1."
         )
-    if width is None:
-        raise DataError(f"{source}: the file is empty. Expected a word and its numbers on each line.")
     stacked = np.stack(vectors) if vectors else np.zeros((0, width), np.float32)
     return WordVectors(words, stacked, source)
 

@@ -35,7 +35,9 @@ class PairReader(Reader):
         """Units float [B, S, width] and [B, T, width] -> logits float [B, classes]; an empty text counts as one
         zero unit."""
         a, b = (self.encode(text).transpose(0, 1) for text in (premise, hypothesis))  # [B, T, 2 · hidden]
-        scores = self._scores(premise, hypothesis) if self.attend is not None else a @ b.transpose(1, 2)
+        scores = (
+            a @ b.transpose(1, 2) if self.attend is None else self._scores(self.attend, premise, hypothesis)
+        )
         aligned = align(scores, a, b, premise.real, hypothesis.real)
         pooled = [
             self._composed(states, other, text)
@@ -44,10 +46,10 @@ class PairReader(Reader):
         together = torch.tanh(self.decide(self.dropout(torch.cat(pooled, -1))))
         return self.classify(self.dropout(together))
 
-    def _scores(self, premise: Sequences, hypothesis: Sequences) -> Tensor:
+    def _scores(self, attend: nn.Module, premise: Sequences, hypothesis: Sequences) -> Tensor:
         """[B, S, T] from the words' own features."""
         a, b = (
-            self.attend(Sequences(text.units[..., : self.own], text.lengths)).transpose(0, 1)
+            attend(Sequences(text.units[..., : self.own], text.lengths)).transpose(0, 1)
             for text in (premise, hypothesis)
         )
         return a @ b.transpose(1, 2)

@@ -33,7 +33,7 @@ def load(source: str | None, max_examples: int | None = None) -> TaskData:
     Parquet files."""
     rows: dict[str, list[Row]] = {"train": [], "dev": []}
     for row in _read(source, "train"):
-        is_dev = derive_seed("imdb dev", row.texts["text"]) % DEV_SHARE == 0
+        is_dev = derive_seed("imdb dev", str(row.texts["text"])) % DEV_SHARE == 0
         rows["dev" if is_dev else "train"].append(row)
     rows["test"] = _read(source, "test")
     dev = f"one review in {DEV_SHARE} of train, chosen by its hash"

@@ -95,7 +95,8 @@ def _rows(path: str, split: str, skipped: dict[str, int]) -> Iterator[tuple[str,
     A training question whose answer is not in its place is left out and counted; one of dev or test is counted and
     stays, as the official evaluation only compares texts.
     """
-    paragraph, spans = "", ()
+    paragraph = ""
+    spans: tuple[tuple[int, int], ...] = ()
     for asked in _from_parquet(path) if has_ending(path, ".parquet") else _from_json(path):
         if not asked.golds:
             raise DataError(f"{asked.where}: has no answer. SQuAD v1.1 is expected, where each has one.")
