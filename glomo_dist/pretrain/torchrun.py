@@ -3,12 +3,16 @@ it."""
 
 from __future__ import annotations
 
+import os
 import sys
 
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
+from glomo_dist.pretrain.ranks import launcher
+
 if __name__ == "__main__":
+    os.environ[launcher.VARIABLE] = str(os.getpid())
     try:
         run.main()
     except SignalException:

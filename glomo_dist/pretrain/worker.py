@@ -9,7 +9,7 @@ from pathlib import Path
 from glomo_dist.pretrain.loop import train
 from glomo_dist.pretrain.output import run_folder
 from glomo_dist.pretrain.output.claim import Claim, locked
-from glomo_dist.pretrain.ranks import group
+from glomo_dist.pretrain.ranks import group, launcher
 from glomo_dist.pretrain.ranks.group import Ranks
 from glomo_dist.pretrain.ranks.notice import PID
 from glomo_dist.pretrain.ranks.stopping import Stopping
@@ -30,7 +30,8 @@ def run(job: ResolvedRun, notice: Path | None = None) -> Path:
 
     notice: file in which the watchdog leaves word for the program that started the ranks.
     """
-    ranks = group.join(timeout_minutes=max(30.0, 2 * job.config.hang_timeout / 60))
+    with launcher.needed():
+        ranks = group.join(timeout_minutes=max(30.0, 2 * job.config.hang_timeout / 60))
     try:
         return run_in(job, ranks, notice, ends=True)
     except GlomoError:

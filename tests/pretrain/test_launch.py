@@ -147,6 +147,28 @@ def test_no_rank_outlives_the_program_that_started_it(tiny_shards: Path, tmp_pat
     assert "Traceback" not in (tmp_path / "stderr").read_text()
 
 
+def test_no_rank_waits_for_a_launcher_that_died_before_the_ranks_were_a_group(
+    tiny_shards: Path, tmp_path: Path
+) -> None:
+    run, ranks = start_program(tmp_path, CONFIG, tiny_shards, start_new_session=True), []
+
+    def started() -> bool:
+        with contextlib.suppress(AssertionError):  # not yet
+            ranks[:] = (rank_process(run.pid, number) for number in (0, 1))
+        return len(ranks) == 2 or run.poll() is not None
+
+    wait_for(started)
+    os.killpg(run.pid, signal.SIGKILL)  # the program and torchrun; each rank has a session of its own
+    run.wait()
+    try:
+        wait_for(lambda: not any(map(psutil.pid_exists, ranks)), 60.0)
+    finally:
+        for rank in ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rank, signal.SIGKILL)
+    assert (tmp_path / "stderr").read_text().count("the launcher above it is gone, so it ends") == 2
+
+
 def readers(ancestor: int) -> list[int]:
     """Process ids of the reader processes of all ranks below `ancestor`."""
     found = []
