@@ -19,6 +19,8 @@ from road_samples import Road
 from glomo_dist.cli import main
 from glomo_dist.data import prepare_text
 from glomo_dist.evaluate import executor
+from glomo_dist.graphs import export
+from glomo_dist.graphs.predict import predict_chunk
 
 
 def test_shards_of_another_format_version(road: Road, tmp_path: Path, capfd: Capture) -> None:
@@ -57,9 +59,9 @@ def test_vocabulary_that_does_not_fit_the_checkpoint(road: Road, tmp_path: Path,
     model, graphs = tmp_path / "model", tmp_path / "graphs"
     shutil.copytree(road.text_run / "model", model)
     shutil.copy(other / "tokenizer.json", model / "tokenizer.json")
-    export = ["export", "--task", "docstring", "--source", road.raw.folder, "--out", graphs]
-    refused([*export, model], capfd, model, "500", "300")
-    refused([*export, road.digit_run], capfd, road.digit_run, "words", "pixels")
+    command = ["export", "--task", "docstring", "--source", road.raw.folder, "--out", graphs]
+    refused([*command, model], capfd, model, "500", "300")
+    refused([*command, road.digit_run], capfd, road.digit_run, "words", "pixels")
     nothing_at(graphs)
 
 
@@ -192,6 +194,27 @@ def test_a_signal_that_comes_when_the_shards_are_there_changes_nothing(
     assert main(["prepare", "text", str(tmp_path / "a.txt"), "--out", str(out), "--min-count", "1"]) == 0
     assert json.loads((out / "command.json").read_text())["command"] == "prepare text"
     assert not list(tmp_path.glob(".*")) and not list(out.glob(".*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_an_export_that_a_scheduler_stops_goes_on(
+    number: signal.Signals, road: Road, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["export", road.text_run, "--task", "docstring", "--source", road.raw.docstrings]
+    out, before = tmp_path / "graphs", signal.signal(number, lambda *_: None)
+
+    def stopped(*arguments: Any) -> Any:
+        os.kill(os.getpid(), number)
+        return predict_chunk(*arguments)
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(export, "predict_chunk", stopped)
+            assert run([*command, "--out", out]) == 130
+    finally:
+        signal.signal(number, before)
+    assert not (out / "index.json").exists() and not list(out.glob("*.tmp"))
+    assert run([*command, "--out", out]) == 0
 
 
 def test_the_record_of_the_command_is_there_as_soon_as_the_shards_are(

@@ -20,7 +20,7 @@ from tyro.conf import Positional, arg
 from glomo_dist.cli.arguments import parse, save_command
 from glomo_dist.runtime.devices import Device
 from glomo_dist.runtime.progress import say
-from glomo_dist.runtime.signals import STOP_SIGNALS, as_interrupt
+from glomo_dist.runtime.signals import ASKING, as_interrupt
 from glomo_dist.transfer.tasks import NAMES
 
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
     # Seconds, which neither --help nor a mistyped flag should wait for.
     from glomo_dist.transfer.export import export_task
 
-    with as_interrupt(STOP_SIGNALS):  # no temporary file stays; the same command goes on
+    with as_interrupt(ASKING):  # no temporary file stays; the same command goes on
         store = export_task(
             command.task, command.model, command.out, source=command.source, random_seed=command.random_seed,
             keep=command.keep, max_units=command.max_units, max_examples=command.max_examples,
