@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from glomo_dist.evaluate.executor import PLAN_FORMAT
 from glomo_dist.evaluate.plan import EvaluationPlan
 from glomo_dist.runtime.config import from_dict
 from glomo_dist.runtime.errors import ConfigError, DataError, describe
@@ -40,7 +41,10 @@ class _StrictLoader(yaml.SafeLoader):  # type: ignore[misc]
 
 
 def read_plan(path: str | Path) -> EvaluationPlan:
-    """A plan from a .yaml, .yml or .json file. ConfigError or DataError with the file and the key."""
+    """A plan from a .yaml, .yml or .json file, or of an evaluation from the plan.json that it left.
+
+    ConfigError or DataError with the file and the key.
+    """
     path = Path(path)
     if path.suffix == ".json":
         values = read_json(path, keys_once=True)
@@ -61,6 +65,10 @@ def read_plan(path: str | Path) -> EvaluationPlan:
             raise DataError(f"{path}: YAML that is nested too deeply.") from None
     else:
         raise ConfigError(f"{path}: a plan is a .yaml, .yml or .json file.")
+    if (
+        isinstance(values, dict) and values.get("format") == PLAN_FORMAT
+    ):  # what an evaluation left in its folder
+        values = values.get("plan")
     if values is None:
         raise DataError(f"{path} is empty. A plan has at least tasks and arms.")
     return from_dict(EvaluationPlan, values, str(path))

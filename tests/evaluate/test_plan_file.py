@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import evaluate_jobs
 import pytest
 
+from glomo_dist.evaluate.executor import InProcess, evaluate
 from glomo_dist.evaluate.plan import EvaluationPlan
 from glomo_dist.evaluate.plan_file import read_plan
 from glomo_dist.runtime.config import to_dict
@@ -25,6 +27,12 @@ def test_file_and_back(tmp_path, suffix):
     path = tmp_path / f"plan.{suffix}"
     path.write_text(json.dumps(to_dict(plan)))  # JSON is YAML too
     assert read_plan(path) == plan
+
+
+def test_what_an_evaluation_left_is_its_plan(tmp_path):
+    plan = EvaluationPlan(tasks=("digits",), arms={"none": "none", "window3": "window3"}, seeds=(4, 5))
+    evaluate([], evaluate_jobs.run, tmp_path / "out", InProcess(), plan=to_dict(plan))
+    assert read_plan(tmp_path / "out" / "plan.json") == plan
 
 
 @pytest.mark.parametrize(
