@@ -67,7 +67,7 @@ def _check_set(out: Path, key: Set, results: Sequence[Result], todo: Sequence[Jo
     what = f"the data of task {name!r}" + (f" in {source}" if source is not None else "")
     say(f"evaluate: reading {what}: do they fit its jobs ({len(results)} finished, {len(todo)} to do)?")
     try:
-        data = task.load(source, max_examples)
+        data = task.data(source, max_examples)
     except GlomoError as e:
         if todo:
             raise

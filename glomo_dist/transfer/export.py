@@ -52,7 +52,7 @@ def export_task(
     limits = task.limits(numbers.max_units)
     predictor = Predictor(model_folder, numbers.random_seed, task)
     require_graph_kernels(predictor.model.config, device)
-    data = task.load(None if source is None else str(source), numbers.max_examples)
+    data = task.data(None if source is None else str(source), numbers.max_examples)
     units = _encode(predictor, data, limits)
     meta = _meta(predictor, task, data, limits, units)
     store = export_graphs(

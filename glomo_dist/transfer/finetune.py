@@ -74,7 +74,7 @@ def run(job: FinetuneJob) -> Result:
     require_kernels(job)
     task = get_task(job.task, job.task_file)
     limits = task.limits(job.max_units)
-    data = task.load(job.task_source, job.max_examples)
+    data = task.data(job.task_source, job.max_examples)
     store = require_fit(job, task, data)
     model_at = live_model(job.graphs)
     if model_at and job.needs_graphs:

@@ -174,7 +174,7 @@ def test_an_archive_of_a_server_without_parts_of_a_file(tmp_path, web):
 @pytest.mark.parametrize("task", ["imdb", "race"])
 def test_texts_in_a_packed_archive_are_read_in_its_order(tmp_path, monkeypatch, task):
     """By name each step back in gzip began at the start: hours for all of IMDB. The examples stay in their order."""
-    folder, back = tmp_path / task, []
+    folder, back, opened = tmp_path / task, [], []
     if task == "imdb":
         write_imdb(folder)
     else:
@@ -192,6 +192,10 @@ def test_texts_in_a_packed_archive_are_read_in_its_order(tmp_path, monkeypatch, 
             archive.add(path, path.relative_to(tmp_path))
 
     class Unpacked(gzip.GzipFile):
+        def __init__(self, file, **options):
+            super().__init__(fileobj=file)
+            opened.append(self)
+
         def seek(self, offset, whence=0):
             if whence == 0 and offset < self.tell():
                 back.append(offset)
@@ -200,11 +204,11 @@ def test_texts_in_a_packed_archive_are_read_in_its_order(tmp_path, monkeypatch, 
     def searched(archive, name):
         raise AssertionError(f"{name} is looked for among all members, which for n texts takes n² steps")
 
-    monkeypatch.setitem(fsspec.compression.compr, "gzip", lambda file, **options: Unpacked(fileobj=file))
+    monkeypatch.setitem(fsspec.compression.compr, "gzip", Unpacked)
     monkeypatch.setattr(tarfile.TarFile, "getmember", searched)
-    data = get_task(task).load(f"tar://{task}::{tmp_path}/all.tar.gz", None)
+    data = get_task(task).data(f"tar://{task}::{tmp_path}/all.tar.gz", None)
     folders = len({path.parent for path in folder.rglob("*.txt")})
-    assert len(back) == folders  # to the first text of each
+    assert len(back) == folders and len(opened) == 1  # to the first text of each
     assert data.fingerprint == get_task(task).load(str(folder), None).fingerprint
 
 

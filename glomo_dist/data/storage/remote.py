@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Iterator
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
 import fsspec
+from fsspec.archive import AbstractArchiveFileSystem
 
 from glomo_dist.data.storage.patience import Patience, insist
 from glomo_dist.runtime.errors import DataError
@@ -17,6 +20,7 @@ STALL = 30.0  # seconds without a byte after which a connection is given up
 _BLOCK = 16 << 20  # bytes asked for in one request, where the protocol has requests for parts
 # By which versions of a file are told apart.
 _SIGNS = {"size", "etag", "last-modified", "lastmodified", "generation"}
+_KEPT: ContextVar[dict[tuple[str, str], Any] | None] = ContextVar("archives", default=None)
 
 
 def over_http(address: str) -> bool:
@@ -35,13 +39,35 @@ def file_system(address: str, *, tried_again: bool = False) -> tuple[Any, str]:
     elif address.startswith("s3://"):
         limits: dict[str, Any] = {"connect_timeout": STALL, "read_timeout": STALL}
         options = {"config_kwargs": limits | ({"retries": {"max_attempts": 1}} if tried_again else {})}
-    elif "::" in address:  # an archive at an address is opened here
-        options = {name: _http_options() for name in _HTTP if f"::{name}://" in address}
-        if not tried_again:
-            filesystem, path = insist(partial(fsspec.core.url_to_fs, address, **options), address)
-            return filesystem, path
+    elif "::" in address:
+        return _in_archive(address, tried_again)
     filesystem, path = fsspec.core.url_to_fs(address, **options)
     return filesystem, path
+
+
+def _in_archive(address: str, tried_again: bool) -> tuple[Any, str]:
+    """An archive at an address is opened here, and what is in it is listed."""
+    within, _, archive = address.partition("::")
+    kept, key = _KEPT.get(), (within.partition("://")[0], archive)
+    if kept is not None and key in kept:
+        return kept[key], kept[key]._strip_protocol(within)
+    options = {name: _http_options() for name in _HTTP if f"::{name}://" in address}
+    opened = partial(fsspec.core.url_to_fs, address, **options)
+    filesystem, path = opened() if tried_again else insist(opened, address)
+    if kept is not None and isinstance(filesystem, AbstractArchiveFileSystem):
+        kept[key] = filesystem
+    return filesystem, path
+
+
+@contextlib.contextmanager
+def archives_kept_open() -> Iterator[None]:
+    """Within it an archive is opened once, not at every look into it: that lists all its members, and a packed tar
+    file is unpacked for that from end to end."""
+    before = _KEPT.set({})
+    try:
+        yield
+    finally:
+        _KEPT.reset(before)
 
 
 def _http_options() -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from glomo_dist.data.storage.remote import archives_kept_open
 from glomo_dist.runtime.config import check_fields
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.transfer.readers.models import Reader, ReaderSizes
@@ -131,6 +132,11 @@ class Task:
                 f"{', '.join(one.name for one in arguments)}. Give the columns these names, in `columns` and in the "
                 "rows, or the task another `model`."
             )
+
+    def data(self, source: str | None, max_examples: int | None) -> TaskData:
+        """What `load` gives."""
+        with archives_kept_open():
+            return self.load(source, max_examples)
 
     def limits(self, max_units: int | None) -> dict[str, int | None]:
         """The truncation in force: `max_units` for every column, or each its own; images are never cut."""
