@@ -226,8 +226,9 @@ def _record(job: Job) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    fields = dataclasses.is_dataclass(value) and not isinstance(value, type)
-    return dataclasses.asdict(value) if fields else value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return value
 
 
 def _result(value: Any) -> dict[Any, Any]:

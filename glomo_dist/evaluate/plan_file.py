@@ -65,9 +65,8 @@ def read_plan(path: str | Path) -> EvaluationPlan:
             raise DataError(f"{path}: YAML that is nested too deeply.") from None
     else:
         raise ConfigError(f"{path}: a plan is a .yaml, .yml or .json file.")
-    if (
-        isinstance(values, dict) and values.get("format") == PLAN_FORMAT
-    ):  # what an evaluation left in its folder
+    # what an evaluation left in its folder
+    if isinstance(values, dict) and values.get("format") == PLAN_FORMAT:
         values = values.get("plan")
     if values is None:
         raise DataError(f"{path} is empty. A plan has at least tasks and arms.")

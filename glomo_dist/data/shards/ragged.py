@@ -24,7 +24,6 @@ def ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 def filled_to(lengths: np.ndarray, width: int) -> np.ndarray:
     """True in the first lengths[i] places of row i: bool [n, width]."""
-    small: np.dtype[Any] = np.dtype(
-        np.int16 if width < 1 << 15 else np.int64
-    )  # compared several times as fast
+    # 16 bits are compared several times as fast
+    small: np.dtype[Any] = np.dtype(np.int16 if width < 1 << 15 else np.int64)
     return np.arange(width, dtype=small) < lengths.astype(small)[:, None]

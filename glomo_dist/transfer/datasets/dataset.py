@@ -120,9 +120,8 @@ class Task:
                 )
         if not isinstance(self.model, type):  # a function: what it makes is known when it is called
             return
-        _, *arguments = inspect.signature(
-            cast(type[Reader], self.model).forward
-        ).parameters.values()  # after self
+        forward = inspect.signature(cast(type[Reader], self.model).forward)
+        _, *arguments = forward.parameters.values()  # after self
         names = {one.name for one in arguments}
         needed = {one.name for one in arguments if one.default is one.empty}
         takes_all = any(one.kind is one.VAR_KEYWORD for one in arguments)
@@ -134,7 +133,7 @@ class Task:
             )
 
     def data(self, source: str | None, max_examples: int | None) -> TaskData:
-        """What `load` gives."""
+        """What `load` gives; an archive that it looks into again and again is opened once."""
         with archives_kept_open():
             return self.load(source, max_examples)
 

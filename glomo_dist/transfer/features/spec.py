@@ -58,9 +58,8 @@ class FeatureSpec:
             source, layer, pool = _ENCODER.fullmatch(rest).groups()  # type: ignore[union-attr]
             if not source:
                 raise ConfigError(f"features {spec!r}: expected hf:ENCODER[@LAYER[,first]].")
-            return cls(
-                "states", recurrent, None, source, int(layer or -1), "first" if pool == "first" else "mean"
-            )
+            of_word: Literal["mean", "first"] = "first" if pool == "first" else "mean"
+            return cls("states", recurrent, None, source, int(layer or -1), of_word)
         return cls("vectors", recurrent, None, below)
 
     def __str__(self) -> str:
