@@ -177,7 +177,9 @@ def save(rows: list[dict[str, str]], path: Path) -> None:
     names = ("triton", *Request._fields)
     table = {tuple(row[name] for name in names): row for row in (*before, *rows)}
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, (*names, *MEASURED), restval="", lineterminator="\n")
+        writer = csv.DictWriter(
+            file, (*names, *MEASURED), restval="", extrasaction="ignore", lineterminator="\n"
+        )
         writer.writeheader()
         writer.writerows(table[key] for key in sorted(table))
 

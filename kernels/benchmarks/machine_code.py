@@ -10,11 +10,13 @@ from typing import Any
 
 MATRIX = r"\b(HMMA|HGMMA|QGMMA|UTCHMMA|UTCQMMA|UTC\w*MMA)\b"
 COPY = r"\b(LDGSTS|UTMALDG|UBLKCP)\b"
+NARROW = r"\b(LDG|STG)\.E\.U(8|16)\b"  # of memory, one number of half precision at a time
 SLOW = r"\bF2F\b"  # a conversion of one number, at the rate of a square root; of two at a time it is F2FP
 
 
 def counts(cubin: bytes) -> dict[str, Any]:
-    """Registers, stack and spills of a thread; matrix instructions, copies, the loop, slow conversions, length."""
+    """Registers, stack and spills of a thread; matrix instructions, copies, the loop, slow conversions, narrow accesses,
+    length."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -34,6 +36,7 @@ def counts(cubin: bytes) -> dict[str, Any]:
         "copy": "+".join(sorted(set(re.findall(COPY, sass)))),
         "loop": loop(sass),
         "slow": len(re.findall(SLOW, sass)),
+        "narrow": len(re.findall(NARROW, sass)),
         "instructions": len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", sass, re.M)),
     }
 

@@ -59,7 +59,7 @@ def candidates(request: Request) -> list[Any]:
 
 
 def _softmax(request: Request) -> tuple[Any, Any, dict[str, Any]]:
-    """The launch of decoder_loss, 100,000 words."""
+    """The launch of decoder_loss, 100,001 words: those of the paper and one for the unknown ones."""
     import torch
     from glomo_kernels.affinity_mix.triton_configs import Config
     from glomo_kernels.decoder_loss.triton_softmax import BLOCK, WARPS, softmax_kernel
@@ -67,7 +67,7 @@ def _softmax(request: Request) -> tuple[Any, Any, dict[str, Any]]:
     logits = torch.empty(2, 100_000, dtype=getattr(torch, request.dtype), device="meta")
     target, number = torch.empty(2, dtype=torch.int64, device="meta"), torch.empty(2, device="meta")
     arguments = {"logits": logits, "target": target, "peaks": number, "others": number, "likelihoods": number}
-    arguments |= {"ignore_index": -100, "words": 100_000, "GRADS": True}
+    arguments |= {"ignore_index": -100, "words": 100_001, "step": 100_032, "GRADS": True}
     return softmax_kernel, [Config(1, BLOCK, WARPS, 1)], arguments
 
 

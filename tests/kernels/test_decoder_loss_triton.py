@@ -42,6 +42,22 @@ def test_any_number_of_words(words):
 
 
 @kernels
+def test_rows_of_logits_begin_at_whole_lines(monkeypatch):
+    """Also those of an odd number of words, in each chunk, and what lies behind the words is no number of theirs."""
+    seen, softmax = [], triton_impl._softmax
+
+    def look(logits, *others):
+        seen.append((logits.shape, logits.data_ptr() % 64, logits.stride(0) * logits.itemsize % 128))
+        return softmax(logits, *others)
+
+    monkeypatch.setattr(triton_impl, "_softmax", look)
+    monkeypatch.setattr(triton_impl, "CHUNK_BYTES", 4 * 128 * 4)
+    hidden, weight, target = plain.make(7, words=101)
+    plain.compare(plain.both(hidden, weight, target, torch.float32))
+    assert seen == [((4, 101), 0, 0), ((3, 101), 0, 0)]
+
+
+@kernels
 @pytest.mark.parametrize("gain", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
 def test_rows_whose_target_is_nearly_certain(monkeypatch, dtype, gain):

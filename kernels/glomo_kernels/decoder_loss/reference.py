@@ -155,8 +155,10 @@ def add_gradients(
 
 def _put(x: Tensor, at: Tensor, values: Tensor) -> None:
     """x[i, at[i, 0]] = values[i, 0]. Not by scatter_: under deterministic algorithms it makes the host wait for a
-    GPU, so that no CUDA graph can take it."""
-    x.index_put_((torch.arange(len(x), device=x.device), at[:, 0]), values[:, 0])
+    GPU, so that no CUDA graph can take it. By places in one long row: there index_put_ copies a matrix with gaps."""
+    step = x.stride(0)
+    places = torch.arange(len(x), device=x.device) * step + at[:, 0]
+    x.as_strided((len(x) * step,), (1,)).index_put_((places,), values[:, 0])
 
 
 def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:

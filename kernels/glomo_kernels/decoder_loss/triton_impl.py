@@ -14,6 +14,9 @@ from glomo_kernels.decoder_loss import reference
 from glomo_kernels.decoder_loss.reference import backward as backward  # the backend's own
 
 CHUNK_BYTES = 1 << 29  # of logits
+# Rows of logits begin at multiples of so many elements. Where rows of an odd number of words lie side by side, the
+# kernel and the products have to take their numbers one by one.
+ALIGNMENT = 64
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -28,12 +31,14 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As in reference.py."""
     words = weight.shape[0]
-    rows = max(1, CHUNK_BYTES // (words * hidden.element_size()))
+    step = -(-words // ALIGNMENT) * ALIGNMENT
+    rows = max(1, CHUNK_BYTES // (step * hidden.element_size()))
+    memory = hidden.new_empty(min(rows, len(hidden)), step)
     loss, dhidden, dweight = reference.results(hidden, weight, grads)
     for start in range(0, hidden.shape[0], rows):
         part = slice(start, start + rows)
         chunk, wanted = hidden[part], target[part, None]
-        logits = chunk @ weight.t()
+        logits = torch.mm(chunk, weight.t(), out=memory[: len(chunk), :words])
         peak, others, likelihood = _softmax(logits, wanted, ignore_index, grads)
         real = wanted != ignore_index
         own = (likelihood - peak).exp_()
@@ -56,7 +61,7 @@ def _softmax(logits: Tensor, wanted: Tensor, ignore_index: int, grads: bool) -> 
     numbers = torch.empty(3, logits.shape[0], 1, dtype=torch.float32, device=logits.device)
     with triton_device.guard(logits.device):
         softmax_kernel[(logits.shape[0],)](
-            logits, wanted.contiguous(), *numbers, ignore_index, logits.shape[1],
+            logits, wanted.contiguous(), *numbers, ignore_index, logits.shape[1], logits.stride(0),
             GRADS=grads, BLOCK_N=BLOCK, num_warps=WARPS,
         )  # fmt: skip
     peak, others, likelihood = numbers
