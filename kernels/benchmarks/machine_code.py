@@ -15,8 +15,8 @@ SLOW = r"\bF2F\b"  # a conversion of one number, at the rate of a square root; o
 
 
 def counts(cubin: bytes) -> dict[str, Any]:
-    """Registers, stack and spills of a thread; matrix instructions, copies, the loop, slow conversions, narrow accesses,
-    length."""
+    """Registers, stack and spills of a thread; matrix instructions, copies, the loop, slow conversions, narrow
+    accesses, length."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

@@ -168,10 +168,12 @@ def test_unknown_part(tmp_path):
 
 
 def test_tests_are_dealt_out_whole():
-    tests = [f"f.py::a[{n}]" for n in range(7)] + [f"f.py::b[{n}]" for n in range(5)] + ["f.py::c"]
+    runs = [[f"f.py::{name}[{n}]" for n in range(gpu_tests.MOST)] for name in "abcd"]
+    tests = [test for run in runs for test in run] + ["f.py::e"]
     hands = gpu_tests.deal(tests, 3)
     assert sorted(test for hand in hands for test in hand) == sorted(tests) and len(hands) == 3
-    assert max(map(len, hands)) == 7  # those of one function stay together: they share compiled kernels
+    for run in runs:  # those of one function stay together: they share compiled kernels
+        assert [run[0] in hand for hand in hands] == [run[-1] in hand for hand in hands]
     assert gpu_tests.deal(["f.py::c"], 6) == [["f.py::c"]]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +62,16 @@ class Part:
             if not self.dry and spoiled():
                 raise SystemExit(SPOILED)
         file.unlink(missing_ok=True)
+
+    def attempt(self, wrong: list[str], what: str, function: Callable[[], X]) -> X | None:
+        """What it returns; None where it fails, which is noted, and what comes after it is done all the same."""
+        try:
+            return function()
+        except Exception as error:
+            traceback.print_exc()
+            wrong.append(f"{what} failed")
+            self.note(f"{what} FAILED: {type(error).__name__}: {error}".splitlines()[0][:160])
+            return None
 
     def alive(self) -> None:
         """A step that takes long has come a part of its way."""

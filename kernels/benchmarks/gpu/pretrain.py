@@ -129,7 +129,9 @@ def main(part: Part) -> None:
     wheels.use(part)
     torch.use_deterministic_algorithms(False)
     wrong: list[str] = []
-    exact, coarse, on_cpu = [], [], []
+    exact: list[float] = []
+    coarse: list[float] = []
+    on_cpu: list[float] = []
     with (
         tempfile.TemporaryDirectory(prefix="glomo-pretrain-") as folder,
         part.table("pretrain", COLUMNS) as table,
@@ -141,12 +143,18 @@ def main(part: Part) -> None:
         beside = start_run(dataclasses.replace(single, steps=CPU_STEPS), data, scratch / "cpu", on_cpu=True)
         ranks = begin_alone()
         try:
-            exact = train_here(single, data, scratch / "fp32", ranks)
-            coarse = train_here(half, data, scratch / "bf16", ranks)
-            wrong += compare(part, exact, coarse)
-            wrong += resume(part, half, data, scratch)
+            exact = (
+                part.attempt(wrong, "fp32", lambda: train_here(single, data, scratch / "fp32", ranks)) or []
+            )
+            coarse = (
+                part.attempt(wrong, "bf16", lambda: train_here(half, data, scratch / "bf16", ranks)) or []
+            )
+            if exact and coarse:
+                wrong += compare(part, exact, coarse)
+            if coarse:
+                wrong += part.attempt(wrong, "to go on", lambda: resume(part, half, data, scratch)) or []
             on_cpu = collect(part, beside, scratch / "cpu")  # before anything is timed
-            speed(part, table, data, ranks)
+            part.attempt(wrong, "speed", lambda: speed(part, table, data, ranks))
         finally:
             stop(beside)
             rows = itertools.zip_longest(range(1, steps + 1), coarse, exact, on_cpu, fillvalue="")
@@ -155,7 +163,7 @@ def main(part: Part) -> None:
             from glomo_dist.pretrain.ranks import group
 
             group.leave()
-    if on_cpu:
+    if on_cpu and exact:
         worst = max(abs(a - b) / b for a, b in zip(exact, on_cpu, strict=False))
         part.note(f"fp32 here and on the CPU, {len(on_cpu)} steps: losses differ by at most {worst:.2%}")
         wrong += [] if worst < NOISE else ["fp32 differs from the CPU"]
@@ -181,7 +189,11 @@ def resume(part: Part, config: Any, data: Path, scratch: Path) -> list[str]:
     for name in ("config.json", "log.jsonl"):
         shutil.copy(whole / name, again)
     (again / "checkpoints" / "latest").write_text(f"{first.name}\n")
-    code = start_run(config, data, again).wait()
+    going_on = start_run(config, data, again)
+    try:
+        code = going_on.wait(max(1.0, part.left() / 2))
+    finally:
+        stop(going_on)
     if code != 0:
         return [f"a run that goes on ended with exit code {code}"]
     same_losses = losses(again) == losses(whole)
@@ -279,5 +291,11 @@ def collect(part: Part, process: subprocess.Popen[bytes], run: Path) -> list[flo
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
+    """At once, with all that it started: asked to end, a run first saves what nobody reads, for up to a minute."""
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for each in (*psutil.Process(process.pid).children(recursive=True), process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
     process.wait()

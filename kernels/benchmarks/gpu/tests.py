@@ -20,8 +20,9 @@ from gpu.part import ROOT, SPOILED, Part
 
 # Most of the time goes into compiling, one core each.
 PROCESSES = max(6, min(12, (os.cpu_count() or 1) - 4))
-# Tests of one function in a row. They share compiled kernels, but all of one function may take longer than there is.
-MOST = 8
+# Tests of one function in a row. They share compiled kernels, but all of one function may take longer than there is:
+# with 8 the last of 12 processes would end after 101 s, with 2 after 82 (a sum of the times that compiling takes).
+MOST = 2
 # What a test of Triton's kernels, which compiles some, takes more than one of kernels that are built.
 COMPILING = 8
 STUCK_SECONDS = 60.0  # a process without a result for so long hangs; compiling for one test takes less
