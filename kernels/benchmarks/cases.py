@@ -70,7 +70,11 @@ def hidden_keys(units: int) -> Tensor:
 
 
 def dense_weights(q: Tensor, k: Tensor, theta: Tensor, hidden: Tensor | None) -> Tensor:
-    a = (q @ k.mT - theta[..., None]).relu().square()
+    return weights_of(q @ k.mT - theta[..., None], hidden)
+
+
+def weights_of(scores: Tensor, hidden: Tensor | None) -> Tensor:
+    a = scores.relu().square()
     a = a if hidden is None else a.masked_fill(hidden, 0)
     return a / (a.sum(-1, keepdim=True) + 1e-16)
 
