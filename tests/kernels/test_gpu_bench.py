@@ -24,3 +24,15 @@ def test_gradients_in_half_precision_are_near_enough(monkeypatch, live, sums):
         spoilt = [x.clone() for x in result]
         spoilt["qkvt".index(name) - 4][:, :, 64:128] *= 1.5
         assert case.check(spoilt) > bench.WORST, name
+
+
+def test_what_is_compiled_is_not_compiled_again_while_it_is_timed(monkeypatch):
+    """Without a GPU, of which the two ways with a CUDA graph are shown to be made of the same function."""
+    made = []
+    monkeypatch.setattr(gpu_cases, "compiled", lambda function, sizes: made.append(function) or function)
+    monkeypatch.setattr(gpu_cases.timing, "in_a_graph", lambda run: run)
+    monkeypatch.setattr(gpu_cases.Sizes, "device", "cpu")
+    case = gpu_cases.mix(gpu_cases.Sizes(dry=False), 1, 20, 16, 16, "both", plain=True)
+    for name in ("torch.compile", "torch.compile, CUDA graph"):
+        case.ways[name]()()
+    assert len(made) == 1
