@@ -119,9 +119,8 @@ def mix(
 
     ways: dict[str, Callable[[], Run]] = {"ours": lambda: prepared(mixed)}
     if plain:
-        fast = cache(
-            lambda: compiled(eager, sizes)
-        )  # once: the second would forget the first, to be compiled again
+        # Once: compiling it for the second way would forget the first one's, to be compiled again while it is timed.
+        fast = cache(lambda: compiled(eager, sizes))
         ways["eager"] = lambda: prepared(eager)
         ways["torch.compile"] = lambda: prepared(fast())
         if not sizes.dry and step == "both":
