@@ -44,6 +44,7 @@ LAYERS = {
         "bench",
     ),
     "glomo_dist.transfer": (
+        "ancestor",
         "readers",
         "datasets",
         "features",

@@ -6,6 +6,7 @@ tasks/     one file per task of the package
 features/  what a task model sees of each unit, and a task's examples as arrays of it
 
 Beside them: registry.py finds a task, export.py writes its graphs, finetune.py trains: a job (job.py) to a result.
+ancestor.py is the fusion of the paper's authors, from their state dicts; their models are in model/ancestor.py.
 
 Names are imported when they are used, as in `glomo_dist.data`.
 """

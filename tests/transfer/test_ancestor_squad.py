@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from glomo_dist.runtime.errors import CheckpointError, ConfigError
-from glomo_dist.transfer.readers.ancestor import fuse
+from glomo_dist.transfer.ancestor import fuse
 from glomo_dist.transfer.readers.ancestor_squad import LONGEST, Text, span_logits, span_loss
 from glomo_dist.transfer.readers.spans import best_spans
 

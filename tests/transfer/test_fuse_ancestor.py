@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from glomo_dist.runtime.errors import CheckpointError, ConfigError
-from glomo_dist.transfer.readers.ancestor import fuse
+from glomo_dist.transfer.ancestor import fuse
 
 PARITY = (
     Path(__file__).resolve().parents[2].parent / "shared" / "parity" / "transfer_conditioned_gate.safetensors"

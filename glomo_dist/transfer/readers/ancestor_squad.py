@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from glomo_dist.runtime.errors import ConfigError
-from glomo_dist.transfer.readers.ancestor import fuse, gru_cell, gru_weights, linear, option, parameter
+from glomo_dist.transfer.ancestor import fuse, gru_cell, gru_weights, linear, option, parameter
 
 EPSILON = 1e-16  # beside the sum of squared scores
 PADDING = -1.0000000150474662e30  # -1e30 in float32, in which the authors have their masks
