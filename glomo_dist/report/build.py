@@ -16,7 +16,7 @@ from glomo_dist.report.names import one_line, store_name
 from glomo_dist.report.pages import rendered, require_file, write_page
 from glomo_dist.report.results import Results, read_results
 from glomo_dist.report.runs import Run, read_runs
-from glomo_dist.report.table import arm_name, cells, header, job_and_others, seeds_text, tables
+from glomo_dist.report.table import arm_name, cells, header, job_and_others, other_metrics, seeds_text, tables
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.progress import say
 from glomo_dist.runtime.words import counted
@@ -88,6 +88,7 @@ def _sections(results: Results, tasks: Mapping[str, Task]) -> list[dict[str, Any
                     (row, [_unbroken(cell) for cell in line])
                     for row, line in zip(table.rows, cells(table), strict=True)
                 ],
+                "others": other_metrics(table),
                 "main": table.main,
                 "majority": None if result.majority is None else f"{100 * result.majority:.2f}",
                 "classes": len(result.classes),

@@ -120,11 +120,30 @@ def cells(table: Table) -> list[list[str]]:
     return lines
 
 
+def other_metrics(table: Table) -> list[list[str]]:
+    """All that the task measures besides its metric, a line each, the first one the arms; [] if there is nothing."""
+    arms = [[job.result for job in seeds.values()] for seeds in table.group.arms.values()]
+    main = table.group.any.result.metric
+    names = [
+        name for name in dict.fromkeys(name for of in arms for r in of for name in r.metrics) if name != main
+    ]
+    lines = [
+        [
+            one_line(name),
+            *(score_text(estimate([r.metrics[name] for r in of if name in r.metrics])) for of in arms),
+        ]
+        for name in names
+    ]
+    return [["other test metrics, %", *map(arm_name, table.group.arms)], *lines] if lines else []
+
+
 def as_text(results: Results) -> str:
     """For the terminal."""
     parts = []
     for table in tables(results):
         parts.append("\n".join([table.group.title, "", *ruled([header(table), *cells(table)])]))
+        if others := other_metrics(table):
+            parts.append("\n".join(ruled(others)))
     return printable("\n\n".join(parts + _remarks(results)) + "\n")
 
 

@@ -136,6 +136,7 @@ class Result:
         """What of that which is averaged and drawn no result can have; None if nothing."""
         shares: dict[str, list[float | None]] = {
             "test": [self.test],
+            "metrics": list(self.metrics.values()),
             "dev": [epoch.dev for epoch in self.curve],
             "a mixture's weight": [weight for mixed in self.mixtures for weight in mixed.weights],
             "majority": [self.majority],

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 
 import pytest
+from page_tags import Tags
 from result_folders import NONE, id_of, job, result, scores, write
 
 from glomo_dist.report import as_text, build, read_results
@@ -32,6 +34,22 @@ def test_rows_by_hand(tmp_path):
     assert pretrained.to_none.p == pytest.approx(0.07418, abs=1e-5)
     text = as_text(read_results([folder]))
     assert "72.00 ± 2.00" in text and "+2.00 [−0.48, +4.48], p = 0.074" in text
+
+
+def test_all_metrics_are_shown(tmp_path):
+    """Exact match beside F1, the parts of a test set that a task tells apart: not in result.json alone."""
+    rows = [
+        result(job(arm, seed), 0.5, metrics={"accuracy": 0.5, "accuracy.high": 0.25 + 0.02 * seed})
+        for arm in ("none", "pretrained")
+        for seed in range(2)
+    ]
+    folder = write(tmp_path / "out", [*rows, result(job("uniform", 0), 0.5)])
+    text = as_text(build([folder], tmp_path / "report.html"))
+    (line,) = (row for row in text.splitlines() if row.startswith("accuracy.high"))
+    assert re.split("  +", line)[1:] == ["26.00 ± 1.41", "26.00 ± 1.41", "–"]
+    page = Tags((tmp_path / "report.html").read_text()).text
+    assert "accuracy.high" in page and page.count("26.00 ± 1.41") == 2
+    assert "other test metrics" not in as_text(read_results([write(tmp_path / "b", scores("none", NONE))]))
 
 
 def test_missing_seeds_and_failures_are_said(tmp_path):
