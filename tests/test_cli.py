@@ -92,6 +92,14 @@ def test_prepare_asks_for_the_kind(kind: str, tmp_path: Path, capfd: Capture) ->
     refused(["prepare", kind, "--out", tmp_path / "out"], capfd, repr(kind), "glomo prepare text")
 
 
+@pytest.mark.parametrize("mistake", [["--splt", "line"], ["--shard-mib", "large"]])
+def test_prepare_names_the_help_of_the_kind(mistake: list[str], tmp_path: Path, capfd: Capture) -> None:
+    """It said "in glomo text --help", a command that is not there, and to run the help that lists no setting."""
+    assert run(["prepare", "text", tmp_path, "--out", tmp_path / "out", *mistake]) == 2
+    said = " ".join(capfd.readouterr().err.replace("│", "").split())
+    assert set(re.findall(r"glomo [a-z ]*--help", said)) == {"glomo prepare text --help"}
+
+
 def test_unknown_command_is_refused_with_a_suggestion(capfd: Capture) -> None:
     refused(["pretrian"], capfd, "'pretrian'", "Did you mean 'pretrain'")
 

@@ -119,7 +119,7 @@ class Demo:
         write_demo_corpus(self.out, beside)
 
 
-KINDS = ("text", "images", "demo")
+KINDS: dict[str, type[Text | Images | Demo]] = {"text": Text, "images": Images, "demo": Demo}
 Kind = (
     Annotated[Text, subcommand("text")]
     | Annotated[Images, subcommand("images")]
@@ -141,9 +141,17 @@ def _require_kind(argv: Sequence[str]) -> None:
         )
 
 
-def main(argv: Sequence[str]) -> None:
+def _parsed(argv: Sequence[str]) -> Text | Images | Demo:
+    """Each kind by itself, as a command: for subcommands the parser's messages name help that is not there."""
     _require_kind(argv)
-    command = parse(Kind, argv, name="prepare", description=__doc__)
+    kind = KINDS.get(argv[0]) if argv else None
+    if kind is None:
+        return parse(Kind, argv, name="prepare", description=__doc__)
+    return parse(kind, argv[1:], name=f"prepare {argv[0]}", description=kind.__doc__)
+
+
+def main(argv: Sequence[str]) -> None:
+    command = _parsed(argv)
     out, record = Path(command.out), command_file(f"prepare {type(command).__name__.lower()}", command)
     if _made(out, record):  # killed at its very end, the program may have said nothing although all is there
         raise GlomoError(f"{out} was written by this very command already. Use it, or delete it first.")
