@@ -141,6 +141,9 @@ def test_a_result_that_no_job_of_this_kind_has_runs_again(data, tmp_path):
     (none, uniform), _ = begin(out, data, ("none", "uniform"))
     path, other = (job_folder(out, job.id) / "result.json" for job in (none, uniform))
     whole = path.read_bytes()
+    path.write_text(json.dumps({**json.loads(whole), "metrics": {"accuracy": 7.0}}))
+    with pytest.raises(DataError, match=r"result\.json: metrics must be a share in \[0, 1\], got 7\.0"):
+        read_results([out])
     path.write_text(json.dumps({**json.loads(whole), "test": math.nan}))
     with pytest.raises(DataError, match=r"result\.json: test must be a share in \[0, 1\], got nan"):
         read_results([out])

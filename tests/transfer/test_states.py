@@ -270,6 +270,7 @@ def test_graphs_on_the_states_of_the_tasks_own_network(sample, bert, below):
     ("spec", "named"),
     [
         ("hf:{none}", r"no such folder, and not on the hub"),
+        ("hf:{bert}@1,last", r"expected hf:ENCODER\[@LAYER\[,first\]\]"),  # taken for a part of the name
         ("hf:{empty}", r"expected config.json and weights as \.safetensors"),
         ("hf:{pickled}", r"Pickled weights can run code"),
         ("hf:{bert}@7", r"has the layers 0 to 2 .* asked for 7"),

@@ -18,7 +18,7 @@ from glomo_dist.runtime import files, packages
 from glomo_dist.runtime.errors import ConfigError, describe, lacks_memory
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.runtime.words import counted
-from glomo_dist.transfer.features.spec import FeatureSpec
+from glomo_dist.transfer.features.spec import ENCODER_SPEC, FeatureSpec
 
 FILES = ("*.safetensors", "*.json", "*.txt", "*.model")  # of an encoder: weights, configuration, tokenizer
 
@@ -38,7 +38,8 @@ def locate(source: str) -> Path:
         except (OSError, ValueError) as e:
             raise ConfigError(
                 f"features hf:{source}: no such folder, and not on the hub or not reachable "
-                f"({str(e).splitlines()[0]}). Give the folder of an encoder saved by transformers."
+                f"({str(e).splitlines()[0]}). Give the folder of an encoder saved by transformers; expected "
+                f"{ENCODER_SPEC}."
             ) from e
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise ConfigError(

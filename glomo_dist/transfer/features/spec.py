@@ -57,7 +57,7 @@ class FeatureSpec:
         if kind == "hf" and colon:
             source, layer, pool = _ENCODER.fullmatch(rest).groups()  # type: ignore[union-attr]
             if not source:
-                raise ConfigError(f"features {spec!r}: expected hf:ENCODER[@LAYER[,first]].")
+                raise ConfigError(f"features {spec!r}: expected {ENCODER_SPEC}.")
             of_word: Literal["mean", "first"] = "first" if pool == "first" else "mean"
             return cls("states", recurrent, None, source, int(layer or -1), of_word)
         return cls("vectors", recurrent, None, below)
@@ -86,6 +86,7 @@ class FeatureSpec:
         return str(self)
 
 
+ENCODER_SPEC = "hf:ENCODER[@LAYER[,first]]"
 # A layer only counts as one at the end: an encoder's path may have an @ in it.
 _ENCODER = re.compile(r"(.*?)(?:@(-?\d+)(?:,(mean|first))?)?")
 _WIDTH = re.compile(r"[0-9]{1,9}")
