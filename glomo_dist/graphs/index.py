@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -195,9 +196,10 @@ def _check_sizes(folder: Path, entry: SplitEntry, components: int, where: str) -
             found = [sizes["units"], sum(sizes[f"{d}.columns"] for d in DIRECTIONS)]
             rows = {d: rows[d] + sizes[f"{d}.counts"] for d in DIRECTIONS}
         except (OSError, ValueError, KeyError, TypeError) as e:  # TypeError: a number has no length
-            raise GraphStoreError(
-                f"{folder / chunk.name}: no graphs can be read of it ({describe(e)}). {EXPORT_AGAIN}"
-            ) from None
+            path = folder / chunk.name
+            # What was written so has the right hash, and another export would keep it.
+            remedy = EXPORT_AGAIN if _as_recorded(path, chunk.sha256) else f"The file is damaged: {EXPORT_ON}"
+            raise GraphStoreError(f"{path}: no graphs can be read of it ({describe(e)}). {remedy}") from None
         if found != [chunk.examples, chunk.edges]:
             raise GraphStoreError(
                 f"{where}: {chunk.name} is said to have {chunk.examples} examples and {chunk.edges} edges, but has "
@@ -209,6 +211,12 @@ def _check_sizes(folder: Path, entry: SplitEntry, components: int, where: str) -
             f"{where}: its chunks do not have the {entry.units} units in {components} graphs (layers x heads) and "
             f"{entry.edges} edges that are said. The index is damaged. {EXPORT_AGAIN}"
         )
+
+
+def _as_recorded(path: Path, sha256: str) -> bool:
+    with suppress(OSError):
+        return files.sha256_file(path) == sha256
+    return False
 
 
 def check_chunk(path: Path, size: int, sha256: str | None) -> None:
