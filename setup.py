@@ -21,15 +21,16 @@ SOURCES = [
     "affinity_graph.cpp",
     "affinity_mix.cpp",
     "bfloat16.cpp",
+    "bytes.cpp",
     "decoder_loss.cpp",
     "graph_mix.cpp",
     "graph_stripes.cpp",
 ]
 HEADERS = [
-    "affinity_mix.h", "bfloat16.h", "decoder_products.h", "edges.h", "graph_stripes.h", "half_edges.h",
-    "half_products.h", "kernels.h", "largest.h", "live.h", "panels.h", "products.h", "rounded_keys.h",
-    "row_block.h", "scratch.h", "screen.h", "simd.h", "threads.h", "turns.h", "simd.inl", "gemm.inl",
-    "rounding.inl", "softmax.inl", "sparse.inl", "tile.inl",
+    "affinity_mix.h", "bfloat16.h", "bytes.h", "decoder_products.h", "edges.h", "graph_stripes.h", "half_edges.h",
+    "half_products.h", "kernels.h", "largest.h", "live.h", "look.h", "panels.h", "products.h", "rounded.h",
+    "rounded_keys.h", "row_block.h", "scratch.h", "screen.h", "simd.h", "threads.h", "turns.h", "simd.inl",
+    "gemm.inl", "rounding.inl", "softmax.inl", "sparse.inl", "tile.inl", "vectors.inl",
 ]  # fmt: skip
 
 ParallelCompile().install()  # the sources of an extension on all cores

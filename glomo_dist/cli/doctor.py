@@ -186,8 +186,9 @@ def _kernels() -> Iterator[Finding]:
         yield Finding(op, here, refused or what, needed=True)
     extension = _imported("glomo_kernels.cpu_extension")
     with contextlib.suppress(ImportError, ValueError):  # said above
-        half = extension.loaded().bfloat16()
-        found = extension.loaded().instruction_set() + (f", {half} for bfloat16" if half else "")
+        loaded = extension.loaded()
+        found = loaded.instruction_set() + (f", {half} for bfloat16" if (half := loaded.bfloat16()) else "")
+        found += f", {look} to look for edges first" if (look := loaded.look()) else ""
         yield Finding("C++ loops", True, f"{found} (GLOMO_SIMD chooses less)")
 
 

@@ -90,9 +90,10 @@ def status(key: str) -> int:
 
 
 def instructions() -> str:
-    """Those of the C++ loops, and of products of bfloat16 where the machine has any."""
-    names = cpu_extension.loaded().instruction_set(), cpu_extension.loaded().bfloat16()
-    return "+".join(filter(None, names))
+    """Those of the C++ loops, and of products of bfloat16 and int8 where the machine has any."""
+    loaded = cpu_extension.loaded()
+    names = loaded.instruction_set(), loaded.bfloat16(), loaded.look()
+    return "+".join(dict.fromkeys(filter(None, names)))
 
 
 def processor() -> str:

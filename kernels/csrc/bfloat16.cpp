@@ -1,5 +1,6 @@
 #include "bfloat16.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 

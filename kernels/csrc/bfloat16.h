@@ -6,15 +6,11 @@
 #include <cstdint>
 
 #include "kernels.h"
+#include "rounded.h"
 #include "scratch.h"
 #include "simd.h"
 
 namespace glomo {
-
-using Word = std::uint32_t;  // two of Half, the first one in its lower half
-
-// Columns of a panel of words: a line of the cache.
-constexpr std::int64_t PANEL = 16;
 
 // Multiples that rows and depth of a product are filled up to.
 constexpr std::int64_t HALF_ROWS = 16, HALF_DEPTH = 32;
@@ -47,10 +43,10 @@ struct Bfloat16 {
   std::uint64_t (*square_pairs)(const float* roots, std::int64_t rows, std::int64_t columns, Word* out,
                                 std::int64_t panel, float* sum);
 
-  // x [rows][columns], any number of both, as a, with zeros up to multiples of HALF_ROWS and HALF_DEPTH. norms, unless
-  // it is null, becomes the lengths of the rows, never less.
+  // x [rows][columns], any number of both, as a, with zeros up to multiples of HALF_ROWS and HALF_DEPTH. of, unless it
+  // is null, becomes what the rows were.
   void (*round_rows)(const float* x, std::int64_t stride, std::int64_t rows, std::int64_t columns, Half* out,
-                     std::int64_t lda, float* norms);
+                     std::int64_t lda, Rounded* of);
 
   // out[i] = scale * x[i], rounded; n is a multiple of 16.
   void (*round_scaled)(const float* x, std::int64_t n, float scale, Half* out);
@@ -93,20 +89,6 @@ class AnyRows {
   Buffer<Half> a_;  // rows that are not used hold what was there before
   Buffer<float> c_;
 };
-
-// out[d * ld + i] = x[i * stride + d], in words.
-inline void transpose_words(const void* x, std::int64_t stride, std::int64_t rows, std::int64_t width, Word* out,
-                            std::int64_t ld) {
-  simd<float>().transpose(static_cast<const float*>(x), stride, rows, width, reinterpret_cast<float*>(out), ld);
-}
-
-// x [rows][width] as the b of products over the width, a row is a column there: in panels at a distance of
-// width / 2 * PANEL. Columns up to a multiple of PANEL are left as they are.
-inline void lay_words(const Half* x, std::int64_t stride, std::int64_t rows, std::int64_t width, Word* out) {
-  for (std::int64_t row = 0; row < rows; row += PANEL) {
-    transpose_words(x + row * stride, stride / 2, std::min(PANEL, rows - row), width / 2, out + row * width / 2, PANEL);
-  }
-}
 
 // A tile of pairs of rows (a b, as `pair_rows` and its like make it) as the a of products over the same rows, with its
 // columns in the place of rows: out [columns][lda].

@@ -9,6 +9,7 @@
 
 #include "bfloat16.h"
 #include "kernels.h"
+#include "look.h"
 #include "simd.h"
 
 namespace py = pybind11;
@@ -122,6 +123,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.attr("interface") = glomo::INTERFACE;
   m.def("instruction_set", [] { return glomo::simd<float>().name; });
   m.def("bfloat16", [] { return glomo::bfloat16() ? glomo::bfloat16()->name : ""; });
+  m.def("look", [] { return glomo::Look::name(); });
 
   py::class_<AffinityArguments>(m, "Affinity")
       .def(py::init([](bool is_double, Address q, Address k, Address theta, Address spans, Address topk, Size batch,

@@ -93,7 +93,7 @@ class LogitProducts<Half> {
 
   explicit LogitProducts(const Decoder<Half>& problem)
       : problem_(problem), across_(lanes_of<float>(problem.rows) * problem.width / 2) {
-    lay_words(problem.hidden, problem.width, problem.rows, problem.width, across_.get());
+    lay_words(problem.hidden, problem.width / 2, problem.rows, problem.width / 2, across_.get());
   }
 
   void logits(Own& own, std::int64_t first, std::int64_t count, float* out) const {

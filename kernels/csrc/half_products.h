@@ -130,7 +130,7 @@ class Products<Half> {
   // Rows of the block as the b of products over their width: a lane is a column.
   void lay(const Half* x, std::int64_t stride, std::int64_t width, Buffer<Word>& out) const {
     if (block_.rows < block_.lanes) out.clear();
-    lay_words(x, stride, block_.rows, width, out.get());
+    lay_words(x, stride / 2, block_.rows, width / 2, out.get());
   }
 
   // tile[j][lane] = x_j . y_lane for the keys j of [key, key + keys).

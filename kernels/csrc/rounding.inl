@@ -1,17 +1,12 @@
 // Between float, bfloat16 and the layouts that products of bfloat16 take (bfloat16.h). Included by bfloat16.cpp, for
 // processors with AVX512_BF16.
 
-typedef std::uint32_t Words __attribute__((vector_size(64)));
-typedef Half Halves __attribute__((vector_size(32)));
+#include "vectors.inl"
 
-template <class V, class T>
-inline V load(const T* at) {
-  V x;
-  std::memcpy(&x, at, sizeof(x));
-  return x;
-}
+typedef Half Halves __attribute__((vector_size(2 * PANEL)));
 
 inline Halves rounded(__m512 x) { return reinterpret_cast<Halves>(_mm512_cvtneps_pbh(x)); }
+inline __m512 widened(Halves x) { return reinterpret_cast<__m512>(__builtin_convertvector(x, Words) << 16); }
 
 // Panels of words: row(r, n) are 16 numbers of row r from column n on.
 template <class Row>
@@ -48,7 +43,7 @@ std::uint64_t square_pairs(const float* roots, std::int64_t rows, std::int64_t c
     panels_of(rows, PANEL, out, panel, [&](std::int64_t r, std::int64_t) {
       const __m512 root = _mm512_loadu_ps(roots + r * LANES + lane), square = root * root;
       const Halves half = rounded(square);
-      total += reinterpret_cast<__m512>(__builtin_convertvector(half, Words) << 16);
+      total += widened(half);
       any |= _mm512_cmp_ps_mask(square, _mm512_setzero_ps(), _CMP_NEQ_UQ);
       return half;
     });
@@ -58,29 +53,28 @@ std::uint64_t square_pairs(const float* roots, std::int64_t rows, std::int64_t c
   return found;
 }
 
-// Added to lengths: more than what is lost where squares, or products later, are too small for float.
-constexpr float TINY = 1e-15f;
-
 void round_rows(const float* x, std::int64_t stride, std::int64_t rows, std::int64_t columns, Half* out,
-                std::int64_t lda, float* norms) {
-  for (std::int64_t r = 0; r < half_rows(rows); ++r) {
-    const std::int64_t used = r < rows ? columns : 0;
-    __m512 squares = _mm512_setzero_ps();
-    const auto put = [&](std::int64_t n, __m512 some) {
-      const Halves half = rounded(some);
-      std::memcpy(out + r * lda + n, &half, sizeof(half));
-      squares = _mm512_fmadd_ps(some, some, squares);
-    };
-    std::int64_t n = 0;
-    for (; n + PANEL <= used; n += PANEL) put(n, _mm512_loadu_ps(x + r * stride + n));
-    if (n < used) {
-      const auto mask = static_cast<__mmask16>((1U << (used - n)) - 1);
-      put(n, _mm512_maskz_loadu_ps(mask, x + r * stride + n));
-      n += PANEL;
+                std::int64_t lda, Rounded* of) {
+  const std::int64_t filled = (columns + PANEL - 1) / PANEL * PANEL;
+  for (std::int64_t r = 0; r < half_rows(rows); ++r, x += stride, out += lda) {
+    if (r >= rows) {
+      std::fill_n(out, half_depth(columns), Half{0});
+      continue;
     }
-    for (; n < half_depth(columns); n += PANEL) put(n, _mm512_setzero_ps());
-    if (norms && r < rows) norms[r] = std::sqrt(_mm512_reduce_add_ps(squares)) + TINY;
+    Floats squares = {}, errors = {};
+    each(x, columns, [&](std::int64_t n, Floats some) {
+      const Halves half = rounded(some);
+      std::memcpy(out + n, &half, sizeof(half));
+      const Floats error = some - widened(half);
+      squares += some * some;
+      errors += error * error;
+    });
+    std::fill_n(out + filled, half_depth(columns) - filled, Half{0});
+    if (!of) continue;
+    of->norm[r] = std::sqrt(total(squares)) + TINY;
+    of->off[r] = std::sqrt(total(errors)) + LOST;
   }
+  if (of) of->find_worst(rows);
 }
 
 void round_scaled(const float* x, std::int64_t n, float scale, Half* out) {

@@ -1,14 +1,12 @@
-// Scores of a tile where few of them exceed theta: all by products of bfloat16 (bfloat16.h), which cost a tenth of
-// float's, or half, and those that may exceed it again in float. Rounding changes elements of q and k by 2^-8 of
-// themselves and a score by 2^-7 |q| |k| at most, so no edge is missed; what lies further below theta is never looked
-// at again.
+// Scores of a tile where few of them exceed theta: all of rounded rows first (look.h), at a tenth or a quarter of the
+// cost of float's, and those that may exceed it again in float. How far off a score may be is known, so no edge is
+// missed; what lies further below theta is never looked at again.
 #pragma once
 
-#include <algorithm>
-#include <optional>
+#include <memory>
 
 #include "affinity_mix.h"
-#include "bfloat16.h"
+#include "look.h"
 #include "rounded_keys.h"
 #include "scratch.h"
 
@@ -29,24 +27,21 @@ template <>
 class Screen<float> {
  public:
   Screen(const Mix<float>& problem, const QueryBlock<float>& block, const RoundedKeys<float>& keys)
-      : problem_(problem), block_(block), keys_(keys), own_(keys), depth_(keys.used ? half_depth(problem.width) : 0),
-        queries_(LANES * depth_ / 2), lines_(keys.used ? LANES * padded<float>(problem.width) : 0),
-        few_(HALF_ROWS * LANES), any_(LANES, depth_) {
-    if (keys.used) session_.emplace();
-  }
+      : problem_(problem), block_(block), keys_(keys), own_(keys), look_(keys.used ? Look::at(problem.width) : nullptr),
+        lines_(keys.used ? LANES * padded<float>(problem.width) : 0), some_(SOME * LANES) {}
 
   void begin() { laid_ = copied_ = false; }
 
   // tile[j][lane] = q_lane . k_j for the keys j of [key, key + keys), or, where that is below theta, a number that is.
   // Where nothing exceeds theta, or too much, the tile holds nothing of use.
   Found scores(std::int64_t key, std::int64_t keys, float* tile) {
-    if (!keys_.used) return Found::too_many;
+    if (!look_) return Found::too_many;
     if (!laid_) lay();
     laid_ = true;
     if (!hopeful_) return Found::too_many;
-    const RoundedKeys<float>::Tile rounded = keys_.tile(block_.head, key, own_);
-    const std::int64_t found = look(rounded.rows, rounded.norms, key, keys, block_.crossed(key, keys), tile);
-    if (many(found, keys)) return Found::too_many;
+    const Tile rounded = keys_.tile(block_.head, key, *look_, own_);
+    const std::int64_t found = above(rounded, key, keys, block_.crossed(key, keys), tile);
+    if (!look_->pays(found, keys * block_.rows)) return Found::too_many;
     if (found == 0) return Found::nothing;
     if (!copied_) q_ = lines(queries(), problem_.q.row, block_.rows, problem_.width, lines_.get());
     copied_ = true;
@@ -58,50 +53,38 @@ class Screen<float> {
  private:
   const float* queries() const { return problem_.q.at(block_.sample, block_.within, block_.first); }
 
-  // Measured, with AMX and on Zen 4: a score by itself costs as much as a few in a whole tile, and bfloat16's products
-  // come on top.
-  bool many(std::int64_t found, std::int64_t keys) const { return 5 * found > keys * block_.rows; }
+  using Tile = RoundedKeys<float>::Tile;
 
   void lay() {
-    if (block_.rows < block_.lanes) queries_.clear();
-    float norms[LANES];
-    Half* rounded = own_.rows.get();
-    bfloat16()->round_rows(queries(), problem_.q.row, block_.rows, problem_.width, rounded, keys_.pitch(), norms);
-    lay_words(rounded, keys_.pitch(), block_.rows, depth_, queries_.get());
-    // On top of the rounding to bfloat16, of both, come the errors of the products and norms in float.
-    const float error = 1.01f / 128 + static_cast<float>(problem_.width) * 0x1p-22f;
-    for (std::int64_t i = 0; i < LANES; ++i) reach_[i] = i < block_.rows ? error * norms[i] : 0;
+    look_->take(queries(), problem_.q.row, block_.rows, own_.rows.get());
     // A few of the keys tell whether the others are worth a look; of a single tile each is.
     hopeful_ = true;
-    const std::int64_t step = (block_.high - block_.low) / HALF_ROWS;
-    if (step * HALF_ROWS <= LANES) return;
+    const std::int64_t step = (block_.high - block_.low) / SOME;
+    if (step * SOME <= LANES) return;
     const float* k = problem_.k.at(block_.sample, block_.within, block_.low);
-    bfloat16()->round_rows(k, step * problem_.k.row, HALF_ROWS, problem_.width, rounded, keys_.pitch(),
-                           own_.norms.get());
-    hopeful_ = !many(look(rounded, own_.norms.get(), 0, HALF_ROWS, false, few_.get()), HALF_ROWS);
+    const Tile some = own_.tile();
+    look_->round_keys(k, step * problem_.k.row, SOME, some.rows, some.were);
+    hopeful_ = look_->pays(above(some, 0, SOME, false, some_.get()), SOME * block_.rows);
   }
 
-  // Products with the keys from `key` on, and the bits of those that may exceed theta. Returns their number.
-  std::int64_t look(const Half* rows, const float* norms, std::int64_t key, std::int64_t keys, bool crossed,
-                    float* tile) {
-    any_.multiply(keys, block_.lanes, depth_, rows, keys_.pitch(), queries_.get(), depth_ / 2 * PANEL, tile, LANES,
-                  false);
-    return block_.above(key, keys, crossed, tile, reach_, norms, masks_);
+  // The bits of the scores with the keys from `key` on that may exceed theta. Returns their number.
+  std::int64_t above(Tile rounded, std::int64_t key, std::int64_t keys, bool crossed, float* tile) {
+    look_->scores(rounded.rows, *rounded.were, keys, block_.lanes, tile, reach_);
+    return block_.above(key, keys, crossed, tile, reach_, rounded.were->norm, masks_);
   }
+
+  static constexpr std::int64_t SOME = 16;
 
   const Mix<float>& problem_;
   const QueryBlock<float>& block_;
   const RoundedKeys<float>& keys_;
   const RoundedKeys<float>::Own own_;
-  std::optional<Session> session_;
-  const std::int64_t depth_;
-  Buffer<Word> queries_;
-  Buffer<float> lines_, few_;
+  const std::unique_ptr<Look> look_;
+  Buffer<float> lines_, some_;
   Lines<float> q_ = {};
-  AnyRows any_;
   float reach_[LANES] = {};
   std::uint64_t masks_[LANES] = {};
-  bool laid_ = false, copied_ = false;  // whether queries_, q_ hold the rows of this block
+  bool laid_ = false, copied_ = false;  // whether look_, q_ hold the rows of this block
   bool hopeful_ = false;                // whether few of its scores exceed theta
 };
 

@@ -126,3 +126,12 @@ def assert_no_worse_on_the_whole(name, got, exact, naive, factor=2.0):
     assert error <= factor * base, (
         f"{name}: error {error:.2e}, {error / base:.2f} of PyTorch's own {base:.2e}"
     )
+
+
+def of_processor(name):
+    """Words of the first line of that name in /proc/cpuinfo."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next((line.partition(":")[2].split() for line in file if line.startswith(name)), [])
+    except OSError:
+        return []

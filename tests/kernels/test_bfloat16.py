@@ -12,7 +12,7 @@ import test_affinity_mix as mix
 import torch
 from glomo_kernels import affinity_mix, cpu_extension
 from glomo_kernels.scores import KEEP
-from kernel_oracle import SPANS, gradients, leaves, spans_of
+from kernel_oracle import SPANS, gradients, leaves, of_processor, spans_of
 
 HALF = torch.bfloat16
 pytestmark = [
@@ -244,15 +244,6 @@ loss = decoder_loss(q.flatten(0, 2), k.flatten(0, 2), torch.arange(900), reducti
 gradients = torch.autograd.grad(out.float().square().sum() + loss, [q, k, v])
 torch.save([cpu_extension.loaded().bfloat16(), [out.detach(), loss.detach().bfloat16(), *gradients]], "{file}")
 """
-
-
-def of_processor(name):
-    """Words of the first line of that name in /proc/cpuinfo."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next((line.partition(":")[2].split() for line in file if line.startswith(name)), [])
-    except OSError:
-        return []
 
 
 def test_instructions_of_amd_are_taken_without_being_asked_for():

@@ -1,5 +1,5 @@
-"""Scores of affinity_graph that are looked at in bfloat16 first (kernels/csrc/screen.h), as those of affinity_mix in
-test_screen.py, on processors that have the instructions. Elsewhere all are computed in float32."""
+"""Scores of affinity_graph that are looked at with rounded rows first (kernels/csrc/screen.h), as those of
+affinity_mix in test_screen.py, on processors that have the instructions. Elsewhere all are computed in float32."""
 
 import pytest
 import test_affinity_graph as graphs

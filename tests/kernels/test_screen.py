@@ -1,5 +1,6 @@
-"""Scores of float32 that are looked at in bfloat16 first (kernels/csrc/screen.h), on processors that have the
-instructions: those that may exceed theta are computed in float32, and no edge may be missed. Elsewhere all are."""
+"""Scores of float32 that are looked at with rounded rows first (kernels/csrc/screen.h), in bfloat16 or int8, on
+processors that have the instructions: those that may exceed theta are computed in float32, and no edge may be missed.
+Elsewhere all are."""
 
 import os
 import subprocess
@@ -11,7 +12,7 @@ import torch
 from glomo_kernels import affinity_mix, cpu_extension
 from glomo_kernels.scores import KEEP
 from glomo_kernels.spans import make_spans
-from kernel_oracle import SPANS, gradients, leaves, spans_of
+from kernel_oracle import SPANS, gradients, leaves, of_processor, spans_of
 
 module = sys.modules["glomo_kernels.affinity_mix"]  # the package has a function of that name
 
@@ -72,19 +73,42 @@ def test_spans_and_rows(option):
 
 
 @pytest.mark.parametrize("direction", ["down", "up"])
+@pytest.mark.parametrize("to", ["bfloat16", "int8"])
 @pytest.mark.parametrize("width", [64, 300])
-def test_no_edge_is_missed_where_all_roundings_go_one_way(direction, width):
-    """Every product is off by nearly 2^-8 of itself in bfloat16, more than by which the scores exceed theta."""
-    number = 1 + 2.0**-8 - 2.0**-20 if direction == "down" else 1 + 2.0**-8 + 2.0**-20  # to 1, to 1 + 2^-7
-    q = torch.full((1, 1, 200, width), number, dtype=torch.float64)
+def test_no_edge_is_missed_where_all_roundings_go_one_way(width, to, direction):
+    """Every number is off by nearly half a step, all scores by more than by which they exceed theta."""
+    hair = -(2.0**-20) if direction == "down" else 2.0**-20
+    if to == "bfloat16":
+        row = torch.full((width,), 1 + 2.0**-8 + hair, dtype=torch.float64)  # to 1, to 1 + 2^-7
+    else:
+        row = torch.full((width,), 10.5 + 2**10 * hair, dtype=torch.float64)  # to 10, to 11
+        row[0] = 127
+    q = row.repeat(1, 1, 200, 1)
     k, v = q.clone(), torch.randn(1, 1, 200, 8, dtype=torch.float64)
-    score = width * number**2
     k[:, :, 1::7] *= -1  # far below theta
-    theta = torch.full((1, 1, 200), score - 0.01, dtype=torch.float64)
+    theta = torch.full((1, 1, 200), float(row @ row) * (1 - 1e-4), dtype=torch.float64)
     k[:, :, 100:] = -k[:, :, 100:].abs()
-    k[:, :, 150] = number  # one edge in a tile, by a hair
+    k[:, :, 150] = row  # one edge in a tile, by a hair
     stats = affinity_mix(*(x.float() for x in (q, k, v, theta)), return_stats=True, causal=False)[1]
     assert (stats.edges == int((k[0, 0, :, 0] > 0).sum())).all()
+
+
+@pytest.mark.parametrize("large", ["q", "k"])
+@pytest.mark.parametrize("factor", [16.0, 2.0**12])
+def test_a_feature_that_leaves_int8_nothing_of_the_others(factor, large):
+    q, k, v, theta = inputs_of(200, width=96, above=1.5)
+    matrices = (q, k) if large == "q" else (k, q)
+    matrices[0][..., 5] *= factor
+    matrices[1][..., 5] /= factor
+    mix.compare(mix.both((q, k, v, theta), torch.float32, True, {}))
+
+
+def test_rows_of_zeros_beside_others():
+    """Below theta, at it and, without theta, no edge; their tiles are looked at like others."""
+    q, k, v, theta = inputs_of(200, above=1.5)
+    q[:, :, ::3], k[:, :, ::5], theta[:, :, ::2] = 0, 0, 0
+    for with_theta in (True, False):
+        mix.compare(mix.both((q, k, v, theta), torch.float32, with_theta, {}))
 
 
 def test_edges_are_those_of_float32():
@@ -199,7 +223,7 @@ def test_any_number_of_threads_gives_the_same_bits():
         assert_same(results_of(inputs, **options), expected)
 
 
-LOOKED_AT = bool(cpu_extension.loaded().bfloat16())
+LOOKED_AT = bool(cpu_extension.loaded().look())
 
 
 @pytest.mark.parametrize("above", [0.6, 1.5])
@@ -228,3 +252,16 @@ def test_roots_are_kept_only_where_many_scores_have_an_edge():
     for head in kept("roots"):
         assert head[:2] == ["edges"] * 2 and head[3:] == ["roots"] * 2
     assert kept("edges") == [["edges"] * 5] * q.shape[0] * q.shape[1]
+
+
+@pytest.mark.parametrize("most", ["avx512", "avx512_vnni", "amx"])
+def test_the_look_is_the_best_that_is_allowed(most):
+    code = "from glomo_kernels import cpu_extension; print(cpu_extension.loaded().look())"
+    environment = {**os.environ, "GLOMO_SIMD": most}
+    command = [sys.executable, "-c", code]
+    said = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+    has = of_processor("flags")
+    wanted = ["avx512_vnni"] if "avx512_vnni" in has and most != "avx512" else [""]
+    if most == "amx" and "amx_bf16" in has:
+        wanted = ["amx", *wanted]  # a system may not lend the tiles
+    assert said.stdout.strip() in wanted
