@@ -32,38 +32,37 @@ void round_rows(const float* x, std::int64_t stride, std::int64_t rows, std::int
       some = some < 0 ? -some : some;
       most = some > most ? some : most;  // NaN is not
     });
-    float largest = 0;
-    for (int i = 0; i < PANEL; ++i) largest = std::max(largest, most[i]);
+    const float largest = folded<float>(most, [](auto a, auto b) { return a > b ? a : b; });
     const float scale = largest / 127, inverse = largest > 1e-30f ? 127 / largest : 0;
     Floats squares = {}, errors = {};
-    Ints sum = {};
+    Words sum = {};  // of numbers that are not finite it may leave its range
     each(x, columns, [&](std::int64_t n, Floats some) {
       const Floats half = (some < 0 ? Floats{} - 1 : Floats{} + 1) / 2;
-      const Chars byte = __builtin_convertvector(__builtin_convertvector(some * inverse + half, Ints), Chars);
-      std::memcpy(reinterpret_cast<char*>(out) + n, &byte, sizeof(byte));
-      const Ints kept = __builtin_convertvector(byte, Ints);
-      const Floats error = some - __builtin_convertvector(kept, Floats) * scale;
+      const Ints whole = __builtin_convertvector(some * inverse + half, Ints);
+      const Chars bytes = __builtin_convertvector(whole, Chars);
+      std::memcpy(reinterpret_cast<char*>(out) + n, &bytes, sizeof(bytes));
+      const Floats error = some - __builtin_convertvector(whole, Floats) * scale;
       squares += some * some;
       errors += error * error;
-      sum += kept;
+      sum += reinterpret_cast<Words>(whole);
     });
-    of->norm[r] = std::sqrt(total(squares)) + TINY;
-    of->off[r] = std::sqrt(total(errors)) + LOST;
+    of->norm[r] = std::sqrt(total<float>(squares)) + TINY;
+    of->off[r] = std::sqrt(total<float>(errors)) + LOST;
     of->scale[r] = scale;
-    of->sum[r] = total(sum);
+    of->sum[r] = total<Word>(sum);
   }
   of->find_worst(rows);
 }
 
 // Numbers of b are 128 too great: 128 times the sum of a's comes off.
 template <int ROWS, int PANELS>
-inline void block(std::int64_t words, const Word* a, std::int64_t pitch, const float* scale_a, const std::int32_t* sum,
+inline void block(std::int64_t words, const Word* a, std::int64_t pitch, const float* scale_a, const Word* sum,
                   const Word* b, const float* scale_b, float* c) {
   Ints sums[ROWS][PANELS];
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; ++r) {
 #pragma GCC unroll 2
-    for (int p = 0; p < PANELS; ++p) sums[r][p] = Ints{} - 128 * sum[r];
+    for (int p = 0; p < PANELS; ++p) sums[r][p] = reinterpret_cast<Ints>(Words{} - 128 * sum[r]);
   }
   for (std::int64_t k = 0; k < words; ++k, b += PANEL) {
     __m512i column[PANELS];

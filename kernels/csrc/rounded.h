@@ -15,11 +15,11 @@ constexpr std::int64_t PANEL = 16;
 
 // What up to LANES rows were before they were rounded.
 struct Rounded {
-  float norm[LANES];        // length of a row, never less but for rounding
-  float off[LANES];         // length of what rounding has changed, likewise
-  float scale[LANES];       // int8: what a number of the row is worth
-  std::int32_t sum[LANES];  // int8: of the numbers of the row
-  float worst;              // the greatest share off / norm of a row
+  float norm[LANES];   // length of a row, never less but for rounding
+  float off[LANES];    // length of what rounding has changed, likewise
+  float scale[LANES];  // int8: what a number of the row is worth
+  Word sum[LANES];     // int8: of the numbers of the row
+  float worst;         // the greatest share off / norm of a row
 
   void find_worst(std::int64_t rows) {
     worst = 0;

@@ -71,8 +71,8 @@ void round_rows(const float* x, std::int64_t stride, std::int64_t rows, std::int
     });
     std::fill_n(out + filled, half_depth(columns) - filled, Half{0});
     if (!of) continue;
-    of->norm[r] = std::sqrt(total(squares)) + TINY;
-    of->off[r] = std::sqrt(total(errors)) + LOST;
+    of->norm[r] = std::sqrt(total<float>(squares)) + TINY;
+    of->off[r] = std::sqrt(total<float>(errors)) + LOST;
   }
   if (of) of->find_worst(rows);
 }

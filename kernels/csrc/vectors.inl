@@ -11,11 +11,23 @@ inline V load(const T* at) {
   return x;
 }
 
-template <class V>
-inline auto total(const V& x) {
-  auto sum = x[0];
-  for (int i = 1; i < PANEL; ++i) sum += x[i];
-  return sum;
+// All of its numbers taken together by f, half of them with the other half first.
+template <class T, class V, class F>
+inline T folded(const V& x, const F& f) {
+  typedef T Eight __attribute__((vector_size(8 * sizeof(T))));
+  typedef T Four __attribute__((vector_size(4 * sizeof(T))));
+  Eight eight[2];
+  std::memcpy(eight, &x, sizeof(x));
+  eight[0] = f(eight[0], eight[1]);
+  Four four[2];
+  std::memcpy(four, eight, sizeof(four));
+  four[0] = f(four[0], four[1]);
+  return f(f(four[0][0], four[0][1]), f(four[0][2], four[0][3]));
+}
+
+template <class T, class V>
+inline T total(const V& x) {
+  return folded<T>(x, [](auto a, auto b) { return a + b; });
 }
 
 // f(n, x): PANEL numbers from column n on, with zeros beyond the last one.
