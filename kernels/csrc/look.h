@@ -26,7 +26,7 @@ class Look {
   virtual ~Look() = default;
 
   // Whether so few of the scores remain that it is faster to compute these by themselves.
-  bool pays(std::int64_t remaining, std::int64_t scores) const { return one_in_ * remaining <= scores; }
+  bool pays(std::int64_t remaining, std::int64_t scores) const { return 5 * remaining <= fifths_ * scores; }
 
   virtual void round_keys(const float* k, std::int64_t stride, std::int64_t keys, Word* out, Rounded* of) const = 0;
 
@@ -48,21 +48,22 @@ class Look {
   }
 
  protected:
-  Look(std::int64_t width, std::int64_t one_in)
-      : one_in_(one_in), width_(width), words_(words(width)), pitch_(pitch(width)), queries_(LANES * words_) {}
+  Look(std::int64_t width, std::int64_t fifths)
+      : fifths_(fifths), width_(width), words_(words(width)), pitch_(pitch(width)), queries_(LANES * words_) {}
 
   virtual void taken() {}
   virtual void multiply(const Word* k, const Rounded& keys, std::int64_t count, std::int64_t lanes, float* tile) = 0;
 
-  const std::int64_t one_in_, width_, words_, pitch_;
+  const std::int64_t fifths_, width_, words_, pitch_;
   Buffer<Word> queries_;  // [panels of PANEL][words]
   Rounded of_queries_ = {};
 };
 
-// Measured, as for the other one: a score by itself costs as much as a few in a whole tile, and the look comes on top.
+// Fifths: measured, here and on Zen 4. A score by itself costs as much as a few in a whole tile, and the look comes on
+// top.
 class HalfLook : public Look {
  public:
-  explicit HalfLook(std::int64_t width) : Look(width, 5), any_(LANES, 2 * words_) {}
+  explicit HalfLook(std::int64_t width) : Look(width, 1), any_(LANES, 2 * words_) {}
 
   void round_keys(const float* k, std::int64_t stride, std::int64_t keys, Word* out, Rounded* of) const override {
     bfloat16()->round_rows(k, stride, keys, width_, reinterpret_cast<Half*>(out), 2 * pitch_, of);
@@ -80,7 +81,7 @@ class HalfLook : public Look {
 
 class ByteLook : public Look {
  public:
-  explicit ByteLook(std::int64_t width) : Look(width, 4) {}
+  explicit ByteLook(std::int64_t width) : Look(width, 2) {}
 
   void round_keys(const float* k, std::int64_t stride, std::int64_t keys, Word* out, Rounded* of) const override {
     bytes()->round_rows(k, stride, keys, width_, out, pitch_, of);

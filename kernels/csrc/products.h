@@ -65,7 +65,7 @@ class Products {
 
   // The same of the edges that `words` names, a word for each key, and `none` elsewhere; false where that is slower.
   bool scores_of(const std::uint64_t* words, std::int64_t key, std::int64_t keys, T none, T* tile) {
-    const bool few = problem_.width >= NARROWEST && 5 * count_bits(words, keys) <= keys * block_.rows;
+    const bool few = problem_.width >= NARROWEST && 5 * count_bits(words, keys) <= 2 * keys * block_.rows;
     if (!few && problem_.kind != Kind::topk) return false;
     std::fill_n(tile, keys * LANES, none);
     const T* k = problem_.k.at(block_.sample, block_.within, key);

@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.parametrize("backend", ["cpp"], indirect=True),
 ]
 
-DENSITIES = {"none": 6.0, "hardly any": 3.0, "a tenth": 1.28, "a fifth": 0.84, "half": 0.0}
+DENSITIES = {"none": 6.0, "hardly any": 3.0, "a tenth": 1.28, "a fifth": 0.84, "a third": 0.43, "half": 0.0}
 
 
 def inputs_of(units, width=64, values=16, above=1.28, **sizes):
