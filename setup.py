@@ -30,7 +30,7 @@ HEADERS = [
     "affinity_mix.h", "bfloat16.h", "bytes.h", "decoder_products.h", "edges.h", "graph_stripes.h", "half_edges.h",
     "half_products.h", "kernels.h", "largest.h", "live.h", "look.h", "panels.h", "products.h", "rounded.h",
     "rounded_keys.h", "row_block.h", "scratch.h", "screen.h", "simd.h", "threads.h", "turns.h", "simd.inl",
-    "gemm.inl", "rounding.inl", "softmax.inl", "sparse.inl", "tile.inl", "vectors.inl",
+    "bytes.inl", "gemm.inl", "rounding.inl", "softmax.inl", "sparse.inl", "tile.inl", "vectors.inl",
 ]  # fmt: skip
 
 ParallelCompile().install()  # the sources of an extension on all cores

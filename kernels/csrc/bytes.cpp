@@ -4,13 +4,15 @@
 #include <cmath>
 #include <cstring>
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define GLOMO_BYTES
+#include <cpuid.h>
 #include <immintrin.h>
 #endif
 
 namespace glomo {
 
-#if defined(__x86_64__)
+#if defined(GLOMO_BYTES)
 namespace {
 
 #if defined(__clang__)
@@ -19,95 +21,43 @@ namespace {
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512vnni")
 #endif
+#define BYTES_NAMESPACE wide
+#define VECTOR_BYTES 64
+#define BYTES_REGISTER __m512i
+#define BYTES_ROWS 8
+#define BYTES_DOT _mm512_dpbusd_epi32
+#include "bytes.inl"
 
-#include "vectors.inl"
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx2,fma,avxvnni"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,avxvnni")
+#endif
+#define BYTES_NAMESPACE narrow
+#define VECTOR_BYTES 32
+#define BYTES_REGISTER __m256i
+#define BYTES_ROWS 4
+#define BYTES_DOT _mm256_dpbusd_avx_epi32
+#include "bytes.inl"
 
-typedef std::int8_t Chars __attribute__((vector_size(PANEL)));
-
-void round_rows(const float* x, std::int64_t stride, std::int64_t rows, std::int64_t columns, Word* out,
-                std::int64_t pitch, Rounded* of) {
-  for (std::int64_t r = 0; r < rows; ++r, x += stride, out += pitch) {
-    Floats most = {};
-    each(x, columns, [&](std::int64_t, Floats some) {
-      some = some < 0 ? -some : some;
-      most = some > most ? some : most;  // NaN is not
-    });
-    const float largest = folded<float>(most, [](auto a, auto b) { return a > b ? a : b; });
-    const float scale = largest / 127, inverse = largest > 1e-30f ? 127 / largest : 0;
-    Floats squares = {}, errors = {};
-    Words sum = {};  // of numbers that are not finite it may leave its range
-    each(x, columns, [&](std::int64_t n, Floats some) {
-      const Floats half = (some < 0 ? Floats{} - 1 : Floats{} + 1) / 2;
-      const Ints whole = __builtin_convertvector(some * inverse + half, Ints);
-      const Chars bytes = __builtin_convertvector(whole, Chars);
-      std::memcpy(reinterpret_cast<char*>(out) + n, &bytes, sizeof(bytes));
-      const Floats error = some - __builtin_convertvector(whole, Floats) * scale;
-      squares += some * some;
-      errors += error * error;
-      sum += reinterpret_cast<Words>(whole);
-    });
-    of->norm[r] = std::sqrt(total<float>(squares)) + TINY;
-    of->off[r] = std::sqrt(total<float>(errors)) + LOST;
-    of->scale[r] = scale;
-    of->sum[r] = total<Word>(sum);
-  }
-  of->find_worst(rows);
-}
-
-// Numbers of b are 128 too great: 128 times the sum of a's comes off.
-template <int ROWS, int PANELS>
-inline void block(std::int64_t words, const Word* a, std::int64_t pitch, const float* scale_a, const Word* sum,
-                  const Word* b, const float* scale_b, float* c) {
-  Ints sums[ROWS][PANELS];
-#pragma GCC unroll 8
-  for (int r = 0; r < ROWS; ++r) {
-#pragma GCC unroll 2
-    for (int p = 0; p < PANELS; ++p) sums[r][p] = reinterpret_cast<Ints>(Words{} - 128 * sum[r]);
-  }
-  for (std::int64_t k = 0; k < words; ++k, b += PANEL) {
-    __m512i column[PANELS];
-#pragma GCC unroll 2
-    for (int p = 0; p < PANELS; ++p) column[p] = load<__m512i>(b + p * words * PANEL);
-#pragma GCC unroll 8
-    for (int r = 0; r < ROWS; ++r) {
-      const auto four = reinterpret_cast<__m512i>(Ints{} + static_cast<std::int32_t>(a[r * pitch + k]));
-#pragma GCC unroll 2
-      for (int p = 0; p < PANELS; ++p) {
-        const auto before = reinterpret_cast<__m512i>(sums[r][p]);
-        sums[r][p] = reinterpret_cast<Ints>(_mm512_dpbusd_epi32(before, column[p], four));
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < ROWS; ++r) {
-#pragma GCC unroll 2
-    for (int p = 0; p < PANELS; ++p) {
-      // Not by the product of the scales, which may be too small for float where the score is not.
-      const Floats score = __builtin_convertvector(sums[r][p], Floats) * scale_a[r] * load<Floats>(scale_b + p * PANEL);
-      std::memcpy(c + r * LANES + p * PANEL, &score, sizeof(score));
-    }
-  }
-}
-
-template <int PANELS>
-inline void strip(std::int64_t rows, std::int64_t words, const Word* a, std::int64_t pitch, const Rounded& of_a,
-                  const Word* b, const float* scale_b, float* c) {
-  std::int64_t r = 0;
-  for (; r + 8 <= rows; r += 8) {
-    block<8, PANELS>(words, a + r * pitch, pitch, of_a.scale + r, of_a.sum + r, b, scale_b, c + r * LANES);
-  }
-  for (; r < rows; ++r) {
-    block<1, PANELS>(words, a + r * pitch, pitch, of_a.scale + r, of_a.sum + r, b, scale_b, c + r * LANES);
-  }
-}
-
-void multiply(std::int64_t rows, std::int64_t columns, std::int64_t words, const Word* a, std::int64_t pitch,
-              const Rounded& of_a, const Word* b, const Rounded& of_b, float* c) {
-  for (std::int64_t n = 0; n < columns; n += 2 * PANEL) {
-    const auto run = n + PANEL < columns ? strip<2> : strip<1>;
-    run(rows, words, a, pitch, of_a, b + n * words, of_b.scale + n, c + n);
-  }
-}
+// The same with the instruction as AVX-512 writes it, to try the loops for other machines.
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx2,fma,avx512vl,avx512vnni"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,avx512vl,avx512vnni")
+#endif
+#define BYTES_NAMESPACE narrow_in_wide
+#define VECTOR_BYTES 32
+#define BYTES_REGISTER __m256i
+#define BYTES_ROWS 4
+#define BYTES_DOT _mm256_dpbusd_epi32
+#include "bytes.inl"
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -115,18 +65,29 @@ void multiply(std::int64_t rows, std::int64_t columns, std::int64_t words, const
 #pragma GCC pop_options
 #endif
 
+bool has_avx_vnni() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1) != 0;
+}
+
+// Of the width of float's loops.
 const Bytes* choose() {
-  static const Bytes vnni = {"avx512_vnni", round_rows, multiply};
+  static const Bytes avx512 = {"avx512_vnni", wide::round_rows, wide::multiply};
+  static const Bytes avx = {"avx_vnni", narrow::round_rows, narrow::multiply};
+  static const Bytes tried = {"avx_vnni", narrow_in_wide::round_rows, narrow_in_wide::multiply};
   __builtin_cpu_init();
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni") && allowed(vnni.name) ? &vnni
-                                                                                                         : nullptr;
+  const bool vnni = __builtin_cpu_supports("avx512vnni");
+  if (__builtin_cpu_supports("avx512f") && allowed("avx512")) return vnni && allowed(avx512.name) ? &avx512 : nullptr;
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !allowed(avx.name)) return nullptr;
+  if (has_avx_vnni()) return &avx;
+  return vnni && __builtin_cpu_supports("avx512vl") ? &tried : nullptr;
 }
 
 }  // namespace
 #endif
 
 const Bytes* bytes() {
-#if defined(__x86_64__)
+#if defined(GLOMO_BYTES)
   static const Bytes* const chosen = choose();
   return chosen;
 #else

@@ -1,5 +1,5 @@
-// Products of int8 with sums in int32, for processors that have instructions for them (AVX512_VNNI): four in the place
-// of one of float. For a first look at scores only (look.h).
+// Products of int8 with sums in int32, for processors that have instructions for them (AVX512_VNNI, AVX-VNNI): four in
+// the place of one of float. For a first look at scores only (look.h).
 #pragma once
 
 #include <cstdint>

@@ -1,9 +1,11 @@
 // Between float, bfloat16 and the layouts that products of bfloat16 take (bfloat16.h). Included by bfloat16.cpp, for
 // processors with AVX512_BF16.
 
+#define VECTOR_BYTES 64
 #include "vectors.inl"
+#undef VECTOR_BYTES
 
-typedef Half Halves __attribute__((vector_size(2 * PANEL)));
+typedef Half Halves __attribute__((vector_size(2 * COUNT)));
 
 inline Halves rounded(__m512 x) { return reinterpret_cast<Halves>(_mm512_cvtneps_pbh(x)); }
 inline __m512 widened(Halves x) { return reinterpret_cast<__m512>(__builtin_convertvector(x, Words) << 16); }

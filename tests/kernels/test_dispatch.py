@@ -93,7 +93,7 @@ def test_unknown_loops_are_refused_and_an_empty_name_is_none():
         environment = {**os.environ, "GLOMO_SIMD": name}
         return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
 
-    names = "portable, avx2, avx512, avx512_vnni, avx512_bf16, amx"
+    names = "portable, avx2, avx_vnni, avx512, avx512_vnni, avx512_bf16, amx"
     assert f"GLOMO_SIMD must be one of {names}, got 'AVX2'." in run("AVX2").stderr
     assert run("").stdout == run("avx512").stdout != ""
 
