@@ -20,8 +20,7 @@ void round_rows(const float* x, std::int64_t stride, std::int64_t rows, std::int
     });
     const float largest = folded<float>(most, [](auto a, auto b) { return a > b ? a : b; });
     const float scale = largest / 127, inverse = largest > 1e-30f ? 127 / largest : 0;
-    std::fill_n(reinterpret_cast<char*>(out) + columns / COUNT * COUNT, 4 * byte_words(columns) - columns / COUNT * COUNT,
-                char{0});
+    std::fill(out + columns / COUNT * COUNT / 4, out + byte_words(columns), Word{0});
     Floats squares = {}, errors = {};
     Words sum = {};  // of numbers that are not finite it may leave its range
     each(x, columns, [&](std::int64_t n, Floats some) {
@@ -44,8 +43,8 @@ void round_rows(const float* x, std::int64_t stride, std::int64_t rows, std::int
 
 inline Ints add_products(Ints before, Ints unsigned_bytes, Ints signed_bytes) {
   using Register = BYTES_REGISTER;
-  return reinterpret_cast<Ints>(BYTES_DOT(reinterpret_cast<Register>(before), reinterpret_cast<Register>(unsigned_bytes),
-                                          reinterpret_cast<Register>(signed_bytes)));
+  const auto numbers = reinterpret_cast<Register>(unsigned_bytes), factors = reinterpret_cast<Register>(signed_bytes);
+  return reinterpret_cast<Ints>(BYTES_DOT(reinterpret_cast<Register>(before), numbers, factors));
 }
 
 // Numbers of b are 128 too great: 128 times the sum of a's comes off.

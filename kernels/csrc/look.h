@@ -1,5 +1,5 @@
-// Scores of rounded rows, and how far off they may be (screen.h): in bfloat16 where the processor has AMX, at a tenth of
-// the cost of float's, else in int8, at a quarter.
+// Scores of rounded rows, and how far off they may be (screen.h): in bfloat16 where the processor has AMX, at a tenth
+// of the cost of float's, else in int8, at a quarter.
 #pragma once
 
 #include <cstdint>

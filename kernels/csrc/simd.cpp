@@ -78,7 +78,8 @@ Simd<T> choose() {
 
 // The environment may name a lesser instruction set than the best, to try the loops for other machines.
 bool allowed(const char* name) {
-  static const std::vector<std::string> all = {"portable", "avx2", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16", "amx"};
+  static const std::vector<std::string> all = {"portable",    "avx2",        "avx_vnni", "avx512",
+                                               "avx512_vnni", "avx512_bf16", "amx"};
   const char* most = std::getenv("GLOMO_SIMD");
   if (most == nullptr || *most == '\0') return true;
   return std::find(all.begin(), all.end(), name) <= std::find(all.begin(), all.end(), most);

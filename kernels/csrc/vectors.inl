@@ -1,5 +1,5 @@
-// What rows that are rounded (rounding.inl, bytes.inl) take of the vector extensions. VECTOR_BYTES: in a register, 32 or
-// 64.
+// What rows that are rounded (rounding.inl, bytes.inl) take of the vector extensions. VECTOR_BYTES: in a register, 32
+// or 64.
 
 constexpr std::int64_t COUNT = VECTOR_BYTES / 4;
 
