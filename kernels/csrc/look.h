@@ -59,8 +59,8 @@ class Look {
   Rounded of_queries_ = {};
 };
 
-// Fifths: measured, here and on Zen 4. A score by itself costs as much as a few in a whole tile, and the look comes on
-// top.
+// Fifths: measured, with AMX and on Zen 4. A score by itself costs as much as a few in a whole tile, and the look comes
+// on top.
 class HalfLook : public Look {
  public:
   explicit HalfLook(std::int64_t width) : Look(width, 1), any_(LANES, 2 * words_) {}

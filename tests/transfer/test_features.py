@@ -90,6 +90,14 @@ def test_vectors_are_one_file(tmp_path):
         WordVectors.load(str(tmp_path))
 
 
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".tsv"])
+def test_other_endings_are_refused_and_those_that_are_read_named(tmp_path, ending):
+    path = tmp_path / f"glove{ending}"
+    path.write_text(GLOVE)
+    with pytest.raises(DataError, match=rf"unknown ending '\{ending}'\. Expected one of \.txt, \.vec, \.npz"):
+        WordVectors.load(str(path))
+
+
 def test_glove_undecodable_line(tmp_path):
     (tmp_path / "glove.txt").write_bytes(b"the 1 2 3\n\xe9t\xe9 1 2 3\n")
     with pytest.raises(DataError, match=r"glove\.txt, line 2, byte . of the line .*not UTF-8"):

@@ -13,7 +13,7 @@ from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.words import counted
 from glomo_dist.transfer.datasets.sources import STAR, address_parts, find, has_ending, joined, one_file
 
-SUFFIXES = (".tsv", ".jsonl", ".txt", ".vec")
+SUFFIXES = (".tsv", ".jsonl", ".txt")
 _FIRST_OF = re.compile(r"-00000-of-([0-9]{5})(?:-[0-9a-f]{16})?\.parquet$")
 
 

@@ -15,10 +15,11 @@ from glomo_dist.data.storage.remote import file_system
 from glomo_dist.runtime.errors import DataError, describe
 from glomo_dist.runtime.files import sha256_file
 from glomo_dist.runtime.words import counted
-from glomo_dist.transfer.datasets.rows import SUFFIXES, lines
+from glomo_dist.transfer.datasets.rows import lines
 from glomo_dist.transfer.datasets.sources import npz_arrays, one_file
 
-_VECTORS = (*SUFFIXES, ".npz")
+_TEXT = (".txt", ".vec")
+_VECTORS = (*_TEXT, ".npz")
 _HEADER = re.compile(r"([0-9]{1,18}) ([0-9]{1,9})")  # word2vec's: count and width
 
 
@@ -121,7 +122,7 @@ def _first_rows(words: list[str], only: Collection[str] | None) -> dict[str, int
 def _text(source: str, only: Collection[str] | None, width: int | None) -> WordVectors:
     words: dict[str, int] = {}
     vectors: list[np.ndarray[Any, Any]] = []
-    rows = ((number, line) for number, text in lines(source) if (line := text.rstrip()))
+    rows = ((number, line) for number, text in lines(source, _TEXT) if (line := text.rstrip()))
     begin = list(islice(rows, 2))
     header = _HEADER.fullmatch(begin[0][1]) if begin and begin[0][0] == 1 else None
     promised = int(header[1]) if header else None
