@@ -142,6 +142,10 @@ def test_tasks_on_the_command_line_narrow_a_plan_with_sources_of_others(tmp_path
     kept = json.loads((out / "plan.json").read_text())["plan"]
     assert (kept["sources"], kept["task_settings"]) == ({}, {"digits": {"batch_size": 10}})
     assert len(list((out / "results").glob("*/result.json"))) == 1
+    sizes = ["--train-sizes", "all", "20"]
+    again = tmp_path / "all"
+    assert run(["evaluate", plan, "--tasks", "digits", *sizes, "--out", again, "--executor", "process"]) == 0
+    assert json.loads((again / "plan.json").read_text())["plan"]["train_sizes"] == [None, 20]
 
 
 def test_flags_change_a_plan_for_all_its_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,8 +55,8 @@ class Evaluate:
     """What it sees of words: learned[:WIDTH], a file of vectors, hf:ENCODER[@LAYER[,first]]; trnn: before one."""
     seeds: Annotated[tuple[int, ...], shown_as("default: 0 1 2")] = ()
     """One job per seed and arm."""
-    train_sizes: Annotated[tuple[int, ...], shown_as("default: all")] = ()
-    """Training examples, to compare several."""
+    train_sizes: Annotated[tuple[int | Literal["all"], ...], shown_as("default: all")] = ()
+    """Training examples, to compare several; all: as many as there are."""
     executor: Literal["ray", "process"] = "ray"
     """ray: in parallel; process: one after the other in this process."""
     address: str | None = None
@@ -156,9 +156,11 @@ def _plan(command: Evaluate, given: EvaluationPlan | None, flags: set[str]) -> E
             f"evaluate: the plan {command.plan!r} must be a .yaml or .json file and come first."
         )
     values: dict[str, Any] = {}
-    for name in ("tasks", "features", "seeds", "train_sizes"):
+    for name in ("tasks", "features", "seeds"):
         if getattr(command, name):
             values[name] = getattr(command, name)
+    if command.train_sizes:
+        values["train_sizes"] = tuple(None if size == "all" else size for size in command.train_sizes)
     if command.arms:
         bare = [arm for arm in command.arms if not needs_graphs(arm)]
         if again := [arm for arm, times in Counter(bare).items() if times > 1]:
