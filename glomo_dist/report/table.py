@@ -92,7 +92,8 @@ def difference_text(pair: Paired | None) -> str:
 
 
 def _points(share: float) -> str:
-    return f"{100 * share:+.2f}".replace("-", "−")
+    rounded = round(100 * share, 2) + 0.0  # no negative zero
+    return f"{rounded:+.2f}".replace("-", "−")
 
 
 def p_text(p: float) -> str:

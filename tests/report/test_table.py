@@ -164,6 +164,13 @@ def test_equal_differences_are_said_to_have_no_spread(tmp_path):
     assert "+1.00 [+1.00, +1.00] (no spread) (2 common seeds)" in text
 
 
+def test_no_difference_has_no_minus(tmp_path):
+    """A mean of −0.001 points is written as that of +0.001 is."""
+    rows = scores("none", {0: 0.70, 1: 0.72, 2: 0.74}) + scores("pretrained", {0: 0.70, 1: 0.71998, 2: 0.74})
+    text = as_text(read_results([write(tmp_path / "out", rows)]))
+    assert "+0.00 [+0.00, +0.00], p = 0.42" in text
+
+
 @pytest.mark.parametrize(
     ("p", "text"),
     [
