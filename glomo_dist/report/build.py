@@ -80,16 +80,16 @@ def _sections(results: Results, tasks: Mapping[str, Task]) -> list[dict[str, Any
     for table in tables(results):
         result = table.group.any.result
         task = tasks.get(result.task)
+        others = other_metrics(table)
         sections.append(
             {
                 "title": table.group.title,
                 "header": header(table),
                 "rows": [
-                    (row, [_unbroken(cell) for cell in line])
+                    (row.arm == table.main, [_unbroken(cell) for cell in line])
                     for row, line in zip(table.rows, cells(table), strict=True)
                 ],
-                "others": other_metrics(table),
-                "main": table.main,
+                "others": others and (others[0], [(False, line) for line in others[1:]]),
                 "majority": None if result.majority is None else f"{100 * result.majority:.2f}",
                 "classes": len(result.classes),
                 "examples": result.examples,

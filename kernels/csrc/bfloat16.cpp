@@ -6,7 +6,6 @@
 
 #if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
 #define GLOMO_BFLOAT16
-#include <cpuid.h>
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -189,21 +188,15 @@ bool granted() {
 #pragma GCC pop_options
 #endif
 
-bool bit(unsigned leaf, unsigned part, int word, int which) {
-  unsigned words[4] = {};
-  return __get_cpuid_count(leaf, part, &words[0], &words[1], &words[2], &words[3]) && (words[word] >> which & 1) != 0;
-}
-
 const Bfloat16* choose() {
   static const Bfloat16 amx = {"amx",     true,        tiles::enter, tiles::leave, tiles::multiply,
                                pair_rows, round_pairs, square_pairs, round_rows,   round_scaled};
   static const Bfloat16 avx512 = {"avx512_bf16", false,       vectors::enter, vectors::leave, vectors::multiply,
                                   pair_rows,     round_pairs, square_pairs,   round_rows,     round_scaled};
-  constexpr unsigned FEATURES = 7;
   constexpr int EAX = 0, EDX = 3;
   __builtin_cpu_init();
-  if (!__builtin_cpu_supports("avx512f") || !bit(FEATURES, 1, EAX, 5)) return nullptr;
-  const bool tiles = bit(FEATURES, 0, EDX, 22) && bit(FEATURES, 0, EDX, 24);
+  if (!__builtin_cpu_supports("avx512f") || !has_feature(1, EAX, 5)) return nullptr;
+  const bool tiles = has_feature(0, EDX, 22) && has_feature(0, EDX, 24);
   if (tiles && allowed(amx.name) && tiles::granted()) return &amx;
   if (!allowed(avx512.name)) return nullptr;
   // AMD's processors make twice as many products of these as of floats (measured on Zen 4), Intel's no more: there only

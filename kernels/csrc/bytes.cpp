@@ -6,7 +6,6 @@
 
 #if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
 #define GLOMO_BYTES
-#include <cpuid.h>
 #include <immintrin.h>
 #endif
 
@@ -65,21 +64,17 @@ namespace {
 #pragma GCC pop_options
 #endif
 
-bool has_avx_vnni() {
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1) != 0;
-}
-
 // Of the width of float's loops.
 const Bytes* choose() {
   static const Bytes avx512 = {"avx512_vnni", wide::round_rows, wide::multiply};
   static const Bytes avx = {"avx_vnni", narrow::round_rows, narrow::multiply};
   static const Bytes tried = {"avx_vnni", narrow_in_wide::round_rows, narrow_in_wide::multiply};
+  constexpr int EAX = 0;
   __builtin_cpu_init();
   const bool vnni = __builtin_cpu_supports("avx512vnni");
   if (__builtin_cpu_supports("avx512f") && allowed("avx512")) return vnni && allowed(avx512.name) ? &avx512 : nullptr;
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !allowed(avx.name)) return nullptr;
-  if (has_avx_vnni()) return &avx;
+  if (has_feature(1, EAX, 4)) return &avx;
   return vnni && __builtin_cpu_supports("avx512vl") ? &tried : nullptr;
 }
 

@@ -31,9 +31,9 @@ class RoundedKeys<float> {
   };
   struct Own {
     explicit Own(const RoundedKeys& keys) : rows(LANES * keys.pitch_) {}
-    Tile tile() const { return {rows.get(), &were}; }
+    Tile tile() { return {rows.get(), &were}; }
     Buffer<Word> rows;
-    mutable Rounded were = {};
+    Rounded were = {};
   };
 
   RoundedKeys(const Mix<float>& problem, int threads)
@@ -43,7 +43,7 @@ class RoundedKeys<float> {
         were_(heads_ * tiles_, false), states_(new std::atomic<std::int64_t>[heads_ * tiles_ + 1]()),
         finished_(new std::atomic<std::int64_t>[used ? problem.batch * problem.heads : 1]()) {}
 
-  Tile tile(std::int64_t head, std::int64_t key, const Look& look, const Own& own) const {
+  Tile tile(std::int64_t head, std::int64_t key, const Look& look, Own& own) const {
     const std::int64_t place = head % heads_ * tiles_ + tile_of(key), turn = head / heads_;
     std::atomic<std::int64_t>& state = states_[place];
     const Tile shared = {rows_.get() + place * LANES * pitch_, were_.get() + place};

@@ -78,7 +78,7 @@ class Screen<float> {
   const Mix<float>& problem_;
   const QueryBlock<float>& block_;
   const RoundedKeys<float>& keys_;
-  const RoundedKeys<float>::Own own_;
+  RoundedKeys<float>::Own own_;
   const std::unique_ptr<Look> look_;
   Buffer<float> lines_, some_;
   Lines<float> q_ = {};

@@ -7,6 +7,7 @@
 #include <vector>
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
 #endif
 
@@ -84,6 +85,13 @@ bool allowed(const char* name) {
   if (most == nullptr || *most == '\0') return true;
   return std::find(all.begin(), all.end(), name) <= std::find(all.begin(), all.end(), most);
 }
+
+#if defined(__x86_64__)
+bool has_feature(unsigned part, int word, int bit) {
+  unsigned words[4] = {};
+  return __get_cpuid_count(7, part, &words[0], &words[1], &words[2], &words[3]) && (words[word] >> bit & 1) != 0;
+}
+#endif
 
 template <class T>
 const Simd<T>& simd() {

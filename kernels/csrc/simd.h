@@ -81,4 +81,10 @@ bool allowed(const char* name);
 template <class T>
 const Simd<T>& simd();
 
+#if defined(__x86_64__)
+// A feature of the processor that compilers do not name yet: a bit of what cpuid says of leaf 7. word: 0 for eax to 3
+// for edx.
+bool has_feature(unsigned part, int word, int bit);
+#endif
+
 }  // namespace glomo
