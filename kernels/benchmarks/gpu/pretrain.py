@@ -129,9 +129,7 @@ def main(part: Part) -> None:
     wheels.use(part)
     torch.use_deterministic_algorithms(False)
     wrong: list[str] = []
-    exact: list[float] = []
-    coarse: list[float] = []
-    on_cpu: list[float] = []
+    exact, coarse, on_cpu = list[float](), list[float](), list[float]()
     with (
         tempfile.TemporaryDirectory(prefix="glomo-pretrain-") as folder,
         part.table("pretrain", COLUMNS) as table,
@@ -142,13 +140,13 @@ def main(part: Part) -> None:
         single, half = recipe(part, steps), recipe(part, steps, precision="bf16", checkpoint_every=steps // 2)
         beside = start_run(dataclasses.replace(single, steps=CPU_STEPS), data, scratch / "cpu", on_cpu=True)
         ranks = begin_alone()
+
+        def trained(config: Any, name: str) -> list[float]:
+            return part.attempt(wrong, name, lambda: train_here(config, data, scratch / name, ranks)) or []
+
         try:
-            exact = (
-                part.attempt(wrong, "fp32", lambda: train_here(single, data, scratch / "fp32", ranks)) or []
-            )
-            coarse = (
-                part.attempt(wrong, "bf16", lambda: train_here(half, data, scratch / "bf16", ranks)) or []
-            )
+            exact = trained(single, "fp32")
+            coarse = trained(half, "bf16")
             if exact and coarse:
                 wrong += compare(part, exact, coarse)
             if coarse:
