@@ -161,8 +161,7 @@ def _chunks(
 
 
 def _is_of(path: Path, index: dict[str, Any]) -> bool:
-    """Whether the index that is there is of these very chunks, whichever code it was written by: it names the code
-    that made them, and is the identity of the store."""
+    """Whether the index that is there is of these very chunks: then it names the code that made them."""
     if not path.is_file():
         return False
     try:

@@ -87,8 +87,9 @@ class StoreInfo(StoreMeta):
 
     @property
     def fingerprint(self) -> str:
-        """What the names of jobs and their results know the store by."""
-        return fingerprint({k: v for k, v in config.to_dict(self).items() if k not in NO_IDENTITY})
+        """What the names of jobs and their results know the store by: the same bytes by other code are the same."""
+        others = {*NO_IDENTITY, "code"}
+        return fingerprint({k: v for k, v in config.to_dict(self).items() if k not in others})
 
     @property
     def components(self) -> int:
