@@ -157,6 +157,7 @@ def test_a_plan_names_a_task_of_a_file_by_its_name(here: Path) -> None:
         ("import sys\nsys.exit(3)\n", "line 2: SystemExit: 3"),
         (TASK_FILE.replace('"topics"', '"sst2"'), "'sst2' is the name of a task of the package"),
         (TASK_FILE.replace('name="topics"', 'name="a/b"'), "'a/b' stands in names of files"),
+        (TASK_FILE.replace("model=", "model=None and "), "model must be a function or a class, got None"),
     ],
 )
 def test_a_file_that_is_no_task_is_refused(tmp_path: Path, content: str | None, words: str) -> None:

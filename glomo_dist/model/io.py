@@ -61,7 +61,7 @@ def model_folder(path: str | Path) -> Path | None:
 
 
 def read_meta(folder: str | Path) -> dict[str, Any]:
-    """config.json of a model folder, checked; raises CheckpointError."""
+    """config.json of a model folder, checked; raises CheckpointError, also where there are no weights beside it."""
     path = Path(folder) / CONFIG
     if not path.exists():
         raise CheckpointError(f"{folder} holds no model: {CONFIG} is missing. {_EXPECTED}")
@@ -81,6 +81,8 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
             f"{path}: its model and weights_sha256 are not those of its fingerprint. The file was changed or is "
             "damaged: copy the folder again."
         )
+    if not (weights := path.with_name(WEIGHTS)).is_file():
+        raise CheckpointError(f"{weights} is missing. Copy the whole folder, or export the model again.")
     return meta
 
 
@@ -104,8 +106,6 @@ def load_model(folder: str | Path) -> tuple[Glomo, dict[str, Any]]:
     meta = read_meta(folder)
     model = Glomo(config_of(meta, folder))
     weights = folder / WEIGHTS
-    if not weights.is_file():
-        raise CheckpointError(f"{weights} is missing. Copy the whole folder, or export the model again.")
     if files.sha256_file(weights) != meta.get("weights_sha256"):
         raise CheckpointError(f"{weights} is damaged: its SHA-256 differs from the one in {CONFIG}. {_COPY}")
     try:

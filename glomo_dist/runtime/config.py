@@ -131,6 +131,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             if type(key) is not str:
                 raise ConfigError(f"{where}: the name {key!r} is not text. Put it in quotes.")
         return {key: _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if origin is Callable:
+        if not callable(value):
+            raise ConfigError(f"{where} must be a function or a class, got {value!r}.")
+        return value
     if hint is str and isinstance(value, os.PathLike):
         return os.fspath(value)
     if hint is float and isinstance(value, numbers.Real) and not isinstance(value, bool):

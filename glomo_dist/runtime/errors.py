@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Iterable
 
 from glomo_dist.runtime.secrets import shown
+from glomo_dist.runtime.words import printable
 
 
 class GlomoError(Exception):
@@ -22,7 +23,8 @@ class GlomoError(Exception):
     everywhere = False
 
     def __str__(self) -> str:
-        return shown(super().__str__())  # messages name inputs as they were given, and end up in logs
+        # Messages name inputs and cite files as they are, and end up in terminals and logs.
+        return printable(shown(super().__str__()))
 
 
 class ConfigError(GlomoError):

@@ -27,8 +27,9 @@ def check_format(
     if not isinstance(value, dict) or value.get("format") != format:
         found = value.get("format") if isinstance(value, dict) else None
         raise error(f"{where}: not {what}: format {found!r}, expected {format!r}. {instead or again}")
-    if value.get("version") != version:
+    found = value.get("version")
+    if type(found) is not int or found != version:  # true and 1.0 are equal to 1
         raise (other or error)(
-            f"{where}: format version {value.get('version')!r}, this program reads version {version}. {again}"
+            f"{where}: format version {found!r}, this program reads version {version}. {again}"
         )
     return value

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from glomo_dist.runtime.secrets import shown
+from glomo_dist.runtime.words import printable
 
 T = TypeVar("T")
 
@@ -80,5 +81,5 @@ def bar(iterable: Iterable[T] | None = None, **options: Any) -> tqdm[T]:
 
 def say(message: str) -> None:
     """One line to the person watching, without breaking a bar, and without what is secret in an address."""
-    tqdm.write(shown(message), file=_STDERR)
+    tqdm.write(printable(shown(message)), file=_STDERR)
     _STDERR.flush()

@@ -11,7 +11,7 @@ import numpy as np
 from glomo_dist.data.tokenizers.pixels import PixelTokenizer
 from glomo_dist.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from glomo_dist.model.config import GlomoConfig
-from glomo_dist.model.io import load_model, random_model
+from glomo_dist.model.io import CONFIG, load_model, random_model, read_meta
 from glomo_dist.model.io import model_folder as find_model
 from glomo_dist.pretrain.output.run_folder import CHECKPOINTS
 from glomo_dist.runtime.errors import CheckpointError, ConfigError
@@ -64,14 +64,18 @@ class Predictor:
 def finished_model(path: str | Path) -> Path | None:
     """The model at `path`, its folder or a run's; None if there is none.
 
-    CheckpointError for a run that has none yet.
+    CheckpointError for a run that has none yet, and for a folder that has only a part of one.
     """
-    if (found := find_model(path)) is None and Path(path, CHECKPOINTS).is_dir():
+    if found := find_model(path):
+        return found
+    if Path(path, CHECKPOINTS).is_dir():
         raise CheckpointError(
             f"{path} is not finished: it has no model yet. Run `glomo pretrain` again to its end, or give one "
             f"of its checkpoints, {path}/{CHECKPOINTS}/step-N."
         )
-    return found
+    if Path(path, CONFIG).is_file():
+        read_meta(path)
+    return None
 
 
 def require_seed(random_seed: int | None, where: str = "") -> None:

@@ -221,6 +221,13 @@ def test_missing_store_is_named(tmp_path):
         plan_jobs(plan)
 
 
+def test_a_part_of_a_model_is_named(tmp_path):
+    model = save_model(tmp_path / "model", Glomo(GlomoConfig(vocab_size=4, width=8, heads=2)))
+    (model / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is missing\. Copy the whole folder"):
+        plan_jobs(EvaluationPlan(tasks=("digits",), arms={"pretrained": str(model)}))
+
+
 def test_settings_of_the_wrong_kind_are_named(tmp_path):
     plan = EvaluationPlan(tasks=("digits",), arms={"none": "none"}, settings={"epochs": "three"})
     with pytest.raises(ConfigError, match="epochs must be int"):

@@ -24,6 +24,10 @@ def test_what_is_read_is_given_back():
             {"format": "glomo-x", "version": "3"},
             "a.json: format version '3', this program reads version 3. Make it again.",
         ),
+        (
+            {"format": "glomo-x", "version": 3.0},
+            "a.json: format version 3.0, this program reads version 3. Make it again.",
+        ),
     ],
 )
 def test_what_is_not_read_is_named(value, message):

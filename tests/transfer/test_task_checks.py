@@ -18,7 +18,7 @@ def a_task(**fields):
         "name": "mine",
         "version": 1,
         "unit": "words",
-        "load": None,
+        "load": lambda source, max_examples: made_up(),
         "data_source": "mine",
         "model": TextReader,
     }
@@ -57,6 +57,7 @@ def test_columns_that_the_reader_does_not_take_are_refused_with_the_task():
         ({"version": "1.0"}, "version must be int, got '1.0'"),
         ({"columns": ["text"]}, r"columns must map names to values, got \['text'\]"),
         ({"columns": {"text": 0}}, "columns.text must be at least 1 unit, or None for all, got 0"),
+        ({"measure": "accuracy"}, "measure must be a function or a class, got 'accuracy'"),
     ],
 )
 def test_fields_of_another_kind_are_refused_before_an_export(field, message):

@@ -11,7 +11,7 @@ import contextlib
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.words import counted
 from glomo_dist.transfer.datasets.dataset import SPLITS, Published, Row, Task, TaskData
-from glomo_dist.transfer.datasets.rows import records, table
+from glomo_dist.transfer.datasets.rows import records, require_once, table
 from glomo_dist.transfer.datasets.sources import find, has_records, packed, parquet_names, require
 from glomo_dist.transfer.datasets.splits import text_data
 from glomo_dist.transfer.datasets.values import TRUTH, class_number, no_label, text_of
@@ -65,10 +65,7 @@ def _tsv(path: str) -> list[Row]:
     for position, (where, cells) in enumerate(table(path)):
         if position == 0 and "sentence" in (lower := [cell.lower() for cell in cells]):
             names = lower
-            if max(map(names.count, ("sentence", "label"))) > 1:
-                raise DataError(
-                    f"{where}: two columns of one name: {', '.join(cells):.200}. Rename one of them."
-                )
+            require_once(where, names, ("sentence", "label"))
             if "label" not in names:
                 raise _UnlabelledError(
                     f"{where}: expected the columns sentence and label, got {', '.join(cells):.200}."
