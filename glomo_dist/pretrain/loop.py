@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import math
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -24,10 +23,11 @@ from glomo_dist.pretrain.ranks.group import Ranks
 from glomo_dist.pretrain.ranks.stopping import Stopping
 from glomo_dist.pretrain.settings.config import PretrainConfig
 from glomo_dist.pretrain.settings.resolve import ResolvedRun
-from glomo_dist.pretrain.settings.schedule import Plateau, exhausted, learning_rate
+from glomo_dist.pretrain.settings.schedule import exhausted, learning_rate
 from glomo_dist.pretrain.steps.activations import checkpoint_activations
 from glomo_dist.pretrain.steps.engine import build_engine, set_learning_rate
 from glomo_dist.pretrain.steps.feed import Feed
+from glomo_dist.pretrain.steps.loop_state import LoopState
 from glomo_dist.pretrain.steps.step import Clock, StepResult, train_step, valid_loss
 from glomo_dist.runtime import files
 from glomo_dist.runtime.config import to_dict
@@ -37,33 +37,6 @@ from glomo_dist.runtime.progress import say
 from glomo_dist.runtime.words import counted
 
 PARTS = ("data", "forward", "backward", "optimizer", "valid", "checkpoint", "other")  # of a step's time
-
-
-@dataclasses.dataclass
-class LoopState:
-    """What the loop must remember besides weights and optimizer; goes into every checkpoint.
-
-    step: optimizer steps done; it is also the whole state of the data stream.  bad_steps: skipped in a row.
-    skipped: steps skipped in all.
-    """
-
-    step: int = 0
-    bad_steps: int = 0
-    plateau: Plateau = dataclasses.field(default_factory=Plateau)
-    skipped: int = 0
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> LoopState:
-        plateau = dict(value["plateau"])
-        if plateau["best"] is None:
-            plateau["best"] = math.inf
-        return cls(value["step"], value["bad_steps"], Plateau(**plateau), value["skipped"])
-
-    def to_json(self) -> dict[str, Any]:
-        value = dataclasses.asdict(self)
-        if math.isinf(self.plateau.best):  # before the first validation; infinity is not JSON
-            value["plateau"]["best"] = None
-        return value
 
 
 def train(job: ResolvedRun, ranks: Ranks, claim: Claim, clock: Clock, stopping: Stopping) -> None:
@@ -94,7 +67,7 @@ def train(job: ResolvedRun, ranks: Ranks, claim: Claim, clock: Clock, stopping: 
         try:
             limit = config.reading.max_bad_shards
             feed = stack.enter_context(contextlib.closing(Feed(stream, ranks, state.step, job.out, limit)))
-            _steps(job, ranks, engine, stream, feed, state, hooks, saver, clock, stopping)
+            _Loop(job, ranks, engine, stream, feed, state, hooks, saver, clock, stopping).run()
         except GlomoError as e:
             if e.everywhere:  # what is being written is worth finishing
                 saver.wait()
@@ -112,51 +85,83 @@ def _stream(config: PretrainConfig, index: ShardIndex, ranks: Ranks, windows: Wi
     ))  # fmt: skip
 
 
-def _steps(
-    job: ResolvedRun, ranks: Ranks, engine: Any, stream: Stream, feed: Feed, state: LoopState, hooks: Sequence[Hook],
-    saver: Saver, clock: Clock, stopping: Stopping,
-) -> None:  # fmt: skip
-    config = job.config
-    valid = _valid_batches(job, ranks)
-    saved, trouble = state.step, None
-    since_logged: Counter[str] = Counter()
-    clock.lap("other")
-    clock.take()
-    while state.step < config.steps and not exhausted(config, state.plateau):
-        clock.step = state.step + 1
-        batch = feed.take(bool(stopping.asked), trouble or saver.error)
-        if batch is None:
-            if saved != state.step:
-                saver.save(engine, state.step, state.to_json())
-            saver.wait()
-            ranks.agree_on(_interrupted(job.out, state, stopping.asked))
-        assert batch is not None  # else a rank was asked to stop, and all have raised
+@dataclasses.dataclass
+class _Loop:
+    """The steps of a run on one rank.
+
+    hooks: on rank 0, told of every step.  trouble: what a hook had, for all ranks to agree on with the next batch.
+    saved: the step of the last checkpoint.  since_logged: seconds by part of the steps since the last logged one.
+    """
+
+    job: ResolvedRun
+    ranks: Ranks
+    engine: Any
+    stream: Stream
+    feed: Feed
+    state: LoopState
+    hooks: Sequence[Hook]
+    saver: Saver
+    clock: Clock
+    stopping: Stopping
+    trouble: GlomoError | None = None
+    since_logged: Counter[str] = dataclasses.field(default_factory=Counter)
+
+    def run(self) -> None:
+        config, state = self.job.config, self.state
+        valid = _valid_batches(self.job, self.ranks)
+        self.saved = state.step
+        self.clock.lap("other")
+        self.clock.take()
+        while not self._done():
+            self.clock.step = state.step + 1
+            batch = self.feed.take(bool(self.stopping.asked), self.trouble or self.saver.error)
+            if batch is None:
+                self._interrupt()
+            assert batch is not None  # else a rank was asked to stop, and all have raised
+            self._step(batch, valid)
+            if state.bad_steps >= min(config.max_bad_steps, config.steps):
+                self.ranks.agree_on(_diverged(self.job, state))
+            if self._done() or state.step % config.checkpoint_every == 0:
+                self._save()
+                self.clock.lap("checkpoint")
+        self.saver.wait()
+        self.ranks.agree_on(self.trouble)
+
+    def _done(self) -> bool:
+        return self.state.step >= self.job.config.steps or exhausted(self.job.config, self.state.plateau)
+
+    def _step(self, batch: Batch, valid: list[Batch]) -> None:
+        """Train on `batch`, validate where it is time, and tell the hooks."""
+        config, state, ranks = self.job.config, self.state, self.ranks
         # Dropout is a function of the step as well, so that resuming needs no random state.
         torch.manual_seed(derive_seed(config.seed, "step", state.step, ranks.rank))
         rate = learning_rate(config, state.step, state.plateau)
-        set_learning_rate(engine, rate)
+        set_learning_rate(self.engine, rate)
         last = state.step + 1 == config.steps
         validated = bool(valid) and (last or (state.step + 1) % config.valid_every == 0)
         logged = last or validated or (state.step + 1) % config.log_every == 0
-        result = train_step(engine, batch, config, ranks, clock, with_stats=logged)
+        result = train_step(self.engine, batch, config, ranks, self.clock, with_stats=logged)
         state.step += 1
         state.bad_steps = 0 if result.applied else state.bad_steps + 1
         state.skipped += not result.applied
         row = _row(state, rate, result, logged or not result.applied)
         if not result.applied:
-            row["samples"] = _suspects(stream, batch, result, ranks)
+            row["samples"] = _suspects(self.stream, batch, result, ranks)
         if validated:
-            row["valid_loss"] = valid_loss(engine, valid, config, ranks, clock)
+            row["valid_loss"] = valid_loss(self.engine, valid, config, ranks, self.clock)
             state.plateau = state.plateau.after(row["valid_loss"], config.plateau_patience)
-        trouble = _tell(hooks, row, clock, since_logged)
-        if state.bad_steps >= min(config.max_bad_steps, config.steps):
-            ranks.agree_on(_diverged(job, state))
-        if last or state.step % config.checkpoint_every == 0 or exhausted(config, state.plateau):
-            saver.save(engine, state.step, state.to_json())
-            saved = state.step
-            clock.lap("checkpoint")
-    saver.wait()
-    ranks.agree_on(trouble)
+        self.trouble = _tell(self.hooks, row, self.clock, self.since_logged)
+
+    def _save(self) -> None:
+        self.saver.save(self.engine, self.state.step, self.state.to_json())
+        self.saved = self.state.step
+
+    def _interrupt(self) -> None:
+        """The end on all ranks, since one was asked to stop: what is not yet saved is."""
+        if self.saved != self.state.step:
+            self._save()
+        self.saver.wait()
+        self.ranks.agree_on(_interrupted(self.job.out, self.state, self.stopping.asked))
 
 
 def _tell(

@@ -16,10 +16,10 @@ import pytest
 from pretrain_samples import PLAIN, job, rows, run_ranks
 
 from glomo_dist.pretrain import loop
-from glomo_dist.pretrain.loop import LoopState
 from glomo_dist.pretrain.output import run_folder
 from glomo_dist.pretrain.output.log import JsonLog
 from glomo_dist.pretrain.settings.schedule import Plateau
+from glomo_dist.pretrain.steps.loop_state import LoopState
 from glomo_dist.runtime.errors import GlomoError
 
 OFTEN = dataclasses.replace(PLAIN, steps=7, log_every=4, valid_every=3, valid_batches=1, checkpoint_every=2)
