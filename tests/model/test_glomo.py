@@ -122,6 +122,25 @@ def test_bfloat16_parameters_beside_float32_buffers(
         torch.testing.assert_close(found, exact, rtol=0.05, atol=0.05)
 
 
+def test_dropout_takes_whole_features_of_a_sequence_in_training_alone() -> None:
+    """Where the CNNs begin (here there is none), and in what the decoder starts from, in both of its layers."""
+    model = build(dropout=0.5, key_layers=0, query_layers=0)
+    x, at, ends = tokens(3, 6), torch.tensor([[0, 2, 5]] * 3), torch.full((3, 1), 6)
+    e, states = (1 + torch.rand(3, n, 16, dtype=torch.float64) for n in (6, 3))
+    decoder, first = model.forwards.decoder, []
+    decoder.rnn.register_forward_pre_hook(lambda _, given: first.append(given[1].unflatten(1, (3, 3))))
+    for training in (True, False):
+        model.train(training)
+        decoder.read(states, e, x, at, ends)
+        kept = [given / e for given in model.forwards.graph_predictor(e)]
+        for share in (*kept, *(layer / states for layer in first.pop())):
+            assert share.unique().tolist() == ([0, 2] if training else [1])
+            assert torch.equal(share, share[:, :1].expand_as(share))
+        assert torch.equal(*kept) == (not training)  # keys and queries lose different ones
+    between = [build(dropout=0.5, decoder_layers=n).forwards.decoder.rnn.dropout for n in (1, 2)]
+    assert between == [0, 0.5]  # PyTorch's own; it warns of one that has no layer to go to
+
+
 def test_loss_is_the_cross_entropy_of_the_following_units() -> None:
     """The decoder and the targets by hand, one sampled unit at a time."""
     model = build()
