@@ -110,6 +110,27 @@ def test_statistics_of_training_are_those_of_the_exported_graph(changes: dict[st
     )
 
 
+def test_statistics_of_the_last_layer_are_those_of_the_sampled_rows() -> None:
+    """As often as they are sampled; a first unit has nothing to look at and is no row."""
+    model = build().train()
+    model.collect_stats = True
+    x, lengths = tokens(2, 9), torch.tensor([9, 5])
+    positions = torch.tensor([[[1, 8, 3], [0, 4, 4]], [[2, 2, 7], [1, 3, 0]]])
+    model(x, lengths, positions)
+    own = (positions[0], lengths[:, None] - 1 - positions[1])
+    with torch.no_grad():
+        edges = [(g.dense() > 0).sum(-1).view(2, 2, 4, 9) for g in model.graphs(x, lengths)]
+    first = sum(e[:, 0].sum((0, 2)) for e in edges) / (2 * (8 + 4))
+    sampled = sum(
+        e[:, 1].gather(2, at[:, None].expand(2, 4, 3)).sum((0, 2)) for e, at in zip(edges, own, strict=True)
+    )
+    found = row_means(model.last_sums)["edges_per_row"].float()
+    torch.testing.assert_close(found, torch.stack([first, sampled / (positions > 0).sum()]))
+    # of short texts only the first unit may be sampled, so that the last layer has no rows
+    model(x[:, :2], torch.tensor([2, 2]), torch.zeros(2, 2, 3, dtype=torch.int64))
+    assert all((mean[-1] == 0).all() for mean in row_means(model.last_sums).values())
+
+
 @pytest.mark.parametrize("changes", [{"sparsity": kind} for kind in KINDS] + list(VARIANTS))
 def test_a_batch_of_empty_texts_has_empty_graphs(changes: dict[str, object]) -> None:
     """As each of them has beside another text; it has no loss."""
