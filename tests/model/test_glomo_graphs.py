@@ -3,7 +3,6 @@
 import pytest
 import torch
 from glomo_samples import IMAGE, KINDS, VARIANTS, build, tokens
-from torch import Tensor
 
 from glomo_dist.model.glomo import reversal, reverse_graph
 from glomo_dist.model.graph_stats import row_means
@@ -80,8 +79,9 @@ def test_reverse_graph_twice_is_the_graph() -> None:
     once = reverse_graph(graph, lengths)
     assert torch.equal(once.dense()[0], graph.dense()[0].flip(-1, -2))
     twice = reverse_graph(once, lengths)
-    for a, b in zip(graph, twice, strict=True):
-        assert torch.equal(a, b) if isinstance(a, Tensor) else a == b
+    for a, b in zip(graph[:3], twice[:3], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)  # of one dtype too
+    assert graph.shape == twice.shape
 
 
 def test_reversal_leaves_padding() -> None:
