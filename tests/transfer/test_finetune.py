@@ -1,5 +1,6 @@
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from transfer_samples import job, planted_store, write_sst2, write_vectors
@@ -7,9 +8,10 @@ from transfer_samples import job, planted_store, write_sst2, write_vectors
 from glomo_dist.graphs.index import GraphStoreError
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.runtime.errors import ConfigError
-from glomo_dist.transfer.features.inputs import encode
+from glomo_dist.transfer.features.inputs import bucketed, encode
 from glomo_dist.transfer.finetune import build, run
 from glomo_dist.transfer.job import FinetuneJob
+from glomo_dist.transfer.readers.models import TaskModel
 from glomo_dist.transfer.registry import get_task
 
 
@@ -134,6 +136,79 @@ def test_the_learning_rate_falls_to_zero_at_the_end_of_the_last_epoch(sample, mo
     fields = {"train_size": 40, "batch_size": 32, "epochs": 2, "lr": 0.01, "schedule": schedule}
     run(job(sample["source"], arm="uniform", **fields))
     assert seen == [pytest.approx([rate, 10 * rate]) for rate in rates]
+
+
+def test_every_epoch_has_another_order_and_all_arms_the_same(sample, monkeypatch):
+    seen = []
+
+    def recorded(*args):
+        batches = bucketed(*args)
+        seen.append(np.concatenate(batches).tolist())
+        return batches
+
+    monkeypatch.setattr("glomo_dist.transfer.training.bucketed", recorded)
+    for arm, seed in (("none", 0), ("uniform", 0), ("none", 1)):
+        run(job(sample["source"], arm=arm, seed=seed, epochs=2))
+    none, uniform, other = seen[:2], seen[2:4], seen[4:]
+    assert none == uniform
+    assert len(set(map(tuple, none + other))) == 4
+
+
+def test_a_step_takes_the_gradient_of_its_batch_and_clips_it(sample, monkeypatch):
+    """At a rate of next to nothing: the same gradient in every epoch, the same loss whatever the batches."""
+    norms, step = [], torch.optim.AdamW.step
+
+    def recorded(self, *args, **kwargs):
+        gradients = [
+            p.grad.flatten() for group in self.param_groups for p in group["params"] if p.grad is not None
+        ]
+        norms.append(float(torch.cat(gradients).norm()))
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", recorded)
+    fields = {"arm": "uniform", "train_size": 40, "epochs": 2, "lr": 1e-12, "dropout": 0.0}
+    whole = run(job(sample["source"], batch_size=40, clip=1e9, **fields))
+    assert norms == pytest.approx([norms[0]] * 2)
+    limit = norms[0] / 100
+    norms.clear()
+    parts = run(job(sample["source"], batch_size=32, clip=limit, **fields))
+    assert norms == pytest.approx([limit] * 4, rel=1e-4)  # PyTorch adds 1e-6 to the norm
+    losses = [[epoch.train_loss for epoch in result.curve] for result in (parts, whole)]
+    assert losses[0] == pytest.approx(losses[1])
+
+
+def test_dropout_is_on_in_every_epoch_and_off_in_what_is_measured(sample, monkeypatch):
+    """Two batches an epoch, one of dev, one of test."""
+    seen, forward = [], TaskModel.forward
+
+    def recorded(self, columns):
+        seen.append({module.training for module in self.modules()})
+        return forward(self, columns)
+
+    monkeypatch.setattr(TaskModel, "forward", recorded)
+    run(job(sample["source"], arm="uniform", train_size=40, batch_size=32, epochs=2))
+    assert seen == [{True}, {True}, {False}] * 2 + [{False}]
+
+
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_mixtures_of_a_result_are_told_apart(sample, monkeypatch, conditioned):
+    """Each has the weights and the scale of its own direction and number."""
+    logits, scales = torch.arange(8.0).square().view(2, 2, 2) / 16, torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+
+    def prepared(*args):
+        model = build(*args)
+        with torch.no_grad():
+            model.mixture.logits.copy_(logits)
+            model.mixture.scale.copy_(scales)
+        return model
+
+    monkeypatch.setattr("glomo_dist.transfer.finetune.build", prepared)
+    fields = {"graphs": sample["planted"], "mixtures": 2, "conditioned": conditioned, "epochs": 1, "lr": 1e-9}
+    found = run(job(sample["source"], arm="planted", **fields)).mixtures
+    assert [m.direction for m in found] == ["forward", "forward", "backward", "backward"]
+    assert [m.scale for m in found] == pytest.approx([1, 2, 3, 4])
+    weights = logits.softmax(-1).flatten(0, 1)
+    assert [m.weights for m in found] == [pytest.approx(tuple(w.tolist()), abs=1e-5) for w in weights]
 
 
 def test_early_stopping(sample):
