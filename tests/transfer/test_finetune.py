@@ -192,23 +192,27 @@ def test_dropout_is_on_in_every_epoch_and_off_in_what_is_measured(sample, monkey
 
 @pytest.mark.parametrize("conditioned", [False, True])
 def test_mixtures_of_a_result_are_told_apart(sample, monkeypatch, conditioned):
-    """Each has the weights and the scale of its own direction and number."""
-    logits, scales = torch.arange(8.0).square().view(2, 2, 2) / 16, torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    """Each has its own scale and weights; those that are conditioned as the mean over the words of test."""
+    made = []
 
     def prepared(*args):
-        model = build(*args)
-        with torch.no_grad():
-            model.mixture.logits.copy_(logits)
-            model.mixture.scale.copy_(scales)
-        return model
+        made.append(build(*args))
+        for parameter in made[0].mixture.parameters():
+            torch.nn.init.normal_(parameter)
+        return made[0]
 
     monkeypatch.setattr("glomo_dist.transfer.finetune.build", prepared)
     fields = {"graphs": sample["planted"], "mixtures": 2, "conditioned": conditioned, "epochs": 1, "lr": 1e-9}
-    found = run(job(sample["source"], arm="planted", **fields)).mixtures
+    found = run(job(sample["source"], sample["vectors"], arm="planted", **fields)).mixtures
     assert [m.direction for m in found] == ["forward", "forward", "backward", "backward"]
-    assert [m.scale for m in found] == pytest.approx([1, 2, 3, 4])
-    weights = logits.softmax(-1).flatten(0, 1)
-    assert [m.weights for m in found] == [pytest.approx(tuple(w.tolist()), abs=1e-5) for w in weights]
+    mixture, task = made[0].mixture, get_task("sst2")
+    assert [m.scale for m in found] == pytest.approx(mixture.scale.flatten().tolist())
+    inputs = encode(task.load(sample["source"], None), "words", sample["vectors"], task.limits(None), 12)
+    column = inputs.splits["test"].columns["text"]
+    words = [inputs.features("test.text", column.batch(np.array([i])))[0] for i in range(80)]
+    weights = mixture.weights(torch.cat(words)[None])
+    expected = weights.mean((2, 3)) if conditioned else weights
+    torch.testing.assert_close(torch.tensor([m.weights for m in found]), expected.flatten(0, 1).detach())
 
 
 def test_early_stopping(sample):

@@ -4,7 +4,7 @@ from glomo_kernels import SparseGraph
 
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.transfer.readers.head import Fusion, GraphMixture, window_mix
-from glomo_dist.transfer.readers.models import ReaderSizes, TaskModel, TextReader
+from glomo_dist.transfer.readers.models import PixelReader, ReaderSizes, TaskModel, TextReader, planes
 from glomo_dist.transfer.readers.sequences import Sequences
 
 
@@ -197,3 +197,29 @@ def test_reader_gradients():
     lengths = torch.tensor([4, 2, 1])
     units = torch.randn(3, 4, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: reader(Sequences(x, lengths)), units)
+
+
+@pytest.mark.parametrize(("reader", "column"), [(TextReader, "text"), (PixelReader, "image")])
+def test_dropout_before_the_reader_and_before_its_classifier(reader, column):
+    torch.manual_seed(0)
+    sizes = ReaderSizes(12, 32, 2, 0.5, shape=(4, 5))
+    model = TaskModel("window", GraphMixture(4, 1, 1), Fusion("concat", 4, 2), reader(sizes), 0.5)
+    zeros = []
+    model.reader.register_forward_pre_hook(
+        lambda _, args, given: zeros.append(float((given[column].units == 0).float().mean())),
+        with_kwargs=True,
+    )
+    model.reader.classify.register_forward_pre_hook(
+        lambda _, given: zeros.append(float((given[0] == 0).float().mean()))
+    )
+    sequences = Sequences(1 + torch.rand(8, 20, 4), torch.full((8,), 20))
+    for training in (True, False):
+        model.train(training)({column: sequences})
+    for dropped, without in zip(zeros[:2], zeros[2:], strict=True):
+        assert 0.4 < (dropped - without) / (1 - without) < 0.6
+
+
+def test_planes_of_images_that_are_no_squares():
+    image = torch.arange(24.0).view(1, 3, 4, 2)  # height, width, channels
+    found = planes(Sequences(image.flatten(1, 2), torch.tensor([12])), (3, 4))
+    assert torch.equal(found, image.permute(0, 3, 1, 2))

@@ -175,6 +175,32 @@ def test_reader_ignores_padding(cell):
         assert together[i, :, n[i] :].isneginf().all()
 
 
+def test_reader_is_the_written_formula():
+    torch.manual_seed(0)
+    reader = SpanReader(ReaderSizes(3, 4, 0, 0.3)).eval()
+
+    def states(layer, units):  # [T, width] -> [T, 2 · hidden]
+        return layer(Sequences(units[None], torch.tensor([len(units)])))[:, 0]
+
+    def scores(layer, a, b):
+        rows = [torch.cat([layer.a(x) + layer.b(y) + layer.product @ (x * y) for y in b]) for x in a]
+        return torch.stack(rows)
+
+    paragraph, question = torch.randn(5, 3), torch.randn(2, 3)
+    p, q = states(reader.encode, paragraph), states(reader.encode, question)
+    flow = scores(reader.flow, p, q)
+    asked, heard = flow.softmax(1) @ q, flow.amax(1).softmax(0) @ p
+    read = reader.merge(torch.cat([p, asked, p * asked, asked * heard], -1)).relu()
+    again = states(reader.again, read)
+    found = scores(reader.own, again, again).fill_diagonal_(float("-inf")).softmax(1) @ again
+    read = read + reader.residual(torch.cat([again, found, again * found], -1)).relu()
+    first = states(reader.first, read)
+    last = states(reader.last, torch.cat([first, read], -1))
+    expected = torch.stack([score(x)[:, 0] for score, x in zip(reader.score, (first, last), strict=True)])
+    given = (Sequences(x[None], torch.tensor([len(x)])) for x in (paragraph, question))
+    torch.testing.assert_close(reader(*given)[0], expected)
+
+
 def test_loss_leaves_out_answers_beyond_the_cut_and_spans_are_short():
     reader = SpanReader(ReaderSizes(3, 4, 0, 0.0))
     T = LONGEST + 8
