@@ -177,6 +177,9 @@ def test_bag_reader_is_blind_to_order_but_for_the_graph():
     sizes = ReaderSizes(6, 4, 2, 0.0, "bag")
     reader = TextReader(sizes).eval()
     units, lengths = torch.randn(2, 5, 6), torch.tensor([5, 3])
+    linear = reader.states.linear
+    expected = (units @ linear.weight.T + linear.bias).clamp(min=0).transpose(0, 1)
+    torch.testing.assert_close(reader.states(Sequences(units, lengths)), expected)
     order = torch.tensor([[4, 2, 0, 1, 3], [2, 0, 1, 3, 4]])  # the padding of the second text stays behind
     shuffled = units.gather(1, order[..., None].expand_as(units))
     torch.testing.assert_close(

@@ -25,6 +25,26 @@ def test_alignment_is_that_of_the_paper():
             torch.testing.assert_close(to_b[s, j], (weight[:, None] * a[s, :p]).sum(0) / weight.sum())
 
 
+def test_reader_is_the_written_formula():
+    torch.manual_seed(0)
+    reader = PairReader(ReaderSizes(3, 4, 3, 0.5)).eval()
+
+    def states(layer, units):  # [T, width] -> [T, 2 · hidden]
+        return layer(Sequences(units[None], torch.tensor([len(units)])))[:, 0]
+
+    def pooled(own, other):
+        compared = reader.compare(torch.cat([own, other, own - other, own * other], -1)).relu()
+        composed = states(reader.compose, compared)
+        return torch.cat([composed.mean(0), composed.amax(0)])
+
+    premise, hypothesis = torch.randn(4, 3), torch.randn(2, 3)
+    a, b = states(reader.encode, premise), states(reader.encode, hypothesis)
+    scores = a @ b.T
+    both = torch.cat([pooled(a, scores.softmax(1) @ b), pooled(b, scores.softmax(0).T @ a)])
+    given = (Sequences(x[None], torch.tensor([len(x)])) for x in (premise, hypothesis))
+    torch.testing.assert_close(reader(*given)[0], reader.classify(reader.decide(both).tanh()))
+
+
 @pytest.mark.parametrize("cell", ["gru", "lstm", "bag"])
 def test_reader_ignores_padding(cell):
     torch.manual_seed(0)

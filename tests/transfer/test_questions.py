@@ -125,6 +125,22 @@ def test_race_damaged_files(tmp_path):
         get_task("race").load(source, None)
 
 
+def test_choice_reader_is_the_written_formula():
+    torch.manual_seed(0)
+    reader = ChoiceReader(ReaderSizes(3, 4, 2, 0.5)).eval()
+    texts = [Sequences(torch.randn(1, n, 3), torch.tensor([n])) for n in (6, 3, 2, 2)]
+    article, question, *options = texts
+    read = reader.states(article)[:, 0]  # [T, 2 · hidden]
+    asked, *offered = (reader.pool(reader.states(text), text.real)[0] for text in (question, *options))
+    expected = []
+    for option in offered:
+        found = (read @ reader.query(torch.cat([asked, option]))).softmax(0) @ read
+        together = torch.cat([found, option, found * option, found * asked])
+        expected.append(reader.score(reader.agree(together).tanh()))
+    both = Sequences(torch.cat([option.units for option in options]), torch.tensor([2, 2]))
+    torch.testing.assert_close(reader(article, question, both)[0], torch.cat(expected))
+
+
 def test_choice_reader_ignores_padding_and_follows_the_options():
     torch.manual_seed(0)
     reader = ChoiceReader(ReaderSizes(3, 4, 4, 0.0)).eval()
