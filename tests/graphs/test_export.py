@@ -19,7 +19,7 @@ from glomo_dist.runtime.json_files import read_json
 
 
 def chunks(folder):
-    return {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.glob("*.safetensors")}
+    return {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted(folder.glob("*.safetensors"))}
 
 
 def test_interrupted_export_keeps_good_chunks_and_mends_bad_ones(tmp_path):
@@ -60,11 +60,27 @@ def test_exporting_again_by_other_code_is_the_same_store(tmp_path, monkeypatch):
 
 
 def test_other_settings_are_refused(tmp_path):
-    export(tmp_path / "store")
+    model, splits = export(tmp_path / "store")
+    other = {**splits, "test": [ids[::-1] for ids in splits["test"]]}
+    with pytest.raises(GraphStoreError, match="the fingerprint of the examples is"):
+        export_graphs(model, other, tmp_path / "store", meta=META, keep=3, chunk_units=20, batch_units=40)
     with pytest.raises(GraphStoreError, match="keep is 3 there and 4 now"):
         export(tmp_path / "store", keep=4)
     with pytest.raises(GraphStoreError, match="the fingerprint of the predictor is 'mmmm"):
         export(tmp_path / "store", meta=dataclasses.replace(META, model="other"))
+
+
+def test_a_model_in_training_is_exported_without_its_dropout(tmp_path):
+    model, splits = export(tmp_path / "evaluated")
+    for direction in (model.forwards, model.backwards):
+        direction.graph_predictor.dropout.rate = 0.5
+    export_graphs(
+        model.train(), splits, tmp_path / "store", meta=META, keep=3, chunk_units=20, batch_units=40
+    )
+    contents = [
+        [content for _, content in chunks(tmp_path / name).values()] for name in ("evaluated", "store")
+    ]
+    assert contents[0] == contents[1] and model.training
 
 
 def test_chunks_of_other_batches_are_not_mixed_into_a_store(tmp_path):

@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
 import torch
-from glomo_kernels import graph_mix
-from graph_samples import dense_of, export
+from glomo_kernels import SparseGraph, graph_mix
+from graph_samples import META, dense_of, export
 
+from glomo_dist.graphs.export import export_graphs
 from glomo_dist.graphs.index import GraphStoreError
 from glomo_dist.graphs.store import GraphStore
+from glomo_dist.model.config import GlomoConfig
 
 
 @pytest.mark.parametrize("keep", [3, None])
@@ -30,6 +32,38 @@ def test_batches_are_the_predictors_graphs(tmp_path, keep):
             assert (j < i).all() if direction == 0 else (j > i).all()
             live += len(i)
     assert live > 50  # the comparison was not between empty graphs
+
+
+class Given(torch.nn.Module):
+    """A predictor whose graphs are the same two, of one component each."""
+
+    config = GlomoConfig(vocab_size=2, layers=1, heads=1)
+
+    def __init__(self, pair):
+        super().__init__()
+        self.pair = pair
+
+    def graphs(self, tokens, lengths, keep=None):
+        return self.pair
+
+
+@pytest.mark.parametrize(("n", "edges", "keep"), [(300, 256, 256), (301, 299, None), (2**15 + 2, 5, 8)])
+def test_long_texts_and_rows_of_many_edges(tmp_path, n, edges, keep):
+    """Beyond what 16 bits of a column and 8 of a count hold; an edge of no weight in float16 is none."""
+
+    def graph(row, columns, weights):
+        offsets = torch.where(torch.arange(n + 1) > row, len(columns), 0)
+        return SparseGraph(offsets, columns.int(), weights, (1, 1, n))
+
+    weights, columns = torch.full((edges,), 1 / edges), torch.arange(n - 1 - edges, n - 1)
+    forward, backward = graph(n - 1, columns, weights), graph(0, columns + 1, weights)
+    faint = torch.cat([torch.zeros(1), columns]), torch.cat([torch.full((1,), 1e-9), weights])
+    model, splits = Given((graph(n - 1, *faint), backward)), {"train": [np.zeros(n, np.int32)]}
+    export_graphs(model, splits, tmp_path / "store", meta=META, keep=keep)
+    stored = GraphStore.open(tmp_path / "store").batch("train", [0])
+    for found, expected in zip(stored, (forward, backward), strict=True):
+        assert torch.equal(found.offsets, expected.offsets) and torch.equal(found.columns, expected.columns)
+        torch.testing.assert_close(found.weights, expected.weights, atol=0, rtol=1e-3)
 
 
 def test_default_length_is_that_of_the_longest_example(tmp_path):

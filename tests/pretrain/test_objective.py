@@ -122,3 +122,4 @@ def test_loss_scale_undoes_means_of_unequal_parts() -> None:
         gradients.append(torch.autograd.grad(total, w)[0])
     wanted = torch.autograd.grad(((w * x - 1) ** 2).mean(), w)[0]
     assert torch.allclose(sum(gradients) / 2, wanted, rtol=1e-12)
+    assert loss_scale(ranks=2, passes=3, targets=1) == loss_scale(ranks=2, passes=3, targets=0) == 6

@@ -88,8 +88,13 @@ def test_validation_needs_no_more_rows_at_a_time_than_training(micro_batch, monk
     engine, batch, config, ranks = inputs(0.0)
     expected = valid_loss(engine, [batch, batch], config, ranks, Clock(ranks.device))  # type: ignore[arg-type]
     engine, batch, config, ranks = inputs(0.0, micro_batch)
-    rows, forward = [], engine.module.forward
-    monkeypatch.setattr(engine.module, "forward", lambda *x: rows.append(len(x[0])) or forward(*x))
+    passes, forward = [], engine.module.forward
+
+    def recorded(*sequences):
+        passes.append((len(sequences[0]), engine.module.training))
+        return forward(*sequences)
+
+    monkeypatch.setattr(engine.module, "forward", recorded)
     loss = valid_loss(engine, [batch, batch], config, ranks, Clock(ranks.device))  # type: ignore[arg-type]
-    assert rows == [micro_batch] * (2 * 6 // micro_batch) and engine.module.training
+    assert passes == [(micro_batch, False)] * (2 * 6 // micro_batch) and engine.module.training
     assert loss == pytest.approx(expected, rel=1e-6)
