@@ -266,6 +266,27 @@ def test_spare_rows_are_pure_and_near() -> None:
             assert len(shards([number, *spares[:16]])) <= 3 < len(shards(spares))
 
 
+@pytest.mark.parametrize(
+    ("windows", "rows", "spares"),
+    [
+        ("fixed", [(0, 9, 0, 7), (1, 4, 0, 12), (2, 4, 24, 12), (3, 4, 36, 4), (4, 4, 12, 12)], [17, 20, 25]),
+        ("random", [(0, 4, 9, 11), (1, 4, 30, 8), (2, 4, 12, 9), (3, 3, 0, 7), (4, 4, 0, 8)], [35, 34, 45]),
+        ("packed", [(0, 9, 0, 7), (1, 4, 12, 12), (2, 4, 0, 12), (3, 4, 24, 12), (4, 3, 0, 8), (4, 4, 36, 4)],
+         [17, 16, 25]),
+    ],
+)  # fmt: skip
+def test_the_order_of_a_known_seed(
+    windows: Windows, rows: list[tuple[int, int, int, int]], spares: list[int]
+) -> None:
+    """A run that is resumed by a later version goes on with the samples that it has not seen."""
+    index = index_of([[30, 5, 12], [8, 40], [3, 9, 20, 6], [7]])
+    order = WindowOrder(index, 12, 7, windows=windows, block_shards=2)
+    first = order.epoch_first(1)
+    pieces = order.pieces(np.arange(first, first + 5))
+    assert list(zip(*(array.tolist() for array in pieces), strict=True)) == rows
+    assert [order.spare(first + 1, attempt) for attempt in (0, 1, 16)] == spares
+
+
 def test_keys_are_the_published_numbers_of_splitmix() -> None:
     """Those of the reference in C, https://prng.di.unimi.it/splitmix64.c, with x = 1234567."""
     numbers = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]

@@ -31,9 +31,15 @@ def test_rows_by_hand(tmp_path):
     assert none.score.mean == pytest.approx(0.72) and none.score.sd == pytest.approx(0.02)
     assert none.to_none is None and pretrained.main_minus is None
     assert pretrained.to_none.difference.mean == pytest.approx(0.02)
+    assert none.main_minus.difference.mean == pytest.approx(0.02)
     assert pretrained.to_none.p == pytest.approx(0.07418, abs=1e-5)
     text = as_text(read_results([folder]))
     assert "72.00 ± 2.00" in text and "+2.00 [−0.48, +4.48], p = 0.074" in text
+
+
+def test_the_main_arm_is_the_last_one_with_graphs(tmp_path):
+    rows = [row for arm in ("none", "first", "second", "uniform") for row in scores(arm, NONE)]
+    assert tables(read_results([write(tmp_path / "out", rows)]))[0].main == "second"
 
 
 def test_all_metrics_are_shown(tmp_path):
