@@ -84,6 +84,13 @@ def test_deterministic_and_free_of_global_state(sample):
     assert curve(other) != curve(first)
 
 
+def test_a_seed_has_its_own_initial_parameters(sample):
+    """Their loss, whatever the order of the examples."""
+    fields = {"arm": "none", "epochs": 1, "batch_size": 200, "dropout": 0.0}
+    losses = [run(job(sample["source"], seed=seed, **fields)).curve[0].train_loss for seed in (0, 1)]
+    assert losses[0] != pytest.approx(losses[1], rel=1e-4)
+
+
 def test_test_metric_belongs_to_the_best_dev_epoch(sample):
     """Stopping at the best epoch gives the same test number as running on past it."""
     # The features do not tell the label, so dev goes up and down; of a few seeds one peaks before the end.
