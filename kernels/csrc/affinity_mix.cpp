@@ -152,7 +152,7 @@ void affinity_mix(const Mix<Element>& problem, Element* mixed, Sum<Element>* nor
         norm[row + i] = static_cast<T>(sum[i]);
         if (edges) {
           edges[row + i] = count[i];
-          entropy[row + i] = static_cast<T>(sum[i] > 0 ? std::log(sum[i]) - log_sum[i] / sum[i] : 0);
+          entropy[row + i] = static_cast<T>(sum[i] == 0 ? 0 : std::log(sum[i]) - log_sum[i] / sum[i]);
         }
       }
     }

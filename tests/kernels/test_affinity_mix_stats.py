@@ -48,6 +48,20 @@ def test_no_entropy_is_negative(backend):
     assert affinity_mix(q, k, q, return_stats=True)[1].entropy.min() == 0
 
 
+@pytest.mark.parametrize("case", ["relu", "square"])
+def test_a_row_with_nan_does_not_pass_for_one_of_a_single_edge(backend, case):
+    """Its sum and its entropy are NaN. The score that is NaN counts as no edge."""
+    q, k, v, _ = make(9)
+    weights = dense_weights(q, k, kind=case)
+    weights[..., 3] = 0
+    k[:, :, 3] = torch.nan
+    stats = affinity_mix(q, k, v, kind=case, return_stats=True)[1]
+    spoiled = (torch.arange(9) > 3).expand_as(stats.edges)
+    assert torch.equal(stats.row_sum.isnan(), spoiled)
+    assert torch.equal(stats.entropy.isnan(), spoiled)
+    torch.testing.assert_close(stats.edges.long(), (weights > 0).sum(-1))
+
+
 @pytest.mark.parametrize("dead", [slice(64, 128), slice(20, 130)], ids=["a tile of rows", "rows of three"])
 def test_live_tiles(backend, dead):
     q, k, v, theta = make(200, rows=150, heads=1)
