@@ -128,7 +128,6 @@ void mix_dense_backward_weights(const Graphs<T>& graphs, const T* grad, const T*
     for (std::int64_t item = next(); item >= 0; item = next()) {
       const std::int64_t b = item / per_sample, first = item % per_sample * LANES;
       const std::int64_t last = std::min(first + LANES, units);
-      across.clear();
       for (std::int64_t g = 0; first + g < last; g += group) {  // products[j][i] = features_j . grad_i
         const std::int64_t rows = std::min(group, last - first - g);
         const Range range = columns_of(graphs, b, first + g, first + g + rows);
