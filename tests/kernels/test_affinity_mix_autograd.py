@@ -61,6 +61,18 @@ def test_gradients_of_the_edges_that_are_kept(backend, monkeypatch, case, dtype)
         compare(both((q, k, v, theta), dtype, with_theta, options))
 
 
+@pytest.mark.parametrize("keep", KEEP)
+def test_a_sum_beyond_float32_gives_no_gradient_that_is_nan(backend, monkeypatch, keep):
+    """Squares of 1e38 are numbers of float32, four of them are not."""
+    monkeypatch.setattr(importlib.import_module("glomo_kernels.affinity_mix"), "_keep", lambda *x: keep)
+    q, k, v, theta = make(17)
+    q, k = torch.full_like(q, 2e9), torch.full_like(k, 1e9)
+    inputs = leaves(q, k, v * 1e-3, theta, dtype=torch.float32)
+    out = affinity_mix(*inputs)
+    for name, gradient in zip(("dq", "dk", "dv", "dtheta"), gradients(out, inputs), strict=True):
+        assert gradient.isfinite().all(), name
+
+
 @pytest.mark.parametrize("case", ["threshold", "topk"])
 def test_any_number_of_threads_gives_the_same_bits(monkeypatch, case):
     """Several blocks per head, fewer heads than threads and more; again and again."""

@@ -94,10 +94,11 @@ def test_any_number_of_threads_gives_the_same_bits(monkeypatch, density):
 
 @pytest.mark.parametrize("offset", [0, 3])
 @pytest.mark.parametrize("density", [0.24, 0.9], ids=["single edges", "nearly dense"])
-def test_rows_of_hundreds_of_edges(monkeypatch, density, offset):
+@pytest.mark.parametrize("width", [16, 3], ids=["registers", "less than one"])
+def test_rows_of_hundreds_of_edges(monkeypatch, width, density, offset):
     """Sums of sums: added up one after the other, so many terms miss twice PyTorch's error up to ten times."""
     monkeypatch.setenv("GLOMO_KERNELS", "cpp")
-    units, width = 1500, 16
+    units = 1500
     dense = make(units, components=2, density=density, batch=1)
     features = torch.randn(1, units, width, dtype=torch.float64) + offset
     results = both(dense, weights_of(True, 1, units, 2), features, torch.float32, offset=offset)
