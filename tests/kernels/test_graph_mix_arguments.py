@@ -42,6 +42,8 @@ def test_wrong_arguments_are_named(change, message):
     [
         (lambda g: g._replace(offsets=g.offsets[1:]), r"graph.offsets must be \(61,\), got \(60,\)"),
         (lambda g: g._replace(offsets=g.offsets + 1), "graph.offsets must rise from 0"),
+        (lambda g: g._replace(offsets=g.offsets.clamp(min=1)), "graph.offsets must rise from 0"),
+        (lambda g: g._replace(offsets=g.offsets.clamp(max=g.offsets[-1] - 1)), "graph.offsets must rise from 0"),
         (
             lambda g: g._replace(offsets=g.offsets.index_fill(0, torch.tensor([9]), 99)),
             r"graph\.offsets must rise from 0 to the number of edges .*, falling within row 9$",
@@ -56,8 +58,8 @@ def test_wrong_arguments_are_named(change, message):
         (lambda g: g._replace(shape=None), r"graph.shape must be \(B, C, T\), got None"),
         (lambda g: g._replace(shape=(3, 4, 5.0)), r"graph.shape must be whole numbers from 0 on, got 5\.0"),
         (lambda g: g._replace(shape=(-3, -4, 5)), "graph.shape must be whole numbers from 0 on, got -3"),
-        (lambda g: g._replace(columns=g.columns + 5), r"graph.columns must lie in 0..4"),
-        (lambda g: g._replace(columns=g.columns - 5), r"graph.columns must lie in 0..4"),
+        (lambda g: g._replace(columns=g.columns + 1), r"graph.columns must lie in 0..4, got 1..5"),
+        (lambda g: g._replace(columns=g.columns - 1), r"graph.columns must lie in 0..4, got -1..3"),
         (
             lambda g: g._replace(weights=g.weights.requires_grad_()),
             r"graph.weights requires a gradient.* pass graph.detach\(\)",

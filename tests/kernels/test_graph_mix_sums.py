@@ -61,6 +61,18 @@ def test_one_weight_for_all_has_the_same_gradient_for_every_number_of_threads(un
     torch.testing.assert_close(results[0].double(), exact, rtol=1e-5, atol=1e-5)
 
 
+def test_one_weight_for_all_of_products_has_the_same_gradient_for_every_number_of_threads():
+    units = 70_001
+    columns = torch.arange(units, dtype=torch.int32).repeat(2)
+    graph = SparseGraph(torch.arange(2 * units + 1), columns, torch.rand(2 * units), (1, 2, units))
+    h, results = torch.randn(1, units, 2), []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        w = torch.ones(3, requires_grad=True)
+        results += torch.autograd.grad(graph_mix(graph, w, h, heads=1).square().sum(), w)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
 @pytest.mark.parametrize("offset", [0, 3])
 def test_shared_weights_of_products_are_added_up_in_parts(backend, offset):
     """The gradient of one number for all units is a sum over all of them."""
