@@ -100,5 +100,14 @@ def test_graph_apply_names_wrong_components():
             graph_apply(graph, torch.zeros(3, 2, 5, 2), first=first)
     with pytest.raises(ValueError, match="graph_apply: features must be floating point"):
         graph_apply(graph, torch.zeros(3, 1, 5, 2, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"features must be \(3, 'K', 5, 'D'\)"):
-        graph_apply(graph, torch.zeros(3, 5, 2))
+    for shape in ((3, 5, 2), (3, 2, 4, 2), (3, 2, 6, 2), (2, 2, 5, 2)):
+        with pytest.raises(ValueError, match=r"features must be \(3, 'K', 5, 'D'\)"):
+            graph_apply(graph, torch.zeros(shape))
+
+
+def test_a_graph_that_requires_a_gradient_is_taken_where_none_is_made():
+    graph, weights, features = sparse(make(5).float()), torch.rand(4), torch.rand(3, 5, 2)
+    expected = graph_mix(graph, weights, features)
+    graph.weights.requires_grad_()
+    with torch.no_grad():
+        assert torch.equal(graph_mix(graph, weights, features), expected)
