@@ -43,7 +43,7 @@ def test_same_result_for_every_number_of_threads(backend, threads):
             assert torch.equal(one, many)
 
 
-@pytest.mark.parametrize(("units", "count"), [(70_001, 1), (4096, 1), (5000, 3)])
+@pytest.mark.parametrize(("units", "count"), [(70_001, 1), (300_001, 1), (4096, 1), (5000, 3)])
 def test_one_weight_for_all_has_the_same_gradient_for_every_number_of_threads(units, count):
     """A long sum to one number, which torch divides among its threads."""
     at = torch.arange(units * count + 1)
