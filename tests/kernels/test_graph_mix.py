@@ -91,6 +91,17 @@ def test_features_without_width(backend, heads, density):
     assert out.shape == d_h.shape == h.shape and (d_w == 0).all()
 
 
+@pytest.mark.parametrize("heads", [None, 2])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_weights_in_another_dtype_than_the_features(backend, dtype, heads):
+    graph, features = sparse(make(9).float()), torch.randn(3, 9, 5)
+    weights = torch.rand(4 if heads is None else 6).to(torch.bfloat16)
+    mixed = graph_mix(graph, weights.to(dtype), features, heads=heads)
+    torch.testing.assert_close(
+        mixed, graph_mix(graph, weights.float(), features, heads=heads), rtol=0, atol=0
+    )
+
+
 def test_graph_apply(backend):
     dense = make(17, components=5)
     graph = sparse(dense)

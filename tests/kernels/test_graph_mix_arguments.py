@@ -43,7 +43,10 @@ def test_wrong_arguments_are_named(change, message):
         (lambda g: g._replace(offsets=g.offsets[1:]), r"graph.offsets must be \(61,\), got \(60,\)"),
         (lambda g: g._replace(offsets=g.offsets + 1), "graph.offsets must rise from 0"),
         (lambda g: g._replace(offsets=g.offsets.clamp(min=1)), "graph.offsets must rise from 0"),
-        (lambda g: g._replace(offsets=g.offsets.clamp(max=g.offsets[-1] - 1)), "graph.offsets must rise from 0"),
+        (
+            lambda g: g._replace(offsets=g.offsets.clamp(max=g.offsets[-1] - 1)),
+            "graph.offsets must rise from 0",
+        ),
         (
             lambda g: g._replace(offsets=g.offsets.index_fill(0, torch.tensor([9]), 99)),
             r"graph\.offsets must rise from 0 to the number of edges .*, falling within row 9$",
