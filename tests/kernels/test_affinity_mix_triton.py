@@ -116,6 +116,21 @@ def test_stats(case):
 
 
 @kernels
+@pytest.mark.parametrize("case", ["relu", "square"])
+def test_a_row_with_nan_does_not_pass_for_one_of_a_single_edge(case):
+    """Its sum and its entropy are NaN. The score that is NaN counts as no edge."""
+    q, k, v, _ = (x.float() for x in plain.make(70, heads=1))
+    weights = dense_weights(q, k, kind=case)
+    weights[..., 3] = 0
+    k[:, :, 3] = torch.nan
+    stats = on_device(q, k, v, kind=case, return_stats=True)[1]
+    spoiled = (torch.arange(70) > 3).expand_as(stats.edges)
+    assert torch.equal(stats.row_sum.isnan(), spoiled)
+    assert torch.equal(stats.entropy.isnan(), spoiled)
+    torch.testing.assert_close(stats.edges.long(), (weights > 0).sum(-1))
+
+
+@kernels
 def test_live_tiles():
     q, k, v, theta = (x.float() for x in plain.make(200, rows=150, heads=1))
     theta = theta.abs() + 1

@@ -148,7 +148,7 @@ def _statistics(
         )
         share = root * root / divisor[:, None]
         edges += tl.sum((root * root > 0).to(tl.int32), 1)
-        entropy -= tl.sum(tl.where(share > 0, share * tl.log(tl.where(share > 0, share, 1.0)), 0.0), 1)
+        entropy -= tl.sum(tl.where(share == 0, 0.0, share * tl.log(tl.where(share == 0, 1.0, share))), 1)
     return edges, entropy
 
 
