@@ -61,6 +61,29 @@ def test_gradients_of_the_edges_that_are_kept(backend, monkeypatch, case, dtype)
         compare(both((q, k, v, theta), dtype, with_theta, options))
 
 
+def test_a_row_without_weight_has_none_in_the_backward_pass(monkeypatch):
+    """Row 27's only score is theta, but for rounding: where it is no edge, nothing that lay in the place of the bits
+    may make it one. Its block goes over to bits at row 10, whose root has those of row 27 set."""
+    monkeypatch.setenv("GLOMO_KERNELS", "cpp")
+    monkeypatch.setattr(importlib.import_module("glomo_kernels.affinity_mix"), "_keep", lambda *x: "roots")
+    heads = 60
+    q, k = torch.zeros(2, 1, heads, 130, 64)
+    k[:, :, 3], k[:, :, 100] = torch.randn(2, 1, heads, 64)
+    q[:, :, 10], q[:, :, 70] = k[:, :, 3], k[:, :, 100]
+    q[:, :, 27] = k[:, :, 100] + torch.randn(1, heads, 64) / 8
+    theta = torch.full((1, heads, 130), 1e6)
+    theta[:, :, 10] = k[:, :, 3].square().sum(-1) - 1.5
+    theta[:, :, 27] = (q[:, :, 27].double() * k[:, :, 100]).sum(-1)
+    theta[:, :, 70] = 1
+    inputs = leaves(q, k, torch.randn(1, heads, 130, 8), theta, dtype=torch.float32)
+    out, stats = affinity_mix(*inputs, causal=False, return_stats=True)
+    assert (stats.edges[:, :, 10] == 1).all() and (stats.edges[:, :, 70] >= 1).all()
+    (dv,) = torch.autograd.grad(out[:, :, 27].sum(), inputs[2])
+    without = stats.edges[:, :, 27] == 0
+    assert 10 < without.sum() < 50
+    assert not dv[without].any()
+
+
 @pytest.mark.parametrize("keep", KEEP)
 def test_a_sum_beyond_float32_gives_no_gradient_that_is_nan(backend, monkeypatch, keep):
     """Squares of 1e38 are numbers of float32, four of them are not."""
@@ -71,6 +94,20 @@ def test_a_sum_beyond_float32_gives_no_gradient_that_is_nan(backend, monkeypatch
     out = affinity_mix(*inputs)
     for name, gradient in zip(("dq", "dk", "dv", "dtheta"), gradients(out, inputs), strict=True):
         assert gradient.isfinite().all(), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nan_in_a_row_spoils_the_gradient_of_no_other(backend, dtype):
+    """Row 150 is worked on before row 86, by the same thread in the same place."""
+    torch.set_num_threads(1)
+    q, k, v, theta = make(200, heads=1)
+    inputs = leaves(q, k, v, theta.abs() + 3, dtype=dtype)
+    with torch.no_grad():
+        inputs[0][:, :, 150] = torch.nan
+    dq, _, _, dtheta = gradients(affinity_mix(*inputs, causal=False), inputs)
+    spoiled = torch.arange(200) == 150
+    assert torch.equal(dq.isnan().any(-1)[0, 0], spoiled)
+    assert torch.equal(dtheta.isnan()[0, 0], spoiled)
 
 
 @pytest.mark.parametrize("case", ["threshold", "topk"])
