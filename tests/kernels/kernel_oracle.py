@@ -72,7 +72,7 @@ def spans_of(option, units):
     """Number of query rows (None: as many as units) and the options of an op on three samples of more than 140 units:
     documents packed in a row, or rows at five positions, of all samples or of each."""
     if option == "packed":
-        segments = torch.arange(units).expand(3, -1) // torch.tensor([[70], [11], [units + 50]])
+        segments = torch.arange(units).expand(3, -1) // torch.tensor([[70], [31], [units + 50]])
         return None, {"segments": segments, "lengths": torch.tensor([units, 140, 3])}
     positions = torch.tensor([7, 0, units - 1, 70, 7])
     if option == "positions of each":

@@ -95,6 +95,13 @@ def test_widths(backend, width):
     compare(both(make(50, width=width), torch.float32, True, {}, None, True))
 
 
+@pytest.mark.parametrize("size", [1e-9, 1e-4, 1e4])
+@pytest.mark.parametrize("keep,renormalise", KEEPS)
+def test_tiny_and_huge_scores(backend, keep, renormalise, size):
+    q, k, theta = make(17)
+    compare(both((q * size, k, theta * size), torch.float32, True, {}, keep, renormalise))
+
+
 @pytest.mark.parametrize("offset", [0, 3])
 def test_rows_of_hundreds_of_edges(monkeypatch, offset):
     """dk is a sum over all rows: added up one after the other, they miss twice PyTorch's error."""
@@ -204,6 +211,21 @@ print(affinity_graph(q, q).columns.numel())
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert 40_000 < int(done.stdout) < 50_000  # half of 2,000 x 45 pairs
+
+
+@pytest.mark.parametrize("kind", ["relu", "square"])
+@pytest.mark.parametrize("keep,renormalise", KEEPS)
+def test_a_key_with_nan_is_as_one_of_zeros(monkeypatch, keep, renormalise, kind):
+    monkeypatch.setenv("GLOMO_KERNELS", "cpp")
+    results = []
+    for value in (torch.nan, 0):
+        torch.manual_seed(0)
+        q, k, _ = make(70)
+        k[:, :, [5, 68]] = value
+        inputs = leaves(q, k, dtype=torch.float32)
+        graph = affinity_graph(*inputs, kind=kind, causal=False, keep=keep, renormalise=renormalise)
+        results.append([graph.columns, graph.weights, *gradients(graph.weights, inputs)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_keep_of_any_kind_of_whole_number(backend):

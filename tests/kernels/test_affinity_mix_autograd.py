@@ -110,6 +110,21 @@ def test_nan_in_a_row_spoils_the_gradient_of_no_other(backend, dtype):
     assert torch.equal(dtheta.isnan()[0, 0], spoiled)
 
 
+@pytest.mark.parametrize("keep", KEEP)
+@pytest.mark.parametrize("case", ["threshold", "topk"])
+def test_nan_in_a_key_spoils_the_gradients_of_the_rows_that_see_it(monkeypatch, case, keep):
+    """And those of no other, where edges are few: the key before it ends in the midst of a register."""
+    monkeypatch.setenv("GLOMO_KERNELS", "cpp")
+    monkeypatch.setattr(importlib.import_module("glomo_kernels.affinity_mix"), "_keep", lambda *x: keep)
+    with_theta, options = split(case)
+    q, k, v, theta = make(150, width=70)
+    k[:, :, 100] = torch.nan
+    inputs = leaves(q, k, v, theta.abs() + 12, dtype=torch.float32)
+    inputs = inputs if with_theta else inputs[:3]
+    dq = gradients(affinity_mix(*inputs, **options), inputs)[0]
+    assert torch.equal(dq.isnan().any(-1), (torch.arange(150) > 100).expand(3, 2, -1))
+
+
 @pytest.mark.parametrize("case", ["threshold", "topk"])
 def test_any_number_of_threads_gives_the_same_bits(monkeypatch, case):
     """Several blocks per head, fewer heads than threads and more; again and again."""
