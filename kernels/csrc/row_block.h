@@ -44,8 +44,6 @@ class RowBlock {
 
   // Scores of row r become roots, once, just before these are read: they are in the nearest cache then.
   void finish(std::int64_t r) {
-    sum_[r] = 0;
-    if (begin(r) >= end(r)) return;
     if (problem_.kind == Kind::topk) return keep_largest(r, problem_.topk[block_.sample]);
     weigh(r, block_.theta(r), problem_.kind == Kind::relu);
   }
