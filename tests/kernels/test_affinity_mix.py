@@ -147,6 +147,19 @@ def test_packed_documents_do_not_see_each_other(backend, case, causal):
     torch.testing.assert_close(whole[:1, :, 70:], alone, rtol=1e-12, atol=1e-12)
 
 
+def test_rows_in_any_order(backend):
+    """The rows of one block see no key of the second tile, those of the blocks before and after it do."""
+    positions = torch.tensor([130] * 6 + [10] * 64 + [130] * 64)
+    compare(both(make(140, rows=134), torch.float32, True, {"positions": positions}))
+
+
+@pytest.mark.parametrize("positions", [[70, 3], [3, 70]])
+def test_rows_of_documents_that_are_a_tile_long(backend, positions):
+    segments = (torch.arange(128) // 64).expand(3, -1)
+    options = {"positions": torch.tensor(positions), "segments": segments, "causal": False}
+    compare(both(make(128, rows=2), torch.float32, True, options))
+
+
 def test_positions_in_packed_rows(backend):
     segments = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2, 2]] * 3)
     options = {"positions": torch.tensor([8, 3, 4]), "segments": segments, "causal": False}
