@@ -44,7 +44,7 @@ def test_what_an_evaluation_left_is_its_plan(tmp_path):
         ),
         ("tasks: [digit]\narms: {none: none}", r"unknown task 'digit'. Did you mean 'digits'"),
         ("tasks: [digits]", r"plan.yaml: missing key 'arms'"),
-        ('tasks: ["a\\0.py"]\narms: {none: none}', r"a\0.py: ValueError: (stat: )?embedded null "),
+        ('tasks: ["a\\0.py"]\narms: {none: none}', r"a\\x00\.py: ValueError: (stat: )?embedded null "),
         ("tasks: []\narms: {none: none}", r"tasks is empty"),
         ("tasks: [digits]\narms: {none: none}\nseeds: [1, 1]", r"seeds has an entry twice"),
         (
