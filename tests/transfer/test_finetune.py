@@ -222,6 +222,13 @@ def test_mixtures_of_a_result_are_told_apart(sample, monkeypatch, conditioned):
     torch.testing.assert_close(torch.tensor([m.weights for m in found]), expected.flatten(0, 1).detach())
 
 
+def test_learned_vectors_are_among_the_parameters(sample):
+    """Those of the words of train, of unknown words and of padding; vectors of a file are not."""
+    sizes = [run(job(sample["source"], f, epochs=1)).parameters for f in ("learned:8", sample["vectors"])]
+    train = get_task("sst2").load(sample["source"], None).splits["train"].columns["text"].values
+    assert sizes[0] - sizes[1] == 8 * (len({word for text in train for word in text}) + 2)
+
+
 def test_early_stopping(sample):
     result = run(job(sample["source"], sample["vectors"], arm="none", epochs=30, patience=1, lr=1e-6))
     assert len(result.curve) == result.best_epoch + 1 < 30
@@ -272,5 +279,7 @@ def test_pixels_learn(tmp_path):
     }
     result = run(FinetuneJob("digits", **fields))
     assert result.test > 0.7
-    assert result.majority < 0.2
+    counts = np.bincount(get_task("digits").load(None, None).splits["test"].labels)
+    assert result.majority == counts.max() / counts.sum() < 0.2
+    assert counts.min() < counts.max()
     assert len(result.classes) == 10

@@ -3,9 +3,12 @@ import torch
 from glomo_kernels import SparseGraph
 
 from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.transfer.readers.choice import ChoiceReader
+from glomo_dist.transfer.readers.esim import PairReader
 from glomo_dist.transfer.readers.head import Fusion, GraphMixture, window_mix
 from glomo_dist.transfer.readers.models import PixelReader, ReaderSizes, TaskModel, TextReader, planes
 from glomo_dist.transfer.readers.sequences import Sequences
+from glomo_dist.transfer.readers.spans import SpanReader
 
 
 def sparse(dense):
@@ -226,3 +229,32 @@ def test_planes_of_images_that_are_no_squares():
     image = torch.arange(24.0).view(1, 3, 4, 2)  # height, width, channels
     found = planes(Sequences(image.flatten(1, 2), torch.tensor([12])), (3, 4))
     assert torch.equal(found, image.permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("reader", "texts", "dropped"),
+    [
+        (PairReader, 2, {"compose", "decide", "classify"}),
+        (SpanReader, 2, {"flow", "again", "own", "first", "last", "score.0", "score.1"}),
+        (ChoiceReader, 3, {"query", "agree"}),
+    ],
+)
+def test_dropout_within_the_readers_of_several_texts(reader, texts, dropped):
+    """Half of what these layers are given is zero, beyond what is so without dropout."""
+    torch.manual_seed(0)
+    model, zeros = reader(ReaderSizes(4, 32, 2, 0.5)), {}
+
+    def note(name, given):
+        units = given.units if isinstance(given, Sequences) else given
+        zeros.setdefault(name, []).append(float((units == 0).float().mean()))
+
+    for name, module in model.named_modules():
+        if name in dropped:
+            module.register_forward_pre_hook(lambda _, given, name=name: note(name, given[0]))
+    given = [Sequences(torch.rand(8, 10, 4), torch.full((8,), 10)) for _ in range(texts)]
+    for training in (False, True):
+        model.train(training)(*given)
+    for name in dropped:
+        found = zeros[name]
+        for without, there in zip(found[: len(found) // 2], found[len(found) // 2 :], strict=True):
+            assert 0.4 < (there - without) / (1 - without) < 0.6, name
