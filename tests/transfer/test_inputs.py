@@ -37,6 +37,25 @@ def test_encoded_words(tmp_path):
     assert not list(inputs.features.parameters())  # frozen
 
 
+def test_a_text_without_words_is_one_unit_of_padding():
+    """Alone in its batch too; a batch of no text has a width all the same."""
+    column = encode(words_data(), "words", "learned", {"text": None}, 8).splits["train"].columns["text"]
+    assert column.batch(np.array([1])).units.tolist() == [[0]]
+    assert column.batch(np.zeros(0, np.int64)).units.shape == (0, 1)
+
+
+def test_a_unit_without_letters_has_its_vector_and_padding_has_none(tmp_path):
+    """The unit is that of a task which cuts its texts itself."""
+    data, path = words_data(), str(tmp_path / "vectors.npz")
+    np.savez(path, words=np.array([""]), vectors=np.ones((1, 2)))
+    with pytest.raises(DataError, match="none of the task's 4 words has a vector"):
+        encode(data, "words", path, {"text": None}, 8)
+    data.splits["test"] = Split({"text": Column([["", "a"], [""]], np.array([[0], [1]]))}, np.array([0, 1]))
+    inputs = encode(data, "words", path, {"text": None}, 8)
+    batch = inputs.splits["test"].columns["text"].batch(np.array([0, 1]))
+    assert inputs.features("test.text", batch).tolist() == [[[1, 1], [0, 0]], [[1, 1], [0, 0]]]
+
+
 def test_words_without_a_vector_are_counted(tmp_path):
     """In all splits, as often as they occur; a text of several examples once, and only what is not cut off."""
     path = str(tmp_path / "vectors.npz")
@@ -71,6 +90,7 @@ def test_recurrent_features_end_with_their_text(cell):
     """Padding is zero and changes nothing; both directions reach every word."""
     inputs = encode(words_data(), "words", "trnn:learned:3", {"text": None}, 4, cell)
     assert inputs.width == 8
+    assert isinstance(inputs.features.recurrent.forwards, {"gru": torch.nn.GRU, "lstm": torch.nn.LSTM}[cell])
     column = inputs.splits["train"].columns["text"]
     both = inputs.features("train.text", column.batch(np.array([0, 2])))
     alone = inputs.features("train.text", column.batch(np.array([0])))
@@ -112,6 +132,7 @@ def test_encoded_pixels():
     batch = inputs.splits["dev"].columns["image"].batch(np.array([1, 0]))
     features, lengths = inputs.features("dev.image", batch), batch.lengths
     assert inputs.shape == (2, 3)
+    assert batch.units.dtype == torch.uint8
     assert inputs.width == 3
     assert lengths.tolist() == [6, 6]
     torch.testing.assert_close(features[1, :, 0], torch.arange(6) / 5)
@@ -131,7 +152,25 @@ def test_batches_cover_every_example_once_and_are_of_similar_length():
     padded = sum(len(b) * lengths[b].max() for b in batches)
     assert padded < 1.15 * lengths.sum()
     starts = [lengths[b].max() for b in batches]
-    assert starts != sorted(starts)  # lengths do not rise over an epoch
+    assert 0.3 < (np.diff(starts) < 0).mean() < 0.7  # lengths do not rise over an epoch, nor over a pool
     other = bucketed(lengths, 16, np.random.default_rng(2))
     assert any(not np.array_equal(a, b) for a, b in zip(batches, other, strict=True))
-    assert sorted(np.concatenate(by_length(lengths, 64)).tolist()) == list(range(1000))
+    ascending = np.concatenate(by_length(lengths, 64))
+    assert sorted(ascending.tolist()) == list(range(1000))
+    assert lengths[ascending].tolist() == sorted(lengths.tolist())
+
+
+def test_other_examples_meet_in_the_batches_of_another_epoch():
+    """Also where no two are of one length: they are sorted a pool at a time."""
+    epochs = [bucketed(np.arange(1000), 16, np.random.default_rng(seed)) for seed in (1, 2)]
+    first, second = ({frozenset(batch.tolist()) for batch in batches} for batches in epochs)
+    assert not first & second
+
+
+def test_the_fingerprint_of_vectors_is_of_those_that_are_used(tmp_path):
+    words, vectors = ["film", "a", "unused"], np.arange(6).reshape(3, 2)
+    found = []
+    for n, factor in ((3, 1), (2, 1), (2, -1)):
+        np.savez(tmp_path / "v.npz", words=np.array(words[:n]), vectors=factor * vectors[:n])
+        found.append(encode(words_data(), "words", str(tmp_path / "v.npz"), {"text": None}, 8).fingerprint)
+    assert found[0] == found[1] != found[2]

@@ -50,7 +50,7 @@ class EncodedColumn:
         [B · k, T, channels], padded with 0, where T is the longest of them and at least 1."""
         numbers = self.of[indices].reshape(-1)
         first, lengths = self.starts[numbers], self.starts[numbers + 1] - self.starts[numbers]
-        T = max(1, int(lengths.max(initial=1)))
+        T = int(lengths.max(initial=1))
         dtype = np.int64 if self.flat.ndim == 1 else np.uint8
         units = np.zeros((len(numbers), T, *self.flat.shape[1:]), dtype)
         if len(numbers):
@@ -185,10 +185,10 @@ def _words(
     if spec.kind == "learned":
         width = spec.width or hidden
         return _Words(ids, WordFeatures(len(ids) + 2, width, None), width)
-    vectors, words = WordVectors.load(spec.source, only=ids), ["", "", *vocabulary]
-    table = vectors.table(words)
-    table[:2] = 0
-    has_vector = np.array([word in vectors.words for word in words])
+    vectors = WordVectors.load(spec.source, only=ids)
+    of_none = np.zeros((UNKNOWN + 1, vectors.width), np.float32)  # padding, unknown words
+    table = np.concatenate([of_none, vectors.table(vocabulary)])
+    has_vector = np.array([*[False] * len(of_none), *(word in vectors.words for word in vocabulary)])
     features = WordFeatures(len(ids) + 2, vectors.width, table)
     return _Words(ids, features, vectors.width, table_fingerprint(table), has_vector)
 
