@@ -83,6 +83,8 @@ def test_learned_words_know_train_only():
     features.sum().backward()
     (table,) = inputs.features.parameters()
     assert not table.grad[0].any()
+    (wide,) = encode(words_data(), "words", "learned:600", {"text": None}, 8).features.parameters()
+    torch.testing.assert_close(wide.norm(dim=1), torch.ones(5), atol=0.2, rtol=0)
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import sys
-import threading
-import time
 
 import numpy as np
 import pytest
@@ -198,24 +195,6 @@ def test_words_that_the_encoder_does_not_know(bert, tmp_path, monkeypatch):
         DataError, match=r"knows none of 26 words \(\['xa', 'xb', 'xc'\] …\)\. Wrong language"
     ):
         states.column_states(spec, "other", {"a": unknown, "b": unknown}, tmp_path)
-
-
-def test_two_processes_make_a_chunk_once(bert, tmp_path, monkeypatch):
-    spec = FeatureSpec.parse(f"hf:{bert}")
-    states.column_states(spec, "key", {"a": TEXTS}, tmp_path)
-    (made,) = tmp_path.rglob("*.safetensors")
-    content = made.read_bytes()
-    made.unlink()
-    monkeypatch.setattr(states, "Encoder", None)  # this one must not compute anything
-    with open(made.with_suffix(".lock"), "w") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        waiting = threading.Thread(target=states.column_states, args=(spec, "key", {"a": TEXTS}, tmp_path))
-        waiting.start()
-        time.sleep(0.2)
-        assert waiting.is_alive()
-        made.write_bytes(content)
-    waiting.join(timeout=30)
-    assert not waiting.is_alive() and made.read_bytes() == content
 
 
 def test_the_fingerprint_is_of_weights_layer_and_pooling(bert, tmp_path):

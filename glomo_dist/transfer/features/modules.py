@@ -45,7 +45,7 @@ class WordFeatures(Features):
             self.table = nn.Parameter(torch.randn(vocabulary, width) * width**-0.5)
 
     def forward(self, column: str, batch: ColumnBatch) -> Tensor:
-        found = nn.functional.embedding(batch.units, self.table, padding_idx=PAD)
+        found = nn.functional.embedding(batch.units, self.table)
         return found if not self.table.requires_grad else found * (batch.units != PAD)[..., None]
 
 
