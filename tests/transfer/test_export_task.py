@@ -7,6 +7,7 @@ from glomo_kernels import dispatch
 from transfer_samples import WORDS, job, word_model, write_sst2
 
 from glomo_dist.data.tokenizers.pixels import PixelTokenizer
+from glomo_dist.data.tokenizers.tokenizer import load_tokenizer
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.glomo import Glomo
@@ -15,6 +16,7 @@ from glomo_dist.runtime.errors import CheckpointError, ConfigError, DataError
 from glomo_dist.transfer.export import export_task, live_graphs
 from glomo_dist.transfer.finetune import run
 from glomo_dist.transfer.job import FinetuneJob
+from glomo_dist.transfer.predictor import Predictor, require_seed
 from glomo_dist.transfer.registry import get_task
 
 
@@ -26,6 +28,7 @@ def test_exported_graphs_are_those_of_the_texts(tmp_path):
     )
     model, meta = load_model(folder)
     assert store.info.model == meta["fingerprint"]
+    assert store.info.tokenizer == load_tokenizer(folder).fingerprint
     assert store.info.max_units == {"text": 6}
     words = (tmp_path / "data" / "dev.tsv").read_text().splitlines()[4].split("\t")[0].split()[:6]
     ids = {"film": 1, "good": 2, "voice": 3, "script": 4, "the": 5}
@@ -43,16 +46,18 @@ def test_random_predictors_are_other_predictors(tmp_path):
         seed: GraphStore.open(
             export_task("sst2", folder, tmp_path / f"store{seed}", source=source, random_seed=seed)
         )
-        for seed in (None, 1, 2)
+        for seed in (None, 1, 2, 0)
     }
-    assert len({store.info.model for store in stores.values()}) == 3
+    assert len({store.info.model for store in stores.values()}) == 4
     kinds = [(store.info.predictor, store.info.random_seed) for store in stores.values()]
-    assert kinds == [("trained", None), ("random", 1), ("random", 2)]
+    assert kinds == [("trained", None), ("random", 1), ("random", 2), ("random", 0)]
     dense = [store.batch("dev.text", [0])[0].dense() for store in stores.values()]
     assert not torch.allclose(dense[0], dense[1])
     assert not torch.allclose(dense[1], dense[2])
     a_job = job(source, arm="random", graphs=str(tmp_path / "store1"), epochs=1)
     assert run(a_job).fingerprints["model"] == stores[1].info.model
+    other = Predictor(word_model(tmp_path / "other", layers=1), random_seed=1)
+    assert other.fingerprint != stores[1].info.model  # the seed is not all that decides the parameters
 
 
 @pytest.mark.parametrize(
@@ -67,6 +72,8 @@ def test_random_predictors_are_other_predictors(tmp_path):
         ({"keep": 2.5}, "keep must be int, got 2.5"),
         ({"keep": 0}, "keep must be at least 1 or none, got 0"),
         ({"max_units": 1.5}, "max_units must be int"),
+        ({"max_units": 0}, "max_units must be at least 1"),
+        ({"max_examples": 0}, "max_examples must be at least 1"),
         ({"max_examples": "8"}, "max_examples must be int, got '8'"),
         ({"batch_units": 0}, "batch_units must be at least 1, got 0"),
     ],
@@ -80,6 +87,7 @@ def test_numbers_that_no_store_could_be_made_of(tmp_path, numbers, named):
 def test_numbers_of_any_size_and_of_numpy(tmp_path):
     source = write_sst2(tmp_path / "data", sizes=(8, 4, 4))
     folder = word_model(tmp_path / "model")
+    require_seed(-(2**63))
     graphs = []
     for keep, seed in ((None, 2**64 - 1), (10**23, np.uint64(2**64 - 1))):
         store = export_task(
@@ -120,6 +128,14 @@ def test_live_graphs_give_the_numbers_of_the_store(tmp_path, keep):
     if keep is not None:
         other = run(job(source, graphs=str(tmp_path / "run"), **{**fields, "keep": 1}))
         assert [e.train_loss for e in other.curve] != [e.train_loss for e in computed.curve]
+
+
+def test_live_graphs_of_a_model_of_other_units(tmp_path):
+    source, tokenizer = write_sst2(tmp_path / "data", sizes=(4, 2, 2)), PixelTokenizer(2, 2)
+    model = Glomo(GlomoConfig(vocab_size=tokenizer.vocab_size, width=8, heads=2, layers=1))
+    save_model(tmp_path / "model", model, tokenizer.to_json())
+    with pytest.raises(ConfigError, match=r"'sst2' has words as units, the model in .* trained on pixels"):
+        run(job(source, arm="pretrained", graphs=str(tmp_path / "model")))
 
 
 def test_live_graphs_of_a_model_that_does_not_fit(tmp_path):
