@@ -91,12 +91,16 @@ def make(
 
 
 @pytest.mark.parametrize("condition", [False, True])
-@pytest.mark.parametrize(("gate_fuse", "trnn"), [(0, False), (1, False), (2, False), (3, False), (3, True)])
+@pytest.mark.parametrize(
+    ("gate_fuse", "trnn"), [(0, False), (1, False), (2, False), (3, False), (0, True), (3, True)]
+)
 def test_every_option_against_dense_products(gate_fuse: int, trnn: bool, condition: bool) -> None:
+    """On the states of an RNN there are always products and a gate, and never the uniform graph."""
     state, options, graphs, features = make(gate_fuse, condition, trnn)
+    options["uniform_graph"] = trnn
     mixed = dense_mixtures(state, options, graphs, features)
     together = torch.cat([features, *mixed], -1)
-    if gate_fuse >= 2:
+    if gate_fuse >= 2 or trnn:
         linear, gate = (
             together @ state[f"gate_layer.{n}.weight"].T + state[f"gate_layer.{n}.bias"]
             for n in ("linear", "gate")
@@ -175,5 +179,8 @@ def test_errors_say_what_is_missing() -> None:
         )
     with pytest.raises(CheckpointError, match="scales is missing"):
         fuse({}, options, graphs, features)
+    for given, of in ((graphs[:, :5], features), (graphs, features[:, :6]), (graphs, features[:2])):
+        with pytest.raises(ConfigError, match=r"graphs must be \[B, 2 \* layers, K, T, T\] and features"):
+            fuse(state, options, given, of)
     with pytest.raises(ConfigError, match="graphs are needed"):
         fuse(state, options, None, features)
