@@ -36,10 +36,12 @@ def test_names_tell_runs_apart_and_a_run_counts_once(tmp_path, monkeypatch):
         ({"loss": [1.0]}, "loss must be a number"),
         ({"valid_loss": {}}, "valid_loss must be a number"),
         ({"step": "x"}, "step must be a whole number, got 'x'"),
+        ({"step": True}, "step must be a whole number, got 'True'"),
         ({"step": 10**400}, "step must be a whole number"),
         ({"seconds": "x"}, "seconds must be a number"),
         ({"seconds": math.nan}, "seconds must be finite"),
         ({"empty_rows": []}, r"empty_rows must be numbers per layer and head, got '\[\]'"),
+        ({"empty_rows": [[]]}, "empty_rows must be numbers per layer and head"),
         ({"empty_rows": [[0.1], [0.1, 0.2]]}, "empty_rows must be numbers per layer and head"),
         ({"empty_rows": [[[0.1, 0.2], [0.3, 0.4]]]}, "empty_rows must be numbers per layer and head"),
         ({"empty_rows": [[10**400]]}, "empty_rows must be numbers per layer and head"),
@@ -78,6 +80,23 @@ def test_losses_that_are_not_finite_are_left_out(tmp_path):
     ]
     (run,) = read_runs([run_folder(tmp_path / "run", [*rows, log_row(9, valid_loss=math.nan)])])
     assert [row.step for row in run.rows] == [1, 9]
+
+
+def test_a_run_that_was_resumed_and_goes_on(tmp_path):
+    """What was done again counts as it was done last; a row of no step says nothing, a cut one is to come."""
+    rows = [log_row(10, loss=3.0), log_row(30, loss=1.0), log_row(20, loss=2.0), log_row(30, loss=0.5)]
+    folder = run_folder(tmp_path / "run", [{"note": "of somebody"}, *rows])
+    with open(folder / "log.jsonl", "ab") as log:
+        log.write('{"step": 40, "note": "é'.encode()[:-1])
+    (run,) = read_runs([folder])
+    assert [(row.step, row.loss) for row in run.rows] == [(10, 3.0), (20, 2.0), (30, 0.5)]
+    assert run.steps == 30
+
+
+def test_a_run_without_a_loss_has_not_begun(tmp_path):
+    for rows in ([], [log_row(1, loss=None)]):
+        with pytest.raises(DataError, match=r"no row with a step and a loss\. The run has not"):
+            read_runs([run_folder(tmp_path / f"{len(rows)}", rows)])
 
 
 def test_skipped_steps_are_counted_and_are_steps(tmp_path):
