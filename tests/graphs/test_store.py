@@ -72,8 +72,9 @@ def test_default_length_is_that_of_the_longest_example(tmp_path):
     forward, _ = store.batch("train", [0, 2])
     assert forward.shape[2] == len(splits["train"][0])
     assert store.units("train").tolist() == [len(ids) for ids in splits["train"]]
-    with pytest.raises(ValueError, match="T = 2"):
-        store.batch("train", [0], 2)
+    longest = forward.shape[2]
+    with pytest.raises(ValueError, match=f"T = {longest - 1}, but an example has {longest} units"):
+        store.batch("train", [0], longest - 1)
 
 
 def test_component_names_are_in_the_order_of_graph_mix(tmp_path):
@@ -101,6 +102,21 @@ def test_unknown_split_and_index(tmp_path):
         store.units("dev")
     with pytest.raises(GraphStoreError, match=r"examples 0\.\.5"):
         store.batch("train", [6])
+    with pytest.raises(GraphStoreError, match=r"asked for -1\.\.0"):  # no example counts from the end
+        store.batch("train", [0, -1])
+    store.check_split("train", 6)
+    for split, examples in (("train", 5), ("train", 7), ("dev", 1)):
+        with pytest.raises(GraphStoreError, match=f"of '{split}', the job's data have {examples}"):
+            store.check_split(split, examples)
+
+
+def test_a_chunk_is_read_once(tmp_path):
+    export(tmp_path / "store")
+    store = GraphStore.open(tmp_path / "store")
+    first = store.batch("train", range(6))[0]
+    for path in (tmp_path / "store").glob("chunk-*"):
+        path.unlink()
+    assert torch.equal(store.batch("train", range(6))[0].columns, first.columns)
 
 
 @pytest.mark.parametrize(
