@@ -174,10 +174,16 @@ def swapped(name):
     return lambda arrays: arrays.update({name: arrays[name][::-1].copy()})
 
 
+def cut(name):
+    return lambda arrays: arrays.update({name: arrays[name][:-1].copy()})
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
         (lambda arrays: None, ""),
+        (cut("forward.weights"), "the forward arrays do not fit the units, or each other"),
+        (cut("backward.edges"), "the backward arrays do not fit the units, or each other"),
         (shifted("forward.columns", 500), "a forward edge is not to an earlier unit of its text"),
         (shifted("forward.columns", -500), "a forward edge is not to an earlier"),
         (shifted("forward.columns", 1), "a forward edge is not to an earlier"),
