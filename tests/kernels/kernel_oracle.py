@@ -65,14 +65,35 @@ def live_tiles(weights):
     return padded.unflatten(3, (-1, 64)).unflatten(2, (-1, 64)).any(5).any(3)
 
 
+def assert_nan_is_in_the_statistics(mix, q, k, v, kind):
+    """The rows that see a key with NaN do not pass for rows of a single edge: their sum and their entropy are NaN.
+    The score that is NaN counts as no edge. mix: affinity_mix."""
+    weights = dense_weights(q, k, kind=kind)
+    weights[..., 3] = 0
+    k = k.clone()
+    k[:, :, 3] = torch.nan
+    stats = mix(q, k, v, kind=kind, return_stats=True)[1]
+    spoiled = (torch.arange(k.shape[2]) > 3).expand_as(stats.edges)
+    assert torch.equal(stats.row_sum.isnan(), spoiled)
+    assert torch.equal(stats.entropy.isnan(), spoiled)
+    torch.testing.assert_close(stats.edges.long(), (weights > 0).sum(-1))
+
+
 SPANS = ("packed", "positions", "positions of each")
+
+
+def short_documents(units):
+    """Documents of 11 and of 20 units in turn, int64 [units]: within a panel of keys, and from its last key on."""
+    at = torch.arange(units)
+    return at // 31 * 2 + (at % 31 >= 11)
 
 
 def spans_of(option, units):
     """Number of query rows (None: as many as units) and the options of an op on three samples of more than 140 units:
     documents packed in a row, or rows at five positions, of all samples or of each."""
     if option == "packed":
-        segments = torch.arange(units).expand(3, -1) // torch.tensor([[70], [31], [units + 50]])
+        at = torch.arange(units)
+        segments = torch.stack([at // 70, short_documents(units), at * 0])
         return None, {"segments": segments, "lengths": torch.tensor([units, 140, 3])}
     positions = torch.tensor([7, 0, units - 1, 70, 7])
     if option == "positions of each":
