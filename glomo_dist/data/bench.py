@@ -132,7 +132,7 @@ def main() -> None:
             }
             for name, work in ways.items():
                 rate = measure(work, time.perf_counter if "readers" in name else time.process_time)
-                print(f"  {name:<40} {2 * rate / 1e6:8.1f} MB/s {rate / 1e6:8.1f} M units/s", flush=True)
+                print(f"  {name:<40} {2 * rate / 1e6:8.2f} MB/s {rate / 1e6:8.2f} M units/s", flush=True)
 
 
 if __name__ == "__main__":
