@@ -31,8 +31,9 @@ from glomo_dist.pretrain import PretrainConfig
 from glomo_dist.pretrain.output.saving import Saver, exporter
 from glomo_dist.pretrain.ranks import group
 from glomo_dist.pretrain.ranks.group import Ranks
+from glomo_dist.pretrain.steps.clock import Clock
 from glomo_dist.pretrain.steps.engine import build_engine, set_learning_rate
-from glomo_dist.pretrain.steps.step import Clock, train_step
+from glomo_dist.pretrain.steps.step import train_step
 from glomo_dist.runtime.processes import usable_cores
 from glomo_dist.runtime.words import counted
 

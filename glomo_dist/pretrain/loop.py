@@ -25,10 +25,11 @@ from glomo_dist.pretrain.settings.config import PretrainConfig
 from glomo_dist.pretrain.settings.resolve import ResolvedRun
 from glomo_dist.pretrain.settings.schedule import exhausted, learning_rate
 from glomo_dist.pretrain.steps.activations import checkpoint_activations
+from glomo_dist.pretrain.steps.clock import Clock
 from glomo_dist.pretrain.steps.engine import build_engine, set_learning_rate
 from glomo_dist.pretrain.steps.feed import Feed
 from glomo_dist.pretrain.steps.loop_state import LoopState
-from glomo_dist.pretrain.steps.step import Clock, StepResult, train_step, valid_loss
+from glomo_dist.pretrain.steps.step import StepResult, train_step, valid_loss
 from glomo_dist.runtime import files
 from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import GlomoError, Interrupted

@@ -18,7 +18,7 @@ from glomo_dist.pretrain.settings import idle
 from glomo_dist.pretrain.settings.config import accumulation
 from glomo_dist.pretrain.settings.deepspeed_settings import unknown_key
 from glomo_dist.pretrain.settings.resolve import ResolvedRun
-from glomo_dist.pretrain.steps.step import Clock
+from glomo_dist.pretrain.steps.clock import Clock
 from glomo_dist.runtime import files, json_files
 from glomo_dist.runtime.errors import ConfigError, GlomoError, RankTooLarge, describe, lacks_memory
 from glomo_dist.runtime.progress import say

@@ -24,8 +24,9 @@ from glomo_dist.pretrain.output.state import snapshot
 from glomo_dist.pretrain.ranks import group
 from glomo_dist.pretrain.ranks.group import Ranks
 from glomo_dist.pretrain.settings.resolve import ResolvedRun, resolve
+from glomo_dist.pretrain.steps.clock import Clock
 from glomo_dist.pretrain.steps.engine import build_engine, set_learning_rate
-from glomo_dist.pretrain.steps.step import Clock, train_step
+from glomo_dist.pretrain.steps.step import train_step
 from glomo_dist.runtime.config import from_dict
 from glomo_dist.runtime.errors import GlomoError
 

@@ -7,11 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from glomo_dist.data import Batch
 from glomo_dist.model import Glomo, GlomoConfig
 from glomo_dist.pretrain import PretrainConfig
-from glomo_dist.pretrain.steps.step import Clock, train_step, valid_loss
+from glomo_dist.pretrain.steps.clock import Clock
+from glomo_dist.pretrain.steps.step import train_step, valid_loss
 
 
 class Alone:
@@ -98,3 +100,30 @@ def test_validation_needs_no_more_rows_at_a_time_than_training(micro_batch, monk
     loss = valid_loss(engine, [batch, batch], config, ranks, Clock(ranks.device))  # type: ignore[arg-type]
     assert passes == [(micro_batch, False)] * (2 * 6 // micro_batch) and engine.module.training
     assert loss == pytest.approx(expected, rel=1e-6)
+
+
+class Asked(TorchDispatchMode):
+    """Names the operations by which the host waits for a number of the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function.overloadpacket)
+        picks_by_mask = "index" in name and any(x is not None and x.dtype == torch.bool for x in args[1])
+        if picks_by_mask or name in ("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select"):
+            self.names.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_between_the_passes_nothing_waits_for_the_device(micro_batch, monkeypatch):
+    engine, batch, config, ranks = inputs(4.0, micro_batch)
+    monkeypatch.setattr("glomo_kernels.checks.readable", lambda tensor: False)  # what is on a GPU is not read
+    found: dict[str, list[str]] = {}
+    with Asked() as asked:
+        clock = Clock(ranks.device, lambda part, step: found.update({part: asked.names.copy()}))
+        train_step(engine, batch, config, ranks, clock, with_stats=False)  # type: ignore[arg-type]
+    assert found["data"] == found["forward"] == found["backward"]  # each as of its last lap
+    assert len(found["optimizer"]) > len(found["backward"])

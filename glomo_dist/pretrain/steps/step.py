@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,35 +14,8 @@ from glomo_dist.model.graph_stats import row_means
 from glomo_dist.pretrain.ranks.group import Ranks
 from glomo_dist.pretrain.settings.config import PretrainConfig, accumulation
 from glomo_dist.pretrain.steps import objective
+from glomo_dist.pretrain.steps.clock import Clock
 from glomo_dist.pretrain.steps.engine import optimizer_step
-
-
-class Clock:
-    """Seconds spent per named part since the last `take`; every lap is a sign of life, too.
-
-    beat(part, step): told of each part that is done.  step: the one that is being worked on.
-    """
-
-    def __init__(self, device: torch.device, beat: Callable[[str, int], None] | None = None) -> None:
-        self.seconds: dict[str, float] = {}
-        self.step = 0
-        self._device, self._beat = device, beat
-        self._last = time.perf_counter()
-
-    def lap(self, part: str) -> None:
-        """Book the time since the previous lap under `part`; on a GPU, wait until its work is done."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        now = time.perf_counter()
-        self.seconds[part] = self.seconds.get(part, 0.0) + now - self._last
-        self._last = now
-        if self._beat is not None:
-            self._beat(part, self.step)
-
-    def take(self) -> dict[str, float]:
-        """The seconds by part, which begin at 0 again."""
-        seconds, self.seconds = self.seconds, {}
-        return seconds
 
 
 @dataclass
@@ -69,7 +41,11 @@ class StepResult:
 def train_step(
     engine: Any, batch: Batch, config: PretrainConfig, ranks: Ranks, clock: Clock, with_stats: bool
 ) -> StepResult:
-    """batch: this rank's share of the global batch."""
+    """batch: this rank's share of the global batch.
+
+    From the first forward pass to the optimizer's step the host asks for work and waits for none of it, so that a GPU
+    need not wait for the host.
+    """
     positions, predicted = _positions(batch, config)
     targets, units = map(int, ranks.sum([predicted, int(batch.lengths.sum())]))
     micro, passes = accumulation(config, ranks.world)
@@ -79,7 +55,7 @@ def train_step(
     counted = torch.zeros((), dtype=torch.float64, device=ranks.device)
     graph_sums: torch.Tensor | None = None
     engine.module.collect_stats = with_stats
-    suspects: list[int] = []
+    finite = []
     clock.lap("data")
     for i in range(passes):
         terms = engine(*_part(sequences, i, micro))
@@ -90,19 +66,20 @@ def train_step(
             graph_sums = sums if graph_sums is None else graph_sums + sums
         clock.lap("forward")
         scaled = (terms.loss_sum + terms.penalty) * scale
-        if not torch.isfinite(scaled):
-            scaled = scaled * float("nan")  # every gradient becomes NaN: no rank can miss it
-            suspects += range(i * micro, (i + 1) * micro)
-        engine.backward(scaled)
+        finite.append(torch.isfinite(scaled))
+        # times NaN, every gradient becomes NaN: no rank can miss it
+        engine.backward(scaled * torch.where(finite[-1], 1.0, math.nan))
         clock.lap("backward")
         if i < passes - 1:
             engine.step()  # only counts the micro-batch
+    applied, grad_norm = optimizer_step(engine, config.clip)
     # One sum for everything that ranks must agree on; a NaN loss anywhere makes it NaN everywhere.
-    loss_sum, targets_seen = ranks.sum([float(total), float(counted)])
+    loss_sum, targets_seen = ranks.sum(torch.stack([total, counted]).tolist())
     assert int(targets_seen) == targets, (
         f"{targets} units to predict were expected, the model had {targets_seen}"
     )
-    applied, grad_norm = optimizer_step(engine, config.clip)
+    bad = [i for i, good in enumerate(torch.stack(finite).tolist()) if not good]
+    suspects = [row for i in bad for row in range(i * micro, (i + 1) * micro)]
     clock.lap("optimizer")
     stats = {} if graph_sums is None else _means(graph_sums, ranks)
     return StepResult(loss_sum / max(targets, 1), targets, units, grad_norm, applied, stats, suspects)

@@ -209,8 +209,8 @@ def speed(part: Part, table: Table, data: Path, ranks: Any) -> None:
     from glomo_dist.model import Glomo
     from glomo_dist.pretrain.cost import cost
     from glomo_dist.pretrain.settings.resolve import resolve_inputs
+    from glomo_dist.pretrain.steps.clock import Clock
     from glomo_dist.pretrain.steps.engine import build_engine
-    from glomo_dist.pretrain.steps.step import Clock
 
     peak = timing.ceilings(part.device).half
     for batch in (4,) if part.dry else (64, 256, 1024):

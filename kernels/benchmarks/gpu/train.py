@@ -63,8 +63,9 @@ def seconds_per_step(config: Any, data: Path, ranks: Any) -> float:
     from glomo_dist.data import Stream
     from glomo_dist.model import Glomo
     from glomo_dist.pretrain.settings.resolve import resolve_inputs
+    from glomo_dist.pretrain.steps.clock import Clock
     from glomo_dist.pretrain.steps.engine import build_engine
-    from glomo_dist.pretrain.steps.step import Clock, train_step
+    from glomo_dist.pretrain.steps.step import train_step
 
     job = resolve_inputs(config, data)
     engine = build_engine(Glomo(job.config.model), job.config, ranks)
