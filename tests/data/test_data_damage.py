@@ -22,6 +22,7 @@ from glomo_dist.data.shards import tarsamples as tars
 from glomo_dist.data.shards.decode import Layout, decode
 from glomo_dist.data.shards.index import shards_fingerprint
 from glomo_dist.data.shards.tarsamples import parse_sample, parse_samples, sample_key
+from glomo_dist.data.storage.places import Address
 from glomo_dist.runtime.errors import ConfigError, ShardError
 
 LENGTHS = [5, 0, 300, 7, 1, 40]
@@ -169,6 +170,8 @@ def attacks(canary: Path) -> dict[str, tuple[list[list[bytes]], str]]:
         "wide ids": ([GOOD[0], sample(K[1], npy(np.arange(4, dtype=np.uint32))), GOOD[2]], "got uint32"),
         "big-endian ids": ([GOOD[0], sample(K[1], npy(np.arange(4, dtype=">u2"))), GOOD[2]], "got >u2"),
         "no such id": ([GOOD[0], sample(K[1], npy(np.full(4, 1000, np.uint16))), GOOD[2]], "id 1000 is outside"),
+        "no such ids": ([sample(K[n], npy(np.full(4, i, np.uint16))) for n, i in enumerate((9, 1000, 2000))],
+                        r"000000001\.npy: id 1000 is outside"),
         "a table": ([GOOD[0], sample(K[1], npy(np.zeros((4, 1), np.uint16))), GOOD[2]], r"got uint16 \[4, 1\]"),
         "HTML": ([[b"<!DOCTYPE html><title>Sign in</title>".ljust(2048)], GOOD[1], GOOD[2]], "<!DOCTYPE"),
     }  # fmt: skip
@@ -240,6 +243,7 @@ def test_places_join_and_hide_what_opens_them() -> None:
     assert str(address / "a.tar") == "https://host/shards/a.tar"
     assert (address / "a.tar").url == "https://me:secret@host/shards/a.tar?token=x"  # type: ignore[union-attr]
     assert place("file:///x/y") == Path("/x/y") and place("shards") == Path("shards")
+    assert isinstance(place(f"https://host/shards?token={'x' * 5000}"), Address)
 
 
 @pytest.mark.parametrize(

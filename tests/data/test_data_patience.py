@@ -88,7 +88,9 @@ def asking(header: str) -> float:
     ("header", "seconds"),
     [
         ("7", 7), (" 30 ", 30), ("86400", 300), ("0", 0), ("-5", 0), ("1.5", 0), ("", 0), ("soon", 0), ("9" * 400, 0),
-        ("Wed, 21 Oct 2015 07:28:00 GMT", 0), ("Wed, 99 Oct 2015", 0), ("Fri, 31 Dec 9999 23:59:59 GMT", 300),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0), ("Wed, 99 Oct 2015", 0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 300), ("1 Jan 99999999999 00:00:00 GMT", 0),
+        (f"Mon, 1 Jan 2024 00:00:00 +{10**14}", 0),
     ],
 )  # fmt: skip
 def test_how_long_a_server_may_ask_for(header: str, seconds: float) -> None:

@@ -91,9 +91,13 @@ def _ids(content: bytes, where: str, length: int, vocab_size: int) -> np.ndarray
     if (left := len(content) - array.tell()) != shape[0] * dtype.itemsize:
         raise ShardError(f"{where}: {left} bytes of ids, {shape[0]} {dtype} were promised. {AGAIN}")
     ids = np.frombuffer(content, dtype, offset=array.tell())
+    _require_known(ids, where, vocab_size)
+    return ids
+
+
+def _require_known(ids: np.ndarray, where: str, vocab_size: int) -> None:
     if len(ids) and (largest := int(ids.max())) >= vocab_size:
         raise ShardError(f"{where}: id {largest} is outside the vocabulary of {vocab_size}. {AGAIN}")
-    return ids
 
 
 def parse_samples(
@@ -124,11 +128,8 @@ def parse_samples(
         parts.append(sample.ids)
     ids = np.concatenate(parts)
     if len(ids) and int(ids.max()) >= vocab_size:
-        i = int(np.searchsorted(np.cumsum(lengths), int(np.argmax(ids >= vocab_size)), side="right"))
-        key = sample_key(first + i)
-        raise ShardError(
-            f"shard {shard}, key {key}.npy: id {int(ids.max())} is outside the vocabulary of {vocab_size}. {AGAIN}"
-        )
+        for i, part in enumerate(parts):
+            _require_known(part, f"shard {shard}, key {sample_key(first + i)}.npy", vocab_size)
     return ids
 
 

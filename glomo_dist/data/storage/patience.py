@@ -96,7 +96,7 @@ def asked_to_wait(e: Exception) -> float:
     else:
         try:
             seconds = parsedate_to_datetime(asked).timestamp() - time.time()
-        except ValueError:  # neither seconds nor a date
+        except (ValueError, OverflowError):  # neither seconds nor a date
             return 0.0
     return min(max(seconds, 0.0), LONGEST_ASKED)
 

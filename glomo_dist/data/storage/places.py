@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import time
@@ -51,7 +52,7 @@ def place(text: str | Path | Address) -> Place:
     if not isinstance(text, str):
         return text
     scheme, colon, _ = text.partition(":")
-    if not colon or not re.fullmatch(r"[A-Za-z][\w+.-]*", scheme) or Path(text).exists():
+    if not colon or not re.fullmatch(r"[A-Za-z][\w+.-]*", scheme) or os.path.exists(text):
         return Path(text)
     if scheme == "file" and text.startswith("file://"):
         return Path(text.removeprefix("file://"))
