@@ -57,7 +57,9 @@ def test_plain_text_by_file_paragraph_or_line(tmp_path: Path, split: str, expect
 def test_tokenised_text_is_cut_at_articles_and_not_tokenised_again(tmp_path: Path) -> None:
     path = tmp_path / "wiki.tokens"
     path.write_text(" \n = A b = \n \n Well @-@ known <unk> \n = = Part = = \n x \n \n = C = \n \n do n't \n")
-    found = list(documents([str(path)]))
+    left_out: Counter[str] = Counter()
+    found = list(documents([str(path)], left_out=left_out))
+    assert [d.row for d in found] == [1, 8] and not left_out, "the blank line before a heading is no document"
     assert [list(d.words()) for d in found] == [
         ["=", "a", "b", "=", "well", "-", "known", "<unk>", "=", "=", "part", "=", "=", "x"],
         ["=", "c", "=", "do", "n't"],
@@ -117,6 +119,13 @@ def test_lines_end_as_they_did_on_any_machine(tmp_path: Path, split: str, rows: 
         assert "\n".join(d.text for d in found).split() == ["a", "b", "c", "d"]
     (tmp_path / "a.txt").write_bytes(b"a\rb\nc\r\nd")
     assert texts(tmp_path, split="line") == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+def test_articles_are_found_whatever_ends_a_line(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "wiki.tokens"
+    path.write_bytes(end.join(["= A =", "a", "= B =", "b"]).encode())
+    assert [(d.text, d.row) for d in documents([str(path)])] == [("= A =\na", 1), ("= B =\nb", 3)]
 
 
 def test_what_is_left_out_is_counted(tmp_path: Path) -> None:

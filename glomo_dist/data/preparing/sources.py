@@ -104,11 +104,14 @@ def _of_file(file: InputFile, text_key: str, split: Split) -> Iterator[Document]
     return _articles(file) if tokenised and split == "file" else _plain(file, split, tokenised)
 
 
+def _lines(file: InputFile) -> Iterator[tuple[int, str]]:
+    """Numbered lines (from 1); a carriage return alone ends one too."""
+    return enumerate((line for _, text in numbered_lines(file) for line in text.split("\r")), 1)
+
+
 def _plain(file: InputFile, split: Split, tokenised: bool) -> Iterator[Document]:
-    # A carriage return alone ends a line too.
-    lines = (line for _, text in numbered_lines(file) for line in text.split("\r"))
     start, part = 1, io.StringIO()
-    for number, line in enumerate(lines, 1):
+    for number, line in _lines(file):
         blank = not line.strip()
         if split == "file" or not blank:
             part.write(f"{line}\n")
@@ -127,7 +130,7 @@ def _articles(file: InputFile) -> Iterator[Document]:
     """An article begins at a heading of the first level, "= Title =", as in WikiText."""
     start = 1
     part: list[str] = []
-    for number, line in numbered_lines(file):
+    for number, line in _lines(file):
         if _ARTICLE.match(line.strip()) and any(part):
             yield Document("\n".join(part), file.label, start, tokenised=True)
             start, part = number, []
