@@ -17,7 +17,7 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
     ".xz": lzma.compress,
     ".zst": zstandard.ZstdCompressor().compress,
 }
-LINES = b'{"text": "one fish", "id": 1}\n\n{"text": "two \\u00e9"}\n'
+LINES = b'{"text": "one fish", "id": 1}\n \n{"text": "two \\u00e9"}\n'
 TEXTS = [
     f"the {w} ran to the {w} {'again and again ' * i}." for i, w in enumerate(["cat", "dog", "fox"] * 40)
 ]

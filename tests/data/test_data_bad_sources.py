@@ -38,7 +38,7 @@ def test_a_page_of_a_table_that_is_not_as_it_was_written(tmp_path: Path) -> None
 
 
 BAD_LINES = {
-    "not JSON": (b'{"text": "a"}\n{"text": \n', r"line 2: not valid JSON"),
+    "not JSON": (b'{"text": "a"}\n{"text": \n', r"line 2: not valid JSON \(Expecting value, column 10\)"),
     "not an object": (b'{"text": "a"}\n[1]\n', r"line 2: expected a JSON object, got list"),
     "no such key": (
         b'{"txt": "a"}\n',
@@ -55,6 +55,7 @@ BAD_LINES = {
     "utf 16, high byte first": ("\ufeffa\n".encode("utf-16-be"), r"jsonl: UTF-16 text.*iconv -f utf-16 -t"),
     "zero byte": (b'{"text": "a"}\n{"text": "b\\u0000"}\n', r"line 2, key 'text': contains a zero byte"),
     "deep": (b"[" * 100_000 + b"\n", r"line 1: .*Mend or delete"),
+    "thousands of digits": (b'{"text": ' + b"1" * 5000 + b"}\n", r"line 1: .*digits.*Mend or delete"),
     "empty": (b"", r"has no text in it"),
     "only empty texts": (b'{"text": "  "}\n', r"has no text in it"),
 }

@@ -48,8 +48,9 @@ def test_a_host_that_answered_is_waited_for(web: Server, capfd: pytest.CaptureFi
     web.server_close()
     with pytest.raises(
         DataError, match=r"b\.txt cannot be read: .*[Cc]onnect.*\(6 tries\)\. Try again later"
-    ):
+    ) as error:
         list(documents([f"{web.address}/b.txt"]))
+    assert str(error.value).count("cannot be read") == 1
     assert capfd.readouterr().err.count("trying again") == 5
 
 
