@@ -12,6 +12,7 @@ import pytest
 from image_samples import GREY, RANDOM, encoded, pixels
 from PIL import Image
 
+from glomo_dist.data.storage.npy import read_header
 from glomo_dist.runtime.errors import DataError
 
 BAD = np.full((3, 2, 2), 0.5, np.float32)
@@ -43,6 +44,29 @@ def test_bad_arrays(tmp_path: Path, arrays: dict[str, np.ndarray], message: str)
     with pytest.raises(DataError, match=message) as error:
         pixels(tmp_path / "a.npz")
     assert "a.npz" in str(error.value)
+
+
+def head_of(version: bytes, fields: str) -> io.BytesIO:
+    """The head of a .npy file, its length in two bytes in version 1 and in four in version 2."""
+    text = f"{{{fields}, }}\n".encode()
+    return io.BytesIO(b"\x93NUMPY" + version + len(text).to_bytes(2 * version[0], "little") + text)
+
+
+def test_heads_of_arrays() -> None:
+    fields = "'descr': '<f4', 'fortran_order': {}, 'shape': ({})"
+    for version in (b"\1\0", b"\2\0"):
+        head = head_of(version, fields.format(True, "5,"))  # a row is in either order
+        assert read_header(head) == ((5,), np.dtype("<f4"))
+    for fortran, shape, message in ((True, "2, 5", "Fortran"), (False, "-5,", "negative size")):
+        with pytest.raises(ValueError, match=message):
+            read_header(head_of(b"\1\0", fields.format(fortran, shape)))
+    with pytest.raises(ValueError, match=r"version 3\.0 is not read here"):
+        read_header(head_of(b"\3\0", fields.format(False, "5,")))
+    with pytest.raises(ValueError, match="unpickled"):
+        read_header(head_of(b"\1\0", "'descr': [('a', '|O')], 'fortran_order': False, 'shape': (5,)"))
+    with pytest.raises(ValueError, match="large") as error:  # numpy says why in several lines
+        read_header(head_of(b"\1\0", f"{fields.format(False, '5,')}{' ' * 20_000}"))
+    assert "\n" not in str(error.value)
 
 
 def test_archives_that_zipfile_cannot_read(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import lzma
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from document_samples import PACK, texts
 
+from glomo_dist.data.storage.packed import _Frames
 from glomo_dist.runtime.errors import DataError
 
 
@@ -37,6 +39,34 @@ def test_padding_between_xz_streams(tmp_path: Path, zeros: int) -> None:
     path, padding = tmp_path / "a.txt.xz", b"\0" * zeros
     path.write_bytes(lzma.compress(b"one ") + padding + lzma.compress(b"two") + padding)
     assert texts(path) == ["one two"]
+
+
+class ByteByByte(io.BytesIO):
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(1)
+
+
+def test_it_does_not_matter_in_which_blocks_the_bytes_come() -> None:
+    """Zeros within a stream are no padding, and padding may come in any number of blocks."""
+    contents = [bytes(range(256)) * 40, b"\0" * 1000, b"two"]
+    packed = b"".join(lzma.compress(text) + b"\0" * 8 for text in contents)
+    frames = _Frames(ByteByByte(packed), lzma.LZMADecompressor, padding=4)
+    parts = list(iter(lambda: bytes(frames.read(100)), b""))
+    assert b"".join(parts) == b"".join(contents) and max(map(len, parts)) == 100
+
+
+def test_zeros_behind_a_zstandard_frame_are_damage(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt.zst"
+    path.write_bytes(PACK[".zst"](b"one ") + b"\0" * 4)
+    with pytest.raises(DataError, match=r"a\.txt\.zst cannot be read.*copy it again"):
+        texts(path)
+
+
+def test_a_zstandard_frame_of_a_long_window(tmp_path: Path) -> None:
+    """As `zstd --long=31` makes them; here a head that asks for 256 MB, and a block that is not compressed."""
+    block = ((5 << 3) | 1).to_bytes(3, "little") + b"words"
+    (tmp_path / "a.txt.zst").write_bytes(b"\x28\xb5\x2f\xfd\x00\x90" + block)
+    assert texts(tmp_path) == ["words"]
 
 
 @pytest.mark.parametrize("zeros", [1, 4096])

@@ -144,14 +144,15 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
 
 def test_an_empty_file_is_left_out_unless_it_was_named_outright(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("words")
-    (tmp_path / "b.txt").touch()
+    for name in ("b.txt", "e.txt.gz", "f.txt.xz", "g.txt.zst"):
+        (tmp_path / name).touch()
     (tmp_path / "c.txt").write_text(" \n\n")
     (tmp_path / "d.jsonl").write_text('{"text": ""}\n{"text": " "}\n')
     for source in (tmp_path, tmp_path / "*.*"):
         for split in ("file", "paragraph", "line"):
             left_out: Counter[str] = Counter()
             assert texts(source, split=split, left_out=left_out) == ["words"]
-            assert left_out == {WORDLESS: 4}
+            assert left_out == {WORDLESS: 7}
     for name in ("b.txt", "c.txt", "d.jsonl"):
         with pytest.raises(DataError, match=rf"{name} has no text in it"):
             texts(tmp_path / name)

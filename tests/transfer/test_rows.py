@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from glomo_dist.runtime.errors import DataError
-from glomo_dist.transfer.datasets.rows import csv_rows
+from glomo_dist.transfer.datasets.rows import csv_rows, table
 from glomo_dist.transfer.registry import find_task
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "transfer.md"
@@ -34,6 +34,12 @@ def test_quotes_separators_and_line_breaks_in_cells(tmp_path):
     document = "word " * 40_000  # longer than Python's csv reads if it is not told to
     path.write_text(f'text,label\n"{document}",1\n', encoding="utf-8")
     assert [row["text"] for _, row in csv_rows(str(path))] == [document]
+
+
+def test_empty_cells_at_the_end_of_a_line_of_a_table(tmp_path):
+    path = tmp_path / "rows.tsv"
+    path.write_text("a\t\t\r\n\t\n \nb\t c\t \n", encoding="utf-8")
+    assert [cells for _, cells in table(str(path))] == [["a", "", ""], ["", ""], ["b", " c", " "]]
 
 
 @pytest.mark.parametrize(
