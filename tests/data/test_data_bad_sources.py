@@ -112,6 +112,10 @@ def test_bad_parquet(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": raw}), path)
     with pytest.raises(DataError, match=r"t\.parquet, row 1, column 'text': not UTF-8 text.*at byte 3"):
         texts(path)
+    pq.write_table(pa.table({"text": ["a"], "name of b": ["b"]}), path, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(b"name of b", b"name of \xff"))
+    with pytest.raises(DataError, match=r"t\.parquet is not a whole Parquet file: .*utf-8"):
+        texts(path)
 
 
 @pytest.mark.parametrize("from_the_start", [False, True])

@@ -30,13 +30,21 @@ def changed(index: tuple[int, ...], value: float) -> np.ndarray:
         ({"images": changed((1, 0, 1), np.nan)}, r"image 1: nan at pixel \[0, 1\]"),
         ({"images": changed((2, 1, 0), np.inf)}, r"image 2: inf at pixel \[1, 0\]"),
         ({"images": changed((2, 1, 0), 255.0)}, r"image 2: float pixels must be from 0 to 1, got 0.5 to 255"),
+        (
+            {"images": changed((0, 1, 1), -0.25)},
+            r"image 0: float pixels must be from 0 to 1, got -0.25 to 0.5",
+        ),
         ({"images": BAD.astype(np.int64)}, "expected uint8, or floats from 0 to 1, got int64"),
         ({"images": BAD[0]}, r"expected shape \[n, H, W\].*got \[2, 2\]"),
         ({"images": np.zeros((2, 3, 3, 2), np.uint8)}, r"got \[2, 3, 3, 2\]"),
         ({"images": np.asfortranarray(BAD)}, "Fortran order"),
         ({"images": np.zeros((0, 2, 2), np.uint8)}, "has no image in it"),
         ({"pictures": BAD}, r"has the members \['pictures\.npy'\]; expected 'images\.npy'"),
+        ({"jpeg": BAD}, r"has the members \['jpeg\.npy'\]; expected 'images\.npy'"),
         ({"jpeg": BAD, "offset": BAD}, "expected 'jpeg' uint8"),
+        ({"jpeg": GREY.ravel(), "offset": np.array([0, 60, 60, 120])}, "'offset' must rise from 0 to 120"),
+        ({"jpeg": GREY.ravel(), "offset": np.array([0, 90, 60, 120], np.uint64)}, "must rise from 0 to 120"),
+        ({"jpeg": GREY.ravel(), "offset": np.zeros(0, np.int64)}, "got 0 entries, nothing"),
     ],
 )
 def test_bad_arrays(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
@@ -153,6 +161,12 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded(RANDOM.integers(0, 256, (64, 64), dtype=np.uint8))[:-200])
     with pytest.raises(DataError, match=r"a\.png is not a whole image"):
         pixels(tmp_path / "a.png")
+    shorter = bytearray(encoded(RANDOM.integers(0, 256, (64, 64), dtype=np.uint8)))
+    data = shorter.index(b"IDAT")
+    shorter[data - 4 : data] = (500).to_bytes(4, "big")  # its length: no chunk begins where it ends
+    (tmp_path / "a.png").write_bytes(shorter)
+    with pytest.raises(DataError, match=r"a\.png is not a whole image: .*broken PNG"):
+        pixels(tmp_path / "a.png")
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"a\.png is not a whole image"):
         pixels(tmp_path / "a.png")
@@ -167,6 +181,17 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "b.npz").write_bytes(deflated)
     with pytest.raises(DataError, match=r"b\.npz is not a whole \.npz file"):
         pixels(tmp_path / "b.npz")
+    np.savez(tmp_path / "b.npz", images=GREY)
+    longer = bytearray((tmp_path / "b.npz").read_bytes().replace(b"(5, 4, 6), }   ", b"(5000, 4, 6), }"))
+    central = longer.index(b"PK\1\2")
+    # its sizes: more than the file has
+    longer[central + 20 : central + 28] = struct.pack("<II", 1 << 20, 1 << 20)
+    (tmp_path / "b.npz").write_bytes(longer)
+    with pytest.raises(DataError, match=r"b\.npz is not a whole \.npz file: EOFError"):
+        pixels(tmp_path / "b.npz")
+    (tmp_path / "d-ubyte").write_bytes(bytes((0, 0, 8, 3, 0, 0, 0, 1, 0)))
+    with pytest.raises(DataError, match=r"d-ubyte ends in its header"):
+        pixels(tmp_path / "d-ubyte")
     Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "c.png")
     with pytest.raises(DataError, match=r"c\.png: pixels of more than 8 bits"):
         pixels(tmp_path / "c.png")

@@ -76,6 +76,8 @@ def test_validation_share_is_a_part_of_the_documents_and_copies_stay_together(
     assert Counter(map(tuple, train + valid)) == Counter(tuple(tokenize(t)) for t in TEXTS * 2)
     assert not set(map(tuple, train)) & set(map(tuple, valid))
     assert 0.15 < len(valid) / (2 * len(TEXTS)) < 0.45
+    chosen = [i for i, text in enumerate(TEXTS) if tokenize(text) in valid]
+    assert chosen[:5] == [0, 1, 7, 8, 9], "the same documents in every version"
     assert load_tokenizer(out / "train") == load_tokenizer(out / "valid") == load_tokenizer(out)
     with pytest.raises(
         ShardError, match=r"out/index\.json does not exist: the shards are in .*out/train and /valid"

@@ -53,10 +53,11 @@ def test_sst2(tmp_path):
     ("classes", "more"),
     [
         (("positive", "negative"), {"other": {"names": None, "_type": "ClassLabel"}}),
-        ({"0": "positive", "1": "negative"}, None),
+        (("positive", "negative"), {"tokens": [{"dtype": "string"}]}),
+        ({"1": "negative", "0": "positive"}, None),
         (("Positive", "NEGATIVE"), None),
     ],
-    ids=["beside one without names", "numbered", "in capitals"],
+    ids=["beside one without names", "beside a list", "numbered", "in capitals"],
 )
 def test_names_of_classes_count(tmp_path, classes, more):
     for split in ("train", "validation", "test"):

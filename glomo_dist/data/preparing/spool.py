@@ -103,7 +103,7 @@ class Numbering:
 
     def vocabulary(self, counts: np.ndarray, size: int, min_count: int) -> WordTokenizer:
         """The vocabulary of documents with these counts."""
-        seen = ((word, count) for word, count in zip(self._numbers, counts.tolist(), strict=True) if count)
+        seen = zip(self._numbers, counts.tolist(), strict=True)
         vocabulary = WordTokenizer.from_counts(seen, size, min_count)
         if vocabulary.vocab_size < 2:
             raise DataError(
