@@ -265,6 +265,7 @@ def test_shard_names_are_plain(tmp_path: Path, name: object) -> None:
     [
         {"lengths": [4.5, 3.5, 4]}, {"lengths": ["4", "4", "4"]}, {"lengths": [8, 8, -4]},
         {"lengths": [[4], [4], [4]]}, {"lengths": [1 << 70, 4, 4]}, {"offsets": [0, 1, 2]}, {"sha256": "abc"},
+        {"offsets": [512, 2048, 4096]}, {"offsets": [0, 4096, 2048]}, {"offsets": [0, 2048, 1 << 20]},
         {"sha256": None}, {"bytes": -1}, {"bytes": 10.0}, {"samples": True},
     ],
 )  # fmt: skip
