@@ -1,5 +1,6 @@
 """The arguments of affinity_mix: what may be given in their place, and what is refused by name."""
 
+import numpy as np
 import pytest
 import torch
 from glomo_kernels import BackendUnavailable, affinity_mix
@@ -31,11 +32,20 @@ def test_spans_end_with_the_columns():
         assert spans[0, :, 1].tolist() == ([0, 1, 2, 3] if causal else [4] * 4)
 
 
-def test_a_number_is_one_theta_for_all(backend):
-    q, k, v = torch.randn(3, 2, 2, 9, 4, dtype=torch.float64)
-    assert torch.equal(
-        affinity_mix(q, k, v, 0.1), affinity_mix(q, k, v, torch.full((2, 2, 9), 0.1, dtype=torch.float64))
-    )
+@pytest.mark.parametrize("number", [0.1, 1, np.float32(0.1)], ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_a_number_is_one_theta_for_all(backend, dtype, number):
+    """Not rounded to half precision."""
+    q, k, v = torch.randn(3, 2, 2, 9, 4).to(dtype)
+    theta = torch.full((2, 2, 9), float(number), dtype=torch.float64)
+    assert torch.equal(affinity_mix(q, k, v, number), affinity_mix(q, k, v, theta))
+
+
+def test_topk_of_any_kind_of_whole_number(backend):
+    q, k, v, _ = make(9)
+    expected = affinity_mix(q, k, v, kind="topk", topk=torch.tensor([3, 3, 3]))
+    for topk in (3, np.int64(3)):
+        assert torch.equal(affinity_mix(q, k, v, kind="topk", topk=topk), expected)
 
 
 def test_kinds_that_a_backend_is_not_made_for_are_refused(monkeypatch):
@@ -50,18 +60,32 @@ def test_kinds_that_a_backend_is_not_made_for_are_refused(monkeypatch):
     "change,message",
     [
         ({"kind": "sparse"}, "kind must be one of relu"),
+        ({"q": [[[[1.0]]]]}, "q must be a tensor, got list"),
         ({"q": torch.zeros(3, 2, 4)}, r"q must be \[B, H, Tq, Dg\], got \(3, 2, 4\)"),
         ({"q": torch.zeros(3, 2, 4, 5, dtype=torch.int64)}, "q must be floating point"),
         ({"q": torch.zeros(3, 2, 4, 5).to(torch.float8_e4m3fn)}, "q must be .* got torch.float8_e4m3fn"),
         ({"q": torch.zeros(3, 2, 4, 5).to_sparse()}, "q must be a dense tensor, got layout torch.sparse_coo"),
+        ({"k": [1.0]}, "k must be a tensor, got list"),
         ({"k": torch.zeros(3, 1, 4, 5)}, r"k must be .* got \(3, 1, 4, 5\)"),
+        ({"k": torch.zeros(2, 2, 4, 5)}, r"k must be .* got \(2, 2, 4, 5\)"),
+        ({"k": torch.zeros(3, 2, 4, 6)}, r"k must be \(3, 2, 'T', 5\) .* got \(3, 2, 4, 6\)"),
+        ({"k": torch.zeros(3, 2, 4)}, r"k must be \(3, 2, 'T', 5\) .* got \(3, 2, 4\)"),
         ({"k": torch.zeros(3, 2, 4, 5).double()}, "k must be torch.float32"),
+        ({"k": torch.zeros(3, 2, 4, 5, device="meta")}, "k must be .* on cpu like q, got .* on meta"),
         ({"v": torch.zeros(3, 2, 5, 3)}, r"v must be .* got \(3, 2, 5, 3\)"),
+        ({"theta": torch.zeros(1)}, r"theta must be \(3, 2, 4\) .* or a scalar, got \(1,\)"),
         ({"theta": torch.zeros(3, 2)}, r"theta must be \(3, 2, 4\)"),
         ({"kind": "square"}, "theta is only used by kind 'relu'"),
+        ({"theta": torch.zeros(3, 2, 4).to_sparse()}, "theta must be a dense tensor, got layout"),
+        (
+            {"theta": torch.zeros(3, 2, 4, dtype=torch.int64)},
+            "theta must be floating .* got torch.int64 on cpu",
+        ),
+        ({"theta": torch.zeros((), device="meta")}, "theta must be .* on cpu, got torch.float32 on meta"),
         ({"theta": True}, "theta must be a tensor or a number, got True"),
         ({"theta": "1"}, "theta must be a tensor or a number, got '1'"),
         ({"causal": "no"}, "causal must be True or False, got 'no'"),
+        ({"causal": 1}, "causal must be True or False, got 1"),
         ({"return_stats": None}, "return_stats must be True or False, got None"),
         ({"kind": "topk", "theta": None, "topk": True}, "topk must be a whole number .* got True"),
         ({"kind": "topk", "theta": None, "topk": 2.0}, "topk must be a whole number .* got 2.0"),
@@ -69,12 +93,20 @@ def test_kinds_that_a_backend_is_not_made_for_are_refused(monkeypatch):
         ({"lengths": torch.tensor([1, 2, -3])}, r"lengths must lie in 0..T=4, got -3..2"),
         ({"lengths": torch.tensor([1, 2, 5])}, r"lengths must lie in 0..T=4, got 1..5"),
         ({"lengths": torch.tensor([1.0, 2, 3])}, "lengths must be an int64 tensor"),
+        ({"lengths": torch.tensor([1, 2, 3]).int()}, "lengths must be an int64 tensor, got torch.int32"),
+        ({"lengths": [1, 2, 3]}, "lengths must be an int64 tensor, got list"),
         ({"lengths": torch.tensor([1, 2, 3]).to_sparse()}, "lengths must be a dense tensor, got layout"),
         (
             {"k": torch.zeros(3, 2, 6, 5), "v": torch.zeros(3, 2, 6, 3)},
             "q has 4 rows and k 6; with Tq != T give positions",
         ),
+        (
+            {"q": torch.zeros(3, 2, 6, 5), "theta": None},
+            "q has 6 rows and k 4; with Tq != T give positions",
+        ),
+        ({"positions": torch.tensor([0])}, r"positions must be \(4,\) or \(3, 4\), got \(1,\)"),
         ({"positions": torch.tensor([0, 1, 2, 4])}, r"positions must lie in 0..3 \(T=4\), got 0..4"),
+        ({"positions": torch.tensor([-1, 1, 2, 3])}, r"positions must lie in 0..3 \(T=4\), got -1..3"),
         ({"positions": torch.tensor([0, 1])}, "positions must be"),
         (
             {"positions": torch.zeros(4, dtype=torch.int64, device="meta")},
@@ -86,7 +118,7 @@ def test_kinds_that_a_backend_is_not_made_for_are_refused(monkeypatch):
         ({"topk": 2}, "topk goes with kind 'topk' .* got kind 'relu' and topk=2: leave topk out"),
         ({"kind": "topk", "theta": None}, "topk goes with kind 'topk' .* say how many edges a row keeps"),
         ({"kind": "topk", "theta": None, "topk": 0}, "topk must be at least 1"),
-        ({"kind": "topk", "theta": None, "topk": 2**70}, r"topk must be at least 1 and below 2\^63"),
+        ({"kind": "topk", "theta": None, "topk": 2**63}, r"topk must be at least 1 and below 2\^63"),
         ({"kind": "topk", "theta": None, "topk": torch.tensor([1, 0, 2])}, "topk must be at least 1"),
     ],
 )

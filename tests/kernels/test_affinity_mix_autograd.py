@@ -14,15 +14,20 @@ __all__ = ["OP", "REFUSED"]  # for conftest.py: see there
 pytestmark = pytest.mark.usefixtures("nan_memory")
 
 
-def test_under_autocast_dtypes_may_differ(backend):
-    """As for torch's own attention: a projection gives bfloat16 there, and a parameter is float32."""
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_under_autocast_dtypes_may_differ(backend, dtype):
+    """As for torch's own attention: a projection gives half precision there, and a parameter is float32."""
     q, k, v = torch.randn(3, 2, 2, 9, 4)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = affinity_mix(q.bfloat16(), k.bfloat16(), v)
-        assert affinity_graph(q, k.bfloat16()).weights.dtype == torch.float32
-    assert torch.equal(mixed, affinity_mix(q.bfloat16(), k.bfloat16(), v.bfloat16()))
-    with pytest.raises(ValueError, match=r"v must be torch\.bfloat16"):
-        affinity_mix(q.bfloat16(), k.bfloat16(), v)
+    with torch.autocast("cpu", dtype=dtype):
+        mixed = affinity_mix(q, k.to(dtype), v)
+        assert torch.equal(
+            affinity_graph(q, k.to(dtype)).dense(), affinity_graph(q.to(dtype), k.to(dtype)).dense()
+        )
+        with pytest.raises(ValueError, match=r"k must be torch\.float64"):
+            affinity_mix(q.double(), k.to(dtype), v)
+    assert torch.equal(mixed, affinity_mix(q.to(dtype), k.to(dtype), v.to(dtype)))
+    with pytest.raises(ValueError, match=rf"v must be {dtype}"):
+        affinity_mix(q.to(dtype), k.to(dtype), v)
 
 
 @pytest.mark.parametrize("case", KINDS)

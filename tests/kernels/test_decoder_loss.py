@@ -176,13 +176,20 @@ def test_all_targets_ignored_and_none_at_all(backend):
     [
         ({"reduction": "none"}, "reduction must be 'sum' or 'mean', got 'none'"),
         ({"hidden": torch.zeros(2, 3, 4)}, r"hidden must be \[N, d\]"),
+        (
+            {"hidden": torch.zeros(3, 4).long()},
+            r"hidden must be \[N, d\] floating .* got \(3, 4\) torch.int64",
+        ),
+        ({"hidden": [[0.0]]}, "hidden must be a tensor, got list"),
+        ({"weight": torch.zeros(0, 4)}, r"weight must be \(V, 4\) with V >= 1 .* got \(0, 4\)"),
+        ({"weight": torch.zeros(5, 4, 1)}, r"weight must be \(V, 4\).* got \(5, 4, 1\)"),
         ({"weight": torch.zeros(5, 3)}, r"weight must be \(V, 4\).* got \(5, 3\)"),
         ({"weight": torch.zeros(5, 4).double()}, "weight must be torch.float32"),
         ({"target": torch.tensor([1, 2])}, r"target must be \(3,\), got \(2,\)"),
         ({"target": torch.tensor([1.0, 2, 3])}, "target must be an int64 tensor"),
         *(
             ({"ignore_index": wrong}, f"ignore_index must be a whole number of 64 bits, got {wrong!r}")
-            for wrong in (None, 1.5, "1", 2**64)
+            for wrong in (None, 1.5, "1", 2**64, -(2**63) - 1)
         ),
         ({"target": torch.tensor([0, 4, 5])}, "target must lie in 0..4 .* got 5 at position 2"),
         ({"target": torch.tensor([0, -1, 5])}, "target must lie in 0..4 .* got -1 at position 1"),

@@ -98,7 +98,7 @@ def test_graph_apply_names_wrong_components():
     graph = sparse(make(5).float())
     with pytest.raises(ValueError, match=r"components 3\.\.4 are not all in 0\.\.3"):
         graph_apply(graph, torch.zeros(3, 2, 5, 2), first=3)
-    for first in (1.0, "1", 2**64):
+    for first in (1.0, "1", 2**64, True):
         with pytest.raises(ValueError, match=f"graph_apply: first must be a whole number, got {first!r}"):
             graph_apply(graph, torch.zeros(3, 2, 5, 2), first=first)
     with pytest.raises(ValueError, match="graph_apply: features must be floating point"):

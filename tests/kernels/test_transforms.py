@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from glomo_kernels import affinity_graph, affinity_mix, decoder_loss, graph_mix
+from glomo_kernels import affinity_graph, affinity_mix, decoder_loss, graph_apply, graph_mix
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 
 def inputs(units, lengths):
@@ -120,8 +122,36 @@ def test_export_with_any_number_of_samples():
 def test_shapes_without_values():
     """Tensors on the meta device."""
     q, k, v, theta, _ = (x.to("meta") for x in inputs(5, [5, 5]))
-    assert affinity_mix(q, k, v, theta).shape == v.shape
+    for options in ({"theta": theta}, {"theta": 0.5}, {"kind": "topk", "topk": 2}, {"kind": "softmax"}):
+        assert affinity_mix(q, k, v, **options).shape == v.shape
     assert decoder_loss(q[0, 0], q[1, 0], torch.zeros(5, dtype=torch.int64, device="meta")).shape == ()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_what_is_traced_has_the_sizes_dtypes_and_strides_of_the_results(dtype):
+    """Of inputs that lie across, and theta in a dtype of its own."""
+
+    def results(place):
+        q, k, v = (place(torch.randn(2, 5, 2, n, dtype=dtype)) for n in (4, 4, 3))
+        q, k, v = (x.transpose(1, 2).requires_grad_() for x in (q, k, v))
+        theta = place(torch.randn(2, 5, 2, dtype=torch.float32)).transpose(1, 2).requires_grad_()
+        target = place(torch.arange(5))
+        mixed, stats = affinity_mix(q, k, v, theta, return_stats=True)
+        graph = affinity_graph(q, k, theta, keep=5)
+        found = [mixed, *stats, *torch.autograd.grad(mixed.sum(), [q, k, v, theta]), graph.offsets]
+        found += torch.autograd.grad(graph.weights.sum(), [q, k, theta])
+        for reduction in ("sum", "mean"):
+            loss = decoder_loss(q[0, 0], k[0, 0], target, reduction=reduction)
+            found += [loss, *torch.autograd.grad(loss, [q, k])]
+        w = place(torch.ones(3, dtype=torch.float16)).requires_grad_()
+        y, z = graph_mix(graph.detach(), w, v[:, 0], heads=1), graph_apply(graph.detach(), v)
+        found += [y, z, *torch.autograd.grad(y.sum() + z.sum(), [w, v])]
+        edges = [graph.weights.dtype, graph.columns.dtype]
+        return edges, [(x.shape, x.dtype, x.stride()) for x in found]
+
+    with FakeTensorMode(shape_env=ShapeEnv()) as mode:
+        traced = results(mode.from_tensor)
+    assert traced == results(lambda x: x)
 
 
 def test_forward_mode_is_refused():
