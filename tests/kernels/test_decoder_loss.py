@@ -103,10 +103,11 @@ def test_what_lies_between_rows_is_not_read(backend):
     torch.testing.assert_close(*results)
 
 
-def test_other_ignore_index(backend):
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_other_ignore_index(backend, reduction):
     hidden, weight, target = make(9)
     target = target.clamp(min=0)
-    results = both(hidden, weight, target, torch.float64, ignore_index=0, reduction="sum")
+    results = both(hidden, weight, target, torch.float64, ignore_index=0, reduction=reduction)
     torch.testing.assert_close(results[0], results[1])
 
 

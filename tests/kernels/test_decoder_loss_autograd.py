@@ -1,5 +1,7 @@
 """decoder_loss under autograd, autocast and torch.compile: which gradients there are, and their memory."""
 
+import importlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,24 @@ def test_one_leaf_only(backend):
     expected = both(hidden, weight, target, torch.float64)[1]
     w = weight.requires_grad_()
     torch.testing.assert_close(gradients(decoder_loss(hidden, w, target), [w])[0], expected[2])
+
+
+@pytest.mark.parametrize("leaf", [0, 1, None])
+def test_gradients_are_computed_where_somebody_may_ask_for_them(monkeypatch, leaf):
+    asked = []
+
+    def forward(*arguments):
+        asked.append(arguments[-1])
+        return _forward(*arguments)
+
+    monkeypatch.setattr(importlib.import_module("glomo_kernels.decoder_loss"), "_forward", forward)
+    inputs = torch.randn(3, 4), torch.randn(5, 4)
+    if leaf is not None:
+        inputs[leaf].requires_grad_()
+    decoder_loss(*inputs, torch.arange(3))
+    with torch.no_grad():
+        decoder_loss(*inputs, torch.arange(3))
+    assert asked == [leaf is not None, False]
 
 
 def test_tied_weight(backend):

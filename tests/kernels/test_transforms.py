@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from glomo_kernels import affinity_graph, affinity_mix, decoder_loss, graph_apply, graph_mix
+from glomo_kernels import affinity_graph, affinity_mix, decoder_loss, graph_mix
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
@@ -129,25 +129,25 @@ def test_shapes_without_values():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_what_is_traced_has_the_sizes_dtypes_and_strides_of_the_results(dtype):
-    """Of inputs that lie across, and theta in a dtype of its own."""
+    """Of every operator, for inputs that lie across, and theta and weights in dtypes of their own."""
+    ops = torch.ops.glomo
 
     def results(place):
-        q, k, v = (place(torch.randn(2, 5, 2, n, dtype=dtype)) for n in (4, 4, 3))
-        q, k, v = (x.transpose(1, 2).requires_grad_() for x in (q, k, v))
-        theta = place(torch.randn(2, 5, 2, dtype=torch.float32)).transpose(1, 2).requires_grad_()
-        target = place(torch.arange(5))
-        mixed, stats = affinity_mix(q, k, v, theta, return_stats=True)
-        graph = affinity_graph(q, k, theta, keep=5)
-        found = [mixed, *stats, *torch.autograd.grad(mixed.sum(), [q, k, v, theta]), graph.offsets]
-        found += torch.autograd.grad(graph.weights.sum(), [q, k, theta])
-        for reduction in ("sum", "mean"):
-            loss = decoder_loss(q[0, 0], k[0, 0], target, reduction=reduction)
-            found += [loss, *torch.autograd.grad(loss, [q, k])]
-        w = place(torch.ones(3, dtype=torch.float16)).requires_grad_()
-        y, z = graph_mix(graph.detach(), w, v[:, 0], heads=1), graph_apply(graph.detach(), v)
-        found += [y, z, *torch.autograd.grad(y.sum() + z.sum(), [w, v])]
-        edges = [graph.weights.dtype, graph.columns.dtype]
-        return edges, [(x.shape, x.dtype, x.stride()) for x in found]
+        q, k, v = (place(torch.randn(2, n, 5, 2, dtype=dtype)).permute(0, 3, 2, 1) for n in (4, 4, 3))
+        theta, weights = place(torch.randn(2, 5, 2).half()).mT, place(torch.ones(2).half())
+        spans, target = place(torch.tensor([[[0, 4]] * 5] * 2)), place(torch.arange(5))
+        mixed = ops.affinity_mix(q, k, v, theta, spans, None, "relu", True, "roots")
+        used = mixed[0], mixed[1], mixed[4], mixed[5]
+        found = [*mixed, *ops.affinity_mix_backward(v, q, k, v, theta, spans, None, *used, "relu", "roots")]
+        values, offsets, columns = ops.affinity_graph(q, k, theta, spans, None, "relu", 3, True)
+        edges = offsets, columns, values
+        found += ops.affinity_graph_backward(values, q, k, theta, spans, None, *edges, "relu", 3, True)
+        loss, *slopes = ops.decoder_loss(q[0, 0], k[0, 0], target, -100, True)
+        found += [loss, *slopes, *ops.decoder_loss_backward(loss, q[0, 0], k[0, 0], *slopes)]
+        found += [offsets, ops.graph_mix(*edges, 2, 0, weights, v[:, 0])]
+        found += ops.graph_mix_backward(v[:, 0], *edges, 2, 0, weights, v[:, 0], True, True)
+        found += [ops.graph_apply(*edges, 2, 0, 2, v), ops.graph_apply_backward(v, *edges, 2, 0, 2, True)]
+        return values.dtype, columns.dtype, [(x.shape, x.dtype, x.stride()) for x in found]
 
     with FakeTensorMode(shape_env=ShapeEnv()) as mode:
         traced = results(mode.from_tensor)
