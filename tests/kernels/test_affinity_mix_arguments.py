@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from glomo_kernels import BackendUnavailable, affinity_mix
+from glomo_kernels import BackendUnavailable, affinity_graph, affinity_mix
 from glomo_kernels.spans import make_spans
 from kernel_oracle import gradients
 from test_affinity_mix import OP, REFUSED, make
@@ -132,3 +132,19 @@ def test_wrong_arguments_are_named(change, message):
     affinity_mix(**good)
     with pytest.raises(ValueError, match="affinity_mix: " + message):
         affinity_mix(**{**good, **change})
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"causal": "no"}, "causal must be True or False, got 'no'"),
+        ({"renormalise": 0}, "renormalise must be True or False, got 0"),
+        ({"segments": torch.tensor([[0, 0, 1, 0]])}, "segments of sample 0 return to an earlier number"),
+        ({"segments": torch.zeros(1, 5).long()}, r"segments must be \(1, 4\), got \(1, 5\)"),
+        ({"lengths": torch.tensor([4, 4])}, r"lengths must be \(1,\), got \(2,\)"),
+    ],
+)
+def test_affinity_graph_names_them_too(change, message):
+    x = torch.zeros(1, 2, 4, 5)
+    with pytest.raises(ValueError, match="affinity_graph: " + message):
+        affinity_graph(x, x, **change)

@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 import torch
-from glomo_kernels import affinity_graph, affinity_mix
+from glomo_kernels import affinity_graph, affinity_mix, graph_mix
 from glomo_kernels.affinity_mix import _forward
 from glomo_kernels.scores import KEEP
 from kernel_oracle import gradients, leaves
@@ -37,6 +37,18 @@ def test_gradcheck(backend, case):
     inputs = (q, k, v, theta) if with_theta else (q, k, v)
     options["lengths"] = torch.tensor([5, 0, 3])
     assert torch.autograd.gradcheck(lambda *x: affinity_mix(*x, **options), inputs)
+
+
+def test_the_gradient_of_a_sum(backend):
+    """It is one number for all, without steps from one to the next."""
+    q, k, v, theta = inputs = leaves(*make(12), dtype=torch.float64)
+    graph = affinity_graph(q, k, theta)
+    for out in (affinity_mix(*inputs), graph.weights, graph_mix(graph.detach(), v[0, 0, :2, 0], v[:, 0])):
+        plain, of_sum = (
+            torch.autograd.grad(x, inputs, y, retain_graph=True, materialize_grads=True)
+            for x, y in ((out, torch.ones_like(out)), (out.sum(), None))
+        )
+        torch.testing.assert_close(of_sum, plain)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -221,3 +233,13 @@ def test_a_count_of_zero_where_nobody_could_look_at_it(backend):
     step = torch.compile(affinity_mix, fullgraph=True, backend="aot_eager")
     none = step(q, k, v, kind="topk", topk=torch.tensor([0, 2, 0]))
     torch.testing.assert_close(none, affinity_mix(q, k, v, kind="topk", topk=torch.tensor([1, 2, 1])))
+
+
+def test_spans_beyond_the_keys_where_nobody_could_look_at_positions(backend):
+    q, k, v, _ = (x.float() for x in make(9))
+    results = []
+    for begin, end in ((0, 9), (-70, 700)):
+        spans = torch.tensor([begin, end]).expand(3, 9, 2).contiguous()
+        mixed = torch.ops.glomo.affinity_mix(q, k, v, None, spans, None, "relu", False, "nothing")
+        results.append([mixed[0], *torch.ops.glomo.affinity_graph(q, k, None, spans, None, "relu", 0, True)])
+    torch.testing.assert_close(*results, rtol=0, atol=0)

@@ -104,8 +104,9 @@ def test_reference_can_be_forced(op, monkeypatch):
     assert dispatch.pick(op).__name__ == f"glomo_kernels.{op}.reference"
 
 
-def test_forced_backend_that_does_not_exist(monkeypatch):
-    monkeypatch.setenv("GLOMO_KERNELS", "fast")
+@pytest.mark.parametrize("name", ["fast", "CPP", " "])
+def test_forced_backend_that_does_not_exist(monkeypatch, name):
+    monkeypatch.setenv("GLOMO_KERNELS", name)
     with pytest.raises(
         glomo_kernels.BackendUnavailable, match="graph_mix has no such backend; it has cuda, cpp, ref"
     ):
@@ -149,6 +150,9 @@ def test_choice_is_logged_once_with_the_reasons(monkeypatch, caplog):
         "affinity_graph runs on reference; not cuda: it takes CUDA tensors, these are on cpu; "
         "not cpp: kind 'softmax' is not implemented in C++ (relu, square, topk are)"
     ]
+    monkeypatch.setenv("GLOMO_KERNELS", "cpp")
+    glomo_kernels.affinity_graph(q, q)
+    assert caplog.records[-1].getMessage() == "affinity_graph runs on cpp (GLOMO_KERNELS)"
 
 
 def test_missing_extension_is_a_reason_not_a_crash(monkeypatch):
@@ -159,9 +163,16 @@ def test_missing_extension_is_a_reason_not_a_crash(monkeypatch):
         "cpp": "no compiler was found",
         "reference": None,
     }
-    assert dispatch.pick("graph_mix").__name__ == "glomo_kernels.graph_mix.reference"
+    for op in dispatch.TABLE:
+        assert glomo_kernels.backends(op)["cpp"] == "no compiler was found"
+        assert dispatch.pick(op).__name__ == f"glomo_kernels.{op}.reference"
     monkeypatch.setenv("GLOMO_KERNELS", "cpp")
     with pytest.raises(glomo_kernels.BackendUnavailable, match="cpp: no compiler was found"):
+        dispatch.pick("graph_mix")
+    monkeypatch.delenv("GLOMO_KERNELS")
+    monkeypatch.setitem(dispatch.TABLE, "graph_mix", (dispatch.CUDA, dispatch.CPP))
+    reasons = "graph_mix cannot run here: cuda: no nvcc was found; cpp: no compiler was found"
+    with pytest.raises(glomo_kernels.BackendUnavailable, match=f"^{reasons}$"):
         dispatch.pick("graph_mix")
 
 

@@ -13,8 +13,13 @@ pytestmark = pytest.mark.usefixtures("nan_memory")
     "change,message",
     [
         ({"features": torch.zeros(3, 4, 2)}, r"features must be \(3, 5, 'D'\).* got \(3, 4, 2\)"),
+        ({"features": torch.zeros(2, 5, 2)}, r"features must be \(3, 5, 'D'\).* got \(2, 5, 2\)"),
+        ({"features": torch.zeros(3, 5)}, r"features must be \(3, 5, 'D'\).* got \(3, 5\)"),
         ({"features": torch.zeros(3, 5, 2, dtype=torch.int64)}, "features must be floating point"),
+        ({"features": torch.zeros(3, 5, 2, device="meta")}, "features must be .* on cpu .* on meta"),
         ({"weights": torch.zeros(3)}, r"weights must be \(4,\) or \(3, 5, 4\).* got \(3,\)"),
+        ({"weights": torch.zeros(3, 1, 4)}, r"weights must be \(4,\) or \(3, 5, 4\).* got \(3, 1, 4\)"),
+        ({"weights": torch.zeros(4).long()}, "weights must be floating point .* got torch.int64 on cpu"),
         ({"weights": torch.zeros(4), "heads": 2}, r"weights must be \(6,\) or \(3, 5, 6\)"),
         (
             {
@@ -23,7 +28,10 @@ pytestmark = pytest.mark.usefixtures("nan_memory")
             },
             "heads must divide the 0 components of the graph, got 2",
         ),
-        ({"heads": 3}, "heads must divide the 4 components of the graph, got 3"),
+        *(
+            ({"heads": wrong}, f"heads must divide the 4 components of the graph, got {wrong}")
+            for wrong in (3, 0, -2)
+        ),
         ({"heads": 1.0}, r"heads must be a whole number or None, got 1\.0"),
         ({"heads": "1"}, "heads must be a whole number or None, got '1'"),
         ({"weights": [0.5] * 4}, "weights must be a tensor, got list"),
@@ -47,11 +55,24 @@ def test_wrong_arguments_are_named(change, message):
             lambda g: g._replace(offsets=g.offsets.clamp(max=g.offsets[-1] - 1)),
             "graph.offsets must rise from 0",
         ),
-        (
-            lambda g: g._replace(offsets=g.offsets.index_fill(0, torch.tensor([9]), 99)),
-            r"graph\.offsets must rise from 0 to the number of edges .*, falling within row 9$",
+        *(
+            (
+                lambda g, at=at, to=to: g._replace(offsets=g.offsets.index_fill(0, torch.tensor([at]), to)),
+                rf"graph\.offsets must rise from 0 to the number of edges .*, falling within row {row}$",
+            )
+            for at, to, row in ((9, 99, 9), (1, -1, 0), (59, 99, 59))
         ),
         (lambda g: g._replace(columns=g.columns.long()), "graph.columns must be int32"),
+        (
+            lambda g: g._replace(columns=g.columns[1:]),
+            "graph.columns must be int32 of the shape of graph.weigh",
+        ),
+        (lambda g: g._replace(weights=list(g.weights)), "graph.weights must be a tensor, got list"),
+        (
+            lambda g: g._replace(weights=g.weights[:, None], columns=g.columns[:, None]),
+            r"graph.weights must be .* of one dimension, got torch.float32 \(\d+, 1\)",
+        ),
+        (lambda g: g._replace(offsets=g.offsets.to("meta")), "graph.offsets must be on cpu .* got meta"),
         (lambda g: g._replace(columns=g.columns.numpy()), "graph.columns must be a tensor, got ndarray"),
         (
             lambda g: g._replace(weights=g.weights.int()),
@@ -87,7 +108,8 @@ def test_columns_elsewhere_are_refused():
 
 def test_a_graph_has_no_dtype_of_its_own():
     graph = sparse(make(5).float())
-    assert graph.to("meta").offsets.is_meta and graph.to("meta").shape == graph.shape
+    *tensors, shape = graph.to("meta")
+    assert all(x.is_meta for x in tensors) and shape == graph.shape
     with pytest.raises(
         TypeError, match=r"SparseGraph\.to takes a device, got torch\.float16: offsets and columns"
     ):
@@ -98,6 +120,10 @@ def test_graph_apply_names_wrong_components():
     graph = sparse(make(5).float())
     with pytest.raises(ValueError, match=r"components 3\.\.4 are not all in 0\.\.3"):
         graph_apply(graph, torch.zeros(3, 2, 5, 2), first=3)
+    with pytest.raises(ValueError, match=r"components -1\.\.0 are not all in 0\.\.3"):
+        graph_apply(graph, torch.zeros(3, 2, 5, 2), first=-1)
+    with pytest.raises(ValueError, match="graph_apply: features must be a tensor, got list"):
+        graph_apply(graph, [0.5])
     for first in (1.0, "1", 2**64, True):
         with pytest.raises(ValueError, match=f"graph_apply: first must be a whole number, got {first!r}"):
             graph_apply(graph, torch.zeros(3, 2, 5, 2), first=first)

@@ -122,7 +122,13 @@ def test_export_with_any_number_of_samples():
 def test_shapes_without_values():
     """Tensors on the meta device."""
     q, k, v, theta, _ = (x.to("meta") for x in inputs(5, [5, 5]))
-    for options in ({"theta": theta}, {"theta": 0.5}, {"kind": "topk", "topk": 2}, {"kind": "softmax"}):
+    segments = torch.zeros(2, 5, dtype=torch.int64, device="meta")
+    for options in (
+        {"theta": theta},
+        {"theta": 0.5},
+        {"kind": "topk", "topk": 2},
+        {"kind": "softmax", "segments": segments},
+    ):
         assert affinity_mix(q, k, v, **options).shape == v.shape
     assert decoder_loss(q[0, 0], q[1, 0], torch.zeros(5, dtype=torch.int64, device="meta")).shape == ()
 
