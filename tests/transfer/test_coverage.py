@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from glomo_dist.transfer.features import coverage
-from glomo_dist.transfer.features.coverage import Unknown, unknown
+from glomo_dist.transfer.features.coverage import Unknown, percent, unknown
 
 
 def test_unknown_words_of_many_texts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,3 +18,5 @@ def test_unknown_words_of_many_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     zeros = sum(len(text) > 0 for text in texts)
     assert unknown(iter(texts), known) == Unknown(zeros / words, 1 / 3)
     assert unknown([], known) == Unknown(0.0, 0.0)
+    assert unknown([np.array([0, 0, 3, 4])], known) == Unknown(0.75, 2 / 3)
+    assert percent(0.1234) == "12.34 %"

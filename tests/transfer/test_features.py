@@ -13,7 +13,7 @@ import zstandard
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.files import sha256_file
 from glomo_dist.transfer.features.spec import FeatureSpec
-from glomo_dist.transfer.features.word_vectors import WordVectors, vectors_content
+from glomo_dist.transfer.features.word_vectors import WordVectors, table_fingerprint, vectors_content
 
 GLOVE = "the 0.5 -1 2e-1\nfilm 1 2 3\n. . . 4 5 6\nthe 9 9 9\n"
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "vectors" / "wiki_sg_100d_40k.npz"
@@ -33,6 +33,11 @@ def test_glove_text(tmp_path, ending, header):
     few = WordVectors.load(f"file://{path}", only={"film"})
     assert list(few.words) == ["film"]
     assert few.vectors.tolist() == [[1, 2, 3]]
+    assert WordVectors.load(str(path), only={"unheard"}).vectors.shape == (0, 3)
+    with pytest.raises(
+        DataError, match="vectors of width 3, expected 2" if header else "expected a word and 2"
+    ):
+        WordVectors.load(str(path), width=2)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +48,7 @@ def test_glove_text(tmp_path, ending, header):
         ("no . 5 1 2 3\nthe 4 5 6\n", ["no . 5", "the"]),
         ("2 3\n. 1 1 2 3\nthe 4 5 6\n", [". 1", "the"]),  # the header says where the word ends
         (". . 1 2 3\nthe 4 5 6\n7 8 9 10\n", [". .", "the", "7"]),
+        ("\u00a0 1 2 3\nthe 4 5 6\n", ["\u00a0", "the"]),  # a word that is a space, as GloVe has it
     ],
 )
 def test_glove_with_spaces_in_the_first_word(tmp_path, text, words):
@@ -76,6 +82,23 @@ def test_glove_bad_lines(tmp_path, text, named):
         warnings.simplefilter("error")
         WordVectors.load(str(path))
     assert str(path) in str(caught.value)
+
+
+def test_a_header_of_many_words_and_numbers(tmp_path):
+    words = [f"w{i}" for i in range(300)]
+    lines = [f"{word} {' '.join(str(i + k) for k in range(12))}" for i, word in enumerate(words)]
+    (tmp_path / "words.vec").write_text("\n".join(["300 12", *lines]))
+    table = WordVectors.load(str(tmp_path / "words.vec")).table(["unheard", *words])
+    np.testing.assert_array_equal(table[1:], np.arange(300)[:, None] + np.arange(12))
+    (tmp_path / "none.vec").write_text("\n7 8\nthe 4\n")  # only the first line is a header
+    assert WordVectors.load(str(tmp_path / "none.vec")).table(["7", "the"]).tolist() == [[8], [4]]
+
+
+@pytest.mark.parametrize("width", [None, 3])
+def test_glove_without_a_line(tmp_path, width):
+    (tmp_path / "glove.txt").write_text("\n \n")
+    with pytest.raises(DataError, match=r"glove\.txt: the file is empty\. Expected a word and its numbers"):
+        WordVectors.load(str(tmp_path / "glove.txt"), width=width)
 
 
 def test_vectors_are_one_file(tmp_path):
@@ -115,6 +138,10 @@ def test_npz(tmp_path):
     np.savez(path, words=np.array(["the", "film"]), vectors=np.array([[1, 2], [np.inf, 4]]))
     with pytest.raises(DataError, match=r"'film'.*not finite"):
         WordVectors.load(path)
+    with pytest.raises(DataError, match=r"'film' \(row 1\).*not finite"):
+        WordVectors.load(path, only={"film"})
+    np.savez(path, words=np.array(["the", "film", "the"]), vectors=np.array([[1], [2], [3]]))
+    assert WordVectors.load(path).table(["the", "film"]).tolist() == [[1], [2]]  # the first of two counts
     np.savez(path, words=np.array(["the"]), vectors=np.zeros((2, 2)))
     with pytest.raises(DataError, match=r"expected words \[n\]"):
         WordVectors.load(path)
@@ -129,6 +156,7 @@ def test_npz(tmp_path):
         ({"vectors": np.array([["1", "2"], ["3", "4"]])}, "vectors must be numbers, got <U1"),
         ({"vectors": np.full((2, 2), 1e300)}, r"word 'thé' \(row 0\) is not finite as float32"),
         ({"vectors": np.zeros((2, 0))}, "vectors of width 0"),
+        ({"words": np.array([["the"], ["film"]])}, r"expected words \[n\] and .*got \(2, 1\) and \(2, 2\)"),
         ({"words": np.array([b"th\xe9", b"film"])}, "a word is not UTF-8"),
     ],
 )
@@ -170,7 +198,7 @@ def test_npz_by_other_names(tmp_path):
 def test_vectors_are_known_by_their_content(tmp_path):
     path = tmp_path / "glove.1d.txt"
     path.write_text("the 1\n")
-    names = [str(path), f"file://{path}", str(tmp_path / "*.1d.txt")]
+    names = [str(path), f"file://{path}", f"local://{path}", str(tmp_path / "*.1d.txt")]
     assert {vectors_content(name) for name in names} == {sha256_file(path)}
     assert vectors_content("https://x.y/glove.txt") == "https://x.y/glove.txt"
     with pytest.raises(DataError, match=r"missing\.txt does not exist"):
@@ -184,6 +212,12 @@ def test_vectors_are_known_by_their_content(tmp_path):
     assert vectors_content(str(tmp_path / "a::b.txt")) == sha256_file(path)
     with pytest.raises(DataError, match=r"missing\.zip cannot be read: No such file"):
         vectors_content(f"zip://v.txt::{tmp_path}/missing.zip")
+
+
+def test_a_table_is_known_by_its_numbers_and_their_shape():
+    tables = [np.arange(6, dtype=np.float32).reshape(shape) for shape in ((2, 3), (3, 2))]
+    assert len({table_fingerprint(table) for table in (*tables, tables[0] + 1)}) == 3
+    assert table_fingerprint(tables[0].copy()) == table_fingerprint(tables[0])
 
 
 @pytest.mark.parametrize(

@@ -124,14 +124,14 @@ def _text(source: str, only: Collection[str] | None, width: int | None) -> WordV
     vectors: list[np.ndarray[Any, Any]] = []
     rows = ((number, line) for number, text in lines(source, _TEXT) if (line := text.rstrip()))
     begin = list(islice(rows, 2))
-    header = _HEADER.fullmatch(begin[0][1]) if begin and begin[0][0] == 1 else None
+    if not begin:
+        raise DataError(f"{source}: the file is empty. Expected a word and its numbers on each line.")
+    header = _HEADER.fullmatch(begin[0][1]) if begin[0][0] == 1 else None
     promised = int(header[1]) if header else None
     if header:
         begin, width = begin[1:], int(header[2])
-    elif begin and width is None:
+    elif width is None:
         width = _width(*(line.split(" ") for _, line in begin))
-    if width is None:
-        raise DataError(f"{source}: the file is empty. Expected a word and its numbers on each line.")
     count = 0
     for number, line in chain(begin, rows):
         cells = line.split(" ")
