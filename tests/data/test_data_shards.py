@@ -82,6 +82,17 @@ def edit_index(folder: Path, change: Callable[[dict], object]) -> None:
     path.write_text(json.dumps(value))
 
 
+EMPTY = {
+    "name": "b.tar",
+    "bytes": 1024,
+    "sha256": "0" * 64,
+    "samples": 0,
+    "tokens": 0,
+    "offsets": [],
+    "lengths": [],
+}
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -90,11 +101,19 @@ def edit_index(folder: Path, change: Callable[[dict], object]) -> None:
         (lambda v: v.pop("tokens"), "missing key 'tokens'"),
         (lambda v: v.update(samples=5), "totals and shards do not agree"),
         (lambda v: v.update(shards=[]), "totals and shards do not agree"),
+        (lambda v: v.update(shards=[], samples=0, tokens=0), "totals and shards do not agree"),
+        (lambda v: v.update(shards=None), "damaged index"),
+        (lambda v: v["shards"].append(EMPTY), r"of b\.tar do not agree"),
+        (lambda v: v["shards"].append(v["shards"][0]), "two shards have the same name"),
         (lambda v: v.update(samples=float(v["samples"])), "totals are not whole numbers"),
         (lambda v: v.update(tokens=float(v["tokens"])), "totals are not whole numbers"),
         (lambda v: v["shards"][0].update(name="../a.tar"), "not a plain file name"),
         (lambda v: v["shards"][0].update(samples="3"), "damaged index"),
         (lambda v: v["shards"][0]["offsets"].reverse(), r"of shard-00000\.tar do not agree"),
+        (
+            lambda v: v["shards"][0]["lengths"].append(v["shards"][0]["lengths"].pop() + 1),
+            r"of shard-00000\.tar do",
+        ),
         (lambda v: v["shards"][0]["lengths"].pop(), r"of shard-00000\.tar do not agree"),
         (lambda v: v["shards"][0].update(sha256="0" * 64), "the fingerprint does not belong"),
     ],
@@ -123,8 +142,18 @@ def test_missing_and_cut_index(make_shards: MakeShards, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ShardError, match=r"index\.json, line .*not valid JSON"):
         ShardIndex.read(folder)
+    content = path.read_bytes()
     path.unlink()
     with pytest.raises(ShardError, match=r"index\.json does not exist.*glomo prepare"):
+        ShardIndex.read(folder)
+    (folder / "train").mkdir()
+    (folder / "train" / "index.json").write_bytes(content)
+    with pytest.raises(
+        ShardError, match=r"index\.json does not exist: the shards are in .*/train and /valid"
+    ):
+        ShardIndex.read(folder)
+    path.write_bytes(content)
+    with pytest.raises(ShardError, match=r"index\.json, line .*not valid JSON"):
         ShardIndex.read(folder)
 
 
@@ -144,8 +173,14 @@ def test_missing_cut_and_changed_shards_are_found_on_opening(make_shards: MakeSh
     with pytest.raises(ShardError, match=rf"shard-00001\.tar has {len(content) - 512} bytes, the index says"):
         ShardIndex.read(folder)
     shard.unlink()
-    with pytest.raises(ShardError, match=r"shard-00001\.tar is missing"):
+    with pytest.raises(ShardError, match=r"^shard .*shard-00001\.tar is missing"):
         ShardIndex.read(folder)
+    assert ShardIndex.read(folder, max_bad_shards=1).fingerprint == index.fingerprint
+    (folder / "shard-00002.tar").unlink()
+    with pytest.raises(
+        ShardError, match=r"^2 bad shards, max_bad_shards allows 1\. shard .*00001\.tar is missing"
+    ):
+        ShardIndex.read(folder, max_bad_shards=1)
 
 
 def put(index: ShardIndex, sample: int, content: bytes, where: int = 0) -> None:

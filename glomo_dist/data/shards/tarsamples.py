@@ -178,8 +178,7 @@ def _headers(blocks: np.ndarray, at: np.ndarray, names: list[str]) -> tuple[np.n
     plain_size, size = _octal(headers[:, 124:135])
     good &= plain_sum & plain_size & (checksum == total) & (headers[:, 135] == 0)
     good &= (headers[:, 154] == 0) & (headers[:, 155] == 32)  # the checksum's own end is not summed
-    # no larger than what is there, also where it is nonsense
-    return good, np.where(good & (size <= blocks.size), size, 0)
+    return good, np.where(good, size, 0)
 
 
 def _octal(digits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
