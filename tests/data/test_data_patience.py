@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 import ssl
 import time
 from email.utils import formatdate
@@ -65,6 +67,44 @@ def test_a_bad_certificate_is_final() -> None:
     with pytest.raises(aiohttp.ClientConnectorCertificateError):
         insist(attempt, "https://host/a")
     assert len(tried) == 1
+
+
+def tries(error: Exception, name: str) -> int:
+    tried = []
+
+    def attempt() -> None:
+        tried.append(1)
+        raise error
+
+    with pytest.raises((type(error), DataError)):
+        insist(attempt, name)
+    return len(tried)
+
+
+def test_what_may_pass() -> None:
+    insist(lambda: None, "https://host/b")  # it has answered, the other never
+    for error in (ConnectionRefusedError(), socket.gaierror(socket.EAI_AGAIN, "Temporary failure")):
+        assert (tries(error, "https://host/a"), tries(error, "https://other/a")) == (6, 1)
+    for number in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EBUSY, errno.EREMOTEIO):
+        assert tries(OSError(number, "trouble"), "https://other/a") == 6
+    assert tries(OSError(errno.ENOSPC, "No space left"), "https://host/a") == 1
+    for kept in ("simplecache::https://host/a", "zip://b.txt::filecache::https://host/a"):
+        assert tries(ConnectionResetError(), kept) == 1, "its cut copy would be taken for the whole"
+    assert {status for status in range(400, 510) if patience.status_passes(status)} == {
+        408, 425, 429, *range(500, 510),
+    }  # fmt: skip
+
+
+def test_bytes_of_all_pieces_are_counted() -> None:
+    reading = patience.Patience("https://host/a")
+    for size in (3, 4):
+        reading.came(size)
+
+    def cut() -> None:
+        raise ConnectionResetError
+
+    with pytest.raises(DataError, match=r"https://host/a cannot be read: .*\(6 tries after 7 bytes\)"):
+        reading.insist(cut)
 
 
 def test_a_server_that_asks_for_time_gets_it(web: Server, capfd: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from web_faults import Fault, Server, serving
 
 from glomo_dist.data import BadShard, Reading, ShardIndex, Stream
 from glomo_dist.data.storage import places, remote
-from glomo_dist.runtime.errors import ShardError
+from glomo_dist.runtime.errors import DataError, ShardError
 
 LENGTHS = [30, 4, 90, 2, 61, 7] * 6
 SHARD = "shard-00001.tar"
@@ -88,7 +88,7 @@ def test_what_passes_is_tried_again(
 
 STAYING = {
     "server_error": "503", "cut_without_saying": "it was cut", "wrong_bytes": "SHA-256|damaged", "html": "DOCTYPE",
-    "stall": "cannot be read", "trickle": "not complete in the time given", "hang_up": "cannot be read",
+    "stall": "cannot be read", "trickle": r"not complete in the time given.*\(1 s\)", "hang_up": "cannot be read",
     "redirect_to_file": "cannot be read",
 }  # fmt: skip
 
@@ -116,6 +116,30 @@ def test_the_last_attempt_cut_short_does_not_hide_what_is_wrong() -> None:
         places.attempts(attempt, places.Address("http://host/a.tar"), 0.5)
 
 
+@pytest.mark.parametrize("kind", [PermissionError, IsADirectoryError, ImportError, DataError])
+def test_what_no_attempt_can_mend(kind: type[Exception]) -> None:
+    tried = []
+
+    def attempt(until: float) -> None:
+        tried.append(until)
+        raise kind("of no use")
+
+    with pytest.raises(DataError, match="of no use"):
+        places.attempts(attempt, places.Address("gs://bucket/a.tar"), 0.5)
+    assert len(tried) == 1
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "s3", "gs", "gcs", "abfs", "az", "memory"])
+def test_stores_that_have_addresses(scheme: str) -> None:
+    assert places.place(f"{scheme}://bucket/shards") == places.Address(f"{scheme}://bucket/shards")
+
+
+def test_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    found = [places.exists(tmp_path / name) for name in ("file", "none", "file/index.json")]
+    assert found == [True, False, False]
+
+
 @pytest.mark.parametrize("name", ["missing", "no_permission"])
 def test_what_is_final_is_not_tried_again(web: Server, tmp_path: Path, name: str) -> None:
     index = ShardIndex.read(web.address)
@@ -136,7 +160,7 @@ def test_an_index_that_is_none(web: Server, local: ShardIndex, monkeypatch: pyte
     assert ShardIndex.read(web.address).load_tokenizer().fingerprint == local.tokenizer
     for fault, message in {
         faults.html: "not valid JSON", faults.cut_without_saying: "not valid JSON",
-        faults.server_error: "503", faults.no_permission: "403",
+        faults.server_error: "503", faults.no_permission: "403", faults.trickle: "not complete in the time given",
     }.items():  # fmt: skip
         web.always["index.json"] = fault
         with pytest.raises(ShardError, match=rf"{web.address}/index\.json.*{message}"):
