@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glomo_dist.data.tokenizers.text import WordTokenizer, tokenize, word_spans
+from glomo_dist.data.tokenizers.text import WordTokenizer, between_spaces, tokenize, word_spans
 from glomo_dist.data.tokenizers.tokenizer import load_tokenizer, tokenizer_from_json
 from glomo_dist.runtime.errors import DataError
 
@@ -22,6 +22,7 @@ from glomo_dist.runtime.errors import DataError
     [
         ("Don't stop", ["do", "n't", "stop"]),
         ("It’s “well-known” – twice", ["it", "'s", '"', "well", "-", "known", '"', "-", "twice"]),
+        ("now—or never", ["now", "-", "or", "never"]),
         ("Ünïcode 3.14 snake_case", ["ünïcode", "3", ".", "14", "snake", "case"]),
         ("  \n", []),
         ("cafe\u0301 CAFE\u0301S", ["café", "cafés"]),
@@ -31,6 +32,7 @@ from glomo_dist.runtime.errors import DataError
         ("نه\u200c. \u200cنه a\u200d b", ["نه", "\u200c", ".", "\u200c", "نه", "a", "\u200d", "b"]),
         ("\U0001f469\u200d\U0001f4bb", ["\U0001f469", "\u200d", "\U0001f4bb"]),
         ("x\u030c1y\u030c don't", ["x\u030c1y\u030c", "do", "n't"]),
+        ("l'abx\u030c 葛\U000e0100城", ["l", "'", "abx\u030c", "葛\U000e0100城"]),
         ("Ǐ J\u030c", ["ǐ", "ǰ"]),
         ("1\ufe0f\u20e3 ❤\ufe0f (\u0301", ["1", "\ufe0f", "\u20e3", "❤", "\ufe0f", "(", "\u0301"]),
         ("\U0001e923\U0001e944 \U0001f600", ["\U0001e923\U0001e944", "\U0001f600"]),
@@ -38,6 +40,13 @@ from glomo_dist.runtime.errors import DataError
 )
 def test_tokenize(text: str, words: list[str]) -> None:
     assert tokenize(text) == words
+
+
+def test_units_that_are_cut_already() -> None:
+    """WikiText's way to write a hyphen, comma or point in a word is undone, and nothing else that looks like it."""
+    text = " Jean @-@  Luc\n1 @,@ 5 2 @.@ 5 @x@ a@-@b İ cafe\u0301"
+    units = ["jean", "-", "luc", "1", ",", "5", "2", ".", "5", "@x@", "a@-@b", "i\u0307", "café"]
+    assert between_spaces(text) == units
 
 
 LETTERS = "abnt1_ '\u2019\nÄéİIΣσ.한ᄒ\u1161\u11ab\u0928क\U0001f600"
@@ -66,6 +75,13 @@ def test_spans_of_words_with_marks(text: str) -> None:
         if word[0].isalnum():  # marks without a letter may have changed places
             (found,) = [w for w in tokenize(text[start:end]) if w[0].isalnum()]
             assert found.replace("ς", "σ") == word.replace("ς", "σ")
+
+
+@pytest.mark.parametrize("syllable", ["가", "기", "각", "좋", "힣"])
+def test_spans_of_syllables_in_parts(syllable: str) -> None:
+    parts = unicodedata.normalize("NFD", syllable)
+    assert len(parts) > 1 and tokenize(f"{parts} b") == [syllable, "b"]
+    assert word_spans(f"{parts} b") == [(0, len(parts)), (len(parts) + 1, len(parts) + 2)]
 
 
 @pytest.mark.parametrize("before", ["", "x" * 499, "İ"])
@@ -116,6 +132,7 @@ def test_vocabulary_is_by_count_then_by_word_and_encodes_unknown_words_as_zero()
     assert ids.tolist() == [3, 0, 1]
     assert tokenizer.encode(["c", "Zebra"]).tolist() == [3, 0]
     assert tokenizer.decode(ids) == ["c", "<unk>", "a"]
+    assert WordTokenizer(("<unk>", "A")).encode(["A", "a"]).tolist() == [1, 0], "words are taken as they are"
     assert WordTokenizer.train(["b a b c", "a c d"], size=9, min_count=2).words == ("<unk>", "a", "b", "c")
 
 
@@ -123,19 +140,29 @@ def test_unknown_marker_in_counts_does_not_become_a_word() -> None:
     assert WordTokenizer.from_counts({"<unk>": 9, "a": 1}, 5).words == ("<unk>", "a")
 
 
-def test_decode_refuses_ids_outside_the_vocabulary() -> None:
-    with pytest.raises(DataError, match="id 2 is outside the vocabulary of 2 words"):
-        WordTokenizer(("<unk>", "a")).decode([1, 2])
+@pytest.mark.parametrize("number", [-1, 2])
+def test_decode_refuses_ids_outside_the_vocabulary(number: int) -> None:
+    with pytest.raises(DataError, match=f"id {number} is outside the vocabulary of 2 words"):
+        WordTokenizer(("<unk>", "a")).decode([1, number])
 
 
 def test_empty_texts_are_refused() -> None:
     with pytest.raises(DataError, match="no word"):
         WordTokenizer.train(["", "  "], size=10)
+    with pytest.raises(DataError, match=r"size must be at least 2 \(<unk> and a word\), got 1"):
+        WordTokenizer.train(["a"], size=1)
 
 
-@pytest.mark.parametrize("words", [("a", "<unk>"), (), ("<unk>", "a", "a")])
-def test_malformed_vocabularies_are_refused(words: tuple[str, ...]) -> None:
-    with pytest.raises(DataError, match="vocabulary"):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("a", "<unk>"), r"first word must be '<unk>', got \('a',\)"),
+        ((), "first word must be '<unk>'"),
+        (("<unk>", "a", "b", "b", "c"), "'b' occurs 2 times"),
+    ],
+)
+def test_malformed_vocabularies_are_refused(words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(DataError, match=f"vocabulary: .*{message}"):
         WordTokenizer(words)
 
 
