@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from glomo_dist.data.tokenizers.marks import mark
 from glomo_dist.data.tokenizers.text import WordTokenizer, between_spaces, tokenize, word_spans
 from glomo_dist.data.tokenizers.tokenizer import load_tokenizer, tokenizer_from_json
 from glomo_dist.runtime.errors import DataError
@@ -75,6 +76,16 @@ def test_spans_of_words_with_marks(text: str) -> None:
         if word[0].isalnum():  # marks without a letter may have changed places
             (found,) = [w for w in tokenize(text[start:end]) if w[0].isalnum()]
             assert found.replace("ς", "σ") == word.replace("ς", "σ")
+
+
+def test_spans_of_marks_without_a_letter() -> None:
+    assert word_spans("e\u0301 (\u0301") == [(0, 2), (3, 4), (4, 5)]
+
+
+def test_marks_are_those_of_unicode() -> None:
+    one = re.compile(mark())
+    for c in map(chr, range(0x300, 0x12000)):
+        assert (one.fullmatch(c) is not None) == (unicodedata.category(c) in ("Mn", "Mc"))
 
 
 @pytest.mark.parametrize("syllable", ["가", "기", "각", "좋", "힣"])

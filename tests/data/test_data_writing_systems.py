@@ -33,6 +33,7 @@ ENGLISH = "We went to the library today, and then home. The weather was fine, I 
         (CHINESE_CUT, None),
         (CHINESE_CUT * 9, None),
         ("เดินทางไปเที่ยว " * 3 + "อ่านหนังสือพิมพ์ " * 2, r"Thai.*\(1\d\.\d characters in"),
+        ("x" * 30 + (" " + "y" * 40) * 3, "the mean word has 38 characters"),
         ("x" * 18 + " " + "y" * 19, None),
         (JAPANESE_CUT, None),
         (THAI_CUT, None),

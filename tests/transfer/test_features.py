@@ -48,6 +48,7 @@ def test_glove_text(tmp_path, ending, header):
         ("no . 5 1 2 3\nthe 4 5 6\n", ["no . 5", "the"]),
         ("2 3\n. 1 1 2 3\nthe 4 5 6\n", [". 1", "the"]),  # the header says where the word ends
         (". . 1 2 3\nthe 4 5 6\n7 8 9 10\n", [". .", "the", "7"]),
+        (". . 1 2 3\n7 4 5 6\n", [". .", "7"]),
         ("\u00a0 1 2 3\nthe 4 5 6\n", ["\u00a0", "the"]),  # a word that is a space, as GloVe has it
     ],
 )
@@ -62,6 +63,8 @@ def test_glove_with_spaces_in_the_first_word(tmp_path, text, words):
     ("text", "named"),
     [
         (". 1 1 2 3\nthe 4 5 6\n", "line 2: expected a word and 4 numbers, got 4 cells"),
+        (". . 1 2 3\n", "line 1: could not convert string to float: '.'"),
+        ("a b c\nd e f\n", "line 1: could not convert string to float: 'b'"),
         (". . 1 2 3\n. . 4 5\n", "line 1: could not convert string to float: '.'"),
         ("the 1 2 3\nfilm 1 2\n", "line 2: expected a word and 3 numbers, got 3 cells"),
         ("the 1 2 3\nfilm 1 2 3 4\n", "line 2: expected a word and 3 numbers, got 5 cells"),
