@@ -153,6 +153,7 @@ def attacks(canary: Path) -> dict[str, tuple[list[list[bytes]], str]]:
         "interleaved": ([GOOD[0], [GOOD[1][0], GOOD[2][0]], [GOOD[1][1], GOOD[2][1]]], "the file .*npy, got"),
         "missing member": ([GOOD[0], GOOD[1][:1], GOOD[2]], r"000000001.*byte 3072 is not a tar header.*file ends"),
         "extra member": ([GOOD[0], [*GOOD[1], member("x.txt", b"x")], GOOD[2]], r"000000001.*at byte 4096.*extra"),
+        "zeros between": ([GOOD[0], [*GOOD[1], bytes(512)], GOOD[2]], r"000000001.*at byte 4096.*extra"),
         "extra at the end": ([GOOD[0], GOOD[1], [*GOOD[2], member("x.txt", b"x")]], "000000002.*follows"),
         "wrong name": ([GOOD[0], sample(K[1], name="../../evil.npy"), GOOD[2]], r"got '\.\./\.\./evil\.npy'"),
         "absolute name": ([GOOD[0], sample(K[1], name="/etc/evil"), GOOD[2]], "got '/etc/evil'"),
@@ -182,8 +183,7 @@ def attacks(canary: Path) -> dict[str, tuple[list[list[bytes]], str]]:
         "a table": ([GOOD[0], sample(K[1], npy(np.zeros((4, 1), np.uint16))), GOOD[2]], r"got uint16 \[4, 1\]"),
         "a checksum of other digits": (  # of the same value, if they were octal
             [GOOD[0], [member(f"{K[1]}.json", b"{}", mode=6).replace(b"007560", b"007558"), GOOD[1][1]], GOOD[2]],
-            "000000001: byte 2048 is not a tar header",
-        ),
+            "000000001: byte 2048 is not a tar header"),
         "HTML": ([[b"<!DOCTYPE html><title>Sign in</title>".ljust(2048)], GOOD[1], GOOD[2]], "<!DOCTYPE"),
     }  # fmt: skip
 
@@ -228,7 +228,7 @@ def test_a_hostile_folder_is_refused_and_nothing_executes(tmp_path: Path, name: 
 def test_what_the_attacks_change_is_fine_otherwise(tmp_path: Path) -> None:
     fields = b"{'descr': '<u2', 'fortran_order': False, 'shape': (4,), }\n"  # a head of another length than numpy's
     ids = b"\x93NUMPY\1\0" + len(fields).to_bytes(2, "little") + fields + np.arange(4, dtype="<u2").tobytes()
-    index = ShardIndex.read(hostile(tmp_path, [GOOD[0], sample(K[1], ids), GOOD[2]]))
+    index = ShardIndex.read(hostile(tmp_path, [GOOD[0], *(sample(key, ids) for key in K[1:])]))
     batch = Stream(index, window=4, seed=0, global_batch=3).batch(0)
     assert batch.tokens.tolist() == [[0, 1, 2, 3]] * 3
 

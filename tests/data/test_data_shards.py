@@ -217,6 +217,11 @@ DAMAGE = {
         npy(np.zeros(5, np.uint16)).replace(b"(5,), }    ", b"(1 << 40,)}"),
         "not a plain numpy",
     ),
+    "bytes behind the ids": (
+        1024,
+        header(f"{KEY}.npy", 140) + npy(np.zeros(5, np.uint16)) + b"xx",
+        "12 bytes of ids, 5 uint16 were promised",
+    ),
     "too few ids": (NPY, npy(np.zeros(4, np.uint16)), "4 units, the index says 5"),
     "no such id": (NPY, npy(np.full(5, 1000, np.uint16)), "id 1000 is outside the vocabulary of 1000"),
     "a pickle": (NPY, b"\x80\x04]\x94.", "not a plain numpy array"),

@@ -61,7 +61,7 @@ def parse_sample(
             kind = "" if member.isreg() else f", which is no file (type {member.type!r})"
             raise ShardError(f"{where}: expected the file {key}.{ending}, got {member.name!r}{kind}. {AGAIN}")
         position += BLOCK
-        members[ending] = content[position : position + max(member.size, 0)]
+        members[ending] = content[position : position + member.size]
         if len(members[ending]) != member.size:
             raise ShardError(
                 f"{where}.{ending}: the shard ends inside it, or it is larger than the index says. {AGAIN}"
