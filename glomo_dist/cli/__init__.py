@@ -22,7 +22,10 @@ COMMANDS = {
         "glomo pretrain shards --out run --recipe wiki_small --ranks 2",
     ),
     "export": ("predictor + task -> graphs", "glomo export run --task sst2 --source sst2/ --out graphs/sst2"),
-    "draw": ("predictor + your own texts -> graphs.html", 'glomo draw run "A gentle, funny film."'),
+    "draw": (
+        "predictor + your own texts -> graphs.html",
+        'glomo draw glomo:wiki_small "The king returned to the city."',
+    ),
     "evaluate": (
         "graphs -> one result per arm and seed",
         "glomo evaluate --tasks sst2 --sources sst2=sst2/ --arms none uniform pretrained=graphs/sst2 --out results",

@@ -1,6 +1,7 @@
 """Draw the graphs that a predictor sees in texts or images of your own: one page, and the numbers of each head.
 
 Examples:
+  glomo draw glomo:wiki_small "After the war the king returned to the city."  # the predictor that comes along
   glomo draw run "A gentle, funny film." "It never really works." --out graphs.html
   glomo draw run "A gentle, funny film." --random-seed 0 --out random.html   # what an untrained one sees
   glomo draw run photos/ --images 8                                          # of a predictor trained on pixels
@@ -25,7 +26,7 @@ from glomo_dist.runtime.signals import STOP_SIGNALS, as_interrupt
 @dataclass(frozen=True)
 class Draw:
     model: Positional[Annotated[str, arg(metavar="RUN")]]
-    """Run folder of `glomo pretrain`, or a model folder in it."""
+    """Run folder of `glomo pretrain`, a model folder in it, or glomo:wiki_small, which comes along."""
     inputs: Positional[Annotated[tuple[str, ...], shown_as("required", "TEXT-OR-IMAGE [...]")]]
     """Texts; of a predictor of pixels image files, folders, .npz or idx files, resized to what it knows."""
     out: str = "graphs.html"

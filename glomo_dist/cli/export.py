@@ -2,6 +2,7 @@
 
 Examples:
   glomo export run --task sst2 --source sst2/ --out graphs/sst2
+  glomo export glomo:wiki_small --task sst2 --source sst2/ --out graphs/sst2             # no pretraining of your own
   glomo export run --task sst2 --source sst2/ --out graphs/sst2-random --random-seed 0   # the baseline
 
 Tasks: TASKS, or the path of a .py file (docs/transfer.md).
@@ -27,7 +28,7 @@ from glomo_dist.transfer.tasks import NAMES
 @dataclass(frozen=True)
 class Export:
     model: Positional[Annotated[str, arg(metavar="RUN")]]
-    """Run folder of `glomo pretrain`, or a model folder in it."""
+    """Run folder of `glomo pretrain`, a model folder in it, or glomo:wiki_small, which comes along."""
     task: str
     """Name of the task, or a .py file with one of your own, which is run."""
     out: str

@@ -10,21 +10,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from glomo_dist.evaluate.attempt import Job
+from glomo_dist.evaluate.contents import Contents, graphs_at
 from glomo_dist.graphs.index import PredictorKind
-from glomo_dist.graphs.store import GraphStore
-from glomo_dist.model.io import config_of, read_meta
 from glomo_dist.runtime.config import check_fields, from_dict, to_dict
 from glomo_dist.runtime.errors import ConfigError, suggest
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.runtime.paths import absolute
 from glomo_dist.runtime.progress import say
 from glomo_dist.transfer.export import live_model
-from glomo_dist.transfer.features.encoder import require_usable
-from glomo_dist.transfer.features.encoder_files import encoder_fingerprint
 from glomo_dist.transfer.features.spec import FeatureSpec
-from glomo_dist.transfer.features.word_vectors import vectors_content
 from glomo_dist.transfer.job import PLANNED, SETTINGS, FinetuneJob, FinetuneSettings, needs_graphs
-from glomo_dist.transfer.predictor import finished_model
 from glomo_dist.transfer.registry import chosen_tasks, get_task
 
 _RESOURCES = ("cores", "gpus", "memory_gb", "time_limit_seconds")
@@ -39,9 +34,9 @@ class EvaluationPlan:
     tasks: names of tasks, or paths of .py files with tasks of your own, which are run. Everywhere else a task has the
         name that it has there.
     arms: name of the arm -> "none", "uniform", "windowN" (the N nearest units), or the path of a graph store, or of a
-        model folder, whose graphs the jobs then compute. `{task}` and `{seed}` in the path stand for the task's name
-        and the seed, e.g. one random predictor per seed. The arms without graphs take the size of their mixture from
-        the first store, so that all arms have the same parameters.
+        model (its folder, a run's, or `glomo:NAME`), whose graphs the jobs then compute. `{task}` and `{seed}` in the
+        path stand for the task's name and the seed, e.g. one random predictor per seed. The arms without graphs take
+        the size of their mixture from the first store, so that all arms have the same parameters.
     features: what the task model sees of each word: "learned", "learned:WIDTH", a file of word vectors, an encoder
         "hf:ENCODER[@LAYER]", "trnn:" and one of these. Tasks of pixels see pixels.
     seeds: of the initial parameters, the order and the drawn training examples; equal seeds pair the arms.
@@ -119,7 +114,7 @@ def plan_jobs(plan: EvaluationPlan) -> tuple[Job, ...]:
     Raises ConfigError if a store belongs to another task or images are to be cut, and the errors of `GraphStore.open`
     and `FinetuneJob`. Warns of settings that none of the tasks they are for has a use for.
     """
-    contents, tasks = _Contents(), plan.named_tasks()
+    contents, tasks = Contents(), plan.named_tasks()
     jobs = tuple(
         _job(plan, contents, (task, file), arm, features, size, seed)
         for seed in plan.seeds
@@ -137,7 +132,7 @@ def plan_jobs(plan: EvaluationPlan) -> tuple[Job, ...]:
 
 def _job(
     plan: EvaluationPlan,
-    contents: _Contents,
+    contents: Contents,
     named: tuple[str, str | None],
     arm: str,
     features: str,
@@ -150,7 +145,7 @@ def _job(
     owner = arm if needs_graphs(arm) else next(filter(needs_graphs, plan.arms), None)
     graphs = None
     if owner is not None:
-        graphs = absolute(plan.arms[owner].replace("{task}", task).replace("{seed}", str(seed)))
+        graphs = graphs_at(plan.arms[owner].replace("{task}", task).replace("{seed}", str(seed)))
         info = contents.graphs(graphs)
         _require_named_rightly(owner, graphs, info.predictor)
         if info.task not in (task, None):
@@ -219,7 +214,7 @@ def _require_named_rightly(arm: str, graphs: str, predictor: PredictorKind) -> N
         )
 
 
-def _job_id(work: FinetuneJob, contents: _Contents) -> str:
+def _job_id(work: FinetuneJob, contents: Contents) -> str:
     """A readable name and a fingerprint of every field of the job.
 
     A store counts by its content (its index), not by its path: moving a folder changes no id, and exporting
@@ -241,59 +236,3 @@ def _job_id(work: FinetuneJob, contents: _Contents) -> str:
     size = "all" if work.train_size is None else str(work.train_size)
     readable = f"{work.task}-{work.arm}-{features}-n{size}-s{work.seed}"
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', readable)[:80]}-{fingerprint(identity)[:10]}"
-
-
-@dataclass(frozen=True)
-class _Graphs:
-    """What a plan asks of the graphs at a path.  task: that they are of, None where they can be of any."""
-
-    fingerprint: str
-    layers: int
-    heads: int
-    task: str | None
-    predictor: PredictorKind
-
-    @classmethod
-    def at(cls, path: str) -> _Graphs:
-        """Of a store, or of a model that is to compute them: models in folders are trained ones."""
-        if folder := finished_model(path):
-            meta = read_meta(folder)
-            config = config_of(meta, folder)
-            content = {
-                "model": meta["fingerprint"],
-                "layers": config.layers,
-                "heads": config.heads,
-                "task": None,
-            }
-            return cls(fingerprint(content), config.layers, config.heads, None, "trained")
-        info = GraphStore.open(path).info
-        return cls(info.fingerprint, info.layers, info.heads, info.task, info.predictor)
-
-
-class _Contents:
-    """What is in each store or model, and the hash of each file, read once per plan."""
-
-    def __init__(self) -> None:
-        self._graphs: dict[str, _Graphs] = {}
-        self._features: dict[str, str] = {}
-
-    def graphs(self, path: str) -> _Graphs:
-        if path not in self._graphs:
-            self._graphs[path] = _Graphs.at(path)
-        return self._graphs[path]
-
-    def features(self, text: str) -> str:
-        """The spec with what it names replaced by its content."""
-        if text not in self._features:
-            spec = FeatureSpec.parse(text)
-            source = spec.source
-            if spec.kind == "vectors":
-                source = vectors_content(source)
-            elif spec.kind == "states":
-                source = encoder_fingerprint(spec)
-                try:
-                    require_usable(spec)
-                except ConfigError as e:
-                    raise ConfigError(f"plan: features {text!r}: {e}") from e
-            self._features[text] = str(dataclasses.replace(spec, source=source))
-        return self._features[text]

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from glomo_dist.model.bundled import bundled
 from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.glomo import Glomo
 from glomo_dist.runtime import files, json_files
@@ -53,7 +54,12 @@ def save_model(
 
 
 def model_folder(path: str | Path) -> Path | None:
-    """The model at `path`, which is its folder or a finished run's; None if there is none."""
+    """The model at `path`, which is its folder, a finished run's or `glomo:NAME` (bundled.py); None if there is none.
+
+    Raises CheckpointError for a `glomo:NAME` that there is not.
+    """
+    if (found := bundled(path)) is not None:
+        return found
     for folder in (Path(path), Path(path) / "model"):
         if all((folder / name).is_file() for name in (CONFIG, WEIGHTS)):
             return folder
@@ -101,8 +107,12 @@ def read_config(folder: str | Path) -> GlomoConfig:
 
 
 def load_model(folder: str | Path) -> tuple[Glomo, dict[str, Any]]:
-    """The model in eval mode and its config.json; raises CheckpointError for damaged or ill-fitting files."""
-    folder = Path(folder)
+    """The model in eval mode, in float32, and its config.json.
+
+    folder: a model's, a finished run's, or `glomo:NAME` for a predictor that comes with the package.
+    Raises CheckpointError for damaged or ill-fitting files.
+    """
+    folder = model_folder(folder) or Path(folder)
     meta = read_meta(folder)
     model = Glomo(config_of(meta, folder))
     weights = folder / WEIGHTS

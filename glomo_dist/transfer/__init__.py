@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from glomo_dist.transfer.export import export_task
     from glomo_dist.transfer.finetune import run
     from glomo_dist.transfer.job import FinetuneJob, FinetuneSettings
+    from glomo_dist.transfer.predictor import Predictor
     from glomo_dist.transfer.readers.choice import ChoiceReader
     from glomo_dist.transfer.readers.esim import PairReader
     from glomo_dist.transfer.readers.head import Fusion, GraphMixture
@@ -45,6 +46,7 @@ __all__ = [
     "GraphMixture",
     "PairReader",
     "PixelReader",
+    "Predictor",
     "Published",
     "Reader",
     "ReaderSizes",
@@ -90,6 +92,7 @@ __getattr__ = lazy.names(
         "finetune": ("run",),
         "readers.head": ("Fusion", "GraphMixture"),
         "job": ("FinetuneJob", "FinetuneSettings"),
+        "predictor": ("Predictor",),
         "readers.models": ("PixelReader", "Reader", "ReaderSizes", "TextReader"),
         "readers.resnet": ("ResNetReader",),
         "readers.sequences": ("Sequences",),

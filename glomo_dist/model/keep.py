@@ -1,0 +1,48 @@
+"""Keep the model of a run in float16, in 16 MB at most: `python -m glomo_dist.model.keep RUN FOLDER`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from glomo_dist.model.io import TOKENIZER, WEIGHTS, load_model, model_folder, save_model
+from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.runtime.progress import say
+
+MOST_BYTES = 16_000_000  # of the weights
+FACTS = ("data", "step", "pretrain", "code")  # of config.json, beside those of the model
+
+
+def keep(model: str | Path, out: str | Path) -> Path:
+    """Write the model of a finished run (or a model's folder) to the folder `out`, in float16, and return that.
+
+    Raises CheckpointError for what is no model, ConfigError where its weights take more than 16 MB.
+    """
+    trained, meta = load_model(model)
+    half = trained.to(torch.float16)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in half.state_dict().values())
+    if size > MOST_BYTES:
+        raise ConfigError(
+            f"{model}: the weights take {size} bytes in float16, more than {MOST_BYTES}. Take fewer words or a "
+            "smaller width."
+        )
+    found = model_folder(model)
+    assert found is not None  # it was loaded
+    tokenizer = json.loads((found / TOKENIZER).read_text(encoding="utf-8"))
+    return save_model(out, half, tokenizer, {name: meta[name] for name in FACTS if name in meta})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", metavar="RUN")
+    parser.add_argument("out", metavar="FOLDER")
+    given = parser.parse_args()
+    kept = keep(given.model, given.out)
+    say(f"{kept}: weights of {(kept / WEIGHTS).stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

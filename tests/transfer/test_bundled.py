@@ -1,0 +1,113 @@
+"""Predictors that come with the package, and how a run's model is kept as one."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transfer_samples import word_model, write_sst2
+
+from glomo_dist import recipes
+from glomo_dist.cli import main
+from glomo_dist.evaluate.plan import EvaluationPlan, plan_jobs
+from glomo_dist.model import bundled, load_model
+from glomo_dist.model.io import read_meta
+from glomo_dist.model.keep import MOST_BYTES, keep
+from glomo_dist.runtime.errors import CheckpointError, ConfigError
+from glomo_dist.transfer.predictor import Predictor
+
+SENTENCE = (
+    "the river rises in the hills to the north of the town , and flows to the south through the valley until it "
+    "reaches the sea . in the war of 1812 the army of the united states was defeated near the city , and the king "
+    "was killed by one of his own men ."
+)
+
+
+def test_there_is_one():
+    assert bundled.names() == ["wiki_small"]
+
+
+@pytest.mark.parametrize("name", bundled.names())
+def test_each_is_small_whole_and_described(name):
+    folder = bundled.FOLDER / name
+    assert {path.name for path in folder.iterdir()} == {
+        "README.md", "config.json", "model.safetensors", "tokenizer.json",
+    }  # fmt: skip
+    weights = load_file(folder / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+    assert (folder / "model.safetensors").stat().st_size <= MOST_BYTES
+    predictor = Predictor(f"glomo:{name}")
+    assert predictor.folder == folder and not predictor.model.training
+    assert {parameter.dtype for parameter in predictor.model.parameters()} == {torch.float32}
+    meta, recipe = read_meta(folder), recipes.RECIPES[name]()
+    assert meta["step"] == recipe.steps and meta["pretrain"]["lr"] == recipe.lr
+    assert meta["model"]["distance"] == recipe.model.distance and meta["model"]["width"] == recipe.model.width
+
+
+def test_what_it_predicts_is_far_better_than_chance():
+    predictor = Predictor("glomo:wiki_small")
+    words = predictor.tokenizer.encode([*SENTENCE.split(), "qxz"])
+    assert (words[:-1] == words[-1]).mean() < 0.1  # are unknown
+    ids = torch.from_numpy(words[:-1]).long()[None]
+    at = torch.arange(ids.shape[1] - 3).repeat(2, 1, 1)
+    with torch.no_grad():
+        loss, targets, _ = predictor.model(ids, torch.tensor([ids.shape[1]]), at)
+    assert float(loss) / int(targets) < 0.65 * math.log(predictor.model.config.vocab_size)
+
+
+def test_a_name_that_there_is_not_is_refused_with_those_that_there_are(tmp_path):
+    with pytest.raises(
+        CheckpointError, match=r"glomo:wiki: no such predictor .*glomo:wiki_small.* run folder"
+    ):
+        Predictor("glomo:wiki")
+    with pytest.raises(CheckpointError, match="no such predictor"):
+        load_model("glomo:../model")
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """glomo:tiny, the only one."""
+    keep(word_model(tmp_path / "model"), tmp_path / "predictors" / "tiny")
+    monkeypatch.setattr(bundled, "FOLDER", tmp_path / "predictors")
+    return "glomo:tiny"
+
+
+def test_the_commands_take_one_in_the_place_of_a_run(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_sst2(tmp_path / "sst2")
+    main(["draw", tiny, "the good film", "--out", "graphs.html"])
+    assert "the good film" in (tmp_path / "graphs.html").read_text()
+    main(["export", tiny, "--task", "sst2", "--source", "sst2", "--out", "graphs"])
+    assert "glomo evaluate" in capsys.readouterr().err
+    (tmp_path / "elsewhere").mkdir()
+    places = {}
+    for folder in (tmp_path, tmp_path / "elsewhere"):
+        monkeypatch.chdir(folder)
+        arms = {"pretrained": tiny}
+        (job,) = plan_jobs(
+            EvaluationPlan(tasks=("sst2",), arms=arms, sources={"sst2": str(tmp_path / "sst2")}, seeds=(0,))
+        )
+        places[job.id] = job.work.graphs
+    assert list(places.values()) == [tiny]
+    main(["evaluate", "--tasks", "sst2", "--sources", f"sst2={tmp_path / 'sst2'}", "--arms", f"pretrained={tiny}",
+          "--seeds", "0", "--epochs", "1", "--executor", "process", "--out", "results"])  # fmt: skip
+    assert len(list((tmp_path / "elsewhere" / "results").rglob("result.json"))) == 1
+
+
+def test_a_model_is_kept_in_half_precision_with_what_is_known_of_it(tmp_path):
+    folder = word_model(tmp_path / "model")
+    before, meta = load_model(folder)
+    after, kept = load_model(keep(folder, tmp_path / "kept"))
+    for name, tensor in before.state_dict().items():
+        torch.testing.assert_close(after.state_dict()[name], tensor.half().float(), rtol=0, atol=0)
+    assert kept["model"] == meta["model"] and kept["tokenizer"] == meta["tokenizer"]
+    assert kept["fingerprint"] != meta["fingerprint"]
+
+
+def test_what_is_too_large_to_keep_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("glomo_dist.model.keep.MOST_BYTES", 1000)
+    with pytest.raises(ConfigError, match=r"the weights take \d+ bytes in float16, more than 1000"):
+        keep(word_model(tmp_path / "model"), tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
