@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from glomo_dist.model.io import TOKENIZER, WEIGHTS, load_model, model_folder, save_model
-from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.runtime.errors import CheckpointError, ConfigError
 from glomo_dist.runtime.progress import say
 
 MOST_BYTES = 16_000_000  # of the weights
@@ -19,7 +19,7 @@ FACTS = ("data", "step", "pretrain", "code")  # of config.json, beside those of 
 def keep(model: str | Path, out: str | Path) -> Path:
     """Write the model of a finished run (or a model's folder) to the folder `out`, in float16, and return that.
 
-    Raises CheckpointError for what is no model, ConfigError where its weights take more than 16 MB.
+    Raises CheckpointError for what is no model with its tokenizer, ConfigError where the weights take more than 16 MB.
     """
     trained, meta = load_model(model)
     half = trained.to(torch.float16)
@@ -29,10 +29,13 @@ def keep(model: str | Path, out: str | Path) -> Path:
             f"{model}: the weights take {size} bytes in float16, more than {MOST_BYTES}. Take fewer words or a "
             "smaller width."
         )
-    found = model_folder(model)
-    assert found is not None  # it was loaded
-    tokenizer = json.loads((found / TOKENIZER).read_text(encoding="utf-8"))
-    return save_model(out, half, tokenizer, {name: meta[name] for name in FACTS if name in meta})
+    tokenizer = (model_folder(model) or Path(model)) / TOKENIZER
+    if not tokenizer.is_file():
+        raise CheckpointError(
+            f"{tokenizer} is missing, and the model of no use without it. Copy the whole folder."
+        )
+    facts = {name: meta[name] for name in FACTS if name in meta}
+    return save_model(out, half, json.loads(tokenizer.read_text(encoding="utf-8")), facts)
 
 
 def main() -> None:

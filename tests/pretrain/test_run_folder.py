@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from pretrain_samples import TINY, begun
 
 from glomo_dist.data import exists
@@ -29,8 +30,8 @@ def run_alone(
     found: list[list[str]] = []
     monkeypatch.setattr(worker, "train", lambda *_: found.append(sorted(p.name for p in out.iterdir())))
     ranks = SimpleNamespace(
-        rank=0, world=1, device="cpu", gather=lambda value: [value], from_first=lambda function: function(),
-        barrier=lambda: None,
+        rank=0, world=1, device=torch.device("cpu"), gather=lambda value: [value],
+        from_first=lambda function: function(), barrier=lambda: None,
     )  # fmt: skip
     worker.run_in(resolve(config, shards, out), ranks)  # type: ignore[arg-type]
     return found

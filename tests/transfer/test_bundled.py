@@ -111,3 +111,10 @@ def test_what_is_too_large_to_keep_is_not_written(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"the weights take \d+ bytes in float16, more than 1000"):
         keep(word_model(tmp_path / "model"), tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
+
+
+def test_a_model_without_its_tokenizer_is_not_kept(tmp_path):
+    folder = word_model(tmp_path / "model")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"model/tokenizer\.json is missing.*Copy the whole folder"):
+        keep(folder, tmp_path / "kept")
