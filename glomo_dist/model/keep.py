@@ -19,7 +19,7 @@ FACTS = ("data", "step", "pretrain", "code")  # of config.json, beside those of 
 def keep(model: str | Path, out: str | Path) -> Path:
     """Write the model of a finished run (or a model's folder) to the folder `out`, in float16, and return that.
 
-    Raises CheckpointError for what is no model with its tokenizer, ConfigError where the weights take more than 16 MB.
+    Raises CheckpointError for what is no model with its tokenizer, ConfigError where the weights take over 16 MB.
     """
     trained, meta = load_model(model)
     half = trained.to(torch.float16)
