@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from glomo_dist.model.io import TOKENIZER, WEIGHTS, load_model, model_folder, save_model
-from glomo_dist.runtime.errors import CheckpointError, ConfigError
+from glomo_dist.runtime.errors import CheckpointError, ConfigError, GlomoError
 from glomo_dist.runtime.progress import say
 
 MOST_BYTES = 16_000_000  # of the weights
@@ -38,14 +40,19 @@ def keep(model: str | Path, out: str | Path) -> Path:
     return save_model(out, half, json.loads(tokenizer.read_text(encoding="utf-8")), facts)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", metavar="RUN")
     parser.add_argument("out", metavar="FOLDER")
-    given = parser.parse_args()
-    kept = keep(given.model, given.out)
+    given = parser.parse_args(argv)
+    try:
+        kept = keep(given.model, given.out)
+    except GlomoError as e:
+        say(f"keep: {e}")
+        return e.exit_code
     say(f"{kept}: weights of {(kept / WEIGHTS).stat().st_size / 1e6:.1f} MB")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

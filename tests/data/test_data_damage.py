@@ -71,9 +71,7 @@ def test_a_long_array_cut_near_its_end(make_shards: MakeShards, monkeypatch: pyt
     content, layout = content_of(index)[: int(index.offsets[1]) + 5000], index.layout(0)
     with pytest.raises(ShardError, match=r"000000001\.npy: the shard ends inside it"):
         decoded(content, agreeing(layout, content))
-    monkeypatch.setattr(
-        "glomo_dist.data.shards.decode._PIECE", 1024
-    )  # the place is that in the shard all the same
+    monkeypatch.setattr("glomo_dist.data.shards.decode._PIECE", 1024)  # the place is the shard's all the same
     with pytest.raises(ShardError, match=rf"ends after {len(content)} bytes, the index says {layout.bytes}"):
         decoded(content, layout)
 

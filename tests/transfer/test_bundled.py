@@ -15,6 +15,7 @@ from glomo_dist.evaluate.plan import EvaluationPlan, plan_jobs
 from glomo_dist.model import bundled, load_model
 from glomo_dist.model.io import read_meta
 from glomo_dist.model.keep import MOST_BYTES, keep
+from glomo_dist.model.keep import main as keep_command
 from glomo_dist.runtime.errors import CheckpointError, ConfigError
 from glomo_dist.transfer.predictor import Predictor
 
@@ -118,3 +119,11 @@ def test_a_model_without_its_tokenizer_is_not_kept(tmp_path):
     (folder / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"model/tokenizer\.json is missing.*Copy the whole folder"):
         keep(folder, tmp_path / "kept")
+
+
+def test_the_command_that_keeps_one_says_what_is_wrong_in_a_line(tmp_path, capsys):
+    assert keep_command([str(word_model(tmp_path / "model")), str(tmp_path / "kept")]) == 0
+    assert "kept: weights of 0.0 MB" in capsys.readouterr().err
+    assert keep_command([str(tmp_path / "nothing"), str(tmp_path / "other")]) != 0
+    said = capsys.readouterr().err
+    assert "nothing holds no model" in said and said.count("\n") == 1

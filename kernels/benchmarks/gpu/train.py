@@ -76,9 +76,8 @@ def seconds_per_step(config: Any, data: Path, ranks: Any) -> float:
         world=1,
     )
     clock, times = Clock(ranks.device), []
-    for batch in list(
-        stream.batches(range(4 if config.steps < 10 else 30))
-    ):  # the run reads beside its steps, too
+    steps = range(4 if config.steps < 10 else 30)
+    for batch in list(stream.batches(steps)):  # read before, as a run reads beside its steps
         began = time.perf_counter()
         train_step(engine, batch, job.config, ranks, clock, with_stats=False)
         times.append(time.perf_counter() - began)
