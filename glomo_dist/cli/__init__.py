@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from glomo_dist.cli import streams
-from glomo_dist.runtime import threads
+from glomo_dist.runtime import collector, threads
 from glomo_dist.runtime.errors import ConfigError, GlomoError, describe, suggest
 
 # name -> what it does, and an example that works on one's own files
@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     `--help`, 2 for arguments that cannot be parsed); any other exception is a bug and keeps its traceback.
     """
     streams.prepare()
+    if argv is None:
+        collector.this_process_is_ours()
     code = 0
     try:
         try:
@@ -82,7 +84,9 @@ def _run(arguments: list[str]) -> int:
         for word in arguments:
             if "\0" in word:  # from a program that calls `main`
                 raise ConfigError(f"{name}: {word!r} has a NUL character, which no name or path can have.")
-        importlib.import_module(f"glomo_dist.cli.{name}").main(arguments[1:])
+        with collector.importing():
+            command = importlib.import_module(f"glomo_dist.cli.{name}")
+        command.main(arguments[1:])
     except GlomoError as e:
         if os.environ.get("RANK", "0") == "0" or not e.everywhere:  # torchrun's ranks share most messages
             streams.complain(f"glomo: {e}")

@@ -17,6 +17,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from glomo_dist.cli.arguments import parse, shown_as
+from glomo_dist.runtime import collector
 from glomo_dist.runtime.config import check_least
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.runtime.progress import say
@@ -51,7 +52,8 @@ def main(argv: Sequence[str]) -> None:
             'draw: nothing to draw. Give texts or images, e.g. glomo draw RUN "A gentle, funny film."'
         )
     # Seconds, which neither --help nor a mistyped flag should wait for.
-    from glomo_dist.report.look import as_text, look
+    with collector.importing():
+        from glomo_dist.report.look import as_text, look
 
     with as_interrupt(STOP_SIGNALS):  # no temporary file stays
         seen = look(

@@ -27,6 +27,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from glomo_dist.cli.arguments import pairs, parse, shown_as
+from glomo_dist.runtime import collector
 from glomo_dist.runtime.config import from_dict, to_dict
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 from glomo_dist.runtime.progress import say
@@ -94,17 +95,18 @@ def main(argv: Sequence[str]) -> None:
 
 def _evaluate(command: Evaluate, plan: EvaluationPlan) -> None:
     # Seconds, which neither --help nor a mistyped flag should wait for.
-    from glomo_dist.evaluate import (
-        InProcess,
-        RayExecutor,
-        evaluate,
-        plan_jobs,
-        reader_of,
-        require_fitting_data,
-    )
-    from glomo_dist.evaluate.attempt import ERROR, job_folder
-    from glomo_dist.evaluate.notes import notes
-    from glomo_dist.transfer.finetune import require_kernels, run
+    with collector.importing():
+        from glomo_dist.evaluate import (
+            InProcess,
+            RayExecutor,
+            evaluate,
+            plan_jobs,
+            reader_of,
+            require_fitting_data,
+        )
+        from glomo_dist.evaluate.attempt import ERROR, job_folder
+        from glomo_dist.evaluate.notes import notes
+        from glomo_dist.transfer.finetune import require_kernels, run
 
     jobs = plan_jobs(plan)
     executor = InProcess() if command.executor == "process" else RayExecutor(command.cores, command.address)

@@ -19,6 +19,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from glomo_dist.cli.arguments import parse, save_command
+from glomo_dist.runtime import collector
 from glomo_dist.runtime.devices import Device
 from glomo_dist.runtime.progress import say
 from glomo_dist.runtime.signals import ASKING, as_interrupt
@@ -54,7 +55,8 @@ def main(argv: Sequence[str]) -> None:
         Export, argv, name="export", description=(__doc__ or "").replace("TASKS", ", ".join(NAMES))
     )
     # Seconds, which neither --help nor a mistyped flag should wait for.
-    from glomo_dist.transfer.export import export_task
+    with collector.importing():
+        from glomo_dist.transfer.export import export_task
 
     with as_interrupt(ASKING):  # no temporary file stays; the same command goes on
         store = export_task(

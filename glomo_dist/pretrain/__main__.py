@@ -7,14 +7,17 @@ import os
 import sys
 from pathlib import Path
 
-from glomo_dist.pretrain import worker
 from glomo_dist.pretrain.ranks import notice
 from glomo_dist.pretrain.settings.config import PretrainConfig
 from glomo_dist.pretrain.settings.resolve import resolve
-from glomo_dist.runtime import json_files
+from glomo_dist.runtime import collector, json_files
 from glomo_dist.runtime.config import from_dict
 from glomo_dist.runtime.errors import GlomoError, RankDied, RankTooLarge
 from glomo_dist.runtime.progress import say
+
+collector.this_process_is_ours()
+with collector.importing():
+    from glomo_dist.pretrain import worker
 
 
 def main() -> None:

@@ -6,10 +6,13 @@ from __future__ import annotations
 import os
 import sys
 
-from torch.distributed import run
-from torch.distributed.elastic.multiprocessing.api import SignalException
-
 from glomo_dist.pretrain.ranks import launcher
+from glomo_dist.runtime import collector
+
+collector.this_process_is_ours()
+with collector.importing():
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
 
 if __name__ == "__main__":
     os.environ[launcher.VARIABLE] = str(os.getpid())

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from glomo_dist.runtime import progress
+from glomo_dist.runtime import collector, progress
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.files import new_folder, write_bytes
 
@@ -138,7 +138,7 @@ def _docstrings_of(path: Path) -> Iterator[str]:
         source = path.read_text(encoding="utf-8")
         if '"""' not in source and "'''" not in source:
             return
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), collector.resting():
             warnings.simplefilter("ignore")  # other people's invalid escapes
             tree = ast.parse(source)
     except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from glomo_dist.runtime import collector
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.fingerprint import COMMAND_VARIABLE
 from glomo_dist.runtime.processes import usable_cores
@@ -93,7 +94,8 @@ def join(timeout_minutes: float = 30.0) -> Ranks:
     """
     cuda = torch.cuda.is_available()
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
-    import deepspeed  # slow, and it reads DS_ACCELERATOR when imported
+    with collector.importing():
+        import deepspeed  # slow, and it reads DS_ACCELERATOR when imported
 
     # DeepSpeed calls a torch function that torch 2.13 renames; nothing a user could act on
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*deprecated", category=FutureWarning)

@@ -14,6 +14,7 @@ from torch import nn
 from glomo_dist.pretrain.ranks.group import Ranks
 from glomo_dist.pretrain.settings.config import PretrainConfig
 from glomo_dist.pretrain.settings.deepspeed_settings import deepspeed_settings
+from glomo_dist.runtime import collector
 from glomo_dist.runtime.errors import ConfigError, GlomoError, describe
 from glomo_dist.runtime.processes import environment
 
@@ -79,7 +80,7 @@ def build_engine(model: nn.Module, config: PretrainConfig, ranks: Ranks) -> Any:
 def _import_muon_uncompiled() -> None:
     """DeepSpeed imports its Muon, which is never ours, to name the optimizers it knows, and compiles its functions
     there: that would load PyTorch's compiler, a second and a half of every rank's start and 44 MB."""
-    with environment(TORCHDYNAMO_DISABLE="1"), contextlib.suppress(ImportError):
+    with collector.importing(), environment(TORCHDYNAMO_DISABLE="1"), contextlib.suppress(ImportError):
         importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
 
 
