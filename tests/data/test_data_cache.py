@@ -58,6 +58,26 @@ def test_what_was_used_longest_ago_goes_first(tmp_path: Path, capfd: pytest.Capt
     assert capfd.readouterr().out.split() == ["made", "a", "made", "b", "made", "c", "made", "d"]
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["before it is opened", "before it is locked"])
+def test_what_another_has_deleted_meanwhile_makes_room_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    """A reader that finds a damaged file deletes it, whoever is making room."""
+    shards, opened = cache(tmp_path, 2), os.open
+    for key in ("a", "b"):
+        use(shards, key, SIZE).close()
+
+    def open_deleted(path: Path, *how: int) -> int:
+        file = opened(path, *how) if late else -1
+        if path.name == "a.ids":
+            path.unlink()
+        return file if late else opened(path, *how)
+
+    monkeypatch.setattr(os, "open", open_deleted)
+    use(shards, "c", SIZE).close()
+    assert kept(tmp_path) == ["b", "c"]
+
+
 def test_what_is_in_use_stays(tmp_path: Path) -> None:
     shards = cache(tmp_path, 2, patience=0.2)
     held = use(shards, "a", SIZE)

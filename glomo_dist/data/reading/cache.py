@@ -83,7 +83,7 @@ class ShardCache:
 
     def __init__(self, folder: Path, limit: int, patience: float) -> None:
         self.folder, self._limit, self._patience = folder, limit, patience
-        with self._using():
+        with self.using():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             (folder / ".lock").touch()
 
@@ -98,7 +98,7 @@ class ShardCache:
         name: of the shard, in errors.
         Raises whatever `make` raises, GlomoError for a folder that cannot be read or written or is too small.
         """
-        with self._using(f" for {name}"):
+        with self.using(f" for {name}"):
             return self._open(key, dtype, units, make, release)
 
     def _open(
@@ -214,7 +214,8 @@ class ShardCache:
             os.close(descriptor)
 
     @contextlib.contextmanager
-    def _using(self, purpose: str = "") -> Iterator[None]:
+    def using(self, purpose: str = "") -> Iterator[None]:
+        """What the system refuses within it is refused to the cache."""
         try:
             yield
         except OSError as e:
@@ -238,12 +239,15 @@ def _locked(descriptor: int, path: Path, *, shared: bool = False, wait: bool = F
 
 
 def _delete_unused(path: Path) -> bool:
-    """Delete a file unless somebody reads it."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Delete a file unless somebody reads it; True if it is gone."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return True
     try:
         if not _locked(descriptor, path):
             return False
-        path.unlink()
+        path.unlink(missing_ok=True)
         return True
     finally:
         os.close(descriptor)

@@ -147,7 +147,8 @@ class Gatherer:
         return True
 
     def _make(self, number: int, layout: Layout, file: BinaryIO) -> bytes:
-        place = self._library.folder / self._library.names[number]
+        name = self._library.names[number]
+        place = self._library.folder / name
 
         def attempt(until: float) -> bytes:
             file.seek(0)
@@ -155,7 +156,8 @@ class Gatherer:
 
             def write(ids: memoryview) -> None:
                 digest.update(ids)
-                file.write(ids)
+                with self._cache.using(f" for {name}"):  # not the shard's fault
+                    file.write(ids)
 
             source = open_place(place, layout.bytes)
             try:

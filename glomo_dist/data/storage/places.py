@@ -13,7 +13,7 @@ from typing import Protocol, TypeAlias, TypeVar, cast
 
 from glomo_dist.data.storage.patience import asked_to_wait, status_passes
 from glomo_dist.data.storage.remote import file_system, open_in_order
-from glomo_dist.runtime.errors import ConfigError, DataError, ShardError, describe
+from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError, ShardError, describe
 from glomo_dist.runtime.progress import say
 from glomo_dist.runtime.secrets import shown
 
@@ -136,7 +136,7 @@ def attempts(attempt: Callable[[float], T], file: Place, retry_seconds: float) -
     wait that doubles, times a random number so that many readers do not come back together; a server that asks for
     more gets it. What is final (no such file, no permission), or local, is not. Raises ShardError (as `attempt` did)
     or DataError, naming `file` and what was wrong: where the time ended in the middle of an attempt, what was wrong
-    with the attempt before it.
+    with the attempt before it. Another GlomoError of `attempt` is raised as it is: `file` is not at fault.
     """
     until = time.monotonic() + retry_seconds
     wait, number = _FIRST_WAIT, 0
@@ -146,6 +146,8 @@ def attempts(attempt: Callable[[float], T], file: Place, retry_seconds: float) -
         try:
             return attempt(until)
         except Exception as e:  # a file system driver may raise anything
+            if isinstance(e, GlomoError) and not isinstance(e, DataError):
+                raise
             if fault is None or not isinstance(e, OutOfTime):
                 fault = e
             pause = max(min(wait, _LONGEST_WAIT) * random.uniform(0.5, 1.0), asked_to_wait(e))
