@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import resource
 import shutil
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +22,9 @@ from glomo_dist.data import BadShard, Batch, Reading, ShardIndex, Stream, read_s
 from glomo_dist.data.reading import gather
 from glomo_dist.data.reading.cache import default_folder
 from glomo_dist.data.reading.gather import Gatherer, Request
+from glomo_dist.data.reading.reader import ReaderInProcess
 from glomo_dist.data.shards.decode import Layout
-from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.runtime.errors import ConfigError, GlomoError, RankDied
 
 LENGTHS = [3, 1, 0, 700, 5, 90, 1, 9, 12, 40, 8, 8]
 
@@ -232,6 +235,35 @@ def test_the_sixteen_shards_used_last_stay_open(make_shards: MakeShards) -> None
     assert opened == [*range(17), 1], "1 was closed for 16, as 0 had been used since"
     gatherer.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_closed_reader_opens_nothing_more(index: ShardIndex) -> None:
+    """A thread that was planning a step when its stream was closed asks it after that."""
+    reader = ReaderInProcess(stream(index).library, index)
+    before = len(os.listdir("/proc/self/fd"))
+    assert reader.read(asking_for([[(0, 0, 3)]])).tolist() == [[0, 1, 2]]
+    reader.close()
+    with pytest.raises(RankDied):
+        reader.read(asking_for([[(0, 0, 3)]]))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_cache_that_cannot_be_written_is_not_the_shards_fault(
+    make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some file systems promise room that they have not."""
+    s = stream(make_shards([9000]), reading=Reading(cache=str(tmp_path)))  # more than a file's buffer
+    monkeypatch.setattr(os, "posix_fallocate", lambda *_: None)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(
+            GlomoError, match=r"cache.* for shard-00000\.tar: File too large\. Free space"
+        ) as e:
+            s.batch(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert type(e.value) is GlomoError
 
 
 def test_a_local_shard_has_all_the_time_it_needs(index: ShardIndex) -> None:

@@ -27,6 +27,14 @@ def test_cut_packed_file_is_an_error_that_names_it(tmp_path: Path, packing: str)
         texts(path)
 
 
+def test_a_damaged_block_in_gzip_is_called_damage(tmp_path: Path) -> None:
+    packed = bytearray(PACK[".gz"](b"words"))
+    packed[10] |= 0b110  # no such kind of block: found before the check at the end
+    (tmp_path / "a.txt.gz").write_bytes(packed)
+    with pytest.raises(DataError, match=r"a\.txt\.gz cannot be read: .*copy it again"):
+        texts(tmp_path)
+
+
 @pytest.mark.parametrize("packing", [".gz", ".xz", ".zst"])
 def test_several_frames_end_to_end(tmp_path: Path, packing: str) -> None:
     pack, path = PACK[packing], tmp_path / f"a.txt{packing}"

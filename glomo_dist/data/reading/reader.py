@@ -50,13 +50,17 @@ class ReaderInProcess:
 
     def __init__(self, library: Library, index: ShardIndex) -> None:
         self._gatherer, self._lock = Gatherer(library, index.layout), threading.Lock()
+        self._closed = False
 
     def read(self, request: Request) -> np.ndarray:
         with self._lock:
+            if self._closed:  # by another thread; nobody would close what is opened now
+                raise RankDied("the reader was closed.")
             return self._gatherer.gather(request)
 
     def close(self) -> None:
         with self._lock:
+            self._closed = True
             self._gatherer.close()
 
 
@@ -118,17 +122,19 @@ class ReaderProcess:
         except subprocess.TimeoutExpired:
             code = 0
         shards = np.unique(request.shard).tolist()
-        names = ", ".join(self._library.names[i] for i in shards[:_NAMED])
-        names += f" and {len(shards) - _NAMED} more" if len(shards) > _NAMED else ""
+        read = ", ".join(self._library.names[i] for i in shards[:_NAMED])
+        read += f" and {len(shards) - _NAMED} more" if len(shards) > _NAMED else ""
         reason = f"ended with exit code {code}"
         if code < 0:
-            reason = f"was killed by {signal.Signals(-code).name}"
+            names = {one.value: one.name for one in signal.Signals}  # those for programs' own use have none
+            name = names.get(-code, f"signal {-code}")
+            reason = f"was killed by {name}"
             reason += {
-                signal.SIGKILL: " (by somebody, or by the kernel for want of memory)",
-                signal.SIGBUS: " (a file in the cache was cut while in use, or the disk failed)",
-            }.get(signal.Signals(-code), "")
+                "SIGKILL": " (by somebody, or by the kernel for want of memory)",
+                "SIGBUS": " (a file in the cache was cut while in use, or the disk failed)",
+            }.get(name, "")
         return (
-            f"a reader process (pid {self._process.pid}) {reason} while it read from {names}. Run the "
+            f"a reader process (pid {self._process.pid}) {reason} while it read from {read}. Run the "
             "same command again to continue."
         )
 

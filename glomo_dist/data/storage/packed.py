@@ -8,6 +8,7 @@ import lzma
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, cast
@@ -19,7 +20,7 @@ from glomo_dist.data.storage.remote import Unbroken, is_local, open_in_order
 from glomo_dist.runtime.errors import DataError, describe
 from glomo_dist.runtime.files import cannot_write
 
-_DAMAGE = (EOFError, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile)
+_DAMAGE = (EOFError, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile, zlib.error)
 
 
 def open_stream(file: InputFile) -> io.BufferedReader:
