@@ -22,6 +22,7 @@ from glomo_dist.data import BadShard, Batch, Reading, ShardIndex, Stream, read_s
 from glomo_dist.data.reading import gather
 from glomo_dist.data.reading.cache import default_folder
 from glomo_dist.data.reading.gather import Gatherer, Request
+from glomo_dist.data.reading.order import WindowOrder
 from glomo_dist.data.reading.reader import ReaderInProcess
 from glomo_dist.data.shards.decode import Layout
 from glomo_dist.runtime.errors import ConfigError, GlomoError, RankDied
@@ -106,6 +107,25 @@ def test_iterating_is_asking_for_each_step(index: ShardIndex) -> None:
     for step in range(7, 20):
         assert rows(next(batches)) == rows(stream(index).batch(step))
     batches.close()
+
+
+@pytest.mark.parametrize("windows", ["fixed", "packed"])
+def test_the_order_of_an_epoch_is_made_once(
+    index: ShardIndex, windows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the steps of several readers lie in two epochs by turns."""
+    made, make = [], WindowOrder._make_epoch
+
+    def made_and_noted(order: WindowOrder, epoch: int) -> Any:
+        made.append(epoch)
+        return make(order, epoch)
+
+    monkeypatch.setattr(WindowOrder, "_make_epoch", made_and_noted)
+    s = stream(index, windows=windows)
+    for step in range(0, 40, 2):
+        for _ in s.batches([step + 1, step]):
+            pass
+    assert len(made) == len(set(made)) > 2
 
 
 def prefetch_threads() -> list[threading.Thread]:

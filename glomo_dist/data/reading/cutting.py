@@ -47,7 +47,7 @@ def random_cuts(lengths: np.ndarray, window: int, seed_lengths: int, seed_starts
     choices = np.uint64(2 * jitter + 1)
     advance = (random_keys(len(sample), seed_starts) % choices).astype(np.int64) + (shift - jitter)
     begun = starts_of(advance)[:-1]
-    start = begun - begun[starts_of(slots)[sample]] if len(sample) else begun
+    start = begun - begun[starts_of(slots)[sample]]
     left = lengths[sample] - start
     there = left >= 2
     return Cuts(sample[there], start[there], np.minimum(wanted, left)[there].astype(np.int32))
