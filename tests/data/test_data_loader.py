@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import os
-import resource
 import shutil
 import threading
+import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -19,13 +17,10 @@ from hypothesis import strategies as st
 from shard_samples import MakeShards
 
 from glomo_dist.data import BadShard, Batch, Reading, ShardIndex, Stream, read_sample
-from glomo_dist.data.reading import gather
 from glomo_dist.data.reading.cache import default_folder
-from glomo_dist.data.reading.gather import Gatherer, Request
 from glomo_dist.data.reading.order import WindowOrder
-from glomo_dist.data.reading.reader import ReaderInProcess
-from glomo_dist.data.shards.decode import Layout
-from glomo_dist.runtime.errors import ConfigError, GlomoError, RankDied
+from glomo_dist.data.reading.reader import ShardReader
+from glomo_dist.runtime.errors import ConfigError
 
 LENGTHS = [3, 1, 0, 700, 5, 90, 1, 9, 12, 40, 8, 8]
 
@@ -60,6 +55,7 @@ def test_a_batch_holds_the_windows_of_the_order_padded_with_zeros(index: ShardIn
                 tokens[: int(length)].tolist() == read_sample(index, sample)[start : start + units].tolist()
             )
             assert not tokens[int(length) :].any()
+    assert stream(index, windows="random").batch(0).segments is None
 
 
 def test_packed_rows_say_where_everything_is(index: ShardIndex) -> None:
@@ -128,6 +124,27 @@ def test_the_order_of_an_epoch_is_made_once(
     assert len(made) == len(set(made)) > 2
 
 
+def test_as_many_batches_are_read_ahead_as_were_asked_for(
+    index: ShardIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s = stream(index, reading=Reading(prefetch=3, readers=0))
+    begun, read = [], s._read
+
+    def read_and_noted(reader: ShardReader, step: int) -> Batch:
+        begun.append(step)
+        return read(reader, step)
+
+    monkeypatch.setattr(s, "_read", read_and_noted)
+    with contextlib.closing(s.iterate(7)) as batches:
+        for taken in (7, 8):
+            next(batches)
+            until = time.monotonic() + 5
+            while len(begun) < taken - 3 and time.monotonic() < until:
+                time.sleep(0.005)
+            time.sleep(0.05)
+            assert begun == list(range(7, taken + 4))
+
+
 def prefetch_threads() -> list[threading.Thread]:
     return [t for t in threading.enumerate() if t.name == "glomo-prefetch"]
 
@@ -167,8 +184,9 @@ def test_a_bad_shard_is_an_error_after_the_batches_before_it(index: ShardIndex, 
             {"global_batch": 6, "world": 4},
             r"6 is not a positive multiple of the number of ranks 4. Use e\.g\. 8",
         ),
-        ({"global_batch": 0}, "not a positive multiple"),
+        ({"global_batch": 0}, r"not a positive multiple .* Use e\.g\. 1\."),
         ({"rank": 2, "world": 2}, "rank must be in 0..1"),
+        ({"rank": -1, "world": 2}, "rank must be in 0..1 for world size 2, got -1"),
         ({"window": 1}, "window"),
     ],
 )
@@ -200,91 +218,3 @@ def test_one_shard_for_many_ranks_and_readers(
     assert {len(steps) for steps in ranks} == {len(whole)}
     for step, batch in enumerate(whole):
         assert sorted(row for r in ranks for row in r[step]) == batch
-
-
-def asking_for(rows: list[list[tuple[int, int, int]]]) -> Request:
-    """For rows of windows (shard, start, length)."""
-    pieces = [(*piece, row) for row, pieces in enumerate(rows) for piece in pieces]
-    width = max(sum(length for _, _, length in pieces) for pieces in rows)
-    return Request(len(rows), width, *np.array(pieces, np.int64).T)
-
-
-def test_any_windows_in_any_rows(make_shards: MakeShards) -> None:
-    """Also a whole shard, and one long window among many short ones, which is copied in parts."""
-    index = make_shards([40] * 8 + [900, 3, 1], 4096)
-    shards = [
-        np.concatenate([read_sample(index, shard.first + i) for i in range(shard.samples)])
-        for shard in index.shards
-    ]
-    gatherer = Gatherer(stream(index).library, index.layout)
-    draw = np.random.default_rng(0)
-    in_parts = 0
-    for _ in range(300):
-        rows: list[list[tuple[int, int, int]]] = []
-        for _ in range(draw.integers(1, 5)):
-            rows.append([])
-            for wanted in draw.choice([1, 2, 3, 4, 900], draw.integers(1, 40), p=[0.3, 0.3, 0.3, 0.08, 0.02]):
-                shard = int(draw.integers(len(shards)))
-                length = min(int(wanted), len(shards[shard]))
-                rows[-1].append((shard, int(draw.integers(len(shards[shard]) - length + 1)), length))
-        asked = asking_for(rows)
-        matrix = gatherer.gather(asked)
-        assert matrix.dtype == np.uint16 and matrix.shape == (len(rows), asked.width)
-        for got, row in zip(matrix, rows, strict=True):
-            expected = np.concatenate([shards[shard][start : start + length] for shard, start, length in row])
-            assert got[: len(expected)].tolist() == expected.tolist() and not got[len(expected) :].any()
-        copied = gather._even(asked).length
-        assert len(copied) * copied.max() <= 5 * matrix.size, "memory for windows of one width"
-        in_parts += len(copied) > len(asked.length)
-    assert in_parts > 20, "the test's own check"
-    gatherer.close()
-
-
-def test_the_sixteen_shards_used_last_stay_open(make_shards: MakeShards) -> None:
-    index = make_shards([20] * 200, 4096)
-    opened: list[int] = []
-
-    def layout(shard: int) -> Layout:
-        opened.append(shard)
-        return index.layout(shard)
-
-    gatherer = Gatherer(stream(index).library, layout)
-    before = len(os.listdir("/proc/self/fd"))
-    for shard in (*range(16), 0, 16, 0, 2, 1):
-        gatherer.gather(asking_for([[(shard, 0, 5)]]))
-    assert opened == [*range(17), 1], "1 was closed for 16, as 0 had been used since"
-    gatherer.close()
-    assert len(os.listdir("/proc/self/fd")) == before
-
-
-def test_a_closed_reader_opens_nothing_more(index: ShardIndex) -> None:
-    """A thread that was planning a step when its stream was closed asks it after that."""
-    reader = ReaderInProcess(stream(index).library, index)
-    before = len(os.listdir("/proc/self/fd"))
-    assert reader.read(asking_for([[(0, 0, 3)]])).tolist() == [[0, 1, 2]]
-    reader.close()
-    with pytest.raises(RankDied):
-        reader.read(asking_for([[(0, 0, 3)]]))
-    assert len(os.listdir("/proc/self/fd")) == before
-
-
-def test_a_cache_that_cannot_be_written_is_not_the_shards_fault(
-    make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Some file systems promise room that they have not."""
-    s = stream(make_shards([9000]), reading=Reading(cache=str(tmp_path)))  # more than a file's buffer
-    monkeypatch.setattr(os, "posix_fallocate", lambda *_: None)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    try:
-        with pytest.raises(
-            GlomoError, match=r"cache.* for shard-00000\.tar: File too large\. Free space"
-        ) as e:
-            s.batch(0)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert type(e.value) is GlomoError
-
-
-def test_a_local_shard_has_all_the_time_it_needs(index: ShardIndex) -> None:
-    assert rows(stream(index, reading=Reading(retry_seconds=1e-9)).batch(0)) == rows(stream(index).batch(0))

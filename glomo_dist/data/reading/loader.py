@@ -120,7 +120,7 @@ class Stream:
 
     def _read(self, reader: ShardReader, step: int) -> Batch:
         numbers, pieces = self._plan(step)
-        lengths = np.bincount(pieces.row, pieces.length, len(numbers)).astype(np.int64)
+        lengths = np.bincount(pieces.row, pieces.length).astype(np.int64)
         request = Request(
             len(numbers),
             int(lengths.max()),

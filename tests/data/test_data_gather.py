@@ -1,0 +1,116 @@
+"""Windows taken from shards: any of them, from shards that are kept open, through the cache."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from shard_samples import MakeShards
+
+from glomo_dist.data import Reading, ShardIndex, Stream, read_sample
+from glomo_dist.data.reading import gather
+from glomo_dist.data.reading.gather import Gatherer, Request
+from glomo_dist.data.reading.reader import ReaderInProcess
+from glomo_dist.data.shards.decode import Layout
+from glomo_dist.runtime.errors import GlomoError, RankDied
+
+
+def stream(index: ShardIndex, **options: Any) -> Stream:
+    return Stream(index, **{"window": 16, "seed": 5, "global_batch": 6, **options})
+
+
+def asking_for(rows: list[list[tuple[int, int, int]]]) -> Request:
+    """For rows of windows (shard, start, length)."""
+    pieces = [(*piece, row) for row, pieces in enumerate(rows) for piece in pieces]
+    width = max(sum(length for _, _, length in pieces) for pieces in rows)
+    return Request(len(rows), width, *np.array(pieces, np.int64).T)
+
+
+def test_any_windows_in_any_rows(make_shards: MakeShards) -> None:
+    """Also a whole shard, and one long window among many short ones, which is copied in parts."""
+    index = make_shards([40] * 8 + [900, 3, 1], 4096)
+    shards = [
+        np.concatenate([read_sample(index, shard.first + i) for i in range(shard.samples)])
+        for shard in index.shards
+    ]
+    gatherer = Gatherer(stream(index).library, index.layout)
+    draw = np.random.default_rng(0)
+    in_parts = 0
+    for _ in range(300):
+        rows: list[list[tuple[int, int, int]]] = []
+        for _ in range(draw.integers(1, 5)):
+            rows.append([])
+            for wanted in draw.choice([1, 2, 3, 4, 900], draw.integers(1, 40), p=[0.3, 0.3, 0.3, 0.08, 0.02]):
+                shard = int(draw.integers(len(shards)))
+                length = min(int(wanted), len(shards[shard]))
+                rows[-1].append((shard, int(draw.integers(len(shards[shard]) - length + 1)), length))
+        asked = asking_for(rows)
+        matrix = gatherer.gather(asked)
+        assert matrix.dtype == np.uint16 and matrix.shape == (len(rows), asked.width)
+        for got, row in zip(matrix, rows, strict=True):
+            expected = np.concatenate([shards[shard][start : start + length] for shard, start, length in row])
+            assert got[: len(expected)].tolist() == expected.tolist() and not got[len(expected) :].any()
+        copied = gather._even(asked).length
+        assert len(copied) * copied.max() <= 5 * matrix.size, "memory for windows of one width"
+        in_parts += len(copied) > len(asked.length)
+    assert in_parts > 20, "the test's own check"
+    gatherer.close()
+
+
+def test_the_sixteen_shards_used_last_stay_open(make_shards: MakeShards) -> None:
+    index = make_shards([20] * 200, 4096)
+    opened: list[int] = []
+
+    def layout(shard: int) -> Layout:
+        opened.append(shard)
+        return index.layout(shard)
+
+    gatherer = Gatherer(stream(index).library, layout)
+    before = len(os.listdir("/proc/self/fd"))
+    for shard in (*range(16), 0, 16, 0, 2, 1):
+        gatherer.gather(asking_for([[(shard, 0, 5)]]))
+    assert opened == [*range(17), 1], "1 was closed for 16, as 0 had been used since"
+    gatherer.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_closed_reader_opens_nothing_more(make_shards: MakeShards) -> None:
+    """A thread that was planning a step when its stream was closed asks it after that."""
+    index = make_shards([40] * 8)
+    s = stream(index)
+    before = len(os.listdir("/proc/self/fd"))
+    s.batch(0)
+    reader = ReaderInProcess(s.library, index)
+    assert reader.read(asking_for([[(0, 0, 3)]])).tolist() == [[0, 1, 2]]
+    reader.close()
+    with pytest.raises(RankDied):
+        reader.read(asking_for([[(0, 0, 3)]]))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_cache_that_cannot_be_written_is_not_the_shards_fault(
+    make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some file systems promise room that they have not."""
+    s = stream(make_shards([9000]), reading=Reading(cache=str(tmp_path)))  # more than a file's buffer
+    monkeypatch.setattr(os, "posix_fallocate", lambda *_: None)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(
+            GlomoError, match=r"cache.* for shard-00000\.tar: File too large\. Free space"
+        ) as e:
+            s.batch(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert type(e.value) is GlomoError
+
+
+def test_a_local_shard_has_all_the_time_it_needs(make_shards: MakeShards) -> None:
+    index = make_shards([40] * 8)
+    hurried = stream(index, reading=Reading(retry_seconds=1e-9)).batch(0)
+    assert (hurried.tokens == stream(index).batch(0).tokens).all()
