@@ -149,9 +149,11 @@ def test_unreadable_file(tmp_path: Path) -> None:
 def test_file_that_disappears_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("x")
-    (file,) = find_files([str(path)], TEXT_SUFFIXES)
+    (file,) = find_files([f"file://{path}"], TEXT_SUFFIXES)
+    with open_seekable(file) as stream:
+        assert stream.read() == b"x"
     path.unlink()
-    with pytest.raises(DataError, match=r"a\.txt cannot be read: No such file"):
+    with pytest.raises(DataError, match=rf"file://{path} cannot be read: No such file"):
         open_seekable(file)
 
 

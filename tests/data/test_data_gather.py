@@ -13,9 +13,12 @@ from shard_samples import MakeShards
 
 from glomo_dist.data import Reading, ShardIndex, Stream, read_sample
 from glomo_dist.data.reading import gather
+from glomo_dist.data.reading.cache import Ids
 from glomo_dist.data.reading.gather import Gatherer, Request
 from glomo_dist.data.reading.reader import ReaderInProcess
 from glomo_dist.data.shards.decode import Layout
+from glomo_dist.data.shards.writing import ShardFolder
+from glomo_dist.data.tokenizers.text import WordTokenizer
 from glomo_dist.runtime.errors import GlomoError, RankDied
 
 
@@ -108,6 +111,34 @@ def test_a_cache_that_cannot_be_written_is_not_the_shards_fault(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert type(e.value) is GlomoError
+
+
+def test_a_cache_that_is_smaller_than_a_shard(make_shards: MakeShards, tmp_path: Path) -> None:
+    """10,000 units of two bytes and their SHA-256, in 20 kB."""
+    s = stream(make_shards([10_000]), reading=Reading(cache=str(tmp_path), cache_gb=2e-5))
+    with pytest.raises(
+        GlomoError, match=r"may hold 20,000 bytes; a shard of 20,032 bytes.*reading\.cache_gb"
+    ):
+        s.batch(0)
+
+
+def test_a_cache_that_others_write_to(make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = make_shards([20] * 20, 4096)
+    monkeypatch.setattr(Ids, "changed", lambda _: True)
+    gatherer = Gatherer(stream(index).library, index.layout)
+    with pytest.raises(GlomoError, match=rf"cache of shard {index.shards[2].name} is being written to"):
+        gatherer.gather(asking_for([[(2, 0, 5)]]))
+    gatherer.close()
+
+
+def test_ids_of_more_than_two_bytes(tmp_path: Path) -> None:
+    ids = [69_999, 5, 65_536]
+    words = WordTokenizer(("<unk>", *(f"w{i}" for i in range(1, 70_000))))
+    writer = ShardFolder(tmp_path / "shards", words, 8192)
+    writer.add(np.array(ids), {"source": "made", "row": 0})
+    writer.close()
+    batch = stream(ShardIndex.read(tmp_path / "shards"), global_batch=1).batch(0)
+    assert batch.tokens.tolist() == [ids]
 
 
 def test_a_local_shard_has_all_the_time_it_needs(make_shards: MakeShards) -> None:

@@ -49,16 +49,21 @@ def test_padding_between_xz_streams(tmp_path: Path, zeros: int) -> None:
     assert texts(path) == ["one two"]
 
 
-class ByteByByte(io.BytesIO):
+class InBlocks(io.BytesIO):
+    def __init__(self, content: bytes, most: int) -> None:
+        super().__init__(content)
+        self.most = most
+
     def read(self, size: int | None = -1) -> bytes:
-        return super().read(1)
+        return super().read(self.most)
 
 
-def test_it_does_not_matter_in_which_blocks_the_bytes_come() -> None:
+@pytest.mark.parametrize("most", range(1, 24))
+def test_it_does_not_matter_in_which_blocks_the_bytes_come(most: int) -> None:
     """Zeros within a stream are no padding, and padding may come in any number of blocks."""
     contents = [bytes(range(256)) * 40, b"\0" * 1000, b"two"]
     packed = b"".join(lzma.compress(text) + b"\0" * 8 for text in contents)
-    frames = _Frames(ByteByByte(packed), lzma.LZMADecompressor, padding=4)
+    frames = _Frames(InBlocks(packed, most), lzma.LZMADecompressor, padding=4)
     parts = list(iter(lambda: bytes(frames.read(100)), b""))
     assert b"".join(parts) == b"".join(contents) and max(map(len, parts)) == 100
 

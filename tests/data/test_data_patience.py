@@ -153,7 +153,8 @@ def test_what_does_not_pass_is_an_error_that_says_how_often(
     what = "503" if name == "server_error" else "payload"
     with pytest.raises(
         DataError, match=rf"{web.address}/{NAME} cannot be read: .*{what}.*\(6 tries after 100,000 bytes\)"
-    ):
+    ) as error:
         prepared(f"{web.address}/{NAME}", tmp_path / "out")
+    assert str(error.value).count("cannot be read") == 1
     assert web.asked[NAME] == 6 and capfd.readouterr().err.count("trying again") == 5
     assert [path.name for path in tmp_path.iterdir()] == ["web"], "nothing is left behind"

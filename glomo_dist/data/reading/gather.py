@@ -100,7 +100,7 @@ class Gatherer:
         if len(length) == request.rows:
             return np.multiply(windows, inside, out=windows)
         matrix = np.zeros((request.rows, request.width), windows.dtype)
-        lengths = np.bincount(row, length, request.rows).astype(np.int64)
+        lengths = np.bincount(row, length).astype(np.int64)
         matrix[filled_to(lengths, request.width)] = windows[inside]
         return matrix
 
