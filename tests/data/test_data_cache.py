@@ -50,11 +50,13 @@ def start(
 
 
 def test_what_was_used_longest_ago_goes_first(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    shards = cache(tmp_path / "cache", 3)
+    folder = tmp_path / "some" / "cache"
+    shards = cache(folder, 3)
+    assert not folder.stat().st_mode & 0o077, "the ids of a corpus are nobody else's"
     for key in ("a", "b", "c", "a", "d"):
         use(shards, key, SIZE).close()
         time.sleep(0.02)  # times of use are those of files
-    assert kept(tmp_path / "cache") == ["a", "c", "d"]
+    assert kept(folder) == ["a", "c", "d"]
     assert capfd.readouterr().out.split() == ["made", "a", "made", "b", "made", "c", "made", "d"]
 
 
