@@ -215,5 +215,5 @@ def test_byte_order_marks_of_joined_files_are_no_text(tmp_path: Path) -> None:
 
 def test_half_a_surrogate_pair_becomes_a_character(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_bytes(rb'{"text": "x \ud83d y \ud83d\ude00 \ude00"}')
-    assert texts(path) == ["x � y 😀 �"]
+    path.write_bytes(rb'{"text": "x \ud83d y \ud83d\ude00 \ude00 \ud7ff\ud800 \udfff\ue000"}')
+    assert texts(path) == ["x � y 😀 � \ud7ff� �\ue000"]
