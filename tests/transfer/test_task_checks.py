@@ -159,6 +159,32 @@ def test_references_are_kept_whatever_they_are():
     assert referred(tags).fingerprint == referred(tags.copy()).fingerprint != referred(other).fingerprint
 
 
+def test_all_that_examples_are_made_of_is_in_their_fingerprint():
+    """Graphs and results are of data with the same one. Half a character, legal in JSON, is refused nowhere."""
+
+    def of(texts=("a b", "c"), labels=(0, 1), groups=("x", "y"), classes=("neg", "pos"), column="text"):
+        rows = [Row({column: t}, n, "row", g) for t, n, g in zip(texts, labels, groups, strict=True)]
+        return text_data("mine", dict.fromkeys(SPLITS, rows), classes, None).fingerprint
+
+    half = "\ud83d"
+    others = [
+        of(texts=("a", "b c")),
+        of(texts=("a b", "a b")),
+        of(texts=("a b", half)),
+        of(labels=(1, 0)),
+        of(groups=("y", "x")),
+        of(groups=("x", half)),
+        of(classes=("neg", half)),
+        of(classes=("neg", "pos", "other")),
+        of(column="other"),
+    ]
+    assert len({of(), *others}) == 10 and of() == of()
+    images = np.arange(12, dtype=np.uint8)
+    shapes = [images.reshape(1, 3, 4), images.reshape(1, 4, 3), images.reshape(1, 3, 2, 2)]
+    splits = [images_split(image, np.zeros(1, np.int64)) for image in shapes]
+    assert len({checked("mine", dict.fromkeys(SPLITS, s), ("a",)).fingerprint for s in splits}) == 3
+
+
 def test_a_split_that_is_not_there_is_named():
     rows = [Row({"text": "fine"}, 0, "line 1")]
     named = r"task 'mine': no dev split, only train, test\. Give all of train, dev, test"

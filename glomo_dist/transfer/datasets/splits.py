@@ -146,20 +146,25 @@ def draw(n: int, at_most: int | None, *key: int | str) -> list[int]:
 
 
 def _fingerprint(splits: dict[str, Split], classes: Iterable[str]) -> str:
-    digest = hashlib.sha256("\0".join(classes).encode())
+    digest = hashlib.sha256(_bytes("\0".join(classes)))
     for name in SPLITS:
         split = splits[name]
-        digest.update(f"\1{name} {split.labels.shape}".encode() + split.labels.tobytes())
-        digest.update("\0".join(split.groups).encode())
+        digest.update(_bytes(f"\1{name} {split.labels.shape}") + split.labels.tobytes())
+        digest.update(_bytes("\0".join(split.groups)))
         for reference in split.references:
             # of a long array `repr` leaves out the middle
             said = reference.tolist() if isinstance(reference, np.ndarray) else reference
-            digest.update(repr(said).encode(errors="surrogatepass"))
+            digest.update(_bytes(repr(said)))
         for column, inputs in split.columns.items():
-            digest.update(f"\3{column} {inputs.of.shape}".encode() + inputs.of.tobytes())
+            digest.update(_bytes(f"\3{column} {inputs.of.shape}") + inputs.of.tobytes())
             for value in inputs.values:
                 if isinstance(value, np.ndarray):
-                    digest.update(f"\2{value.shape}".encode() + value.tobytes())
+                    digest.update(_bytes(f"\2{value.shape}") + value.tobytes())
                 else:
-                    digest.update(b"\2" + "\0".join(value).encode(errors="surrogatepass"))
+                    digest.update(b"\2" + _bytes("\0".join(value)))
     return digest.hexdigest()[:16]
+
+
+def _bytes(text: str) -> bytes:
+    """UTF-8; half a surrogate pair, which is legal in JSON, gets three bytes of its own."""
+    return text.encode(errors="surrogatepass")
