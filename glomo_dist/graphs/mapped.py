@@ -46,6 +46,4 @@ def _array(data: np.ndarray[Any, Any], start: int, name: str, entry: dict[str, A
         raise ValueError(f"the data of tensor {name!r} are cut off")
     # The base class, not np.memmap: slicing a memmap costs several microseconds in Python each time.
     raw = np.asarray(data[start + begin : start + end]).view(np.ndarray)
-    if (start + begin) % dtype.itemsize:
-        raw = raw.copy()
     return raw.view(dtype).reshape(entry["shape"])

@@ -1,5 +1,6 @@
 import dataclasses
 import fcntl
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from glomo_dist.model.glomo import Glomo
 from glomo_dist.runtime.errors import CheckpointError, ConfigError, DataError, GlomoError
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.runtime.json_files import read_json
+from glomo_dist.runtime.progress import bar
 
 
 def chunks(folder):
@@ -26,12 +28,15 @@ def test_interrupted_export_keeps_good_chunks_and_mends_bad_ones(tmp_path):
     store = tmp_path / "store"
     export(store)
     before = chunks(store)
-    assert len(before) >= 4
+    assert len(before) >= 5
     (store / "index.json").unlink()
     with pytest.raises(GraphStoreError, match="run the same `glomo export` again"):
         GraphStore.open(store)
-    damaged, lost = sorted(before)[0], sorted(before)[-1]
+    damaged, strange, copied, lost = (sorted(before)[i] for i in (0, 1, 2, -1))
     (store / damaged).write_bytes(before[damaged][1][:-1] + b"x")
+    for suffix in (".json", ".safetensors"):
+        shutil.copy((store / damaged).with_suffix(suffix), (store / copied).with_suffix(suffix))
+    (store / strange).with_suffix(".json").write_text("{}")
     (store / lost).with_suffix(".json").unlink()  # killed between the chunk and its sidecar
     export(store)
     after = chunks(store)
@@ -39,7 +44,7 @@ def test_interrupted_export_keeps_good_chunks_and_mends_bad_ones(tmp_path):
         name: content for name, (_, content) in before.items()
     }
     kept = {name for name in before if before[name][0] == after[name][0]}
-    assert kept == set(before) - {damaged, lost}
+    assert kept == set(before) - {damaged, strange, copied, lost}
     GraphStore.open(store)
 
 
@@ -66,6 +71,8 @@ def test_other_settings_are_refused(tmp_path):
         export_graphs(model, other, tmp_path / "store", meta=META, keep=3, chunk_units=20, batch_units=40)
     with pytest.raises(GraphStoreError, match="keep is 3 there and 4 now"):
         export(tmp_path / "store", keep=4)
+    with pytest.raises(GraphStoreError, match="chunk_units is 20 there and 30 now"):
+        export(tmp_path / "store", chunk_units=30)
     with pytest.raises(GraphStoreError, match="the fingerprint of the predictor is 'mmmm"):
         export(tmp_path / "store", meta=dataclasses.replace(META, model="other"))
 
@@ -157,14 +164,18 @@ def test_ids_outside_the_vocabulary(tmp_path):
     with pytest.raises(CheckpointError, match=r"^export: train example 0 .* vocabulary is 0"):
         export_graphs(model, ids, tmp_path / "store", meta=META)
     assert not (tmp_path / "store").exists()
+    below = {"train": [], "dev": [np.array([0]), np.array([1, -1])]}
+    with pytest.raises(CheckpointError, match=r"^export: dev example 1 has unit ids -1\.\.1, the model's"):
+        export_graphs(model, below, tmp_path / "store", meta=META)
     with pytest.raises(CheckpointError, match=r"^graphs of run/model: train example 0 .* vocabulary is 0"):
         LiveGraphs(model, ids, meta=META, keep=8, folder=Path("run/model"))
 
 
 def test_images_of_another_size(tmp_path):
     model = Glomo(GlomoConfig(vocab_size=16, width=8, heads=2, image=(3, 4)))
-    with pytest.raises(DataError, match="9 pixels, the model is for images of 3 x 4"):
-        export_graphs(model, {"train": [np.zeros(9, np.int32)]}, tmp_path / "store", meta=META)
+    for pixels in (9, 16):
+        with pytest.raises(DataError, match=f"{pixels} pixels, the model is for images of 3 x 4"):
+            export_graphs(model, {"train": [np.zeros(pixels, np.int32)]}, tmp_path / "store", meta=META)
 
 
 def test_numbers_that_no_store_could_be_made_of(tmp_path):
@@ -179,11 +190,28 @@ def test_numbers_that_no_store_could_be_made_of(tmp_path):
     assert not (tmp_path / "store").exists()
 
 
-def test_training_mode_is_put_back(tmp_path):
+def test_training_mode_is_put_back(tmp_path, monkeypatch):
     model, tokenizer = predictor()
     model.train()
     export_graphs(model, encoded(tokenizer), tmp_path / "store", meta=META)
     assert model.training
+    monkeypatch.setattr("glomo_dist.graphs.export.predict_chunk", None)
+    with pytest.raises(TypeError):
+        export_graphs(model, encoded(tokenizer), tmp_path / "other", meta=META)
+    assert model.training
+
+
+def test_the_bar_ends_at_the_number_of_units(tmp_path, monkeypatch):
+    """Whether chunks are computed or found."""
+    bars = []
+    monkeypatch.setattr(
+        "glomo_dist.graphs.export.bar", lambda **options: bars.append(bar(**options)) or bars[-1]
+    )
+    _, splits = export(tmp_path / "store")
+    next((tmp_path / "store").glob("chunk-train-*.safetensors")).unlink()
+    export(tmp_path / "store")
+    units = sum(len(ids) for examples in splits.values() for ids in examples)
+    assert [(bar.n, bar.total) for bar in bars] == [(units, units)] * 2
 
 
 def test_meta_is_in_the_index(tmp_path):

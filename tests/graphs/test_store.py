@@ -1,11 +1,14 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from glomo_kernels import SparseGraph, graph_mix
-from graph_samples import META, dense_of, export
+from graph_samples import META, dense_of, encoded, export, predictor
 
 from glomo_dist.graphs.export import export_graphs
 from glomo_dist.graphs.index import GraphStoreError
+from glomo_dist.graphs.live import LiveGraphs
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.model.config import GlomoConfig
 
@@ -32,6 +35,31 @@ def test_batches_are_the_predictors_graphs(tmp_path, keep):
             assert (j < i).all() if direction == 0 else (j > i).all()
             live += len(i)
     assert live > 50  # the comparison was not between empty graphs
+
+
+def test_graphs_that_are_computed_when_asked_for_are_those_of_a_store(tmp_path, monkeypatch):
+    """Each text has its own, in whatever chunk it is, and only the chunks that are asked for are computed, once."""
+    model, tokenizer = predictor(layers=3)
+    splits = encoded(tokenizer)
+    stored = GraphStore.open(export_graphs(model, splits, tmp_path / "store", meta=META, keep=3))
+    for direction in (model.forwards, model.backwards):
+        direction.graph_predictor.dropout.rate = 0.5
+    monkeypatch.setattr("glomo_dist.graphs.live.CHUNK_UNITS", 20)
+    computed, load = [], LiveGraphs._load
+    monkeypatch.setattr(
+        LiveGraphs, "_load", lambda self, entry: computed.append(entry.examples) or load(self, entry)
+    )
+    texts = {"dev.two-parts": splits["train"], "test.two-parts": splits["test"]}
+    live = LiveGraphs(model.train(), texts, meta=META, keep=3, folder=tmp_path)
+    assert dataclasses.replace(live.info, splits={}) == dataclasses.replace(stored.info, splits={})
+    order = [4, 0, 3, 1, 5, 2]
+    for ours, theirs in (("dev.two-parts", "train"), ("test.two-parts", "test")):
+        live.batch(ours, [5])
+        assert computed[-1] < 6
+        for found, expected in zip(live.batch(ours, order), stored.batch(theirs, order), strict=True):
+            assert expected.columns.numel() > 20
+            np.testing.assert_allclose(found.dense(), expected.dense(), atol=5e-4)
+    assert len(computed) >= 6 and sum(computed) == 2 * 6
 
 
 class Given(torch.nn.Module):

@@ -15,7 +15,9 @@ from glomo_dist.runtime.files import sha256_file
 
 
 def test_missing_folder(tmp_path):
-    with pytest.raises(GraphStoreError, match="glomo export"):
+    with pytest.raises(
+        GraphStoreError, match=r"nothing: no index\.json, .* Make one with `glomo export`, or check"
+    ):
         GraphStore.open(tmp_path / "nothing")
 
 
@@ -225,6 +227,22 @@ def test_chunks_that_were_written_with_something_else(tmp_path, change, named):
         store.batch("train", range(6))
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (cut("backward.counts"), r"split 'train': its chunks do not have the \d+ units in 4 graphs"),
+        (lambda arrays: arrays.pop("units"), r"00001\.safetensors: no graphs can be read of it .*units"),
+        (lambda arrays: arrays.update({"units": np.array(3)}), "no graphs can be read of it"),
+    ],
+)
+def test_chunks_whose_headers_tell_it_are_refused_when_the_store_is_opened(tmp_path, change, named):
+    """Their hash is right, so that another export would keep them."""
+    export(tmp_path / "store")
+    rewrite(tmp_path / "store", change)
+    with pytest.raises(GraphStoreError, match=f"{named}.* Delete the folder and run"):
+        GraphStore.open(tmp_path / "store")
+
+
 def test_chunks_are_files_of_the_folder(tmp_path):
     for name in ("one", "other"):
         export(tmp_path / name)
@@ -243,8 +261,10 @@ def test_an_index_that_is_cut_off(tmp_path):
         GraphStoreError, match=r"index\.json, line \d+: not valid JSON .*run the same `glomo export` again"
     ):
         GraphStore.open(tmp_path / "store")
-    export(tmp_path / "store")
-    assert path.read_bytes() == whole
+    for content in (whole[:-30], b"[]"):
+        path.write_bytes(content)
+        export(tmp_path / "store")
+        assert path.read_bytes() == whole
 
 
 def test_settings_that_are_damaged(tmp_path):
@@ -256,3 +276,6 @@ def test_settings_that_are_damaged(tmp_path):
             GraphStoreError, match=r"settings\.json, line 1: not valid JSON .* Delete the folder and"
         ):
             use(tmp_path / "store")
+    (tmp_path / "store" / "settings.json").write_bytes(b"[]")
+    with pytest.raises(GraphStoreError, match=r"was begun with other settings: .* or delete this one"):
+        export(tmp_path / "store")
