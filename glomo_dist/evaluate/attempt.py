@@ -242,7 +242,7 @@ def _result(value: Any) -> dict[Any, Any]:
 def _in_one_line(error: BaseException) -> str:
     """As at the end of a traceback, without its notes; of our own errors the message is enough."""
     if isinstance(error, GlomoError):
-        return shown(_printable(" ".join(str(error).split())))
+        return _printable(" ".join(str(error).split()))
     summary = traceback.TracebackException(type(error), error, None)
     summary.__notes__ = None
     return shown(_printable(" ".join([*summary.format_exception_only()][-1].split())))
