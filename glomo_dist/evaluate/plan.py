@@ -183,7 +183,7 @@ def _job(
 def _warn_of_keep(tasks: Mapping[str, str | None], settings: Mapping[str, Any], jobs: Sequence[Job]) -> None:
     """Where no job of the tasks computes graphs."""
     keep = settings.get("keep", FinetuneSettings.keep)
-    graphs = {job.work.graphs for job in jobs if job.work.task in tasks and job.work.needs_graphs}
+    graphs = {job.work.graphs for job in jobs if job.work.task in tasks}
     if keep != FinetuneSettings.keep and not any(map(live_model, graphs)):
         say(
             f"WARNING: evaluate: keep {keep!r} is for graphs that the jobs compute and changes nothing here: "

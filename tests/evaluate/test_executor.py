@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import evaluate_jobs
 import pytest
@@ -111,9 +113,20 @@ def test_the_reason_of_a_failure_is_what_was_raised_in_one_line(executor, tmp_pa
 
 
 def test_a_job_that_swallows_its_time_limit_is_asked_again(tmp_path, marks):
-    limited = job("swallows", marks, time_limit_seconds=0.2)
+    limited, before = job("swallows", marks, time_limit_seconds=0.2), signal.getsignal(signal.SIGALRM)
     (failed,) = evaluate([limited], evaluate_jobs.run, tmp_path / "out", InProcess()).failed
     assert "time limit: still running after 1 s" in failed.error
+    assert signal.getsignal(signal.SIGALRM) == before
+
+
+def test_a_time_limit_beside_other_threads_is_refused(tmp_path, marks):
+    """Only Python's main thread can be interrupted."""
+    with ThreadPoolExecutor(1) as pool:
+        outcomes = InProcess().outcomes(
+            evaluate_jobs.run, [job("double", marks, time_limit_seconds=9.0)], tmp_path
+        )
+        with pytest.raises(ConfigError, match=r"in the main thread only\. Use the Ray executor"):
+            pool.submit(list, outcomes).result()
 
 
 def test_durations_do_not_follow_the_clock(tmp_path, marks, monkeypatch):
@@ -173,6 +186,11 @@ def test_a_job_that_finished_just_before_it_was_given_up(tmp_path, marks):
     old.write_text("{}")
     assert time_limit_error(late, tmp_path / "out", 1.5).error is None
     assert not old.exists() and is_finished(tmp_path / "out", late.id)
+    time_limit_error(job("hang", marks, time_limit_seconds=1.0), tmp_path / "out", 1.5, "of its worker")
+    trace = read(tmp_path / "out", "hang-0", "error")["traceback"]
+    assert trace.startswith("time limit: still running after 2 s, the limit is 1 s") and trace.endswith(
+        "worker"
+    )
 
 
 @pytest.mark.parametrize("name", ["memory_gb", "time_limit_seconds"])

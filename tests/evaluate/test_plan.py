@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import zipfile
 
@@ -21,9 +22,9 @@ from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.transfer.registry import TASKS, get_task
 
 
-def store(folder, task="digits", model="m1", data="d1", **recorded):
+def store(folder, task="digits", model="m1", data="d1", heads=2, layers=2, **recorded):
     torch.manual_seed(0)
-    predictor = Glomo(GlomoConfig(vocab_size=4, width=8, heads=2, layers=2))
+    predictor = Glomo(GlomoConfig(vocab_size=4, width=8, heads=heads, layers=layers))
     splits = {f"{name}.image": [np.array([1, 2, 3], np.int32)] for name in ("train", "dev", "test")}
     return str(export_graphs(predictor, splits, folder, meta=store_meta(task, data, model, **recorded)))
 
@@ -37,7 +38,7 @@ def test_every_combination_once_and_ids_are_stable(tmp_path):
         seeds=(3, 4),
         train_sizes=(None, 50),
         sources={"docstring": str(tmp_path)},
-        settings={"epochs": 2},
+        settings={"epochs": 2, "hidden": 8},
         task_settings={"docstring": {"hidden": 16, "memory_gb": 1.5, "time_limit_seconds": 9.0}},
         cores=2,
     )
@@ -52,8 +53,12 @@ def test_every_combination_once_and_ids_are_stable(tmp_path):
     needs = {(job.work.task, job.cores, job.memory_gb, job.time_limit_seconds) for job in jobs}
     assert needs == {("digits", 2, None, None), ("docstring", 2, 1.5, 9.0)}
     assert jobs[0].id.startswith("digits-none-pixels-nall-s3-")
-    one = EvaluationPlan(tasks=("digits",), arms={"pretrained": graphs})
+    seeds = [job.work.seed for job in jobs]
+    assert sum(job.id.startswith("docstring-window3-learned8-n50-s4-") for job in jobs) == 1
+    assert seeds == sorted(seeds), "an early look at the results compares all arms"
+    one = EvaluationPlan(tasks=("digits",), arms={"a/b é" * 30: graphs})
     assert {job.work.graphs for job in plan_jobs(one)} == {graphs}
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]{20,91}", job.id) for job in plan_jobs(one))  # a folder's name
 
 
 def test_settings_of_texts_are_warned_of_where_all_tasks_have_images(capsys):
@@ -67,6 +72,8 @@ def test_settings_of_texts_are_warned_of_where_all_tasks_have_images(capsys):
     plan_jobs(dataclasses.replace(plan, tasks=("mnist", "sst2"), features=("learned",)))
     plan_jobs(EvaluationPlan(**image, features=("pixels",), settings={"reader": "gru"}))
     assert not capsys.readouterr().err
+    plan_jobs(EvaluationPlan(**image, settings={"state_cache": "states"}))
+    assert "state_cache 'states' is for texts" in capsys.readouterr().err
     plan_jobs(
         dataclasses.replace(
             plan, tasks=("mnist", "sst2"), features=("learned",), task_settings={"mnist": {"reader": "lstm"}}
@@ -131,12 +138,14 @@ def test_an_id_follows_the_content_of_the_graphs_not_their_path(tmp_path):
     assert ids(first) != ids(other)
     # the arm without graphs takes only its size from the store
     assert ids(first, none="none")[0] == ids(other, none="none")[0]
+    assert ids(first, none="none")[0] != ids(store(tmp_path / "d", heads=4, layers=1), none="none")[0]
 
 
 def test_none_and_uniform_get_the_size_of_the_first_store(tmp_path):
     graphs = store(tmp_path / "graphs")
-    plan = EvaluationPlan(tasks=("digits",), arms={"none": "none", "pretrained": graphs}, seeds=(0,))
-    assert [job.work.graphs for job in plan_jobs(plan)] == [graphs, graphs]
+    arms = {"none": "none", "pretrained": graphs, "other": store(tmp_path / "other")}
+    plan = EvaluationPlan(tasks=("digits",), arms=arms, seeds=(0,))
+    assert [job.work.graphs for job in plan_jobs(plan)] == [graphs, graphs, arms["other"]]
 
 
 def test_task_and_seed_in_the_path(tmp_path):

@@ -63,6 +63,7 @@ def test_what_an_evaluation_left_is_its_plan(tmp_path):
             "tasks: [digits]\narms: {none: none}\nsettings: {epoch: 3}",
             r"unknown key 'epoch' in settings. Did you mean",
         ),
+        ("tasks: [digits]\narms: {none: none}\nsettings: {cores: 2}", r"unknown key 'cores' in settings"),
         ("tasks: [digits]\narms: {none: none}\nsettings: {seed: 3}", r"'seed' cannot be in settings"),
         (
             "tasks: [digits]\narms: {none: none}\ntask_settings: {digits: {epoch: 3}}",

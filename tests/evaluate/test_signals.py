@@ -39,6 +39,7 @@ def handled(number, handler):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_stops_as_an_interrupt_does(tmp_path, marks, capsys, number):
     jobs = [job("double", marks), job("stop", marks, number), job("double", marks, 1)]
+    evaluate(jobs[:1], evaluate_jobs.run, tmp_path / "out", InProcess())
     with handled(number, signal.SIG_DFL):
         with pytest.raises(Interrupted, match=f"stopped by {number.name}; run the same command again"):
             evaluate(jobs, evaluate_jobs.run, tmp_path / "out", InProcess())

@@ -70,22 +70,29 @@ def test_changed_data_are_refused_and_nothing_is_written(out, data, arms):
 
 
 def test_a_result_of_another_version_of_the_task_is_refused(out, data):
+    """Also where others are of this one."""
     (path,) = out.glob("results/*/result.json")
+    begin(out, data, ("none", "uniform"))
     write_json(path, {**read_json(path), "task_version": 0})
-    with pytest.raises(DataError, match=r"\(version 0 of the task\), now it is"):
-        begin(out, data)
+    with pytest.raises(DataError, match=r"\(version 0 of the task\), .* now it is"):
+        begin(out, data, ("none", "uniform"))
 
 
 def test_a_set_is_read_once_and_only_where_something_depends_on_it(out, data, capfd):
     sizes = (8, 9, 10)
     assert begin(out, data, sizes=sizes)[1].finished_before == 1
-    assert begin(out, data, sizes=sizes)[1].finished_before == 3
+    jobs, summary = begin(out, data, sizes=sizes)
+    assert summary.finished_before == 3
+    read, path = reader_of(jobs), job_folder(out, jobs[0].id) / "result.json"
+    assert read(path) is read(path)
     assert capfd.readouterr().err.count("reading the data of task 'sst2'") == 2  # once each time
     fresh = out.with_name("fresh")
     begin(fresh, data, sizes=(None,))
     assert "reading" not in capfd.readouterr().err
     begin(fresh, data, sizes=(None, *sizes), store=planted_store(out.with_name("store"), str(data)))
     assert capfd.readouterr().err.count("reading the data of task 'sst2'") == 1
+    for before in (0, 1):  # of as many examples as its results are of
+        assert begin(out.with_name("few"), data, sizes=(4,), max_examples=6)[1].finished_before == before
 
 
 def test_results_outlive_their_data(out, data, capfd):
@@ -94,7 +101,7 @@ def test_results_outlive_their_data(out, data, capfd):
     said = capfd.readouterr().err
     assert "WARNING" in said and f"{data} does not exist" in said
     with pytest.raises(DataError, match="does not exist"):  # a job to do needs them
-        begin(out, data, ("none", "uniform"))
+        begin(out, data, sizes=(8, None))
 
 
 def test_a_result_that_does_not_say_its_data_is_taken(out, data):
@@ -109,7 +116,7 @@ def test_a_train_size_beyond_the_set_is_refused_once_where_it_is_read(out, data,
     out = out if begun else out.with_name("fresh")
     before = content(out)
     with pytest.raises(ConfigError, match="train_size 17, but task 'sst2' has 16 training examples"):
-        begin(out, data, ("none", "uniform"), sizes=(8, 17))
+        begin(out, data, ("none", "uniform"), sizes=(17, 8))
     assert content(out) == before
     assert begin(out, data)[1].finished_before == begun
 

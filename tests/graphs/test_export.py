@@ -35,7 +35,7 @@ def test_interrupted_export_keeps_good_chunks_and_mends_bad_ones(tmp_path):
     damaged, strange, copied, lost = (sorted(before)[i] for i in (0, 1, 2, -1))
     (store / damaged).write_bytes(before[damaged][1][:-1] + b"x")
     for suffix in (".json", ".safetensors"):
-        shutil.copy((store / damaged).with_suffix(suffix), (store / copied).with_suffix(suffix))
+        shutil.copy((store / strange).with_suffix(suffix), (store / copied).with_suffix(suffix))
     (store / strange).with_suffix(".json").write_text("{}")
     (store / lost).with_suffix(".json").unlink()  # killed between the chunk and its sidecar
     export(store)
