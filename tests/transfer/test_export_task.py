@@ -8,6 +8,7 @@ from transfer_samples import WORDS, job, word_model, write_sst2
 
 from glomo_dist.data.tokenizers.pixels import PixelTokenizer
 from glomo_dist.data.tokenizers.tokenizer import load_tokenizer
+from glomo_dist.graphs.export import require_graph_kernels
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.glomo import Glomo
@@ -199,6 +200,8 @@ def test_kernels_that_cannot_compute_the_graphs_are_refused_before_the_data_is_r
         export_task("sst2", folder, tmp_path / "store", source=nowhere)
     with pytest.raises(ConfigError, match=f"GLOMO_KERNELS=cpp: {why}"):
         run(job(nowhere, arm="pretrained", graphs=str(folder)))
+    # of one layer there is none below
+    require_graph_kernels(GlomoConfig(vocab_size=4, width=8, heads=2, layers=1, coupled=True))
     with pytest.raises(DataError, match="nowhere"):  # needs none of these
         run(job(nowhere, arm="none", graphs=str(folder)))
 

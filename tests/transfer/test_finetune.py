@@ -13,6 +13,7 @@ from glomo_dist.transfer.finetune import build, run
 from glomo_dist.transfer.job import FinetuneJob
 from glomo_dist.transfer.readers.models import TaskModel
 from glomo_dist.transfer.registry import get_task
+from glomo_dist.transfer.training import Training
 
 
 def curve(result):
@@ -132,16 +133,17 @@ def test_a_mixture_that_starts_at_scale_zero_starts_as_no_graph(sample):
     ("schedule", "rates"), [("constant", [0.01] * 4), ("linear", [0.01, 0.0075, 0.005, 0.0025])]
 )
 def test_the_learning_rate_falls_to_zero_at_the_end_of_the_last_epoch(sample, monkeypatch, schedule, rates):
-    """Two epochs of two batches; the mixture's own rate falls with it."""
+    """Two epochs of two batches; the mixture's own rate falls with it, what draws the weights to 0 stays."""
     seen, step = [], torch.optim.AdamW.step
 
     def recorded(self, *args, **kwargs):
         seen.append([group["lr"] for group in self.param_groups])
+        assert [group["weight_decay"] for group in self.param_groups] == [0.125, 0.125]
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", recorded)
     fields = {"train_size": 40, "batch_size": 32, "epochs": 2, "lr": 0.01, "schedule": schedule}
-    run(job(sample["source"], arm="uniform", **fields))
+    run(job(sample["source"], arm="uniform", weight_decay=0.125, **fields))
     assert seen == [pytest.approx([rate, 10 * rate]) for rate in rates]
 
 
@@ -245,9 +247,20 @@ def test_truncation_and_caps_reach_graphs_and_text(sample, tmp_path):
         run(job(sample["source"], sample["vectors"], **{**fields, "max_examples": None}))
 
 
-def test_train_size_is_drawn_by_the_seed(sample):
-    runs = [run(job(sample["source"], arm="none", train_size=40, seed=s, epochs=1)) for s in (0, 1)]
-    assert [r.examples["train"] for r in runs] == [40, 40]
+def test_train_size_is_drawn_by_the_seed(sample, monkeypatch):
+    """The same examples in all arms and epochs, others of another seed."""
+    seen, columns = [], Training._columns
+
+    def recorded(self, split, chosen):
+        seen[-1].update(chosen.tolist() if split == "train" else ())
+        return columns(self, split, chosen)
+
+    monkeypatch.setattr(Training, "_columns", recorded)
+    for arm, seed in (("none", 0), ("uniform", 0), ("none", 1)):
+        seen.append(set())
+        result = run(job(sample["source"], arm=arm, train_size=40, seed=seed, epochs=2))
+        assert result.examples["train"] == len(seen[-1]) == 40
+    assert seen[0] == seen[1] != seen[2]
     with pytest.raises(ConfigError, match="train_size 201, but task 'sst2' has 200"):
         run(job(sample["source"], arm="none", train_size=201))
 

@@ -97,17 +97,27 @@ def test_metrics_of_numpy_are_written(sample, monkeypatch, tmp_path):
     ("fields", "named"),
     [
         ({"arm": "pretrained"}, "arm 'pretrained' needs graphs"),
-        ({"epochs": 0}, "epochs"),
-        ({"train_size": 0}, "train_size"),
+        *(
+            ({name: 0}, f"job: {name} must be at least 1")
+            for name in ("epochs", "patience", "batch_size", "hidden", "mixtures", "train_size", "threads")
+        ),
+        *(
+            ({name: 0}, f"job: {name} must be at least 1 or none")
+            for name in ("max_examples", "max_units", "keep")
+        ),
+        ({"features": "learned:0"}, "a width of at least 1"),
         ({"lr": 0.0}, "lr"),
         ({"lr": float("inf")}, "lr must be positive and finite, got inf"),
         ({"mixture_lr_factor": 0.0}, "mixture_lr_factor"),
         ({"mixture_lr_factor": float("inf")}, "mixture_lr_factor must be positive and finite"),
         ({"clip": float("nan")}, "clip must be positive"),
+        ({"clip": 0.0}, "clip must be positive"),
         ({"dropout": 1.0}, "dropout"),
+        ({"dropout": -0.1}, r"dropout must be in \[0, 1\), got -0.1"),
         ({"mixture_scale": float("nan")}, "mixture_scale must be finite"),
         ({"mixture_scale": float("inf")}, "mixture_scale must be finite"),
         ({"weight_decay": float("nan")}, "weight_decay must be finite"),
+        ({"weight_decay": float("inf")}, "weight_decay must be finite"),
         ({"weight_decay": -0.1}, "weight_decay must be finite and at least 0"),
     ],
 )

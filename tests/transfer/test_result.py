@@ -60,6 +60,29 @@ def test_wrong_files(tmp_path, change, error, named):
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"majority": 1.5}, "majority must be a share"),
+        ({"unknown_to_predictor": -0.1}, "unknown_to_predictor must be a share"),
+        ({"without_vector": {"words": 0.5, "distinct": 2.0}}, "without_vector must be a share"),
+        ({"components": ["G0.0", "G0.1", "G1.0"]}, "a mixture has other components than the result"),
+    ],
+)
+def test_numbers_that_no_result_has(tmp_path, change, named):
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps({**dataclasses.asdict(RESULT), **change}))
+    with pytest.raises(DataError, match=rf"result\.json: {named}"):
+        Result.read(path)
+
+
+@pytest.mark.parametrize("other", [{"task": "imdb"}, {"arm": "none"}, {"seed": 2}, {"train_size": 5}])
+def test_the_result_of_another_job_is_refused(tmp_path, other):
+    RESULT.require_of({**RESULT.job, "lr": 7.0}, tmp_path)
+    with pytest.raises(DataError, match=f"{tmp_path}: is the result of another job"):
+        RESULT.require_of({**RESULT.job, **other}, tmp_path)
+
+
 def test_missing_and_cut_files(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         Result.read(tmp_path / "result.json")

@@ -42,6 +42,11 @@ def test_the_same_words_in_other_texts_have_a_file_of_their_own(bert, tmp_path):
     np.testing.assert_array_equal(made(bert, tmp_path / "1", texts[1])[0], found[1])
 
 
+def test_texts_without_a_word_have_a_file_too(bert, tmp_path):
+    for _ in range(2):  # made, and found
+        assert made(bert, tmp_path, [[], []])[0].shape == (0, 16)
+
+
 def test_two_processes_make_a_chunk_once(bert, tmp_path, monkeypatch):
     texts = [["a", "film", "with", "intentions"], [], ["timing"]]
     _, path = made(bert, tmp_path, texts)
