@@ -97,6 +97,7 @@ def test_metrics_of_numpy_are_written(sample, monkeypatch, tmp_path):
     ("fields", "named"),
     [
         ({"arm": "pretrained"}, "arm 'pretrained' needs graphs"),
+        ({"arm": "window0"}, "arm 'window0' needs graphs"),
         *(
             ({name: 0}, f"job: {name} must be at least 1")
             for name in ("epochs", "patience", "batch_size", "hidden", "mixtures", "train_size", "threads")

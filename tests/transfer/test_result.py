@@ -63,6 +63,10 @@ def test_wrong_files(tmp_path, change, error, named):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
+        (
+            {"curve": [{"epoch": i, "train_loss": 1.0, "dev": i / 4, "seconds": 1.0} for i in (1, 5)]},
+            "dev must be",
+        ),
         ({"majority": 1.5}, "majority must be a share"),
         ({"unknown_to_predictor": -0.1}, "unknown_to_predictor must be a share"),
         ({"without_vector": {"words": 0.5, "distinct": 2.0}}, "without_vector must be a share"),
