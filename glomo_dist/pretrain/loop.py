@@ -70,7 +70,7 @@ def train(job: ResolvedRun, ranks: Ranks, claim: Claim, clock: Clock, stopping: 
             feed = stack.enter_context(contextlib.closing(Feed(stream, ranks, state.step, job.out, limit)))
             _Loop(job, ranks, engine, stream, feed, state, hooks, saver, clock, stopping).run()
         except GlomoError as e:
-            if e.everywhere:  # what is being written is worth finishing
+            if e.everywhere:  # what is being written is worth finishing, and has to be there after a signal
                 saver.wait()
             raise
     ranks.from_first(lambda: _publish(job.out))
@@ -161,7 +161,6 @@ class _Loop:
         """The end on all ranks, since one was asked to stop: what is not yet saved is."""
         if self.saved != self.state.step:
             self._save()
-        self.saver.wait()
         self.ranks.agree_on(_interrupted(self.job.out, self.state, self.stopping.asked))
 
 

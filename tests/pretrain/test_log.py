@@ -66,7 +66,8 @@ def test_a_plateau_that_ends_the_run_leaves_its_last_row(runs: tuple[Path, str])
 
 def test_seconds_of_steps_that_are_not_logged_are_in_the_next_row() -> None:
     taken = iter([{"data": 1.0, "forward": 2.0}, {"forward": 4.0}, {"forward": 8.0, "other": 16.0}])
-    clock = SimpleNamespace(take=lambda: next(taken), lap=lambda part: None)
+    laps: list[str] = []
+    clock = SimpleNamespace(take=lambda: next(taken), lap=laps.append)
     since_logged: Counter[str] = Counter()
     found = []
     for logged in (False, True, True):
@@ -74,6 +75,7 @@ def test_seconds_of_steps_that_are_not_logged_are_in_the_next_row() -> None:
         loop._tell([], row, clock, since_logged)
         found.append((row["seconds"], row["data_seconds"], row["forward_seconds"], row["units_per_second"]))
     assert found == [(3.0, 1.0, 2.0, 8.0), (7.0, 1.0, 6.0, 6.0), (24.0, 0.0, 8.0, 1.0)]
+    assert laps == ["other"] * 3, "what the hooks took is in the next row"
 
 
 @pytest.mark.parametrize("cut", ["", "\0\0\0\0\0", '"}\n[]\n5\nnull\n{}\n', "\udcff\n"])
