@@ -29,7 +29,8 @@ def write_checkpoint(folder: Path, step: int, ranks: int = 1) -> Path:
 
 
 @pytest.mark.parametrize(
-    "damage", ["changed", "cut", "missing", "manifest", "format", "no manifest", "step", "loss", "key"]
+    "damage",
+    ["changed", "cut", "missing", "folder", "manifest", "format", "no manifest", "step", "loss", "key"],
 )
 def test_every_damage_is_seen(tmp_path: Path, damage: str, capfd: pytest.CaptureFixture[str]) -> None:
     old, new = write_checkpoint(tmp_path, 5), write_checkpoint(tmp_path, 12)
@@ -40,8 +41,10 @@ def test_every_damage_is_seen(tmp_path: Path, damage: str, capfd: pytest.Capture
         file.write_bytes(bytes(range(11)) + b"!")
     elif damage == "cut":
         file.write_bytes(bytes(range(11)))
-    elif damage == "missing":
+    elif damage in ("missing", "folder"):
         file.unlink()
+        if damage == "folder":
+            file.mkdir()
     elif damage == "manifest":
         manifest.write_text(manifest.read_text()[:-20])
     elif damage == "format":
@@ -59,6 +62,51 @@ def test_every_damage_is_seen(tmp_path: Path, damage: str, capfd: pytest.Capture
     for _ in range(2):  # also when asked again: never a silent new start
         with pytest.raises(CheckpointError, match="no checkpoint in"):
             checkpoint.find_newest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks"), [("state/../../other", 1), ("/etc/hostname", 1), ("state/rank-00001.safetensors", 3)]
+)
+def test_a_manifest_that_asks_for_other_files_than_a_checkpoint_has_is_refused(
+    name: str, ranks: int, tmp_path: Path
+) -> None:
+    """Also where it vouches for itself: what lies outside is not looked at, and no rank's share is missing."""
+    path = write_checkpoint(tmp_path, 5)
+    value = json.loads((path / "manifest.json").read_text())
+    value["files"][name], value["ranks"] = {"bytes": 1, "sha256": "0"}, ranks
+    (path / "manifest.json").write_text(json.dumps(checkpoint.sealed(value)))
+    with pytest.raises(CheckpointError, match=r"manifest\.json is not what was written"):
+        checkpoint.verify(path)
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_refused(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path, 5).rename(tmp_path / "step-000007")
+    with pytest.raises(
+        CheckpointError, match=r"step-000007 is damaged: manifest\.json is not what was written"
+    ):
+        checkpoint.verify(path)
+
+
+def test_checkpoints_are_folders_and_the_newest_is_that_of_the_largest_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("step-999999", "step-1000000", "step-000001", "step-000002.bak", "step-12"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "step-2000000").touch()
+    found = checkpoint.existing(tmp_path)
+    assert [path.name for path in found] == ["step-1000000", "step-999999", "step-000001"]
+
+    def killed(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        checkpoint.remove(found[0])
+    assert checkpoint.existing(tmp_path) == found[1:]
+    for name in ("step-999999", "step-000001"):
+        checkpoint.remove(tmp_path / name)
+    assert checkpoint.find_newest(tmp_path) is None
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000002.bak", "step-12", "step-2000000"]
 
 
 def test_a_checkpoint_that_cannot_be_read_or_set_aside_is_an_error_that_names_it(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,10 +20,13 @@ from glomo_dist.runtime.errors import GlomoError
 
 def test_second_run_in_the_same_folder_is_refused(tiny_shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    with locked(out), pytest.raises(GlomoError, match="another run is writing to"):
+    owner = rf"another run is writing to {out} \(process {os.getpid()} on {socket.gethostname()}, since 20"
+    with locked(out) as first, pytest.raises(GlomoError, match=owner):
         pretrain(TINY, tiny_shards, out, 2)
-    with locked(out):
-        pass
+    with locked(out) as second:
+        second.check()  # its mark has taken the place of the first one's, which is that of no other run
+        with pytest.raises(GlomoError, match="another run has taken"):
+            first.check()
 
 
 def test_a_link_to_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:

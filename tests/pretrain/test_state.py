@@ -8,15 +8,18 @@ import itertools
 import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from pretrain_samples import TINY, Canary
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from glomo_dist.model import Glomo
 from glomo_dist.pretrain.output.saving import exporter
-from glomo_dist.pretrain.output.state import CheckpointReader, model_state
+from glomo_dist.pretrain.output.state import CheckpointReader, model_state, restore, snapshot
 from glomo_dist.runtime.errors import CheckpointError, GlomoError
 
 
@@ -68,6 +71,54 @@ def test_a_missing_piece_is_an_error(tmp_path: Path) -> None:
         reader.range("a.b", "fp32", 0, 10)
     with CheckpointReader(files) as reader, pytest.raises(CheckpointError, match="no buffer of other"):
         reader.buffer("other", 0, 1)
+
+
+def trained(seed: int, optimizer: str, rank: int = 0, world: int = 2) -> Any:
+    """An engine without ZeRO, of a fresh model with parameters, buffers and a counter."""
+    torch.manual_seed(seed)
+    module = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    made = {
+        "adamw": lambda: torch.optim.AdamW(module.parameters(), lr=0.1),
+        "sgd": lambda: torch.optim.SGD(module.parameters(), lr=0.1),
+        "momentum": lambda: torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9),
+    }[optimizer]()
+    return SimpleNamespace(
+        module=module, optimizer=made, global_rank=rank, world_size=world, zero_optimization_stage=lambda: 0
+    )
+
+
+def advance(engine: Any, steps: int) -> dict[str, Tensor]:
+    """The state dict after so many steps more; each rank sees other data."""
+    for _ in range(steps):
+        engine.optimizer.zero_grad()
+        engine.module(
+            torch.randn(5, 3, generator=torch.Generator().manual_seed(engine.global_rank))
+        ).sum().backward()
+        engine.optimizer.step()
+    return {name: value.clone() for name, value in engine.module.state_dict().items()}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "momentum"])
+def test_a_copy_of_the_state_goes_on_as_the_engine_did(tmp_path: Path, optimizer: str) -> None:
+    """Without ZeRO, on two ranks: the training that goes on meanwhile does not reach the copy, each rank has running
+    statistics of its own, and all else is written once."""
+    files, buffers, after = [], [], []
+    for rank in (0, 1):
+        engine = trained(0, optimizer, rank)
+        buffers.append({n: v for n, v in advance(engine, 2).items() if "running" in n or "tracked" in n})
+        tensors = snapshot(engine)
+        after.append(advance(engine, 3))
+        files.append(tmp_path / f"rank-{rank:05d}.safetensors")
+        save_file(tensors, files[-1])
+    assert {name.split("/", 1)[1] for name in tensors} == {"buffer/1"}
+    ranks: Any = SimpleNamespace(on_each=lambda function: function())
+    restored = [trained(1, optimizer, rank) for rank in (0, 1)]
+    for engine, of_rank in zip(restored, buffers, strict=True):
+        restore(engine, files, ranks)
+        found = engine.module.state_dict()
+        assert len(of_rank) == 3 and all(torch.equal(found[name], value) for name, value in of_rank.items())
+    found = advance(restored[0], 3)
+    assert all(torch.equal(found[name], value) for name, value in after[0].items())
 
 
 @pytest.mark.parametrize("how", ["torch", "pickle"])

@@ -50,8 +50,6 @@ def existing(folder: Path) -> list[Path]:
 def remove(folder: Path) -> None:
     """Delete a checkpoint; killed half way, what is left has no checkpoint's name."""
     going = folder.with_name(f".{folder.name}.old.tmp")
-    if going.exists():
-        shutil.rmtree(going)
     folder.rename(going)
     shutil.rmtree(going)
 

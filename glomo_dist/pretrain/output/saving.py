@@ -158,8 +158,6 @@ class Saver:
         files.sync_tree(temporary)
         self._allowed()
         final = self._folder / checkpoint.name_of(step)
-        if final.exists():  # of an earlier attempt, and not whole: else the run had begun after it
-            checkpoint.remove(final)
         temporary.rename(final)
         files.sync(self._folder)
         files.write_bytes(self._folder / "latest", f"{final.name}\n".encode(), run_folder.GO_ON)
