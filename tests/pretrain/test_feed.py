@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from pretrain_samples import TINY, job, losses, rows, run_ranks, weights_hash, without_times, write_text
 
 from glomo_dist.data import Reading, Stream, prepare_text
@@ -21,7 +22,7 @@ from glomo_dist.pretrain.output import run_folder
 from glomo_dist.pretrain.settings.resolve import resolve
 from glomo_dist.pretrain.steps.feed import Feed
 from glomo_dist.runtime import json_files
-from glomo_dist.runtime.errors import DataError, GlomoError
+from glomo_dist.runtime.errors import DataError, GlomoError, ShardError
 
 pytestmark = pytest.mark.slow
 
@@ -89,11 +90,14 @@ def write_record(out: Path, entries: Sequence[Any], version: int = 2) -> None:
     json_files.write_json(out / "quarantine.json", record)
 
 
-def feed_of(shards: Path, out: Path, limit: int) -> Feed:
-    """Of a run with one rank, in this process."""
+def stream_of(shards: Path, out: Path) -> Stream:
     index = resolve(TINY, shards, out).index
     reading = Reading(readers=0, cache=str(out / "cache"))
-    stream = Stream(index, window=24, seed=0, global_batch=8, reading=reading)
+    return Stream(index, window=24, seed=4, global_batch=2, reading=reading)
+
+
+def feed_of(shards: Path, out: Path, limit: int, from_step: int = 0) -> Feed:
+    """Of a run with one rank, in this process."""
 
     def agree_on(error: GlomoError | None) -> None:
         if error is not None:
@@ -102,7 +106,7 @@ def feed_of(shards: Path, out: Path, limit: int) -> Feed:
     ranks: Any = SimpleNamespace(
         sum=list, gather=lambda value: [value], from_first=lambda function: function(), agree_on=agree_on
     )
-    return Feed(stream, ranks, 0, out, limit)
+    return Feed(stream_of(shards, out), ranks, from_step, out, limit)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +148,50 @@ def test_a_shard_that_is_met_again_before_its_step_counts_once(shards: Path, tmp
         while (found := json.loads((tmp_path / "quarantine.json").read_text())["shards"]) == [ENTRY]:
             assert feed.take(False, None) is not None
     assert [one["name"] for one in found] == ["shard-00001.tar"] and found[0]["first_step"] < 1000
+
+
+def test_the_step_at_which_a_shard_is_set_aside_has_other_samples_instead(
+    shards: Path, tmp_path: Path
+) -> None:
+    """The first without it is the one of the record; no batch is left out or comes twice, also from there on."""
+    with contextlib.closing(feed_of(shards, tmp_path, limit=1)) as feed:
+        taken = [feed.take(False, None) for _ in range(12)]
+        (entry,) = json.loads((tmp_path / "quarantine.json").read_text())["shards"]
+        with pytest.raises(GlomoError, match="full"):  # which is why no rank was asked to stop
+            feed.take(True, GlomoError("full"))
+        assert feed.take(True, None) is None
+    begun = entry["first_step"] - 1
+    stream = stream_of(shards, tmp_path)
+    stream.set_aside(1, begun)
+    with contextlib.closing(feed_of(shards, tmp_path, 1, begun)) as feed:
+        for step, batch in enumerate(taken):
+            assert batch is not None and torch.equal(batch.tokens, stream.batch(step).tokens)
+            if step >= begun:
+                again = feed.take(False, None)
+                assert again is not None and torch.equal(again.tokens, batch.tokens)
+    assert 0 < begun < 11
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_every_shard_that_is_set_aside_counts(limit: int, shards: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(shards, tmp_path / "shards")
+    content = bytearray((copy / "shard-00000.tar").read_bytes())
+    content[3000] ^= 1
+    (copy / "shard-00000.tar").write_bytes(content)
+    refused = pytest.raises(
+        ShardError, match=r"2 bad shards, reading\.max_bad_shards allows 1: shard .*0000[01]"
+    )
+    with (
+        contextlib.closing(feed_of(copy, tmp_path, limit)) as feed,
+        refused if limit == 1 else contextlib.nullcontext(),
+    ):
+        for _ in range(40):
+            feed.take(False, None)
+    found = json.loads((tmp_path / "quarantine.json").read_text())["shards"]
+    assert len({entry["shard"] for entry in found}) == len(found) == limit
+    if limit == 2:
+        with pytest.raises(ShardError, match=r"names 2 shards .* reading\.max_bad_shards allows 1"):
+            feed_of(copy, tmp_path, 1)
 
 
 @pytest.mark.parametrize(("version", "step"), [(1, {"from_step": 4}), (2, {"first_step": 5})])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,13 +18,21 @@ from glomo_dist.pretrain.steps.step import train_step, valid_loss
 
 
 class Alone:
-    """An engine of one rank without ZeRO that keeps its gradients."""
+    """An engine of one rank without ZeRO that keeps its gradients.
+
+    given: the sequences of each pass.  spoilt: the pass, from 0, whose loss is infinite, with finite gradients.
+    """
 
     def __init__(self, model: Glomo) -> None:
         self.module = model
+        self.given: list[tuple[torch.Tensor, ...]] = []
+        self.spoilt, self.steps = -1, 0
 
     def __call__(self, *sequences):
-        return self.module(*sequences)
+        self.given.append(sequences)
+        terms = self.module(*sequences)
+        bad = len(self.given) - 1 == self.spoilt
+        return terms._replace(loss_sum=terms.loss_sum - torch.inf) if bad else terms
 
     def eval(self) -> None:
         self.module.eval()
@@ -35,7 +44,7 @@ class Alone:
         loss.backward()
 
     def step(self) -> None:
-        pass
+        self.steps += 1
 
     def zero_optimization_stage(self) -> int:
         return 0
@@ -61,6 +70,54 @@ def step(penalty: float, micro_batch: int | None = None):
     result = train_step(engine, batch, config, ranks, Clock(ranks.device), with_stats=True)  # type: ignore[arg-type]
     gradients = {name: p.grad for name, p in engine.module.named_parameters() if p.grad is not None}
     return result, gradients
+
+
+def test_each_of_two_equal_ranks_does_the_step_of_one():
+    alone, expected = step(4.0)
+    engine, batch, config, ranks = inputs(4.0)
+    config = replace(config, global_batch=12)
+    ranks.world, ranks.sum = 2, lambda values: [2 * value for value in values]
+    result = train_step(engine, batch, config, ranks, Clock(ranks.device), with_stats=True)
+    assert (alone.units, result.units, result.targets) == (44, 88, 2 * alone.targets)
+    assert result.loss == pytest.approx(alone.loss, rel=1e-6) and result.stats == alone.stats
+    for name, p in engine.module.named_parameters():  # of which an engine takes the mean over ranks
+        assert p.grad is None or torch.allclose(p.grad, expected[name], rtol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_in_one_pass_leaves_the_weights_and_tells_its_rows():
+    engine, batch, config, ranks = inputs(0.0, micro_batch=2)
+    engine.spoilt = 1
+    laps = []
+    clock = Clock(ranks.device, lambda part, step: laps.append(part))
+    result = train_step(engine, batch, config, ranks, clock, with_stats=False)
+    assert not result.applied and result.suspects == [2, 3] and not result.stats
+    assert all(p.grad is None for p in engine.module.parameters()), "the optimizer passes over them"
+    assert engine.steps == 3, "one for each pass, the last of which is the optimizer's"
+    assert laps == ["data", *["forward", "backward"] * 3, "optimizer"]
+
+
+def test_gradients_are_clipped_and_their_norm_told_as_it_was():
+    plain, gradients = step(0.0)
+    norm = torch.stack([g.norm() for g in gradients.values()]).norm()
+    assert plain.grad_norm == pytest.approx(float(norm), rel=1e-5)
+    engine, batch, config, ranks = inputs(0.0)
+    config = replace(config, clip=plain.grad_norm / 4)
+    result = train_step(engine, batch, config, ranks, Clock(ranks.device), with_stats=False)
+    assert result.grad_norm == pytest.approx(plain.grad_norm)
+    for name, p in engine.module.named_parameters():
+        assert p.grad is None or torch.allclose(p.grad, gradients[name] / 4, rtol=1e-4)
+
+
+def test_the_sampled_units_are_those_of_the_settings_and_packed_rows_stay_apart():
+    engine, batch, config, ranks = inputs(0.0)
+    segments = torch.where(torch.arange(12) < batch.lengths[:, None], torch.arange(12) // 6, -1)
+    batch = replace(batch, segments=segments)
+    for seed in (0, 1):
+        settings = replace(config, seed=seed, positions_per_sequence=5)
+        train_step(engine, batch, settings, ranks, Clock(ranks.device), with_stats=False)
+    first, second = engine.given
+    assert first[2].shape == (2, 6, 5) and not torch.equal(first[2], second[2])
+    assert torch.equal(first[3], segments)
 
 
 def test_the_penalty_is_trained_on_and_not_reported():
@@ -90,14 +147,18 @@ def test_validation_needs_no_more_rows_at_a_time_than_training(micro_batch, monk
     engine, batch, config, ranks = inputs(0.0)
     expected = valid_loss(engine, [batch, batch], config, ranks, Clock(ranks.device))  # type: ignore[arg-type]
     engine, batch, config, ranks = inputs(0.0, micro_batch)
-    passes, forward = [], engine.module.forward
+    passes, forward, laps = [], engine.module.forward, []
 
     def recorded(*sequences):
         passes.append((len(sequences[0]), engine.module.training))
+        assert not torch.is_grad_enabled()
         return forward(*sequences)
 
     monkeypatch.setattr(engine.module, "forward", recorded)
-    loss = valid_loss(engine, [batch, batch], config, ranks, Clock(ranks.device))  # type: ignore[arg-type]
+    ranks.sum = lambda values: [2 * value for value in values]  # as of another rank with the same
+    clock = Clock(ranks.device, lambda part, step: laps.append(part))
+    loss = valid_loss(engine, [batch, batch], config, ranks, clock)  # type: ignore[arg-type]
+    assert laps == ["valid"] * 2, "each batch is a sign of life"
     assert passes == [(micro_batch, False)] * (2 * 6 // micro_batch) and engine.module.training
     assert loss == pytest.approx(expected, rel=1e-6)
 
