@@ -60,6 +60,15 @@ def test_what_a_sweep_of_sizes_comes_to_is_warned_of(
     assert capfd.readouterr().err.strip() == warnings(config)[0]
 
 
+@pytest.mark.parametrize("layers", [(1, 0), (0, 1)])
+def test_what_has_an_effect_is_not_warned_of(layers: tuple[int, int]) -> None:
+    keys, queries = layers
+    model = GlomoConfig(
+        kernel_size=5, norm="batch", key_layers=keys, query_layers=queries, coupled=True, layers=2
+    )
+    assert not warnings(PretrainConfig(model))
+
+
 def test_settings_of_zero_without_zero_are_warned_of() -> None:
     """As a file with offloading, which stage 0 does not do."""
     config = PretrainConfig(zero_stage=0, deepspeed="zero.json")

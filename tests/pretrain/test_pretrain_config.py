@@ -41,16 +41,39 @@ from glomo_dist.runtime.errors import ConfigError, GlomoError
         ),
         ({"optimizer": "sgd", "momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
         ({"weight_decay": float("inf")}, "weight_decay must not be negative, and finite, got inf"),
+        ({"optimizer": "sgd", "momentum": -0.1}, r"momentum must be in \[0, 1\), got -0.1"),
+        ({"weight_decay": -0.1}, "weight_decay must not be negative, and finite, got -0.1"),
+        ({"lr": 1e20, "weight_decay": 1e20}, r"lr 1e\+20 with .* weight_decay 1e\+20 is more than a weight"),
+        (
+            {"lr": 1e20, "graph_lr_share": 1e20},
+            r"lr 1e\+20 with graph_lr_share 1e\+20 and .* more than a weight",
+        ),
         ({"clip": -1.0}, "clip must be positive"),
+        ({"clip": 0.0}, "clip must be positive"),
         ({"betas": (0.9,)}, "betas must be a list of 2"),
+        ({"betas": (0.9, 1.0)}, r"betas must be two numbers in \[0, 1\), got \(0.9, 1.0\)"),
+        ({"seed": -1}, r"seed must be in 0\.\.2\^64 - 1, got -1"),
+        ({"seed": 2**64}, r"seed must be in 0\.\.2\^64 - 1, got 18446744073709551616"),
+        ({"final_lr_share": -0.1}, r"final_lr_share must be in \[0, 1\], got -0.1"),
+        ({"final_lr_share": 1.1}, r"final_lr_share must be in \[0, 1\], got 1.1"),
         ({"warmup_steps": 2000}, "warmup_steps 2000 is more than steps 1000"),
         ({"schedule": "plateau"}, "set valid_every"),
         ({"hang_timeout": float("inf")}, "hang_timeout must be positive and at most 1,000,000"),
+        ({"hang_timeout": 0.0}, "hang_timeout must be positive"),
+        ({"plateau_divisor": 1.0}, "plateau_divisor must be greater than 1 and finite, got 1"),
         ({"graph_lr_share": float("inf")}, "graph_lr_share must be positive and finite"),
         ({"plateau_divisor": float("inf")}, "plateau_divisor must be greater than 1 and finite"),
         ({"zero_stage": 4}, "zero_stage must be 0, 1, 2 or 3"),
         ({"precision": "bf16", "zero_stage": 0}, "bf16 needs zero_stage 1"),
         ({"model": GlomoConfig(image=(28, 28))}, "pixels. Set window 784"),
+        (
+            {"model": GlomoConfig(image=(5, 5)), "windows": "random"},
+            "windows random would cut or join images",
+        ),
+        (
+            {"model": GlomoConfig(image=(5, 5)), "windows": "packed"},
+            "windows packed would cut or join images",
+        ),
         ({"window": 5}, "decoder_steps 3 of 5 units .window. leave no unit .* Set window 6 or more"),
         ({"model": GlomoConfig(image=(2, 2))}, "3 of 4 units .model.image. .* Prepare larger images, or set"),
     ],
@@ -58,6 +81,28 @@ from glomo_dist.runtime.errors import ConfigError, GlomoError
 def test_contradictions_are_refused(change: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         PretrainConfig(**change)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["global_batch", "micro_batch", "positions_per_sequence", "plateau_patience", "valid_batches",
+     "checkpoint_every", "keep_checkpoints", "log_every", "max_bad_steps"],
+)  # fmt: skip
+def test_what_is_counted_is_one_at_least(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} must be at least 1.*, got 0"):
+        PretrainConfig(**{name: 0})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["warmup_steps", "valid_every"])
+def test_what_may_be_left_out_is_not_negative(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} must be at least 0, got -1"):
+        PretrainConfig(**{name: -1})  # type: ignore[arg-type]
+
+
+def test_the_ends_of_ranges_are_allowed() -> None:
+    PretrainConfig(seed=2**64 - 1, betas=(0.0, 0.0), final_lr_share=0.0, warmup_steps=1000, hang_timeout=1e6)
+    PretrainConfig(window=6, final_lr_share=1.0, clip=None, global_batch=1, keep_checkpoints=1)
+    PretrainConfig(model=GlomoConfig(image=(5, 6)), window=30)
 
 
 def test_batch_that_does_not_split() -> None:
@@ -161,13 +206,14 @@ def test_cosine_is_down_at_the_last_step(warmup: int) -> None:
 def test_plateau_counts_and_stops() -> None:
     config = PretrainConfig(lr=8.0, schedule="plateau", valid_every=1, plateau_patience=2)
     state = Plateau()
-    for loss in (3.0, 2.0, 2.5, 1.0, 1.0, 1.0):
+    for loss in (3.0, 2.0, 2.5, 1.0, 1.0, 1.5):
         state = state.after(loss, config.plateau_patience)
     assert state == Plateau(1.0, 0, 1) and learning_rate(config, 7, state) == 4.0
     for _ in range(2 * 5):
         assert not exhausted(config, state)
         state = state.after(1.0, config.plateau_patience)
     assert exhausted(config, dataclasses.replace(state, divided=7)) and not exhausted(config, state)
+    assert not exhausted(PretrainConfig(), Plateau(divided=7))  # which counts validations of any run
 
 
 @pytest.mark.parametrize("window", [5, 6])

@@ -34,7 +34,7 @@ def learning_rate(config: PretrainConfig, step: int, plateau: Plateau) -> float:
         # way 0: the first step after the warm-up is the last
         share = (step - config.warmup_steps) / way if way > 0 else 1.0
         floor = config.final_lr_share
-        return config.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
+        return config.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * share)))
     if config.schedule == "plateau":
         return config.lr / config.plateau_divisor**plateau.divided
     return config.lr
