@@ -14,7 +14,7 @@ import pytest
 import torch
 from pretrain_samples import TINY, begun
 
-from glomo_dist.data import exists
+from glomo_dist.data import Reading, exists
 from glomo_dist.pretrain import PretrainConfig, launch, pretrain, worker
 from glomo_dist.pretrain.output import run_folder
 from glomo_dist.pretrain.ranks import notice
@@ -53,8 +53,45 @@ def test_folder_of_another_run(tiny_shards: Path, tmp_path: Path, change: dict[s
 def test_moved_shards_and_harmless_settings_are_the_same_run(tiny_shards: Path, tmp_path: Path) -> None:
     run = begun(TINY, tiny_shards, tmp_path / "run")
     moved = shutil.copytree(tiny_shards, tmp_path / "moved")
-    config = dataclasses.replace(TINY, keep_checkpoints=7, log_every=3)
+    config = dataclasses.replace(
+        TINY, keep_checkpoints=7, log_every=3, activation_checkpointing=True, checkpoint_every=9, max_bad_steps=2,
+        hang_timeout=9.0, trackers=(), reading=Reading(readers=1, cache=str(tmp_path), max_bad_shards=3),
+    )  # fmt: skip
     assert run_folder.check(run, run_folder.describe(resolve(config, moved, run), 2))
+
+
+def test_a_run_is_that_of_its_deepspeed_settings_and_validation_shards_wherever_they_are(
+    split_shards: Path, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    first.write_text('{"prescale_gradients": true}')
+    config = dataclasses.replace(TINY, valid_every=2, deepspeed=str(first))
+    out = begun(config, split_shards, tmp_path / "run")
+    valid = shutil.copytree(split_shards / "valid", tmp_path / "moved")
+    config = dataclasses.replace(config, deepspeed=str(second))
+
+    def check(valid: Path) -> bool:
+        job = resolve(config, split_shards / "train", out, valid)
+        return run_folder.check(out, run_folder.describe(job, 2))
+
+    shutil.copy(first, second)
+    assert check(valid)
+    with pytest.raises(CheckpointError, match=r"differs: valid\.fingerprint: '\w+' there, '\w+' now\. To"):
+        check(split_shards / "train")
+    second.write_text('{"prescale_gradients": false}')
+    with pytest.raises(CheckpointError, match=r"deepspeed\.prescale_gradients: True there, False now"):
+        check(valid)
+    second.write_text("{}")
+    with pytest.raises(CheckpointError, match=r"deepspeed\.prescale_gradients: True there, None now"):
+        check(valid)
+
+
+def test_a_batch_that_does_not_split_is_refused_before_anything_is_written(
+    tiny_shards: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="not a multiple of the number of ranks 3"):
+        pretrain(TINY, tiny_shards, tmp_path / "run", 3)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_goes_on_with_another_micro_batch(tiny_shards: Path, tmp_path: Path) -> None:
@@ -85,6 +122,8 @@ def test_what_a_kill_left_is_mended(
     assert run_alone(TINY, tiny_shards, out, monkeypatch) == [[".launch-0123", ".lock", "config.json"]]
     (out / ".model.0123abcd.tmp").mkdir()
     (out / ".model.0123abcd.tmp" / "config.json").write_text("{")
+    for name in ("config.json", "log.jsonl", "quarantine.json", "wandb.json", "mlflow.json"):
+        (out / f".{name}.0123abcd.tmp").write_text("{")
     (out / ".graphs.0123abcd.tmp").mkdir()  # of an export in progress, into the same folder
     left = [".graphs.0123abcd.tmp", ".launch-0123", ".lock", "config.json"]
     assert run_alone(TINY, tiny_shards, out, monkeypatch) == [left]

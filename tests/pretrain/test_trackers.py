@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -16,7 +17,10 @@ import pytest
 from pretrain_samples import TINY
 
 from glomo_dist.pretrain import pretrain
+from glomo_dist.pretrain.output import hooks
 from glomo_dist.pretrain.output.hooks import Guest, MLflow, TensorBoard, WandB, scalars
+from glomo_dist.pretrain.settings.resolve import resolve
+from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 
 ROW: dict[str, Any] = {
@@ -81,6 +85,7 @@ def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         hook = MLflow(tmp_path, {"lr": 1.0})
         hook.step(ROW)
+        hook.step({**ROW, "logged": False})
         hook.close()
     assert [name for name, _, _ in calls] == [
         "start_run", "log_params", "log_metrics", "end_run", "start_run", "log_metrics", "end_run",
@@ -110,6 +115,66 @@ def test_a_tracker_that_cannot_be_opened_is_an_error_and_one_that_fails_later_is
         hook.step(ROW)
     hook.close()
     assert logged == [3] and capfd.readouterr().err.count("wandb failed and is left out") == 1
+
+
+def test_hooks_go_on_after_the_steps_done_and_end_with_the_run(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each once, the log first; those that are open are closed also when another cannot be opened."""
+    events: list[Any] = []
+    refused = ""
+
+    def opener(name: str) -> Any:
+        def make(*given: Any) -> Any:
+            if name == refused:
+                raise ConnectionError("no server")
+            events.append((name, *given))
+            return SimpleNamespace(close=lambda: events.append(f"{name} closed"))
+
+        return make
+
+    for name in ("JsonLog", "TensorBoard", "WandB", "MLflow", "ProgressBar"):
+        monkeypatch.setattr(hooks, name, opener(name))
+    config = dataclasses.replace(TINY, trackers=("wandb", "tensorboard", "mlflow", "wandb"))
+    job = resolve(config, tiny_shards, tmp_path)
+    with contextlib.ExitStack() as stack:
+        hooks.open_hooks(job, 4, stack)
+    settings = to_dict(job.config)
+    assert events == [
+        ("JsonLog", tmp_path / "log.jsonl", 4), ("WandB", tmp_path, settings),
+        ("TensorBoard", tmp_path / "tensorboard", 4), ("MLflow", tmp_path, settings), ("ProgressBar", 4, TINY.steps),
+        *(f"{name} closed" for name in ("ProgressBar", "MLflow", "TensorBoard", "WandB", "JsonLog")),
+    ]  # fmt: skip
+    for refused in ("WandB", "MLflow"):  # another program's
+        events.clear()
+        with (
+            pytest.raises(GlomoError, match=f"tracker {refused.lower()} cannot be opened: ConnectionError"),
+            contextlib.ExitStack() as stack,
+        ):
+            hooks.open_hooks(job, 0, stack)
+        assert events[0][0] == "JsonLog" and events[-1] == "JsonLog closed"
+
+
+def test_the_progress_bar_and_what_is_said_of_a_skipped_step(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    told: list[Any] = []
+    made = SimpleNamespace(set_postfix_str=lambda text, refresh: told.append(text), update=told.append)
+    monkeypatch.setattr(hooks, "bar", lambda **given: told.append((given["initial"], given["total"])) or made)
+    shown = hooks.ProgressBar(4, 9)
+    shown.step({**ROW, "units_per_second": 4321.0, "grad_norm": 0.25})
+    shown.step(
+        {**ROW, "grad_norm": 54321.0, "empty_rows": None, "applied": False, "samples": [*"abcdefghij"]}
+    )
+    assert told == [
+        (4, 9), "loss 1.500, 4.3k units/s, grad 0.250, empty rows 15%", 1,
+        "loss 1.500, 0.0k units/s, grad 5.4e+04, empty rows 15%", 1,
+    ]  # fmt: skip
+    shown.step({**ROW, "grad_norm": 1.0, "applied": False, "samples": [*"abcdefgh"]})
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 2 and "WARNING: step 3: loss 1.5, gradient norm 54321.0 not finite" in said[0]
+    assert said[0].endswith("Samples: a, b, c, d, e, f, g, h and 2 more")
+    assert said[1].endswith("Samples: a, b, c, d, e, f, g, h")
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
