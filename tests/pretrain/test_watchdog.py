@@ -64,3 +64,16 @@ def test_a_rank_that_waits_for_a_dead_one_has_to_go(state: str, monkeypatch: pyt
     assert watched._reason() is None, "it may be the end of the run"
     watched._idle = watchdog.DEAD_PEER_SECONDS + 0.1
     assert watched._reason() == ("process 12 of another rank has died", False)
+
+
+def test_a_rank_that_was_killed_has_no_stacks_to_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of its pipe was taken for stacks, and "stacks:" said without any."""
+    watched, said = guard(monkeypatch), []
+    watched._stacks, into = os.pipe()
+    monkeypatch.setattr(watched, "_say", said.append)
+    os.write(into, b"File x\n")
+    os.close(into)
+    for _ in range(2):
+        watched._show_stacks()
+    os.close(watched._stacks)
+    assert said == ["stacks:\nFile x"]

@@ -167,5 +167,4 @@ def machine() -> str:
 
 def leave() -> None:
     """End the group that `join` has joined."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    dist.destroy_process_group()

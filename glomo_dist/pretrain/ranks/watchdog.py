@@ -174,7 +174,8 @@ class _Guard:
         content = b""
         while select.select([self._stacks], [], [], 0.3)[0] and (part := os.read(self._stacks, 65536)):
             content += part
-        self._say("stacks:\n" + content.decode(errors="replace").rstrip())
+        if content:  # else the rank has ended
+            self._say("stacks:\n" + content.decode(errors="replace").rstrip())
 
     def _write_notice(self, message: str) -> None:
         if not self._notice:
