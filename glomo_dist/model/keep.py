@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from glomo_dist.model.io import TOKENIZER, WEIGHTS, load_model, model_folder, save_model
+from glomo_dist.model.io import TOKENIZER, WEIGHTS, load_model, model_folder, require_numbers, save_model
 from glomo_dist.runtime.errors import CheckpointError, ConfigError, GlomoError
 from glomo_dist.runtime.progress import say
 
@@ -21,11 +21,16 @@ FACTS = ("data", "step", "pretrain", "code")  # of config.json, beside those of 
 def keep(model: str | Path, out: str | Path) -> Path:
     """Write the model of a finished run (or a model's folder) to the folder `out`, in float16, and return that.
 
-    Raises CheckpointError for what is no model with its tokenizer, ConfigError where the weights take over 16 MB.
+    Raises CheckpointError for what is no model with its tokenizer, or has a number that float16 cannot hold, and
+    ConfigError where the weights take over 16 MB.
     """
     trained, meta = load_model(model)
     half = trained.to(torch.float16)
-    size = sum(tensor.numel() * tensor.element_size() for tensor in half.state_dict().values())
+    state = half.state_dict()
+    for name, tensor in state.items():
+        if tensor.is_floating_point():
+            require_numbers(tensor, f"{model}: {name} in float16")
+    size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     if size > MOST_BYTES:
         raise ConfigError(
             f"{model}: the weights take {size} bytes in float16, more than {MOST_BYTES}. Take fewer words or a "

@@ -12,10 +12,11 @@ from transfer_samples import word_model, write_sst2
 from glomo_dist import recipes
 from glomo_dist.cli import main
 from glomo_dist.evaluate.plan import EvaluationPlan, plan_jobs
-from glomo_dist.model import bundled, load_model
+from glomo_dist.model import bundled, load_model, save_model
 from glomo_dist.model.io import read_meta
 from glomo_dist.model.keep import MOST_BYTES, keep
 from glomo_dist.model.keep import main as keep_command
+from glomo_dist.runtime import json_files
 from glomo_dist.runtime.errors import CheckpointError, ConfigError
 from glomo_dist.transfer.predictor import Predictor
 
@@ -99,18 +100,33 @@ def test_the_commands_take_one_in_the_place_of_a_run(tiny, tmp_path, monkeypatch
 
 def test_a_model_is_kept_in_half_precision_with_what_is_known_of_it(tmp_path):
     folder = word_model(tmp_path / "model")
+    facts = {"data": "d", "step": 7, "pretrain": {"lr": 1.0}, "code": "c"}
+    meta = json_files.read_json(folder / "config.json")
+    json_files.write_json(folder / "config.json", {**meta, **facts})
     before, meta = load_model(folder)
     after, kept = load_model(keep(folder, tmp_path / "kept"))
     for name, tensor in before.state_dict().items():
         torch.testing.assert_close(after.state_dict()[name], tensor.half().float(), rtol=0, atol=0)
     assert kept["model"] == meta["model"] and kept["tokenizer"] == meta["tokenizer"]
     assert kept["fingerprint"] != meta["fingerprint"]
+    assert {name: kept[name] for name in facts} == facts
 
 
 def test_what_is_too_large_to_keep_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr("glomo_dist.model.keep.MOST_BYTES", 1000)
     with pytest.raises(ConfigError, match=r"the weights take \d+ bytes in float16, more than 1000"):
         keep(word_model(tmp_path / "model"), tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+
+
+def test_what_half_precision_cannot_hold_is_not_written(tmp_path):
+    """It was written as infinity, and no command could read the model."""
+    model, _ = load_model(word_model(tmp_path / "model"))
+    with torch.no_grad():
+        model.embedding.weight[3, 1] = 65520.0  # float16 ends at 65504
+    large = save_model(tmp_path / "large", model, {"kind": "words"})
+    with pytest.raises(CheckpointError, match=r"large: embedding\.weight in float16: 1 of \d+ values .* infinite"):
+        keep(large, tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
 
 
