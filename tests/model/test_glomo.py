@@ -141,9 +141,35 @@ def test_dropout_takes_whole_features_of_a_sequence_in_training_alone() -> None:
     assert between == [0, 0.5]  # PyTorch's own; it warns of one that has no layer to go to
 
 
-def test_loss_is_the_cross_entropy_of_the_following_units() -> None:
+def test_an_lstm_cell_by_hand() -> None:
+    """Both layers share it; what is mixed and the unit's own features come in, and its memory goes on."""
+    model = build(composition="lstm", sparsity="square")
+    x, length = tokens(1, 7), torch.tensor([7])
+    with torch.no_grad():
+        graphs = model.graphs(x, length)[0].dense()[0].unflatten(0, (2, 4))
+        direction, e = model.forwards, model.embedding(x)
+        cell, state = direction.feature_predictor.cell, direction.feature_predictor.start(e)
+        h, c = e[0], torch.zeros_like(e[0])
+        for layer in range(2):
+            m = (graphs[layer] @ h.unflatten(1, (4, 4)).transpose(0, 1)).transpose(0, 1).flatten(1)
+            gates = (
+                torch.cat([m * h, m], 1) @ cell.weight_ih.T
+                + h @ cell.weight_hh.T
+                + cell.bias_ih
+                + cell.bias_hh
+            )
+            i, f, g, o = gates.chunk(4, 1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+            scores = direction.graph_predictor.scores(layer, *direction.graph_predictor(e))
+            state = direction.feature_predictor.step(layer, state, scores, Rows())
+    torch.testing.assert_close(state, (h[None], c[None]))
+
+
+@pytest.mark.parametrize("composition", ["gru", "lstm"])
+def test_loss_is_the_cross_entropy_of_the_following_units(composition: str) -> None:
     """The decoder and the targets by hand, one sampled unit at a time."""
-    model = build()
+    model = build(composition=composition)
     x, length = tokens(1, 10), torch.tensor([10])
     for t in (0, 4, 8, 9):
         got = model(x, length, torch.tensor([[[t]], [[t]]]))

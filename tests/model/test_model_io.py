@@ -19,7 +19,7 @@ CONFIG = GlomoConfig(vocab_size=11, width=8, heads=2, layers=1, key_layers=1, qu
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    return save_model(tmp_path / "model", Glomo(CONFIG), {"kind": "words"}, {"steps": 7})
+    return save_model(tmp_path / "model", Glomo(CONFIG), {"kind": "words", "fingerprint": "0f"}, {"steps": 7})
 
 
 def test_round_trip(folder: Path) -> None:
@@ -29,7 +29,8 @@ def test_round_trip(folder: Path) -> None:
     assert all(torch.equal(v, expected[k]) for k, v in model.state_dict().items())
     assert not model.training
     assert meta["steps"] == 7
-    assert json.loads((folder / "tokenizer.json").read_text()) == {"kind": "words"}
+    assert json.loads((folder / "tokenizer.json").read_text()) == {"kind": "words", "fingerprint": "0f"}
+    assert meta["tokenizer"] == "0f" and not random_model(folder, seed=0).training
 
 
 def test_fingerprint_follows_the_weights(folder: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def write_checkpoint(folder: Path, step: int, ranks: int = 1) -> Path:
 
 @pytest.mark.parametrize(
     "damage",
-    ["changed", "cut", "missing", "folder", "manifest", "format", "no manifest", "step", "loss", "key"],
+    ["changed", "cut", "missing", "manifest", "format", "no manifest", "step", "loss", "key"],
 )
 def test_every_damage_is_seen(tmp_path: Path, damage: str, capfd: pytest.CaptureFixture[str]) -> None:
     old, new = write_checkpoint(tmp_path, 5), write_checkpoint(tmp_path, 12)
@@ -41,10 +41,8 @@ def test_every_damage_is_seen(tmp_path: Path, damage: str, capfd: pytest.Capture
         file.write_bytes(bytes(range(11)) + b"!")
     elif damage == "cut":
         file.write_bytes(bytes(range(11)))
-    elif damage in ("missing", "folder"):
+    elif damage == "missing":
         file.unlink()
-        if damage == "folder":
-            file.mkdir()
     elif damage == "manifest":
         manifest.write_text(manifest.read_text()[:-20])
     elif damage == "format":
@@ -79,10 +77,18 @@ def test_a_manifest_that_asks_for_other_files_than_a_checkpoint_has_is_refused(
         checkpoint.verify(path)
 
 
-def test_a_checkpoint_under_the_name_of_another_step_is_refused(tmp_path: Path) -> None:
-    path = write_checkpoint(tmp_path, 5).rename(tmp_path / "step-000007")
+@pytest.mark.parametrize("what", ["folder", "state"])
+def test_a_checkpoint_of_two_steps_is_refused(what: str, tmp_path: Path) -> None:
+    """One that was renamed, or whose loop would go on from another step."""
+    path = write_checkpoint(tmp_path, 5)
+    if what == "folder":
+        path = path.rename(tmp_path / "step-000007")
+    else:
+        value = json.loads((path / "manifest.json").read_text())
+        value["state"]["step"] = 7
+        (path / "manifest.json").write_text(json.dumps(checkpoint.sealed(value)))
     with pytest.raises(
-        CheckpointError, match=r"step-000007 is damaged: manifest\.json is not what was written"
+        CheckpointError, match=rf"{path.name} is damaged: manifest\.json is not what was written"
     ):
         checkpoint.verify(path)
 

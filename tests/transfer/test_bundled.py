@@ -125,7 +125,9 @@ def test_what_half_precision_cannot_hold_is_not_written(tmp_path):
     with torch.no_grad():
         model.embedding.weight[3, 1] = 65520.0  # float16 ends at 65504
     large = save_model(tmp_path / "large", model, {"kind": "words"})
-    with pytest.raises(CheckpointError, match=r"large: embedding\.weight in float16: 1 of \d+ values .* infinite"):
+    with pytest.raises(
+        CheckpointError, match=r"large: embedding\.weight in float16: 1 of \d+ values .* infinite"
+    ):
         keep(large, tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
 
