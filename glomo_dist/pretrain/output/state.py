@@ -121,9 +121,7 @@ class CheckpointReader:
 
     def states(self, name: str) -> list[str]:
         """What there is of parameter `name`, besides its weights."""
-        return sorted(
-            state for known, state in self._found if known == name and state not in (WEIGHTS, BUFFER)
-        )
+        return sorted(state for known, state in self._found if known == name and state != WEIGHTS)
 
     def scalar(self, name: str, state: str) -> Tensor | None:
         """A state that belongs to the whole parameter (the optimizer's step), repeated with each piece; or None."""
