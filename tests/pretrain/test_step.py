@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from glomo_dist.data import Batch
 from glomo_dist.model import Glomo, GlomoConfig
+from glomo_dist.model.graph_stats import row_means
 from glomo_dist.pretrain import PretrainConfig
 from glomo_dist.pretrain.steps.clock import Clock
 from glomo_dist.pretrain.steps.step import train_step, valid_loss
@@ -76,10 +77,20 @@ def test_each_of_two_equal_ranks_does_the_step_of_one():
     alone, expected = step(4.0)
     engine, batch, config, ranks = inputs(4.0)
     config = replace(config, global_batch=12)
-    ranks.world, ranks.sum = 2, lambda values: [2 * value for value in values]
+    shares = []
+
+    def summed(values):
+        shares.append(values)
+        return [
+            2 * value + (len(values) > 2) for value in values
+        ]  # with a row, an edge, ... more of the other
+
+    ranks.world, ranks.sum = 2, summed
     result = train_step(engine, batch, config, ranks, Clock(ranks.device), with_stats=True)
     assert (alone.units, result.units, result.targets) == (44, 88, 2 * alone.targets)
-    assert result.loss == pytest.approx(alone.loss, rel=1e-6) and result.stats == alone.stats
+    assert result.loss == pytest.approx(alone.loss, rel=1e-6)
+    means = row_means(torch.tensor(shares[-1], dtype=torch.float64).view(4, 2, 2) * 2 + 1)
+    assert result.stats == {name: mean.tolist() for name, mean in means.items()}
     for name, p in engine.module.named_parameters():  # of which an engine takes the mean over ranks
         assert p.grad is None or torch.allclose(p.grad, expected[name], rtol=1e-5)
 
@@ -91,6 +102,7 @@ def test_a_loss_that_is_not_finite_in_one_pass_leaves_the_weights_and_tells_its_
     clock = Clock(ranks.device, lambda part, step: laps.append(part))
     result = train_step(engine, batch, config, ranks, clock, with_stats=False)
     assert not result.applied and result.suspects == [2, 3] and not result.stats
+    assert engine.module.last_sums is None, "nobody asked for statistics"
     assert all(p.grad is None for p in engine.module.parameters()), "the optimizer passes over them"
     assert engine.steps == 3, "one for each pass, the last of which is the optimizer's"
     assert laps == ["data", *["forward", "backward"] * 3, "optimizer"]
@@ -155,12 +167,15 @@ def test_validation_needs_no_more_rows_at_a_time_than_training(micro_batch, monk
         return forward(*sequences)
 
     monkeypatch.setattr(engine.module, "forward", recorded)
-    ranks.sum = lambda values: [2 * value for value in values]  # as of another rank with the same
+    shares = []
+    ranks.sum = lambda values: shares.append(values) or [values[0] + 100, values[1] + 7]  # of another rank
     clock = Clock(ranks.device, lambda part, step: laps.append(part))
     loss = valid_loss(engine, [batch, batch], config, ranks, clock)  # type: ignore[arg-type]
     assert laps == ["valid"] * 2, "each batch is a sign of life"
     assert passes == [(micro_batch, False)] * (2 * 6 // micro_batch) and engine.module.training
-    assert loss == pytest.approx(expected, rel=1e-6)
+    ((own, targets),) = shares
+    assert own / targets == pytest.approx(expected, rel=1e-6)
+    assert loss == pytest.approx((own + 100) / (targets + 7), rel=1e-12)
 
 
 class Asked(TorchDispatchMode):
