@@ -21,7 +21,7 @@ from glomo_dist.pretrain.output import hooks
 from glomo_dist.pretrain.output.hooks import Guest, MLflow, TensorBoard, WandB, scalars
 from glomo_dist.pretrain.settings.resolve import resolve
 from glomo_dist.runtime.config import to_dict
-from glomo_dist.runtime.errors import ConfigError, GlomoError
+from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError
 
 ROW: dict[str, Any] = {
     "step": 3, "loss": 1.5, "units": 8, "seconds": 2.0, "units_per_second": 4.0, "applied": True, "logged": True,
@@ -76,7 +76,7 @@ def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     WandB(tmp_path, {"lr": 1.0, "micro_batch": 2})
     first, second, other = (named for _, _, named in calls)
     assert first["id"] == second["id"] != other["id"] and second["config"]["micro_batch"] == 2
-    assert first["resume"] == "allow" and first["dir"] == str(tmp_path)
+    assert first["resume"] == "allow" and second["allow_val_change"] and first["dir"] == str(tmp_path)
 
 
 def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +90,7 @@ def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [name for name, _, _ in calls] == [
         "start_run", "log_params", "log_metrics", "end_run", "start_run", "log_metrics", "end_run",
     ]  # fmt: skip
-    assert calls[0][2]["run_id"] is None and calls[4][2]["run_id"] == "r1"
+    assert calls[0][2] == {"run_id": None, "run_name": tmp_path.name} and calls[4][2]["run_id"] == "r1"
     assert calls[2][1:] == ((NUMBERS,), {"step": 3})
     assert json.loads((tmp_path / "mlflow.json").read_text()) == {"run_id": "r1"}
 
@@ -105,6 +105,10 @@ def test_a_tracker_that_cannot_be_opened_is_an_error_and_one_that_fails_later_is
     sys.modules["wandb"].init = fail  # type: ignore[attr-defined]
     with pytest.raises(GlomoError, match="tracker wandb cannot be opened: ConnectionError: no server"):
         Guest("wandb", lambda: WandB(tmp_path, {}))
+    (tmp_path / "wandb.json").write_text("{")
+    with pytest.raises(DataError, match=rf"^{tmp_path}/wandb\.json, line 1: not valid JSON"):
+        Guest("wandb", lambda: WandB(tmp_path, {}))
+    (tmp_path / "wandb.json").unlink()
     logged: list[Any] = []
     run = SimpleNamespace(
         log=lambda values, step: logged.append(step) or fail(), finish=lambda: logged.append("end")
@@ -164,7 +168,7 @@ def test_the_progress_bar_and_what_is_said_of_a_skipped_step(
     shown = hooks.ProgressBar(4, 9)
     shown.step({**ROW, "units_per_second": 4321.0, "grad_norm": 0.25})
     shown.step(
-        {**ROW, "grad_norm": 54321.0, "empty_rows": None, "applied": False, "samples": [*"abcdefghij"]}
+        {**ROW, "grad_norm": 54321.0, "empty_rows": None, "applied": False, "samples": [*"abcdefghi"]}
     )
     assert told == [
         (4, 9), "loss 1.500, 4.3k units/s, grad 0.250, empty rows 15%", 1,
@@ -173,7 +177,7 @@ def test_the_progress_bar_and_what_is_said_of_a_skipped_step(
     shown.step({**ROW, "grad_norm": 1.0, "applied": False, "samples": [*"abcdefgh"]})
     said = capfd.readouterr().err.splitlines()
     assert len(said) == 2 and "WARNING: step 3: loss 1.5, gradient norm 54321.0 not finite" in said[0]
-    assert said[0].endswith("Samples: a, b, c, d, e, f, g, h and 2 more")
+    assert said[0].endswith("Samples: a, b, c, d, e, f, g, h and 1 more")
     assert said[1].endswith("Samples: a, b, c, d, e, f, g, h")
 
 
@@ -199,6 +203,7 @@ def test_curves_have_each_step_once(tmp_path: Path, start: int, left: list[int])
         hook = TensorBoard(tmp_path, begun)
         for step in steps:
             hook.step({**ROW, "step": step})
+        hook.step({**ROW, "step": 9, "logged": False})
         hook.close()
     curves = EventAccumulator(str(tmp_path)).Reload()
     assert [event.step for event in curves.Scalars("train/loss")] == left
@@ -217,7 +222,7 @@ def test_a_full_disk_is_said_once_and_without_a_traceback(
     tracebacks: list[Any] = []
     monkeypatch.setattr(threading, "excepthook", tracebacks.append)
     ours = threading.excepthook
-    message = rf"cannot write {tmp_path}: No space left on device"
+    message = rf"cannot write {tmp_path}: No space left on device\. The checkpoints are untouched"
     if when == "begin":
         monkeypatch.setattr(RecordWriter, "write", full)
         with pytest.raises(GlomoError, match=message):
