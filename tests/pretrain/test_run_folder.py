@@ -70,12 +70,14 @@ def test_a_run_is_that_of_its_deepspeed_settings_and_validation_shards_wherever_
     valid = shutil.copytree(split_shards / "valid", tmp_path / "moved")
     config = dataclasses.replace(config, deepspeed=str(second))
 
-    def check(valid: Path) -> bool:
-        job = resolve(config, split_shards / "train", out, valid)
+    def check(valid: Path, data: str = "train") -> bool:
+        job = resolve(config, split_shards / data, out, valid)
         return run_folder.check(out, run_folder.describe(job, 2))
 
     shutil.copy(first, second)
     assert check(valid)
+    with pytest.raises(CheckpointError, match=r"differs: data\.fingerprint: '\w+' there, '\w+' now\. To"):
+        check(valid, "valid")
     with pytest.raises(CheckpointError, match=r"differs: valid\.fingerprint: '\w+' there, '\w+' now\. To"):
         check(split_shards / "train")
     second.write_text('{"prescale_gradients": false}')

@@ -167,9 +167,7 @@ def test_the_progress_bar_and_what_is_said_of_a_skipped_step(
     monkeypatch.setattr(hooks, "bar", lambda **given: told.append((given["initial"], given["total"])) or made)
     shown = hooks.ProgressBar(4, 9)
     shown.step({**ROW, "units_per_second": 4321.0, "grad_norm": 0.25})
-    shown.step(
-        {**ROW, "grad_norm": 54321.0, "empty_rows": None, "applied": False, "samples": [*"abcdefghi"]}
-    )
+    shown.step({**ROW, "grad_norm": 54321.0, "empty_rows": None, "applied": False, "samples": [*"abcdefghi"]})
     assert told == [
         (4, 9), "loss 1.500, 4.3k units/s, grad 0.250, empty rows 15%", 1,
         "loss 1.500, 0.0k units/s, grad 5.4e+04, empty rows 15%", 1,
