@@ -83,6 +83,9 @@ def test_a_run_is_that_of_its_deepspeed_settings_and_validation_shards_wherever_
     second.write_text('{"prescale_gradients": false}')
     with pytest.raises(CheckpointError, match=r"deepspeed\.prescale_gradients: True there, False now"):
         check(valid)
+    second.write_text('{"prescale_gradients": true, "gradient_predivide_factor": 2.0}')
+    with pytest.raises(CheckpointError, match=r"deepspeed\.gradient_predivide_factor: None there, 2\.0 now"):
+        check(valid)
     second.write_text("{}")
     with pytest.raises(CheckpointError, match=r"deepspeed\.prescale_gradients: True there, None now"):
         check(valid)
@@ -108,6 +111,8 @@ def test_a_finished_run_is_not_trained_again(
 ) -> None:
     """Also where its checkpoints were deleted, and under one's own torchrun."""
     run = begun(TINY, tiny_shards, tmp_path / "run", 1)
+    (run / "model").mkdir()  # as the mount point of another disk
+    assert not run_folder.finished(run)
     json_files.write_json(run / "model" / "config.json", {})
     assert not run_alone(TINY, tiny_shards, run, monkeypatch)
     assert "is finished already" in capfd.readouterr().err
