@@ -7,7 +7,7 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -192,6 +192,22 @@ def test_every_shard_that_is_set_aside_counts(limit: int, shards: Path, tmp_path
     if limit == 2:
         with pytest.raises(ShardError, match=r"names 2 shards .* reading\.max_bad_shards allows 1"):
             feed_of(copy, tmp_path, 1)
+
+
+def test_an_error_that_is_no_shards_fault_sets_nothing_aside(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = [ShardError("too many open files")]
+
+    def iterate(self: Stream, from_step: int = 0) -> Iterator[str]:
+        if errors:
+            raise errors.pop()
+        yield "a batch"
+
+    monkeypatch.setattr(Stream, "iterate", iterate)
+    with pytest.raises(ShardError, match="too many open files"):
+        feed_of(shards, tmp_path, limit=1).take(False, None)
+    assert not (tmp_path / "quarantine.json").exists()
 
 
 @pytest.mark.parametrize(("version", "step"), [(1, {"from_step": 4}), (2, {"first_step": 5})])
