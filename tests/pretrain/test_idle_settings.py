@@ -76,7 +76,7 @@ def test_settings_of_zero_without_zero_are_warned_of() -> None:
     (found,) = warnings(config, given)
     assert "zero_optimization in zero.json is for zero_stage 1 or more, got 0" in found
     assert not warnings(config, {"prescale_gradients": True})
-    assert not warnings(PretrainConfig(deepspeed="zero.json"), given)
+    assert not warnings(PretrainConfig(zero_stage=1, deepspeed="zero.json"), given)
 
 
 @pytest.mark.parametrize(
