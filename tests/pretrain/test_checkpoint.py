@@ -34,7 +34,10 @@ def write_checkpoint(folder: Path, step: int, ranks: int = 1) -> Path:
 )
 def test_every_damage_is_seen(tmp_path: Path, damage: str, capfd: pytest.CaptureFixture[str]) -> None:
     old, new = write_checkpoint(tmp_path, 5), write_checkpoint(tmp_path, 12)
-    (tmp_path / "damaged-step-000012").touch()  # a file in the way
+    if damage == "cut":
+        (tmp_path / "damaged-step-000012" / "state").mkdir(parents=True)  # one that was damaged before
+    else:
+        (tmp_path / "damaged-step-000012").touch()  # a file in the way
     assert checkpoint.find_newest(tmp_path) == (new, checkpoint.verify(new))
     file, manifest = new / "state" / "rank-00000.safetensors", new / "manifest.json"
     if damage == "changed":
