@@ -20,7 +20,7 @@ from glomo_dist.cli import main
 pytestmark = pytest.mark.slow
 
 IDLE_HOST_LOST = Path(__file__).with_name("idle_host_lost.py")
-SEEDS = 6  # times two arms: jobs enough that the second host is at work for a while, whichever starts first
+SEEDS = 4  # times two arms: jobs enough that the second host is at work for a while, whichever starts first
 # Ray takes a silent host for lost after about 65 s; here sooner.
 ALERT = {
     "RAY_health_check_initial_delay_ms": "500", "RAY_health_check_period_ms": "500",

@@ -2,8 +2,6 @@
 processors that have the instructions: those that may exceed theta are computed in float32, and no edge may be missed.
 Elsewhere all are."""
 
-import os
-import subprocess
 import sys
 
 import pytest
@@ -12,7 +10,7 @@ import torch
 from glomo_kernels import affinity_mix, cpu_extension
 from glomo_kernels.scores import KEEP
 from glomo_kernels.spans import make_spans
-from kernel_oracle import SPANS, gradients, leaves, of_processor, spans_of
+from kernel_oracle import SPANS, gradients, leaves, spans_of
 
 module = sys.modules["glomo_kernels.affinity_mix"]  # the package has a function of that name
 
@@ -180,33 +178,6 @@ def test_a_row_of_one_edge_is_its_value_to_the_bit():
     assert not dq.any() and not dk.any() and not dtheta.any()
 
 
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, 3.4e38])
-@pytest.mark.parametrize("where", ["q", "k", "theta"])
-def test_what_is_not_finite_spoils_the_same_rows_as_without_screen(tmp_path, where, bad):
-    q, k, v, theta = (x.float() for x in inputs_of(150, above=2.0))
-    place = {"q": q, "k": k, "theta": theta}[where]
-    place[(1, 0, 70) if where == "theta" else (1, 0, 70, 3)] = bad
-    got = affinity_mix(q, k, v, theta)
-    plain = in_process(tmp_path, "avx512", q, k, v, theta)
-    assert torch.equal(got.isfinite(), plain.isfinite())
-    torch.testing.assert_close(got.nan_to_num(), plain.nan_to_num(), rtol=1e-4, atol=1e-5)
-
-
-MIXED = """
-import torch
-from glomo_kernels import affinity_mix
-torch.save(affinity_mix(*torch.load("{file}", weights_only=True)), "{file}")
-"""
-
-
-def in_process(folder, most, *inputs):
-    file = folder / "tensors"
-    torch.save(list(inputs), file)
-    environment = {**os.environ, "GLOMO_SIMD": most}
-    subprocess.run([sys.executable, "-c", MIXED.format(file=file)], check=True, env=environment)
-    return torch.load(file, weights_only=True)
-
-
 def test_any_layout():
     q, k, v, theta = (x.float() for x in inputs_of(150, width=96))
     expected = results_of((q, k, v, theta))
@@ -259,35 +230,3 @@ def test_roots_are_kept_only_where_many_scores_have_an_edge():
     for head in kept("roots"):
         assert head[:2] == ["edges"] * 2 and head[3:] == ["roots"] * 2
     assert kept("edges") == [["edges"] * 5] * q.shape[0] * q.shape[1]
-
-
-def look_of(most):
-    """What looks first, in a process of its own."""
-    code = "from glomo_kernels import cpu_extension; print(cpu_extension.loaded().look())"
-    command, environment = [sys.executable, "-c", code], {**os.environ, "GLOMO_SIMD": most}
-    return subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stdout.strip()
-
-
-@pytest.mark.parametrize("most", ["avx2", "avx_vnni", "avx512", "avx512_vnni", "amx"])
-def test_the_look_is_the_best_that_is_allowed(most):
-    has = of_processor("flags")
-    if most == "avx2" or (most == "avx512" and "avx512f" in has):
-        wanted = [""]
-    elif most == "avx_vnni" or "avx512f" not in has:
-        wide = {"avx512vl", "avx512_vnni"} <= set(has)  # there, the loops for other machines can be tried
-        wanted = ["avx_vnni" if "avx_vnni" in has or wide else ""]
-    else:
-        wanted = ["avx512_vnni" if "avx512_vnni" in has else ""]
-    if most == "amx" and "amx_bf16" in has:
-        wanted = ["amx", *wanted]  # a system may not lend the tiles
-    assert look_of(most) in wanted
-
-
-@pytest.mark.parametrize("most", ["avx_vnni", "avx512_vnni"])
-@pytest.mark.parametrize("width", [101, 256])
-def test_looks_of_other_machines(tmp_path, width, most):
-    if look_of(most) != most:
-        pytest.skip(f"this processor has no {most}")
-    inputs = [x.float() for x in inputs_of(200, width, above=1.5)]
-    looked, plain = (in_process(tmp_path, name, *inputs) for name in (most, "avx2"))
-    torch.testing.assert_close(looked, plain, rtol=1e-4, atol=1e-5)
