@@ -166,5 +166,6 @@ def machine() -> str:
 
 
 def leave() -> None:
-    """End the group that `join` has joined."""
-    dist.destroy_process_group()
+    """End the group that `join` has joined, if it could."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
