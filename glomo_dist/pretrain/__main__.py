@@ -15,7 +15,8 @@ from glomo_dist.runtime.config import from_dict
 from glomo_dist.runtime.errors import GlomoError, RankDied, RankTooLarge
 from glomo_dist.runtime.progress import say
 
-collector.this_process_is_ours()
+if __name__ == "__main__":
+    collector.this_process_is_ours()
 with collector.importing():
     from glomo_dist.pretrain import worker
 

@@ -9,7 +9,8 @@ import sys
 from glomo_dist.pretrain.ranks import launcher
 from glomo_dist.runtime import collector
 
-collector.this_process_is_ours()
+if __name__ == "__main__":
+    collector.this_process_is_ours()
 with collector.importing():
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
