@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 
 from glomo_dist.model.io import TOKENIZER, WEIGHTS, load_model, model_folder, require_numbers, save_model
+from glomo_dist.runtime import json_files
 from glomo_dist.runtime.errors import CheckpointError, ConfigError, GlomoError
 from glomo_dist.runtime.progress import say
 
@@ -21,8 +21,8 @@ FACTS = ("data", "step", "pretrain", "code")  # of config.json, beside those of 
 def keep(model: str | Path, out: str | Path) -> Path:
     """Write the model of a finished run (or a model's folder) to the folder `out`, in float16, and return that.
 
-    Raises CheckpointError for what is no model with its tokenizer, or has a number that float16 cannot hold, and
-    ConfigError where the weights take over 16 MB.
+    Raises CheckpointError for what is no model with its tokenizer, or has a number that float16 cannot hold,
+    DataError for a tokenizer that is no JSON, ConfigError where the weights take over 16 MB.
     """
     trained, meta = load_model(model)
     half = trained.to(torch.float16)
@@ -42,7 +42,7 @@ def keep(model: str | Path, out: str | Path) -> Path:
             f"{tokenizer} is missing, and the model of no use without it. Copy the whole folder."
         )
     facts = {name: meta[name] for name in FACTS if name in meta}
-    return save_model(out, half, json.loads(tokenizer.read_text(encoding="utf-8")), facts)
+    return save_model(out, half, json_files.read_json(tokenizer), facts)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

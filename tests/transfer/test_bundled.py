@@ -143,6 +143,15 @@ def test_a_model_without_its_tokenizer_is_not_kept(tmp_path):
         keep(folder, tmp_path / "kept")
 
 
+def test_a_model_with_a_damaged_tokenizer_is_not_kept(tmp_path, capsys):
+    folder = word_model(tmp_path / "model")
+    (folder / "tokenizer.json").write_text('{"kind": "words",\n "words"')
+    assert keep_command([str(folder), str(tmp_path / "kept")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith(f"keep: {folder}/tokenizer.json, line 2: not valid JSON") and "\n" not in error
+    assert not (tmp_path / "kept").exists()
+
+
 def test_the_command_that_keeps_one_says_what_is_wrong_in_a_line(tmp_path, capsys):
     assert keep_command([str(word_model(tmp_path / "model")), str(tmp_path / "kept")]) == 0
     assert "kept: weights of 0.0 MB" in capsys.readouterr().err
