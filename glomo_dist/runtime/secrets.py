@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_USER = re.compile(r"(://)[^/\s@]*@")
+_USER = re.compile(r"(://)[^/\s]*@")  # up to the last @: a password may have one
 # Up to the sentence's own punctuation; without a = in it, a ? may be of a pattern.
 _QUERY = re.compile(r"(https?://[^\s?]*|://[^\s?]*(?=\?\S*=))\?[^\s'\"]*?(?=[,.:;)]*(?:[\s'\"]|$))")
 

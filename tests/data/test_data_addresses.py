@@ -7,6 +7,7 @@ import gzip
 import http.server
 import lzma
 import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -121,3 +122,16 @@ def test_any_fsspec_place_is_read() -> None:
         texts("memory://nowhere/a.jsonl")
     with pytest.raises(DataError, match=r"gopher.*known|known.*gopher|Protocol"):
         texts("gopher://a/b.txt")
+
+
+def test_archives_may_have_files_of_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not the same file, and which one is meant is said."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        with zipfile.ZipFile(f"{name}.zip", "w") as archive:
+            archive.writestr("sub/a.txt", name)
+    assert texts("zip://sub/a.txt::one.zip", "zip://sub/a.txt::two.zip") == ["one", "two"]
+    assert texts("zip://::one.zip", "zip://s*/*.txt::two.zip") == ["one", "two"]
+    for source in ("zip://sub/a.txt::one.zip", "zip://sub::one.zip", "zip://sub/*::one.zip"):
+        with pytest.raises(DataError, match=r"zip://sub/a\.txt::one\.zip is named twice"):
+            texts("zip://::one.zip", source)

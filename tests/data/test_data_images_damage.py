@@ -94,6 +94,12 @@ def test_archives_that_zipfile_cannot_read(tmp_path: Path) -> None:
         path.write_bytes(changed)
         with pytest.raises(DataError, match=rf"a\.npz cannot be unpacked: .*{message}.*numpy\.savez"):
             pixels(path)
+    for head, flags, name in ((central, 8, 46), (local, 6, 30)):  # a name that is said to be UTF-8
+        changed = bytearray(whole)
+        changed[head + flags + 1], changed[head + name] = 8, 0xFF
+        path.write_bytes(changed)
+        with pytest.raises(DataError, match=r"a\.npz is not a whole \.npz file: .*utf-8.*Copy it again"):
+            pixels(path)
 
 
 @pytest.mark.parametrize(

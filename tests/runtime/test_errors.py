@@ -10,6 +10,7 @@ from glomo_dist.runtime.secrets import shown
     ("text", "seen"),
     [
         ("https://me:pass@host/a.txt?token=x, line 3: bad?", "https://host/a.txt, line 3: bad?"),
+        ("s3://me:p@ss@host/a@b.txt and c@d", "s3://host/a@b.txt and c@d"),
         ("zip://sst2::https://host/all.zip?sig=a*b", "zip://sst2::https://host/all.zip"),
         ("s3://bucket/part-?.txt does not exist", "s3://bucket/part-?.txt does not exist"),
         ("who? me@home", "who? me@home"),

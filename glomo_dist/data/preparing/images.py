@@ -127,7 +127,7 @@ def _archive(file: InputFile) -> Iterator[Picture]:
                         "[n, H, W, C]), or 'jpeg.npy' and 'offset.npy'. Save the arrays with numpy.savez under "
                         "the names images, or jpeg and offset."
                     )
-        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError) as e:
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, UnicodeDecodeError) as e:
             raise DataError(f"{file.name} is not a whole .npz file: {describe(e)}. Copy it again.") from e
         except RuntimeError as e:  # what zipfile raises for a password or a compression that it does not know
             raise DataError(

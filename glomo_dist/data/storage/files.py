@@ -58,11 +58,11 @@ def find_files(
     known = tuple(suffixes)
     left_out = Counter() if left_out is None else left_out
     found = [file for source in named for file in _expand(str(source), known, left_out)]
-    seen: dict[str, str] = {}
+    seen: dict[Any, str] = {}
     for file in found:
         _require_regular(file.name, file.path, file.filesystem)
-        # A local file has many names: a/./b, a//b, links.
-        place = os.path.realpath(file.path) if is_local(file.filesystem) else file.path
+        # A local file has many names: a/./b, a//b, links. Two archives have files of one path.
+        place = os.path.realpath(file.path) if is_local(file.filesystem) else (file.filesystem, file.path)
         if place in seen:
             raise DataError(
                 f"{file.name} is named twice in the inputs (it is the same file as {seen[place]}); its documents "
@@ -104,9 +104,9 @@ def _expand(source: str, suffixes: tuple[str, ...], left_out: Counter[str]) -> l
         raise
     except Exception as e:  # a file system driver may raise anything: bad scheme, credentials, network
         raise DataError(f"cannot look into {source}: {describe(e)}.") from e
-    protocol = source.split("://", 1)[0] + "://" if "://" in source and not remote else ""
+    before, behind = ("", "") if remote else _around(source)
     files = [
-        _input_file(protocol + p, p.removeprefix(base), p, filesystem)
+        _input_file(f"{before}{p}{behind}", p.removeprefix(base), p, filesystem)
         for p in paths
         if not any(part.startswith(".") for part in p.removeprefix(base).split("/"))
     ]
@@ -118,6 +118,15 @@ def _expand(source: str, suffixes: tuple[str, ...], left_out: Counter[str]) -> l
             f"{', '.join(PACKED)}). Check the name, or convert the files."
         )
     return known
+
+
+def _around(source: str) -> tuple[str, str]:
+    """What an address has before and behind its path: "zip://sub::all.zip" -> "zip://", "::all.zip"."""
+    protocol, mark, rest = source.partition("://")
+    if not mark:
+        return "", ""
+    _, chain, archive = rest.partition("::")
+    return protocol + mark, chain + archive
 
 
 def _kind(file: InputFile) -> str:
