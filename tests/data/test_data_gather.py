@@ -113,6 +113,20 @@ def test_a_cache_that_cannot_be_written_is_not_the_shards_fault(
     assert type(e.value) is GlomoError
 
 
+def test_a_reader_that_cannot_be_started_says_why(make_shards: MakeShards) -> None:
+    index = make_shards([40] * 8)
+    before, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    now = len(os.listdir("/proc/self/fd"))
+    for more in (0, 3):  # none for its socket, too few for its process
+        batches = stream(index, reading=Reading(readers=2)).iterate()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (now + more, most))
+        try:
+            with pytest.raises(GlomoError, match=r"cannot be started: Too many open files\. .*ulimit -n"):
+                next(batches)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
+
+
 def test_a_cache_that_is_smaller_than_a_shard(make_shards: MakeShards, tmp_path: Path) -> None:
     """10,000 units of two bytes and their SHA-256, in 20 kB."""
     s = stream(make_shards([10_000]), reading=Reading(cache=str(tmp_path), cache_gb=2e-5))

@@ -129,11 +129,12 @@ def test_too_many_open_files_are_an_error_that_says_so(
     assert type(e.value) is GlomoError, "neither the shard nor the reader is at fault"
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
 def test_a_shard_that_cannot_be_opened_for_want_of_files_is_not_bad(
-    index: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    index: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def none_left(*_: object) -> None:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(gather, "open_place", none_left)
     with pytest.raises(GlomoError, match=r"shard-\d+\.tar cannot be read: Too many.*ulimit -n") as e:

@@ -159,7 +159,7 @@ class Gatherer:
                 with self._cache.using(f" for {name}"):  # not the shard's fault
                     file.write(ids)
 
-            source = open_place(place, layout.bytes)
+            source = open_place(place)
             try:
                 decode(source, layout, place, write, until if isinstance(place, Address) else float("inf"))
             finally:

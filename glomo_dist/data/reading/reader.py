@@ -28,7 +28,7 @@ from glomo_dist.data.reading.gather import BadShard, Gatherer, Library, Request
 from glomo_dist.data.shards.decode import Layout
 from glomo_dist.data.shards.index import ShardIndex
 from glomo_dist.data.shards.tarsamples import id_dtype
-from glomo_dist.runtime.errors import GlomoError, RankDied
+from glomo_dist.runtime.errors import GlomoError, RankDied, describe
 from glomo_dist.runtime.processes import import_path
 
 # A reader is no rank: what looks for ranks by these names must not find it, and it must not take itself for one.
@@ -69,14 +69,22 @@ class ReaderProcess:
 
     def __init__(self, library: Library, index: ShardIndex) -> None:
         self._library, self._index = library, index
-        ours, theirs = socket.socketpair()
         environment = {name: value for name, value in os.environ.items() if name not in _OF_RANKS}
         environment["PYTHONPATH"] = import_path()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "glomo_dist.data.reading.reader", str(theirs.fileno()), str(os.getpid())],
-                pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL, stdout=2,
-            )  # fmt: skip
+        try:
+            ours, theirs = socket.socketpair()
+            with theirs:
+                self._process = subprocess.Popen(
+                    [
+                        sys.executable, "-m", "glomo_dist.data.reading.reader", str(theirs.fileno()), str(os.getpid())
+                    ],
+                    pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL, stdout=2,
+                )  # fmt: skip
+        except OSError as e:
+            raise GlomoError(
+                f"a reader process cannot be started: {describe(e)}. Allow more open files and processes (ulimit -n, "
+                "ulimit -u), or fewer readers (reading.readers)."
+            ) from e
         self._connection = Connection(ours.detach())
         self._send(library.to_json())
 

@@ -72,12 +72,12 @@ class Source(Protocol):
     def close(self) -> None: ...
 
 
-def open_place(file: Place, size: int | None = None) -> Source:
-    """The bytes of `file`. size: that it should have, which spares asking for it. May raise anything."""
+def open_place(file: Place) -> Source:
+    """The bytes of `file`. May raise anything."""
     if isinstance(file, Path):
         return open(file, "rb")
     filesystem, path = file_system(file.url, tried_again=True)
-    return cast(Source, open_in_order(filesystem, path, size))
+    return cast(Source, open_in_order(filesystem, path))
 
 
 def read_place(file: Place, retry_seconds: float) -> bytes:

@@ -77,10 +77,10 @@ def _http_options() -> dict[str, Any]:
     return {"client_kwargs": {"timeout": timeout}}
 
 
-def open_in_order(filesystem: Any, path: str, size: int | None = None, start: int = 0) -> Any:
+def open_in_order(filesystem: Any, path: str, start: int = 0) -> Any:
     """The file, to be read front to back. May raise anything.
 
-    size: that it should have, which spares asking for it.  start: byte to begin at, where the server has parts.
+    start: byte to begin at, where the server has parts.
 
     Of HTTP the whole is asked for in one request: not every server has parts of a file, or says how long it is.
     """
@@ -88,7 +88,7 @@ def open_in_order(filesystem: Any, path: str, size: int | None = None, start: in
         headers = {"Accept-Encoding": "identity"}
         if start:
             headers["Range"] = f"bytes={start}-"
-        return filesystem.open(path, block_size=0, size=size or 1, headers=headers)
+        return filesystem.open(path, block_size=0, size=1, headers=headers)  # any size: else it is asked for
     file = filesystem.open(path, "rb", block_size=_BLOCK, cache_type="readahead")
     if start:
         file.seek(start)
