@@ -70,7 +70,7 @@ def test_bad_json_lines(tmp_path: Path, content: bytes, message: str) -> None:
     assert str(path) in str(error.value)
 
 
-def test_bad_sources(tmp_path: Path) -> None:
+def test_bad_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"none\.txt does not exist"):
         texts(tmp_path / "none.txt")
     with pytest.raises(DataError, match=r"none\.txt does not exist"):  # one source, not nine of one letter
@@ -82,6 +82,11 @@ def test_bad_sources(tmp_path: Path) -> None:
         texts(tmp_path)
     with pytest.raises(DataError, match="no input"):
         texts()
+    (tmp_path / "a.txt").write_text("one fish")
+    monkeypatch.chdir(tmp_path)
+    assert texts(".") == ["one fish"]
+    with pytest.raises(DataError, match="the name of an input is empty"):
+        texts("a.txt", "")
     with pytest.raises(ConfigError, match="Did you mean 'line'"):
         texts(tmp_path, split="lines")
 

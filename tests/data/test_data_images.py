@@ -130,38 +130,6 @@ def test_a_damaged_note_of_the_camera_is_no_damaged_image(tmp_path: Path, exif: 
     assert (image == COLOUR[0]).all()
 
 
-def test_turned_transparent_images_are_on_white(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x112] = 6
-    shown = Image.fromarray(np.array([[0, 0, 1], [0, 0, 0]], np.uint8))
-    shown.putpalette([0, 0, 0, 0, 0, 0])
-    shown.save(tmp_path / "a.png", transparency=b"\0\xff", exif=exif)
-    (image,) = pixels(tmp_path / "a.png")
-    assert image[..., 0].tolist() == [[255, 255], [255, 255], [255, 0]]
-
-
-def test_transparent_images_are_on_white(tmp_path: Path) -> None:
-    """A black logo of one pixel, on black that is not to be seen."""
-    alpha = np.zeros((4, 6), np.uint8)
-    alpha[1, 2], alpha[3, 5] = 255, 102
-    logo = np.where(alpha == 255, 0, 255)
-    logo[3, 5] = 153
-    black = np.zeros((4, 6, 3), np.uint8)
-    Image.fromarray(np.dstack([black, alpha])).save(tmp_path / "a.png")
-    Image.fromarray(np.dstack([black[..., 0], alpha])).save(tmp_path / "b.png")
-    Image.fromarray(np.dstack([black, alpha])).save(tmp_path / "c.webp", lossless=True)
-    colour, grey, webp = pixels(tmp_path)
-    assert (colour == logo[..., None]).all() and (grey == logo).all() and (webp == colour).all()
-    shown = Image.fromarray((alpha == 255).astype(np.uint8))
-    shown.putpalette([0, 0, 0, 0, 0, 0])
-    (tmp_path / "more").mkdir()
-    shown.save(tmp_path / "more" / "a.png", transparency=b"\0\xff")
-    shown.save(tmp_path / "more" / "b.gif", transparency=0)
-    Image.fromarray((alpha < 255).astype(np.uint8)).save(tmp_path / "more" / "c.png", transparency=1)
-    for image in pixels(tmp_path / "more"):
-        assert (image.reshape(4, 6, -1)[..., 0] == np.where(alpha == 255, 0, 255)).all()
-
-
 @pytest.mark.parametrize("images", [GREY, COLOUR, GREY[..., None]], ids=["grey", "colour", "one channel"])
 def test_npz_arrays(tmp_path: Path, images: np.ndarray) -> None:
     np.savez_compressed(tmp_path / "a.npz", images=images, labels=np.arange(5))

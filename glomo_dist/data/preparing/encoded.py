@@ -40,7 +40,7 @@ def decoded(content: bytes, where: str) -> np.ndarray:
         with _named_warnings(where), Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if kind := _deep(image):
                 raise DataError(f"{where}: pixels of more than 8 bits ({kind}). Convert the image to 8 bits.")
-            mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+            mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
             return np.asarray(_on_white(_upright(image)).convert(mode))
     except UnidentifiedImageError:
         known = ", ".join(FORMATS)
@@ -76,8 +76,10 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _on_white(image: Image.Image) -> Image.Image:
     """The picture as a viewer shows it: what its transparent pixels store, often black, is not meant to be seen."""
-    if image.mode not in ("LA", "PA", "RGBA", "RGBa") and "transparency" not in image.info:
+    if image.mode not in ("LA", "La", "PA", "RGBA") and "transparency" not in image.info:
         return image
+    if image.mode == "La":  # grey times its opacity; what is so in colour Pillow divides when it reads it
+        image = image.convert("LA")
     colours = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours)
 

@@ -55,6 +55,10 @@ def find_files(
     named = listed(sources)
     if not named:
         raise DataError("no input was named. Give at least one file, folder, glob or URL.")
+    if not all(map(str, named)):  # of a shell's variable that is not set; it would be the current folder
+        raise DataError(
+            "the name of an input is empty. Give a file, folder, glob or URL; the current folder is '.'."
+        )
     known = tuple(suffixes)
     left_out = Counter() if left_out is None else left_out
     found = [file for source in named for file in _expand(str(source), known, left_out)]
