@@ -136,6 +136,19 @@ def test_a_cache_that_is_smaller_than_a_shard(make_shards: MakeShards, tmp_path:
         s.batch(0)
 
 
+def test_a_cache_of_two_shards_is_enough(make_shards: MakeShards, tmp_path: Path) -> None:
+    """A reader gives back what it holds itself before it waits for others to do so."""
+    index = make_shards([20] * 40, 4096)
+    room = 2 * max(2 * shard.tokens + 32 for shard in index.shards) + 1
+    reading = Reading(cache=str(tmp_path / "cache"), cache_gb=room / 1e9)
+    gatherer = Gatherer(stream(index, reading=reading).library, index.layout)
+    for shard in (0, 1, 2, 0):
+        first = index.shards[shard].first
+        assert gatherer.gather(asking_for([[(shard, 0, 3)]])).tolist() == [[first, first + 1, first + 2]]
+    assert len(list((tmp_path / "cache").glob("*.ids"))) == 2
+    gatherer.close()
+
+
 def test_a_cache_that_others_write_to(make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch) -> None:
     index = make_shards([20] * 20, 4096)
     monkeypatch.setattr(Ids, "changed", lambda _: True)

@@ -203,6 +203,16 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         pixels(tmp_path / "c.png")
 
 
+@pytest.mark.parametrize(
+    "content, why",
+    [(b"P6 20000 20000 255\n", "DecompressionBombError"), (b"P3 1 1 255\nx 1 2\n", "ValueError")],
+)
+def test_images_that_pillow_refuses_are_named(tmp_path: Path, content: bytes, why: str) -> None:
+    (tmp_path / "a.ppm").write_bytes(content)
+    with pytest.raises(DataError, match=rf"a\.ppm is not a whole image: {why}: .*Replace or remove it"):
+        pixels(tmp_path / "a.ppm")
+
+
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_damaged_archives_of_every_compression_are_named(tmp_path: Path, method: int) -> None:
     path, array = tmp_path / "a.npz", io.BytesIO()
