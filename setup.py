@@ -26,12 +26,9 @@ SOURCES = [
     "graph_mix.cpp",
     "graph_stripes.cpp",
 ]
-HEADERS = [
-    "affinity_mix.h", "bfloat16.h", "bytes.h", "decoder_products.h", "edges.h", "graph_stripes.h", "half_edges.h",
-    "half_products.h", "kernels.h", "largest.h", "live.h", "look.h", "panels.h", "products.h", "rounded.h",
-    "rounded_keys.h", "row_block.h", "scratch.h", "screen.h", "simd.h", "threads.h", "turns.h", "simd.inl",
-    "bytes.inl", "gemm.inl", "rounding.inl", "softmax.inl", "sparse.inl", "tile.inl", "vectors.inl",
-]  # fmt: skip
+HEADERS = sorted(
+    path.name for path in Path(__file__).with_name("kernels").glob("csrc/*") if path.suffix in (".h", ".inl")
+)
 
 ParallelCompile().install()  # the sources of an extension on all cores
 

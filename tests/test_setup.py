@@ -59,3 +59,17 @@ def test_an_extension_that_is_gone(checkout):
     commands = wanted(checkout)
     assert "-e '.[dev]'" in commands
     assert "venv --clear" not in commands
+
+
+def test_the_extension_is_built_again_where_any_of_its_files_has_changed():
+    """A header that was not named kept an old extension in its place."""
+    pytest.importorskip("pybind11")
+    code = """
+import setuptools
+from distutils.core import run_setup
+cpu = run_setup("setup.py", stop_after="init").ext_modules[0]
+print(*cpu.sources, *cpu.depends)
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    files = {f"kernels/csrc/{file.name}" for file in (ROOT / "kernels/csrc").iterdir() if file.is_file()}
+    assert set(run.stdout.split()) == files

@@ -207,7 +207,7 @@ class AncestorModel(nn.Module):
         """k of all samples, from the padded length of the batch."""
         if self.config.sparsity != "topk":
             return None
-        return min(max(int(math.sqrt(units) * self.config.topk_rate), 1), units)
+        return int(min(max(math.sqrt(units) * self.config.topk_rate, 1), units))  # the rate may be huge
 
 
 def _hide(scores: Scores, mask: Tensor) -> Scores:

@@ -99,7 +99,7 @@ class GraphPredictor(nn.Module):
         if self.config.sparsity == "threshold":
             threshold = self.thresholds[layer](queries).squeeze(-1)
         elif self.config.sparsity == "bias":
-            threshold = self.biases[layer].to(queries.dtype).expand(queries.shape[:3])
+            threshold = self.biases[layer].expand(queries.shape[:3])
         if self.config.distance != "none":
             at = torch.arange(keys.shape[2], device=keys.device)
             queries = self._turned(queries, at if positions is None else positions[:, None])
@@ -174,5 +174,6 @@ def topk_per_sample(config: GlomoConfig, lengths: Tensor) -> Tensor | None:
     """k = floor(rate * sqrt(length)), at least 1, int64 [B]; from each sample's own length, so padding is inert."""
     if config.sparsity != "topk":
         return None
-    k = torch.floor(lengths.double().sqrt() * config.topk_rate).long()
-    return torch.minimum(k.clamp(min=1), lengths.clamp(min=1))
+    k = torch.floor(lengths.double().sqrt() * config.topk_rate)
+    # not as whole numbers: k may be more than 64 bits hold
+    return torch.minimum(k, lengths.double()).clamp(min=1).long()

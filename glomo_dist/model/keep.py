@@ -21,7 +21,7 @@ FACTS = ("data", "step", "pretrain", "code")  # of config.json, beside those of 
 def keep(model: str | Path, out: str | Path) -> Path:
     """Write the model of a finished run (or a model's folder) to the folder `out`, in float16, and return that.
 
-    Raises CheckpointError for what is no model with its tokenizer, or has a number that float16 cannot hold,
+    Raises CheckpointError for what is no model with its own tokenizer, or has a number that float16 cannot hold,
     DataError for a tokenizer that is no JSON, ConfigError where the weights take over 16 MB.
     """
     trained, meta = load_model(model)
@@ -41,8 +41,13 @@ def keep(model: str | Path, out: str | Path) -> Path:
         raise CheckpointError(
             f"{tokenizer} is missing, and the model of no use without it. Copy the whole folder."
         )
+    content = json_files.read_json(tokenizer)
+    if not isinstance(content, dict) or meta.get("tokenizer") not in (None, content.get("fingerprint")):
+        raise CheckpointError(
+            f"{tokenizer} is not the tokenizer that the model was trained with. Put that back."
+        )
     facts = {name: meta[name] for name in FACTS if name in meta}
-    return save_model(out, half, json_files.read_json(tokenizer), facts)
+    return save_model(out, half, content, facts)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

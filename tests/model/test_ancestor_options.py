@@ -25,14 +25,14 @@ def test_numbers_as_a_command_line_has_them() -> None:
     assert read.composition == "residual"
 
 
-@pytest.mark.parametrize("rate", [0, -1.0])
-def test_a_topk_rate_of_nothing_keeps_one_unit(rate: float) -> None:
+@pytest.mark.parametrize(("rate", "kept"), [(0, 1), (-1.0, 1), (1e308, 10)])
+def test_a_topk_rate_of_nothing_keeps_one_unit_and_a_huge_one_all(rate: float, kept: int) -> None:
     torch.manual_seed(5)
     options = {"d": 16, "ntokens": 21, "sparse_mode": 3, "topk_rate": rate}
     model = ancestor.AncestorModel(ancestor.config_from_options(options)).double().eval()
     with torch.no_grad():
         edges = (model.graphs(torch.randperm(21)[None, :11]) > 0).sum(-1)
-    assert edges[:, 0].tolist() == [[[0] + [1] * 10] * 8]
+    assert edges[:, 0].tolist() == [[[min(i, kept) for i in range(11)]] * 8]
     # of no other mode does the rate say anything
     assert ancestor.config_from_options({**options, "sparse_mode": 4}).sparsity == "threshold"
 

@@ -152,6 +152,18 @@ def test_a_model_with_a_damaged_tokenizer_is_not_kept(tmp_path, capsys):
     assert not (tmp_path / "kept").exists()
 
 
+@pytest.mark.parametrize("other", ["[]", '{"kind": "words", "fingerprint": "0f"}'])
+def test_a_model_with_another_tokenizer_is_not_kept(other, tmp_path):
+    """It was, with the other one for its own, which no command refused from then on."""
+    folder = word_model(tmp_path / "model")
+    (folder / "tokenizer.json").write_text(other)
+    with pytest.raises(
+        CheckpointError, match=r"model/tokenizer\.json is not the tokenizer that the model was"
+    ):
+        keep(folder, tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+
+
 def test_the_command_that_keeps_one_says_what_is_wrong_in_a_line(tmp_path, capsys):
     assert keep_command([str(word_model(tmp_path / "model")), str(tmp_path / "kept")]) == 0
     assert "kept: weights of 0.0 MB" in capsys.readouterr().err
