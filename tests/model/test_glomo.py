@@ -92,6 +92,12 @@ def test_every_parameter_is_trained() -> None:
             assert p.grad.abs().max() > 0, (sparsity, composition, name)
 
 
+def test_the_embedding_begins_within_a_tenth_of_zero() -> None:
+    """As the authors' does."""
+    first = build(vocab_size=500).embedding.weight
+    assert 0.099 < first.max() <= 0.1 and -0.1 <= first.min() < -0.099 and first.mean().abs() < 0.01
+
+
 @pytest.mark.parametrize("norm", ["layer", "batch"])
 @pytest.mark.parametrize("config", [TEXT, IMAGE], ids=["text", "image"])
 @pytest.mark.parametrize(
@@ -136,6 +142,7 @@ def test_dropout_takes_whole_features_of_a_sequence_in_training_alone() -> None:
         for share in (*kept, *(layer / states for layer in first.pop())):
             assert share.unique().tolist() == ([0, 2] if training else [1])
             assert torch.equal(share, share[:, :1].expand_as(share))
+            assert torch.equal(share[0], share[1]) == (not training)  # each sequence loses others
         assert torch.equal(*kept) == (not training)  # keys and queries lose different ones
     between = [build(dropout=0.5, decoder_layers=n).forwards.decoder.rnn.dropout for n in (1, 2)]
     assert between == [0, 0.5]  # PyTorch's own; it warns of one that has no layer to go to

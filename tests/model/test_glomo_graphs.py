@@ -60,6 +60,21 @@ def test_pixels_see_their_neighbours_above() -> None:
     assert torch.equal(seen, expected)
 
 
+@pytest.mark.parametrize("norm", ["layer", "batch"])
+def test_an_image_of_one_row_is_a_text(norm: str) -> None:
+    """Whose units see as many as the kernel has up to its middle, through the same layers."""
+    pixels = build(IMAGE, image=(1, 7), kernel_size=5, norm=norm)
+    words = build(IMAGE, image=None, kernel_size=3, norm=norm).eval()
+    x, lengths = tokens(3, 7), torch.tensor([7, 7, 7])
+    pixels(x, lengths, torch.zeros(2, 3, 1, dtype=torch.int64))  # fills running statistics
+    state = pixels.eval().state_dict()
+    words.load_state_dict({name: p[:, :, -1, :3] if p.ndim == 4 else p for name, p in state.items()})
+    with torch.no_grad():
+        for image, text in zip(pixels.graphs(x, lengths), words.graphs(x, lengths), strict=True):
+            torch.testing.assert_close(image.dense(), text.dense())
+            assert 0 < image.weights.numel() < 3 * 4 * 21
+
+
 def test_backward_direction_is_the_forward_one_on_the_reversed_sequence() -> None:
     model = build()
     model.backwards.load_state_dict(model.forwards.state_dict())

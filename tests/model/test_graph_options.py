@@ -13,7 +13,7 @@ from torch import Tensor
 from glomo_dist import recipes
 from glomo_dist.model import Glomo, graph_predictor
 from glomo_dist.model.config import MARGIN
-from glomo_dist.model.graph_predictor import LONGEST_TURN, Scores, empty_row_hinge, floored, turned
+from glomo_dist.model.graph_predictor import Scores, empty_row_hinge, floored, turned
 from glomo_dist.runtime.errors import ConfigError
 
 LENGTHS = torch.tensor([9, 4, 1])
@@ -83,18 +83,19 @@ def test_threshold_init() -> None:
         possible = torch.arange(9).expand(3, 9).masked_fill(torch.arange(9) >= LENGTHS[:, None], -1)
         assert (edges(build(sparsity=sparsity, threshold_init=-9.0)) == possible[:, None]).all()
         assert (edges(build(sparsity=sparsity, threshold_init=9.0)) <= 0).all()
-        for value, expected in ((0.25, 0.25), (None, 1e-4 if sparsity == "bias" else None)):
+        for value, expected in ((0.25, 0.25), (0.0, 0.0), (None, 1e-4 if sparsity == "bias" else None)):
             predictor = build(sparsity=sparsity, threshold_init=value).forwards.graph_predictor
             x = torch.randn(2, 5, 16, dtype=torch.float64)
             found = [predictor.scores(layer, x, x).threshold for layer in (0, 1)]
             assert expected is None or all((t - expected).abs().max() < 1e-9 for t in found if t is not None)
 
 
-def test_topk_keeps_as_many_edges_as_the_root_of_the_length_allows() -> None:
-    """Of 9, 4 and 1 units floor(1.5 * 3) = 4, floor(1.5 * 2) = 3, and one."""
-    k = torch.tensor([[4], [3], [1]])
+@pytest.mark.parametrize(("rate", "kept"), [(1.5, [4, 3, 1]), (1e300, [9, 9, 9])])
+def test_topk_keeps_as_many_edges_as_the_root_of_the_length_allows(rate: float, kept: list[int]) -> None:
+    """Of 9, 4 and 1 units floor(1.5 * 3) = 4, floor(1.5 * 2) = 3, and one; by a huge rate all, where one was left."""
+    k = torch.tensor(kept)[:, None]
     possible = torch.minimum(torch.arange(9), k).masked_fill(torch.arange(9) >= LENGTHS[:, None], -1)
-    assert (edges(build(sparsity="topk", topk_rate=1.5)) == possible[:, None]).all()
+    assert (edges(build(sparsity="topk", topk_rate=rate)) == possible[:, None]).all()
 
 
 @pytest.mark.parametrize("floor", [1, 3])
@@ -114,11 +115,15 @@ def test_a_floor_leaves_so_many_edges(sparsity: str, floor: int) -> None:
 
 
 def test_a_floor_of_equal_scores_and_its_gradient() -> None:
-    """Three equal keys: the floor keeps them all; rows that had no edge get a gradient from a floor of two."""
-    ones = torch.ones(1, 1, 4, 2, dtype=torch.float64)
+    """Three equal keys: the floor keeps them all; rows that had no edge get a gradient from a floor of two. Of the
+    thresholds, only those that are not lowered have one."""
+    ones = torch.ones(1, 1, 4, 2, dtype=torch.float64, requires_grad=True)
+    theta = torch.full((1, 1, 4), 7.0, dtype=torch.float64, requires_grad=True)
     spans = torch.tensor([[[0, 0], [0, 1], [0, 2], [0, 3]]])
-    low = floored(Scores(ones, ones, torch.full((1, 1, 4), 7.0, dtype=torch.float64)), spans, 1).threshold
+    low = floored(Scores(ones, ones, theta), spans, 1).threshold
     assert low is not None and low[0, 0].tolist() == pytest.approx([7.0, *[2 - MARGIN] * 3])
+    low.sum().backward()
+    assert ones.grad is None and theta.grad is not None and theta.grad[0, 0].tolist() == [1, 0, 0, 0]
     positions = torch.arange(9).expand(2, 3, 9)
     for floor in (0, 2):
         model = build(edge_floor=floor, threshold_init=9.0)
@@ -179,10 +184,11 @@ def test_rotary_scores_depend_on_the_distance_alone() -> None:
 
 
 def test_pairs_of_features_turn_at_speeds_from_one_down_to_the_longest_turn() -> None:
-    """As rotations of the complex plane: pair i of n by position * LONGEST_TURN^(-i / n)."""
+    """As rotations of the complex plane: pair i of n by position * 1000^(-i / n). Frozen: with another number a model
+    that was saved would have other graphs."""
     x = torch.randn(2, 3, 5, 8, dtype=torch.complex128)
     at = torch.tensor([0, 1, 2, 50, 999])
-    speed = LONGEST_TURN ** -(torch.arange(8, dtype=torch.float64) / 8)
+    speed = 1000 ** -(torch.arange(8, dtype=torch.float64) / 8)
     found = turned(torch.cat([x.real, x.imag], -1), at)
     expected = x * torch.polar(torch.ones(5, 8, dtype=torch.float64), at[:, None] * speed)
     torch.testing.assert_close(found, torch.cat([expected.real, expected.imag], -1))
@@ -202,6 +208,9 @@ def test_rotary_2d_scores_depend_on_the_rows_and_columns_between() -> None:
     found = found.unflatten(2, (rows, columns))  # [B, H, row, column of the query, row, column of the key]
     torch.testing.assert_close(found[:, :, 1:, :, 1:], found[:, :, :-1, :, :-1])
     torch.testing.assert_close(found[:, :, :, 1:, :, 1:], found[:, :, :, :-1, :, :-1])
+    # a model that was saved knows which half is which
+    by_row, by_column = scores.keys.unflatten(2, (rows, columns)).chunk(2, -1)
+    assert (by_row == by_row[:, :, :, :1]).all() and (by_column == by_column[:, :, :1]).all()
     beside, below, row_before = (
         found[:, :, 0, 1, 0, 0],
         found[:, :, 1, 0, 0, 0],

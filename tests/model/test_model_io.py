@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 import math
@@ -31,6 +32,14 @@ def test_round_trip(folder: Path) -> None:
     assert meta["steps"] == 7
     assert json.loads((folder / "tokenizer.json").read_text()) == {"kind": "words", "fingerprint": "0f"}
     assert meta["tokenizer"] == "0f" and not random_model(folder, seed=0).training
+
+
+@pytest.mark.parametrize("image", [None, (2, 3)])
+def test_what_is_saved_are_the_parameters(tmp_path: Path, image: tuple[int, int] | None) -> None:
+    """Of pixels too: what follows from the sizes is no part of a file that other versions are to read."""
+    model = random_model(dataclasses.replace(CONFIG, image=image), seed=0)
+    saved = load_file(save_model(tmp_path / "saved", model) / "model.safetensors")
+    assert saved.keys() == dict(model.named_parameters()).keys()
 
 
 def test_fingerprint_follows_the_weights(folder: Path, tmp_path: Path) -> None:
