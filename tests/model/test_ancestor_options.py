@@ -1,18 +1,19 @@
 """The authors' options and state dicts: which values and parameters are taken, and what is said of the others."""
 
+import dataclasses
 import re
 
 import pytest
 import torch
 
-from glomo_dist.model import ancestor
+from glomo_dist.model import GlomoConfig, ancestor, ancestor_options
 from glomo_dist.runtime.errors import CheckpointError, ConfigError
 
 
 @pytest.mark.parametrize(
     ("option", "value"),
     [("nlayers", 2.7), ("nlayers", None), ("sparse_mode", [4]), ("topk_rate", "all"), ("use_value", 2),
-     ("use_gru", "no"), ("kernel_size", float("inf")), (5, 3)],
+     ("use_gru", "no"), ("kernel_size", float("inf")), (5, 3), ("dropout", 10**400), ("cnn_sa", 0), ("yann", 0)],
 )  # fmt: skip
 def test_values_that_the_authors_do_not_have(option: object, value: object) -> None:
     with pytest.raises(ConfigError, match=f"ancestor option {option}"):
@@ -20,9 +21,28 @@ def test_values_that_the_authors_do_not_have(option: object, value: object) -> N
 
 
 def test_numbers_as_a_command_line_has_them() -> None:
-    read = ancestor.config_from_options({"nlayers": "2", "use_gru": "0", "topk_rate": "0.5"})
-    assert read == ancestor.config_from_options({"nlayers": 2, "use_gru": 0, "topk_rate": 0.5})
-    assert read.composition == "residual"
+    read = ancestor.config_from_options(
+        {"nlayers": "2", "use_gru": "0", "topk_rate": "0.5", "dropout": "0.25"}
+    )
+    assert read == ancestor.config_from_options(
+        {"nlayers": 2, "use_gru": 0, "topk_rate": 0.5, "dropout": 0.25}
+    )
+    assert read.composition == "residual" and read.dropout == 0.25
+
+
+def test_what_the_authors_take_where_nothing_is_said() -> None:
+    """And options of a run, which are no part of the model."""
+    expected = GlomoConfig(
+        vocab_size=100_000, width=512, heads=8, layers=1, key_layers=1, query_layers=1, kernel_size=3,
+        sparsity="square", norm="batch", composition="gru", value="linear", decoder_layers=2, decoder_steps=3,
+        scale_grad_by_freq=True,
+    )  # fmt: skip
+    assert ancestor.config_from_options({}) == expected
+    assert ancestor.config_from_options({"momentum": 0.2, "config/bptt": 200, "seed": 1}) == expected
+    paper = dataclasses.replace(
+        expected, vocab_size=100_001, layers=3, key_layers=4, query_layers=4, sparsity="threshold"
+    )
+    assert ancestor_options.ancestor_text() == paper
 
 
 @pytest.mark.parametrize(("rate", "kept"), [(0, 1), (-1.0, 1), (1e308, 10)])
@@ -44,10 +64,14 @@ def test_errors_name_the_option_or_the_parameter() -> None:
         ancestor.config_from_options({"sparse_mode": 5})
     with pytest.raises(ConfigError, match="contradict"):
         ancestor.config_from_options({"use_gru": True, "no_gru": 1})
+    with pytest.raises(ConfigError, match="contradict"):
+        ancestor.config_from_options({"use_gru": 0, "no_gru": False})
     options = {"d": 16, "ntokens": 9, "sparse_mode": 4}
     state = ancestor.AncestorModel(ancestor.config_from_options(options)).state_dict()
     with pytest.raises(CheckpointError, match=r"sparse_trans\.0\.bias"):
         ancestor.load(state, {**options, "sparse_mode": 1})
+    with pytest.raises(CheckpointError, match=r"weight is \(9, 16\), expected \(12, 16\)"):
+        ancestor.load(state, {**options, "ntokens": 12})
     with pytest.raises(CheckpointError, match=r"enc_emb\.weight is missing"):
         ancestor.load({}, options)
     name = "st_predictor_fw.sparse_trans.0.bias"

@@ -59,6 +59,12 @@ def test_a_run_notices_that_another_has_taken_its_folder(tmp_path: Path) -> None
         (tmp_path / ".lock").write_bytes(b"\xff\xfe")  # it was a UnicodeDecodeError
         with pytest.raises(GlomoError, match=r"another run has taken .* \(unknown\)"):
             claim.check()
+        with pytest.raises(GlomoError, match=r"is writing to .* \(unknown\)"), locked(tmp_path):
+            pass
+        (tmp_path / ".lock").unlink()
+        (tmp_path / ".lock").mkdir()  # which cannot be read
+        with pytest.raises(GlomoError, match=r"another run has taken .* \(unknown\)"):
+            claim.check()
 
 
 def test_a_run_whose_folder_is_moved_away_says_so_and_leaves_nothing(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from glomo_dist.pretrain.steps.clock import Clock
 
 
 class Queue:
-    """Stands for a GPU: `now` seconds have passed in its queue, and so often was it waited for."""
+    """Stands for a GPU: `now` seconds have passed in its queue; so often it was waited for, and until then."""
 
-    now, waits = 0.0, 0
+    now, waits, done = 0.0, 0, -1.0
 
     def event(self, enable_timing: bool) -> Event:
         assert enable_timing
@@ -29,9 +29,10 @@ class Event:
 
     def synchronize(self) -> None:
         self.queue.waits += 1
+        self.queue.done = self.at
 
     def elapsed_time(self, end: Event) -> float:
-        assert self.queue.waits, "not yet done"
+        assert end.at <= self.queue.done, "not yet done"
         return 1000 * (end.at - self.at)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from glomo_dist import recipes
 from glomo_dist.cli.plan import Plan, describe
+from glomo_dist.data import Windows
 from glomo_dist.model import Glomo, GlomoConfig, decoder
 from glomo_dist.model.config import LARGEST_VOCABULARY, WIDEST, WIDEST_KERNEL
 from glomo_dist.pretrain import PretrainConfig
@@ -33,6 +34,8 @@ def test_memory_follows_the_stages() -> None:
     assert {name: size / 10**9 for name, size in half[1].items()} == {
         "parameters": 2, "gradients": 2, "optimizer": 12, "bucket": 1,
     }  # fmt: skip
+    sgd = [PretrainConfig(optimizer="sgd", momentum=momentum) for momentum in (0.0, 0.5)]
+    assert [state_bytes(config, 1000, 1)[0]["optimizer"] for config in sgd] == [0, 4000]
 
 
 def test_arithmetic_grows_with_the_pairs() -> None:
@@ -92,6 +95,18 @@ def test_arithmetic_is_what_a_step_does(
     assert cost(config).flops_per_unit == pytest.approx(found, rel=0.03)
 
 
+@pytest.mark.parametrize("image", [None, (4, 4)])
+def test_batch_statistics_have_a_tail_in_rows_of_one_text_alone(image: tuple[int, int] | None) -> None:
+    """Neither in packed rows nor in images; without a tail both norms cost the same."""
+
+    def flops(norm: Literal["layer", "batch"], windows: Windows) -> float:
+        return cost(PretrainConfig(GlomoConfig(9, norm=norm, image=image), windows=windows)).flops_per_unit
+
+    alone: Windows = "packed" if image is None else "fixed"
+    assert flops("batch", alone) == flops("layer", alone) == flops("layer", "fixed")
+    assert (flops("batch", "fixed") > flops("layer", "fixed")) == (image is None)
+
+
 def test_arithmetic_where_the_embedding_is_as_large_as_another_parameter() -> None:
     """A vocabulary of three widths: the GRU's matrices have as many numbers. Each word costs the same."""
     recipe = recipes.get("tiny")
@@ -130,6 +145,11 @@ def test_memory_counts_what_the_loss_holds() -> None:
     rows = 2 * 3 * few.model.decoder_steps
     added = activation_bytes(replace(few, model=model), 1) - activation_bytes(few, 1)
     assert added == rows * 4 + 2 * few.model.width * 4
+    gradient = 2 * few.model.vocab_size * few.model.width * 4  # float32 whatever the precision
+    half = replace(few, precision="bf16")
+    assert 2 * (activation_bytes(half, 1) - gradient) == activation_bytes(few, 1) - gradient
+    a_sequence = activation_bytes(replace(few, global_batch=1), 1)
+    assert activation_bytes(few, 2) == activation_bytes(replace(few, micro_batch=1), 1) == a_sequence
     many = replace(few, model=replace(few.model, vocab_size=10**8))
     features = activation_bytes(few, 1) - few.model.vocab_size * added
     assert activation_bytes(many, 1) - features == (1 << 29) + 10**8 * 2 * few.model.width * 4

@@ -146,6 +146,20 @@ def test_a_log_that_was_damaged_or_lost_is_not_shortened_without_a_word(
     assert f"WARNING: {path} is gone: the steps up to 3 will be missing" in capfd.readouterr().err
 
 
+def test_the_first_damaged_lines_of_a_log_are_named_the_others_counted(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "log.jsonl"
+    for damaged, named in (
+        (b"junk\n" * 5, "line 1, 2, 3, 4, 5 cannot be read"),
+        (b"junk\n" * 6 + b"[" * 100_000 + b"\n", "line 1, 2, 3, 4, 5 and 2 more cannot be read"),
+    ):
+        path.write_bytes(damaged + b'{"step": 1}\n')
+        JsonLog(path, 1).close()
+        assert named in capfd.readouterr().err
+        assert path.read_bytes() == b'{"step": 1}\n'
+
+
 def test_the_end_of_a_run_tells_of_skipped_steps() -> None:
     said = loop._skipped(Path("run"), 0.1, LoopState(9, skipped=2))
     assert said == "run: 2 of 9 steps skipped, with a non-finite loss or gradient."

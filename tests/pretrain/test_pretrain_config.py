@@ -16,7 +16,7 @@ from torch import nn
 from glomo_dist.model import Glomo, GlomoConfig
 from glomo_dist.pretrain import PretrainConfig, pretrain
 from glomo_dist.pretrain.settings.config import accumulation
-from glomo_dist.pretrain.settings.deepspeed_settings import deepspeed_settings, extra_settings
+from glomo_dist.pretrain.settings.deepspeed_settings import OURS, deepspeed_settings, extra_settings
 from glomo_dist.pretrain.settings.schedule import Plateau, exhausted, learning_rate
 from glomo_dist.pretrain.steps import engine
 from glomo_dist.pretrain.steps.engine import build_engine
@@ -148,6 +148,34 @@ def test_deepspeed_file_may_add_but_not_contradict(tmp_path: Path) -> None:
     path.write_text('{"torch_autocast": {"enabled": true, "dtype": "bfloat16"}}')
     with pytest.raises(ConfigError, match="torch_autocast follows from the run's 'precision'"):
         deepspeed_settings(config, 900, 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("[]", "expected a JSON object of DeepSpeed settings"),
+        ('{"zero_optimization": null}', "zero_optimization an object too"),
+        *(
+            (f'{{"zero_optimization": {{"reduce_bucket_size": {size}}}}}', f"at least 0, got {python}")
+            for size, python in (("true", "True"), ("-1", "-1"), ("1e999", "inf"), ("null", "None"))
+        ),
+        *((f'{{"{key}": 1}}', f"{key} follows from the run's") for key in OURS if "." not in key),
+    ],
+)
+def test_what_a_deepspeed_file_cannot_say(tmp_path: Path, content: str, named: str) -> None:
+    path = tmp_path / "zero.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=rf"zero\.json: .*{named}"):
+        extra_settings(dataclasses.replace(TINY, deepspeed=str(path)))
+
+
+def test_what_deepspeed_is_told_of_a_run() -> None:
+    """Without ZeRO the step itself clips."""
+    told = deepspeed_settings(dataclasses.replace(TINY, micro_batch=1, clip=0.5), 900, 2)
+    assert told["train_batch_size"] == 8 and told["gradient_accumulation_steps"] == 4
+    assert told["gradient_clipping"] == 0.5 and told["zero_optimization"]["reduce_bucket_size"] == 900
+    for change in ({"clip": None}, {"zero_stage": 0}):
+        assert deepspeed_settings(dataclasses.replace(TINY, **change), 900, 2)["gradient_clipping"] == 0
 
 
 def test_settings_that_deepspeed_refuses_are_a_setting_error(
