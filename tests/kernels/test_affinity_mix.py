@@ -242,6 +242,7 @@ def test_rows_without_weight_are_exactly_zero_and_give_no_gradient(backend):
     out, stats = affinity_mix(*inputs, return_stats=True)
     assert (out == 0).all()
     assert (stats.row_sum == 0).all() and (stats.edges == 0).all() and (stats.entropy == 0).all()
+    assert out.requires_grad and not any(x.requires_grad for x in stats)
     for gradient in gradients(out, inputs):
         assert (gradient == 0).all()
 

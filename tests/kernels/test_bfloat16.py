@@ -77,7 +77,7 @@ def test_few_and_many_edges(monkeypatch, above, keep):
 
 
 @needs_instructions
-@pytest.mark.parametrize("topk", [1, 5])
+@pytest.mark.parametrize("topk", [1, 5, 70])
 def test_the_largest_are_those_of_exact_scores(topk):
     """The scores are sums in float32 of exact products, as those of the same numbers in float32 are."""
     inputs = leaves(*inputs_of(150), dtype=HALF)

@@ -26,12 +26,14 @@ def test_the_extension_is_built():
     assert cpu_extension.loaded().instruction_set() in ("portable", "avx2", "avx512")
 
 
-def test_an_extension_of_other_sources_is_not_used(monkeypatch):
-    monkeypatch.setattr(cpu_extension.loaded(), "interface", 0)
+@pytest.mark.parametrize("interface", [0, cpu_extension.INTERFACE + 1])
+def test_an_extension_of_other_sources_is_not_used(monkeypatch, interface):
+    """Neither of older ones nor, in a checkout that went back, of newer ones."""
+    monkeypatch.setattr(cpu_extension.loaded(), "interface", interface)
     cpu_extension._load.cache_clear()
     try:
         reason = glomo_kernels.backends("graph_mix")["cpp"]
-        assert "built from other sources (interface 0" in reason and "make setup" in reason
+        assert f"built from other sources (interface {interface}," in reason and "make setup" in reason
         monkeypatch.setenv("GLOMO_KERNELS", "cpp")
         with pytest.raises(glomo_kernels.BackendUnavailable, match="built from other sources"):
             dispatch.pick("graph_mix")

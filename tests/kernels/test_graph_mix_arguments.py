@@ -98,6 +98,14 @@ def test_damaged_graphs_are_refused(backend, change, message):
         graph_apply(graph, torch.zeros(3, 2, 5, 2))
 
 
+def test_a_graph_that_requires_a_gradient_is_taken_where_there_are_none():
+    graph = sparse(make(5).float())
+    w, h = torch.ones(4), torch.ones(3, 5, 2)
+    with torch.no_grad():
+        learned = graph._replace(weights=graph.weights.clone().requires_grad_())
+        assert torch.equal(graph_mix(learned, w, h), graph_mix(graph, w, h))
+
+
 def test_columns_elsewhere_are_refused():
     graph = sparse(make(5).float())
     with pytest.raises(
