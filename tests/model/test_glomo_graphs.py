@@ -5,6 +5,7 @@ import torch
 from glomo_samples import IMAGE, KINDS, VARIANTS, build, tokens
 
 from glomo_dist.model.glomo import reversal, reverse_graph
+from glomo_dist.model.graph_predictor import turned
 from glomo_dist.model.graph_stats import row_means
 
 
@@ -73,6 +74,19 @@ def test_an_image_of_one_row_is_a_text(norm: str) -> None:
         for image, text in zip(pixels.graphs(x, lengths), words.graphs(x, lengths), strict=True):
             torch.testing.assert_close(image.dense(), text.dense())
             assert 0 < image.weights.numel() < 3 * 4 * 21
+
+
+def test_pairs_of_features_turn_at_speeds_from_one_down_to_the_longest_turn() -> None:
+    """As rotations of the complex plane: pair i of n by position * 1000^(-i / n). Frozen: with another number a model
+    that was saved would have other graphs."""
+    x = torch.randn(2, 3, 5, 8, dtype=torch.complex128)
+    at = torch.tensor([0, 1, 2, 50, 999])
+    speed = 1000 ** -(torch.arange(8, dtype=torch.float64) / 8)
+    found = turned(torch.cat([x.real, x.imag], -1), at)
+    expected = x * torch.polar(torch.ones(5, 8, dtype=torch.float64), at[:, None] * speed)
+    torch.testing.assert_close(found, torch.cat([expected.real, expected.imag], -1))
+    half = turned(torch.cat([x.real, x.imag], -1).bfloat16(), at)  # which cannot count to 999
+    torch.testing.assert_close(half.double(), found, rtol=0.02, atol=0.05)
 
 
 def test_backward_direction_is_the_forward_one_on_the_reversed_sequence() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from glomo_dist import recipes
 from glomo_dist.model import Glomo, graph_predictor
 from glomo_dist.model.config import MARGIN
-from glomo_dist.model.graph_predictor import Scores, empty_row_hinge, floored, turned
+from glomo_dist.model.graph_predictor import Scores, empty_row_hinge, floored
 from glomo_dist.runtime.errors import ConfigError
 
 LENGTHS = torch.tensor([9, 4, 1])
@@ -181,19 +181,6 @@ def test_rotary_scores_depend_on_the_distance_alone() -> None:
     some = predictor.scores(0, same, same[:, :2], at)
     torch.testing.assert_close(some.queries, scores.queries[:, :, at[0]])
     torch.testing.assert_close(some.threshold, scores.threshold[:, :, :2])  # thresholds know no distance
-
-
-def test_pairs_of_features_turn_at_speeds_from_one_down_to_the_longest_turn() -> None:
-    """As rotations of the complex plane: pair i of n by position * 1000^(-i / n). Frozen: with another number a model
-    that was saved would have other graphs."""
-    x = torch.randn(2, 3, 5, 8, dtype=torch.complex128)
-    at = torch.tensor([0, 1, 2, 50, 999])
-    speed = 1000 ** -(torch.arange(8, dtype=torch.float64) / 8)
-    found = turned(torch.cat([x.real, x.imag], -1), at)
-    expected = x * torch.polar(torch.ones(5, 8, dtype=torch.float64), at[:, None] * speed)
-    torch.testing.assert_close(found, torch.cat([expected.real, expected.imag], -1))
-    half = turned(torch.cat([x.real, x.imag], -1).bfloat16(), at)  # which cannot count to 999
-    torch.testing.assert_close(half.double(), found, rtol=0.02, atol=0.05)
 
 
 def test_rotary_2d_scores_depend_on_the_rows_and_columns_between() -> None:
