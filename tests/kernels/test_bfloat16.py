@@ -77,11 +77,11 @@ def test_few_and_many_edges(monkeypatch, above, keep):
 
 
 @needs_instructions
-@pytest.mark.parametrize("topk", [1, 5, 70])
-def test_the_largest_are_those_of_exact_scores(topk):
+@pytest.mark.parametrize(("topk", "causal"), [(1, True), (5, True), (45, False)])
+def test_the_largest_are_those_of_exact_scores(topk, causal):
     """The scores are sums in float32 of exact products, as those of the same numbers in float32 are."""
     inputs = leaves(*inputs_of(150), dtype=HALF)
-    options = {"kind": "topk", "topk": topk}
+    options = {"kind": "topk", "topk": topk, "causal": causal}
     out, stats = affinity_mix(*inputs[:3], **options, return_stats=True)
     single = leaves(*inputs[:3], dtype=torch.float32)
     expected, wanted = affinity_mix(*single, **options, return_stats=True)
