@@ -110,7 +110,7 @@ def measure_checkpoint(
             step()
             alone.append(time.perf_counter() - began)
         saver.save(engine, 2 * number + 1, {})
-        while saver.busy:
+        while not beside or saver.busy:  # one at least, however fast the disk
             began = time.perf_counter()
             step()
             beside.append(time.perf_counter() - began)
@@ -129,8 +129,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=20, help="of a round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=20, help="of a round, 2 or more")
+    parser.add_argument("--rounds", type=int, default=3, help="1 or more")
     parser.add_argument("--readers", type=int, default=2)
     parser.add_argument("--width", type=int, default=64, help="of the model")
     parser.add_argument("--batch", type=int, default=32, help="sequences of 128 units in a step")
@@ -138,6 +138,8 @@ def main() -> None:
         "--megabytes", type=float, default=8, help="of ids, in documents of 2000 units on average"
     )
     given = parser.parse_args()
+    if given.steps < 2 or given.rounds < 1:
+        parser.error("quartiles take --steps of 2 or more, and --rounds of 1 or more")
     ranks = joined()
     print(
         f"{counted(usable_cores(), 'core')}, {counted(torch.get_num_threads(), 'thread')}, width {given.width}, "
