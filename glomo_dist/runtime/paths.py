@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
 def absolute(place: str) -> str:
-    """A path from the root, with ~ filled in. An address as it is, but for a path at the end of a chain:
-    "zip://x::all.zip" -> "zip://x::/home/me/all.zip"."""
+    """A path from the root, with ~ filled in; ~ before the name of nobody is a character like any other. An address
+    as it is, but for a path at the end of a chain: "zip://x::all.zip" -> "zip://x::/home/me/all.zip"."""
     links, chain, last = place.rpartition("::")
     if "://" in links and "://" not in last:
         return links + chain + absolute(last)
-    return place if "://" in place else str(Path(place).expanduser().absolute())
+    return place if "://" in place else str(Path(os.path.expanduser(place)).absolute())

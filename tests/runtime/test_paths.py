@@ -18,6 +18,8 @@ from glomo_dist.runtime.paths import absolute
         ("zip://x::all.zip", "zip://x::{here}/all.zip"),
         ("zip://x::~/all.zip", "zip://x::{home}/all.zip"),
         ("zip://x::/data/all.zip", "zip://x::/data/all.zip"),
+        ("~nobody-here/sst2", "{here}/~nobody-here/sst2"),
+        ("~backup.txt", "{here}/~backup.txt"),
         ("zip://::tar://a.zip::all.tar", "zip://::tar://a.zip::{here}/all.tar"),
         ("zip://x::https://host/all.zip", "zip://x::https://host/all.zip"),
         ("simplecache::https://host/sst2", "simplecache::https://host/sst2"),

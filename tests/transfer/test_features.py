@@ -235,6 +235,7 @@ def test_a_table_is_known_by_its_numbers_and_their_shape():
         ("trnn:glove.txt", FeatureSpec("vectors", recurrent=True, source="glove.txt")),
         ("hf:org/name", FeatureSpec("states", source="org/name")),
         ("hf:a@b@-2", FeatureSpec("states", source="a@b", layer=-2)),
+        ("hf:a\nb\n", FeatureSpec("states", source="a\nb\n")),  # as YAML may have it
         ("trnn:hf:enc@0,first", FeatureSpec("states", True, source="enc", layer=0, pool="first")),
     ],
 )
@@ -249,6 +250,21 @@ def test_feature_specs(spec, parsed):
 def test_specs_that_are_none(spec):
     with pytest.raises(ConfigError, match=f"features '{spec}': (expected|trnn:) "):
         FeatureSpec.parse(spec)
+
+
+def test_a_spec_means_the_same_in_every_folder(tmp_path, monkeypatch):
+    """A name on the hub stays, also where it could be no path, or one of somebody who is not there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "enc").mkdir()
+    for given, same in (
+        ("hf:enc@0", "hf:{}/enc@0,mean"),
+        ("hf:~/enc", "hf:{}/enc@-1,mean"),
+        ("trnn:v.txt", "trnn:{}/v.txt"),
+    ):
+        assert FeatureSpec.parse(given).absolute() == same.format(tmp_path)
+    for name in ("org/name", "~nobody-here/enc", "x" * 300):
+        assert FeatureSpec.parse(f"hf:{name}").absolute() == f"hf:{name}@-1,mean"
 
 
 @pytest.mark.skipif(not SHARED.is_file(), reason=f"the shared vectors are not at {SHARED}")

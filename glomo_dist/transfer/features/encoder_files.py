@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ def locate(source: str) -> Path:
 
     Raises ConfigError if there is none, or none in safetensors.
     """
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
+    folder = Path(os.path.expanduser(source))
+    if not os.path.isdir(folder):
         _require_transformers()
         from huggingface_hub import snapshot_download
 

@@ -7,9 +7,9 @@ puts a recurrent layer of the task over it, whose states are the features.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 from glomo_dist.runtime.errors import ConfigError
@@ -81,12 +81,14 @@ class FeatureSpec:
 
     def absolute(self) -> str:
         """The spec with an absolute path, since jobs may run in another folder; URLs and names stay."""
-        if self.kind == "vectors" or (self.kind == "states" and Path(self.source).expanduser().is_dir()):
+        if self.kind == "vectors" or (
+            self.kind == "states" and os.path.isdir(os.path.expanduser(self.source))
+        ):
             return str(replace(self, source=absolute(self.source)))
         return str(self)
 
 
 ENCODER_SPEC = "hf:ENCODER[@LAYER[,first]]"
 # A layer only counts as one at the end: an encoder's path may have an @ in it.
-_ENCODER = re.compile(r"(.*?)(?:@(-?\d+)(?:,(mean|first))?)?")
+_ENCODER = re.compile(r"(.*?)(?:@(-?\d+)(?:,(mean|first))?)?", re.DOTALL)
 _WIDTH = re.compile(r"[0-9]{1,9}")
