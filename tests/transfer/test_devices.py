@@ -17,6 +17,7 @@ from glomo_dist.graphs.store import GraphStore
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.transfer import finetune, training
 from glomo_dist.transfer.export import export_task
+from glomo_dist.transfer.features import states
 from glomo_dist.transfer.finetune import run
 from glomo_dist.transfer.readers.choice import ChoiceReader
 from glomo_dist.transfer.readers.esim import PairReader
@@ -138,6 +139,25 @@ def test_a_gpu_computes_in_float32(sample, tmp_path, monkeypatch):
             run(dataclasses.replace(job(sample["source"]), device=device))
     assert seen == 4 * ["ieee"] + [layer.fp32_precision for layer in layers]
     assert "ieee" not in seen[4:]
+
+
+def test_the_states_of_an_encoder_are_computed_on_the_device_of_the_job(sample, tmp_path, monkeypatch):
+    def look(folder, layer, pool, device):
+        seen.append(device)
+        raise KeyboardInterrupt
+
+    seen = []
+    monkeypatch.setattr(states, "Encoder", look)
+    monkeypatch.setattr(finetune, "require_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: contextlib.nullcontext())
+    encoder = job(
+        sample["source"], f"hf:{write_bert(tmp_path / 'bert')}", state_cache=str(tmp_path / "cache")
+    )
+    for device in ("cuda", "cpu"):
+        with pytest.raises(KeyboardInterrupt):
+            run(dataclasses.replace(encoder, device=device))
+    assert seen == ["cuda", "cpu"]
 
 
 @pytest.mark.gpu

@@ -73,6 +73,9 @@ def test_words_without_a_vector_are_counted(tmp_path):
 
 
 def test_learned_words_know_train_only():
+    assert (
+        encode(words_data(), "words", "learned", {"text": None}, 9).width == 9
+    )  # as wide as the reader's layers
     inputs = encode(words_data(), "words", "learned:6", {"text": None}, 8)
     units = inputs.splits["test"].columns["text"].batch(np.array([0])).units
     assert units[0, 0] == 1  # unknown
@@ -145,6 +148,17 @@ def test_encoded_pixels():
         encode(
             TaskData({**data.splits, "test": odd}, ("x", "y"), "f"), "pixels", "pixels", {"image": None}, 8
         )
+
+
+def test_encoded_pixels_of_colour_images():
+    images = np.arange(2 * 2 * 3 * 3, dtype=np.uint8).reshape(2, 2, 3, 3)
+    split = images_split(images, np.array([0, 1]))
+    data = TaskData({s: split for s in ("train", "dev", "test")}, ("x", "y"), "f")
+    inputs = encode(data, "pixels", "pixels", {"image": None}, 8)
+    features = inputs.features("test.image", inputs.splits["test"].columns["image"].batch(np.array([1])))
+    assert inputs.shape == (2, 3) and inputs.width == features.shape[-1] == 5  # its colours, and its place
+    torch.testing.assert_close(features[0, :, :3], torch.from_numpy(images[1].reshape(6, 3) / 255).float())
+    torch.testing.assert_close(features[0, :, 3:], torch.from_numpy(pixel_positions(2, 3)))
 
 
 def test_batches_cover_every_example_once_and_are_of_similar_length():

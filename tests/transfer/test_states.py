@@ -221,10 +221,11 @@ def sample(tmp_path_factory):
     }
 
 
-def test_graphs_on_an_encoder(sample, bert):
+def test_graphs_on_an_encoder(sample, bert, tmp_path):
     """The run that computes the states, and the one that finds them, give the same numbers."""
-    fields = {"arm": "planted", "graphs": sample["store"], "state_cache": sample["cache"], "epochs": 2}
+    fields = {"arm": "planted", "graphs": sample["store"], "state_cache": str(tmp_path), "epochs": 2}
     cold = run(job(sample["source"], f"hf:{bert}", **fields))
+    assert list(tmp_path.glob("*/*.safetensors"))
     warm = run(job(sample["source"], f"hf:{bert}", **fields))
     without_time = [dataclasses.replace(e, seconds=0) for e in cold.curve]
     assert without_time == [dataclasses.replace(e, seconds=0) for e in warm.curve]

@@ -65,10 +65,15 @@ def test_fields_of_another_kind_are_refused_before_an_export(field, message):
         a_task(**{"columns": {"text": 9}, **field})
 
 
-def test_rows_with_other_columns_than_the_task_are_refused():
-    split = Split({"sentence": Column([["fine"]], np.zeros((1, 1), np.int64))}, np.zeros(1, np.int64))
-    with pytest.raises(ConfigError, match="the examples have the columns sentence, their task text"):
-        truncate(split, a_task(columns={"text": 9}).limits(None))
+@pytest.mark.parametrize("columns", [("sentence", "title"), ("text",), ("text", "title", "source")])
+def test_rows_with_other_columns_than_the_task_are_refused(columns):
+    """Others, too few and too many."""
+    column = Column([["fine"]], np.zeros((1, 1), np.int64))
+    split = Split(dict.fromkeys(columns, column), np.zeros(1, np.int64))
+    task = a_task(columns={"text": 9, "title": 9}, model=OptionalReader)
+    named = f"the examples have the columns {', '.join(columns)}, their task text, title"
+    with pytest.raises(ConfigError, match=named):
+        truncate(split, task.limits(None))
 
 
 def made_up(label=0, text="a word", classes=("neg", "pos")):
