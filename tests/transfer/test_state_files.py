@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from encoder_samples import write_bert
 
+from glomo_dist.transfer.datasets.dataset import Column, Split, TaskData
 from glomo_dist.transfer.features import states
 from glomo_dist.transfer.features.encoder import Encoder
 from glomo_dist.transfer.features.encoder_files import locate
+from glomo_dist.transfer.features.inputs import encode
 from glomo_dist.transfer.features.spec import FeatureSpec
 
 
@@ -45,6 +47,16 @@ def test_the_same_words_in_other_texts_have_a_file_of_their_own(bert, tmp_path):
 def test_texts_without_a_word_have_a_file_too(bert, tmp_path):
     for _ in range(2):  # made, and found
         assert made(bert, tmp_path, [[], []])[0].shape == (0, 16)
+
+
+def test_a_text_without_a_word_is_one_unit_of_padding(bert, tmp_path):
+    """Alone in its batch too, as of other features."""
+    split = Split({"text": Column([["film"], []], np.array([[0], [1]]))}, np.array([0, 1]))
+    data = TaskData(dict.fromkeys(("train", "dev", "test"), split), ("x", "y"), "f")
+    inputs = encode(data, "words", f"hf:{bert}", {"text": None}, 8, state_cache=str(tmp_path))
+    column = inputs.splits["dev"].columns["text"]
+    film, nothing = (inputs.features("dev.text", column.batch(np.array([i]))) for i in (0, 1))
+    assert film.shape == nothing.shape == (1, 1, 16) and film.all() and not nothing.any()
 
 
 def test_two_processes_make_a_chunk_once(bert, tmp_path, monkeypatch):
