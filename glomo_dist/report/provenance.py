@@ -92,7 +92,7 @@ def _counts(what: str, names: Iterable[str]) -> Iterator[Fact]:
 def _machine(facts: dict[str, Any]) -> str:
     cpu, cores, python, torch = (facts.get(name, "?") for name in ("cpu", "cores", "python", "torch"))
     cores = counted(cores, "core") if isinstance(cores, int) else f"{cores} cores"
-    processors = " and ".join(filter(None, [facts.get("gpu"), f"{cpu}, {cores}"]))
+    processors = " and ".join(map(str, filter(None, [facts.get("gpu"), f"{cpu}, {cores}"])))
     return f"{processors}, Python {python}, torch {torch}"
 
 

@@ -28,7 +28,6 @@ class Failed:
     """A job that raised, hung or died. error: the last line of the traceback."""
 
     id: str
-    job: dict[str, Any]
     error: str
     traceback: str
 
@@ -85,7 +84,7 @@ def read_results(folders: str | Path | Sequence[str | Path]) -> Results:
             elif (here / ERROR).exists():
                 with _whole(here / ERROR):
                     error = read_json(here / ERROR)
-                    failed.append(Failed(id, error["job"], str(error["error"]), str(error["traceback"])))
+                    failed.append(Failed(id, str(error["error"]), str(error["traceback"])))
             else:
                 missing.append(id)
         strays += sorted({p.parent.name for p in result_files(folder)} - set(ids))

@@ -9,6 +9,7 @@ import pytest
 from result_folders import NONE, id_of, job, scores, write
 
 from glomo_dist.report import read_results
+from glomo_dist.report.provenance import Fact, facts
 from glomo_dist.runtime.errors import DataError, GlomoError
 from glomo_dist.transfer.result import Result
 
@@ -99,3 +100,11 @@ def test_a_damaged_record_of_the_machine_costs_nothing_else(tmp_path, content):
     folder = write(tmp_path / "out", scores("none", NONE))
     (folder / "results" / id_of(job("none", 1)) / "job.json").write_text(content)
     assert [done.machine for done in read_results([folder]).finished] == [{}, {}, {}]
+
+
+def test_a_machine_is_shown_whatever_is_recorded_of_it(tmp_path):
+    folder = write(tmp_path / "out", scores("none", NONE))
+    content = '{"machine": {"gpu": 5, "cpu": ["x"], "cores": "many"}}'
+    (folder / "results" / id_of(job("none", 1)) / "job.json").write_text(content)
+    found = [fact for fact in facts(read_results([folder]), [], {}) if fact.what == "machine"]
+    assert found == [Fact("machine", "5 and ['x'], many cores, Python ?, torch ?", "", "1 job")]
