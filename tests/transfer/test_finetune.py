@@ -261,6 +261,7 @@ def test_train_size_is_drawn_by_the_seed(sample, monkeypatch):
         result = run(job(sample["source"], arm=arm, train_size=40, seed=seed, epochs=2))
         assert result.examples["train"] == len(seen[-1]) == 40
     assert seen[0] == seen[1] != seen[2]
+    job(sample["source"], train_size=200).require_examples(200)
     with pytest.raises(ConfigError, match="train_size 201, but task 'sst2' has 200"):
         run(job(sample["source"], arm="none", train_size=201))
 

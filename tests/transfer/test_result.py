@@ -38,9 +38,11 @@ RESULT = Result(
 )
 
 
-def test_round_trip(tmp_path):
-    RESULT.write(tmp_path / "result.json")
-    assert Result.read(tmp_path / "result.json") == RESULT
+@pytest.mark.parametrize("share", [0.0, 0.75, 1.0])
+def test_round_trip(tmp_path, share):
+    result = dataclasses.replace(RESULT, test=share, metrics={"accuracy": share})
+    result.write(tmp_path / "result.json")
+    assert Result.read(tmp_path / "result.json") == result
 
 
 @pytest.mark.parametrize(
@@ -67,6 +69,7 @@ def test_wrong_files(tmp_path, change, error, named):
             {"curve": [{"epoch": i, "train_loss": 1.0, "dev": i / 4, "seconds": 1.0} for i in (1, 5)]},
             "dev must be",
         ),
+        ({"metrics": {"accuracy": 0.75, "f1": 1.5}}, "metrics must be a share"),
         ({"majority": 1.5}, "majority must be a share"),
         ({"unknown_to_predictor": -0.1}, "unknown_to_predictor must be a share"),
         ({"without_vector": {"words": 0.5, "distinct": 2.0}}, "without_vector must be a share"),
