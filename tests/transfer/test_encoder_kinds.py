@@ -63,7 +63,7 @@ def test_an_encoder_without_a_number_of_positions(tmp_path):
     assert encoder.states([["film"] * 100]).shape == (100, 16)
 
 
-@pytest.mark.parametrize("positions", [1, 2])
+@pytest.mark.parametrize("positions", [1, 2, 4])
 def test_an_encoder_with_no_room_for_words(tmp_path, positions):
     with pytest.raises(ConfigError, match=r"takes -?\d tokens at once, which leaves none for words"):
         Encoder(locate(write_bert(tmp_path / "x", positions=positions)))

@@ -251,7 +251,6 @@ def test_graphs_on_the_states_of_the_tasks_own_network(sample, bert, below):
     [
         ("hf:{none}", r"no such folder, and not on the hub"),
         ("hf:~nobody-here/encoder", r"no such folder, and not on the hub"),
-        ("hf:" + "x" * 300, r"no such folder, and not on the hub"),
         ("hf:{bert}@1,last", r"expected hf:ENCODER\[@LAYER\[,first\]\]"),  # taken for a part of the name
         ("hf:{empty}", r"expected config.json and weights as \.safetensors"),
         ("hf:{pickled}", r"Pickled weights can run code"),

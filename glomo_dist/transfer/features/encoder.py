@@ -104,7 +104,8 @@ class Encoder:
                 piece, window = pieces[row], pieces[row].window
                 states = self._joined(hidden, encoded.word_ids(row), window.last - window.first)
                 kept = states[window.begin - window.first : window.end - window.first]
-                found[piece.at + window.begin : piece.at + window.end] = kept
+                with np.errstate(over="ignore"):  # what is too large for float16 is reported below
+                    found[piece.at + window.begin : piece.at + window.end] = kept
         if not np.isfinite(found).all():
             raise DataError(
                 "the encoder's states are too large for float16 or not finite. Take another layer."
