@@ -201,7 +201,8 @@ def test_npz_by_other_names(tmp_path):
 def test_vectors_are_known_by_their_content(tmp_path):
     path = tmp_path / "glove.1d.txt"
     path.write_text("the 1\n")
-    names = [str(path), f"file://{path}", f"local://{path}", str(tmp_path / "*.1d.txt")]
+    names = [str(path), f"file://{path}", f"local://{path}"]
+    names += [str(tmp_path / pattern) for pattern in ("*.1d.txt", "glove.?d.txt", "glove.[0-9]d.txt")]
     assert {vectors_content(name) for name in names} == {sha256_file(path)}
     assert vectors_content("https://x.y/glove.txt") == "https://x.y/glove.txt"
     with pytest.raises(DataError, match=r"missing\.txt does not exist"):

@@ -243,3 +243,10 @@ def test_images(tmp_path, task, shape, column, folder):
         write(path, [row])
         with pytest.raises(DataError, match=message):
             get_task(task).load(str(tmp_path / "hub"), None)
+    other = png(np.zeros((5, 5, 3), np.uint8))
+    write(path, [{column: {"bytes": content}, "label": 1} for content in (png(written["test"][0][0]), other)])
+    with pytest.raises(DataError, match=r"row 1: the image has shape \(5, 5.*Resize them"):
+        get_task(task).load(str(tmp_path / "hub"), None)
+    pq.write_table(pq.read_table(path).slice(0, 0), path)
+    with pytest.raises(DataError, match=r"test-00000-of-00001\.parquet has no image in it"):
+        get_task(task).load(str(tmp_path / "hub"), None)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from glomo_dist.runtime.errors import DataError
+from glomo_dist.transfer.datasets.image_sets import image_data
 from glomo_dist.transfer.finetune import run
 from glomo_dist.transfer.job import FinetuneJob
 from glomo_dist.transfer.readers.models import ReaderSizes
@@ -61,6 +62,19 @@ def test_blank_images_are_refused(tmp_path):
     (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(np.full((60, 28, 28), 7)))
     with pytest.raises(DataError, match="task 'mnist': all pixels of the train images are 7"):
         get_task("mnist").load(str(tmp_path), None)
+
+
+def test_dev_is_a_tenth_of_train_or_as_much_as_is_said():
+    def sizes(train, dev):
+        sets = [(RANDOM.integers(0, 256, (n, 2, 2)).astype(np.uint8), np.zeros(n, int)) for n in (train, 5)]
+        splits = image_data("mine", *sets, ("a", "b"), dev, None).splits
+        return [len(split.labels) for split in splits.values()]
+
+    assert sizes(60, 3) == [57, 3, 5] and sizes(60, 5000) == [54, 6, 5]
+    with pytest.raises(
+        DataError, match=r"no example\. It is drawn from train, at most a tenth of it: is there"
+    ):
+        sizes(9, 5000)
 
 
 def pairs(split):

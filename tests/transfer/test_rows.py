@@ -31,6 +31,11 @@ def test_quotes_separators_and_line_breaks_in_cells(tmp_path):
     path.write_text("1;a,b\n", encoding="utf-8")
     named = csv_rows(str(path), header=("label", "text"), delimiter=";")
     assert list(named) == [(f"{path}, line 1", {"label": "1", "text": "a,b"})]
+    (tmp_path / "rows.tsv").write_text('label\ttext\n\t\n1\t"a\tb"\n', encoding="utf-8")
+    tabs = csv_rows(
+        str(tmp_path / "rows.tsv"), delimiter="\t"
+    )  # cells without anything are some all the same
+    assert [row for _, row in tabs] == [{"label": "", "text": ""}, {"label": "1", "text": "a\tb"}]
     document = "word " * 40_000  # longer than Python's csv reads if it is not told to
     path.write_text(f'text,label\n"{document}",1\n', encoding="utf-8")
     assert [row["text"] for _, row in csv_rows(str(path))] == [document]
@@ -49,6 +54,7 @@ def test_empty_cells_at_the_end_of_a_line_of_a_table(tmp_path):
             "text,label\nfine, really,1\n",
             r"line 2: 3 cells, expected 2 \(text, label\)\. A cell with ',' in it",
         ),
+        ("text,label\nfine\n", r"line 2: 1 cell, expected 2 \(text, label\)"),
         (
             'text,label\nfine,1\n"open,1\nfine,0\n',
             r"line 3: not CSV \(unexpected end of data\)\. Are all quotes",

@@ -93,8 +93,9 @@ def test_a_label_that_is_no_class_is_refused_whatever_its_type(label):
 
 def test_labels_of_numpy_and_spans():
     assert made_up(np.uint8(1)).fingerprint == made_up(1).fingerprint
-    labels = made_up((np.int64(3), 4), classes=()).splits["dev"].labels
-    assert labels.dtype == np.int64 and labels.tolist() == [[0, 0]] * 3 + [[3, 4]]
+    for span in ((np.int64(3), 4), [3, 4], np.array([3, 4], np.uint8)):
+        labels = made_up(span, classes=()).splits["dev"].labels
+        assert labels.dtype == np.int64 and labels.tolist() == [[0, 0]] * 3 + [[3, 4]]
     for label in ((0, None), (0, 1.5), (0, 1, 2), ("0", "1")):
         with pytest.raises(DataError, match=r"dev, line 3: label .* is no span.*Labels of other forms"):
             made_up(label, classes=())
@@ -144,6 +145,9 @@ def test_images_that_are_no_bytes_are_refused():
         images_split(images / 255, np.zeros(4, np.int64))
     with pytest.raises(DataError, match=r"expected images .* and labels \[n\], got \(4, 2, 2\) and \(3,\)"):
         images_split(images, np.zeros(3, np.int64))
+    for shape in ((4, 4), (4, 2, 2, 3, 1)):
+        with pytest.raises(DataError, match=rf"expected images \[n, H, W\] or .*got {re.escape(str(shape))}"):
+            images_split(np.ones(shape, np.uint8), np.zeros(4, np.int64))
 
 
 def referred(references):

@@ -89,9 +89,10 @@ def test_digits_bad_input(tmp_path):
         assert str(path) in str(caught.value)
         return str(caught.value)
 
-    with_nan = images.astype(np.float32)
-    with_nan[7, 0, 0] = np.nan
-    assert "image 7 holds NaN" in error(images=with_nan, labels=labels)
+    for value in (np.nan, np.inf):
+        strange = images.astype(np.float32)
+        strange[7, 0, 0] = value
+        assert "image 7 holds NaN or infinite values" in error(images=strange, labels=labels)
     assert "uint8" in error(images=images.astype(np.float32), labels=labels)
     assert "label 12 of image 3 is out of range, expected 0..9" in error(
         images=images, labels=np.where(np.arange(40) == 3, 12, labels)
