@@ -13,7 +13,7 @@ from cli_samples import Capture, nothing_at, refused, run
 from glomo_dist.data.tokenizers.text import WordTokenizer
 from glomo_dist.evaluate.plan import EvaluationPlan, plan_jobs
 from glomo_dist.model import Glomo, GlomoConfig, save_model
-from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.transfer.export import export_task
 from glomo_dist.transfer.job import FinetuneJob
 from glomo_dist.transfer.registry import find_task, get_task
@@ -192,6 +192,23 @@ def test_an_error_in_its_own_code_is_named_with_its_line(
     ]
     refused(command, capfd, f"task {here / 'own/topics.py'}: line {line}: {said}")
     nothing_at(here / "results" / "plan.json")
+
+
+def test_a_job_may_name_the_file_from_the_folder_or_from_home(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its errors have their lines all the same, and what another folder has under that name is another task."""
+    monkeypatch.setenv("HOME", str(here))
+    for name in ("own/topics.py", "~/own/topics.py"):
+        assert get_task("topics", name) is find_task("own/topics.py")[0]
+    other = here / "other" / "own" / "topics.py"
+    other.parent.mkdir(parents=True)
+    other.write_text(TASK_FILE.replace("    rows = {", "    {}['Title']\n    rows = {", 1))
+    changed = Path("own/topics.py").stat().st_mtime_ns
+    os.utime(other, ns=(changed, changed))
+    monkeypatch.chdir(here / "other")
+    with pytest.raises(DataError, match=rf"task {other}: line \d+: KeyError: 'Title'"):
+        get_task("topics", "own/topics.py").load(None, None)
 
 
 def test_a_load_that_returns_nothing_is_named(here: Path, capfd: Capture) -> None:

@@ -44,7 +44,7 @@ def find_task(text: str | os.PathLike[str]) -> tuple[Task, str | None]:
         )
     text = os.fspath(text)
     if text.endswith(".py"):
-        file = os.path.abspath(os.path.expanduser(text))  # workers may run in another folder
+        file = _absolute(text)  # workers may run in another folder
         return _task_of(file), file
     if text not in TASKS:
         raise _unknown(text, "Give one of your own as the path of its file, PATH.py.")
@@ -66,11 +66,16 @@ def chosen_tasks(texts: Iterable[str | os.PathLike[str]]) -> dict[str, str | Non
     return found
 
 
+def _absolute(file: str) -> str:
+    return os.path.abspath(os.path.expanduser(file))
+
+
 def _unknown(name: str, own: str) -> ConfigError:
     return ConfigError(f"unknown task {name!r}.{suggest(name, TASKS)} {own}")
 
 
 def _task_of(file: str) -> Task:
+    file = _absolute(file)  # as Python names it in a traceback
     try:
         changed = os.stat(file).st_mtime_ns
     except (OSError, ValueError) as e:  # ValueError: a NUL character

@@ -93,6 +93,22 @@ def test_an_encoder_in_the_home_folder(bert, monkeypatch):
     assert locate("~/bert") == Path(bert)
 
 
+@pytest.mark.parametrize("error", [OSError(), RuntimeError("peer closed connection"), ValueError("no\nname")])
+def test_a_hub_that_does_not_answer_as_it_should_is_named(monkeypatch, error):
+    """A broken connection is no OSError to what the hub is asked with, and may be without a word."""
+    import huggingface_hub
+
+    def broken(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", broken)
+    said = f"{type(error).__name__}{': ' + ' '.join(str(error).split()) if str(error) else ''}"
+    with pytest.raises(
+        ConfigError, match=rf"hf:org/name: no such folder, .* not reachable \({said}\)\. Give the"
+    ):
+        locate("org/name")
+
+
 def test_of_an_encoder_on_the_hub_no_pickled_weights_are_loaded(bert, monkeypatch):
     import huggingface_hub
 

@@ -36,10 +36,10 @@ def locate(source: str) -> Path:
 
         try:
             folder = Path(snapshot_download(source, allow_patterns=list(FILES)))
-        except (OSError, ValueError) as e:
+        except Exception as e:  # the hub's own errors, and those of HTTP: a broken connection, a proxy
             raise ConfigError(
                 f"features hf:{source}: no such folder, and not on the hub or not reachable "
-                f"({str(e).splitlines()[0]}). Give the folder of an encoder saved by transformers; expected "
+                f"({describe(e):.300}). Give the folder of an encoder saved by transformers; expected "
                 f"{ENCODER_SPEC}."
             ) from e
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
