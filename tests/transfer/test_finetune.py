@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from transfer_samples import job, planted_store, write_sst2, write_vectors
+from transfer_samples import job, planted_store, with_any_mixture, write_sst2, write_vectors
 
 from glomo_dist.graphs.index import GraphStoreError
 from glomo_dist.graphs.store import GraphStore
@@ -202,15 +202,7 @@ def test_dropout_is_on_in_every_epoch_and_off_in_what_is_measured(sample, monkey
 @pytest.mark.parametrize("conditioned", [False, True])
 def test_mixtures_of_a_result_are_told_apart(sample, monkeypatch, conditioned):
     """Each has its own scale and weights; those that are conditioned as the mean over the words of test."""
-    made = []
-
-    def prepared(*args):
-        made.append(build(*args))
-        for parameter in made[0].mixture.parameters():
-            torch.nn.init.normal_(parameter)
-        return made[0]
-
-    monkeypatch.setattr("glomo_dist.transfer.finetune.build", prepared)
+    made = with_any_mixture(monkeypatch)
     fields = {"graphs": sample["planted"], "mixtures": 2, "conditioned": conditioned, "epochs": 1, "lr": 1e-9}
     found = run(job(sample["source"], sample["vectors"], arm="planted", **fields)).mixtures
     assert [m.direction for m in found] == ["forward", "forward", "backward", "backward"]

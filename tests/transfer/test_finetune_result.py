@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 from pair_samples import write_jsonl
-from transfer_samples import WORDS, job, planted_store, word_model, write_sst2, write_vectors
+from transfer_samples import (
+    WORDS,
+    job,
+    planted_store,
+    with_any_mixture,
+    word_model,
+    write_sst2,
+    write_vectors,
+)
 
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.transfer import finetune
@@ -88,15 +96,7 @@ def test_a_model_is_made_as_the_job_says():
 
 def test_the_weights_of_a_result_are_the_mean_over_all_words_of_all_texts(tmp_path, monkeypatch):
     """Of both columns of a pair; a text without a word, which some tasks allow, has none."""
-    made = []
-
-    def prepared(*args):
-        made.append(build(*args))
-        for parameter in made[0].mixture.parameters():
-            torch.nn.init.normal_(parameter)
-        return made[0]
-
-    monkeypatch.setattr(finetune, "build", prepared)
+    made = with_any_mixture(monkeypatch)
     monkeypatch.setattr("glomo_dist.transfer.datasets.splits._require_words", lambda *_: None)
     for split in ("train", "dev", "test"):
         pairs = [

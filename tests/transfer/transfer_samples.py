@@ -14,6 +14,7 @@ from glomo_dist.graphs.index import StoreMeta
 from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.glomo import Glomo
 from glomo_dist.model.io import save_model
+from glomo_dist.transfer import finetune
 from glomo_dist.transfer.datasets.dataset import section
 from glomo_dist.transfer.features.inputs import truncate
 from glomo_dist.transfer.job import FinetuneJob
@@ -122,3 +123,17 @@ def planted_store(folder: Path, source: str, max_units=None, max_examples=None, 
 def job(source: str, features="learned", **fields) -> FinetuneJob:
     settings = {"epochs": 3, "hidden": 12, "lr": 5e-3, "dropout": 0.1, **fields}
     return FinetuneJob("sst2", task_source=source, features=features, **settings)
+
+
+def with_any_mixture(monkeypatch) -> list:
+    """Jobs begin with random mixtures, not with the mean of all graphs. -> the models that they make."""
+    made, build = [], finetune.build
+
+    def prepared(*args):
+        made.append(build(*args))
+        for parameter in made[-1].mixture.parameters():
+            nn.init.normal_(parameter)
+        return made[-1]
+
+    monkeypatch.setattr(finetune, "build", prepared)
+    return made
