@@ -56,8 +56,8 @@ class Apart(NamedTuple):
         real = packed.segments >= 0
         before = packed.before()
         document = ((before == 0) & real).flatten().cumsum(0).view_as(real) - 1
-        lengths = document[real].bincount()
-        longest = int(lengths.max()) if len(lengths) else 1
+        lengths = document[real].bincount(minlength=1)  # padding alone is a document of nothing
+        longest = max(int(lengths.max()), 1)
         back = torch.where(real, document * longest + before, 0)
         units = lengths.new_zeros(len(lengths) * longest)
         units[back[real]] = real.flatten().nonzero().squeeze(1)

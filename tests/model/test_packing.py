@@ -172,7 +172,8 @@ def test_padding_of_packed_rows_has_no_loss(sparsity: str) -> None:
     for name in ("loss_sum", "penalty"):
         assert getattr(more, name).item() == pytest.approx(getattr(alone, name).item(), rel=1e-13), name
     behind = model(tokens[1:2], lengths[1:2], torch.arange(3, 15).expand(2, 1, -1), segments[1:2])
-    assert behind.targets == 0 and behind.loss_sum == 0
+    only = model(tokens[:1], torch.zeros(1, dtype=torch.int64), torch.arange(12).expand(2, 1, -1), nothing)
+    assert all(x.targets == 0 and x.loss_sum == 0 for x in (behind, only))
 
 
 @pytest.mark.parametrize("sparsity", ["threshold", "topk"])
