@@ -27,7 +27,7 @@ def get_task(name: str, file: str | None = None) -> Task:
     Raises ConfigError: for an unknown name with near ones and the list, for a file without such a task.
     """
     if file is not None:
-        task = _task_of(file)
+        task = _task_of(_absolute(file))
         if task.name != name:
             raise ConfigError(f"{file} has the task {task.name!r}; {name!r} was asked for.")
         return task
@@ -44,7 +44,7 @@ def find_task(text: str | os.PathLike[str]) -> tuple[Task, str | None]:
         )
     text = os.fspath(text)
     if text.endswith(".py"):
-        file = _absolute(text)  # workers may run in another folder
+        file = _absolute(text)
         return _task_of(file), file
     if text not in TASKS:
         raise _unknown(text, "Give one of your own as the path of its file, PATH.py.")
@@ -67,6 +67,7 @@ def chosen_tasks(texts: Iterable[str | os.PathLike[str]]) -> dict[str, str | Non
 
 
 def _absolute(file: str) -> str:
+    """As Python names it in a traceback; workers may run in another folder."""
     return os.path.abspath(os.path.expanduser(file))
 
 
@@ -75,7 +76,6 @@ def _unknown(name: str, own: str) -> ConfigError:
 
 
 def _task_of(file: str) -> Task:
-    file = _absolute(file)  # as Python names it in a traceback
     try:
         changed = os.stat(file).st_mtime_ns
     except (OSError, ValueError) as e:  # ValueError: a NUL character
