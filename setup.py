@@ -24,6 +24,7 @@ SOURCES = [
     "bytes.cpp",
     "decoder_loss.cpp",
     "graph_mix.cpp",
+    "graph_products.cpp",
     "graph_stripes.cpp",
 ]
 HEADERS = sorted(

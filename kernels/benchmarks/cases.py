@@ -2,98 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import glomo_kernels as gk
 import numpy as np
 import torch
 import torch.nn.functional as F
-from glomo_kernels.dispatch import VARIABLE
+from common import Case, Run, dense_weights, hidden_keys, planted, scores, with_backends, with_gradients
 from torch import Tensor
 
-Run = Callable[[], list[Tensor]]
 OPS = ("affinity_mix", "affinity_graph", "graph_mix", "decoder_loss")
-
-
-class Case(NamedTuple):
-    """runs: by name, each returning what it computed; the first is what the others are compared with.
-
-    peers: ways to something like it (softmax in the place of relu squared), timed and not compared.
-    rounds: how often at most, for cases of many seconds.
-    """
-
-    op: str
-    shape: str
-    runs: dict[str, Run]
-    peers: dict[str, Run] = {}  # noqa: RUF012 - never changed
-    rounds: int = 1000
-
-
-@contextmanager
-def forced(backend: str) -> Iterator[None]:
-    """GLOMO_KERNELS names the backend within."""
-    before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = backend
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[VARIABLE]
-        else:
-            os.environ[VARIABLE] = before
-
-
-def with_backends(op: str, plain: dict[str, Run], ours: Run) -> dict[str, Run]:
-    """The plain ways, and ours on each backend of the op that is usable here."""
-
-    def on(backend: str) -> Run:
-        def run() -> list[Tensor]:
-            with forced(backend):
-                return ours()
-
-        return run
-
-    usable = [name for name, missing in gk.backends(op).items() if missing is None]
-    return {**plain, **{name: on(name) for name in usable}}
-
-
-def with_gradients(output: Tensor, inputs: list[Tensor]) -> list[Tensor]:
-    return [output.detach(), *torch.autograd.grad(output.sum(), inputs)]
-
-
-def hidden_keys(units: int) -> Tensor:
-    """True where key j is not before unit i."""
-    return torch.ones(units, units, dtype=torch.bool).triu()
-
-
-def dense_weights(q: Tensor, k: Tensor, theta: Tensor, hidden: Tensor | None) -> Tensor:
-    return weights_of(q @ k.mT - theta[..., None], hidden)
-
-
-def weights_of(scores: Tensor, hidden: Tensor | None) -> Tensor:
-    a = scores.relu().square()
-    a = a if hidden is None else a.masked_fill(hidden, 0)
-    return a / (a.sum(-1, keepdim=True) + 1e-16)
-
-
-def scores(b: int, h: int, t: int, width: int, edges: float = 0.1) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and a theta that leaves about `edges` of the edges, but no tile without one."""
-    q, k = (torch.randn(b, h, t, width) / width**0.25 for _ in range(2))
-    theta = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(1 - edges))
-    return q.requires_grad_(), k.requires_grad_(), theta.expand(b, h, t).clone().requires_grad_()
-
-
-def planted(b: int, h: int, t: int, width: int, share: float) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, theta with edges in about `share` of the tiles of 64 x 64 only: each has a feature of its own."""
-    blocks = -(-t // 64)
-    assert blocks <= width
-    own = torch.eye(blocks, width).repeat_interleave(64, 0)[:t]
-    wanted = (torch.rand(b, h, blocks, width) < share).float().repeat_interleave(64, 2)[:, :, :t]
-    q, k = (4 * x + 0.01 * torch.randn(b, h, t, width) for x in (wanted, own))
-    return q.requires_grad_(), k.requires_grad_(), torch.ones(b, h, t, requires_grad=True)
 
 
 def affinity_mix(
@@ -180,6 +99,29 @@ def affinity_graph(b: int, h: int, t: int, width: int) -> Case:
     return Case("affinity_graph", f"B{b} H{h} T{t} {width} forward", runs)
 
 
+def products_mix(b: int, layers: int, heads: int, t: int, width: int, keep: int) -> Case:
+    """As the task models mix frozen features: few edges, products down the layers, one vector of weights for all."""
+    with torch.no_grad():
+        graph = gk.affinity_graph(*scores(b, layers * heads, t, 16), keep=keep)
+    dense, features = graph.dense(), torch.randn(b, t, width)
+    weights = torch.randn((2 * layers - 1) * heads, requires_grad=True)
+
+    def formed() -> list[Tensor]:
+        by_layer = dense.unflatten(1, (layers, heads)).unbind(1)
+        terms = [product := by_layer[0]]
+        for layer in by_layer[1:]:
+            terms += [layer, product := layer @ product]
+        mixture = (weights.view(-1, 1, 1) * torch.cat(terms, 1)).sum(1)
+        return with_gradients(mixture @ features, [weights])
+
+    runs = with_backends(
+        "graph_mix",
+        {"dense graphs, M formed": formed},
+        lambda: with_gradients(gk.graph_mix(graph, weights, features, heads=heads), [weights]),
+    )
+    return Case("graph_mix", f"B{b} L{layers} K{heads} T{t} D{width} products forward+backward", runs)
+
+
 def graph_mix(b: int, c: int, t: int, width: int) -> Case:
     with torch.no_grad():
         graph = gk.affinity_graph(*scores(b, c, t, 16))
@@ -259,6 +201,7 @@ def cases(quick: bool) -> Iterator[Case]:
     yield affinity_mix(16, 4, 128, 32, 16)
     yield affinity_graph(16, 4, 128, 32)
     yield graph_mix(16, 8, 128, 100)
+    yield products_mix(32, 2, 4, 200, 100, 8)
     yield decoder_loss(960, 64, 8000)
     if quick:
         return

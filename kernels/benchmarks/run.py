@@ -23,7 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from cases import OPS, Case, Run, cases
+from cases import OPS, cases
+from common import Case, Run
 from glomo_kernels import cpu_extension
 
 COLUMNS = (

@@ -103,6 +103,19 @@ struct GraphArguments {
   }
 };
 
+struct LayeredArguments {
+  GraphArguments graphs;
+  Size heads;
+  Address weights;
+  bool per_unit;
+  Size width;
+
+  template <class T>
+  glomo::LayeredMix<T> as() const {
+    return {graphs.as<T>(), heads, at<const T>(weights), per_unit, width};
+  }
+};
+
 struct DecoderArguments {
   bool is_double, is_half;
   Address hidden, weight, target;
@@ -198,30 +211,6 @@ PYBIND11_MODULE(_cpu, m) {
            }),
            py::kw_only(), py::arg("is_double"), py::arg("offsets"), py::arg("columns"), py::arg("values"),
            py::arg("batch"), py::arg("components"), py::arg("units"), py::arg("first"), py::arg("count"));
-  m.def("mix", [](const GraphArguments& g, Address weights, bool per_unit, Address features, Size width,
-                  Address result, int threads) {
-    with_type(g.is_double, [&](auto* type) {
-      using T = std::remove_pointer_t<decltype(type)>;
-      glomo::mix<T>(g.as<T>(), at<const T>(weights), per_unit, at<const T>(features), width, at<T>(result),
-                    threads);
-    });
-  });
-  m.def("mix_backward_weights", [](const GraphArguments& g, Address grad, Address features, Size width,
-                                   Address d_weights, int threads) {
-    with_type(g.is_double, [&](auto* type) {
-      using T = std::remove_pointer_t<decltype(type)>;
-      glomo::mix_backward_weights<T>(g.as<T>(), at<const T>(grad), at<const T>(features), width,
-                                     at<T>(d_weights), threads);
-    });
-  });
-  m.def("mix_backward_features", [](const GraphArguments& g, Address weights, bool per_unit, Address grad,
-                                    Size width, Address d_features, int threads) {
-    with_type(g.is_double, [&](auto* type) {
-      using T = std::remove_pointer_t<decltype(type)>;
-      glomo::mix_backward_features<T>(g.as<T>(), at<const T>(weights), per_unit, at<const T>(grad), width,
-                                      at<T>(d_features), threads);
-    });
-  });
   m.def("apply", [](const GraphArguments& g, Address x, bool shared, Size width, Address result, int threads) {
     with_type(g.is_double, [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
@@ -233,6 +222,29 @@ PYBIND11_MODULE(_cpu, m) {
     with_type(g.is_double, [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
       glomo::apply_backward<T>(g.as<T>(), at<const T>(grad), shared, width, at<T>(dx), threads);
+    });
+  });
+
+  py::class_<LayeredArguments>(m, "LayeredMix")
+      .def(py::init([](const GraphArguments& graphs, Size heads, Address weights, bool per_unit, Size width) {
+        return LayeredArguments{graphs, heads, weights, per_unit, width};
+      }));
+  m.def("mix", [](const LayeredArguments& p, Address features, Address result, int threads) {
+    with_type(p.graphs.is_double, [&](auto* type) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      glomo::mix_products<T>(p.as<T>(), at<const T>(features), at<T>(result), threads);
+    });
+  });
+  m.def("mix_backward", [](const LayeredArguments& p, Address grad, Address features, Address d_weights,
+                                    Address d_features, int threads) {
+    with_type(p.graphs.is_double, [&](auto* type) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      const auto problem = p.as<T>();
+      const T* dy = at<const T>(grad);
+      if (d_weights) {
+        glomo::mix_products_backward_weights<T>(problem, dy, at<const T>(features), at<T>(d_weights), threads);
+      }
+      if (d_features) glomo::mix_products_backward_features<T>(problem, dy, at<T>(d_features), threads);
     });
   });
 

@@ -32,11 +32,10 @@ void for_each_block(std::int64_t groups, std::int64_t units, int threads, const 
 // transposed product. The edges are first sorted by column (counting sort, stable), then gathered.
 //   groups_per_sample  each group has count / groups_per_sample components
 //   factor(sample, component, unit), source(component, unit)   of an edge in row `unit` of the component
-//   source_rows  rows of x in one group
-template <class T, class Factor, class Source>
+//   x_of(group)  the group's rows of x
+template <class T, class Factor, class Source, class Rows>
 void gather_transposed(const Graphs<T>& graphs, std::int64_t groups_per_sample, const Factor& factor,
-                       const Source& source, const T* x, std::int64_t source_rows, std::int64_t width, T* result,
-                       int threads) {
+                       const Source& source, const Rows& x_of, std::int64_t width, T* result, int threads) {
   const std::int64_t units = graphs.units, groups = graphs.batch * groups_per_sample;
   const std::int64_t in_group = graphs.count / groups_per_sample;
   std::vector<std::int64_t> start(static_cast<std::size_t>(groups + 1), 0);
@@ -78,7 +77,7 @@ void gather_transposed(const Graphs<T>& graphs, std::int64_t groups_per_sample, 
       const std::int64_t* begin = column_start.data() + g * (units + 1);
       for (std::int64_t j = first; j < last; ++j) {
         simd<T>().combine(coefficients.data() + begin[j], sources.data() + begin[j], begin[j + 1] - begin[j],
-                          x + g * source_rows * width, width, result + (g * units + j) * width);
+                          x_of(g), width, result + (g * units + j) * width);
       }
     };
   });
@@ -87,35 +86,37 @@ void gather_transposed(const Graphs<T>& graphs, std::int64_t groups_per_sample, 
 }  // namespace
 
 template <class T>
-void mix(const Graphs<T>& graphs, const T* weights, bool per_unit, const T* features, std::int64_t width,
+void mix(const Graphs<T>& graphs, const T* weights, bool per_unit, const T* features, bool shared, std::int64_t width,
          T* result, int threads) {
-  if (nearly_dense(graphs)) return mix_dense(graphs, weights, per_unit, features, width, result, threads);
+  if (shared && nearly_dense(graphs)) return mix_dense(graphs, weights, per_unit, features, width, result, threads);
   const std::int64_t units = graphs.units;
   for_each_block(graphs.batch, units, threads, [&] {
     return [&, coefficients = std::vector<T>(), index = std::vector<std::int32_t>()](
                std::int64_t b, std::int64_t first, std::int64_t last) mutable {
+      const T* x = features + (shared ? b : b * graphs.count) * units * width;
       for (std::int64_t i = first; i < last; ++i) {
         const T* w = per_unit ? weights + (b * units + i) * graphs.count : weights;
         coefficients.clear();
         index.clear();
         for (std::int64_t c = 0; c < graphs.count; ++c) {
           const std::int64_t row = graphs.row(b, c, i);
+          const auto own = static_cast<std::int32_t>(shared ? 0 : c * units);
           for (std::int64_t e = graphs.offsets[row]; e < graphs.offsets[row + 1]; ++e) {
             coefficients.push_back(w[c] * graphs.values[e]);
-            index.push_back(graphs.columns[e]);
+            index.push_back(own + graphs.columns[e]);
           }
         }
-        simd<T>().combine(coefficients.data(), index.data(), static_cast<std::int64_t>(index.size()),
-                          features + b * units * width, width, result + (b * units + i) * width);
+        simd<T>().combine(coefficients.data(), index.data(), static_cast<std::int64_t>(index.size()), x, width,
+                          result + (b * units + i) * width);
       }
     };
   });
 }
 
 template <class T>
-void mix_backward_weights(const Graphs<T>& graphs, const T* grad, const T* features, std::int64_t width,
+void mix_backward_weights(const Graphs<T>& graphs, const T* grad, const T* features, bool shared, std::int64_t width,
                           T* d_weights, int threads) {
-  if (nearly_dense(graphs)) return mix_dense_backward_weights(graphs, grad, features, width, d_weights, threads);
+  if (shared && nearly_dense(graphs)) return mix_dense_backward_weights(graphs, grad, features, width, d_weights, threads);
   const std::int64_t units = graphs.units;
   for_each_block(graphs.batch, units, threads, [&] {
     return [&](std::int64_t b, std::int64_t first, std::int64_t last) {
@@ -124,7 +125,7 @@ void mix_backward_weights(const Graphs<T>& graphs, const T* grad, const T* featu
           const std::int64_t row = graphs.row(b, c, i), edge = graphs.offsets[row];
           d_weights[(b * units + i) * graphs.count + c] = simd<T>().weighted_dots(
               graphs.values + edge, graphs.columns + edge, graphs.offsets[row + 1] - edge,
-              features + b * units * width, width, grad + (b * units + i) * width);
+              features + (shared ? b : b * graphs.count + c) * units * width, width, grad + (b * units + i) * width);
         }
       }
     };
@@ -132,17 +133,20 @@ void mix_backward_weights(const Graphs<T>& graphs, const T* grad, const T* featu
 }
 
 template <class T>
-void mix_backward_features(const Graphs<T>& graphs, const T* weights, bool per_unit, const T* grad,
+void mix_backward_features(const Graphs<T>& graphs, const T* weights, bool per_unit, const T* grad, bool shared,
                            std::int64_t width, T* d_features, int threads) {
-  if (nearly_dense(graphs)) {
+  const std::int64_t groups = shared ? 1 : graphs.count, units = graphs.units;
+  if (groups == 0) return;  // no component: d_features is empty
+  if (shared && nearly_dense(graphs)) {
     return mix_dense_backward_features(graphs, weights, per_unit, grad, width, d_features, threads);
   }
   gather_transposed(
-      graphs, 1,
+      graphs, groups,
       [&](std::int64_t b, std::int64_t c, std::int64_t i) {
-        return per_unit ? weights[(b * graphs.units + i) * graphs.count + c] : weights[c];
+        return per_unit ? weights[(b * units + i) * graphs.count + c] : weights[c];
       },
-      [](std::int64_t, std::int64_t i) { return i; }, grad, graphs.units, width, d_features, threads);
+      [](std::int64_t, std::int64_t i) { return i; },
+      [&](std::int64_t group) { return grad + group / groups * units * width; }, width, d_features, threads);
 }
 
 template <class T>
@@ -168,15 +172,15 @@ void apply_backward(const Graphs<T>& graphs, const T* grad, bool shared, std::in
   if (groups == 0) return;  // no component: dx is empty
   gather_transposed(
       graphs, groups, [](std::int64_t, std::int64_t, std::int64_t) { return T(1); },
-      [units](std::int64_t c, std::int64_t i) { return c * units + i; }, grad, graphs.count / groups * units,
-      width, dx, threads);
+      [&](std::int64_t c, std::int64_t i) { return c * units + i; },
+      [&](std::int64_t group) { return grad + group * (graphs.count / groups) * units * width; }, width, dx, threads);
 }
 
-#define INSTANTIATE(T)                                                                                        \
-  template void mix<T>(const Graphs<T>&, const T*, bool, const T*, std::int64_t, T*, int);                    \
-  template void mix_backward_weights<T>(const Graphs<T>&, const T*, const T*, std::int64_t, T*, int);         \
-  template void mix_backward_features<T>(const Graphs<T>&, const T*, bool, const T*, std::int64_t, T*, int);  \
-  template void apply<T>(const Graphs<T>&, const T*, bool, std::int64_t, T*, int);                            \
+#define INSTANTIATE(T)                                                                                              \
+  template void mix<T>(const Graphs<T>&, const T*, bool, const T*, bool, std::int64_t, T*, int);                    \
+  template void mix_backward_weights<T>(const Graphs<T>&, const T*, const T*, bool, std::int64_t, T*, int);         \
+  template void mix_backward_features<T>(const Graphs<T>&, const T*, bool, const T*, bool, std::int64_t, T*, int);  \
+  template void apply<T>(const Graphs<T>&, const T*, bool, std::int64_t, T*, int);                                  \
   template void apply_backward<T>(const Graphs<T>&, const T*, bool, std::int64_t, T*, int);
 INSTANTIATE(float)
 INSTANTIATE(double)

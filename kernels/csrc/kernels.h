@@ -110,18 +110,19 @@ struct Graphs {
   }
 };
 
-// weights: [batch, units, count] if per_unit, else [count]; features, result: [batch, units, width].
+// weights: [batch, units, count] if per_unit, else [count]; features: [batch, units, width] if shared, else [batch, count,
+// units, width], each component's own; result: [batch, units, width].
 template <class T>
-void mix(const Graphs<T>& graphs, const T* weights, bool per_unit, const T* features, std::int64_t width,
+void mix(const Graphs<T>& graphs, const T* weights, bool per_unit, const T* features, bool shared, std::int64_t width,
          T* result, int threads);
 
 // d_weights: [batch, units, count], to be summed by the caller if the weights were shared.
 template <class T>
-void mix_backward_weights(const Graphs<T>& graphs, const T* grad, const T* features, std::int64_t width,
+void mix_backward_weights(const Graphs<T>& graphs, const T* grad, const T* features, bool shared, std::int64_t width,
                           T* d_weights, int threads);
 
 template <class T>
-void mix_backward_features(const Graphs<T>& graphs, const T* weights, bool per_unit, const T* grad,
+void mix_backward_features(const Graphs<T>& graphs, const T* weights, bool per_unit, const T* grad, bool shared,
                            std::int64_t width, T* d_features, int threads);
 
 // x: [batch, count, units, width], or [batch, 1, units, width] if shared; result: [batch, count, units, width].
@@ -131,6 +132,33 @@ void apply(const Graphs<T>& graphs, const T* x, bool shared, std::int64_t width,
 template <class T>
 void apply_backward(const Graphs<T>& graphs, const T* grad, bool shared, std::int64_t width, T* dx,
                     int threads);
+
+// graph_mix: all components of a batch of graphs, `heads` of them in a layer (0 if there are none), and the weights of its
+// terms, [batch, units, terms] if per_unit, else [terms]: of layer 0 its components, then of each layer its components
+// and its products.
+template <class T>
+struct LayeredMix {
+  Graphs<T> graphs;
+  std::int64_t heads;
+  const T* weights;
+  bool per_unit;
+  std::int64_t width;
+
+  std::int64_t layers() const { return heads > 0 ? graphs.components / heads : 1; }
+  std::int64_t terms() const { return (2 * layers() - 1) * heads; }
+};
+
+// features, result: [batch, units, width].
+template <class T>
+void mix_products(const LayeredMix<T>& problem, const T* features, T* result, int threads);
+
+// d_weights: [batch, units, terms], as that of mix_backward_weights. The problem's weights are not read.
+template <class T>
+void mix_products_backward_weights(const LayeredMix<T>& problem, const T* grad, const T* features, T* d_weights,
+                                   int threads);
+
+template <class T>
+void mix_products_backward_features(const LayeredMix<T>& problem, const T* grad, T* d_features, int threads);
 
 // Words of a block of decoder_loss: each has its own largest logit.
 constexpr std::int64_t DECODER_BLOCK = 256;

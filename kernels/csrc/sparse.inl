@@ -88,23 +88,6 @@ void gather(const std::uint64_t* masks, std::int64_t rows, const T* a, std::int6
   }
 }
 
-// The sum of the elements of a vector, by halves down to 16 bytes.
-template <class T, int BYTES>
-[[gnu::always_inline]] inline T sum_of(const T* x) {
-  typedef T Half __attribute__((vector_size(BYTES / 2)));
-  if constexpr (BYTES > 16) {
-    Half low, high;
-    __builtin_memcpy(&low, x, BYTES / 2);
-    __builtin_memcpy(&high, x + BYTES / 2 / sizeof(T), BYTES / 2);
-    low += high;
-    return sum_of<T, BYTES / 2>(reinterpret_cast<const T*>(&low));
-  } else if constexpr (sizeof(T) == 4) {
-    return (x[0] + x[2]) + (x[1] + x[3]);
-  } else {
-    return x[0] + x[1];
-  }
-}
-
 constexpr int TOGETHER = 4;  // products of the same key that are made at once
 
 // The sums of the elements of a few vectors.

@@ -177,8 +177,9 @@ class TestRegistration:
     def test_opcheck(self, backend):
         graph = sparse(make(5).float())
         edges = (graph.offsets, graph.columns, graph.weights)
-        w, h = leaves(torch.randn(3, 5, 2), torch.randn(3, 5, 6), dtype=torch.float32)
-        torch.library.opcheck(_mix.overload, (*edges, 4, 1, w, h))
+        for heads, terms in ((4, 4), (2, 6)):
+            w, h = leaves(torch.randn(3, 5, terms), torch.randn(3, 5, 6), dtype=torch.float32)
+            torch.library.opcheck(_mix.overload, (*edges, 4, heads, w, h))
         for given in (1, 2):
             x = torch.randn(3, given, 5, 6, requires_grad=True)
             torch.library.opcheck(_apply.overload, (*edges, 4, 1, 2, x))

@@ -44,23 +44,26 @@ def test_the_compiler_does_not_take_a_backward_pass_to_pieces(name, backend, mon
 
 
 class Layer(torch.nn.Module):
-    def __init__(self):
+    def __init__(self, heads):
         super().__init__()
-        self.weights = torch.nn.Parameter(torch.ones(4))
+        self.heads = heads
+        self.weights = torch.nn.Parameter(torch.ones(6 if heads else 4))
 
     def forward(self, x):
         units = x.view(*x.shape[:2], 4, 4).transpose(1, 2)
-        return graph_mix(affinity_graph(units, units).detach(), self.weights, x)
+        return graph_mix(affinity_graph(units, units).detach(), self.weights, x, heads=self.heads)
 
 
+@pytest.mark.parametrize("heads", [None, 2])
 @pytest.mark.parametrize("strict", [True, False])
-def test_export_with_sizes_that_have_no_upper_bound(strict):
-    layer, units = Layer(), torch.export.Dim("units", min=65)
+def test_export_with_sizes_that_have_no_upper_bound(strict, heads):
+    layer, units = Layer(heads), torch.export.Dim("units", min=65)
     exported = torch.export.export(
         layer, (torch.randn(2, 70, 16),), dynamic_shapes=({1: units},), strict=strict
     )
-    x = torch.randn(2, 90, 16)
-    torch.testing.assert_close(exported.module()(x), layer(x))
+    for n in (90, 2100):
+        x = torch.randn(2, n, 16)
+        torch.testing.assert_close(exported.module()(x), layer(x))
 
 
 class Parts(torch.nn.Module):

@@ -8,6 +8,7 @@ from functools import cache, partial
 from typing import NamedTuple
 
 import cases
+import common
 import glomo_kernels as gk
 import torch
 import torch.nn.functional as F
@@ -67,12 +68,12 @@ def mix(
 ) -> GpuCase:  # fmt: skip
     """affinity_mix, H 8, causal. step: forward | backward | both; the gradients with that of the threshold."""
     h = sizes.of(8, 1)
-    make = partial(cases.planted, share=live) if live < 1 else cases.scores
+    make = partial(common.planted, share=live) if live < 1 else common.scores
     with torch.device(sizes.device):
         q, k, theta = (x.detach().to(sizes.half) for x in make(b, h, t, width))
         v = torch.randn(b, h, t, values, dtype=sizes.half)
         upstream = torch.randn(b, h, t, values, dtype=sizes.half)
-        hidden = cases.hidden_keys(t)
+        hidden = common.hidden_keys(t)
     inputs = [x.requires_grad_(step != "forward") for x in (q, k, v, theta)]
 
     def prepared(function: Callable[..., Tensor], used: int = 4, graph: bool = False) -> Run:
@@ -92,7 +93,7 @@ def mix(
         return both
 
     def eager(q: Tensor, k: Tensor, v: Tensor, theta: Tensor) -> Tensor:
-        return cases.dense_weights(q, k, theta, hidden) @ v
+        return common.dense_weights(q, k, theta, hidden) @ v
 
     def softmax(q: Tensor, k: Tensor, v: Tensor, theta: Tensor) -> Tensor:
         padded = F.pad(v, (0, width - values)) if values < width else v
@@ -138,7 +139,7 @@ def mix(
             return None
         exact = [x[:1, :1].detach().double().requires_grad_() for x in inputs]
         scores = exact[0] @ exact[1].mT - exact[3][..., None]
-        output = cases.weights_of(scores, hidden) @ exact[2]
+        output = common.weights_of(scores, hidden) @ exact[2]
         if step == "forward":
             return relative(result[:1, :1], output)  # type: ignore[index]
         *expected, slopes = torch.autograd.grad(output, (*exact, scores), upstream[:1, :1].double())
@@ -159,18 +160,18 @@ def mix(
 def graph(sizes: Sizes, t: int, width: int) -> GpuCase:
     h = sizes.of(8, 1)
     with torch.device(sizes.device):
-        q, k, theta = (x.detach().to(sizes.half) for x in cases.scores(1, h, t, width))
-        hidden = cases.hidden_keys(t)
+        q, k, theta = (x.detach().to(sizes.half) for x in common.scores(1, h, t, width))
+        hidden = common.hidden_keys(t)
 
     def dense() -> object:
-        return cases.dense_weights(q, k, theta, hidden).view(h * t, t).to_sparse_csr().values()
+        return common.dense_weights(q, k, theta, hidden).view(h * t, t).to_sparse_csr().values()
 
     def ours() -> Tensor:
         return gk.affinity_graph(q, k, theta).weights
 
     def check(result: object) -> float | None:
         """The sum of the weights of every row is 1 or 0, of all rows their number: edges at the threshold differ."""
-        exact = cases.dense_weights(q.double(), k.double(), theta.double(), hidden).sum()
+        exact = common.dense_weights(q.double(), k.double(), theta.double(), hidden).sum()
         return float((result.double().sum() - exact).abs() / exact)  # type: ignore[attr-defined]
 
     edges = ours().numel()
@@ -183,17 +184,17 @@ def graph(sizes: Sizes, t: int, width: int) -> GpuCase:
 def graph_mix(sizes: Sizes, b: int, c: int, t: int, width: int) -> GpuCase:
     with torch.device(sizes.device):
         with torch.no_grad():
-            sparse = gk.affinity_graph(*cases.scores(b, c, t, 16))
+            sparse = gk.affinity_graph(*common.scores(b, c, t, 16))
         weights = torch.randn(b, t, c, requires_grad=True)
         features = torch.randn(b, t, width, requires_grad=True)
     inputs = [weights, features]
 
     def ours() -> object:
-        return cases.with_gradients(gk.graph_mix(sparse, *inputs), inputs)
+        return common.with_gradients(gk.graph_mix(sparse, *inputs), inputs)
 
     def formed() -> Run:
         dense = sparse.dense()
-        return lambda: cases.with_gradients(
+        return lambda: common.with_gradients(
             (weights.transpose(1, 2)[..., None] * dense).sum(1) @ features, inputs
         )
 
@@ -204,7 +205,7 @@ def graph_mix(sizes: Sizes, b: int, c: int, t: int, width: int) -> GpuCase:
         def run() -> object:
             parts = [(csr @ x).view(c, t, width) for csr, x in zip(rows, features, strict=True)]
             mixed = (torch.stack(parts) * weights.transpose(1, 2)[..., None]).sum(1)
-            return cases.with_gradients(mixed, inputs)
+            return common.with_gradients(mixed, inputs)
 
         return run
 

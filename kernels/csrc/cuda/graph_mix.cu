@@ -125,11 +125,11 @@ __global__ void __launch_bounds__(THREADS, 4) combine_kernel(const Arguments<T> 
   const std::int64_t row = group * p.units + unit;
   const std::int64_t d = std::int64_t(blockIdx.x % parts * LANES + lane) * P::N;
   const bool active = d < p.width;
-  const T* x = p.x + std::int64_t(p.shared ? b : group) * p.source_rows * p.width + d;
   C sum[P::N] = {};
   for (std::int64_t c = 0; c < p.inner; ++c) {
     const std::int64_t edges = (std::int64_t(b) * p.components + p.first + o * p.inner + c) * p.units + unit;
     const C factor = p.weights == nullptr ? C(1) : p.weights[p.per_unit ? row * p.inner + c : c];
+    const T* x = p.x + (p.shared ? std::int64_t(b) : group * p.inner + c) * p.source_rows * p.width + d;
     add_edges<T, BYTES>(p, x, p.offsets[edges], p.offsets[edges + 1], factor, active, sum);
   }
   if (!active) return;
@@ -156,12 +156,13 @@ __global__ void __launch_bounds__(THREADS, 4)
   const std::int64_t unit = row % static_cast<unsigned>(p.units);
   const std::int64_t edges = (std::int64_t(b) * p.components + p.first + component) * p.units + unit;
   const std::int64_t begin = p.offsets[edges], end = p.offsets[edges + 1];
+  const T* x = p.x + (p.shared ? std::int64_t(b) : b * p.inner + component) * p.source_rows * p.width;
   C total = 0;
   for (std::int64_t start = 0; start < p.width; start += LANES * P::N) {
     const std::int64_t d = start + lane * P::N;
     const bool active = d < p.width;
     C sum[P::N] = {}, upstream[P::N] = {};
-    add_edges<T, BYTES>(p, p.x + std::int64_t(b) * p.source_rows * p.width + d, begin, end, C(1), active, sum);
+    add_edges<T, BYTES>(p, x + d, begin, end, C(1), active, sum);
     if (active) P::load(grad + std::int64_t(row) * p.width + d).add_to(upstream, C(1));
 #pragma unroll
     for (int n = 0; n < P::N; ++n) total = fused(upstream[n], sum[n], total);

@@ -65,7 +65,7 @@ void slopes(Type type, std::int64_t rows, Rows edges, const void* weights, const
 
 // Sparse rows times features. With group g = b * outer + o, out row (g, i) is
 //   sum over c < inner and the edges e of row (b * components + first + o * inner + c) * units + i
-//   of w * values[e] * x[x_group, sources[e]],    x_group = b if shared, else g,
+//   of w * values[e] * x[x_group, sources[e]],    x_group = b if shared, else g * inner + c,
 // where w = 1 without weights, weights[c], or weights[(g * units + i) * inner + c] if per_unit.
 struct Combine {
   Type type;
@@ -74,7 +74,7 @@ struct Combine {
   const void* values;   // C
   const void* weights;  // C, or null
   bool per_unit;
-  const void* x;  // T [groups or batch, source_rows, width]
+  const void* x;  // T [batch, source_rows, width] if shared, else [batch * outer * inner, source_rows, width]
   bool shared;
   std::int64_t batch, outer, inner, components, first, units, source_rows, width;
 };

@@ -2,14 +2,12 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from glomo_kernels import autocast, checks, graph_checks
+from glomo_kernels import checks, graph_checks
 from glomo_kernels.dispatch import run
 from glomo_kernels.graph import SparseGraph
 from glomo_kernels.registration import operator
-from glomo_kernels.scores import compute_dtype
 
 OP, APPLY = "graph_mix", "graph_apply"
 
@@ -24,7 +22,8 @@ def graph_mix(graph: SparseGraph, weights: Tensor, features: Tensor, *, heads: i
               K: component l*K + k is head k of layer l, C = L*K, and the products down the layers take part,
               Lambda^(l,k) = G^(l,k) Lambda^(l-1,k) with Lambda^(0,k) = G^(0,k). C' = (2L-1)*K, in the order
               G^0, G^1, Lambda^1, G^2, Lambda^2, ... (K heads each). They are applied, never formed.
-              Features in half precision are copied to float32, as are the products.
+              Features in half precision are copied to float32, as are the products. In C++ a sample's products are
+              made anew in the backward pass, so that none is kept for it.
     ->        [B, T, D] dtype of features; sums in float32 (float64 for float64 features).
               Gradients for weights and features. Second derivatives are refused.
 
@@ -50,11 +49,9 @@ def graph_mix(graph: SparseGraph, weights: Tensor, features: Tensor, *, heads: i
         )
     graph_checks.check_floating(OP, "weights", weights, graph)
     edges = (graph.offsets, graph.columns, graph.weights)
-    if heads is None or components == heads:
-        mixed: Tensor = _mix(*edges, components, 0, weights, features)
-        return mixed
-    with autocast.off(features.device):
-        return _with_products(graph, weights, features, heads)  # the sums between the ops are float32 too
+    in_layer = components if heads is None else heads  # as they are: one layer, without products
+    mixed: Tensor = _mix(*edges, components, in_layer, weights, features)
+    return mixed
 
 
 def graph_apply(graph: SparseGraph, features: Tensor, *, first: int = 0) -> Tensor:
@@ -90,53 +87,19 @@ def _product_terms(components: int, heads: int) -> int:
     return (2 * (components // heads) - 1) * heads
 
 
-def _with_products(graph: SparseGraph, weights: Tensor, features: Tensor, heads: int) -> Tensor:
-    """graph_mix with heads=K, layer by layer."""
-    edges, components = (graph.offsets, graph.columns, graph.weights), graph.shape[1]
-    x = features.to(compute_dtype(features))
-    weights = weights.to(x.dtype)
-    # Layer 0 serves both as components and as the start of the products.
-    product = _apply(*edges, components, 0, heads, x[:, None])
-    result = _weighted(weights[..., :heads], product)
-    for layer in range(1, components // heads):
-        plain = slice((2 * layer - 1) * heads, 2 * layer * heads)
-        long = slice(plain.stop, plain.stop + heads)
-        result = result + _mix(*edges, components, layer * heads, weights[..., plain], x)
-        product = _apply(*edges, components, layer * heads, heads, product)
-        result = result + _weighted(weights[..., long], product)
-    return result.to(features.dtype)
-
-
-def _weighted(weights: Tensor, product: Tensor) -> Tensor:
-    """sum_k w_ik z_k: weights [K] or [B, T, K], product [B, K, T, D] -> [B, T, D]."""
-    batch, heads, units, _ = product.shape
-    if weights.ndim == 1:
-        weights = _per_row(weights, batch * units).view(batch, units, heads)
-    return torch.einsum("btk,bktd->btd", weights, product)
-
-
-def _per_row(weights: Tensor, rows: int) -> Tensor:
-    """[K] -> [rows, K]. Its gradient is a sum of sums of 64: torch divides one long sum to one number among its
-    threads, and the result would depend on how many there are."""
-    if rows <= 64:
-        return weights.expand(rows, -1)
-    blocks = _per_row(weights, -(-rows // 64))
-    return blocks[:, None].expand(-1, 64, -1).flatten(0, 1)[:rows]
-
-
 @operator("graph_mix")
 def _mix(
     offsets: Tensor,
     columns: Tensor,
     values: Tensor,
     components: int,
-    first: int,
+    heads: int,
     weights: Tensor,
     features: Tensor,
 ) -> Tensor:
-    """y = sum_c w_c P_c H over the components first .. first + C' of a graph with `components` per sample."""
+    """graph_mix; heads: components in a layer, all of them if they are taken as they are."""
     graph_checks.check_edges(OP, offsets, columns, features.shape[1])
-    arguments = (offsets, columns, values, components, first, weights, features)
+    arguments = (offsets, columns, values, components, heads, weights, features)
     result: Tensor = run(OP, "forward", features.device, (features,), *arguments)
     return result
 
@@ -147,7 +110,7 @@ def _(
     columns: Tensor,
     values: Tensor,
     components: int,
-    first: int,
+    heads: int,
     weights: Tensor,
     features: Tensor,
 ) -> Tensor:
@@ -161,14 +124,14 @@ def _mix_backward(
     columns: Tensor,
     values: Tensor,
     components: int,
-    first: int,
+    heads: int,
     weights: Tensor,
     features: Tensor,
     want_weights: bool,
     want_features: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of weights and features; an empty tensor for one that is not wanted."""
-    arguments = (grad, offsets, columns, values, components, first, weights, features)
+    arguments = (grad, offsets, columns, values, components, heads, weights, features)
     result: tuple[Tensor, Tensor] = run(
         OP, "backward", features.device, (features,), *arguments, want_weights, want_features
     )
@@ -182,7 +145,7 @@ def _(
     columns: Tensor,
     values: Tensor,
     components: int,
-    first: int,
+    heads: int,
     weights: Tensor,
     features: Tensor,
     want_weights: bool,
@@ -195,7 +158,7 @@ def _(
 
 
 def _mix_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    offsets, columns, values, ctx.components, ctx.first, weights, features = inputs
+    offsets, columns, values, ctx.components, ctx.heads, weights, features = inputs
     ctx.save_for_backward(offsets, columns, values, weights, features)
 
 
@@ -203,7 +166,7 @@ def _mix_autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     offsets, columns, values, weights, features = ctx.saved_tensors
     want_weights, want_features = ctx.needs_input_grad[5], ctx.needs_input_grad[6]
     d_weights, d_features = _mix_backward(
-        *(grad, offsets, columns, values, ctx.components, ctx.first, weights, features),
+        *(grad, offsets, columns, values, ctx.components, ctx.heads, weights, features),
         *(want_weights, want_features),
     )
     grads = (d_weights if want_weights else None, d_features if want_features else None)

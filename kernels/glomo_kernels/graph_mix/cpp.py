@@ -48,20 +48,19 @@ def forward(
     columns: Tensor,
     values: Tensor,
     components: int,
-    first: int,
+    heads: int,
     weights: Tensor,
     features: Tensor,
 ) -> Tensor:
-    """[B, T, D]: sum over the components first .. first + weights.shape[-1]."""
+    """[B, T, D]: see graph_mix; heads: components in a layer."""
     dtype = compute_dtype(features)
     batch, units, width = features.shape
-    count = weights.shape[-1]
-    graphs = _Graphs(offsets, columns, values, dtype, (batch, components, units, first, count))
+    graphs = _Graphs(offsets, columns, values, dtype, (batch, components, units, 0, components))
     x, w = contiguous(features, dtype), contiguous(weights, dtype)
     result = torch.empty(batch, units, width, dtype=dtype)
-    cpu_extension.loaded().mix(
-        graphs.arguments, w.data_ptr(), w.ndim == 3, x.data_ptr(), width, result.data_ptr(), threads()
-    )
+    extension = cpu_extension.loaded()
+    problem = extension.LayeredMix(graphs.arguments, heads, w.data_ptr(), w.ndim == 3, width)
+    extension.mix(problem, x.data_ptr(), result.data_ptr(), threads())
     return result.to(features.dtype)
 
 
@@ -71,7 +70,7 @@ def backward(
     columns: Tensor,
     values: Tensor,
     components: int,
-    first: int,
+    heads: int,
     weights: Tensor,
     features: Tensor,
     want_weights: bool,
@@ -80,27 +79,18 @@ def backward(
     """Gradients of weights and features; an empty tensor for one that is not wanted."""
     dtype = compute_dtype(features)
     batch, units, width = features.shape
-    count = weights.shape[-1]
-    graphs = _Graphs(offsets, columns, values, dtype, (batch, components, units, first, count))
-    dy = contiguous(grad, dtype)
-    d_weights, d_features = weights.new_empty(0), features.new_empty(0)
-    if want_weights:
-        x = contiguous(features, dtype)
-        d_per_unit = torch.empty(batch, units, count, dtype=dtype)
-        cpu_extension.loaded().mix_backward_weights(
-            graphs.arguments, dy.data_ptr(), x.data_ptr(), width, d_per_unit.data_ptr(), threads()
-        )
-        d_weights = (d_per_unit if weights.ndim == 3 else _sum_rows(d_per_unit.flatten(0, 1))).to(
-            weights.dtype
-        )
-    if want_features:
-        w = contiguous(weights, dtype)
-        dx = torch.empty(batch, units, width, dtype=dtype)
-        cpu_extension.loaded().mix_backward_features(
-            graphs.arguments, w.data_ptr(), w.ndim == 3, dy.data_ptr(), width, dx.data_ptr(), threads()
-        )
-        d_features = dx.to(features.dtype)
-    return d_weights, d_features
+    graphs = _Graphs(offsets, columns, values, dtype, (batch, components, units, 0, components))
+    dy, x, w = (contiguous(tensor, dtype) for tensor in (grad, features, weights))
+    d_weights = torch.empty((batch, units, w.shape[-1]) if want_weights else (0,), dtype=dtype)
+    d_features = torch.empty(features.shape if want_features else (0,), dtype=dtype)
+    extension = cpu_extension.loaded()
+    problem = extension.LayeredMix(graphs.arguments, heads, w.data_ptr(), w.ndim == 3, width)
+    extension.mix_backward(
+        *(problem, dy.data_ptr(), x.data_ptr(), d_weights.data_ptr(), d_features.data_ptr(), threads())
+    )
+    if want_weights and weights.ndim == 1:
+        d_weights = _sum_rows(d_weights.flatten(0, 1))
+    return d_weights.to(weights.dtype), d_features.to(features.dtype)
 
 
 def _sum_rows(x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from glomo_kernels import cuda_extension
 from glomo_kernels.cuda_extension import TYPES, address, transposed
 from glomo_kernels.extensions import contiguous
+from glomo_kernels.graph_mix.products import layerwise
 from glomo_kernels.scores import compute_dtype
 
 
@@ -33,7 +34,8 @@ class _Graphs:
         self.batch, self.components, self.units, self.first, self.count = sizes
 
     def arguments(self, x: Tensor, *, apart: bool, shared: bool, weights: Tensor | None = None) -> Any:
-        """For the kernel. apart: a result per component, instead of their sum; x [.., T, D]."""
+        """For the kernel. apart: a result per component, instead of their sum; shared: whether x [.., T, D] is the
+        same for all components of a sample, or each has its own."""
         return cuda_extension.loaded().Combine(
             type=TYPES[x.dtype],
             offsets=self.offsets.data_ptr(),
@@ -74,10 +76,14 @@ class _Graphs:
         return group // self.count, group % self.count, unit, columns.long(), values
 
     def combine_transposed(
-        self, groups: int, keys: Tensor, sources: Tensor, values: Tensor, x: Tensor, source_rows: int
+        self, groups: int, keys: Tensor, sources: Tensor, values: Tensor, x: Tensor
     ) -> Tensor:
-        """[groups, T, D]: sums of values[e] * x[group, sources[e]] over the edges of each key, group * T + column."""
+        """[groups, T, D]: sums of values[e] * x[group, sources[e]] over the edges of each key, group * T + column.
+
+        groups: batch or batch * count.  x [groups, rows, D], or [batch, rows, D], the same for a sample's groups.
+        """
         starts, order = transposed(keys, groups * self.units)
+        per_sample = groups // max(1, self.batch)
         sources, values = sources[order].to(torch.int32), values[order]
         result = torch.empty(groups, self.units, x.shape[-1], dtype=x.dtype, device=x.device)
         arguments = cuda_extension.loaded().Combine(
@@ -86,16 +92,19 @@ class _Graphs:
             sources=sources.data_ptr(),
             values=values.data_ptr(),
             x=x.data_ptr(),
-            batch=groups,
+            shared=len(x) != groups,
+            batch=self.batch,
+            outer=per_sample,
+            components=per_sample,
             units=self.units,
-            source_rows=source_rows,
-            width=x.shape[-1],
+            source_rows=x.shape[1],
+            width=x.shape[2],
         )
         cuda_extension.loaded().combine(arguments, result.data_ptr(), False, cuda_extension.stream(x))
         return result
 
 
-def forward(
+def _mix(
     offsets: Tensor,
     columns: Tensor,
     values: Tensor,
@@ -104,21 +113,22 @@ def forward(
     weights: Tensor,
     features: Tensor,
 ) -> Tensor:
-    """[B, T, D]: sum over the components first .. first + weights.shape[-1]."""
+    """[B, T, D]: sum over the components first .. first + weights.shape[-1]; features [B, T, D], or each component's
+    own, [B, count, T, D]."""
     with cuda_extension.guard(features):
         dtype = compute_dtype(features)
-        batch, units, _ = features.shape
+        batch, units, width = features.shape[0], *features.shape[-2:]
         graphs = _Graphs(
             offsets, columns, values, dtype, (batch, components, units, first, weights.shape[-1])
         )
         x, w = contiguous(features), contiguous(weights, dtype)
-        result = torch.empty_like(x)
-        arguments = graphs.arguments(x, apart=False, shared=True, weights=w)
+        result = x.new_empty(batch, units, width)
+        arguments = graphs.arguments(x, apart=False, shared=x.ndim == 3, weights=w)
         cuda_extension.loaded().combine(arguments, result.data_ptr(), False, cuda_extension.stream(x))
         return result
 
 
-def backward(
+def _mix_backward(
     grad: Tensor,
     offsets: Tensor,
     columns: Tensor,
@@ -133,15 +143,15 @@ def backward(
     """Gradients of weights and features; an empty tensor for one that is not wanted."""
     with cuda_extension.guard(features):
         dtype = compute_dtype(features)
-        batch, units, _ = features.shape
-        count = weights.shape[-1]
+        batch, units = features.shape[0], features.shape[-2]
+        count, shared = weights.shape[-1], features.ndim == 3
         graphs = _Graphs(offsets, columns, values, dtype, (batch, components, units, first, count))
         dy = contiguous(grad, features.dtype)
         d_weights, d_features = weights.new_empty(0), features.new_empty(0)
         if want_weights:
             x = contiguous(features)
             d_per_unit = torch.empty(batch, units, count, dtype=dtype, device=x.device)
-            arguments = graphs.arguments(x, apart=False, shared=True)
+            arguments = graphs.arguments(x, apart=False, shared=shared)
             cuda_extension.loaded().combine_weights(
                 arguments, dy.data_ptr(), d_per_unit.data_ptr(), cuda_extension.stream(x)
             )
@@ -150,9 +160,9 @@ def backward(
             sample, component, unit, column, value = graphs.chosen_edges()
             w = contiguous(weights, dtype)
             factor = w[component] if w.ndim == 1 else w[sample, unit, component]
-            d_features = graphs.combine_transposed(
-                batch, sample * units + column, unit, factor * value, dy, units
-            )
+            group, groups = (sample, batch) if shared else (sample * count + component, batch * count)
+            dx = graphs.combine_transposed(groups, group * units + column, unit, factor * value, dy)
+            d_features = dx.view(features.shape)
         return d_weights, d_features
 
 
@@ -189,8 +199,12 @@ def apply_backward(
         dz = contiguous(grad)
         sample, component, unit, column, value = graphs.chosen_edges()
         if shared:
-            group, source, groups, source_rows = sample, component * units + unit, batch, count * units
+            group, source, groups = sample, component * units + unit, batch
         else:
-            group, source, groups, source_rows = sample * count + component, unit, batch * count, units
-        dx = graphs.combine_transposed(groups, group * units + column, source, value, dz, source_rows)
+            group, source, groups = sample * count + component, unit, batch * count
+        rows = dz.view(groups, -1 if groups else 0, width)
+        dx = graphs.combine_transposed(groups, group * units + column, source, value, rows)
         return dx.view(batch, 1 if shared else count, units, width)
+
+
+forward, backward = layerwise(_mix, _mix_backward, apply_forward, apply_backward)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from glomo_kernels.graph_mix.products import layerwise
 from glomo_kernels.scores import compute_dtype
 
 
@@ -33,15 +34,17 @@ def _dense(size: int, index: Tensor, values: Tensor) -> Tensor:
     return torch.zeros(size, dtype=values.dtype, device=values.device).index_add_(0, index, values)
 
 
-def _mixture(row: Tensor, column: Tensor, value: Tensor, weights: Tensor) -> Tensor:
-    """M [T, T] from the edges of a sample and its weights [T, C]."""
-    units = len(weights)
+def _mixture(row: Tensor, column: Tensor, value: Tensor, weights: Tensor, shared: bool) -> Tensor:
+    """From the edges of a sample and its weights [T, C]: M [T, T], or its terms w_c P_c [C, T, T] if not `shared`."""
+    units, count = weights.shape
     component, unit = row // units, row % units
     weighted = value * weights[unit, component]
-    return _dense(units * units, unit * units + column, weighted).view(units, units)
+    if shared:
+        return _dense(units * units, unit * units + column, weighted).view(units, units)
+    return _dense(count * units * units, row * units + column, weighted).view(count, units, units)
 
 
-def forward(
+def _mix(
     offsets: Tensor,
     columns: Tensor,
     values: Tensor,
@@ -50,18 +53,20 @@ def forward(
     weights: Tensor,
     features: Tensor,
 ) -> Tensor:
-    """[B, T, D]: sum over the components first .. first + weights.shape[-1]."""
-    batch, units, _ = features.shape
-    count, dtype = weights.shape[-1], compute_dtype(features)
+    """[B, T, D]: sum over the components first .. first + weights.shape[-1]; features [B, T, D], or each component's
+    own, [B, count, T, D]."""
+    batch, units, width = features.shape[0], *features.shape[-2:]
+    count, dtype, shared = weights.shape[-1], compute_dtype(features), features.ndim == 3
     per_unit = weights.to(dtype).expand(batch, units, count)
-    result = features.new_empty(features.shape)
+    result = features.new_empty(batch, units, width)
     for b in range(batch):
         row, column, value = _edges(offsets, columns, values.to(dtype), b, components, first, count, units)
-        result[b] = _mixture(row, column, value, per_unit[b]) @ features[b].to(dtype)
+        terms = _mixture(row, column, value, per_unit[b], shared) @ features[b].to(dtype)
+        result[b] = terms if shared else terms.sum(0)
     return result
 
 
-def backward(
+def _mix_backward(
     grad: Tensor,
     offsets: Tensor,
     columns: Tensor,
@@ -73,9 +78,10 @@ def backward(
     want_weights: bool,
     want_features: bool,
 ) -> tuple[Tensor, Tensor]:
-    """dw_ic = sum_j P_c[i, j] (dy_i . H_j) and dH = M^T dy; an empty tensor for one that is not wanted."""
-    batch, units, _ = features.shape
-    count, dtype = weights.shape[-1], compute_dtype(features)
+    """dw_ic = sum_j P_c[i, j] (dy_i . H_j) and dH = M^T dy, or dH_c = (w_c P_c)^T dy of a component's own; an empty
+    tensor for one that is not wanted."""
+    batch, units = features.shape[0], features.shape[-2]
+    count, dtype, shared = weights.shape[-1], compute_dtype(features), features.ndim == 3
     per_unit = weights.to(dtype).expand(batch, units, count)
     d_per_unit = weights.new_empty((batch, units, count) if want_weights else (0,), dtype=dtype)
     d_features = features.new_empty(features.shape if want_features else (0,))
@@ -84,12 +90,13 @@ def backward(
         d_result = grad[b].to(dtype)
         if want_weights:
             component, unit = row // units, row % units
-            products = (d_result @ features[b].to(dtype).t())[unit, column]
+            products = d_result @ features[b].to(dtype).mT
+            products = products[unit, column] if shared else products[component, unit, column]
             d_per_unit[b] = _dense(units * count, unit * count + component, products * value).view(
                 units, count
             )
         if want_features:
-            d_features[b] = _mixture(row, column, value, per_unit[b]).t() @ d_result
+            d_features[b] = _mixture(row, column, value, per_unit[b], shared).mT @ d_result
     if want_weights and weights.ndim == 1:
         d_per_unit = d_per_unit.sum((0, 1))
     return d_per_unit.to(weights.dtype), d_features
@@ -129,3 +136,6 @@ def apply_backward(
         d_x = graphs.transpose(-1, -2) @ grad[b].to(dtype)
         result[b] = d_x.sum(0, keepdim=True) if shared else d_x
     return result
+
+
+forward, backward = layerwise(_mix, _mix_backward, apply_forward, apply_backward)
