@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -54,6 +55,21 @@ def _killed(_: int) -> None:
 def test_a_worker_that_is_killed_is_an_error() -> None:
     with pytest.raises(GlomoError, match=r"a worker process died .* fewer --workers"):
         list(ordered_map(_killed, range(20), 2))
+
+
+@pytest.mark.parametrize("more", [0, 7])  # too few to speak with workers; to start one
+def test_a_worker_that_cannot_be_started_is_an_error(more: int) -> None:
+    before, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = set(map(int, os.listdir("/proc/self/fd")))
+    free = [number for number in range(len(used) + more + 1) if number not in used]
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free[more], most))
+        with pytest.raises(
+            GlomoError, match=r"worker process cannot be started: Too many open files\. .*ulimit -n"
+        ):
+            list(ordered_map(len, ["a"], 2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
 
 
 MAPPER = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -12,7 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from glomo_dist.runtime.errors import GlomoError
+from glomo_dist.runtime.errors import GlomoError, describe
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -26,11 +27,14 @@ def ordered_map(function: Callable[[A], B], items: Iterable[A], workers: int) ->
         yield from map(function, items)
         return
     # Spawned, not forked: the parent may have threads (network, progress), whose locks a fork would copy.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _follow) as pool:
+    with _starting():
+        executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _follow)
+    with executor as pool:
         pending: deque[Future[B]] = deque()
         try:
             for item in items:
-                pending.append(pool.submit(function, item))
+                with _starting():
+                    pending.append(pool.submit(function, item))
                 if len(pending) >= _AHEAD * workers:
                     yield pending.popleft().result()
             while pending:
@@ -42,6 +46,17 @@ def ordered_map(function: Callable[[A], B], items: Iterable[A], workers: int) ->
         finally:
             for future in pending:
                 future.cancel()
+
+
+@contextlib.contextmanager
+def _starting() -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise GlomoError(
+            f"a worker process cannot be started: {describe(e)}. Allow more open files and processes (ulimit -n, "
+            "ulimit -u), or fewer --workers."
+        ) from e
 
 
 def _follow() -> None:
