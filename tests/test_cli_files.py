@@ -44,16 +44,21 @@ def without_privileges() -> Iterator[None]:
             os.seteuid(0)
 
 
-def test_unreadable_file(raw: Raw, capfd: Capture) -> None:
+def test_unreadable_file_and_folder(raw: Raw, capfd: Capture) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o777)
         file, out = folder / "secret.txt", folder / "shards"
         assert run(["prepare", "text", raw.text, "--out", folder / "warm"]) == 0  # so that all is imported
+        closed = folder / "texts" / "closed"
+        closed.mkdir(parents=True)
+        (folder / "texts" / "open.txt").write_text("words")
         file.write_text("words")
-        file.chmod(0)
+        for path in (file, closed):
+            path.chmod(0)
         with without_privileges():
             refused(["prepare", "text", file, "--out", out], capfd, file, "ermission")
+            refused(["prepare", "text", folder / "texts", "--out", out], capfd, closed, "ermission")
         nothing_at(out)
 
 

@@ -146,7 +146,7 @@ def _files_below(root: str) -> list[str]:
     seen: set[str] = set()
     starts = [root]
     for start in starts:  # grows by the links that are found
-        for folder, folders, names in os.walk(start):
+        for folder, folders, names in os.walk(start, onerror=_refuse):
             place = os.path.realpath(folder)
             if place in seen:
                 folders.clear()
@@ -157,6 +157,13 @@ def _files_below(root: str) -> list[str]:
             inner = (os.path.join(folder, name) for name in folders)
             starts += [path for path in inner if os.path.islink(path)]
     return found
+
+
+def _refuse(e: OSError) -> None:
+    """What `os.walk` would pass over: a part of the data would be missing without a word."""
+    raise DataError(
+        f"{e.filename} cannot be read: {describe(e)}. Allow it, or name the files and folders beside it one by one."
+    )
 
 
 def _named(source: str, path: str, filesystem: Any, suffixes: tuple[str, ...]) -> InputFile:
