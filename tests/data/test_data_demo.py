@@ -20,6 +20,7 @@ from glomo_dist.data.preparing.demo import (
     TASK_SIZES,
     Docstring,
     docstring_task_rows,
+    docstrings,
     topics,
     write_demo_corpus,
 )
@@ -92,6 +93,19 @@ def test_both_corpora_can_be_prepared(corpus: Path, tmp_path: Path) -> None:
         assert digits["images"].max() == 255 and set(digits["labels"]) == set(range(10))
     images = ShardIndex.read(prepare_images([str(corpus / "digits.npz")], tmp_path / "i", bits=4))
     assert (images.samples, images.vocab_size, images.tokens) == (1797, 16, 1797 * 64)
+
+
+def test_a_link_to_nothing_in_the_library_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slim images of a system have such: their packages keep configuration elsewhere."""
+    text = "Return the sum of what is given, as the person who calls it would have written it down. " * 2
+    (tmp_path / "sums.py").write_text(f'"""{text}"""')
+    (tmp_path / "site.py").symlink_to(tmp_path / "nowhere.py")
+    monkeypatch.setattr(
+        "sysconfig.get_paths", lambda: dict.fromkeys(("stdlib", "purelib", "platlib"), tmp_path)
+    )
+    assert [(d.module, d.file) for d in docstrings()] == [("sums", "sums.py")]
 
 
 def test_no_file_is_in_two_parts_of_the_task() -> None:

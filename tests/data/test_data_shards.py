@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 import tarfile
@@ -157,7 +159,12 @@ def test_missing_and_cut_index(make_shards: MakeShards, tmp_path: Path) -> None:
         ShardIndex.read(folder)
 
 
-def test_missing_cut_and_changed_shards_are_found_on_opening(make_shards: MakeShards) -> None:
+def test_missing_cut_and_changed_shards_are_found_on_opening(
+    make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(path: Path) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
     folder = make_shards(LENGTHS).folder
     shard = folder / "shard-00001.tar"
     content = bytearray(shard.read_bytes())
@@ -169,6 +176,12 @@ def test_missing_cut_and_changed_shards_are_found_on_opening(make_shards: MakeSh
         index.verify()
     with pytest.raises(ShardError, match=r"shard-00001\.tar: SHA-256 is"):
         ShardIndex.read(folder, verify=True)
+    with monkeypatch.context() as bad_disk:
+        bad_disk.setattr("glomo_dist.data.shards.index.sha256_file", unreadable)
+        with pytest.raises(
+            ShardError, match=r"^shard .*shard-00000\.tar cannot be read: Input/output error\. Copy"
+        ):
+            index.verify()
     shard.write_bytes(content[:-512])
     with pytest.raises(ShardError, match=rf"shard-00001\.tar has {len(content) - 512} bytes, the index says"):
         ShardIndex.read(folder)

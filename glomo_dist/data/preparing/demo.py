@@ -6,6 +6,7 @@ Source files are parsed, never imported. The same Python and packages give the s
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import importlib
 import inspect
@@ -117,7 +118,8 @@ def docstrings() -> Iterator[Docstring]:
                     seen.add(prose)
                     taken += 1
                     yield Docstring(prose, package, name)
-            source += path.stat().st_size
+            with contextlib.suppress(OSError):  # a link to nothing, whose docstrings are none
+                source += path.stat().st_size
             if taken >= _PACKAGE_DOCSTRINGS or source >= _PACKAGE_SOURCE:
                 break
 

@@ -124,7 +124,13 @@ class ShardIndex:
         """Raise ShardError if a shard's bytes are not those that were written (SHA-256 of every shard)."""
         for shard in self.shards:
             self._check_size(shard)
-            digest = sha256_file(self._local(shard))
+            try:
+                digest = sha256_file(self._local(shard))
+            except OSError as e:
+                raise ShardError(
+                    f"shard {self.folder / shard.name} cannot be read: {describe(e)}. Copy it again, or prepare the "
+                    "data again."
+                ) from e
             if digest != shard.sha256:
                 raise ShardError(
                     f"shard {self.folder / shard.name}: SHA-256 is {digest[:12]}…, the index says "
