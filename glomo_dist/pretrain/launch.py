@@ -27,7 +27,7 @@ from glomo_dist.runtime import errors, json_files, kernels, threads
 from glomo_dist.runtime.config import MOST_PROCESSES, to_dict, whole
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 from glomo_dist.runtime.fingerprint import COMMAND_VARIABLE, command_line
-from glomo_dist.runtime.processes import import_path, started_by_torchrun, usable_cores
+from glomo_dist.runtime.processes import same_imports, started_by_torchrun, usable_cores
 from glomo_dist.runtime.progress import say
 from glomo_dist.runtime.signals import ASKING
 
@@ -138,7 +138,7 @@ class Torchrun:
         environment = {"OMP_NUM_THREADS": str(max(1, usable_cores() // ranks)), **os.environ}
         threads.wait_briefly(environment)
         environment[COMMAND_VARIABLE] = command_line()
-        environment["PYTHONPATH"] = import_path()
+        environment.update(same_imports())
         environment["PET_SIGNALS_TO_HANDLE"] = _SIGNALS
         self._scratch = scratch
         self.asked = ""

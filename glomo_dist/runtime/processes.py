@@ -50,7 +50,13 @@ def _quota(group: Path) -> float:
 
 def import_path() -> str:
     """A PYTHONPATH by which a Python started here finds what this one finds, installed or not."""
-    return os.pathsep.join(path for path in sys.path if path)
+    return os.pathsep.join(path or os.getcwd() for path in sys.path)
+
+
+def same_imports() -> dict[str, str]:
+    """What to set in the environment of a Python started here so that it finds what this one finds, and nothing else:
+    with `-m` it would look into the current folder first, where a file of the user may be called random.py."""
+    return {"PYTHONPATH": import_path(), "PYTHONSAFEPATH": "1"}  # the latter from Python 3.11 on
 
 
 def started_by_torchrun() -> bool:

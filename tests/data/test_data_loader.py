@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +34,17 @@ def index(make_shards: MakeShards) -> ShardIndex:
 
 def stream(index: ShardIndex, **options: Any) -> Stream:
     return Stream(index, **{"window": 16, "seed": 5, "global_batch": 6, **options})
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python looks into the current folder first")
+def test_readers_import_nothing_from_the_current_folder(
+    index: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "random.py").write_text("raise SystemExit('a file of the user, called like one of Python')")
+    expected = rows(stream(index).batch(0))
+    monkeypatch.chdir(tmp_path)
+    with contextlib.closing(stream(index, reading=Reading(readers=1)).iterate()) as batches:
+        assert rows(next(batches)) == expected
 
 
 def rows(batch: Batch) -> list[tuple[int, list[int]]]:

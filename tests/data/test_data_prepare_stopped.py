@@ -72,6 +72,15 @@ def test_a_worker_that_cannot_be_started_is_an_error(more: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python looks into the current folder first")
+def test_workers_import_nothing_from_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "socket.py").write_text("raise SystemExit('a file of the user, called like one of Python')")
+    monkeypatch.chdir(tmp_path)
+    assert list(ordered_map(len, ["a", "bc"], 2)) == [1, 2]
+
+
 MAPPER = """
 import time
 from glomo_dist.data.preparing.parallel import ordered_map

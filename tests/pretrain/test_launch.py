@@ -297,4 +297,4 @@ def test_ranks_share_the_cores_unless_the_user_says_otherwise(
     with monkeypatch.context() as quiet:
         quiet.setattr(launch.signal, "signal", lambda *_: None)
         launch.Torchrun(2, 0, tmp_path, [])
-    assert told["OMP_NUM_THREADS"] == threads
+    assert (told["OMP_NUM_THREADS"], told["PYTHONSAFEPATH"]) == (threads, "1")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from glomo_dist.runtime import processes
-from glomo_dist.runtime.processes import cores_of_control_groups, import_path, usable_cores
+from glomo_dist.runtime.processes import cores_of_control_groups, import_path, same_imports, usable_cores
 
 
 def test_a_python_started_elsewhere_finds_what_this_one_found(tmp_path: Path, monkeypatch) -> None:
@@ -18,6 +18,20 @@ def test_a_python_started_elsewhere_finds_what_this_one_found(tmp_path: Path, mo
     environment = {**os.environ, "PYTHONPATH": import_path()}
     command = [sys.executable, "-c", "import found_here"]
     assert subprocess.run(command, env=environment, cwd="/", check=False).returncode == 0
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python looks into the current folder first")
+def test_a_python_started_here_finds_nothing_else(tmp_path: Path, monkeypatch) -> None:
+    """A file of the user may be called like a module of Python's own. Where this one looks there, so does that."""
+    (tmp_path / "random.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    command = [sys.executable, "-c", "import random; print(random.__file__)"]
+    for path, here in ((list(filter(None, sys.path)), False), (["", *sys.path], True)):
+        monkeypatch.setattr(sys, "path", path)
+        done = subprocess.run(
+            command, env={**os.environ, **same_imports()}, check=True, stdout=subprocess.PIPE
+        )
+        assert (done.stdout.decode().strip() == str(tmp_path / "random.py")) == here
 
 
 def test_cores_are_those_that_the_process_is_bound_to() -> None:

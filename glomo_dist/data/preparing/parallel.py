@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from glomo_dist.runtime.errors import GlomoError, describe
+from glomo_dist.runtime.processes import environment
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -50,8 +51,10 @@ def ordered_map(function: Callable[[A], B], items: Iterable[A], workers: int) ->
 
 @contextlib.contextmanager
 def _starting() -> Iterator[None]:
+    """In the block processes are started, which import nothing from the current folder (from Python 3.11 on)."""
     try:
-        yield
+        with environment(PYTHONSAFEPATH="1"):
+            yield
     except OSError as e:
         raise GlomoError(
             f"a worker process cannot be started: {describe(e)}. Allow more open files and processes (ulimit -n, "

@@ -29,7 +29,7 @@ from glomo_dist.data.shards.decode import Layout
 from glomo_dist.data.shards.index import ShardIndex
 from glomo_dist.data.shards.tarsamples import id_dtype
 from glomo_dist.runtime.errors import GlomoError, RankDied, describe
-from glomo_dist.runtime.processes import import_path
+from glomo_dist.runtime.processes import same_imports
 
 # A reader is no rank: what looks for ranks by these names must not find it, and it must not take itself for one.
 _OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -70,7 +70,7 @@ class ReaderProcess:
     def __init__(self, library: Library, index: ShardIndex) -> None:
         self._library, self._index = library, index
         environment = {name: value for name, value in os.environ.items() if name not in _OF_RANKS}
-        environment["PYTHONPATH"] = import_path()
+        environment.update(same_imports())
         try:
             ours, theirs = socket.socketpair()
             with theirs:
