@@ -113,9 +113,15 @@ def test_bad_parquet(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a", "b\0"]}), path)
     with pytest.raises(DataError, match=r"t\.parquet, row 1, column 'text': contains a zero byte"):
         texts(path)
+    pq.write_table(pa.table({"text": ["a"] * 1500 + [None]}), path)
+    with pytest.raises(DataError, match="row 1500, column 'text'"):
+        texts(path)
     raw = pa.array([b"a", b"b \xff"], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"text": raw}), path)
     with pytest.raises(DataError, match=r"t\.parquet, row 1, column 'text': not UTF-8 text.*at byte 3"):
+        texts(path)
+    pq.write_table(pa.table({"text": pa.concat_arrays([pa.array(["a"] * 1500), raw])}), path)
+    with pytest.raises(DataError, match="row 1501, column 'text': not UTF-8"):
         texts(path)
     pq.write_table(pa.table({"text": ["a"], "name of b": ["b"]}), path, store_schema=False)
     path.write_bytes(path.read_bytes().replace(b"name of b", b"name of \xff"))

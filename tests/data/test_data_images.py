@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from image_samples import COLOUR, GREY, RANDOM, encoded, pixels
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from glomo_dist.data.preparing import encoded as encoded_module
 from glomo_dist.data.preparing.images import pictures
@@ -70,6 +72,9 @@ def test_resizing_and_converting(tmp_path: Path) -> None:
     assert (image == np.asarray(grey.resize((3, 8), Image.Resampling.BICUBIC))).all()
     (image,) = pixels(tmp_path / "a.png", channels=1)
     assert (image == np.asarray(grey)).all()
+    (tmp_path / "b.png").write_bytes(encoded(GREY[0]))
+    (image,) = pixels(tmp_path / "b.png", channels=3)
+    assert (image == GREY[0][..., None].repeat(3, -1)).all()
     with pytest.raises(ConfigError, match="channels must be 1"):
         pixels(tmp_path / "a.png", channels=2)
     for size in ((10**11, 1), (10**4, 10**4)):
@@ -118,14 +123,19 @@ def test_a_warning_of_pillow_names_the_first_image(
     for name in ("a.jpg", "b.jpg"):
         exif = b"Exif\0\0II*\0\x08\0\0\0\x07\0\x12\x01"  # seven entries are promised
         Image.fromarray(COLOUR[0]).save(tmp_path / name, exif=exif)
-    assert len(list(pictures([str(tmp_path)]))) == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # as `python -W error` does
+        assert len(list(pictures([str(tmp_path)]))) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if line]
     assert len(said) == 1 and said[0].startswith(f"WARNING: {tmp_path / 'a.jpg'}: Corrupt EXIF data"), said
 
 
-@pytest.mark.parametrize("exif", [b"junk", b"Exif\0\0II*\0"])
-def test_a_damaged_note_of_the_camera_is_no_damaged_image(tmp_path: Path, exif: bytes) -> None:
-    Image.fromarray(COLOUR[0]).save(tmp_path / "a.png", exif=exif)
+@pytest.mark.parametrize("exif", [b"junk", b"Exif\0\0II*\0", None])
+def test_a_damaged_note_of_the_camera_is_no_damaged_image(tmp_path: Path, exif: bytes | None) -> None:
+    older = PngInfo()
+    older.add_text("Raw profile type exif", "\nexif\n4\nno hexadecimal digits")
+    form = {"exif": exif} if exif else {"pnginfo": older}
+    Image.fromarray(COLOUR[0]).save(tmp_path / "a.png", **form)
     (image,) = pixels(tmp_path / "a.png")
     assert (image == COLOUR[0]).all()
 
@@ -139,6 +149,8 @@ def test_npz_arrays(tmp_path: Path, images: np.ndarray) -> None:
     for dtype in (np.float32, np.float64):
         np.savez(tmp_path / "f.npz", images=(np.maximum(images - 0.4, 0) / 255).astype(dtype))
         assert (np.stack(pixels(tmp_path / "f.npz")).ravel() == images.ravel()).all()
+    np.savez(tmp_path / "f.npz", images=np.array([[[0.0, 1.0]]]))
+    assert [image.tolist() for image in pixels(tmp_path / "f.npz")] == [[[0, 255]]]
 
 
 def test_npz_whose_header_tells_of_fewer_images(tmp_path: Path) -> None:
@@ -188,6 +200,9 @@ def test_idx_files_and_their_labels(tmp_path: Path) -> None:
         pixels(short)
     short.write_bytes(idx(GREY) + b"x")
     with pytest.raises(DataError, match="short-ubyte goes on after the 5 images of 4 x 6"):
+        pixels(short)
+    short.write_bytes(idx(GREY)[:3])
+    with pytest.raises(DataError, match="short-ubyte is not an idx file"):
         pixels(short)
     short.write_bytes(b"<html>")
     with pytest.raises(DataError, match=r"not an idx file.*<htm"):
@@ -246,10 +261,14 @@ def test_bits_of_tiff(tmp_path: Path, planar: int) -> None:
 
 
 def test_bits_of_portable_pixmaps_and_of_bitmaps(tmp_path: Path) -> None:
-    for name, content in (("a.ppm", b"P6 1 1 65535\n" + bytes(6)), ("b.ppm", b"P3 1 1 1023\n1 2 3\n")):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(DataError, match=rf"{name}: pixels of more than 8 bits \(values to"):
-            pixels(tmp_path / name)
+    deep = (
+        (b"P6 1 1 65535\n" + bytes(6), "values to 65535"), (b"P3 1 1 1023\n1 2 3\n", "values to 1023"),
+        (b"P6 1 1 256\n" + bytes(6), "values to 256"), (b"Pf\n1 1\n-1.0\n" + bytes(4), "F"),
+    )  # fmt: skip
+    for content, kind in deep:
+        (tmp_path / "a.ppm").write_bytes(content)
+        with pytest.raises(DataError, match=rf"a\.ppm: pixels of more than 8 bits \({kind}\)"):
+            pixels(tmp_path / "a.ppm")
     (tmp_path / "c.ppm").write_bytes(b"P6 1 1 15\n\x0f\x00\x0f")
     (tmp_path / "d.ppm").write_bytes(b"P1 1 1 0\n")
     header = struct.pack("<IiiHHIIiiIIIII", 40, 1, 1, 1, 16, 3, 4, 0, 0, 0, 0, 0xF800, 0x7E0, 0x1F)

@@ -37,6 +37,7 @@ def changed(index: tuple[int, ...], value: float) -> np.ndarray:
         ({"images": BAD.astype(np.int64)}, "expected uint8, or floats from 0 to 1, got int64"),
         ({"images": BAD[0]}, r"expected shape \[n, H, W\].*got \[2, 2\]"),
         ({"images": np.zeros((2, 3, 3, 2), np.uint8)}, r"got \[2, 3, 3, 2\]"),
+        ({"images": np.zeros((2, 0, 3), np.uint8)}, r"got \[2, 0, 3\]"),
         ({"images": np.asfortranarray(BAD)}, "Fortran order"),
         ({"images": np.zeros((0, 2, 2), np.uint8)}, "has no image in it"),
         ({"pictures": BAD}, r"has the members \['pictures\.npy'\]; expected 'images\.npy'"),
@@ -108,6 +109,7 @@ def test_archives_that_zipfile_cannot_read(tmp_path: Path) -> None:
         (0xFFFFFFFF, 0xFFFFFFFF, "image 0: the file ends early, 1 images were promised"),
         (0x7FFFFFFF, 0x7FFFFFFF, "image 0: the file ends early"),
         (0, 5, "promises images of 0 x 5"),
+        (5, 0, "promises images of 5 x 0"),
     ],
 )
 def test_idx_files_that_promise_too_much(tmp_path: Path, height: int, width: int, message: str) -> None:

@@ -20,6 +20,8 @@ from glomo_dist.data import (
     read_sample,
     tokenize,
 )
+from glomo_dist.data.preparing.sources import Document
+from glomo_dist.data.preparing.spool import chunks
 from glomo_dist.runtime.errors import DataError, ShardError
 
 
@@ -50,10 +52,20 @@ def test_rare_words_become_unknown(corpus: str, tmp_path: Path) -> None:
     assert len(load_tokenizer(prepare_text([corpus], tmp_path / "o2", min_count=60)).words) < 12
 
 
-def test_the_result_does_not_depend_on_place_or_processes(corpus: str, tmp_path: Path) -> None:
+def test_the_result_does_not_depend_on_place_processes_or_memory(
+    corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = ShardIndex.read(prepare_text([corpus], tmp_path / "one"))
     two = ShardIndex.read(prepare_text([str(tmp_path / "c*.jsonl")], tmp_path / "two", workers=2))
-    assert one.fingerprint == two.fingerprint
+    monkeypatch.setattr("glomo_dist.data.preparing.spool._SPOOL_BLOCK", 100)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))  # it may be small: nothing goes there
+    three = ShardIndex.read(prepare_text([corpus], tmp_path / "three"))
+    assert one.fingerprint == two.fingerprint == three.fingerprint
+
+
+def test_documents_come_to_a_worker_in_groups_of_a_million_characters() -> None:
+    found = chunks(Document("a" * length, "", row) for row, length in enumerate([3 << 18] * 5 + [1 << 21, 1]))
+    assert [[document.row for document in chunk] for chunk in found] == [[0, 1], [2, 3], [4, 5], [6]]
 
 
 def test_a_given_tokenizer_is_used_as_it_is(corpus: str, tmp_path: Path) -> None:

@@ -217,3 +217,21 @@ def test_half_a_surrogate_pair_becomes_a_character(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(rb'{"text": "x \ud83d y \ud83d\ude00 \ude00 \ud7ff\ud800 \udfff\ue000"}')
     assert texts(path) == ["x � y 😀 � \ud7ff� �\ue000"]
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        b"{",
+        b"\xff",
+        b"[]",
+        b"[" * 100_000,
+        b'{"info": null}',
+        b'{"info": {"features": ["text"]}}',
+        b'{"info": {"features": {"text": {"_type": "ClassLabel", "names": {"a": "b"}}}}}',
+    ],
+)
+def test_metadata_of_parquet_that_name_no_classes_are_passed_over(tmp_path: Path, metadata: bytes) -> None:
+    table = pa.table({"text": ["one"]}).replace_schema_metadata({b"huggingface": metadata})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert texts(tmp_path / "a.parquet") == ["one"]
