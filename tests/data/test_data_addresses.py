@@ -135,3 +135,15 @@ def test_archives_may_have_files_of_one_name(tmp_path: Path, monkeypatch: pytest
     for source in ("zip://sub/a.txt::one.zip", "zip://sub::one.zip", "zip://sub/*::one.zip"):
         with pytest.raises(DataError, match=r"zip://sub/a\.txt::one\.zip is named twice"):
             texts("zip://::one.zip", source)
+
+
+def test_what_is_not_in_an_archive_whose_name_has_a_pattern(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an address with a token has: `zip://a.txt::https://host/all.zip?token=1`."""
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile("all?.zip", "w") as archive:
+        archive.writestr("sub/a.txt", "one")
+    assert texts("zip://s*/a.txt::all?.zip") == ["one"]
+    with pytest.raises(DataError, match=r"zip://a\.txt::all\?\.zip does not exist\. Check"):
+        texts("zip://a.txt::all?.zip")

@@ -96,7 +96,7 @@ def _expand(source: str, suffixes: tuple[str, ...], left_out: Counter[str]) -> l
         if filesystem.isdir(path):
             below = _files_below(path) if is_local(filesystem) else filesystem.find(path)
             paths, base = sorted(below), path.rstrip("/") + "/"
-        elif any(mark in source for mark in "*?["):
+        elif any(mark in path for mark in "*?["):
             # Not by isfile(), which over http says no whatever went wrong.
             found = insist(partial(filesystem.glob, path, detail=True), source)
             paths = sorted(p for p, info in found.items() if info["type"] == "file")
