@@ -190,6 +190,17 @@ def test_a_bad_shard_is_an_error_after_the_batches_before_it(index: ShardIndex, 
     assert not prefetch_threads()
 
 
+def test_a_cache_that_is_deleted_meanwhile_is_made_again(index: ShardIndex, tmp_path: Path) -> None:
+    """By somebody who clears ~/.cache, while a run of weeks reads from it."""
+    cache = tmp_path / "some" / "cache"
+    s = stream(index, reading=Reading(cache=str(cache)))
+    expected = [rows(stream(index).batch(step)) for step in range(6)]
+    with contextlib.closing(s.batches(range(6))) as batches:
+        for step, batch in enumerate(batches):
+            assert rows(batch) == expected[step]
+            shutil.rmtree(cache.parent)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

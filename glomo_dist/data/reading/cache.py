@@ -84,8 +84,11 @@ class ShardCache:
     def __init__(self, folder: Path, limit: int, patience: float) -> None:
         self.folder, self._limit, self._patience = folder, limit, patience
         with self.using():
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make_folder()
             (folder / ".lock").touch()
+
+    def _make_folder(self) -> None:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def open(
         self, key: str, dtype: np.dtype, units: int, make: Callable[[BinaryIO], bytes], release: Callable[[], bool],
@@ -109,6 +112,7 @@ class ShardCache:
         while True:
             if (found := self._present(path, dtype, units)) is not None:
                 return found
+            self._make_folder()  # somebody may have cleared ~/.cache
             with self._held(path.with_suffix(".lock"), until, f"to make {path}"):
                 if path.exists():
                     continue  # another process has made it meanwhile
