@@ -71,7 +71,7 @@ def test_bad_json_lines(tmp_path: Path, content: bytes, message: str) -> None:
 
 
 def test_bad_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match=r"none\.txt does not exist"):
+    with pytest.raises(DataError, match=rf"^{tmp_path}/none\.txt does not exist\. Check the name\.$"):
         texts(tmp_path / "none.txt")
     with pytest.raises(DataError, match=r"none\.txt does not exist"):  # one source, not nine of one letter
         list(documents(str(tmp_path / "none.txt")))

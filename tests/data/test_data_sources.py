@@ -140,6 +140,9 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     assert left_out == {
         ".json files": 2, ".bz2 files": 1, ".json.gz files": 1, "files without an ending": 1, WORDLESS: 2,
     }  # fmt: skip
+    by_pattern: Counter[str] = Counter()  # the folder itself is no file that is left out
+    assert list(documents([f"{tmp_path}/*"], split="line", left_out=by_pattern)) == found
+    assert by_pattern == {**left_out, ".json files": 1}
 
 
 def test_an_empty_file_is_left_out_unless_it_was_named_outright(tmp_path: Path) -> None:
@@ -172,13 +175,17 @@ def test_a_name_that_looks_like_something_else(tmp_path: Path, monkeypatch: pyte
 
 
 def test_folder_and_glob_are_searched_in_order_and_hidden_files_left_out(tmp_path: Path) -> None:
-    for name in ("b.txt", "sub/a.txt", "sub/c.jsonl.gz", ".hidden.txt", "note.pdf"):
+    hidden = (".hidden.txt", "sub/.hidden.txt", ".cache/d.txt")
+    for name in ("b.txt", "sub/a.txt", "sub/c.jsonl.gz", "note.pdf", *hidden):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(gzip.compress(LINES) if name.endswith(".gz") else name.encode())
     assert texts(tmp_path) == ["b.txt", "sub/a.txt", "one fish", "two é"]
     assert [d.source for d in documents([str(tmp_path)])][:2] == ["b.txt", "sub/a.txt"]
+    for source in (f"{tmp_path}//", f"{tmp_path}/s?b/*", f"{tmp_path}/[s]ub/a.txt", f"{tmp_path}/**"):
+        assert "sub/a.txt" in [d.source for d in documents([source])]
     assert texts(f"{tmp_path}/s*/*.txt") == ["sub/a.txt"]
+    assert texts(tmp_path / ".cache") == texts(f"{tmp_path}/.cache/*") == [".cache/d.txt"]
     with pytest.raises(DataError, match="named twice"):
         texts(tmp_path, tmp_path / "b.txt")
     (tmp_path / "sub" / "link.txt").symlink_to(tmp_path / "b.txt")

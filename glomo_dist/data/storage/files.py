@@ -104,7 +104,7 @@ def _expand(source: str, suffixes: tuple[str, ...], left_out: Counter[str]) -> l
         else:
             _require_regular(source, path, filesystem)
             raise DataError(f"{source} does not exist. Check the name.")
-    except (DataError, KeyboardInterrupt):
+    except DataError:
         raise
     except Exception as e:  # a file system driver may raise anything: bad scheme, credentials, network
         raise DataError(f"cannot look into {source}: {describe(e)}.") from e
