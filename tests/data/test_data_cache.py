@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
 import pytest
 from cache_jobs import use
 
 from glomo_dist.data.reading.cache import ShardCache
-from glomo_dist.runtime.errors import GlomoError
+from glomo_dist.runtime.errors import GlomoError, ShardError
 from glomo_dist.runtime.processes import import_path
 
 SIZE = 10_000
@@ -103,13 +109,46 @@ def test_one_makes_it_and_the_others_wait(tmp_path: Path, jobs: list[subprocess.
     assert sorted(said) == ["", "", "", "made a\n"] and not any(job.returncode for job in several)
 
 
+def test_what_another_has_made_meanwhile_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    making, waited_for = threading.Event(), threading.Event()
+    made = []
+
+    def make(file: BinaryIO) -> bytes:
+        made.append(file.name)
+        making.set()
+        assert waited_for.wait(20)
+        file.write(bytes(SIZE))
+        return hashlib.sha256(bytes(SIZE)).digest()
+
+    shards = cache(tmp_path, 2)
+    wanted = partial(shards.open, "a", np.dtype(np.uint8), SIZE, make, lambda: False, "shard a")
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(wanted)
+        assert making.wait(20)
+        monkeypatch.setattr("glomo_dist.data.reading.cache.time.sleep", lambda _: waited_for.set())
+        for held in (pool.submit(wanted), first):
+            held.result().close()
+    assert len(made) == 1
+
+
+def test_what_could_not_be_made_takes_no_room(tmp_path: Path) -> None:
+    def broken(file: BinaryIO) -> bytes:
+        raise ShardError("its SHA-256 is wrong")
+
+    with pytest.raises(ShardError, match="its SHA-256"):
+        cache(tmp_path, 2).open("a", np.dtype(np.uint8), SIZE, broken, lambda: False, "shard a")
+    assert not [path for path in tmp_path.iterdir() if path.suffix in (".ids", ".tmp")]
+
+
 def test_killed_while_making(tmp_path: Path, jobs: list[subprocess.Popen[str]]) -> None:
-    for key in ("a", "b"):
+    for key in ("a", "b", "b"):
         job = start(jobs, tmp_path, 4, key, "slow")
         assert job.stdout is not None and job.stdout.readline() == "making\n"
         job.send_signal(signal.SIGKILL)
         job.wait()
-    assert not kept(tmp_path) and len(list(tmp_path.glob("*.tmp"))) == 1, "b has removed what is left of a"
+    assert not kept(tmp_path) and len(list(tmp_path.glob("*.tmp"))) == 1, "b has removed what is left"
     use(cache(tmp_path, 2), "a", SIZE).close()  # finds room too: what the killed ones left does not count
     use(cache(tmp_path, 2), "c", SIZE).close()
     assert kept(tmp_path) == ["a", "c"] and not list(tmp_path.glob("*.tmp"))
