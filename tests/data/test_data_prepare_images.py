@@ -11,6 +11,7 @@ from glomo_dist.data import (
     ShardIndex,
     load_tokenizer,
     prepare_images,
+    read_metadata,
     read_sample,
 )
 from glomo_dist.runtime.errors import ConfigError, DataError
@@ -53,20 +54,21 @@ def test_images_go_in_and_come_out(tmp_path: Path) -> None:
     tokenizer = index.load_tokenizer()
     for i in range(9):
         assert (tokenizer.decode(read_sample(index, i)) == images[i]).all()
+        assert read_metadata(index, i) == {"source": "a.npz", "row": i}
     again = prepare_images([str(tmp_path / "a.npz")], tmp_path / "small", size=(2, 2), channels=1, bits=3)
     assert ShardIndex.read(again).lengths.tolist() == [4] * 9
     like = prepare_images([str(tmp_path / "a.npz")], tmp_path / "like", tokenizer=again, max_images=2)
     assert load_tokenizer(like) == load_tokenizer(again) and ShardIndex.read(like).samples == 2
 
 
-@pytest.mark.parametrize(("bits", "warned"), [(8, True), (5, False)])
+@pytest.mark.parametrize(("bits", "warned"), [(8, True), (6, True), (5, False)])
 def test_more_pixel_ids_than_a_softmax_can_learn(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], bits: int, warned: bool
 ) -> None:
     np.savez(tmp_path / "a.npz", images=np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3))
     prepare_images([str(tmp_path / "a.npz")], tmp_path / "out", bits=bits)
     said = capfd.readouterr().err
-    assert ("WARNING: 8 bits in 3 channels make 16,777,216 pixel ids." in said) == warned
+    assert (f"WARNING: {bits} bits in 3 channels make {1 << 3 * bits:,} pixel ids." in said) == warned
     assert ("(--bits 4), or grey images (--channels 1)" in said) == warned
 
 
