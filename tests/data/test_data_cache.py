@@ -149,9 +149,20 @@ def test_killed_while_making(tmp_path: Path, jobs: list[subprocess.Popen[str]]) 
         job.send_signal(signal.SIGKILL)
         job.wait()
     assert not kept(tmp_path) and len(list(tmp_path.glob("*.tmp"))) == 1, "b has removed what is left"
+    (tmp_path / "b.lock").unlink()
     use(cache(tmp_path, 2), "a", SIZE).close()  # finds room too: what the killed ones left does not count
     use(cache(tmp_path, 2), "c", SIZE).close()
     assert kept(tmp_path) == ["a", "c"] and not list(tmp_path.glob("*.tmp"))
+
+
+def test_what_is_being_made_stays_and_takes_its_room(
+    tmp_path: Path, jobs: list[subprocess.Popen[str]]
+) -> None:
+    job = start(jobs, tmp_path, 1, "a", "slow")
+    assert job.stdout is not None and job.stdout.readline() == "making\n"
+    with pytest.raises(GlomoError, match="does not fit"):
+        use(cache(tmp_path, 1, patience=0.1), "b", SIZE)
+    assert len(list(tmp_path.glob("a.*.tmp"))) == 1 and not kept(tmp_path)
 
 
 def test_a_process_that_hangs_is_not_waited_for_for_ever(
