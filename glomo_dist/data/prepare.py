@@ -43,7 +43,7 @@ MOST_WORDS = 1 << 31  # ids are int32 until they are written
 
 
 def prepare_text(
-    sources: Sequence[str],
+    sources: Iterable[str | Path],
     out: str | Path,
     *,
     vocab_size: int | None = None,
@@ -68,6 +68,7 @@ def prepare_text(
 
     Returns `out`. Raises DataError or ConfigError and leaves nothing behind if the input is not usable.
     """
+    sources = listed(sources)
     if not 0 <= valid_share < 1:
         raise ConfigError(f"valid_share must be from 0 to less than 1, got {valid_share}.")
     if max_documents is not None:
@@ -143,7 +144,7 @@ def _spool(
 
 
 def prepare_images(
-    sources: Sequence[str],
+    sources: Iterable[str | Path],
     out: str | Path,
     *,
     bits: int | None = None,
@@ -164,6 +165,7 @@ def prepare_images(
 
     Returns `out`. Raises DataError or ConfigError and leaves nothing behind if the input is not usable.
     """
+    sources = listed(sources)
     if max_images is not None:
         max_images = whole("max_images", max_images, 1)
     if tokenizer is not None and (bits, size, channels) != (None, None, None):
@@ -242,7 +244,7 @@ def _report(out: Path, parts: Sequence[str], units: str, left_out: Counter[str])
         progress.say("left out: " + ", ".join(f"{kind} ({count:,})" for kind, count in left_out.items()))
 
 
-def _nothing_usable(sources: Sequence[str], part: str, valid_share: float) -> str:
+def _nothing_usable(sources: Iterable[str | Path], part: str, valid_share: float) -> str:
     if part:
         return (
             f"no document of {_named(sources)} fell into the part {part!r} with valid_share {valid_share}. "
@@ -254,8 +256,8 @@ def _nothing_usable(sources: Sequence[str], part: str, valid_share: float) -> st
     )
 
 
-def _named(sources: Sequence[str]) -> str:
-    return ", ".join(str(source) for source in listed(sources))
+def _named(sources: Iterable[str | Path]) -> str:
+    return ", ".join(map(str, sources))
 
 
 def _tokenizer(path: str | Path, wanted: type[T], need: str) -> T:

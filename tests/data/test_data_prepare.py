@@ -117,7 +117,7 @@ def test_documents_without_a_word_are_left_out_and_zero_documents_refused(tmp_pa
     assert all_words(prepare_text([str(path)], tmp_path / "out")) == [["a", "word"]]
     path.write_text('{"text": "___"}\n')
     with pytest.raises(DataError, match=r"zero usable documents in .*a\.jsonl"):
-        prepare_text([str(path)], tmp_path / "none")
+        prepare_text(tmp_path.glob("a.*"), tmp_path / "none")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "a.txt").touch()
     for share in (0.0, 0.5):

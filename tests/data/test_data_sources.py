@@ -186,6 +186,7 @@ def test_folder_and_glob_are_searched_in_order_and_hidden_files_left_out(tmp_pat
         assert "sub/a.txt" in [d.source for d in documents([source])]
     assert texts(f"{tmp_path}/s*/*.txt") == ["sub/a.txt"]
     assert texts(tmp_path / ".cache") == texts(f"{tmp_path}/.cache/*") == [".cache/d.txt"]
+    assert [d.text for d in documents(tmp_path.glob("b.*"))] == ["b.txt"]  # which can be asked but once
     with pytest.raises(DataError, match="named twice"):
         texts(tmp_path, tmp_path / "b.txt")
     (tmp_path / "sub" / "link.txt").symlink_to(tmp_path / "b.txt")

@@ -8,8 +8,9 @@ import struct
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -39,7 +40,7 @@ class Picture:
 
 
 def pictures(
-    sources: Sequence[str],
+    sources: Iterable[str | Path],
     *,
     size: tuple[int, int] | None = None,
     channels: int | None = None,

@@ -6,8 +6,9 @@ import io
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from glomo_dist.data.storage.files import InputFile, find_files
@@ -50,7 +51,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def documents(
-    sources: Sequence[str],
+    sources: Iterable[str | Path],
     *,
     text_key: str = "text",
     split: Split = "file",

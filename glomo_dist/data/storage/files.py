@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,13 +38,13 @@ class InputFile:
     outright: bool
 
 
-def listed(sources: str | Path | Sequence[str | Path]) -> Sequence[str | Path]:
-    """One source, or folder, need not be a list."""
-    return [str(sources)] if isinstance(sources, str | Path) else sources
+def listed(sources: str | Path | Iterable[str | Path]) -> list[str | Path]:
+    """One source, or folder, need not be a list; several may be what can be asked but once, as of `Path.glob`."""
+    return [sources] if isinstance(sources, str | Path) else list(sources)
 
 
 def find_files(
-    sources: Sequence[str], suffixes: Iterable[str], left_out: Counter[str] | None = None
+    sources: Iterable[str | Path], suffixes: Iterable[str], left_out: Counter[str] | None = None
 ) -> list[InputFile]:
     """The files meant by `sources`: files, folders (searched recursively) and globs, in a stable order.
 
