@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from shard_samples import MakeShards
 
-from glomo_dist.data import Reading, ShardIndex, Stream, read_sample
+from glomo_dist.data import BadShard, Reading, ShardIndex, Stream, read_sample
 from glomo_dist.data.reading import gather
 from glomo_dist.data.reading.cache import Ids
 from glomo_dist.data.reading.gather import Gatherer, Request
@@ -24,6 +24,41 @@ from glomo_dist.runtime.errors import GlomoError, RankDied
 
 def stream(index: ShardIndex, **options: Any) -> Stream:
     return Stream(index, **{"window": 16, "seed": 5, "global_batch": 6, **options})
+
+
+def test_shards_of_one_shape_are_kept_apart_in_the_cache(tmp_path: Path) -> None:
+    """Of two with other ids each has its own; what is known of a shard, too, is that of its own index."""
+    reading = Reading(cache=str(tmp_path / "cache"))
+    samples = ([1, 2, 3], [3, 1]), ([2, 3, 1], [1, 3])
+    for number, (longer, shorter) in enumerate(samples):
+        writer = ShardFolder(tmp_path / str(number), WordTokenizer(("<unk>", *"abc")), 1 << 20)
+        for ids in (longer, shorter):
+            writer.add(np.array(ids), {})
+        writer.close()
+        batch = stream(ShardIndex.read(tmp_path / str(number)), reading=reading).batch(0)
+        assert set(map(tuple, batch.tokens.tolist())) == {tuple(longer), (*shorter, 0)}
+    index = tmp_path / "1" / "index.json"
+    index.write_text(index.read_text().replace('"lengths": [3, 2]', '"lengths": [2, 3]'))
+    with pytest.raises(BadShard, match=r"key 000000000\.npy: 3 units, the index says 2"):
+        stream(ShardIndex.read(tmp_path / "1"), reading=reading).batch(0)
+
+
+def test_a_large_shard_is_checked_in_pieces(
+    make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glomo_dist.data.shards.decode._PIECE", 5000)
+    index = make_shards([20] * 12, 1 << 20)
+    gatherer = Gatherer(stream(index).library, index.layout)
+    (ids,) = gatherer.gather(asking_for([[(0, 0, 240)]]))
+    gatherer.close()
+    assert ids.tolist() == np.concatenate([read_sample(index, i) for i in range(12)]).tolist()
+    shard, at = Path(str(index.folder)) / index.shards[0].name, int(index.offsets[10])
+    content = bytearray(shard.read_bytes())
+    content[at] ^= 1
+    shard.write_bytes(content)
+    unchecked = stream(index, reading=Reading(cache=str(tmp_path / "cache")))
+    with pytest.raises(BadShard, match=f"key 000000010: byte {at} is not a tar header"):
+        unchecked.batch(0)
 
 
 def asking_for(rows: list[list[tuple[int, int, int]]]) -> Request:
