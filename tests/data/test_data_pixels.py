@@ -20,6 +20,8 @@ def test_ids_are_levels_in_raster_order_first_channel_first() -> None:
     assert ids.tolist() == [0, 3 * 16, 3 * 4, 3]
     assert tokenizer.vocab_size == 64
     assert (tokenizer.decode(ids) == image).all()
+    levels = PixelTokenizer(1, 8, 1, 3).decode(np.arange(8))
+    assert levels.tolist() == [[0, 36, 73, 109, 146, 182, 219, 255]], "spread evenly"
     assert PixelTokenizer(1, 3, 1, 4).encode(np.array([[15, 16, 255]], np.uint8)).tolist() == [0, 1, 15]
 
 
@@ -63,6 +65,9 @@ def test_too_many_bits_are_refused() -> None:
 def test_sizes_that_could_not_be_read_again_are_refused() -> None:
     with pytest.raises(DataError, match="must be whole numbers, got 2, 2, 1, True"):
         PixelTokenizer(2, 2, 1, True)
+    for sizes in ((0, 2, 1), (2, 0, 1), (2, 2, 0)):
+        with pytest.raises(DataError, match=rf"must be positive, got {' x '.join(map(str, sizes))} channels"):
+            PixelTokenizer(*sizes)
 
 
 def test_json_round_trip_and_fingerprint() -> None:
