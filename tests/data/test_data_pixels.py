@@ -76,5 +76,5 @@ def test_json_round_trip_and_fingerprint() -> None:
     assert tokenizer_from_json(value) == tokenizer
     with pytest.raises(DataError, match="changed after it was written"):
         tokenizer_from_json(value | {"bits": 4})
-    with pytest.raises(DataError, match="whole numbers"):
-        tokenizer_from_json(value | {"bits": "4"})
+    with pytest.raises(DataError, match=r"^a\.json: .*whole numbers"):
+        tokenizer_from_json(value | {"bits": "4"}, "a.json")

@@ -74,6 +74,9 @@ def test_a_given_tokenizer_is_used_as_it_is(corpus: str, tmp_path: Path) -> None
     other.write_text("the whale ran")
     second = prepare_text([str(other)], tmp_path / "two", tokenizer=first / "tokenizer.json")
     assert load_tokenizer(second) == load_tokenizer(first)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model").symlink_to(first)
+    assert load_tokenizer(tmp_path / "run") == load_tokenizer(first)
     assert ShardIndex.read(second).tokenizer == ShardIndex.read(first).tokenizer
     assert all_words(second)[0][0] == "the" and all_words(second)[0][1] == "<unk>"
 
