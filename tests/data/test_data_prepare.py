@@ -63,6 +63,17 @@ def test_the_result_does_not_depend_on_place_processes_or_memory(
     assert one.fingerprint == two.fingerprint == three.fingerprint
 
 
+def test_the_same_ids_of_other_words_are_other_data(tmp_path: Path) -> None:
+    found = []
+    for text in ("one two", "a b"):
+        (tmp_path / "a.txt").write_text(text)
+        out = prepare_text([str(tmp_path / "a.txt")], tmp_path / text)
+        found.append(ShardIndex.read(out))
+        assert read_sample(found[-1], 0).tolist() == [1, 2]
+    assert found[0].shards[0].sha256 == found[1].shards[0].sha256
+    assert found[0].fingerprint != found[1].fingerprint
+
+
 def test_documents_come_to_a_worker_in_groups_of_a_million_characters() -> None:
     found = chunks(Document("a" * length, "", row) for row, length in enumerate([3 << 18] * 5 + [1 << 21, 1]))
     assert [[document.row for document in chunk] for chunk in found] == [[0, 1], [2, 3], [4, 5], [6]]

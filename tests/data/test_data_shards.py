@@ -85,14 +85,8 @@ def edit_index(folder: Path, change: Callable[[dict], object]) -> None:
 
 
 EMPTY = {
-    "name": "b.tar",
-    "bytes": 1024,
-    "sha256": "0" * 64,
-    "samples": 0,
-    "tokens": 0,
-    "offsets": [],
-    "lengths": [],
-}
+    "name": "b.tar", "bytes": 1024, "sha256": "0" * 64, "samples": 0, "tokens": 0, "offsets": [], "lengths": [],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -102,6 +96,7 @@ EMPTY = {
         (lambda v: v.update(format="x"), "not an index of shards"),
         (lambda v: v.pop("tokens"), "missing key 'tokens'"),
         (lambda v: v.update(samples=5), "totals and shards do not agree"),
+        (lambda v: v.update(tokens=5), "totals and shards do not agree"),
         (lambda v: v.update(shards=[]), "totals and shards do not agree"),
         (lambda v: v.update(shards=[], samples=0, tokens=0), "totals and shards do not agree"),
         (lambda v: v.update(shards=None), "damaged index"),
@@ -110,12 +105,16 @@ EMPTY = {
         (lambda v: v.update(samples=float(v["samples"])), "totals are not whole numbers"),
         (lambda v: v.update(tokens=float(v["tokens"])), "totals are not whole numbers"),
         (lambda v: v["shards"][0].update(name="../a.tar"), "not a plain file name"),
+        (lambda v: v["shards"][0].update(name="a.tar/../../b.tar"), "not a plain file name"),
         (lambda v: v["shards"][0].update(samples="3"), "damaged index"),
+        (lambda v: v["shards"][0].update(bytes=True), "sizes of shard-00000.tar are not whole numbers"),
+        (lambda v: v["shards"][0]["lengths"].__setitem__(slice(2), [-1, 5]), r"of shard-00000\.tar do not"),
+        (lambda v: v.update(vocab_size=0), "vocab_size is 0"),
+        (lambda v: v.update(vocab_size=2**32 + 1), "vocab_size is 4294967297"),
         (lambda v: v["shards"][0]["offsets"].reverse(), r"of shard-00000\.tar do not agree"),
-        (
-            lambda v: v["shards"][0]["lengths"].append(v["shards"][0]["lengths"].pop() + 1),
-            r"of shard-00000\.tar do",
-        ),
+        (lambda v: v["shards"][0]["lengths"].__setitem__(0, 4), r"of shard-00000\.tar do not agree"),
+        (lambda v: v["shards"][0]["offsets"].__setitem__(0, 512), r"of shard-00000\.tar do not agree"),
+        (lambda v: v["shards"][0]["offsets"].__setitem__(1, 700), r"of shard-00000\.tar do not agree"),
         (lambda v: v["shards"][0]["lengths"].pop(), r"of shard-00000\.tar do not agree"),
         (lambda v: v["shards"][0].update(sha256="0" * 64), "the fingerprint does not belong"),
     ],
@@ -182,9 +181,10 @@ def test_missing_cut_and_changed_shards_are_found_on_opening(
             ShardError, match=r"^shard .*shard-00000\.tar cannot be read: Input/output error\. Copy"
         ):
             index.verify()
-    shard.write_bytes(content[:-512])
-    with pytest.raises(ShardError, match=rf"shard-00001\.tar has {len(content) - 512} bytes, the index says"):
-        ShardIndex.read(folder)
+    for other in (content + bytes(512), content[:-512]):
+        shard.write_bytes(other)
+        with pytest.raises(ShardError, match=rf"shard-00001\.tar has {len(other)} bytes, the index says"):
+            ShardIndex.read(folder)
     shard.unlink()
     with pytest.raises(ShardError, match=r"^shard .*shard-00001\.tar is missing"):
         ShardIndex.read(folder)

@@ -202,7 +202,7 @@ def _parse(value: Any, where: str) -> dict[str, Any]:
                 raise ValueError(f"shard name {shard.name!r} is not a plain file name")
             if not isinstance(shard.sha256, str) or not re.fullmatch("[0-9a-f]{64}", shard.sha256):
                 raise ValueError(f"sha256 of {shard.name} is {shard.sha256!r}")
-            if any(type(n) is not int or n < 0 for n in (shard.bytes, shard.samples, shard.tokens)):
+            if any(type(n) is not int for n in (shard.bytes, shard.samples, shard.tokens)):
                 raise ValueError(f"sizes of {shard.name} are not whole numbers")
             shards.append(shard)
             first += shard.samples
