@@ -86,6 +86,8 @@ class EvaluationPlan:
                         f"plan: {name} names {task!r}, which is not among its tasks.{suggest(task, tasks)}"
                     )
         for arm, graphs in self.arms.items():
+            if not arm.strip():  # it would be a row of the report that says nothing
+                raise ConfigError(f"plan: an arm of {graphs!r} has no name. Give it one.")
             if arm != graphs and not (needs_graphs(arm) and needs_graphs(graphs)):
                 raise ConfigError(
                     f"plan: arm {arm!r} is {graphs!r}. The arms without graphs are written 'none: none', "

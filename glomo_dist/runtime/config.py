@@ -96,17 +96,18 @@ def whole(name: str, value: Any, least: int, most: int = MOST, why: str = "") ->
     return int(value)
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def _convert(hint: Any, value: Any, where: str, none: str = "") -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
         errors = []
+        none = " or none" if type(None) in arguments else ""
         for option in arguments:
             if option is type(None):
                 continue
             try:
-                return _convert(option, value, where)
+                return _convert(option, value, where, none)
             except ConfigError as e:
                 errors.append(str(e))
         raise ConfigError(errors[0])
@@ -145,13 +146,15 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if hint is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return int(value)
     if hint in (int, float, str, bool) and (type(value) is not hint):
-        raise ConfigError(f"{where} must be {hint.__name__}, got {value!r}.{_spelling(hint, value)}")
+        raise ConfigError(
+            f"{where} must be {hint.__name__}{none}, got {value!r}.{_spelling(hint, value, none)}"
+        )
     return value
 
 
-def _spelling(hint: type, value: Any) -> str:
-    """YAML takes 1e-3 for text."""
+def _spelling(hint: type, value: Any, none: str) -> str:
+    """YAML takes 1e-3 for text, and the words that flags have for none."""
     if hint is float and isinstance(value, str):
         with contextlib.suppress(ValueError):
             return f" Write {float(value)!r}, without quotes, and an exponent as in 1.0e-3."
-    return ""
+    return " None is null in a file." if none and isinstance(value, str) else ""

@@ -56,6 +56,14 @@ def test_what_an_evaluation_left_is_its_plan(tmp_path):
             r"features has an entry twice: hf:enc, hf:enc@-1",
         ),
         ("tasks: [digits]\narms: {none: uniform}", r"arm 'none' is 'uniform'"),
+        (
+            "tasks: [digits]\narms: {'': graphs/pretrained}",
+            r"plan: an arm of 'graphs/pretrained' has no name\.",
+        ),
+        (
+            "tasks: [digits]\narms: {' ': graphs/pretrained}",
+            r"plan: an arm of 'graphs/pretrained' has no name\.",
+        ),
         ("tasks: [digits]\narms: {mine: window3}", r"arm 'mine' is 'window3'"),
         ("tasks: [digits]\narms: {window3: window4}", r"arm 'window3' is 'window4'"),
         ("tasks: [digits]\narms: {window3: graphs/x}", r"arm 'window3' is 'graphs/x'"),
@@ -87,7 +95,10 @@ def test_what_an_evaluation_left_is_its_plan(tmp_path):
             "tasks: [digits]\narms: {none: none}\ntask_settings: {digits: [epochs]}",
             r"task_settings.digits must",
         ),
-        ("tasks: [digits]\narms: {none: none}\nsources: {digits: 5}", r"sources.digits must be str, got 5"),
+        (
+            "tasks: [digits]\narms: {none: none}\nsources: {digits: 5}",
+            r"sources.digits must be str or none, got 5",
+        ),
         ("tasks: [digits]\narms: {none: none}\n1: 2", r"unknown key 1"),
         ("tasks: [digits]\narms: {none: none}\nsettings: {1: 2}", r"settings: the name 1 is not text"),
         (

@@ -182,7 +182,7 @@ def test_numbers_that_no_store_could_be_made_of(tmp_path):
     model, tokenizer = predictor()
     for numbers, named in (
         ({"keep": 0}, "keep must be at least 1 or none, got 0"),
-        ({"keep": 2.5}, "keep must be int, got 2.5"),
+        ({"keep": 2.5}, "keep must be int or none, got 2.5"),
         ({"batch_units": 0}, "batch_units must be at least 1, got 0"),
     ):
         with pytest.raises(ConfigError, match=f"^export: {named}"):

@@ -92,6 +92,11 @@ def test_what_they_do_not_is_an_error(name: str, value: Any, message: str) -> No
         (lambda: FinetuneJob("sst2", reader="bagg"), "job: reader must be one of gru, lstm, bag, got 'bagg'"),  # type: ignore[arg-type]
         (lambda: FinetuneJob("sst2", epochs=1.5), "job: epochs must be int, got 1.5"),  # type: ignore[arg-type]
         (lambda: EvaluationPlan("sst2", {"none": "none"}), "plan: tasks must be a list, got 'sst2'"),  # type: ignore[arg-type]
+        # in the file of a plan, where the word on the command line is `all`
+        (
+            lambda: EvaluationPlan(("sst2",), {"none": "none"}, train_sizes=("all",)),  # type: ignore[arg-type]
+            r"plan: train_sizes must be int or none, got 'all'\. None is null in a file\.",
+        ),
         (lambda: Fusion("concta", 3, 2), "fusion must be one of concat, gate, got 'concta'"),  # type: ignore[arg-type]
     ],
 )

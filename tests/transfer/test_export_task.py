@@ -64,18 +64,18 @@ def test_random_predictors_are_other_predictors(tmp_path):
 @pytest.mark.parametrize(
     ("numbers", "named"),
     [
-        ({"random_seed": 1.5}, "random_seed must be int, got 1.5"),
+        ({"random_seed": 1.5}, "random_seed must be int or none, got 1.5"),
         (
             {"random_seed": 2**64},
             r"random_seed must be from -2\*\*63 to 2\*\*64 - 1, got 18446744073709551616",
         ),
         ({"random_seed": -(2**63) - 1}, "random_seed must be from"),
-        ({"keep": 2.5}, "keep must be int, got 2.5"),
+        ({"keep": 2.5}, "keep must be int or none, got 2.5"),
         ({"keep": 0}, "keep must be at least 1 or none, got 0"),
         ({"max_units": 1.5}, "max_units must be int"),
         ({"max_units": 0}, "max_units must be at least 1"),
         ({"max_examples": 0}, "max_examples must be at least 1"),
-        ({"max_examples": "8"}, "max_examples must be int, got '8'"),
+        ({"max_examples": "8"}, "max_examples must be int or none, got '8'"),
         ({"batch_units": 0}, "batch_units must be at least 1, got 0"),
     ],
 )
