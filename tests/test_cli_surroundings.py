@@ -163,6 +163,19 @@ def test_of_recipes_the_last_counts_everywhere(flags: list[str], monkeypatch: py
     assert recipe_of(flags, "tiny") == "base" and ran == [pretrain.recipes.get("base")]
 
 
+def test_in_a_folder_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (gone := tmp_path / "scratch").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["prepare", "text", "corpus.txt", "--out", "shards"]) == 2
+    assert capsys.readouterr().err == (
+        "glomo: the current folder cannot be found any more (No such file or directory). "
+        "Change to one that is there.\n"
+    )
+
+
 def test_file_names_that_are_not_utf8(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.txt")
     (tmp_path / name).write_text("some words")

@@ -84,6 +84,12 @@ def _run(arguments: list[str]) -> int:
         for word in arguments:
             if "\0" in word:  # from a program that calls `main`
                 raise ConfigError(f"{name}: {word!r} has a NUL character, which no name or path can have.")
+        try:
+            os.getcwd()
+        except OSError as e:  # on which imports and paths would fail, each in its own way
+            raise ConfigError(
+                f"the current folder cannot be found any more ({describe(e)}). Change to one that is there."
+            ) from None
         with collector.importing():
             command = importlib.import_module(f"glomo_dist.cli.{name}")
         command.main(arguments[1:])
