@@ -63,7 +63,8 @@ def prepare_text(
     tokenizer: a `tokenizer.json` (or folder with one) to use instead of counting words.
     valid_share: this share of the documents, chosen by a hash of their text (so copies stay together), goes to
         `out`/valid, the rest to `out`/train; only the rest is counted. 0: all of it goes to `out` itself.
-    workers: processes that cut text into words; the result is the same for any number.
+    workers: processes that cut text into words; the result is the same for any number. They are spawned, so a program
+        of your own calls this below `if __name__ == "__main__":` where there are several.
     beside: further files to put into `out`, by name.
 
     Returns `out`. Raises DataError or ConfigError and leaves nothing behind if the input is not usable.
