@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
-from glomo_dist.runtime.config import check_least
+from glomo_dist.runtime.config import MOST_THREADS, check_least
 from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError
 from glomo_dist.runtime.files import remove_leftovers, write_bytes, writing
 from glomo_dist.runtime.fingerprint import code_version
@@ -58,7 +58,7 @@ class Job:
     time_limit_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        check_least(self, f"job {self.id}: ", 1, "cores")
+        check_least(self, f"job {self.id}: ", 1, "cores", most=MOST_THREADS)
         if not 0 <= self.gpus <= 1:
             raise ConfigError(
                 f"job {self.id}: gpus must be in [0, 1]: a job computes on one at most, got {self.gpus}."

@@ -22,6 +22,7 @@ _hints: Callable[[type], dict[str, Any]] = functools.cache(lambda cls: typing.ge
 MOST = 10**15  # of what a setting counts: a sum of two fits 64 bits, and a product of some is a float
 LARGEST = 1e38  # of what goes into a weight: they are float32, and torch has no better word for more
 MOST_PROCESSES = 1024  # that are started on a machine at once
+MOST_THREADS = 4096  # of one process; for many more OpenMP finds no memory, and ends the program
 
 
 def to_dict(config: Any) -> dict[str, Any]:

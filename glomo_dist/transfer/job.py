@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from glomo_dist.runtime.config import check_fields, check_least, check_positive
+from glomo_dist.runtime.config import MOST_THREADS, check_fields, check_least, check_positive
 from glomo_dist.runtime.devices import Device
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.transfer.features.spec import FeatureSpec
@@ -128,7 +128,8 @@ class FinetuneJob(FinetuneSettings):
                 f"job: task {self.task!r} is the path of a file; task must be the name in its TASK, "
                 "and task_file the path."
             )
-        check_least(self, "job: ", 1, "train_size", "threads")
+        check_least(self, "job: ", 1, "train_size")
+        check_least(self, "job: ", 1, "threads", most=MOST_THREADS)
         FeatureSpec.parse(self.features)
         if self.needs_graphs and self.graphs is None:
             raise ConfigError(

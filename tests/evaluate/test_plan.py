@@ -246,6 +246,9 @@ def test_settings_of_the_wrong_kind_are_named(tmp_path):
         plan_jobs(dataclasses.replace(plan, settings={}, task_settings={"digits": {"epochs": "two"}}))
     with pytest.raises(ConfigError, match="cores must be at least 1, got 0"):
         plan_jobs(dataclasses.replace(plan, settings={}, cores=0))
+    # the threads' own library would end the program without a word of ours
+    with pytest.raises(ConfigError, match="cores must be at most 4,096, got 1000000000"):
+        plan_jobs(dataclasses.replace(plan, settings={}, cores=10**9))
     with pytest.raises(ConfigError, match="epochs must be at least 1"):
         plan_jobs(dataclasses.replace(plan, settings={"epochs": 0}))
     with pytest.raises(ConfigError, match="lr must be positive and finite, got inf"):

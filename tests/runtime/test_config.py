@@ -91,6 +91,7 @@ def test_what_they_do_not_is_an_error(name: str, value: Any, message: str) -> No
         (lambda: PretrainConfig(GlomoConfig(9), betas=(0.9,)), r"betas must be a list of 2, got \[0.9\]"),  # type: ignore[arg-type]
         (lambda: FinetuneJob("sst2", reader="bagg"), "job: reader must be one of gru, lstm, bag, got 'bagg'"),  # type: ignore[arg-type]
         (lambda: FinetuneJob("sst2", epochs=1.5), "job: epochs must be int, got 1.5"),  # type: ignore[arg-type]
+        (lambda: FinetuneJob("sst2", threads=4097), "job: threads must be at most 4,096, got 4097"),
         (lambda: EvaluationPlan("sst2", {"none": "none"}), "plan: tasks must be a list, got 'sst2'"),  # type: ignore[arg-type]
         # in the file of a plan, where the word on the command line is `all`
         (
