@@ -106,7 +106,8 @@ def test_metrics_of_numpy_are_written(sample, monkeypatch, tmp_path):
             ({name: 0}, f"job: {name} must be at least 1 or none")
             for name in ("max_examples", "max_units", "keep")
         ),
-        ({"features": "learned:0"}, "a width of at least 1"),
+        ({"features": "learned:0"}, "a width from 1 to 999,999,999"),
+        ({"features": "learned:1000000000"}, "a width from 1 to 999,999,999"),
         ({"lr": 0.0}, "lr"),
         ({"lr": float("inf")}, "lr must be positive and finite, got inf"),
         ({"mixture_lr_factor": 0.0}, "mixture_lr_factor"),

@@ -51,7 +51,7 @@ class FeatureSpec:
         if kind == "learned" and (colon or not rest):
             if colon and (not _WIDTH.fullmatch(rest) or int(rest) < 1):
                 raise ConfigError(
-                    f"features {spec!r}: expected learned or learned:WIDTH with a width of at least 1."
+                    f"features {spec!r}: expected learned or learned:WIDTH with a width from 1 to 999,999,999."
                 )
             return cls("learned", recurrent, int(rest) if colon else None)
         if kind == "hf" and colon:
