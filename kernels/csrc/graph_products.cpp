@@ -31,14 +31,19 @@ Graphs<T> part(const LayeredMix<T>& problem, std::int64_t sample, std::int64_t f
   return graphs;
 }
 
+// Of a sample's weights: one for all units where each has not its own.
+template <class T>
+std::int64_t rows(const LayeredMix<T>& problem) {
+  return problem.per_unit ? problem.graphs.units : 1;
+}
+
 // out [rows][layers first .. last][heads]: the weights of a sample for these terms.
 template <class T>
 const T* weights_of(const LayeredMix<T>& problem, std::int64_t sample, std::int64_t first, std::int64_t last, Term term,
                     T* out) {
-  const std::int64_t rows = problem.per_unit ? problem.graphs.units : 1;
-  const T* weights = problem.weights + (problem.per_unit ? sample * rows * problem.terms() : 0);
+  const T* weights = problem.weights + (problem.per_unit ? sample * rows(problem) * problem.terms() : 0);
   T* to = out;
-  for (std::int64_t i = 0; i < rows; ++i) {
+  for (std::int64_t i = 0; i < rows(problem); ++i) {
     for (std::int64_t layer = first; layer < last; ++layer, to += problem.heads) {
       std::copy_n(weights + i * problem.terms() + place(problem, layer, term), problem.heads, to);
     }
@@ -98,7 +103,7 @@ void mix_products(const LayeredMix<T>& problem, const T* features, T* result, in
   const std::int64_t of_sample = problem.graphs.units * problem.width;
   for_each_sample(problem, threads, [&] {
     return [&, either = Buffer<T>(size(problem), false), other = Buffer<T>(size(problem), false),
-            weights = Buffer<T>(problem.graphs.units * problem.graphs.components, false),
+            weights = Buffer<T>(rows(problem) * problem.graphs.components, false),
             sum = Buffer<T>(of_sample, false)](std::int64_t b, int crew) {
       const T* x = features + b * of_sample;
       T* out = result + b * of_sample;
@@ -139,7 +144,7 @@ void mix_products_backward_features(const LayeredMix<T>& problem, const T* grad,
   const std::int64_t units = problem.graphs.units, of_sample = units * problem.width;
   for_each_sample(problem, threads, [&] {
     return [&, above = Buffer<T>(size(problem), false), through = Buffer<T>(size(problem), false),
-            weights = Buffer<T>(units * problem.graphs.components, false)](std::int64_t b, int crew) {
+            weights = Buffer<T>(rows(problem) * problem.graphs.components, false)](std::int64_t b, int crew) {
       const T* dy = grad + b * of_sample;
       T* out = d_features + b * of_sample;
       const std::int64_t layers = problem.layers();

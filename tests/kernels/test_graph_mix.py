@@ -91,6 +91,23 @@ def test_features_without_width(backend, heads, density):
     assert out.shape == d_h.shape == h.shape and (d_w == 0).all()
 
 
+@pytest.mark.parametrize("per_unit", [True, False])
+@pytest.mark.parametrize("heads", [None, 50])
+@pytest.mark.parametrize("batch,units", [(0, 3), (2, 0)])
+def test_no_samples_and_no_units(backend, batch, units, heads, per_unit):
+    """With many components, since one weight for all is there without a unit, too."""
+    graph = sparse(torch.zeros(batch, 150, units, units))
+    shape = (150,) if heads is None else (250,)
+    w, h = leaves(
+        torch.ones(batch, units, *shape) if per_unit else torch.ones(shape),
+        torch.ones(batch, units, 3),
+        dtype=torch.float32,
+    )
+    out = graph_mix(graph, w, h, heads=heads)
+    d_w, d_h = gradients(out, [w, h])
+    assert out.shape == d_h.shape == h.shape and d_w.shape == w.shape and (d_w == 0).all()
+
+
 @pytest.mark.parametrize("heads", [None, 2])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_weights_in_another_dtype_than_the_features(backend, dtype, heads):
