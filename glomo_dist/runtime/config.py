@@ -158,4 +158,4 @@ def _spelling(hint: type, value: Any, none: str) -> str:
     if hint is float and isinstance(value, str):
         with contextlib.suppress(ValueError):
             return f" Write {float(value)!r}, without quotes, and an exponent as in 1.0e-3."
-    return " None is null in a file." if none and isinstance(value, str) else ""
+    return " None is null in a file." if none and value in ("all", "none") else ""

@@ -211,24 +211,25 @@ PYBIND11_MODULE(_cpu, m) {
            }),
            py::kw_only(), py::arg("is_double"), py::arg("offsets"), py::arg("columns"), py::arg("values"),
            py::arg("batch"), py::arg("components"), py::arg("units"), py::arg("first"), py::arg("count"));
-  m.def("apply", [](const GraphArguments& g, Address x, bool shared, Size width, Address result, int threads) {
+  m.def("apply", [](const GraphArguments& g, Address x, Size width, Address result, int threads) {
     with_type(g.is_double, [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
-      glomo::apply<T>(g.as<T>(), at<const T>(x), shared, width, at<T>(result), threads);
+      glomo::apply<T>(g.as<T>(), at<const T>(x), false, width, at<T>(result), threads);
     });
   });
-  m.def("apply_backward", [](const GraphArguments& g, Address grad, bool shared, Size width, Address dx,
-                             int threads) {
+  m.def("apply_backward", [](const GraphArguments& g, Address grad, Size width, Address dx, int threads) {
     with_type(g.is_double, [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
-      glomo::apply_backward<T>(g.as<T>(), at<const T>(grad), shared, width, at<T>(dx), threads);
+      glomo::apply_backward<T>(g.as<T>(), at<const T>(grad), false, width, at<T>(dx), threads);
     });
   });
 
   py::class_<LayeredArguments>(m, "LayeredMix")
       .def(py::init([](const GraphArguments& graphs, Size heads, Address weights, bool per_unit, Size width) {
-        return LayeredArguments{graphs, heads, weights, per_unit, width};
-      }));
+             return LayeredArguments{graphs, heads, weights, per_unit, width};
+           }),
+           py::kw_only(), py::arg("graphs"), py::arg("heads"), py::arg("weights"), py::arg("per_unit"),
+           py::arg("width"));
   m.def("mix", [](const LayeredArguments& p, Address features, Address result, int threads) {
     with_type(p.graphs.is_double, [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
@@ -236,7 +237,7 @@ PYBIND11_MODULE(_cpu, m) {
     });
   });
   m.def("mix_backward", [](const LayeredArguments& p, Address grad, Address features, Address d_weights,
-                                    Address d_features, int threads) {
+                           Address d_features, int threads) {
     with_type(p.graphs.is_double, [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
       const auto problem = p.as<T>();

@@ -116,7 +116,9 @@ void mix(const Graphs<T>& graphs, const T* weights, bool per_unit, const T* feat
 template <class T>
 void mix_backward_weights(const Graphs<T>& graphs, const T* grad, const T* features, bool shared, std::int64_t width,
                           T* d_weights, int threads) {
-  if (shared && nearly_dense(graphs)) return mix_dense_backward_weights(graphs, grad, features, width, d_weights, threads);
+  if (shared && nearly_dense(graphs)) {
+    return mix_dense_backward_weights(graphs, grad, features, width, d_weights, threads);
+  }
   const std::int64_t units = graphs.units;
   for_each_block(graphs.batch, units, threads, [&] {
     return [&](std::int64_t b, std::int64_t first, std::int64_t last) {

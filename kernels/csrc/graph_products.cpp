@@ -110,11 +110,12 @@ void mix_products(const LayeredMix<T>& problem, const T* features, T* result, in
       const std::int64_t layers = problem.layers();
       mix(part(problem, b, 0, layers), weights_of(problem, b, 0, layers, Term::component, weights.get()),
           problem.per_unit, x, true, problem.width, out, crew);
-      up(problem, b, x, either.get(), other.get(), crew, [&](std::int64_t layer, const Graphs<T>& graphs, const T* own) {
+      const auto add = [&](std::int64_t layer, const Graphs<T>& graphs, const T* own) {
         const T* w = weights_of(problem, b, layer, layer + 1, Term::product, weights.get());
         mix(graphs, w, problem.per_unit, own, false, problem.width, sum.get(), crew);
         simd<T>().add_scaled(T(1), sum.get(), of_sample, out);
-      });
+      };
+      up(problem, b, x, either.get(), other.get(), crew, add);
     };
   });
 }
@@ -131,10 +132,11 @@ void mix_products_backward_weights(const LayeredMix<T>& problem, const T* grad, 
       const std::int64_t layers = problem.layers();
       mix_backward_weights(part(problem, b, 0, layers), dy, x, true, problem.width, found.get(), crew);
       put(problem, found.get(), 0, layers, Term::component, out);
-      up(problem, b, x, either.get(), other.get(), crew, [&](std::int64_t layer, const Graphs<T>& graphs, const T* own) {
+      const auto find = [&](std::int64_t layer, const Graphs<T>& graphs, const T* own) {
         mix_backward_weights(graphs, dy, own, false, problem.width, found.get(), crew);
         put(problem, found.get(), layer, layer + 1, Term::product, out);
-      });
+      };
+      up(problem, b, x, either.get(), other.get(), crew, find);
     };
   });
 }

@@ -9,7 +9,7 @@ namespace glomo {
 template <class T>
 bool nearly_dense(const Graphs<T>& graphs);
 
-// As mix, mix_backward_weights and mix_backward_features of kernels.h.
+// As mix, mix_backward_weights and mix_backward_features of kernels.h, with shared features.
 template <class T>
 void mix_dense(const Graphs<T>& graphs, const T* weights, bool per_unit, const T* features, std::int64_t width,
                T* result, int threads);

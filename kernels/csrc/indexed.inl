@@ -2,11 +2,11 @@
 
 namespace SIMD_NAMESPACE {
 
-// Registers of a row that are taken together; all of a row are, but for those of its first AT_ONCE * n.
+// Registers of a row that are summed together; a wider one goes in blocks of so many, the last of what is left.
 constexpr int AT_ONCE = 8;
 
-// f(d, registers, last) for the blocks of a row of at least COUNT numbers: `registers` of them from column d on, the last
-// one at d + last. Of the row's end it overlaps the one before.
+// f(d, registers, last) for the blocks of a row of at least COUNT numbers: `registers` of them from column d on, the
+// last one at d + last. That of the row's end may overlap the one before.
 template <class T, class F>
 inline void each_block(std::int64_t width, const F& f) {
   constexpr std::int64_t COUNT = Lanes<T>::COUNT;
@@ -17,8 +17,8 @@ inline void each_block(std::int64_t width, const F& f) {
   }
 }
 
-// `combine` for the columns of one block, from which x and y begin. A number that two registers have is the same in both:
-// the order of its terms is.
+// `combine` for the columns of one block, from which x and y begin. A number that two registers have is the same in
+// both: the order of its terms is.
 template <class T, int BLOCK>
 void combine_block(const T* coefficient, const std::int32_t* index, std::int64_t n, const T* x, std::int64_t width,
                    std::int64_t last, T* y) {

@@ -10,7 +10,7 @@
 namespace glomo {
 
 // glomo_kernels/extensions.py says when to raise it.
-constexpr int INTERFACE = 6;
+constexpr int INTERFACE = 7;
 
 enum class Kind : int { relu = 0, square = 1, topk = 2 };
 
@@ -110,8 +110,8 @@ struct Graphs {
   }
 };
 
-// weights: [batch, units, count] if per_unit, else [count]; features: [batch, units, width] if shared, else [batch, count,
-// units, width], each component's own; result: [batch, units, width].
+// weights: [batch, units, count] if per_unit, else [count]; features: [batch, units, width] if shared, else [batch,
+// count, units, width], each component's own; result: [batch, units, width].
 template <class T>
 void mix(const Graphs<T>& graphs, const T* weights, bool per_unit, const T* features, bool shared, std::int64_t width,
          T* result, int threads);
@@ -133,9 +133,9 @@ template <class T>
 void apply_backward(const Graphs<T>& graphs, const T* grad, bool shared, std::int64_t width, T* dx,
                     int threads);
 
-// graph_mix: all components of a batch of graphs, `heads` of them in a layer (0 if there are none), and the weights of its
-// terms, [batch, units, terms] if per_unit, else [terms]: of layer 0 its components, then of each layer its components
-// and its products.
+// graph_mix: all components of a batch of graphs, `heads` of them in a layer (0 if there are none), and the weights of
+// its terms, [batch, units, terms] if per_unit, else [terms]: of layer 0 its components, then of each layer its
+// components and its products.
 template <class T>
 struct LayeredMix {
   Graphs<T> graphs;

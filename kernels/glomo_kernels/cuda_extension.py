@@ -15,7 +15,7 @@ from torch import Tensor
 
 from glomo_kernels.extensions import load
 
-INTERFACE = 1  # in csrc/cuda/kernels.h
+INTERFACE = 2  # in csrc/cuda/kernels.h
 DEVICE = "cuda"  # the tests put "cpu" here, and an emulated _cuda in the place of the real one
 TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -140,6 +141,21 @@ def test_what_could_not_be_made_takes_no_room(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="its SHA-256"):
         cache(tmp_path, 2).open("a", np.dtype(np.uint8), SIZE, broken, lambda: False, "shard a")
     assert not [path for path in tmp_path.iterdir() if path.suffix in (".ids", ".tmp")]
+
+
+def test_what_is_cleared_while_it_is_made_is_made_again(tmp_path: Path) -> None:
+    folder, made = tmp_path / "cache", []
+
+    def make(file: BinaryIO) -> bytes:
+        made.append(file.name)
+        if len(made) == 1:
+            shutil.rmtree(folder)
+        file.write(bytes(SIZE))
+        return hashlib.sha256(bytes(SIZE)).digest()
+
+    held = cache(folder, 2).open("a", np.dtype(np.uint8), SIZE, make, lambda: False, "shard a")
+    assert held.ids.tobytes() == bytes(SIZE) and len(made) == 2
+    held.close()
 
 
 def test_killed_while_making(tmp_path: Path, jobs: list[subprocess.Popen[str]]) -> None:

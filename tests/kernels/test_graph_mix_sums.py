@@ -3,7 +3,7 @@
 import pytest
 import torch
 from glomo_kernels import SparseGraph, graph_mix
-from kernel_oracle import assert_no_worse_on_the_whole, gradients, leaves
+from kernel_oracle import assert_no_worse, assert_no_worse_on_the_whole, gradients, leaves
 from test_graph_mix import OP, both, compare, make, sparse, weights_of
 
 __all__ = ["OP"]  # for conftest.py: see there
@@ -22,7 +22,9 @@ def test_terms_with_products_are_added_in_float32(backend, dtype):
         assert out.dtype == dtype and (out == w.sum() * size).all()
 
 
-@pytest.mark.parametrize("threads", [2, 5])
+@pytest.mark.parametrize(
+    "threads", [2, 3, 5]
+)  # of three samples: each with a thread of its own, or shared by several
 def test_same_result_for_every_number_of_threads(backend, threads):
     graph = sparse(make(70, components=4).float())
     w, w_one, h = leaves(
@@ -75,21 +77,16 @@ def test_one_weight_for_all_of_products_has_the_same_gradient_for_every_number_o
 
 @pytest.mark.parametrize("offset", [0, 3])
 def test_shared_weights_of_products_are_added_up_in_parts(backend, offset):
-    """The gradient of one number for all units is a sum over all of them. Of several draws together: with an offset,
-    that of a product is nearly all the rounding of a few sums, which may be small by chance."""
-    draws = []
+    """The gradient of one number for all units is a sum over all of them. Those of several draws together: with an
+    offset, that of a product is nearly all the rounding of a few sums, which may be small by chance."""
+    d_weights = []
     for _ in range(4):
         features = torch.randn(3, 150, 100, dtype=torch.float64) + offset
-        draws.append(both(make(150), weights_of(False, 3, 150, 6), features, torch.float32, heads=2))
-    for name, *numbers in zip(
-        ("mixed", "dweights", "dfeatures"), *map(joined, zip(*draws, strict=True)), strict=True
-    ):
-        assert_no_worse_on_the_whole(name, *numbers)
-
-
-def joined(results):
-    """Results of several draws -> one of each kind, all their numbers."""
-    return [torch.cat([x.flatten() for x in kind]) for kind in zip(*results, strict=True)]
+        results = both(make(150), weights_of(False, 3, 150, 6), features, torch.float32, heads=2)
+        for name, which in (("mixed", 0), ("dfeatures", 2)):
+            assert_no_worse(name, *(result[which] for result in results))
+        d_weights.append([result[1] for result in results])
+    assert_no_worse_on_the_whole("dweights", *map(torch.cat, zip(*d_weights, strict=True)))
 
 
 @pytest.mark.parametrize("width", [5, 150])
@@ -118,7 +115,9 @@ def test_any_number_of_threads_gives_the_same_bits(monkeypatch, density):
 
 @pytest.mark.parametrize("offset", [0, 3])
 @pytest.mark.parametrize("density", [0.24, 0.9], ids=["single edges", "nearly dense"])
-@pytest.mark.parametrize("width", [16, 3, 19], ids=["registers", "less than one", "and a part of one"])
+@pytest.mark.parametrize(
+    "width", [16, 3, 19, 131]
+)  # whole registers, less than one, parts of one; of several blocks
 def test_rows_of_hundreds_of_edges(monkeypatch, width, density, offset):
     """Sums of sums: added up one after the other, so many terms miss twice PyTorch's error up to ten times."""
     monkeypatch.setenv("GLOMO_KERNELS", "cpp")

@@ -122,7 +122,8 @@ class ShardCache:
                 try:
                     with open(temporary, "r+b") as file:
                         file.write(make(file))
-                    os.replace(temporary, path)
+                    with contextlib.suppress(FileNotFoundError):  # cleared meanwhile: once more
+                        os.replace(temporary, path)
                 finally:
                     temporary.unlink(missing_ok=True)
 

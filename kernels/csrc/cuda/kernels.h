@@ -11,7 +11,7 @@ struct CUstream_st;  // cudaStream_t is a pointer to it
 namespace glomo::cuda {
 
 // glomo_kernels/extensions.py says when to raise it.
-constexpr int INTERFACE = 1;
+constexpr int INTERFACE = 2;
 
 using Stream = CUstream_st*;
 enum class Type : int { float32 = 0, float64 = 1, float16 = 2, bfloat16 = 3 };

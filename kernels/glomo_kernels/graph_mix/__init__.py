@@ -22,8 +22,8 @@ def graph_mix(graph: SparseGraph, weights: Tensor, features: Tensor, *, heads: i
               K: component l*K + k is head k of layer l, C = L*K, and the products down the layers take part,
               Lambda^(l,k) = G^(l,k) Lambda^(l-1,k) with Lambda^(0,k) = G^(0,k). C' = (2L-1)*K, in the order
               G^0, G^1, Lambda^1, G^2, Lambda^2, ... (K heads each). They are applied, never formed.
-              Features in half precision are copied to float32, as are the products. In C++ a sample's products are
-              made anew in the backward pass, so that none is kept for it.
+              Features in half precision are copied to float32, as are the products. The backward pass makes these
+              anew: none is kept for it.
     ->        [B, T, D] dtype of features; sums in float32 (float64 for float64 features).
               Gradients for weights and features. Second derivatives are refused.
 
@@ -76,7 +76,7 @@ def graph_apply(graph: SparseGraph, features: Tensor, *, first: int = 0) -> Tens
             f"{APPLY}: components {first}..{first + count - 1} are not all in 0..{components - 1}"
         )
     edges = (graph.offsets, graph.columns, graph.weights)
-    result: Tensor = _apply(*edges, components, first, count, features)
+    result: Tensor = _apply(*edges, components, first, features)
     return result
 
 
@@ -179,62 +179,42 @@ _mix_backward.refuse_derivative(OP)
 
 @operator(APPLY)
 def _apply(
-    offsets: Tensor, columns: Tensor, values: Tensor, components: int, first: int, count: int, x: Tensor
+    offsets: Tensor, columns: Tensor, values: Tensor, components: int, first: int, x: Tensor
 ) -> Tensor:
-    """z_k = P_(first+k) x_k for k < count; x [B, count, T, D], or [B, 1, T, D] to give all of them the same x."""
+    """z_k = P_(first+k) x_k; x [B, K, T, D]."""
     graph_checks.check_edges(APPLY, offsets, columns, x.shape[2])
-    arguments = (offsets, columns, values, components, first, count, x)
+    arguments = (offsets, columns, values, components, first, x.shape[1], x)
     result: Tensor = run(OP, "apply_forward", x.device, (x,), *arguments)
     return result
 
 
 @_apply.register_fake
-def _(
-    offsets: Tensor, columns: Tensor, values: Tensor, components: int, first: int, count: int, x: Tensor
-) -> Tensor:
-    return x.new_empty(x.shape[0], count, x.shape[2], x.shape[3])
+def _(offsets: Tensor, columns: Tensor, values: Tensor, components: int, first: int, x: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
 
 
 @operator("graph_apply_backward")
 def _apply_backward(
-    grad: Tensor,
-    offsets: Tensor,
-    columns: Tensor,
-    values: Tensor,
-    components: int,
-    first: int,
-    count: int,
-    shared: bool,
+    grad: Tensor, offsets: Tensor, columns: Tensor, values: Tensor, components: int, first: int
 ) -> Tensor:
-    """Gradient of x: [B, count, T, D], or [B, 1, T, D] if x was shared."""
-    arguments = (grad, offsets, columns, values, components, first, count, shared)
+    """Gradient of x: [B, K, T, D]."""
+    arguments = (grad, offsets, columns, values, components, first, grad.shape[1])
     result: Tensor = run(OP, "apply_backward", grad.device, (grad,), *arguments)
     return result
 
 
 @_apply_backward.register_fake
-def _(
-    grad: Tensor,
-    offsets: Tensor,
-    columns: Tensor,
-    values: Tensor,
-    components: int,
-    first: int,
-    count: int,
-    shared: bool,
-) -> Tensor:
-    return grad.new_empty(grad.shape[0], 1 if shared else count, grad.shape[2], grad.shape[3])
+def _(grad: Tensor, offsets: Tensor, columns: Tensor, values: Tensor, components: int, first: int) -> Tensor:
+    return grad.new_empty(grad.shape)
 
 
 def _apply_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    offsets, columns, values, ctx.components, ctx.first, ctx.count, x = inputs
-    ctx.shared = x.shape[1] != ctx.count
+    offsets, columns, values, ctx.components, ctx.first, _ = inputs
     ctx.save_for_backward(offsets, columns, values)
 
 
 def _apply_autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    d_x = _apply_backward(grad, *ctx.saved_tensors, ctx.components, ctx.first, ctx.count, ctx.shared)
-    return None, None, None, None, None, None, d_x
+    return None, None, None, None, None, _apply_backward(grad, *ctx.saved_tensors, ctx.components, ctx.first)
 
 
 _apply.register_autograd(_apply_autograd, setup_context=_apply_setup)

@@ -1,4 +1,4 @@
-"""graph_mix in C++ (kernels/csrc/graph_mix.cpp), fused over the components."""
+"""graph_mix in C++ (kernels/csrc/graph_products.cpp, graph_mix.cpp), fused over the components."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ def forward(
     x, w = contiguous(features, dtype), contiguous(weights, dtype)
     result = torch.empty(batch, units, width, dtype=dtype)
     extension = cpu_extension.loaded()
-    problem = extension.LayeredMix(graphs.arguments, heads, w.data_ptr(), w.ndim == 3, width)
+    problem = extension.LayeredMix(
+        graphs=graphs.arguments, heads=heads, weights=w.data_ptr(), per_unit=w.ndim == 3, width=width
+    )
     extension.mix(problem, x.data_ptr(), result.data_ptr(), threads())
     return result.to(features.dtype)
 
@@ -84,7 +86,9 @@ def backward(
     d_weights = torch.empty((batch, units, w.shape[-1]) if want_weights else (0,), dtype=dtype)
     d_features = torch.empty(features.shape if want_features else (0,), dtype=dtype)
     extension = cpu_extension.loaded()
-    problem = extension.LayeredMix(graphs.arguments, heads, w.data_ptr(), w.ndim == 3, width)
+    problem = extension.LayeredMix(
+        graphs=graphs.arguments, heads=heads, weights=w.data_ptr(), per_unit=w.ndim == 3, width=width
+    )
     extension.mix_backward(
         *(problem, dy.data_ptr(), x.data_ptr(), d_weights.data_ptr(), d_features.data_ptr(), threads())
     )
@@ -104,15 +108,13 @@ def _sum_rows(x: Tensor) -> Tensor:
 def apply_forward(
     offsets: Tensor, columns: Tensor, values: Tensor, components: int, first: int, count: int, x: Tensor
 ) -> Tensor:
-    """[B, count, T, D]: component first + k applied to x[:, k], or to x[:, 0] if that is all there is."""
+    """[B, count, T, D]: component first + k applied to x[:, k]."""
     dtype = compute_dtype(x)
-    batch, given, units, width = x.shape
+    batch, _, units, width = x.shape
     graphs = _Graphs(offsets, columns, values, dtype, (batch, components, units, first, count))
     source = contiguous(x, dtype)
     result = torch.empty(batch, count, units, width, dtype=dtype)
-    cpu_extension.loaded().apply(
-        graphs.arguments, source.data_ptr(), given != count, width, result.data_ptr(), threads()
-    )
+    cpu_extension.loaded().apply(graphs.arguments, source.data_ptr(), width, result.data_ptr(), threads())
     return result.to(x.dtype)
 
 
@@ -124,15 +126,12 @@ def apply_backward(
     components: int,
     first: int,
     count: int,
-    shared: bool,
 ) -> Tensor:
-    """Gradient of x: [B, count, T, D], or [B, 1, T, D] if x was shared."""
+    """Gradient of x: [B, count, T, D]."""
     dtype = compute_dtype(grad)
     batch, _, units, width = grad.shape
     graphs = _Graphs(offsets, columns, values, dtype, (batch, components, units, first, count))
     dz = contiguous(grad, dtype)
-    dx = torch.empty(batch, 1 if shared else count, units, width, dtype=dtype)
-    cpu_extension.loaded().apply_backward(
-        graphs.arguments, dz.data_ptr(), shared, width, dx.data_ptr(), threads()
-    )
+    dx = torch.empty(batch, count, units, width, dtype=dtype)
+    cpu_extension.loaded().apply_backward(graphs.arguments, dz.data_ptr(), width, dx.data_ptr(), threads())
     return dx.to(grad.dtype)

@@ -189,7 +189,7 @@ def apply_backward(
     components: int,
     first: int,
     count: int,
-    shared: bool,
+    shared: bool = False,
 ) -> Tensor:
     """Gradient of x: [B, count, T, D], or [B, 1, T, D] if x was shared."""
     with cuda_extension.guard(grad):
@@ -202,7 +202,7 @@ def apply_backward(
             group, source, groups = sample, component * units + unit, batch
         else:
             group, source, groups = sample * count + component, unit, batch * count
-        rows = dz.view(groups, -1 if groups else 0, width)
+        rows = dz.view(groups, count * units if shared else units, width)
         dx = graphs.combine_transposed(groups, group * units + column, source, value, rows)
         return dx.view(batch, 1 if shared else count, units, width)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -73,9 +74,13 @@ def layerwise(
         plain, of_products = _apart(weights.to(x.dtype), heads)
         d_plain, d_x = mix_backward(grad, *edges, 0, plain, x, *wanted)
         d_weights, d_products = [], []
-        for layer, (w, product) in enumerate(
-            zip(of_products, up(edges, len(of_products), heads, x), strict=True), 1
-        ):
+        # for the gradient of the features alone it does not matter what they are
+        below = (
+            up(edges, len(of_products), heads, x)
+            if want_weights
+            else repeat(x[:, None].expand(-1, heads, -1, -1))
+        )
+        for layer, (w, product) in enumerate(zip(of_products, below, strict=False), 1):
             d_w, d_product = mix_backward(grad, *edges, layer * heads, w, product, *wanted)
             d_weights.append(d_w)
             d_products.append(d_product)

@@ -124,7 +124,7 @@ def apply_backward(
     components: int,
     first: int,
     count: int,
-    shared: bool,
+    shared: bool = False,
 ) -> Tensor:
     """Gradient of x: [B, count, T, D], or [B, 1, T, D] if x was shared."""
     batch, _, units, width = grad.shape
