@@ -150,9 +150,10 @@ def test_what_is_traced_has_the_sizes_dtypes_and_strides_of_the_results(dtype):
         found += ops.affinity_graph_backward(values, q, k, theta, spans, None, *edges, "relu", 3, True)
         loss, *slopes = ops.decoder_loss(q[0, 0], k[0, 0], target, -100, True)
         found += [loss, *slopes, *ops.decoder_loss_backward(loss, q[0, 0], k[0, 0], *slopes)]
-        found += [offsets, ops.graph_mix(*edges, 2, 0, weights, v[:, 0])]
-        found += ops.graph_mix_backward(v[:, 0], *edges, 2, 0, weights, v[:, 0], True, True)
-        found += [ops.graph_apply(*edges, 2, 0, 2, v), ops.graph_apply_backward(v, *edges, 2, 0, 2, True)]
+        found += [offsets, ops.graph_apply(*edges, 2, 0, v), ops.graph_apply_backward(v, *edges, 2, 0)]
+        for heads, w in ((2, weights), (1, place(torch.ones(3).half()))):
+            found.append(ops.graph_mix(*edges, 2, heads, w, v[:, 0]))
+            found += ops.graph_mix_backward(v[:, 0], *edges, 2, heads, w, v[:, 0], True, True)
         return values.dtype, columns.dtype, [(x.shape, x.dtype, x.stride()) for x in found]
 
     with FakeTensorMode(shape_env=ShapeEnv()) as mode:
