@@ -237,24 +237,21 @@ def test_a_part_of_a_model_is_named(tmp_path):
 
 
 def test_settings_of_the_wrong_kind_are_named(tmp_path):
-    plan = EvaluationPlan(tasks=("digits",), arms={"none": "none"}, settings={"epochs": "three"})
-    with pytest.raises(ConfigError, match="epochs must be int"):
-        plan_jobs(plan)
-    with pytest.raises(ConfigError, match=r"lr must be float, got '1e-3'. Write 0.001, .* as in 1.0e-3"):
-        plan_jobs(dataclasses.replace(plan, settings={"lr": "1e-3"}))  # so YAML reads 1e-3
-    with pytest.raises(ConfigError, match="plan: task 'digits': epochs must be int, got 'two'"):
-        plan_jobs(dataclasses.replace(plan, settings={}, task_settings={"digits": {"epochs": "two"}}))
-    with pytest.raises(ConfigError, match="cores must be at least 1, got 0"):
-        plan_jobs(dataclasses.replace(plan, settings={}, cores=0))
-    # the threads' own library would end the program without a word of ours
-    with pytest.raises(ConfigError, match="cores must be at most 4,096, got 1000000000"):
-        plan_jobs(dataclasses.replace(plan, settings={}, cores=10**9))
-    with pytest.raises(ConfigError, match="epochs must be at least 1"):
-        plan_jobs(dataclasses.replace(plan, settings={"epochs": 0}))
-    with pytest.raises(ConfigError, match="lr must be positive and finite, got inf"):
-        plan_jobs(dataclasses.replace(plan, settings={"lr": float("inf")}))
-    with pytest.raises(ConfigError, match="task 'digits' has images, which cannot be cut"):
-        plan_jobs(dataclasses.replace(plan, settings={"max_units": 9}))
+    plan, two = EvaluationPlan(tasks=("digits",), arms={"none": "none"}), {"digits": {"epochs": "two"}}
+    for changes, wrong in (
+        ({"settings": {"epochs": "three"}}, "epochs must be int"),
+        # so YAML reads 1e-3
+        ({"settings": {"lr": "1e-3"}}, r"lr must be float, got '1e-3'. Write 0.001, .* as in 1.0e-3"),
+        ({"task_settings": two}, "plan: task 'digits': epochs must be int, got 'two'"),
+        ({"cores": 0}, "cores must be at least 1, got 0"),
+        # the threads' own library would end the program without a word of ours
+        ({"cores": 10**9}, "cores must be at most 4,096, got 1000000000"),
+        ({"settings": {"epochs": 0}}, "epochs must be at least 1"),
+        ({"settings": {"lr": float("inf")}}, "lr must be positive and finite, got inf"),
+        ({"settings": {"max_units": 9}}, "task 'digits' has images, which cannot be cut"),
+    ):
+        with pytest.raises(ConfigError, match=wrong):
+            plan_jobs(dataclasses.replace(plan, **changes))
 
 
 def test_a_task_that_is_called_settings_has_its_own(monkeypatch):

@@ -42,6 +42,17 @@ class _Graphs:
             count=count,
         )
 
+    def mixed(self, heads: int, weights: Tensor, width: int) -> Any:
+        """The arguments of a `LayeredMix` of these graphs: `heads` components in a layer; features of `width`. The
+        caller keeps `weights`, whose address is in them."""
+        return cpu_extension.loaded().LayeredMix(
+            graphs=self.arguments,
+            heads=heads,
+            weights=weights.data_ptr(),
+            per_unit=weights.ndim == 3,
+            width=width,
+        )
+
 
 def forward(
     offsets: Tensor,
@@ -58,11 +69,8 @@ def forward(
     graphs = _Graphs(offsets, columns, values, dtype, (batch, components, units, 0, components))
     x, w = contiguous(features, dtype), contiguous(weights, dtype)
     result = torch.empty(batch, units, width, dtype=dtype)
-    extension = cpu_extension.loaded()
-    problem = extension.LayeredMix(
-        graphs=graphs.arguments, heads=heads, weights=w.data_ptr(), per_unit=w.ndim == 3, width=width
-    )
-    extension.mix(problem, x.data_ptr(), result.data_ptr(), threads())
+    problem = graphs.mixed(heads, w, width)
+    cpu_extension.loaded().mix(problem, x.data_ptr(), result.data_ptr(), threads())
     return result.to(features.dtype)
 
 
@@ -85,11 +93,8 @@ def backward(
     dy, x, w = (contiguous(tensor, dtype) for tensor in (grad, features, weights))
     d_weights = torch.empty((batch, units, w.shape[-1]) if want_weights else (0,), dtype=dtype)
     d_features = torch.empty(features.shape if want_features else (0,), dtype=dtype)
-    extension = cpu_extension.loaded()
-    problem = extension.LayeredMix(
-        graphs=graphs.arguments, heads=heads, weights=w.data_ptr(), per_unit=w.ndim == 3, width=width
-    )
-    extension.mix_backward(
+    problem = graphs.mixed(heads, w, width)
+    cpu_extension.loaded().mix_backward(
         *(problem, dy.data_ptr(), x.data_ptr(), d_weights.data_ptr(), d_features.data_ptr(), threads())
     )
     if want_weights and weights.ndim == 1:
