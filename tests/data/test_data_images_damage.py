@@ -192,10 +192,12 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "b.npz", images=GREY)
     longer = bytearray((tmp_path / "b.npz").read_bytes().replace(b"(5, 4, 6), }   ", b"(5000, 4, 6), }"))
     central = longer.index(b"PK\1\2")
-    # its sizes: more than the file has
+    # its sizes: more than the file has, which some releases of Python find before they read
     longer[central + 20 : central + 28] = struct.pack("<II", 1 << 20, 1 << 20)
     (tmp_path / "b.npz").write_bytes(longer)
-    with pytest.raises(DataError, match=r"b\.npz is not a whole \.npz file: EOFError"):
+    with pytest.raises(
+        DataError, match=r"b\.npz is not a whole \.npz file: (EOFError|BadZipFile: Overlapped)"
+    ):
         pixels(tmp_path / "b.npz")
     (tmp_path / "d-ubyte").write_bytes(bytes((0, 0, 8, 3, 0, 0, 0, 1, 0)))
     with pytest.raises(DataError, match=r"d-ubyte ends in its header"):
