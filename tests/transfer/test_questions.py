@@ -47,6 +47,8 @@ def test_race_folder(tmp_path):
     options = [[test.columns["options"].values[v] for v in row] for row in test.columns["options"].of]
     assert options[1] == [["red"], [], ["black"], ["blue"]]
     assert options[0] == options[2]
+    questions = test.columns["question"]
+    assert questions.values[questions.of[1, 0]] == ["the", "dog", "is", "…", "."], "the gap has its place"
     assert get_task("race").load(str(tmp_path), None).fingerprint == data.fingerprint  # its parent
     found = get_task("race").measure(test, np.array([1, 2, 0, 2]))
     assert found == {"accuracy": 0.75, "accuracy.middle": 1.0, "accuracy.high": 0.5}

@@ -1,11 +1,14 @@
 """RACE (Lai et al. 2017): questions on English exam texts, four options each; accuracy also by level.
 
 Splits as published, or those of a copy as JSON lines, whose dev articles are divided by their column `part`.
+Half of the questions are sentences with a gap, written "_": it becomes the unit "…", which predictors and word vectors
+know, where the cut into words would leave nothing.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +31,7 @@ from glomo_dist.transfer.readers.choice import ChoiceReader
 OPTIONS = ("A", "B", "C", "D")
 LEVELS = ("middle", "high")
 KEYS = ("article", "questions", "options", "answers")
+_GAP = re.compile("_+")
 Placed = tuple[str, str, str, dict[str, Any]]  # split, level, "file, line n", article
 
 
@@ -117,13 +121,21 @@ def _rows(article: dict[str, Any], where: str, group: str) -> Iterator[Row]:
             )
         if not all(isinstance(part, str) for part in (question, *offered)):
             raise DataError(f"{here}: question and options must be texts. Correct or remove it.")
-        texts = {"article": text, "question": question, "options": offered}
+        texts = {
+            "article": _with_gaps(text),
+            "question": _with_gaps(question),
+            "options": [_with_gaps(option) for option in offered],
+        }
         yield Row(texts, OPTIONS.index(answer), here, group)
+
+
+def _with_gaps(text: str) -> str:
+    return _GAP.sub(" … ", text)
 
 
 TASK = Task(
     name="race",
-    version=1,
+    version=2,  # 1 had no gaps
     unit="words",
     load=load,
     columns={"article": 400, "question": 40, "options": 30},

@@ -7,6 +7,25 @@
 namespace glomo::cuda {
 namespace {
 
+template <class C>
+struct Limits {
+  const C* limits;
+  const std::int32_t* last;
+
+  explicit Limits(const Cut& cut) : limits(static_cast<const C*>(cut.limits)), last(cut.last) {}
+
+  struct Row {
+    C limit;
+    std::int32_t last;
+    __device__ bool keeps(C square, int column) const {
+      return square > C(0) && (square > limit || (square == limit && column <= last));
+    }
+  };
+  __device__ Row row(std::int64_t r) const {
+    return limits == nullptr ? Row{C(0), -1} : Row{limits[r], last[r]};
+  }
+};
+
 template <class T>
 __global__ void __launch_bounds__(THREADS, 2)
     count_kernel(const Problem<T> problem, Limits<Compute<T>> edges, Limits<Compute<T>> whole, std::int64_t* counts,
