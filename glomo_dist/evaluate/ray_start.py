@@ -38,17 +38,13 @@ QUIET = {
 # hand it to processes that a signal to the whole process group may have ended.
 WITHOUT_TASK_EVENTS = {"RAY_task_events_report_interval_ms": "0"}
 
-# Ray counts workers that ran out of memory apart from others that died, and starts them again without end unless told
-# otherwise. It reads this each time it is started.
-OOM_RETRIES = "RAY_task_oom_retries"
-
 
 @contextlib.contextmanager
-def running_ray(cores: int | None = None, address: str | None = None, max_retries: int = 2) -> Iterator[bool]:
+def running_ray(cores: int | None = None, address: str | None = None) -> Iterator[bool]:
     """Ray for the duration of the block, unless this process already has one. Yields whether it is left at the end,
     which ends all that runs there.
 
-    cores, address, max_retries: as in `RayExecutor`. Raises GlomoError where it does not start or no cluster answers.
+    cores, address: as in `RayExecutor`. Raises GlomoError where it does not start or no cluster answers.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -62,7 +58,7 @@ def running_ray(cores: int | None = None, address: str | None = None, max_retrie
         yield False
         return
     with contextlib.ExitStack() as at_the_end:
-        own = {OOM_RETRIES: str(max_retries), **({} if address is not None else WITHOUT_TASK_EVENTS)}
+        own = {} if address is not None else WITHOUT_TASK_EVENTS
         at_the_end.enter_context(environment(**{n: v for n, v in own.items() if n not in os.environ}))
         if address is not None:
             at_the_end.callback(ray.shutdown)

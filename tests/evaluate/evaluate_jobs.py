@@ -58,6 +58,9 @@ def run(work: Work) -> dict[str, object]:
         os.kill(os.getpid(), work.value)
     if work.kind == "dies_once" and starts == 0:
         os.kill(os.getpid(), signal.SIGKILL)
+    if work.kind == "dies_late" and starts == 0:
+        time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGKILL)
     if work.kind == "always_dies":
         print("last words", flush=True)
         os._exit(17)

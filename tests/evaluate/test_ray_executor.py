@@ -34,6 +34,15 @@ def test_ray_retries_a_dead_worker_and_reports_one_that_always_dies(local_ray, t
     assert "worker died" in error["error"] and "last words" in error["traceback"]
 
 
+def test_the_time_that_a_job_waits_for_its_next_attempt_does_not_count(local_ray, tmp_path, marks, capsys):
+    """Others take the cores of a worker that died."""
+    last = job("dies_late", marks, cores=2, time_limit_seconds=2.5)
+    others = [job("slow", marks, value, cores=2) for value in range(3)]
+    assert evaluate([last, *others], evaluate_jobs.run, tmp_path / "out", local_ray).finished == 4
+    assert starts(marks, "dies_late") == 2
+    assert "the worker of dies_late-0 died: it begins again" in capsys.readouterr().err
+
+
 def test_ray_works_in_other_processes(local_ray, tmp_path, marks):
     evaluate([job("double", marks, 1)], evaluate_jobs.run, tmp_path / "out", local_ray)
     assert read(tmp_path / "out", "double-1")["pid"] != os.getpid()

@@ -175,17 +175,6 @@ def test_only_a_ray_of_ones_own_tells_nothing_of_its_tasks(stand_in, monkeypatch
         assert name not in os.environ
 
 
-def test_out_of_memory_counts_like_other_deaths(stand_in, monkeypatch):
-    """Ray's own number is without end; one that is set by the user counts."""
-    monkeypatch.delenv(ray_start.OOM_RETRIES, raising=False)
-    for given in (2, 0):
-        with running_ray(cores=1, max_retries=given):
-            assert os.environ[ray_start.OOM_RETRIES] == str(given)
-    monkeypatch.setenv(ray_start.OOM_RETRIES, "7")
-    with running_ray(cores=1, max_retries=2):
-        assert os.environ[ray_start.OOM_RETRIES] == "7"
-
-
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_second_signal_does_not_break_into_the_shutdown(tmp_path, marks, stand_in, first):
     taken, done = stand_in.init, []

@@ -1,8 +1,8 @@
 """RACE (Lai et al. 2017): questions on English exam texts, four options each; accuracy also by level.
 
 Splits as published, or those of a copy as JSON lines, whose dev articles are divided by their column `part`.
-Half of the questions are sentences with a gap, written "_": it becomes the unit "…", which predictors and word vectors
-know, where the cut into words would leave nothing.
+Half of the questions are sentences with a gap, written "_": it becomes the unit "…", which predictors and word
+vectors know; the cut into words alone would leave nothing of it.
 """
 
 from __future__ import annotations
