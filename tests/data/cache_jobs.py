@@ -19,6 +19,11 @@ def content(key: str, size: int) -> bytes:
     return hashlib.shake_128(key.encode()).digest(size)
 
 
+def key_of(name: str) -> str:
+    """A key as those of shards are, of 40 hexadecimal digits."""
+    return name.ljust(40, "0")
+
+
 def use(cache: ShardCache, key: str, size: int, slow: bool = False) -> Ids:
     def make(file: BinaryIO) -> bytes:
         ids = content(key, size)
@@ -31,7 +36,7 @@ def use(cache: ShardCache, key: str, size: int, slow: bool = False) -> Ids:
         print("made", key, flush=True)
         return hashlib.sha256(ids).digest()
 
-    held = cache.open(key, DTYPE, size, make, lambda: False, f"shard {key}")
+    held = cache.open(key_of(key), DTYPE, size, make, lambda: False, f"shard {key}")
     assert held.ids.tobytes() == content(key, size)
     return held
 
@@ -42,7 +47,7 @@ def main() -> None:
     if how == "loop":  # many shards in a cache that holds a few
         draw = np.random.default_rng(int(key))
         for n in draw.integers(0, 12, 60).tolist():
-            use(cache, f"shard{n}", int(size)).close()
+            use(cache, f"{n:x}f", int(size)).close()
         return
     held = use(cache, key, int(size), slow=how == "slow")
     if how == "hold":

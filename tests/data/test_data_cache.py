@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 import numpy as np
 import pytest
-from cache_jobs import use
+from cache_jobs import key_of, use
 
 from glomo_dist.data.reading.cache import ShardCache
 from glomo_dist.runtime.errors import GlomoError, ShardError
@@ -34,7 +34,7 @@ def cache(folder: Path, files: int, patience: float = 20.0) -> ShardCache:
 
 
 def kept(folder: Path) -> list[str]:
-    return sorted(p.stem for p in folder.glob("*.ids"))
+    return sorted(p.stem.rstrip("0") for p in folder.glob("*.ids"))
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_what_another_has_deleted_meanwhile_makes_room_too(
 
     def open_deleted(path: Path, *how: int) -> int:
         file = opened(path, *how) if late else -1
-        if path.name == "a.ids":
+        if path.name == f"{key_of('a')}.ids":
             path.unlink()
         return file if late else opened(path, *how)
 
@@ -124,7 +124,7 @@ def test_what_another_has_made_meanwhile_is_not_made_again(
         return hashlib.sha256(bytes(SIZE)).digest()
 
     shards = cache(tmp_path, 2)
-    wanted = partial(shards.open, "a", np.dtype(np.uint8), SIZE, make, lambda: False, "shard a")
+    wanted = partial(shards.open, key_of("a"), np.dtype(np.uint8), SIZE, make, lambda: False, "shard a")
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(wanted)
         assert making.wait(20)
@@ -134,12 +134,24 @@ def test_what_another_has_made_meanwhile_is_not_made_again(
     assert len(made) == 1
 
 
+def test_what_others_keep_in_the_folder_is_left_alone(tmp_path: Path) -> None:
+    theirs = [
+        tmp_path / name for name in ("draft.tmp", f".{key_of('a')}.0123abcd.tmp", "crew.ids", "notes.txt")
+    ]
+    for path in theirs:
+        path.write_bytes(bytes(SIZE))
+    (tmp_path / "folder.tmp").mkdir()
+    for key in ("a", "b"):
+        use(cache(tmp_path, 1), key, SIZE).close()
+    assert kept(tmp_path) == ["b", "crew"] and all(path.exists() for path in theirs)
+
+
 def test_what_could_not_be_made_takes_no_room(tmp_path: Path) -> None:
     def broken(file: BinaryIO) -> bytes:
         raise ShardError("its SHA-256 is wrong")
 
     with pytest.raises(ShardError, match="its SHA-256"):
-        cache(tmp_path, 2).open("a", np.dtype(np.uint8), SIZE, broken, lambda: False, "shard a")
+        cache(tmp_path, 2).open(key_of("a"), np.dtype(np.uint8), SIZE, broken, lambda: False, "shard a")
     assert not [path for path in tmp_path.iterdir() if path.suffix in (".ids", ".tmp")]
 
 
@@ -153,7 +165,7 @@ def test_what_is_cleared_while_it_is_made_is_made_again(tmp_path: Path) -> None:
         file.write(bytes(SIZE))
         return hashlib.sha256(bytes(SIZE)).digest()
 
-    held = cache(folder, 2).open("a", np.dtype(np.uint8), SIZE, make, lambda: False, "shard a")
+    held = cache(folder, 2).open(key_of("a"), np.dtype(np.uint8), SIZE, make, lambda: False, "shard a")
     assert held.ids.tobytes() == bytes(SIZE) and len(made) == 2
     held.close()
 
@@ -165,7 +177,7 @@ def test_killed_while_making(tmp_path: Path, jobs: list[subprocess.Popen[str]]) 
         job.send_signal(signal.SIGKILL)
         job.wait()
     assert not kept(tmp_path) and len(list(tmp_path.glob("*.tmp"))) == 1, "b has removed what is left"
-    (tmp_path / "b.lock").unlink()
+    (tmp_path / f"{key_of('b')}.lock").unlink()
     use(cache(tmp_path, 2), "a", SIZE).close()  # finds room too: what the killed ones left does not count
     use(cache(tmp_path, 2), "c", SIZE).close()
     assert kept(tmp_path) == ["a", "c"] and not list(tmp_path.glob("*.tmp"))
@@ -178,7 +190,7 @@ def test_what_is_being_made_stays_and_takes_its_room(
     assert job.stdout is not None and job.stdout.readline() == "making\n"
     with pytest.raises(GlomoError, match="does not fit"):
         use(cache(tmp_path, 1, patience=0.1), "b", SIZE)
-    assert len(list(tmp_path.glob("a.*.tmp"))) == 1 and not kept(tmp_path)
+    assert len(list(tmp_path.glob(f"{key_of('a')}.*.tmp"))) == 1 and not kept(tmp_path)
 
 
 def test_a_process_that_hangs_is_not_waited_for_for_ever(
@@ -186,7 +198,7 @@ def test_a_process_that_hangs_is_not_waited_for_for_ever(
 ) -> None:
     job = start(jobs, tmp_path, 4, "a", "slow")
     assert job.stdout is not None and job.stdout.readline() == "making\n"
-    with pytest.raises(GlomoError, match=r"another process has held .*a\.lock for 0\.3 s"):
+    with pytest.raises(GlomoError, match=r"another process has held .*a0*\.lock for 0\.3 s"):
         use(cache(tmp_path, 4, patience=0.3), "a", SIZE)
 
 
@@ -227,7 +239,7 @@ def test_many_processes_in_a_small_cache_and_some_killed(
     assert [job.returncode for job in working[2:]] == [0, 0, 0]
     # a listing is no snapshot: a file may be seen whose successor is seen as well
     assert 3 * WHOLE < largest <= 8 * WHOLE
-    use(cache(tmp_path, 6), "new", SIZE).close()
+    use(cache(tmp_path, 6), "c", SIZE).close()
     assert sum(p.stat().st_size for p in tmp_path.iterdir()) <= 6 * WHOLE
 
 
@@ -235,24 +247,25 @@ def test_many_processes_in_a_small_cache_and_some_killed(
 def test_damage_is_found_and_mended(tmp_path: Path, damage: str, capfd: pytest.CaptureFixture[str]) -> None:
     shards = cache(tmp_path, 4)
     use(shards, "a", SIZE).close()
-    path = tmp_path / "a.ids"
+    path = tmp_path / f"{key_of('a')}.ids"
     content = bytearray(path.read_bytes())
     if damage in ("flip", "hash"):
         content[5000 if damage == "flip" else -1] ^= 1
     path.write_bytes({"cut": content[:-1], "longer": content + b"x", "empty": b""}.get(damage, content))
     use(shards, "a", SIZE).close()
     said = capfd.readouterr()
-    assert "WARNING" in said.err and "a.ids was damaged" in said.err and said.out.count("made a") == 2
+    assert "WARNING" in said.err and f"{path.name} was damaged" in said.err and said.out.count("made a") == 2
 
 
 def test_a_change_while_in_use_is_seen(tmp_path: Path) -> None:
     held = use(cache(tmp_path, 4), "a", SIZE)
     assert not held.changed()
-    before = os.stat(tmp_path / "a.ids")
+    path = tmp_path / f"{key_of('a')}.ids"
+    before = os.stat(path)
     time.sleep(0.02)  # times of files come in steps of a few milliseconds
-    with open(tmp_path / "a.ids", "r+b") as file:
+    with open(path, "r+b") as file:
         file.write(b"\0")
-    os.utime(tmp_path / "a.ids", ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert held.changed()
     held.close()
 

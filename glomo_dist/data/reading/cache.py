@@ -1,9 +1,9 @@
 """Checked ids of shards on the local disk, shared by all readers, ranks and runs of a machine, of bounded size.
 
-CACHE/KEY.ids    the ids of a shard end to end, then their SHA-256; there only when whole and checked
-CACHE/KEY.lock   held while the ids are made; its time is when they were last asked for
-CACHE/*.tmp      ids being made, already as large as they will be; left only by a process that was killed
-CACHE/.lock      held while room is made
+CACHE/KEY.ids      the ids of a shard end to end, then their SHA-256; there only when whole and checked
+CACHE/KEY.lock     held while the ids are made; its time is when they were last asked for
+CACHE/KEY.*.tmp    ids being made, already as large as they will be; left only by a process that was killed
+CACHE/.lock        held while room is made
 
 A reader holds a shared lock on the file it reads; what is so held is never deleted. Many processes share a cache at
 any time, so on a file system without locks it is refused (runtime/locks.py).
@@ -16,6 +16,7 @@ import errno
 import hashlib
 import mmap
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from glomo_dist.runtime.files import user_cache
 from glomo_dist.runtime.locks import Lock, take
 from glomo_dist.runtime.progress import say
 
+_OURS = re.compile(r"[0-9a-f]{40}\.(ids|[0-9a-f]{8}\.tmp)")  # all else in the folder is somebody else's
 _DIGEST = 32  # bytes of SHA-256 behind the ids
 _POLL = 0.05  # seconds between looks at a lock that another process holds
 NO_FILES_LEFT, MORE_FILES = (errno.EMFILE, errno.ENFILE), "Allow more open files (ulimit -n)."
@@ -96,6 +98,7 @@ class ShardCache:
     ) -> Ids:  # fmt: skip
         """The ids `key`: those that are there, or else made, by one process at a time.
 
+        key: 40 hexadecimal digits.
         make: writes all ids from the beginning of the file that it is given, and returns their SHA-256.
         release: called when there is no room; gives back something of the caller's own and says whether it could.
         name: of the shard, in errors.
@@ -175,11 +178,11 @@ class ShardCache:
     def _make_room(self, size: int) -> bool:
         """Under the folder's lock: delete until `size` more bytes fit; False if what is in use leaves no room."""
         files: list[tuple[float, int, Path]] = []
-        for file in self.folder.iterdir():
+        for file in filter(lambda file: _OURS.fullmatch(file.name), self.folder.iterdir()):
             with contextlib.suppress(FileNotFoundError):
                 if file.suffix == ".tmp" and self._orphan(file):
                     file.unlink()
-                elif file.suffix in (".ids", ".tmp"):
+                else:
                     lock = file.with_suffix(".lock")
                     used = (lock if lock.exists() else file).stat().st_mtime
                     files.append((used, file.stat().st_size, file))
