@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 from cli_samples import Capture, nothing_at, refused, run
 from road_samples import Raw, Road
 
@@ -119,3 +120,29 @@ def test_output_folder_that_is_not_empty(raw: Raw, road: Road, tmp_path: Path, c
     refused([*export, "--out", mine], capfd, mine, "not empty")
     refused(["evaluate", "--tasks", "digits", "--arms", "none", "--out", mine], capfd, mine, "not empty")
     assert [p.name for p in mine.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    "out, words", [("s3://bucket/out", "s3://bucket/out is an address"), ("", "output is empty")]
+)
+def test_output_that_is_no_path(
+    raw: Raw, road: Road, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture, out: str, words: str
+) -> None:  # fmt: skip
+    """It was written below a folder called s3:, and that of an empty name into the current one."""
+    monkeypatch.chdir(tmp_path)
+    for command in (
+        ["prepare", "text", raw.text],
+        ["prepare", "images", raw.digits],
+        ["prepare", "demo"],
+        ["pretrain", road.text_shards, "--recipe", "tiny"],
+        ["export", road.text_run, "--task", "docstring", "--source", raw.folder],
+        ["evaluate", "--tasks", "digits", "--arms", "none"],
+        ["report", "results"],
+        ["draw", road.text_run, "a text"],
+    ):
+        refused([*command, "--out", out], capfd, words)
+    plan = ["plan", "--recipe", "tiny", "--reading.cache", out]
+    refused(plan, capfd, words.replace("output", "reading.cache"))
+    cached = ["evaluate", "--tasks", "digits", "--arms", "none", "--state-cache", out, "--out", "results"]
+    refused(cached, capfd, words.replace("output", "state_cache"))
+    assert not list(tmp_path.iterdir())

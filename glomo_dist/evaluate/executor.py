@@ -30,6 +30,7 @@ from glomo_dist.runtime.errors import ConfigError, GlomoError, Interrupted
 from glomo_dist.runtime.files import before_first, only_one, remove_leftovers, writing
 from glomo_dist.runtime.fingerprint import command_line
 from glomo_dist.runtime.json_files import write_json
+from glomo_dist.runtime.paths import output
 from glomo_dist.runtime.progress import bar, say
 from glomo_dist.runtime.secrets import shown_in
 from glomo_dist.runtime.signals import ASKING, as_interrupt
@@ -109,7 +110,7 @@ def evaluate(
     Raises GlomoError if `out` holds something else, another process is evaluating into it, or it cannot be written;
     Interrupted after SIGTERM, SIGUSR1 or SIGHUP, with the same left behind as by Ctrl-C.
     """
-    out = Path(out).absolute()
+    out = output(out).absolute()
     _require_jobs(jobs)
     with writing(out):
         _require_evaluation_folder(out)

@@ -37,6 +37,7 @@ from glomo_dist.runtime import config, files, json_files, kernels
 from glomo_dist.runtime.devices import Device, in_float32
 from glomo_dist.runtime.errors import ConfigError, DataError
 from glomo_dist.runtime.fingerprint import code_version, fingerprint
+from glomo_dist.runtime.paths import output
 from glomo_dist.runtime.progress import bar
 
 _SETTINGS_ONLY = ("chunk_units", "batch_units", "device", "examples")  # what the index does not repeat
@@ -90,7 +91,7 @@ def export_graphs(
     Raises GraphStoreError if `out` was begun with other settings, GlomoError if it holds something else or another
     process is exporting into it.
     """
-    out = Path(out)
+    out = output(out)
     numbers = ExportNumbers(keep, batch_units)
     keep, batch_units = numbers.keep, numbers.batch_units
     check_ids(model, splits, "export")

@@ -18,6 +18,7 @@ from glomo_dist.report.results import Results, read_results
 from glomo_dist.report.runs import Run, read_runs
 from glomo_dist.report.table import arm_name, cells, header, job_and_others, other_metrics, seeds_text, tables
 from glomo_dist.runtime.errors import GlomoError
+from glomo_dist.runtime.paths import output
 from glomo_dist.runtime.progress import say
 from glomo_dist.runtime.words import counted
 from glomo_dist.transfer.datasets.dataset import Task
@@ -40,7 +41,7 @@ def build(
     Raises GlomoError naming the file for anything that cannot be read. A store of the results that is gone, or whose
     task data are gone, is a sentence in the report.
     """
-    out = Path(out)
+    out = output(out)
     require_file(out, "report.html")
     known = {**TASKS, **{name: get_task(name, file) for name, file in chosen_tasks(listed(tasks)).items()}}
     found = read_results(results)

@@ -21,6 +21,7 @@ from glomo_dist.report.drawings import Drawing, Example, averaged, dense, drawn
 from glomo_dist.report.names import one_line, ruled
 from glomo_dist.report.pages import rendered, require_file, write_page
 from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.runtime.paths import output
 from glomo_dist.runtime.words import counted
 from glomo_dist.transfer.predictor import Predictor
 
@@ -63,7 +64,7 @@ def look(
     images: so many at most.  tokenised: the units of a text are what stands between spaces, as in a .tokens file.
     Raises ConfigError for an input that is no text, DataError for one that is no image.
     """
-    out = Path(out)
+    out = output(out)
     require_file(out, "graphs.html")
     predictor = Predictor(model, random_seed)
     require_graph_kernels(predictor.model.config)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from glomo_dist.runtime.errors import GlomoError, describe
 from glomo_dist.runtime.locks import Lock, take, unguarded
+from glomo_dist.runtime.paths import output
 from glomo_dist.runtime.progress import say
 from glomo_dist.runtime.signals import held
 
@@ -100,7 +101,7 @@ def new_folder(
     else that the block raises is left as it is.  more: what to do where it cannot be written.  beside: further files,
     by name, which are there when the folder is.
     """
-    path = Path(path)
+    path = output(path)
     require_absent_or_empty(path)
     target = Path(os.path.realpath(path))
     with writing(path, more):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+
+from glomo_dist.runtime.errors import ConfigError
 
 
 def absolute(place: str) -> str:
@@ -13,3 +16,14 @@ def absolute(place: str) -> str:
     if "://" in links and "://" not in last:
         return links + chain + absolute(last)
     return place if "://" in place else str(Path(os.path.expanduser(place)).absolute())
+
+
+def output(place: str | Path, name: str = "output") -> Path:
+    """The path of what is written. ConfigError for an address, also one of which Path has made s3:/bucket, and for
+    the empty name of a shell's variable that is not set: it would be the current folder.  name: in the error."""
+    text = os.fspath(place)
+    if not text:
+        raise ConfigError(f"{name} is empty. Give a path.")
+    if re.match(r"[\w:]+:/", text):
+        raise ConfigError(f"{name} {text} is an address. Give a path: only inputs may be addresses.")
+    return Path(place)

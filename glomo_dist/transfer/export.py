@@ -16,6 +16,7 @@ from glomo_dist.model.io import model_folder as find_model
 from glomo_dist.runtime.config import check_least
 from glomo_dist.runtime.devices import Device, require_device
 from glomo_dist.runtime.errors import DataError
+from glomo_dist.runtime.paths import output
 from glomo_dist.runtime.progress import say
 from glomo_dist.transfer.datasets.dataset import Task, TaskData, left_out, section
 from glomo_dist.transfer.features.coverage import MANY, percent, unknown
@@ -46,6 +47,7 @@ def export_task(
     source, max_units, max_examples: as in FinetuneJob; they must be the same there.
     device: where the predictor computes; a graph may have an edge more or less where a score is that near theta.
     """
+    out = output(out)
     require_device(device)
     numbers = _Numbers(keep, batch_units, random_seed, max_units, max_examples)
     task, _ = find_task(task_name)

@@ -10,6 +10,7 @@ from typing import Literal
 from glomo_dist.runtime.config import MOST_THREADS, check_fields, check_least, check_positive
 from glomo_dist.runtime.devices import Device
 from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.runtime.paths import output
 from glomo_dist.transfer.features.spec import FeatureSpec
 from glomo_dist.transfer.readers.kinds import Cell, FusionKind
 
@@ -88,6 +89,8 @@ class FinetuneSettings:
             raise ConfigError(f"job: weight_decay must be finite and at least 0, got {self.weight_decay}.")
         if not math.isfinite(self.mixture_scale):
             raise ConfigError(f"job: mixture_scale must be finite, got {self.mixture_scale}.")
+        if self.state_cache is not None:
+            output(self.state_cache, "job: state_cache")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"job: dropout must be in [0, 1), got {self.dropout}.")
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from glomo_dist.runtime.paths import absolute
+from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.runtime.paths import absolute, output
 
 
 @pytest.mark.parametrize(
@@ -30,3 +33,14 @@ def test_absolute(tmp_path, monkeypatch, place, expected):
     monkeypatch.setenv("HOME", "/home/me")
     assert absolute(place) == expected.format(here=tmp_path, home="/home/me")
     assert absolute(absolute(place)) == absolute(place)
+
+
+@pytest.mark.parametrize("place", ["runs/s3:/a", "/runs/a::b", "./s3:/a", Path("/s3:/a")])
+def test_an_output_is_a_path(place):
+    assert output(place) == Path(place)
+
+
+@pytest.mark.parametrize("place", [Path("s3://bucket/out"), "file:///out", "simplecache::s3://bucket/out"])
+def test_an_address_is_no_output(place):
+    with pytest.raises(ConfigError, match=r"output .*out is an address\. Give a path"):
+        output(place)

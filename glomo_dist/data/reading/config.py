@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from glomo_dist.runtime.config import MOST_PROCESSES, check_fields, check_least, check_positive
-from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.runtime.paths import output
 
 
 @dataclass(frozen=True)
@@ -35,5 +35,5 @@ class Reading:
         check_least(self, "reading.", 0, "max_bad_shards")
         check_least(self, "reading.", 1, "prefetch")
         check_positive(self, "reading.", "cache_gb", "retry_seconds")
-        if self.cache == "":  # of a shell's variable that is not set; it would be the current folder
-            raise ConfigError("reading.cache is empty. Name a folder, or leave it out.")
+        if self.cache is not None:
+            output(self.cache, "reading.cache")

@@ -11,6 +11,7 @@ from glomo_dist.data.shards.index import INDEX_NAME
 from glomo_dist.model import GlomoConfig
 from glomo_dist.pretrain.settings.config import PretrainConfig
 from glomo_dist.runtime.errors import ConfigError
+from glomo_dist.runtime.paths import output
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ def resolve(
     config: PretrainConfig, data: str | Place, out: str | Path, valid: str | Place | None = None
 ) -> ResolvedRun:
     """`resolve_inputs` of a run into the folder `out`, which is not looked at."""
-    return ResolvedRun(**vars(resolve_inputs(config, data, valid)), out=Path(out))
+    out = output(out)
+    return ResolvedRun(**vars(resolve_inputs(config, data, valid)), out=out)
 
 
 def resolve_inputs(
