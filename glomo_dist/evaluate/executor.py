@@ -27,7 +27,7 @@ from glomo_dist.evaluate.attempt import (
     write_error,
 )
 from glomo_dist.runtime.errors import ConfigError, GlomoError, Interrupted
-from glomo_dist.runtime.files import before_first, only_one, remove_leftovers, writing
+from glomo_dist.runtime.files import before_first, entries, only_one, remove_leftovers, writing
 from glomo_dist.runtime.fingerprint import command_line
 from glomo_dist.runtime.json_files import write_json
 from glomo_dist.runtime.paths import output
@@ -223,7 +223,7 @@ def _require_evaluation_folder(out: Path) -> None:
         raise GlomoError(f"output {out} is a file; a folder was expected. Choose another name.")
     # One of which the plan is lost has results still, worth more than the plan, which is written anew.
     new = out.is_dir() and not (out / PLAN).exists() and not any(result_files(out))
-    if new and {*out.iterdir()} - before_first(out, PLAN):
+    if new and entries(out) - before_first(out, PLAN):
         raise GlomoError(
             f"output folder {out} is not empty and holds no evaluation (no {PLAN}). "
             f"Choose another one, or delete it first."

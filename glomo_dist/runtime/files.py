@@ -153,10 +153,8 @@ def _publish(temporary: Path, target: Path, there: bool) -> None:
     """Give `target` what is in `temporary`, its mark left out. there: the folder stays and is filled."""
     mark = temporary / _MARK
     if there:
-        entries = [entry for entry in temporary.iterdir() if entry != mark]
-        for entry in sorted(
-            entries, key=lambda entry: _LAST.index(entry.name) if entry.name in _LAST else -1
-        ):
+        made = [entry for entry in temporary.iterdir() if entry != mark]
+        for entry in sorted(made, key=lambda entry: _LAST.index(entry.name) if entry.name in _LAST else -1):
             os.replace(entry, target / entry.name)
     else:
         mark.unlink(missing_ok=True)
@@ -239,6 +237,11 @@ def _refused(error: OSError, folder: Path) -> bool:
     return error.errno in _REFUSALS and (any(there) or not named)
 
 
+def entries(folder: Path) -> set[Path]:
+    """What is in a folder, without what ext4 makes at the top of every disk."""
+    return {path for path in folder.iterdir() if not (path.name == "lost+found" and path.is_dir())}
+
+
 def require_absent_or_empty(path: str | Path, first: str = "") -> None:
     """GlomoError if there is anything at `path` but an empty folder, or one with what killed writers left.
 
@@ -249,7 +252,7 @@ def require_absent_or_empty(path: str | Path, first: str = "") -> None:
     with writing(path):  # even looking may be forbidden
         if target.is_dir():
             left = before_first(target, first) if first else set()
-            if {*target.iterdir()} - {*_temporary_folders(target, target.name)} - left:
+            if entries(target) - {*_temporary_folders(target, target.name)} - left:
                 raise GlomoError(
                     f"output folder {path} is not empty. Choose another one, or delete it first."
                 )

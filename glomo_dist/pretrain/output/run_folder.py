@@ -71,9 +71,9 @@ def check(out: Path, description: dict[str, Any]) -> bool:
             # all that a start can leave that was killed before there was a CONFIG
             begun = (files.LOCK, LAUNCH, f".{CONFIG}.")
             checkpoints = out / CHECKPOINTS
-            kept = checkpoints.is_dir() and any(checkpoints.iterdir())
+            kept = checkpoints.is_dir() and bool(files.entries(checkpoints))
             if out.is_dir() and all(
-                p.name.startswith(begun) or (p == checkpoints and not kept) for p in out.iterdir()
+                p.name.startswith(begun) or (p == checkpoints and not kept) for p in files.entries(out)
             ):
                 return False
             if kept:
