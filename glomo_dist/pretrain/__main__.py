@@ -42,8 +42,9 @@ def main() -> None:
             sys.exit(e.exit_code)
         # All ranks agree on such an error and end here; a failing exit code would make torchrun add a page
         # of its own traceback to the one line that matters.
-        if rank == "0":
-            notice.leave(Path(arguments.errors), e)
+        if rank == "0" and not notice.leave(Path(arguments.errors), e):
+            say(f"glomo: rank {rank}: {e}")
+            sys.exit(e.exit_code)
 
 
 if __name__ == "__main__":

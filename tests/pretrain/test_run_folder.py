@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from pretrain_samples import TINY, begun
 
 from glomo_dist.data import Reading, exists
 from glomo_dist.pretrain import PretrainConfig, launch, pretrain, worker
+from glomo_dist.pretrain.__main__ import main as rank_main
 from glomo_dist.pretrain.output import run_folder
 from glomo_dist.pretrain.ranks import notice
 from glomo_dist.pretrain.settings.resolve import resolve
@@ -209,6 +211,30 @@ def test_an_error_reaches_the_launcher_from_a_full_disk_too(
         assert notice.take(folder / "error.json") is None
     assert not list((tmp_path / "tmp").iterdir())
     assert not (tmp_path / "moved").exists(), "a run folder that was moved away is not made anew"
+
+
+def test_an_error_for_which_no_disk_has_room_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It was a traceback, of the rank and of the program that started it."""
+
+    def nowhere() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    def refused(*_: object) -> None:
+        error = ConfigError("lr must be positive")
+        error.everywhere = True
+        raise error
+
+    left = tmp_path / "gone" / "error.json"
+    with monkeypatch.context() as here:
+        here.setattr(tempfile, "gettempdir", nowhere)
+        assert notice.take(left) is None
+        here.setattr(json_files, "read_json", refused)
+        here.setattr(sys, "argv", ["rank", "--job", "job.json", "--errors", str(left)])
+        with pytest.raises(SystemExit) as ended:
+            rank_main()
+    assert ended.value.code == 2 and capfd.readouterr().err == "glomo: rank 0: lr must be positive\n"
 
 
 def test_files_of_a_launch_go_with_it_but_not_those_of_another(tmp_path: Path) -> None:

@@ -17,19 +17,20 @@ from glomo_dist.runtime.errors import GlomoError
 PID = ".pid"  # files beside it, by which the program knows the ranks
 
 
-def leave(path: Path, error: GlomoError) -> None:
-    """Write the error down for `take`."""
+def leave(path: Path, error: GlomoError) -> bool:
+    """Write the error down for `take`; whether there was a place for it."""
     value = {"type": type(error).__name__, "message": str(error)}
-    if path.parent.is_dir():  # else it would be made anew, where the run is to be moved back to
-        with contextlib.suppress(GlomoError):
-            json_files.write_json(path, value)
-            return
-    json_files.write_json(_second(path), value)
+    for place in _places(path):
+        if place.parent.is_dir():  # else it would be made anew, where the run is to be moved back to
+            with contextlib.suppress(GlomoError):
+                json_files.write_json(place, value)
+                return True
+    return False
 
 
 def take(path: Path) -> dict[str, Any] | None:
     """{"type": name of the error, "message"}, taken away; None where nothing was left."""
-    for place in (path, _second(path)):
+    for place in _places(path):
         with contextlib.suppress(GlomoError, OSError):  # not there, or cut by a full disk
             word: dict[str, Any] = json_files.read_json(place)
             place.unlink()
@@ -37,6 +38,9 @@ def take(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def _second(path: Path) -> Path:
-    # .launch-0123abcd has a random part
-    return Path(tempfile.gettempdir(), f"glomo{path.parent.name}-{path.name}")
+def _places(path: Path) -> list[Path]:
+    places = [path]
+    with contextlib.suppress(FileNotFoundError):  # no folder for temporary files can be written to
+        # .launch-0123abcd has a random part
+        places.append(Path(tempfile.gettempdir(), f"glomo{path.parent.name}-{path.name}"))
+    return places
