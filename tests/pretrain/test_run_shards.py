@@ -7,13 +7,14 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from pretrain_samples import TINY, begun, write_text
 
-from glomo_dist.data import prepare_images, prepare_text
+from glomo_dist.data import Reading, prepare_images, prepare_text
 from glomo_dist.pretrain import loop, pretrain
 from glomo_dist.pretrain.ranks.group import Ranks
 from glomo_dist.pretrain.settings.resolve import resolve
@@ -89,6 +90,15 @@ def test_validation_shards(tiny_shards: Path, split_shards: Path, tmp_path: Path
     index.write_text(index.read_text().replace('"kind": "words"', '"kind": "pixels"'))
     with pytest.raises(ShardError, match=r"valid/index\.json: kind is 'pixels', that of the tokenizer"):
         resolve(config, changed, tmp_path / "run")
+
+
+@pytest.mark.parametrize("remote", ["data", "valid"])
+def test_no_rank_is_ended_as_hung_while_it_still_tries_to_read(remote: str, tiny_shards: Path) -> None:
+    patient = dataclasses.replace(TINY, valid_every=1, hang_timeout=60.0, reading=Reading(retry_seconds=60.0))
+    places: dict[str, Any] = {"data": tiny_shards, "valid": tiny_shards, "out": "run"}
+    assert resolve(patient, **places).config.hang_timeout == 60, "files on disks are read once"
+    with pytest.raises(ConfigError, match=r"retry_seconds 60 .* than hang_timeout 60.*Lower it, or raise"):
+        resolve(patient, **{**places, remote: "https://localhost/shards"})
 
 
 def test_image_model_must_fit_the_images(tiny_shards: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from glomo_dist.data import PixelTokenizer, Place, ShardIndex, Tokenizer, exists, place
+from glomo_dist.data import Address, PixelTokenizer, Place, ShardIndex, Tokenizer, exists, place
 from glomo_dist.data.shards.index import INDEX_NAME
 from glomo_dist.model import GlomoConfig
 from glomo_dist.pretrain.settings.config import PretrainConfig
@@ -48,10 +48,16 @@ def resolve_inputs(
     validates: False leaves the validation shards out, which may not be there yet.
     Raises ConfigError where settings and shards do not fit, ShardError for shards that cannot be used.
     """
-    data = place(data)
+    data, valid = place(data), None if valid is None else place(valid)
+    retry = config.reading.retry_seconds
+    if retry >= config.hang_timeout and (isinstance(data, Address) or isinstance(valid, Address)):
+        raise ConfigError(
+            f"reading.retry_seconds {retry:g} must be less than hang_timeout {config.hang_timeout:g}: a rank that "
+            "waits for a shard would be ended as one that hangs. Lower it, or raise hang_timeout."
+        )
     if valid is not None and not config.valid_every:
         raise ConfigError(
-            f"valid {place(valid)} needs valid_every, which is 0. Set valid_every (steps between validations), "
+            f"valid {valid} needs valid_every, which is 0. Set valid_every (steps between validations), "
             "or leave valid out."
         )
     if not exists(data / INDEX_NAME) and exists(data / "train" / INDEX_NAME):
