@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +38,52 @@ def test_compiling_is_excused_until_the_first_step_is_done_and_waiting_for_data_
     limits = [first, timeout, *[first] * 5, *[timeout] * 4]
     assert [float(limit) for limit, _, _ in lines] == limits
     assert [(step, part) for _, step, part in lines][:3] == [("0", "begin"), ("1", "other"), ("1", "data")]
+
+
+def python_is(script: str, at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a shell script stand for Python in what is started from here."""
+    at.write_text(f"#!/bin/sh\n{script}\n")
+    at.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(at))
+
+
+@pytest.fixture
+def no_stacks() -> Iterator[None]:
+    yield
+    faulthandler.unregister(watchdog.STACKS)
+
+
+@pytest.mark.usefixtures("no_stacks")
+def test_what_python_needs_to_start_it_gets_and_is_no_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Python with a shared library of its own found that nowhere."""
+    found = tmp_path / "found"
+    python_is(f'env > {found}; exec {sys.executable} "$@"', tmp_path / "python", monkeypatch)
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/of/python")
+    monkeypatch.setenv("RANK", "3")
+    watchdog.Watchdog(60.0, 3, [], None).close()
+    names = {line.partition("=")[0] for line in found.read_text().splitlines()}
+    assert "LD_LIBRARY_PATH" in names and "RANK" not in names
+
+
+@pytest.mark.usefixtures("no_stacks")
+def test_one_that_cannot_start_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each beat said that it was killed, started another, and left a file open."""
+    python_is("exit 127", tmp_path / "python", monkeypatch)
+    before, said = len(os.listdir("/proc/self/fd")), ""
+    dog = watchdog.Watchdog(60.0, 0, [], None)
+    until = time.monotonic() + 20
+    while "unwatched" not in said:
+        dog.beat("data")
+        said += capfd.readouterr().err
+        assert time.monotonic() < until, said
+    dog.beat("forward")
+    dog.close()
+    assert said.count("WARNING: the watchdog of rank 0 ended with exit code 127") == 3
+    assert not capfd.readouterr().err and len(os.listdir("/proc/self/fd")) == before + 1
 
 
 def guard(monkeypatch: pytest.MonkeyPatch, **states: str) -> watchdog._Guard:

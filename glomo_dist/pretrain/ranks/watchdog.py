@@ -26,6 +26,7 @@ from pathlib import Path
 
 START_SECONDS = 900.0  # least limit until the first step is done: building, loading, compiling
 DEAD_PEER_SECONDS = 3.0  # without progress after a rank on this machine has died
+STARTS = 3  # that fail, one after the other, before the run goes on without a watchdog
 GRACE_SECONDS = 3.0  # between stacks and kill, so that the other ranks' stacks are taken from life
 STACKS = signal.SIGUSR2  # makes a rank write its stacks
 
@@ -39,6 +40,7 @@ class Watchdog:
     def __init__(self, timeout: float, rank: int, peers: Sequence[int], notice: Path | None) -> None:
         self._timeout, self._step, self._warm = timeout, 0, False
         self._rank, self._notice, self._peers = rank, str(notice or ""), list(peers)
+        self._failed, self._stacks = 0, -1
         self._start()
         self.beat("begin")
 
@@ -49,10 +51,16 @@ class Watchdog:
             "stacks": stacks_out, "notice": self._notice, "peers": self._peers,
         }  # fmt: skip
         command = [sys.executable, "-I", "-S", __file__, json.dumps(watched)]
-        # without the rank's environment: it is not to be taken for a rank
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(stacks_out,), env={})
+        # the rank's environment, as Python may need it, but it is not to be taken for a rank
+        environment = {name: value for name, value in os.environ.items() if name != "RANK"}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, pass_fds=(stacks_out,), env=environment
+        )
         os.close(stacks_out)
         faulthandler.register(STACKS, file=stacks_in, all_threads=True, chain=False)
+        if self._stacks >= 0:
+            os.close(self._stacks)
+        self._stacks = stacks_in
         assert self._process.stdin is not None
         self._to = self._process.stdin.fileno()
         os.set_blocking(self._to, False)  # a stopped watchdog must not stop the training
@@ -63,19 +71,28 @@ class Watchdog:
         excused = not self._warm and part in ("begin", "data", "forward", "backward")
         limit = max(self._timeout, START_SECONDS) if excused else self._timeout
         self._warm = self._warm or part == "optimizer"
-        line = f"{limit} {self._step} {part}\n".encode()
+        if self._failed == STARTS:
+            return
         try:
-            os.write(self._to, line)
+            os.write(self._to, f"{limit} {self._step} {part}\n".encode())
         except BlockingIOError:
             pass
         except BrokenPipeError:
-            print(
-                f"WARNING: the watchdog of rank {self._rank} was killed; another one takes its place",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
-            self.close()
+            self._replace()
+            self.beat(part)
+
+    def _replace(self) -> None:
+        """Another process for one that has ended; none where several in a row could not work."""
+        self.close()
+        code = self._process.returncode or 0  # negative: of a signal
+        self._failed = self._failed + 1 if code > 0 else 0
+        ended = f"ended with exit code {code}" if code > 0 else "was killed"
+        then = "another one takes its place"
+        if self._failed == STARTS:
+            then = "the run goes on unwatched: a rank that hangs is not ended"
+        else:
             self._start()
-            os.write(self._to, line)
+        print(f"WARNING: the watchdog of rank {self._rank} {ended}; {then}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """The rank has nothing left to wait for."""
