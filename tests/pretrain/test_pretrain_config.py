@@ -159,6 +159,13 @@ def test_deepspeed_file_may_add_but_not_contradict(tmp_path: Path) -> None:
             (f'{{"zero_optimization": {{"reduce_bucket_size": {size}}}}}', f"at least 0, got {python}")
             for size, python in (("true", "True"), ("-1", "-1"), ("1e999", "inf"), ("null", "None"))
         ),
+        *(
+            (
+                f'{{"zero_optimization": {{"{key}": {{"device": "nvme"}}}}}}',
+                rf"{key} to nvme .*cannot be saved",
+            )
+            for key in ("offload_optimizer", "offload_param")
+        ),
         *((f'{{"{key}": 1}}', f"{key} follows from the run's") for key in OURS if "." not in key),
     ],
 )

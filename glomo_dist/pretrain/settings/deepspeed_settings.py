@@ -30,8 +30,8 @@ _ASKED_LATER = {"sequence_parallel_size", "data_parallel_size"}  # by `deepspeed
 
 
 def extra_settings(config: PretrainConfig) -> dict[str, Any]:
-    """The content of the file `config.deepspeed`; ConfigError where it says what PretrainConfig does, or has a
-    bucket of no size, on which DeepSpeed would fail otherwise than by a refusal."""
+    """The content of the file `config.deepspeed`; ConfigError where it says what PretrainConfig does, has what cannot
+    be saved, or a bucket of no size, on which DeepSpeed would fail otherwise than by a refusal."""
     if config.deepspeed is None:
         return {}
     extra = json_files.read_json(config.deepspeed)
@@ -45,7 +45,13 @@ def extra_settings(config: PretrainConfig) -> dict[str, Any]:
             raise ConfigError(
                 f"{config.deepspeed}: {key} follows from the run's {ours!r}. Remove it from the file."
             )
-    size = extra.get("zero_optimization", {}).get("reduce_bucket_size", 0)
+    zero = extra.get("zero_optimization", {})
+    for key in ("offload_optimizer", "offload_param"):
+        if isinstance(zero.get(key), dict) and zero[key].get("device") == "nvme":
+            raise ConfigError(
+                f"{config.deepspeed}: {key} to nvme is refused: what lies there cannot be saved. Set the device cpu."
+            )
+    size = zero.get("reduce_bucket_size", 0)
     if isinstance(size, bool) or not isinstance(size, (int, float)) or not 0 <= size < math.inf:
         raise ConfigError(
             f"{config.deepspeed}: reduce_bucket_size must be a number of at least 0, got {size!r}. Mend or remove it."
