@@ -57,6 +57,10 @@ from glomo_dist.runtime.errors import ConfigError
             "(--vocabulary) 30000 is for a plan without --data and --model.vocab-size",
         ),
         (["plan", "--recipe", "tiny", "--reading.readers", "1025"], "reading.readers must be at most 1,024"),
+        (
+            ["plan", "--recipe", "tiny", "--reading.cache-gb", "1e300"],
+            "reading.cache_gb must be positive and at most 1,000,000,000,000,000, got 1e+300",
+        ),
         (["plan", "--recipe", "tiny", "--reading.cache", ""], "reading.cache is empty"),
         (["bench", "--rounds", "0"], "rounds must be at least 1"),
     ],

@@ -78,13 +78,14 @@ def check_least(config: Any, where: str, least: int, *names: str, most: int | No
         raise ConfigError(f"{where}{name} must be {bound}{none}, got {value}.")
 
 
-def check_positive(config: Any, where: str, *names: str) -> None:
+def check_positive(config: Any, where: str, *names: str, most: float | None = None) -> None:
     """After `check_fields`, for fields that are floats, or none: ConfigError for the first that is not positive and
-    finite."""
+    finite, or above `most` where that is given."""
     for name in names:
         value = getattr(config, name)
-        if value is not None and not 0 < value < math.inf:
-            raise ConfigError(f"{where}{name} must be positive and finite, got {value}.")
+        if value is not None and not (0 < value < math.inf and (most is None or value <= most)):
+            bound = "finite" if most is None else f"at most {most:,.0f}"
+            raise ConfigError(f"{where}{name} must be positive and {bound}, got {value}.")
 
 
 def whole(name: str, value: Any, least: int, most: int = MOST, why: str = "") -> int:

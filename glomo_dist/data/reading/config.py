@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from glomo_dist.runtime.config import MOST_PROCESSES, check_fields, check_least, check_positive
+from glomo_dist.runtime.config import MOST, MOST_PROCESSES, check_fields, check_least, check_positive
 from glomo_dist.runtime.paths import output
 
 
@@ -34,6 +34,7 @@ class Reading:
         check_least(self, "reading.", 0, "readers", most=MOST_PROCESSES)
         check_least(self, "reading.", 0, "max_bad_shards")
         check_least(self, "reading.", 1, "prefetch")
-        check_positive(self, "reading.", "cache_gb", "retry_seconds")
+        check_positive(self, "reading.", "cache_gb", most=MOST)
+        check_positive(self, "reading.", "retry_seconds")
         if self.cache is not None:
             output(self.cache, "reading.cache")

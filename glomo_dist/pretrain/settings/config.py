@@ -130,10 +130,7 @@ class PretrainConfig:
         check_positive(self, "", "lr")
         if not all(0 <= b < 1 for b in self.betas):
             raise ConfigError(f"betas must be two numbers in [0, 1), got {self.betas}.")
-        if not 0 < self.hang_timeout <= LONGEST_WAIT:
-            raise ConfigError(
-                f"hang_timeout must be positive and at most {LONGEST_WAIT:,.0f} (seconds), got {self.hang_timeout}."
-            )
+        check_positive(self, "", "hang_timeout", most=LONGEST_WAIT)
         check_positive(self, "", "graph_lr_share")
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"momentum must be in [0, 1), got {self.momentum}.")
