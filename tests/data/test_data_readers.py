@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import pwd
 import resource
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from web_faults import serving, stall
 from glomo_dist.data import Reading, ShardIndex, Stream
 from glomo_dist.data.reading import gather
 from glomo_dist.data.reading.cache import default_folder
-from glomo_dist.runtime.errors import GlomoError, RankDied, ShardError
+from glomo_dist.runtime.errors import ConfigError, GlomoError, RankDied, ShardError
 from glomo_dist.runtime.processes import import_path
 
 
@@ -296,3 +297,7 @@ def test_default_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert default_folder() == tmp_path / ".cache" / "glomo" / "shards"
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # of a user without an entry
+    with pytest.raises(ConfigError, match=r"no home folder.*Set XDG_CACHE_HOME"):
+        default_folder()
