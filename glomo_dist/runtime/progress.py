@@ -6,11 +6,12 @@ What stderr cannot take is dropped: that nobody reads it any more, or that its d
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -21,19 +22,27 @@ T = TypeVar("T")
 
 
 class _Stderr:
-    """sys.stderr, whatever it is at the time, as a file whose writing never fails."""
+    """sys.stderr, whatever it is at the time, also nothing, as a file whose writing never fails."""
 
     def write(self, text: str) -> int:
         with _dropping():
-            sys.stderr.write(text)
+            self._stream().write(text)
         return len(text)
 
     def flush(self) -> None:
         with _dropping():
-            sys.stderr.flush()
+            self._stream().flush()
+
+    def _stream(self) -> TextIO:
+        return _nowhere() if sys.stderr is None else sys.stderr
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(sys.stderr, name)
+        return getattr(self._stream(), name)
+
+
+@functools.cache
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")  # open for as long as the process
 
 
 @contextlib.contextmanager
@@ -71,7 +80,7 @@ def bar(iterable: Iterable[T] | None = None, **options: Any) -> tqdm[T]:
 
     options: those of `tqdm.tqdm`, e.g. total, desc, unit, initial, disable.
     """
-    terminal = sys.stderr.isatty()
+    terminal = _STDERR.isatty()
     options.setdefault("mininterval", 0.2 if terminal else 10.0)
     options.setdefault("dynamic_ncols", terminal)
     options.setdefault("miniters", 1)  # else a thread of tqdm compares its time of day with ours

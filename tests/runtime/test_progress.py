@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from glomo_dist.runtime.progress import bar
+from glomo_dist.runtime.progress import bar, say
 
 PROGRAM = """
 import sys
@@ -55,6 +55,14 @@ say("seen")
 """
     done = subprocess.run([sys.executable, "-c", program], stderr=subprocess.PIPE, check=True)
     assert done.stderr == b"seen\n"
+
+
+def test_work_goes_on_without_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a program whose stderr was closed (2>&-) before it began."""
+    monkeypatch.setattr(sys, "stderr", None)
+    with bar(total=1, mininterval=0) as progress:
+        progress.update()
+        say("to nobody")
 
 
 def test_a_bar_does_not_follow_the_clock(
