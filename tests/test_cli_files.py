@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from cli_samples import Capture, nothing_at, refused, run
+from privileges import public_folder, without_privileges
 from road_samples import Raw, Road
 
 
@@ -32,23 +29,8 @@ def test_empty_file(tmp_path: Path, capfd: Capture) -> None:
     nothing_at(out)
 
 
-@contextlib.contextmanager
-def without_privileges() -> Iterator[None]:
-    """Root may read every file: be nobody for a while."""
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
-
-
 def test_unreadable_file_and_folder(raw: Raw, capfd: Capture) -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o777)
+    with public_folder() as folder:
         file, out = folder / "secret.txt", folder / "shards"
         assert run(["prepare", "text", raw.text, "--out", folder / "warm"]) == 0  # so that all is imported
         closed = folder / "texts" / "closed"

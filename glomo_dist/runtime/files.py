@@ -60,6 +60,15 @@ def writing(path: Path, more: str = ADVICE) -> Iterator[None]:
         raise cannot_write(path, e, more) from e
 
 
+@contextlib.contextmanager
+def reading(path: Path, error: type[GlomoError], more: str) -> Iterator[None]:
+    """An OSError of the block is `error`: `path` cannot be read. more: what to do."""
+    try:
+        yield
+    except OSError as e:
+        raise error(f"{path} cannot be read: {describe(e)}. {more}") from e
+
+
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 

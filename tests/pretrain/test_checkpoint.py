@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from privileges import closed, public_folder
 
 from glomo_dist.pretrain.output import checkpoint
 from glomo_dist.runtime.errors import CheckpointError, GlomoError
@@ -139,6 +140,41 @@ def test_a_checkpoint_that_cannot_be_read_or_set_aside_is_an_error_that_names_it
         with pytest.raises(GlomoError, match=r"step-000003: Input/output error.*cannot be set aside"):
             checkpoint.find_newest(tmp_path)
     assert old.is_dir() and new.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("name", "cannot"),
+    [
+        ("step-000003/manifest.json", r"manifest\.json cannot be read: Permission denied.*step-000003"),
+        ("step-000003/state/rank-00000.safetensors", r"00000\.safetensors cannot be read: Permission denied"),
+        ("step-000003/state", r"00000\.safetensors cannot be read: Permission denied.*step-000003"),
+        ("step-000003", r"manifest\.json cannot be read: Permission denied.*step-000003"),
+        ("", r"checkpoints cannot be read: Permission denied\. Run the same command again"),
+    ],
+)
+def test_nothing_that_may_not_be_read_is_taken_for_damaged(name: str, cannot: str) -> None:
+    with public_folder() as folder:
+        checkpoints = folder / "checkpoints"
+        write_checkpoint(checkpoints, 2)
+        new = write_checkpoint(checkpoints, 3)
+        checkpoints.chmod(0o777)  # so that it could be renamed
+        with closed(checkpoints / name), pytest.raises(GlomoError, match=cannot) as error:
+            checkpoint.find_newest(checkpoints)
+        assert not isinstance(error.value, CheckpointError)
+        assert checkpoint.find_newest(checkpoints) == (new, checkpoint.verify(new))
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "state/rank-00000.safetensors", "state"])
+def test_what_is_no_file_or_no_folder_is_damage(name: str, tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path, 3) / name
+    if path.is_dir():
+        shutil.rmtree(path)
+        path.touch()
+    else:
+        path.unlink()
+        path.mkdir()
+    with pytest.raises(CheckpointError, match="step-000003 is damaged: "):
+        checkpoint.verify(tmp_path / "step-000003")
 
 
 def test_a_manifest_without_a_fingerprint_is_refused(

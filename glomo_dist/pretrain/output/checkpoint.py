@@ -11,15 +11,17 @@ A folder gets its final name only when all of it is on disk. `saving.py` does th
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from glomo_dist.pretrain.output import run_folder, state
 from glomo_dist.pretrain.ranks.group import Ranks
 from glomo_dist.runtime import files, json_files
-from glomo_dist.runtime.errors import CheckpointError, DataError, GlomoError, OtherVersion, describe
+from glomo_dist.runtime.errors import CheckpointError, DataError, GlomoError, OtherVersion
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.runtime.formats import check_format
 from glomo_dist.runtime.progress import say
@@ -42,8 +44,9 @@ def step_of(folder: Path) -> int | None:
 
 
 def existing(folder: Path) -> list[Path]:
-    """Checkpoints under `folder`, newest first, good or not."""
-    found = [p for p in folder.iterdir() if step_of(p) is not None] if folder.is_dir() else []
+    """Checkpoints under `folder`, newest first, good or not. Raises GlomoError where it cannot be looked into."""
+    with files.reading(folder, GlomoError, "Run the same command again when it can."):
+        found = [p for p in folder.iterdir() if step_of(p) is not None] if folder.is_dir() else []
     return sorted(found, key=lambda p: step_of(p) or 0, reverse=True)
 
 
@@ -75,11 +78,29 @@ def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
     return {**content, SEAL: fingerprint(content)}
 
 
+@contextlib.contextmanager
+def _reading(folder: Path, name: str) -> Iterator[None]:
+    """CheckpointError if the block finds no file `name` in `folder`. Any other error of the disk or the network may
+    be over in a minute: it is no CheckpointError, so nothing is set aside."""
+    again = (
+        f"Run the same command again when it can; without {folder.name}, which you may move elsewhere, the run goes "
+        "on from the checkpoint before it."
+    )
+    with files.reading(folder / name, GlomoError, again):
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise CheckpointError(f"checkpoint {folder} is damaged: {name} is missing.") from None
+
+
 def verify(folder: Path) -> dict[str, Any]:
-    """The manifest of a good checkpoint; CheckpointError that says what is wrong with a bad one."""
+    """The manifest of a good checkpoint; CheckpointError that says what is wrong with a bad one, GlomoError for one
+    that cannot be read now."""
     path = folder / MANIFEST
+    with _reading(folder, MANIFEST):
+        content = path.read_bytes()
     try:
-        manifest = json_files.read_json(path)
+        manifest = json_files.parse_json(content, str(path))
     except DataError as e:
         raise CheckpointError(f"checkpoint {folder} is damaged: {e}") from None
     check_format(
@@ -104,15 +125,8 @@ def verify(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {folder} is damaged: {path.name} is not what was written.")
     for name, (size, sha256) in wanted.items():
         file = folder / name
-        if not file.is_file():
-            raise CheckpointError(f"checkpoint {folder} is damaged: {name} is missing.")
-        try:
+        with _reading(folder, name):
             same = file.stat().st_size == size and files.sha256_file(file) == sha256
-        except OSError as e:  # of the disk or the network: may be over in a minute, so nothing is set aside
-            raise GlomoError(
-                f"{file} cannot be read: {describe(e)}. Run the same command again when it can; without "
-                f"{folder.name}, which you may move elsewhere, the run goes on from the checkpoint before it."
-            ) from e
         if not same:
             raise CheckpointError(
                 f"checkpoint {folder} is damaged: {name} is not what was written (SHA-256)."
