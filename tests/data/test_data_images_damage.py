@@ -207,9 +207,28 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         pixels(tmp_path / "c.png")
 
 
+ASCII, LONG8 = 2, 16  # kinds of numbers in a TIFF
+
+
+def tiff_at(kind: int) -> bytes:
+    """A TIFF of 2 x 2 grey pixels. kind: of the number that says where they begin; all of its bytes are 255."""
+    after = 10 + 8 * 12 + 4  # the header, the tags, and that there are no more
+    tags = {
+        256: (3, 2), 257: (3, 2), 258: (3, 8), 262: (3, 1), 273: (kind, after if kind == LONG8 else 0xFFFFFFFF),
+        277: (3, 1), 278: (3, 2), 279: (4, 4),
+    }  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, of, 1, value) for tag, (of, value) in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + b"\xff" * 8
+
+
 @pytest.mark.parametrize(
     "content, why",
-    [(b"P6 20000 20000 255\n", "DecompressionBombError"), (b"P3 1 1 255\nx 1 2\n", "ValueError")],
+    [
+        (b"P6 20000 20000 255\n", "DecompressionBombError"),
+        (b"P3 1 1 255\nx 1 2\n", "ValueError"),
+        (tiff_at(ASCII), "TypeError"),
+        (tiff_at(LONG8), "OverflowError"),
+    ],
 )
 def test_images_that_pillow_refuses_are_named(tmp_path: Path, content: bytes, why: str) -> None:
     (tmp_path / "a.ppm").write_bytes(content)

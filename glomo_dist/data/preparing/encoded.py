@@ -47,7 +47,9 @@ def decoded(content: bytes, where: str) -> np.ndarray:
         raise DataError(
             f"{where} is not a whole image of the formats {known}. Replace or convert it."
         ) from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+    except (DataError, MemoryError):
+        raise
+    except Exception as e:  # of a damaged file Pillow raises what its code meets: TypeError, OverflowError
         raise DataError(f"{where} is not a whole image: {describe(e)}. Replace or remove it.") from e
 
 
