@@ -174,9 +174,9 @@ def _is_of(path: Path, index: dict[str, Any]) -> bool:
 
 def _make(out: Path) -> None:
     """The folder, unless it is there with a store or empty; GlomoError if it holds something else."""
-    if not (out / SETTINGS).is_file():
-        files.require_absent_or_empty(out, first=SETTINGS)
-    with files.writing(out):
+    with files.writing(out):  # even looking may be forbidden
+        if not (out / SETTINGS).is_file():
+            files.require_absent_or_empty(out, first=SETTINGS)
         out.mkdir(parents=True, exist_ok=True)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -107,13 +107,14 @@ def read_index(folder: Path) -> tuple[StoreInfo, dict[str, SplitEntry]]:
 
     Raises GraphStoreError if the folder is not a whole store of this format version.
     """
-    if not (folder / INDEX).is_file():
-        unfinished = (folder / SETTINGS).is_file()
+    with files.reading(folder, GraphStoreError, "Allow it, or give another folder."):
+        finished, begun = ((folder / name).is_file() for name in (INDEX, SETTINGS))
+    if not finished:
         raise GraphStoreError(
             f"{folder}: no {INDEX}, so no finished graph store. "
             + (
                 "The export was interrupted: run the same `glomo export` again, it continues."
-                if unfinished
+                if begun
                 else "Make one with `glomo export`, or check the path."
             )
         )
@@ -192,12 +193,13 @@ def _check_sizes(folder: Path, entry: SplitEntry, components: int, where: str) -
     """Raise GraphStoreError unless the arrays of the chunks are as long as the index says, by their headers alone."""
     rows = dict.fromkeys(DIRECTIONS, 0)
     for chunk in entry.chunks:
+        path = folder / chunk.name
         try:
-            sizes = {name: len(array) for name, array in map_safetensors(folder / chunk.name).items()}
+            with _reading(path):
+                sizes = {name: len(array) for name, array in map_safetensors(path).items()}
             found = [sizes["units"], sum(sizes[f"{d}.columns"] for d in DIRECTIONS)]
             rows = {d: rows[d] + sizes[f"{d}.counts"] for d in DIRECTIONS}
-        except (OSError, ValueError, KeyError, TypeError) as e:  # TypeError: a number has no length
-            path = folder / chunk.name
+        except (ValueError, KeyError, TypeError) as e:  # TypeError: a number has no length
             # What was written so has the right hash, and another export would keep it.
             remedy = EXPORT_AGAIN if _as_recorded(path, chunk.sha256) else f"The file is damaged: {EXPORT_ON}"
             raise GraphStoreError(f"{path}: no graphs can be read of it ({describe(e)}). {remedy}") from None
@@ -215,9 +217,13 @@ def _check_sizes(folder: Path, entry: SplitEntry, components: int, where: str) -
 
 
 def _as_recorded(path: Path, sha256: str) -> bool:
-    with suppress(OSError):
+    with contextlib.suppress(OSError):
         return files.sha256_file(path) == sha256
     return False
+
+
+def _reading(path: Path) -> contextlib.AbstractContextManager[None]:
+    return files.reading(path, GraphStoreError, f"Allow it, or {EXPORT_ON}")
 
 
 def check_chunk(path: Path, size: int, sha256: str | None) -> None:
@@ -228,7 +234,9 @@ def check_chunk(path: Path, size: int, sha256: str | None) -> None:
         raise GraphStoreError(
             f"{path}: {path.stat().st_size} bytes, the index says {size}. The file is damaged: {EXPORT_ON}"
         )
-    if sha256 is not None and files.sha256_file(path) != sha256:
+    with _reading(path):
+        same = sha256 is None or files.sha256_file(path) == sha256
+    if not same:
         raise GraphStoreError(
             f"{path}: its SHA-256 is not the recorded one. The file is damaged: {EXPORT_ON}"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -56,14 +57,19 @@ def save_model(
 def model_folder(path: str | Path) -> Path | None:
     """The model at `path`, which is its folder, a finished run's or `glomo:NAME` (bundled.py); None if there is none.
 
-    Raises CheckpointError for a `glomo:NAME` that there is not.
+    Raises CheckpointError for a `glomo:NAME` that there is not, and for a folder that may not be looked into.
     """
     if (found := bundled(path)) is not None:
         return found
-    for folder in (Path(path), Path(path) / "model"):
-        if all((folder / name).is_file() for name in (CONFIG, WEIGHTS)):
-            return folder
+    with _reading(Path(path)):
+        for folder in (Path(path), Path(path) / "model"):
+            if all((folder / name).is_file() for name in (CONFIG, WEIGHTS)):
+                return folder
     return None
+
+
+def _reading(path: Path) -> contextlib.AbstractContextManager[None]:
+    return files.reading(path, CheckpointError, "Allow it, or copy the folder again.")
 
 
 def read_meta(folder: str | Path) -> dict[str, Any]:
@@ -116,7 +122,9 @@ def load_model(folder: str | Path) -> tuple[Glomo, dict[str, Any]]:
     meta = read_meta(folder)
     model = Glomo(config_of(meta, folder))
     weights = folder / WEIGHTS
-    if files.sha256_file(weights) != meta.get("weights_sha256"):
+    with _reading(weights):
+        found = files.sha256_file(weights)
+    if found != meta.get("weights_sha256"):
         raise CheckpointError(f"{weights} is damaged: its SHA-256 differs from the one in {CONFIG}. {_COPY}")
     try:
         state = load_file(weights)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from privileges import closed, public_folder
 
 from glomo_dist.data.tokenizers.marks import mark
 from glomo_dist.data.tokenizers.text import WordTokenizer, between_spaces, tokenize, word_spans
@@ -185,6 +186,15 @@ def test_json_round_trip_keeps_the_fingerprint(tmp_path) -> None:
     assert load_tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
     other = dataclasses.replace(tokenizer, words=("<unk>", "a", "grün"))
     assert other.fingerprint != tokenizer.fingerprint
+
+
+def test_a_folder_of_a_tokenizer_that_may_not_be_looked_into() -> None:
+    with (
+        public_folder() as folder,
+        closed(folder),
+        pytest.raises(DataError, match=rf"{folder} cannot be read: Permission denied"),
+    ):
+        load_tokenizer(folder)
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from privileges import closed, public_folder
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from glomo_dist.model import Glomo, GlomoConfig, load_model, random_model, save_model
-from glomo_dist.runtime.errors import GlomoError
+from glomo_dist.runtime.errors import CheckpointError, GlomoError
 from glomo_dist.runtime.fingerprint import fingerprint
 
 CONFIG = GlomoConfig(vocab_size=11, width=8, heads=2, layers=1, key_layers=1, query_layers=1)
@@ -83,6 +84,18 @@ def test_damage_is_named(folder: Path, damage, message: str) -> None:
     with pytest.raises(GlomoError, match=message) as caught:
         load_model(folder)
     assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", "config.json", "model.safetensors"])
+def test_what_may_not_be_read_is_named(name: str) -> None:
+    with public_folder() as above:
+        folder = save_model(above / "model", Glomo(CONFIG))
+        load_model(folder)  # so that all is imported
+        with (
+            closed(folder / name),
+            pytest.raises(CheckpointError, match=rf"model/?{name}.* cannot be read: Permission denied"),
+        ):
+            load_model(folder)
 
 
 def edit(folder: Path, **changes: object) -> None:

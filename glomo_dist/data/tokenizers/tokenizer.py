@@ -9,6 +9,7 @@ from glomo_dist.data.tokenizers.pixels import PixelTokenizer
 from glomo_dist.data.tokenizers.text import WordTokenizer
 from glomo_dist.data.tokenizers.tokenizer_json import check_header
 from glomo_dist.runtime.errors import DataError, suggest
+from glomo_dist.runtime.files import reading
 from glomo_dist.runtime.json_files import read_json
 
 TOKENIZER = "tokenizer.json"  # beside shards; that of a model is the same file
@@ -37,7 +38,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     path = Path(path)
     if path.is_dir():
         places = [path / part / TOKENIZER for part in ("", "train", "model")]
-        found = next((file for file in places if file.is_file()), None)
+        with reading(path, DataError, "Allow it, or name another."):
+            found = next((file for file in places if file.is_file()), None)
         if found is None:
             raise DataError(
                 f"{path} holds no {TOKENIZER}. Expected a folder of shards (`glomo prepare`) or of a model "
