@@ -276,6 +276,7 @@ def test_shard_names_are_plain(tmp_path: Path, name: object) -> None:
         {"lengths": [[4], [4], [4]]}, {"lengths": [1 << 70, 4, 4]}, {"offsets": [0, 1, 2]}, {"sha256": "abc"},
         {"offsets": [512, 2048, 4096]}, {"offsets": [0, 4096, 2048]}, {"offsets": [0, 2048, 1 << 20]},
         {"sha256": None}, {"bytes": -1}, {"bytes": 10.0}, {"samples": True},
+        {"lengths": [2**63 - 1, 2**63 - 1, 14]}, {"lengths": [2000, 4, 4], "tokens": 2008},
     ],
 )  # fmt: skip
 def test_nonsense_in_the_index(tmp_path: Path, change: dict[str, object]) -> None:

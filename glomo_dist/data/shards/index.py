@@ -14,7 +14,7 @@ import numpy as np
 
 from glomo_dist.data.shards.decode import Layout
 from glomo_dist.data.shards.ragged import starts_of
-from glomo_dist.data.shards.tarsamples import AGAIN, BLOCK, Sample, parse_sample, sample_key
+from glomo_dist.data.shards.tarsamples import AGAIN, BLOCK, Sample, id_dtype, parse_sample, sample_key
 from glomo_dist.data.storage.places import Address, Place, exists, place, read_place
 from glomo_dist.data.tokenizers.tokenizer import TOKENIZER, Tokenizer, tokenizer_from_json
 from glomo_dist.runtime.errors import DataError, ShardError, describe
@@ -217,6 +217,7 @@ def _parse(value: Any, where: str) -> dict[str, Any]:
             raise ValueError("two shards have the same name")
         lengths = [_whole(entry["lengths"], entry["name"]) for entry in value["shards"]]
         offsets = [_whole(entry["offsets"], entry["name"]) for entry in value["shards"]]
+        unit = id_dtype(fields["vocab_size"]).itemsize
         for shard, n, at in zip(shards, lengths, offsets, strict=True):
             consistent = (
                 len(n) == len(at) == shard.samples > 0
@@ -226,6 +227,7 @@ def _parse(value: Any, where: str) -> dict[str, Any]:
                 and at[-1] < shard.bytes
                 and (np.diff(at) > 0).all()
                 and (at % BLOCK == 0).all()
+                and (n <= np.diff(at, append=np.int64(shard.bytes)) // unit).all()
             )
             if not consistent:
                 raise ValueError(f"counts, lengths and offsets of {shard.name} do not agree")
