@@ -17,7 +17,7 @@ from glomo_dist.model.config import GlomoConfig
 from glomo_dist.model.glomo import Glomo
 from glomo_dist.runtime import files, json_files
 from glomo_dist.runtime.config import from_dict, to_dict
-from glomo_dist.runtime.errors import CheckpointError, DataError
+from glomo_dist.runtime.errors import CheckpointError, DataError, describe, lacks_memory
 from glomo_dist.runtime.fingerprint import fingerprint
 from glomo_dist.runtime.formats import check_format
 
@@ -120,7 +120,16 @@ def load_model(folder: str | Path) -> tuple[Glomo, dict[str, Any]]:
     """
     folder = model_folder(folder) or Path(folder)
     meta = read_meta(folder)
-    model = Glomo(config_of(meta, folder))
+    config = config_of(meta, folder)
+    try:
+        model = Glomo(config)
+    except (MemoryError, RuntimeError) as e:
+        if lacks_memory(e):
+            raise CheckpointError(
+                f"{folder / CONFIG}: there is no memory for a model of these sizes ({describe(e)}). If they are not "
+                f"those of its weights, the file was changed. {_COPY}"
+            ) from e
+        raise
     weights = folder / WEIGHTS
     with _reading(weights):
         found = files.sha256_file(weights)

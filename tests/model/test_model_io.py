@@ -68,6 +68,10 @@ def test_random_model_leaves_the_global_generator_alone(folder: Path) -> None:
         (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
         (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 40), "damaged.* Copy the folder again"),
         (lambda f: sign(f, model={**vars(CONFIG), "vocab_size": 12}), r"embedding.weight is \(11, 8\)"),
+        (
+            lambda f: sign(f, model={**vars(CONFIG), "vocab_size": 1 << 32, "width": 1 << 20}),
+            "no memory .* Copy",
+        ),
         (lambda f: sign(f, model={**vars(CONFIG), "widht": 8}), "Did you mean 'width'"),
         (lambda f: edit(f, model={**vars(CONFIG), "sparsity": "relu"}), "not those of its fingerprint"),
         (lambda f: edit(f, weights_sha256="0" * 64), "not those of its fingerprint"),
