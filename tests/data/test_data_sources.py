@@ -209,6 +209,22 @@ def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
     assert found == ["b/1.txt", "c/2.txt", "d/where/3.txt"]
 
 
+def test_a_link_to_a_file_of_the_same_folder_is_left_out(tmp_path: Path) -> None:
+    """Its documents would count double. One to what is not read itself is read as what it is called."""
+    (tmp_path / "sub").mkdir()
+    for name in ("b.txt", "c.data"):
+        (tmp_path / "sub" / name).write_text(name)
+    for link, to in (("a", "b.txt"), ("d", "b.txt"), ("e", "c.data"), ("f", "c.data")):
+        (tmp_path / f"{link}.txt").symlink_to(tmp_path / "sub" / to)
+    for source in (tmp_path, tmp_path / "**"):
+        left_out: Counter[str] = Counter()
+        found = [(d.source, d.text) for d in documents([source], left_out=left_out)]
+        assert found == [("e.txt", "c.data"), ("sub/b.txt", "b.txt")]
+        assert left_out == {".data files": 1, "links to files that are read already": 3}
+    with pytest.raises(DataError, match=r"a\.txt is named twice"):
+        texts(tmp_path, tmp_path / "a.txt")
+
+
 def test_a_name_that_is_not_utf8_can_be_written(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/lat\xe9.txt")).write_text("x")
     (document,) = documents([str(tmp_path)])

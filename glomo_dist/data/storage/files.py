@@ -17,6 +17,7 @@ from glomo_dist.data.storage.remote import file_system, is_local, over_http
 from glomo_dist.runtime.errors import DataError, describe
 
 PACKED = (".gz", ".xz", ".zst")
+LINKS = "links to files that are read already"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def find_files(
     """The files meant by `sources`: files, folders (searched recursively) and globs, in a stable order.
 
     A folder or glob gives its files with one of `suffixes`; a file named outright must have one.
-    left_out: here the other files are counted, "... files" of each ending.
+    left_out: here the other files are counted, "... files" of each ending, and `LINKS` within a folder or glob.
     Raises DataError for a source that does not exist, has an unknown suffix or contains nothing readable.
     """
     named = listed(sources)
@@ -99,7 +100,7 @@ def _expand(source: str, suffixes: tuple[str, ...], left_out: Counter[str]) -> l
         elif any(mark in path for mark in "*?["):
             # Not by isfile(), which over http says no whatever went wrong.
             found = insist(partial(filesystem.glob, path, detail=True), source)
-            paths = sorted(p for p, info in found.items() if info["type"] == "file")
+            paths = sorted(p for p, info in found.items() if _is_file(p, info))
             base = path[: path.rfind("/", 0, min(path.find(m) for m in "*?[" if m in path)) + 1]
         else:
             _require_regular(source, path, filesystem)
@@ -121,7 +122,27 @@ def _expand(source: str, suffixes: tuple[str, ...], left_out: Counter[str]) -> l
             f"{source} has no file with a known ending ({', '.join(suffixes)}; each also with "
             f"{', '.join(PACKED)}). Check the name, or convert the files."
         )
-    return known
+    return _once(known, left_out) if is_local(filesystem) else known
+
+
+def _is_file(path: str, info: dict[str, Any]) -> bool:
+    """Of what a pattern found, where a local link is of no type, whatever it leads to."""
+    return info["type"] == "file" or (info.get("islink", False) and not os.path.isdir(path))
+
+
+def _once(files: list[InputFile], left_out: Counter[str]) -> list[InputFile]:
+    """The files of one folder or pattern without links to others of them, which nobody could name but once."""
+    links = {file.path for file in files if os.path.islink(file.path)}
+    seen = {os.path.realpath(file.path) for file in files if links and file.path not in links}
+    kept = []
+    for file in files:
+        if file.path in links:
+            if (place := os.path.realpath(file.path)) in seen:
+                left_out[LINKS] += 1
+                continue
+            seen.add(place)
+        kept.append(file)
+    return kept
 
 
 def _around(source: str) -> tuple[str, str]:
