@@ -20,7 +20,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from tyro.conf import Positional, subcommand
 
@@ -28,6 +28,7 @@ from glomo_dist.cli.arguments import COMMAND_FILE, command_file, parse, shown_as
 from glomo_dist.data import load_tokenizer, prepare_images, prepare_text
 from glomo_dist.data.prepare import BITS, MIN_COUNT, VOCAB_SIZE
 from glomo_dist.data.preparing.demo import write_demo_corpus
+from glomo_dist.data.preparing.sources import SPLIT, TEXT_KEY, Split
 from glomo_dist.data.tokenizers.pixels import PixelTokenizer
 from glomo_dist.runtime.errors import ConfigError, GlomoError
 from glomo_dist.runtime.progress import say
@@ -56,9 +57,9 @@ class Text:
     """Words seen less often become <unk>."""
     tokenizer: str | None = None
     """The tokenizer.json of other shards (or their folder), used as it is: for data a model shall read later."""
-    text_key: str = "text"
+    text_key: Annotated[str | None, shown_as(f"default: {TEXT_KEY}", "STR")] = None
     """Key (.jsonl) or column (.parquet) with the text."""
-    split: Literal["file", "paragraph", "line"] = "file"
+    split: Annotated[Split | None, shown_as(f"default: {SPLIT}", f"{{{','.join(get_args(Split))}}}")] = None
     """What is one document of a .txt or .tokens file (file: in .tokens, each article)."""
     max_documents: int | None = None
     """Stop after so many."""

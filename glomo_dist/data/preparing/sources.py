@@ -18,7 +18,10 @@ from glomo_dist.data.tokenizers.text import between_spaces, tokenize
 from glomo_dist.runtime.errors import ConfigError, DataError, suggest
 
 Split = Literal["file", "paragraph", "line"]
-TEXT_SUFFIXES = (".txt", ".jsonl", ".tokens", ".parquet")
+TEXT_KEY: str = "text"
+SPLIT: Split = "file"
+WITH_KEYS, WITHOUT_KEYS = (".jsonl", ".parquet"), (".txt", ".tokens")
+TEXT_SUFFIXES = (*WITHOUT_KEYS, *WITH_KEYS)
 WORDLESS = "documents without a word"
 _PIECE = 1 << 20  # characters
 _SPACE = re.compile(r"\s")
@@ -53,27 +56,36 @@ def _pieces(text: str) -> Iterator[str]:
 def documents(
     sources: Iterable[str | Path],
     *,
-    text_key: str = "text",
-    split: Split = "file",
+    text_key: str | None = None,
+    split: Split | None = None,
     left_out: Counter[str] | None = None,
 ) -> Iterator[Document]:
     """All documents of `sources`, in a stable order, read as a stream.
 
     sources: files, folders, globs or URLs; .txt, .jsonl, .tokens, .parquet, each also .gz, .xz, .zst.
-    text_key: the key (JSON lines) or column (Parquet) with the text.
+    text_key: the key (JSON lines) or column (Parquet) with the text. None: TEXT_KEY.
     split: what is one document of a .txt or .tokens file: the file (of .tokens an article), a paragraph (blank lines
-        between), or a line.
+        between), or a line. None: SPLIT.
     left_out: counts the files of other kinds (see `find_files`) and, as `WORDLESS`, the documents that are blank; an
         empty file counts as one.
 
     Blank documents are left out. Raises DataError naming file, line and key for anything unreadable, for an
-    empty file that was named outright and for sources without a file.
+    empty file that was named outright and for sources without a file; ConfigError for a `text_key` or a `split` that
+    none of the files has a use for.
     """
-    if split not in get_args(Split):
+    if split not in (None, *get_args(Split)):
         raise ConfigError(f"split: unknown value {split!r}.{suggest(str(split), get_args(Split))}")
     left_out = Counter() if left_out is None else left_out
     files = find_files(sources, TEXT_SUFFIXES, left_out)
-    return _documents(files, text_key, split, left_out)
+    for value, name, kinds in (
+        (text_key, "text_key (--text-key)", WITH_KEYS),
+        (split, "split (--split)", WITHOUT_KEYS),
+    ):
+        if value is not None and not any(file.suffix in kinds for file in files):
+            raise ConfigError(
+                f"{name} is for files of {' or '.join(kinds)}, and the inputs have none. Leave it out."
+            )
+    return _documents(files, TEXT_KEY if text_key is None else text_key, split or SPLIT, left_out)
 
 
 def _documents(
