@@ -40,7 +40,7 @@ def read_json(path: str | Path, *, keys_once: bool = False) -> Any:
 def parse_json(content: bytes, where: str, keys_once: bool = False) -> Any:
     """Parsed JSON of the file `where`; DataError naming it and the line if it is not JSON."""
     try:
-        return json.loads(content.decode("utf-8"), object_pairs_hook=_keys_once if keys_once else None)
+        return json.loads(content.decode("utf-8"), object_pairs_hook=each_once if keys_once else None)
     except UnicodeDecodeError as e:
         raise DataError(f"{where} is not UTF-8 text (byte {e.start}).") from None
     except json.JSONDecodeError as e:
@@ -51,7 +51,8 @@ def parse_json(content: bytes, where: str, keys_once: bool = False) -> Any:
         raise DataError(f"{where}: JSON that is nested too deeply.") from None
 
 
-def _keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An `object_pairs_hook` of `json`: ValueError for a key that is there twice."""
     values: dict[str, Any] = {}
     for key, value in pairs:
         if key in values:

@@ -45,6 +45,10 @@ BAD_LINES = {
         b'{"txt": "a"}\n',
         r"line 1: no key 'text'; set text_key \(--text-key\).*Did you mean 'txt'",
     ),
+    "a key twice": (
+        b'{"text": "a"}\n{"text": "b", "text": "c"}\n',
+        r"line 2: the key 'text' is there twice\. Mend or",
+    ),
     "not text": (b'{"text": "a"}\n{"text": 5}\n', r"line 2, key 'text': expected text, got int"),
     "null": (b'{"text": null}\n', r"line 1, key 'text': expected text, got NoneType"),
     "latin 1": ('{"text": "a"}\n{"text": "é"}\n'.encode("latin1"), r"line 2, byte 11 .*0xe9.*not UTF-8"),

@@ -10,7 +10,8 @@ from typing import Any
 
 from glomo_dist.data.storage.files import InputFile
 from glomo_dist.data.storage.packed import open_stream
-from glomo_dist.runtime.errors import DataError, describe
+from glomo_dist.runtime.errors import DataError
+from glomo_dist.runtime.json_files import each_once
 
 # Half of a surrogate pair, which JSON can hold and which is no character.
 HALF_PAIR = re.compile("[\ud800-\udfff]")
@@ -59,13 +60,13 @@ def json_objects(file: InputFile) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         where = f"{file.name}, line {number}"
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=each_once)
         except json.JSONDecodeError as e:
             raise DataError(
                 f"{where}: not valid JSON ({e.msg}, column {e.colno}). Mend or delete the line."
             ) from None
-        except (RecursionError, ValueError) as e:  # nested too deeply; a number of thousands of digits
-            raise DataError(f"{where}: {describe(e)}. Mend or delete the line.") from None
+        except (RecursionError, ValueError) as e:  # nested too deeply; a key twice; thousands of digits
+            raise DataError(f"{where}: {e}. Mend or delete the line.") from None
         if not isinstance(row, dict):
             raise DataError(
                 f"{where}: expected a JSON object, got {type(row).__name__}. Write one object a line."
