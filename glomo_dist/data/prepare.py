@@ -107,6 +107,13 @@ def prepare_text(
                 "Is it that of other texts?"
             )
         for part, spool in spools.items():
+            if spool.longest < 2:
+                where = f" in the part {part!r}" if part else ""
+                raise DataError(
+                    f"no document of {_named(sources)}{where} has two words, so there is nothing to predict. Give "
+                    "longer ones; what is a document of a text file, split says (--split)."
+                )
+        for part, spool in spools.items():
             writer = ShardFolder(folder / part, vocabulary, shard_bytes)
             with progress.bar(
                 spool, desc=f"writing {part}".strip(), unit=" documents", total=spool.samples

@@ -115,10 +115,10 @@ def test_validation_share_is_a_part_of_the_documents_and_copies_stay_together(
 
 
 def test_words_of_validation_alone_are_unknown(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("\n".join(f"word{i}" for i in range(50)))
+    (tmp_path / "a.txt").write_text("\n".join(f"word{i} word{i}" for i in range(50)))
     out = prepare_text([str(tmp_path / "a.txt")], tmp_path / "out", split="line", valid_share=0.3)
-    assert set(load_tokenizer(out).words) == {"<unk>", *(word for (word,) in all_words(out / "train"))}
-    assert all_words(out / "valid") == [["<unk>"]] * ShardIndex.read(out / "valid").samples
+    assert set(load_tokenizer(out).words) == {"<unk>", *(word for word, _ in all_words(out / "train"))}
+    assert all_words(out / "valid") == [["<unk>", "<unk>"]] * ShardIndex.read(out / "valid").samples
 
 
 def test_max_documents(corpus: str, tmp_path: Path) -> None:

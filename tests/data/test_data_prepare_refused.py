@@ -136,6 +136,19 @@ def test_settings_without_effect_are_refused(corpus: str, tmp_path: Path) -> Non
             prepare_images([corpus], tmp_path / "out", tokenizer=tmp_path, **setting)
 
 
+def test_texts_of_single_words_are_refused(tmp_path: Path) -> None:
+    """As images of one colour are: a unit is predicted from those before it."""
+    path = tmp_path / "a.txt"
+    path.write_text("one\n\ntwo\n")
+    with pytest.raises(DataError, match=r"a\.txt has two words, so there is nothing to predict.*--split"):
+        prepare_text([path], tmp_path / "out", split="line")
+    assert not (tmp_path / "out").exists()
+    path.write_text("\n".join(map(str, range(100))) + "\none fish")  # which falls into `train`
+    with pytest.raises(DataError, match=r"no document of .*a\.txt in the part 'valid' has two words"):
+        prepare_text([path], tmp_path / "out", split="line", valid_share=0.1)
+    prepare_text([path], tmp_path / "out", split="line")
+
+
 def test_tokenizers_of_the_wrong_kind(corpus: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "images.npz", images=np.arange(48, dtype=np.uint8).reshape(3, 4, 4))
     images = prepare_images([str(tmp_path / "images.npz")], tmp_path / "images")

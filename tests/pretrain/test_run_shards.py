@@ -15,6 +15,8 @@ import torch
 from pretrain_samples import TINY, begun, write_text
 
 from glomo_dist.data import Reading, prepare_images, prepare_text
+from glomo_dist.data.shards.writing import ShardFolder
+from glomo_dist.data.tokenizers.text import WordTokenizer
 from glomo_dist.pretrain import loop, pretrain
 from glomo_dist.pretrain.ranks.group import Ranks
 from glomo_dist.pretrain.settings.resolve import resolve
@@ -126,9 +128,11 @@ def test_documents_of_one_unit_end_all_ranks_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each has the same error; were it one rank's own, it would be taken for one that died (70)."""
-    (tmp_path / "text.tokens").write_text("one\n" * 9)
-    shards = prepare_text([str(tmp_path / "text.tokens")], tmp_path / "shards", split="line")
-    job = resolve(TINY, shards, tmp_path / "run")
+    shards = ShardFolder(tmp_path / "shards", WordTokenizer(("<unk>", "one")), 1 << 20)
+    for row in range(9):
+        shards.add(np.ones(1, np.int32), {"source": "text.tokens", "row": row})
+    shards.close()
+    job = resolve(TINY, tmp_path / "shards", tmp_path / "run")
     monkeypatch.setattr(Ranks, "gather", lambda self, value: [value])
     with pytest.raises(DataError, match=r"no sample has two units or more, .* Prepare the data again") as e:
         loop._stream(job.config, job.index, Ranks(0, 1, torch.device("cpu")), "fixed", 0)

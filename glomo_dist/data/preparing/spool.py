@@ -119,7 +119,7 @@ class Spool:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.samples = 0
+        self.samples = self.longest = 0  # words of the longest
         self._ids = TemporaryFile(dir=folder)  # noqa: SIM115 - closed by close
         self._meta = TemporaryFile("w+", encoding="utf-8", dir=folder)  # noqa: SIM115 - closed by close
 
@@ -128,6 +128,7 @@ class Spool:
         self._ids.write(ids.tobytes())
         self._meta.write(json.dumps([len(ids), origin.source, origin.row]) + "\n")
         self.samples += 1
+        self.longest = max(self.longest, len(ids))
 
     def blocks(self) -> Iterator[np.ndarray]:
         """All ids, int32, a million at a time."""
