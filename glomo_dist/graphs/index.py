@@ -139,6 +139,10 @@ def read_index(folder: Path) -> tuple[StoreInfo, dict[str, SplitEntry]]:
         raise GraphStoreError(
             f"{where}: {info.layers} layers and {info.heads} heads. The index is damaged. {EXPORT_AGAIN}"
         )
+    if not 0 <= (info.unknown_words or 0) <= 1:  # nor is it NaN, which not even equals itself
+        raise GraphStoreError(
+            f"{where}: unknown_words is {info.unknown_words}, which is no share. The index is damaged. {EXPORT_AGAIN}"
+        )
     for name, entry in splits.items():
         _check_chunks(folder, name, entry)
         _check_sizes(folder, entry, info.layers * info.heads, f"{where}: split {name!r}")

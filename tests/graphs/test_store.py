@@ -5,12 +5,14 @@ import pytest
 import torch
 from glomo_kernels import SparseGraph, graph_mix
 from graph_samples import META, dense_of, encoded, export, predictor
+from privileges import public_folder, without_privileges
 
 from glomo_dist.graphs.export import export_graphs
 from glomo_dist.graphs.index import GraphStoreError
 from glomo_dist.graphs.live import LiveGraphs
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.model.config import GlomoConfig
+from glomo_dist.runtime.errors import GlomoError
 
 
 @pytest.mark.parametrize("keep", [3, None])
@@ -181,3 +183,26 @@ def test_graphs_of_something_else_are_refused(tmp_path, arguments, named):
     store.check("sample", 3, "d" * 16, {"text": 50})
     with pytest.raises(GraphStoreError, match=named):
         store.check(*arguments)
+
+
+def test_what_may_not_be_read_is_not_said_to_be_damaged():
+    """Where it is a chunk, the export that is advised makes it again."""
+    with public_folder() as above, without_privileges():
+        folder = above / "store"
+        export(folder)
+        folder.chmod(0)
+        with pytest.raises(GraphStoreError, match=r"store cannot be read: Permission denied"):
+            GraphStore.open(folder)
+        with pytest.raises(GlomoError, match=r"cannot write .*store: Permission denied"):
+            export(folder)
+        folder.chmod(0o700)
+        store = GraphStore.open(folder)
+        (folder / "chunk-train-00001.safetensors").chmod(0)
+        unread = (
+            r"00001\.safetensors cannot be read: Permission denied\. Allow it, or run the same `glomo export`"
+        )
+        for use in (lambda: GraphStore.open(folder), lambda: store.units("train")):
+            with pytest.raises(GraphStoreError, match=unread):
+                use()
+        export(folder)
+        assert GraphStore.open(folder).units("train").tolist() == store.units("train").tolist()
