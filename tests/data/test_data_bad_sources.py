@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from document_samples import texts
+from privileges import closed, public_folder
 
 from glomo_dist.data.preparing.sources import TEXT_SUFFIXES, documents
 from glomo_dist.data.storage.files import find_files
@@ -161,13 +162,13 @@ def test_full_disk_for_what_is_unpacked(
         texts(path)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
-def test_unreadable_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    path.write_text("secret")
-    path.chmod(0)
-    with pytest.raises(DataError, match=r"a\.txt cannot be read: Permission denied"):
-        texts(path)
+def test_unreadable_file() -> None:
+    with public_folder() as folder:
+        path = folder / "a.txt"
+        path.write_text("secret")
+        assert texts(path) == ["secret"]
+        with closed(path), pytest.raises(DataError, match=r"a\.txt cannot be read: Permission denied"):
+            texts(path)
 
 
 def test_file_that_disappears_is_named(tmp_path: Path) -> None:
