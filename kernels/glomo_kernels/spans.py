@@ -25,14 +25,16 @@ def make_spans(
     everywhere = positions is None and lengths is None  # no row is padding
     if positions is None:
         positions = torch.arange(columns, device=device)[None]
+    else:  # on a device nobody looks at the values before: a row of no unit is padding, behind the last unit
+        positions = torch.where(positions < 0, columns, positions)
     real_end = torch.full_like(positions, columns)
     if lengths is not None:
-        # On a device nobody looks at the values before; kernels do not look behind the last column.
+        # Nobody looks at these either; kernels do not look behind the last column.
         real_end = lengths.clamp(max=columns)[:, None].expand(batch, positions.shape[1])
     end = positions if causal else real_end
     begin = torch.zeros_like(end)
     if segments is not None:
-        each = positions.expand(batch, positions.shape[1])
+        each = positions.clamp(max=columns - 1).expand(batch, positions.shape[1])
         first, behind = documents(segments)
         begin, end = first.gather(1, each), torch.minimum(end, behind.gather(1, each))
     spans = torch.stack([begin, end], dim=-1)

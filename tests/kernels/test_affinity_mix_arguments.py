@@ -32,6 +32,18 @@ def test_spans_end_with_the_columns():
         assert spans[0, :, 1].tolist() == ([0, 1, 2, 3] if causal else [4] * 4)
 
 
+@pytest.mark.parametrize("segments", [None, [0, 0, 0, 0, 1, 1, 2, 2, 2]], ids=["one document", "packed"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_rows_of_no_unit_are_zero_where_nobody_looks_before(backend, causal, segments):
+    """Positions are looked at in plain CPU tensors alone: not on a device, in compiled code or of a parameter."""
+    q, k, v, _ = make(9, rows=6)
+    options = {"causal": causal, "segments": segments and torch.tensor([segments] * 3)}
+    positions = torch.nn.Parameter(torch.tensor([-1, 8, 9, -10, 4, 99]), requires_grad=False)
+    expected = torch.zeros_like(v[:, :, :6])
+    expected[:, :, [1, 4]] = affinity_mix(q[:, :, [1, 4]], k, v, positions=torch.tensor([8, 4]), **options)
+    torch.testing.assert_close(affinity_mix(q, k, v, positions=positions, **options), expected)
+
+
 @pytest.mark.parametrize("number", [0.1, 1, np.float32(0.1)], ids=repr)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_a_number_is_one_theta_for_all(backend, dtype, number):
