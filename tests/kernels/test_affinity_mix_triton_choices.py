@@ -1,8 +1,10 @@
 """What affinity_mix chooses on Triton: whether to run at all, tiles, descriptors, order of products, live tiles."""
 
 import itertools
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import test_affinity_mix as plain
@@ -261,3 +263,37 @@ glomo_kernels.backends("affinity_mix")
 assert "triton" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@anywhere
+def test_threads_that_tune_the_same_kernel_wait_for_each_other(tmp_path):
+    """Triton's tuner keeps the arguments of a call in itself. Here a second call comes while the first is timed."""
+    code = """
+import host_time, torch
+from concurrent.futures import ThreadPoolExecutor, wait
+from triton.runtime import driver, jit
+
+class Device(host_time.NoDevice):
+    def get_benchmarker(self):
+        def timed(call, quantiles=None):
+            if not second:
+                second.append(pool.submit(forward))
+                wait(second, timeout=0.5)  # it takes 10 ms if nothing stops it
+            return [call() or 1.0] * 3
+        return timed
+
+second = []
+driver.set_active(Device())
+jit.JITFunction._do_compile = host_time._compile
+forward = host_time.calls()["forward"]
+torch.use_deterministic_algorithms(True)
+forward()  # nothing is tuned yet; what the first call prepares is there
+torch.use_deterministic_algorithms(False)
+with ThreadPoolExecutor() as pool:
+    forward()
+second[0].result()
+"""
+    folder = Path(__file__).parents[2] / "kernels" / "benchmarks"
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "TRITON_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)

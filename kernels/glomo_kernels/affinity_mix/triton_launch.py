@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -86,6 +87,7 @@ def launch(
 
 # What tuning chose: asking Triton's tuner at each launch costs a quarter of the launch.
 _CHOSEN: dict[tuple[Any, ...], Config] = {}
+_TUNING = threading.Lock()  # a tuner keeps the arguments of a call, and what it chose, in itself
 
 
 def _fastest(
@@ -99,9 +101,10 @@ def _fastest(
     dtypes = [x.dtype for x in given.values() if isinstance(x, Tensor)]
     case = (kernel, device, candidates, *(given.get(name) for name in KEY), *dtypes)
     if case not in _CHOSEN:
-        tuned = _tuned(kernel, candidates)
-        tuned[lambda meta: (programs(Config(meta["BLOCK_M"], meta["BLOCK_N"], 0, 0)),)](**given)
-        best = tuned.best_config
+        with _TUNING:  # a thread that has waited for the same case takes it from the tuner's memory
+            tuned = _tuned(kernel, candidates)
+            tuned[lambda meta: (programs(Config(meta["BLOCK_M"], meta["BLOCK_N"], 0, 0)),)](**given)
+            best = tuned.best_config
         blocks = best.kwargs["BLOCK_M"], best.kwargs["BLOCK_N"]
         _CHOSEN[case] = Config(*blocks, best.num_warps, best.num_stages, best.kwargs.get("TMA", False))
     return _CHOSEN[case]
