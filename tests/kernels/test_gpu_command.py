@@ -54,7 +54,7 @@ def test_short_dry_run(tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 def test_parts_that_fail_are_reported_and_the_others_run(tmp_path):
     code, said = gpu("sanitize", "train", "--seconds", "300", out=tmp_path)
-    assert code == 1
+    assert code == 1 and f"exit code {part.KERNELS_FAILED}, see log.txt" in said
     summary = (tmp_path / "summary.txt").read_text()
     assert "sanitize  FAILED, exit code 1" in summary and "train     FAILED, exit code 1" in summary
     assert "holds no shards: name a folder" in said and "Traceback" in (tmp_path / "log.txt").read_text()

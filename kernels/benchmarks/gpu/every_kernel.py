@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from itertools import product
 
 import torch
 from glomo_kernels import affinity_graph, affinity_mix, decoder_loss, dispatch, graph_apply, graph_mix
+
+from gpu.part import KERNELS_FAILED
 
 
 def mix(device: str, dtypes: list[torch.dtype], width: int, value_width: int) -> None:
@@ -68,4 +71,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception:
+        traceback.print_exc()
+        sys.exit(KERNELS_FAILED)

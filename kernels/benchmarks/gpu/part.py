@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parents[3]
 SPOILED = 86  # exit code of a process that has made the device useless for itself
+KERNELS_FAILED = 87  # exit code of every_kernel where a kernel failed
 X = TypeVar("X")
 
 

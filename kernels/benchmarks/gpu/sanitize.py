@@ -1,5 +1,6 @@
 """compute-sanitizer over every kernel at small sizes: addresses (memcheck), shared memory (racecheck), and both ends
-of what the caller allocates. Without it, or dry, the same run without a checker.
+of what the caller allocates. Without it, where it refuses the device (as virtualised ones), or dry, the same run
+without a checker.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gpu.part import Part
+from gpu.part import KERNELS_FAILED, Part
 
 # Errors that the driver returns, and that their callers expect (is there a context yet?), are no findings.
 TOOLS = {"memcheck": ["--report-api-errors", "no"], "racecheck": []}
+FINDING = 9  # exit code for it; with those of its own the checker says that it cannot run
 
 
 def sanitizer() -> str | None:
@@ -29,17 +31,22 @@ def main(part: Part) -> None:
     # Every tensor an allocation of its own: an address behind it belongs to nobody.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     checker = None if part.dry else sanitizer()
-    runs = {"without a checker": program}
+    plain = ("without a checker", program)
+    runs = [plain]
     if checker is not None:
-        always = [checker, "--error-exitcode", "9", "--tool"]
-        runs = {tool: [*always, tool, *options, *program] for tool, options in TOOLS.items()}
+        always = [checker, "--error-exitcode", f"{FINDING}", "--tool"]
+        runs = [(tool, [*always, tool, *options, *program]) for tool, options in TOOLS.items()]
     failed = []
-    for number, (name, command) in enumerate(runs.items()):
+    for number, (name, command) in enumerate(runs):
         share = part.left() / (len(runs) - number)
         try:
             code = subprocess.run(command, env=environment, check=False, timeout=max(5.0, share)).returncode
-            outcome = "clean" if code == 0 else f"exit code {code}, see log.txt"
-            failed += [name] if code else []
+            outcome = f"exit code {code}, see log.txt" if code else "clean"
+            if name in TOOLS and code not in (0, FINDING, KERNELS_FAILED):
+                outcome = f"the checker cannot run here: {outcome}"
+                runs[number + 1 :] = [plain]
+            elif code:
+                failed.append(name)
         except subprocess.TimeoutExpired:  # no proof, and no failure of the part
             outcome = f"not finished in {share:.0f} s, findings until then are in log.txt"
         part.note(f"{name}: {outcome}")
