@@ -109,8 +109,13 @@ def check_scores(op: str, q: Tensor, k: Tensor, theta: Tensor | float | None, ki
     ):
         raise ValueError(f"{op}: theta must be a tensor or a number, got {theta!r}")
     if isinstance(theta, (int, float, numbers.Real)):
+        number = theta if isinstance(theta, int) else float(theta)  # an int may be too large for a float
+        dtype = compute_dtype(q)
+        # compiled code may not know a number yet; a comparison would bind it
+        if not torch.compiler.is_compiling() and torch.finfo(dtype).max < abs(number) < torch.inf:
+            raise ValueError(f"{op}: theta must be within the range of {dtype}, got {theta!r}")
         # not torch.tensor: that copies from the host, which waits for the device and no CUDA graph can capture
-        theta = torch.full((), float(theta), dtype=compute_dtype(q), device=q.device)
+        theta = torch.full((), float(number), dtype=dtype, device=q.device)
     if theta is not None:
         check_tensors(op, theta=theta)
     if q.ndim != 4:

@@ -96,6 +96,8 @@ def test_kinds_that_a_backend_is_not_made_for_are_refused(monkeypatch):
         ({"theta": torch.zeros((), device="meta")}, "theta must be .* on cpu, got torch.float32 on meta"),
         ({"theta": True}, "theta must be a tensor or a number, got True"),
         ({"theta": "1"}, "theta must be a tensor or a number, got '1'"),
+        ({"theta": 1e39}, r"theta must be within the range of torch.float32, got 1e\+39"),
+        ({"theta": -(10**400)}, "theta must be within the range of torch.float32, got -1000"),
         ({"causal": "no"}, "causal must be True or False, got 'no'"),
         ({"causal": 1}, "causal must be True or False, got 1"),
         ({"return_stats": None}, "return_stats must be True or False, got None"),
