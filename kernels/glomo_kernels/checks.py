@@ -88,6 +88,11 @@ def check_tensors(op: str, **tensors: object) -> None:
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
+        if tensor.is_nested:  # whatever its layout
+            raise ValueError(
+                f"{op}: {name} must be a dense tensor, got a nested one: use torch.nested.to_padded_tensor(x, 0.0), "
+                "and lengths where the op takes them"
+            )
         if tensor.layout != torch.strided:
             raise ValueError(
                 f"{op}: {name} must be a dense tensor, got layout {tensor.layout}: use to_dense()"

@@ -115,6 +115,23 @@ def test_autocast_within_a_compiled_function():
     )
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+def test_nested_tensors_are_refused(layout):
+    """Of the one layout PyTorch does not even tell the shape."""
+    x = torch.randn(1, 2, 5, 4)
+    nested = torch.nested.nested_tensor([torch.randn(n, 4) for n in (5, 3)], layout=layout)
+    functions = {
+        "affinity_mix: v": lambda: affinity_mix(x, x, nested),
+        "affinity_graph: theta": lambda: affinity_graph(x, x, nested),
+        "graph_mix: features": lambda: graph_mix(_graph_of(x), torch.ones(2), nested),
+        "decoder_loss: hidden": lambda: decoder_loss(nested, x[0, 0], torch.arange(5)),
+    }
+    for name, function in functions.items():
+        with pytest.raises(ValueError, match=f"{name} must be a dense tensor, got a nested one: .*padded"):
+            function()
+
+
 @pytest.fixture
 def mesh():
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
