@@ -20,7 +20,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, subcommand
 
@@ -57,9 +57,9 @@ class Text:
     """Words seen less often become <unk>."""
     tokenizer: str | None = None
     """The tokenizer.json of other shards (or their folder), used as it is: for data a model shall read later."""
-    text_key: Annotated[str | None, shown_as(f"default: {TEXT_KEY}", "STR")] = None
+    text_key: str = TEXT_KEY
     """Key (.jsonl) or column (.parquet) with the text."""
-    split: Annotated[Split | None, shown_as(f"default: {SPLIT}", f"{{{','.join(get_args(Split))}}}")] = None
+    split: Split = SPLIT
     """What is one document of a .txt or .tokens file (file: in .tokens, each article)."""
     max_documents: int | None = None
     """Stop after so many."""

@@ -18,7 +18,7 @@ import numpy as np
 
 from glomo_dist.data.preparing.images import Picture, pictures
 from glomo_dist.data.preparing.parallel import ordered_map
-from glomo_dist.data.preparing.sources import WORDLESS, Split, documents
+from glomo_dist.data.preparing.sources import SPLIT, TEXT_KEY, WORDLESS, Split, documents
 from glomo_dist.data.preparing.spool import Numbered, Numbering, Spool, chunks, number_words
 from glomo_dist.data.preparing.writing_systems import uncut
 from glomo_dist.data.shards.index import ShardIndex
@@ -49,8 +49,8 @@ def prepare_text(
     vocab_size: int | None = None,
     min_count: int | None = None,
     tokenizer: str | Path | None = None,
-    text_key: str | None = None,
-    split: Split | None = None,
+    text_key: str = TEXT_KEY,
+    split: Split = SPLIT,
     max_documents: int | None = None,
     valid_share: float = 0.0,
     shard_bytes: int = SHARD_BYTES,

@@ -56,36 +56,36 @@ def _pieces(text: str) -> Iterator[str]:
 def documents(
     sources: Iterable[str | Path],
     *,
-    text_key: str | None = None,
-    split: Split | None = None,
+    text_key: str = TEXT_KEY,
+    split: Split = SPLIT,
     left_out: Counter[str] | None = None,
 ) -> Iterator[Document]:
     """All documents of `sources`, in a stable order, read as a stream.
 
     sources: files, folders, globs or URLs; .txt, .jsonl, .tokens, .parquet, each also .gz, .xz, .zst.
-    text_key: the key (JSON lines) or column (Parquet) with the text. None: TEXT_KEY.
+    text_key: the key (JSON lines) or column (Parquet) with the text.
     split: what is one document of a .txt or .tokens file: the file (of .tokens an article), a paragraph (blank lines
-        between), or a line. None: SPLIT.
+        between), or a line.
     left_out: counts the files of other kinds (see `find_files`) and, as `WORDLESS`, the documents that are blank; an
         empty file counts as one.
 
     Blank documents are left out. Raises DataError naming file, line and key for anything unreadable, for an
-    empty file that was named outright and for sources without a file; ConfigError for a `text_key` or a `split` that
-    none of the files has a use for.
+    empty file that was named outright and for sources without a file; ConfigError for a `text_key` or a `split`,
+    other than these, that none of the files has a use for.
     """
-    if split not in (None, *get_args(Split)):
+    if split not in get_args(Split):
         raise ConfigError(f"split: unknown value {split!r}.{suggest(str(split), get_args(Split))}")
     left_out = Counter() if left_out is None else left_out
     files = find_files(sources, TEXT_SUFFIXES, left_out)
-    for value, name, kinds in (
-        (text_key, "text_key (--text-key)", WITH_KEYS),
-        (split, "split (--split)", WITHOUT_KEYS),
+    for idle, name, kinds in (
+        (text_key != TEXT_KEY, "text_key (--text-key)", WITH_KEYS),
+        (split != SPLIT, "split (--split)", WITHOUT_KEYS),
     ):
-        if value is not None and not any(file.suffix in kinds for file in files):
+        if idle and not any(file.suffix in kinds for file in files):
             raise ConfigError(
                 f"{name} is for files of {' or '.join(kinds)}, and the inputs have none. Leave it out."
             )
-    return _documents(files, TEXT_KEY if text_key is None else text_key, split or SPLIT, left_out)
+    return _documents(files, text_key, split, left_out)
 
 
 def _documents(
