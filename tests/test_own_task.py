@@ -146,6 +146,25 @@ def test_a_plan_names_a_task_of_a_file_by_its_name(here: Path) -> None:
     assert plan_jobs(moved)[0].id == jobs["topics"].id  # where the file lies does not count
 
 
+def test_results_of_a_file_that_has_changed_are_not_taken_as_finished(here: Path, capfd: Capture) -> None:
+    """What it loads is the same: its limits, reader and metrics are of no other fingerprint."""
+    command = ["evaluate", "--tasks", "own/topics.py", "--seeds", "0", "--epochs", "1", "--hidden", "2"]
+    command += ["--executor", "process", "--out", "results", "--arms", "none"]
+    assert run(command) == 0, capfd.readouterr().err
+    Path("own/topics.py").write_text(TASK_FILE.replace('"text": 16', '"text": 1'))
+    capfd.readouterr()
+    refused(
+        [*command, "uniform"], capfd, f"{here / 'own/topics.py'} has changed since", "Choose another --out"
+    )
+    assert len(list(Path("results/results").iterdir())) == 1
+    (path,) = Path("results/results").glob("*/result.json")
+    result = json.loads(path.read_text())
+    del result["fingerprints"]["task_file"]  # as of an older program, which did not say it
+    path.write_text(json.dumps(result))
+    assert run([*command, "uniform"]) == 0
+    assert "1 of 2 jobs are finished already" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

@@ -221,8 +221,8 @@ def _job_id(work: FinetuneJob, contents: Contents) -> str:
 
     A store counts by its content (its index), not by its path: moving a folder changes no id, and exporting
     again from another model makes another job. The same for a model, word vectors and encoders. Task data counts by
-    its path, however spelled (`require_fitting_data` looks at its content), the cache of states not at all, nor where
-    the task's file lies: what it loads and measures has a version. Nor the processor, which is the rule; a GPU does.
+    its path, however spelled, the task's file not at all (`require_fitting_data` looks at the content of both), nor
+    the cache of states. Nor the processor, which is the rule; a GPU does.
     """
     identity = to_dict(work)
     del identity["state_cache"], identity["task_file"]

@@ -1,7 +1,7 @@
 """What task data tell of jobs before one runs.
 
-Are finished results of the data as they are now (an id has their path, a result their fingerprint)? Do the graph
-stores and the training sizes of the jobs to do fit them?
+Are finished results of the data, and of the task's file, as they are now (an id has the path of the data, a result
+the fingerprints of both)? Do the graph stores and the training sizes of the jobs to do fit them?
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from glomo_dist.runtime.config import to_dict
 from glomo_dist.runtime.errors import DataError, GlomoError
 from glomo_dist.runtime.progress import say
 from glomo_dist.transfer.finetune import demands_of_data, require_fit
-from glomo_dist.transfer.registry import get_task
+from glomo_dist.transfer.registry import file_content, get_task
 from glomo_dist.transfer.result import Result
 
 Read = Callable[[Path], Result]
@@ -30,10 +30,10 @@ def require_fitting_data(
     """The `check` of `evaluate` for jobs of `finetune.run`.  read: of a result's file.
 
     Each set that finished results are of, or that a job to do makes demands on, is read here once. Raises DataError
-    if it is not what the results are of or what a graph store of a job to do is of, and ConfigError if such a job
-    asks for more training examples than it has. A set that cannot be read is an error where a job is still to read
-    it, else a warning: results may outlive their data. A task to do that was given no source, and needs one, is a
-    DataError before anything else is read.
+    if it, or the file of its task, is not what the results are of, or it is not what a graph store of a job to do is
+    of, and ConfigError if such a job asks for more training examples than it has. A set that cannot be read is an
+    error where a job is still to read it, else a warning: results may outlive their data. A task to do that was given
+    no source, and needs one, is a DataError before anything else is read.
     """
     done, waiting = _by_set(finished), _by_set(todo)
     for key in sorted({**waiting, **done}, key=lambda key: key[2] is not None):  # without a source first
@@ -59,6 +59,7 @@ def reader_of(jobs: Sequence[Job]) -> Read:
 
 def _check_set(out: Path, key: Set, results: Sequence[Result], todo: Sequence[Job]) -> None:
     name, file, source, max_examples = key
+    _require_same_file(out, file, results)
     found = {_content(r.task_version, r.fingerprints["data"]) for r in results if r.fingerprints.get("data")}
     demanding = [job for job in todo if source is None or demands_of_data(job.work)]
     if not found and not demanding:
@@ -86,6 +87,18 @@ def _check_set(out: Path, key: Set, results: Sequence[Result], todo: Sequence[Jo
     alike = {(job.work.graphs, job.work.max_units, job.work.train_size): job.work for job in demanding}
     for work in alike.values():
         require_fit(work, task, data)
+
+
+def _require_same_file(out: Path, file: str | None, results: Sequence[Result]) -> None:
+    """An older result does not say what its task's file was."""
+    found = {content for r in results if (content := r.fingerprints.get("task_file"))}
+    now = file_content(file)
+    if found - {now}:
+        raise DataError(
+            f"{out}: {file} has changed since its finished jobs: their results are of fingerprint "
+            f"{', '.join(sorted(found))}, now it is {now}. Choose another --out for the new task, or put the old "
+            "file back. Nothing was changed."
+        )
 
 
 def _by_set(jobs: Sequence[Job]) -> dict[Set, list[Job]]:

@@ -145,6 +145,7 @@ def _settings(result: Result) -> dict[str, Any]:
         **settings,
         # vectors of the same name are not always the same vectors
         "features content": result.fingerprints.get("features"),
+        "task file content": result.fingerprints.get("task_file"),
         "task_version": result.task_version,
         "data": result.fingerprints.get("data"),
     }

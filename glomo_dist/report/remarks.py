@@ -13,7 +13,12 @@ from glomo_dist.transfer.features.coverage import MANY, percent
 
 def cautions(results: Results) -> list[str]:
     """Those that stand below all tables."""
-    return [*_several_sizes(results), *_mostly_unknown(results), *_several_models(results)]
+    return [
+        *_several_sizes(results),
+        *_several_versions(results),
+        *_mostly_unknown(results),
+        *_several_models(results),
+    ]
 
 
 def about_examples(group: Group) -> list[str]:
@@ -51,7 +56,21 @@ def _several_sizes(results: Results) -> list[str]:
             listed = "; ".join(f"{', '.join(names)}: {sizes}" for sizes, names in arms.items())
             found.append(
                 f"{group.title}: the arms do not have the same number of parameters ({listed}), so that differences "
-                "are not of the graphs alone. Compare predictors of as many layers and heads."
+                "are not of the graphs alone. Where these differ in layers or heads, compare predictors of as many."
+            )
+    return found
+
+
+def _several_versions(results: Results) -> list[str]:
+    """A sentence for each table whose arms are not all of the same code."""
+    found = []
+    for group in results.groups:
+        versions = {frozenset(job.result.code for job in seeds.values()) for seeds in group.arms.values()}
+        if len(versions) > 1:
+            listed = ", ".join(sorted(frozenset().union(*versions)))
+            found.append(
+                f"{group.title}: the arms were run by different versions of the program ({one_line(listed)}), so "
+                "that differences may be theirs."
             )
     return found
 

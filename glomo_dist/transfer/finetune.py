@@ -23,7 +23,7 @@ from glomo_dist.transfer.features.inputs import Inputs, encode
 from glomo_dist.transfer.job import FinetuneJob, window_size
 from glomo_dist.transfer.readers.head import Fusion, GraphMixture
 from glomo_dist.transfer.readers.models import Mix, ReaderSizes, TaskModel
-from glomo_dist.transfer.registry import get_task
+from glomo_dist.transfer.registry import file_content, get_task
 from glomo_dist.transfer.result import FORMAT, VERSION, Result
 from glomo_dist.transfer.training import Training
 
@@ -72,7 +72,7 @@ def run(job: FinetuneJob) -> Result:
     if not isinstance(job, FinetuneJob):
         raise ConfigError(f"finetune.run takes a FinetuneJob, got {type(job).__name__}.")
     require_kernels(job)
-    task = get_task(job.task, job.task_file)
+    task, of_file = get_task(job.task, job.task_file), file_content(job.task_file)
     limits = task.limits(job.max_units)
     data = task.data(job.task_source, job.max_examples)
     store = require_fit(job, task, data)
@@ -116,6 +116,7 @@ def run(job: FinetuneJob) -> Result:
         mixtures=mixtures,
         fingerprints={
             "data": data.fingerprint,
+            "task_file": of_file,
             "features": inputs.fingerprint,
             "graphs": info.fingerprint if info else None,
             "model": mixed.model if mixed else None,

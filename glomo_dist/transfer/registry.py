@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import re
@@ -64,6 +65,14 @@ def chosen_tasks(texts: Iterable[str | os.PathLike[str]]) -> dict[str, str | Non
             )
         found[task.name] = file
     return found
+
+
+def file_content(file: str | None) -> str | None:
+    """A fingerprint of a task's file as it is now: its columns, model and measure have no other. None without one."""
+    if file is None:
+        return None
+    with open(_absolute(file), "rb") as stream:
+        return hashlib.sha256(stream.read()).hexdigest()[:16]
 
 
 def _absolute(file: str) -> str:

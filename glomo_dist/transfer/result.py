@@ -68,8 +68,8 @@ class Result:
         where the answers are no classes, or measured by another metric than accuracy.
     components: names in the order of `MixedGraph.weights` ("G1.0": layer 1, head 0, counted from 0; "P1.0":
         its product with the layers below); empty for arms without graphs.
-    fingerprints: of the task data ("data"), the word vectors ("features"), the graphs' index ("graphs"), and
-        the predictor behind them ("model"); None where there is none.
+    fingerprints: of the task data ("data"), the file of a task of one's own ("task_file"), the word vectors
+        ("features"), the graphs' index ("graphs"), and the predictor behind them ("model"); None where there is none.
     without_vector: the task's words without one, where the features are word vectors.
     unknown_to_predictor: `StoreInfo.unknown_words` of the graphs.
     """

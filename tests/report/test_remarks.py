@@ -105,6 +105,18 @@ def test_arms_of_other_sizes_are_said_once(tmp_path, sizes, said):
             assert shown.count(words) == shown.count("number of parameters") == 1
 
 
+def test_arms_of_other_versions_of_the_program_are_said_once(tmp_path):
+    """Not where each seed has the same one in all arms, and not of two tables."""
+    rows = [result(job(arm, seed), 0.5, code=f"0.{seed}") for arm in ("none", "uniform") for seed in (1, 2)]
+    rows.append(result(job("none", 0, task="imdb"), 0.5, code="0.3"))
+    for shown in page_and_text(tmp_path, rows):
+        assert "versions of the program" not in shown
+    rows.append(result(job("window3", 1), 0.5, code="0.1"))
+    for shown in page_and_text(tmp_path, rows):
+        said = "sst2, learned vectors: the arms were run by different versions of the program (0.1, 0.2)"
+        assert shown.count(said) == shown.count("versions of the program") == 1
+
+
 @pytest.mark.parametrize(
     ("recorded", "said"),
     [

@@ -233,20 +233,18 @@ def test_folders_without_a_result_of_their_plan_are_no_report(tmp_path):
     assert len(read_results([folder, write(tmp_path / "more", scores("none", NONE))]).failed) == 1
 
 
-def test_word_vectors_of_other_names_or_contents_are_not_compared(tmp_path):
-    names = [
-        "glove.6B.100d.txt",
-        "glove.6B.300d.txt",
-        "glove.840B.300d.txt.gz",
-        "sub/wiki.en.vec",
-    ]
+def test_word_vectors_of_other_names_are_not_compared(tmp_path):
+    names = ["glove.6B.100d.txt", "glove.6B.300d.txt", "glove.840B.300d.txt.gz", "sub/wiki.en.vec"]
     rows = [row for name in names for row in scores("none", NONE, features=f"/data/{name}")]
     titles = [group.title for group in read_results([write(tmp_path / "names", rows)]).groups]
     assert titles == ["sst2, glove.6B.100d", "sst2, glove.6B.300d", "sst2, glove.840B.300d", "sst2, wiki.en"]
 
+
+@pytest.mark.parametrize(("of", "said"), [("features", "features"), ("task_file", "task file")])
+def test_what_has_the_same_name_and_another_content_is_not_compared(tmp_path, of, said):
     def of_content(arm, values, content):
         rows = scores(arm, values, features="/data/wiki.npz")
-        return [dataclasses.replace(r, fingerprints={**r.fingerprints, "features": content}) for r in rows]
+        return [dataclasses.replace(r, fingerprints={**r.fingerprints, of: content}) for r in rows]
 
     folders = [
         write(tmp_path / "old", of_content("none", NONE, "aaaa")),
@@ -254,7 +252,7 @@ def test_word_vectors_of_other_names_or_contents_are_not_compared(tmp_path):
     ]
     groups = read_results(folders).groups
     assert [list(group.arms) for group in groups] == [["none"], ["pretrained"]]
-    assert [group.settings for group in groups] == ["features content aaaa", "features content bbbb"]
+    assert [group.settings for group in groups] == [f"{said} content {c}" for c in ("aaaa", "bbbb")]
 
 
 def test_seeds_are_counted_where_the_data_is_the_same(tmp_path):
