@@ -13,12 +13,10 @@ import tyro
 from tyro.conf import arg
 
 from glomo_dist.runtime.errors import ConfigError, suggest
-from glomo_dist.runtime.files import remove_leftovers, write_bytes
+from glomo_dist.runtime.files import COMMAND_FILE, remove_leftovers, write_bytes
 from glomo_dist.runtime.fingerprint import code_version
 from glomo_dist.runtime.json_files import json_bytes
 from glomo_dist.runtime.secrets import shown_in
-
-COMMAND_FILE = "command.json"
 
 
 def parse(cls: Any, argv: Sequence[str], *, name: str, description: str | None, default: Any = None) -> Any:

@@ -24,13 +24,14 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, subcommand
 
-from glomo_dist.cli.arguments import COMMAND_FILE, command_file, parse, shown_as
+from glomo_dist.cli.arguments import command_file, parse, shown_as
 from glomo_dist.data import load_tokenizer, prepare_images, prepare_text
 from glomo_dist.data.prepare import BITS, MIN_COUNT, VOCAB_SIZE
 from glomo_dist.data.preparing.demo import write_demo_corpus
 from glomo_dist.data.preparing.sources import SPLIT, TEXT_KEY, Split
 from glomo_dist.data.tokenizers.pixels import PixelTokenizer
 from glomo_dist.runtime.errors import ConfigError, GlomoError
+from glomo_dist.runtime.files import COMMAND_FILE
 from glomo_dist.runtime.progress import say
 from glomo_dist.runtime.signals import STOP_SIGNALS, as_interrupt, held
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +21,17 @@ from glomo_dist.report.results import Results, read_results
 from glomo_dist.report.runs import Run, read_runs
 from glomo_dist.report.table import arm_name, cells, header, job_and_others, other_metrics, seeds_text, tables
 from glomo_dist.runtime.errors import GlomoError
+from glomo_dist.runtime.files import COMMAND_FILE
+from glomo_dist.runtime.json_files import read_json
 from glomo_dist.runtime.paths import output
 from glomo_dist.runtime.progress import say
 from glomo_dist.runtime.words import counted
-from glomo_dist.transfer.datasets.dataset import Task
+from glomo_dist.transfer.datasets.dataset import Task, TaskData
 from glomo_dist.transfer.registry import TASKS, chosen_tasks, get_task
+
+UNKNOWN_PLACE = (
+    " Nothing says where the data of this store lie: no result is of them, nor has it a command.json."
+)
 
 
 def build(
@@ -58,7 +67,7 @@ def _render(
 ) -> str:
     used = provenance.store_paths(results.finished)
     stores = {**asked, **{path: _open(path) for path in used if path not in asked}}
-    drawn, not_drawn = _drawings(used, asked, stores, tasks)
+    drawn, not_drawn = _drawings(results.finished, used, asked, stores, tasks)
     return rendered(
         "report.html",
         counted=counted,
@@ -123,8 +132,9 @@ def _open(path: Path) -> GraphStore | GlomoError:
 
 
 def _drawings(
+    finished: Sequence[Finished],
     used: Mapping[Path, Finished],
-    asked: Iterable[Path],
+    asked: Mapping[Path, GraphStore],
     stores: Mapping[Path, GraphStore | GlomoError],
     tasks: Mapping[str, Task],
 ) -> tuple[list[drawings.Drawing], list[str]]:
@@ -137,14 +147,37 @@ def _drawings(
             given = job.result.job
             name = arm_name(job.result.arm)
             sources[path] = drawings.Source(name, stores[path], given["task_source"], given["max_examples"])
-    for path in asked:
+    for path, store in asked.items():
         if path not in sources:
-            sources[path] = drawings.Source(store_name(path), stores[path])
-    drawn, problems = [], []
+            place = _place_of_data(store, finished)
+            sources[path] = drawings.Source(
+                store_name(path), store, *(place or (None, None)), known=place is not None
+            )
+
+    @lru_cache(maxsize=1)  # each set is needed for one run of stores, and may be large
+    def load(task: str, source: str | None, max_examples: int | None) -> TaskData:
+        return tasks[task].data(source, max_examples)
+
+    of_data: dict[Any, list[drawings.Source]] = {}
     for source in sources.values():
+        of_data.setdefault(source.data, []).append(source)
+    drawn, problems = [], []
+    for source in itertools.chain(*of_data.values()):
         try:
-            drawn.append(drawings.draw(source, tasks))
+            drawn.append(drawings.draw(source, tasks, load))
         except GlomoError as e:
-            problems.append(str(e))
-            say(one_line(f"report: not drawn: {e}"))
+            problems.append(f"{e}{'' if source.known else UNKNOWN_PLACE}")
+            say(one_line(f"report: not drawn: {problems[-1]}"))
     return drawn, problems
+
+
+def _place_of_data(store: GraphStore, finished: Iterable[Finished]) -> tuple[str | None, int | None] | None:
+    """Source and max_examples of the task data that the store is of: as a result of the same data had them, or as the
+    `glomo export` that wrote it; None where neither says so."""
+    for job in finished:
+        if (job.result.task, job.result.fingerprints.get("data")) == (store.info.task, store.info.data):
+            return job.result.job["task_source"], job.result.job["max_examples"]
+    with contextlib.suppress(GlomoError, KeyError, TypeError):
+        arguments = read_json(store.folder / COMMAND_FILE)["arguments"]
+        return arguments["source"], arguments["max_examples"]
+    return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,7 @@ from glomo_dist.graphs.store import GraphStore
 from glomo_dist.report.figures import COLOURS, literal, new, style, svg
 from glomo_dist.report.names import text_width
 from glomo_dist.runtime.errors import DataError, GlomoError
-from glomo_dist.transfer.datasets.dataset import Task, section
-from glomo_dist.transfer.registry import TASKS
+from glomo_dist.transfer.datasets.dataset import Task, TaskData, section
 
 WORDS = range(8, 17)  # a length that can be read; the shortest beyond it is taken otherwise
 MOST_WORDS = 24
@@ -31,12 +30,23 @@ FORWARD, BACKWARD = COLOURS[0], COLOURS[1]
 
 @dataclass(frozen=True)
 class Source:
-    """A store (or why it cannot be read), what to call it, and where its task's data lies, as its job had it."""
+    """A store (or why it cannot be read), what to call it, and where its task's data lies, as its job or its export
+    had it.  known: whether anything says where that is."""
 
     name: str
     store: GraphStore | GlomoError
     task_source: str | None = None
     max_examples: int | None = None
+    known: bool = True
+
+    @property
+    def data(self) -> tuple[str | None, str | None, int | None]:
+        """What its task's data depend on: the task, its source, max_examples."""
+        task = None if isinstance(self.store, GlomoError) else self.store.info.task
+        return task, self.task_source, self.max_examples
+
+
+Load = Callable[[str, str | None, int | None], TaskData]  # task, its source, max_examples
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,7 @@ class Example:
     backward: np.ndarray[Any, Any]
 
 
-def draw(source: Source, tasks: Mapping[str, Task] = TASKS) -> Drawing:
+def draw(source: Source, tasks: Mapping[str, Task], load: Load) -> Drawing:
     """The first column of one test example of the store. DataError if the data at hand are not those of the store, or
     its task is not among `tasks`."""
     store = source.store
@@ -70,7 +80,7 @@ def draw(source: Source, tasks: Mapping[str, Task] = TASKS) -> Drawing:
             "--tasks PATH.py."
         )
     task = tasks[store.info.task]
-    data = task.load(source.task_source, source.max_examples)
+    data = load(task.name, source.task_source, source.max_examples)
     if data.fingerprint != store.info.data:
         raise DataError(
             f"{store.folder}: graphs of other data than {source.task_source or 'the bundled data'} of task "

@@ -27,7 +27,8 @@ _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 ADVICE = "Free space or choose another folder."
 LOCK = ".lock"  # in a folder that is written file by file
 _MARK = ".writing"  # in a temporary folder, locked by who writes it
-_LAST = ("config.json", "index.json", "command.json")  # by these readers know a folder that is whole
+COMMAND_FILE = "command.json"  # what made the folder
+_LAST = ("config.json", "index.json", COMMAND_FILE)  # by these readers know a folder that is whole
 
 
 def sync(path: Path) -> None:

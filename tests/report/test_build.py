@@ -15,8 +15,10 @@ import torch
 from page_tags import Tags, self_contained
 from result_folders import NONE, id_of, job, result, scores, write
 from run_folders import log_row, run_folder
-from transfer_samples import store_meta
+from transfer_samples import planted_store, store_meta, write_sst2
 
+from glomo_dist.cli.arguments import save_command
+from glomo_dist.cli.export import Export
 from glomo_dist.evaluate import EvaluationPlan, InProcess, evaluate, plan_jobs
 from glomo_dist.graphs import index
 from glomo_dist.graphs.export import export_graphs
@@ -26,7 +28,8 @@ from glomo_dist.report.provenance import facts
 from glomo_dist.runtime.errors import DataError, GlomoError
 from glomo_dist.transfer.datasets.dataset import section
 from glomo_dist.transfer.finetune import run
-from glomo_dist.transfer.registry import get_task
+from glomo_dist.transfer.registry import TASKS, get_task
+from glomo_dist.transfer.result import Result
 
 
 def test_a_real_evaluation_with_graphs_over_pixels_and_words(tmp_path):
@@ -129,6 +132,33 @@ def test_data_that_changed_is_said_and_not_drawn(tmp_path):
     store = export_graphs(predictor, ids, tmp_path / "store", meta=meta)
     build([write(tmp_path / "in", [result(job("none", 0), 0.5)])], tmp_path / "report.html", stores=[store])
     assert "Not drawn" in (text := Tags((tmp_path / "report.html").read_text()).text) and "another" in text
+
+
+def test_a_store_that_was_asked_for_has_its_data_from_a_result_or_its_export(tmp_path, monkeypatch):
+    """Each set is read once, however many stores are of it."""
+    source = write_sst2(tmp_path / "data", sizes=(8, 4, 4))
+    stores = [tmp_path / name for name in ("a", "b")]
+    for store in stores:
+        planted_store(store, source, max_examples=4)
+    fingerprint = get_task("sst2").load(source, 4).fingerprint
+    work = job("none", 0, task_source=source, max_examples=4)
+    of_data = result(work, 0.5, fingerprints={"data": fingerprint})
+    read: list[str] = []
+    task = get_task("sst2")
+    counting = replace(task, load=lambda *of: [read.append(of[0]), task.load(*of)][1])
+    monkeypatch.setitem(TASKS, "sst2", counting)
+
+    def page(of: Result) -> str:
+        build([write(tmp_path / "in", [of])], tmp_path / "report.html", stores=stores)
+        return Tags((tmp_path / "report.html").read_text()).text
+
+    text = page(of_data)
+    assert "a: sst2, test example" in text and "b: sst2, test example" in text and read == [source]
+    text = page(result(job("none", 0), 0.5))  # of other data
+    assert text.count("Nothing says where the data of this store lie") == 2
+    save_command(stores[1], "export", Export("m", "sst2", "b", source=source, max_examples=4))
+    text = page(result(job("none", 0), 0.5))
+    assert text.count("Nothing says") == 1 and "b: sst2, test example" in text
 
 
 def test_machines_are_named_with_their_gpu(tmp_path):
