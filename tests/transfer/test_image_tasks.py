@@ -30,12 +30,12 @@ def idx(array):
     return header + array.astype(np.uint8).tobytes()
 
 
-def write_mnist(folder, sizes=(60, 20), ending=".gz"):
+def write_mnist(folder, sizes=(60, 20), ending=".gz", side=28):
     folder.mkdir(exist_ok=True)
     pack = gzip.compress if ending else bytes
     written = {}
     for part, n in zip(("train", "t10k"), sizes, strict=True):
-        images, labels = RANDOM.integers(0, 256, (n, 28, 28)), np.arange(n) % 10
+        images, labels = RANDOM.integers(0, 256, (n, side, side)), np.arange(n) % 10
         (folder / f"{part}-images-idx3-ubyte{ending}").write_bytes(pack(idx(images)))
         (folder / f"{part}-labels-idx1-ubyte{ending}").write_bytes(pack(idx(labels)))
         written[part] = images.astype(np.uint8), labels
@@ -107,6 +107,15 @@ def test_mnist_bad_files(tmp_path):
     (tmp_path / file).unlink()
     with pytest.raises(DataError, match=r"none of train-labels-idx1-ubyte \(or packed: \.gz"):
         get_task("mnist").load(str(tmp_path), None)
+
+
+def test_a_batch_of_one_small_image_trains(tmp_path):
+    """Of images up to 8 x 8 the last stage is one pixel: no variance to normalise by."""
+    write_mnist(tmp_path, side=8)
+    job = FinetuneJob(
+        "mnist", task_source=str(tmp_path), features="pixels", hidden=1, epochs=1, train_size=33
+    )
+    assert 0 <= run(job).test <= 1
 
 
 def write_cifar(folder, per_batch=8):

@@ -6,6 +6,7 @@ Source: He et al. 2016, "Deep Residual Learning for Image Recognition", with the
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glomo_dist.transfer.readers.models import Reader, ReaderSizes, planes
@@ -54,5 +55,15 @@ class Block(nn.Module):
 def _normed(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> tuple[nn.Module, ...]:
     return (
         nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
-        nn.BatchNorm2d(outputs),
+        _BatchNorm(outputs),
     )
+
+
+class _BatchNorm(nn.BatchNorm2d):
+    """Of one value per channel, an image alone in its batch at 1 x 1, there is no variance, and torch raises: it is
+    normalised as in evaluation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.numel() == self.num_features:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
