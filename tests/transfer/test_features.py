@@ -253,6 +253,27 @@ def test_specs_that_are_none(spec):
         FeatureSpec.parse(spec)
 
 
+def test_a_layer_that_no_encoder_has():
+    """Python refuses to read such a number."""
+    with pytest.raises(ConfigError, match=r"expected hf:.*, with a LAYER that an encoder has"):
+        FeatureSpec.parse("hf:x@" + "1" * 5000)
+
+
+@pytest.mark.parametrize(
+    ("spec", "short"),
+    [
+        ("/data/glove.6B.txt", "glove"),
+        ("zip://v.txt::/data/all.zip", "all"),
+        ("https://h/vec.txt?sig=ab/SECRET9", "vec"),
+        ("trnn:https://me:SECRET@h/vec.txt", "trnn:vec"),
+        ("https://me:SECRET@h", "h"),
+    ],
+)
+def test_the_short_name_of_vectors_has_no_secrets(spec, short):
+    """It is part of the names of jobs, so of files."""
+    assert FeatureSpec.parse(spec).short() == short
+
+
 def test_a_spec_means_the_same_in_every_folder(tmp_path, monkeypatch):
     """A name on the hub stays, also where it could be no path, or one of somebody who is not there."""
     monkeypatch.chdir(tmp_path)

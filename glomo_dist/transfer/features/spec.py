@@ -14,6 +14,7 @@ from typing import Literal
 
 from glomo_dist.runtime.errors import ConfigError
 from glomo_dist.runtime.paths import absolute
+from glomo_dist.runtime.secrets import shown
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,10 @@ class FeatureSpec:
             return cls("learned", recurrent, int(rest) if colon else None)
         if kind == "hf" and colon:
             source, layer, pool = _ENCODER.fullmatch(rest).groups()  # type: ignore[union-attr]
-            if not source:
-                raise ConfigError(f"features {spec!r}: expected {ENCODER_SPEC}.")
+            if not source or len(layer or "") > 9:
+                raise ConfigError(
+                    f"features {spec!r:.80}: expected {ENCODER_SPEC}, with a LAYER that an encoder has."
+                )
             of_word: Literal["mean", "first"] = "first" if pool == "first" else "mean"
             return cls("states", recurrent, None, source, int(layer or -1), of_word)
         return cls("vectors", recurrent, None, below)
@@ -72,9 +75,10 @@ class FeatureSpec:
         return f"trnn:{text}" if self.recurrent else text
 
     def short(self) -> str:
-        """The spec with the name of the file or folder alone, up to its first dot. Part of job ids: a change here
-        would run every finished job again. For people there is `features_name` of report/groups.py."""
-        name = self.source.rstrip("/").rsplit("/", 1)[-1]
+        """The spec with the name of the file or folder alone, up to its first dot, of an address without its secrets.
+        Part of job ids: a change here would run every finished job again. For people there is `features_name` of
+        report/groups.py."""
+        name = shown(self.source).rstrip("/").rsplit("/", 1)[-1]
         if self.kind == "vectors":
             name = name.split(".")[0] or name
         return str(replace(self, source=name))
