@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from glomo_dist.data.tokenizers.tokenizer import TOKENIZER, load_tokenizer
 from glomo_dist.graphs.index import PredictorKind
 from glomo_dist.graphs.store import GraphStore
 from glomo_dist.model.bundled import bundled
@@ -26,13 +27,18 @@ def graphs_at(place: str) -> str:
 
 @dataclass(frozen=True)
 class Graphs:
-    """What a plan asks of the graphs at a path.  task: that they are of, None where they can be of any."""
+    """What a plan asks of the graphs at a path.
+
+    task: that they are of, None where they can be of any.  unit: of the tasks that a model can be for, None where its
+        folder does not say it, and of a store.
+    """
 
     fingerprint: str
     layers: int
     heads: int
     task: str | None
     predictor: PredictorKind
+    unit: str | None = None
 
     @classmethod
     def at(cls, path: str) -> Graphs:
@@ -46,7 +52,8 @@ class Graphs:
                 "heads": config.heads,
                 "task": None,
             }
-            return cls(fingerprint(content), config.layers, config.heads, None, "trained")
+            unit = load_tokenizer(folder).kind if (folder / TOKENIZER).is_file() else None
+            return cls(fingerprint(content), config.layers, config.heads, None, "trained", unit)
         info = GraphStore.open(path).info
         return cls(info.fingerprint, info.layers, info.heads, info.task, info.predictor)
 

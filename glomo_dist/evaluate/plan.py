@@ -85,6 +85,9 @@ class EvaluationPlan:
                     raise ConfigError(
                         f"plan: {name} names {task!r}, which is not among its tasks.{suggest(task, tasks)}"
                     )
+        for task, source in self.sources.items():
+            if source is not None and not source.strip():  # as a path it would be the current folder
+                raise ConfigError(f"plan: the source of task {task!r} is empty. Name one, or leave it out.")
         for arm, graphs in self.arms.items():
             if not arm.strip():  # it would be a row of the report that says nothing
                 raise ConfigError(f"plan: an arm of {graphs!r} has no name. Give it one.")
@@ -113,8 +116,8 @@ def _require_known(where: str, keys: Iterable[str], known: Sequence[str]) -> Non
 def plan_jobs(plan: EvaluationPlan) -> tuple[Job, ...]:
     """All jobs, seeds outermost, so that an early look at the results compares all arms.
 
-    Raises ConfigError if a store belongs to another task or images are to be cut, and the errors of `GraphStore.open`
-    and `FinetuneJob`. Warns of settings that none of the tasks they are for has a use for.
+    Raises ConfigError if a store belongs to another task, a model is for other units or images are to be cut, and the
+    errors of `GraphStore.open` and `FinetuneJob`. Warns of settings that none of the tasks they are for has a use for.
     """
     contents, tasks = Contents(), plan.named_tasks()
     jobs = tuple(
@@ -155,6 +158,12 @@ def _job(
                 f"plan: arm {owner!r} has graphs of task {info.task!r} ({graphs}) for task {task!r}. "
                 f"Name a store of {task!r}; a plan of several tasks needs {{task}} in the path."
             )
+        unit = get_task(task, file).unit
+        if info.unit not in (unit, None):
+            raise ConfigError(
+                f"plan: arm {owner!r} has a model for {info.unit} ({graphs}), the units of task {task!r} are {unit}. "
+                f"Name a model for {unit}; a plan with tasks of both needs {{task}} in the path."
+            )
     source = plan.sources.get(task)
     own = dict(plan.task_settings.get(task, {}))
     resources = {name: own.pop(name, getattr(plan, name)) for name in _RESOURCES}
@@ -178,6 +187,8 @@ def _job(
         },
         where,
     )
+    if work.state_cache is not None:
+        work = dataclasses.replace(work, state_cache=absolute(work.state_cache))
     get_task(task, file).limits(work.max_units)  # refused here once, where each job would
     return dataclasses.replace(job, id=_job_id(work, contents), work=work)
 

@@ -208,16 +208,15 @@ def test_jobs_mean_the_same_files_in_every_folder(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
         archive.write(tmp_path / "v.txt", "v.txt")
     monkeypatch.chdir(tmp_path)
-    plan = EvaluationPlan(
-        tasks=("sst2", "imdb"),
-        arms={"none": "none"},
-        features=("v.txt", "trnn:zip://v.txt::all.zip"),
-        seeds=(0,),
-        sources={"sst2": "sst2", "imdb": "zip://imdb::all.zip"},
-    )
+    monkeypatch.setenv("HOME", str(tmp_path))
+    features, cache = ("v.txt", "trnn:zip://v.txt::all.zip"), {"state_cache": "~/states"}
+    sources = {"sst2": "sst2", "imdb": "zip://imdb::all.zip"}
+    arms = {"none": "none"}
+    plan = EvaluationPlan(("sst2", "imdb"), arms, features, (0,), sources=sources, settings=cache)
     work = [job.work for job in plan_jobs(plan)]
     assert {w.task_source for w in work} == {f"{tmp_path}/sst2", f"zip://imdb::{tmp_path}/all.zip"}
     assert {w.features for w in work} == {f"{tmp_path}/v.txt", f"trnn:zip://v.txt::{tmp_path}/all.zip"}
+    assert {w.state_cache for w in work} == {f"{tmp_path}/states"}
 
 
 def test_missing_store_is_named(tmp_path):

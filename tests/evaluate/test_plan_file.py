@@ -78,6 +78,7 @@ def test_what_an_evaluation_left_is_its_plan(tmp_path):
             r"unknown key 'epoch' in task_settings.digits. Did you mean",
         ),
         ("tasks: [digits]\narms: {none: none}\nsources: {imdb: x}", r"sources names 'imdb'"),
+        ("tasks: [sst2]\narms: {none: none}\nsources: {sst2: ''}", r"the source of task 'sst2' is empty"),
         ("tasks: [digits\narms: {", r"plan.yaml, line 2: not valid YAML"),
         (
             "tasks: [digits, sst2]\narms: {none: none}\nfeatures: [learned, pixels]",
