@@ -189,6 +189,14 @@ def test_of_a_flag_of_one_value_the_last_holds(capfd: Capture) -> None:
     assert "100" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize("flag", ["--tasks", "--arms", "--sources", "--features", "--seeds", "--train-sizes"])
+def test_a_flag_without_a_value_is_not_its_default(flag: str, tmp_path: Path, capfd: Capture) -> None:
+    command = ["evaluate", "--tasks", "digits", "--arms", "none", "--out", tmp_path / "out", flag]
+    if flag in command[:-1]:
+        command = ["evaluate", flag, "--out", tmp_path / "out"]
+    refused(command, capfd, f"evaluate: {flag} has no value")
+
+
 def test_mistaken_sources(tmp_path: Path, capfd: Capture) -> None:
     command = ["evaluate", "--tasks", "sst2", "--arms", "none", "--out", tmp_path / "out"]
     refused([*command, "--sources", "sst2/"], capfd, "--sources: expected TASK=PATH, got 'sst2/'")
@@ -236,3 +244,20 @@ def test_mistaken_arms(arms: list[str], said: list[str], tmp_path: Path, capfd: 
     out = tmp_path / "out"
     refused(["evaluate", "--tasks", "sst2", "--arms", *arms, "--out", out], capfd, "--arms", *said)
     nothing_at(out)
+
+
+def test_a_model_of_other_units_than_a_task(tmp_path: Path, capfd: Capture) -> None:
+    """Each job of the task failed."""
+    command = [
+        "evaluate",
+        "--arms",
+        "none",
+        "p=glomo:wiki_small",
+        "--out",
+        tmp_path / "out",
+        "--tasks",
+        "sst2",
+    ]
+    said = "arm 'p' has a model for words (glomo:wiki_small), the units of task 'digits' are pixels"
+    refused([*command, "digits"], capfd, said)
+    nothing_at(tmp_path / "out")

@@ -62,3 +62,13 @@ def test_examples_that_are_left_out(tmp_path: Path, capfd: Capture) -> None:
     for _ in range(2):
         assert run(command) == 0
         assert capfd.readouterr().err.count(said) == 1
+
+
+def test_what_is_for_ray_is_warned_of_without_it(tmp_path: Path, capfd: Capture) -> None:
+    source = write_sst2(tmp_path / "data", sizes=(16, 8, 8))
+    command = ["evaluate", "--tasks", "sst2", "--sources", f"sst2={source}", *QUICK]
+    command += ["--arms", "none", "--seeds", "0", "--out", tmp_path / "out"]
+    assert run([*command, "--address", "auto", "--cores", "2", "--job-memory-gb", "1.5"]) == 0
+    said = [line for line in capfd.readouterr().err.splitlines() if "WARNING" in line]
+    for line, flag in zip(said, ("--address auto", "--cores 2", "--job-memory-gb 1.5"), strict=True):
+        assert line == f"WARNING: evaluate: {flag} is for Ray and changes nothing here."

@@ -114,6 +114,12 @@ def _evaluate(command: Evaluate, plan: EvaluationPlan) -> None:
         works = (job.work for job in jobs)
         for work in {(work.graphs, work.needs_graphs, work.device): work for work in works}.values():
             require_kernels(work)
+    if command.executor == "process":
+        for flag in ("address", "cores", "job_memory_gb"):
+            if (value := getattr(command, flag)) is not None:
+                say(
+                    f"WARNING: evaluate: --{flag.replace('_', '-')} {value} is for Ray and changes nothing here."
+                )
     read = reader_of(jobs)
     check = partial(require_fitting_data, read=read)
     summary = evaluate(jobs, run, command.out, executor, plan=to_dict(plan), read=read, check=check)
@@ -157,6 +163,11 @@ def _plan(command: Evaluate, given: EvaluationPlan | None, flags: set[str]) -> E
         raise ConfigError(
             f"evaluate: the plan {command.plan!r} must be a .yaml or .json file and come first."
         )
+    for name in ("tasks", "arms", "sources", "features", "seeds", "train_sizes"):
+        if name in flags and not getattr(command, name):
+            raise ConfigError(
+                f"evaluate: --{name.replace('_', '-')} has no value. Give one, or leave it out."
+            )
     values: dict[str, Any] = {}
     for name in ("tasks", "features", "seeds"):
         if getattr(command, name):
