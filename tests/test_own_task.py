@@ -238,6 +238,14 @@ def test_a_load_that_returns_nothing_is_named(here: Path, capfd: Capture) -> Non
     refused(["evaluate", "--tasks", "own/topics.py", "--arms", "none", "--train-sizes", "5", "--out", "results"],
             capfd, says)  # fmt: skip
     nothing_at(here / "graphs")
+    # without `checked`
+    task.write_text(
+        TASK_FILE.replace("return text_data", "data = text_data").replace(
+            "\n\nTASK =", "    del data.splits['dev']\n    return data\n\n\nTASK ="
+        )
+    )
+    says = "task 'topics': no dev split, only train, test. Give all of train, dev, test."
+    refused(["export", "run", "--task", "own/topics.py", "--out", "graphs"], capfd, says)
 
 
 def test_two_tasks_of_one_name_and_a_name_that_is_not_there(here: Path, capfd: Capture) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from glomo_dist.runtime.errors import ConfigError, DataError, GlomoError, describe, suggest
 from glomo_dist.runtime.fingerprint import fingerprint
+from glomo_dist.transfer.datasets.checks import require_columns, require_splits
 from glomo_dist.transfer.datasets.dataset import Task, TaskData
 from glomo_dist.transfer.tasks import NAMES
 
@@ -119,10 +120,10 @@ def _loaded(file: str, changed: int) -> Task:
         raise ConfigError(
             f"task {file}: the name {task.name!r} stands in names of files: letters, digits, - and _ only."
         )
-    return replace(task, load=_named(task.load, file))
+    return replace(task, load=_named(task.name, task.load, file))
 
 
-def _named(load: Callable[..., TaskData], file: str) -> Callable[..., TaskData]:
+def _named(name: str, load: Callable[..., TaskData], file: str) -> Callable[..., TaskData]:
     """`load`, with the file and line in its errors: one task's own code ends no evaluation with a traceback."""
 
     @wraps(load)
@@ -135,6 +136,8 @@ def _named(load: Callable[..., TaskData], file: str) -> Callable[..., TaskData]:
             raise DataError(f"task {file}: {_line_of(e, file)}{describe(e)}.") from e
         if not isinstance(data, TaskData):
             raise DataError(f"task {file}: `load` must return TaskData, got {data!r:.80}.")
+        require_splits(name, data.splits)  # it may have been made without `checked`
+        require_columns(name, data.splits)
         return data
 
     return loaded

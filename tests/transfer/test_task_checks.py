@@ -84,11 +84,18 @@ def made_up(label=0, text="a word", classes=("neg", "pos")):
     return text_data("mine", rows, classes, None)
 
 
-@pytest.mark.parametrize("label", [2, -100, np.int64(7), np.int64(-100), np.uint8(2), "1", 0.9, 1.0, None])
-def test_a_label_that_is_no_class_is_refused_whatever_its_type(label):
-    named = re.escape(f"dev, line 3: label {label!r} is out of range, task 'mine' has labels 0..1 (neg, pos)")
-    with pytest.raises(DataError, match=named):
-        made_up(label)
+@pytest.mark.parametrize(
+    ("labels", "wrong"),
+    [
+        ([2, -100, np.int64(7), np.int64(-100), np.uint8(2)], "out of range"),
+        (["1", "neg", 0.9, 1.0, None], "no whole number"),
+    ],
+)
+def test_a_label_that_is_no_class_is_refused_whatever_its_type(labels, wrong):
+    for label in labels:
+        named = re.escape(f"dev, line 3: label {label!r} is {wrong}, task 'mine' has labels 0..1 (neg, pos)")
+        with pytest.raises(DataError, match=named):
+            made_up(label)
 
 
 def test_labels_of_numpy_and_spans():
@@ -202,3 +209,33 @@ def test_a_split_that_is_not_there_is_named():
     image = images_split(np.ones((1, 2, 2), np.uint8), np.zeros(1, np.int64))
     with pytest.raises(DataError, match=named):
         checked("mine", {"train": image, "test": image}, ("neg", "pos"))
+
+
+WHOLE = {"values": [["a"]], "of": np.zeros((3, 1), np.int64)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"of": np.zeros(3, np.int64)},
+            r"column 'text' of dev: `of` must be .* \[3, k\], .* got int64 \(3,\)",
+        ),
+        ({"of": np.zeros((5, 1), np.int64)}, r"column 'text' of dev: `of` must .* got int64 \(5, 1\)"),
+        ({"of": np.zeros((3, 0), np.int64)}, r"column 'text' of dev: `of` must .* got int64 \(3, 0\)"),
+        ({"of": np.zeros((3, 1))}, r"column 'text' of dev: `of` must be whole numbers .* got float64"),
+        ({"of": [[0], [0], [0]]}, r"column 'text' of dev: `of` must .* got \[\[0\], \[0\], \[0\]\]"),
+        ({"of": np.array([[0], [1], [0]])}, r"column 'text' of dev: `of` .* from 0 to 1, there are 1 value,"),
+        ({"of": np.array([[0], [-1], [0]])}, r"column 'text' of dev: `of` has numbers from -1 to 0"),
+        ({"values": ["a b"]}, r"column 'text' of dev: value 0 must be a list of words .* got 'a b'"),
+        ({"groups": ("x",)}, "groups of dev are 1, for 3 examples"),
+        ({"references": (1, 2)}, "references of dev are 2, for 3 examples"),
+    ],
+)
+def test_examples_that_do_not_fit_together_are_named(changes, said):
+    def split(groups=(), references=(), **column):
+        return Split({"text": Column(**{**WHOLE, **column})}, np.zeros(3, np.int64), groups, references)
+
+    assert checked("mine", dict.fromkeys(SPLITS, split()), ("a",))
+    with pytest.raises(DataError, match=f"task 'mine': {said}"):
+        checked("mine", {"train": split(), "dev": split(**changes), "test": split()}, ("a",))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from numbers import Integral
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.words import counted
+from glomo_dist.transfer.datasets.dataset import SPLITS, Split
 
 
 def require_label(label: Any, where: str, name: str, classes: tuple[str, ...]) -> None:
@@ -24,8 +25,9 @@ def require_label(label: Any, where: str, name: str, classes: tuple[str, ...]) -
                 "Correct or remove the row. (Labels of other forms: docs/transfer.md, to add a task.)"
             )
     elif not isinstance(label, Integral) or not 0 <= int(label) < len(classes):
+        wrong = "out of range" if isinstance(label, Integral) else "no whole number"
         raise DataError(
-            f"{where}: label {label!r:.80} is out of range, task {name!r} has labels "
+            f"{where}: label {label!r:.80} is {wrong}, task {name!r} has labels "
             f"0..{len(classes) - 1} ({', '.join(classes)}). Correct or remove the row."
         )
 
@@ -42,6 +44,46 @@ def require_one_kind(labels: Iterable[tuple[Any, str]], name: str) -> None:
                 f"{where}: label {label!r:.80} is {kinds[0]}, that of {first[1]} is {kinds[1]}. The labels of "
                 f"task {name!r} must be of one kind."
             )
+
+
+def require_splits(name: str, there: Collection[str]) -> None:
+    """DataError unless all splits of task `name` are there."""
+    for split in SPLITS:
+        if split not in there:
+            raise DataError(
+                f"task {name!r}: no {split} split, only {', '.join(there)}. Give all of {', '.join(SPLITS)}."
+            )
+
+
+def require_columns(name: str, splits: Mapping[str, Split]) -> None:
+    """DataError naming the split and the column of task `name` whose inputs are none, or not a row of values for each
+    label; and if there are groups or references, but not of each example."""
+    for split, examples in splits.items():
+        n = len(examples.labels)
+        for column, inputs in examples.columns.items():
+            where, of = f"task {name!r}: column {column!r} of {split}", inputs.of
+            rows = isinstance(of, np.ndarray) and np.issubdtype(of.dtype, np.integer) and of.ndim == 2
+            if not rows or len(of) != n or not of.shape[1]:
+                got = f"{of.dtype} {of.shape}" if isinstance(of, np.ndarray) else f"{of!r:.80}"
+                raise DataError(
+                    f"{where}: `of` must be whole numbers [{n}, k], the values of each example, got {got}."
+                )
+            if of.size and not 0 <= of.min() <= of.max() < len(inputs.values):
+                raise DataError(
+                    f"{where}: `of` has numbers from {of.min()} to {of.max()}, there are "
+                    f"{counted(len(inputs.values), 'value')}, counted from 0."
+                )
+            for number, value in enumerate(inputs.values):
+                if not isinstance(value, (list, tuple, np.ndarray)):
+                    raise DataError(
+                        f"{where}: value {number} must be a list of words or an image, got {value!r:.80}."
+                    )
+        for what in ("groups", "references"):
+            if (found := len(getattr(examples, what))) not in (0, n):
+                raise DataError(
+                    f"task {name!r}: {what} of {split} are {found}, for {counted(n, 'example')}. Give one for each, "
+                    "or none."
+                )
 
 
 def class_numbers(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,14 @@ from glomo_dist.data.tokenizers.text import tokenize
 from glomo_dist.runtime.errors import DataError
 from glomo_dist.runtime.fingerprint import derive_seed
 from glomo_dist.runtime.words import counted
-from glomo_dist.transfer.datasets.checks import class_numbers, require_label, require_one_kind, require_pixels
+from glomo_dist.transfer.datasets.checks import (
+    class_numbers,
+    require_columns,
+    require_label,
+    require_one_kind,
+    require_pixels,
+    require_splits,
+)
 from glomo_dist.transfer.datasets.dataset import SPLITS, Column, Row, Split, TaskData
 
 
@@ -33,7 +40,7 @@ def text_data(
     filled: columns in which a text without a word is an error.  skipped: as in TaskData.
     dev: as in `checked`.  cut: gives the units of a text, which are to be those of the predictor.
     """
-    _require_splits(name, rows)
+    require_splits(name, rows)
     words: dict[str, str] = {}
     splits = {}
     for split in SPLITS:
@@ -91,13 +98,13 @@ def checked(
     skipped: dict[str, int] | None = None,
     dev: str = "",
 ) -> TaskData:
-    """TaskData with its fingerprint; raises DataError for a label that is none, and if a split is missing or empty,
-    saying what was left out of it.
+    """TaskData with its fingerprint; raises DataError for a label that is none, for columns that are not of as many
+    examples, and if a split is missing or empty, saying what was left out of it.
 
     dev: what the dev split is where it is drawn from train, "one text in 10 of train, chosen by its hash".
     """
     skipped = skipped or {}
-    _require_splits(name, splits)
+    require_splits(name, splits)
     for split in SPLITS:
         if not len(splits[split].labels):
             drawn = f" It is {dev}: is there enough of it?" if split == "dev" and dev else ""
@@ -105,20 +112,13 @@ def checked(
                 f"task {name!r}: the {split} split has no example{_lost(split, skipped)}.{drawn} Check the files of "
                 "the source."
             )
+    require_columns(name, splits)
     kept = {}
     for split in SPLITS:
         of = f" of {split}", f"{split} example"
         labels = class_numbers(splits[split].labels, len(classes), f"task {name!r}", *of)
         kept[split] = replace(splits[split], labels=labels)
     return TaskData(kept, classes, _fingerprint(kept, classes), skipped)
-
-
-def _require_splits(name: str, there: Collection[str]) -> None:
-    for split in SPLITS:
-        if split not in there:
-            raise DataError(
-                f"task {name!r}: no {split} split, only {', '.join(there)}. Give all of {', '.join(SPLITS)}."
-            )
 
 
 def _lost(split: str, skipped: Mapping[str, int]) -> str:
