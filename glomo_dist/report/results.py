@@ -25,9 +25,10 @@ _EXPECTED = "Give the output folder of `glomo evaluate`."
 
 @dataclass(frozen=True)
 class Failed:
-    """A job that raised, hung or died. error: the last line of the traceback."""
+    """A job that raised, hung or died. folder: of the evaluation.  error: the last line of the traceback."""
 
     id: str
+    folder: Path
     error: str
     traceback: str
 
@@ -84,7 +85,7 @@ def read_results(folders: str | Path | Sequence[str | Path]) -> Results:
             elif (here / ERROR).exists():
                 with _whole(here / ERROR):
                     error = read_json(here / ERROR)
-                    failed.append(Failed(id, str(error["error"]), str(error["traceback"])))
+                    failed.append(Failed(id, folder, str(error["error"]), str(error["traceback"])))
             else:
                 missing.append(id)
         strays += sorted({p.parent.name for p in result_files(folder)} - set(ids))
@@ -98,7 +99,7 @@ def _why_none(failed: list[Failed], strays: list[str]) -> str:
     if failed:
         text += one_line(
             f" {counted(len(failed), 'job')} failed, the first with: {failed[0].error} (traceback: "
-            f"{job_folder('', failed[0].id) / ERROR})."
+            f"{job_folder(failed[0].folder, failed[0].id) / ERROR})."
         )
     if strays:
         return (

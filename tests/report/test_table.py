@@ -220,7 +220,8 @@ def test_folders_without_a_result_of_their_plan_are_no_report(tmp_path):
     error = {job("none", 0, max_units=5): "GraphStoreError: of other\nunits"}
     folder = write(tmp_path / "out", [], error)
     with pytest.raises(
-        DataError, match=r"out: no job .* 1 job failed, .*: GraphStoreError: of other units .*Wait"
+        DataError,
+        match=r"out: no job .* 1 job failed, .*: GraphStoreError: of other units \(traceback: .*out/results/.*Wait",
     ):
         read_results([folder])
     result(job("none", 9), 0.0).write(folder / "results" / "old" / "result.json")

@@ -275,19 +275,20 @@ def test_what_is_wrong_with_a_source_is_said(tmp_path, monkeypatch):
     assert "empty has none of train.tsv, sst2_train.jsonl" in said("empty")
     with tarfile.open("a.tar.gz", "w:gz") as archive:
         archive.add("SST-2")
+    (tmp_path / "a.tgz").write_bytes((tmp_path / "a.tar.gz").read_bytes())
     with zipfile.ZipFile("flat.zip", "w") as archive:
         for name in ("train.tsv", "dev.tsv", "test.tsv"):
             archive.write(f"SST-2/{name}", name)
-    assert "a.tar.gz is an archive. Give tar://FOLDER::a.tar.gz, " in said("a.tar.gz")
+    for name in ("a.tar.gz", "a.tgz"):
+        assert f"{name} is an archive. Give tar://FOLDER::{name}, " in said(name)
     assert "are in none, zip://::flat.zip." in said("flat.zip")
     local = get_task("sst2").load("SST-2", None).fingerprint
-    for source in ("tar://SST-2::a.tar.gz", "zip://::flat.zip"):
+    for source in ("tar://SST-2::a.tar.gz", "tar://SST-2::a.tgz", "zip://::flat.zip"):
         assert get_task("sst2").load(source, None).fingerprint == local
     with tarfile.open("dotted.tar", "w") as archive:
         archive.add("SST-2", "./SST-2")
-    assert "does not exist" in said("tar://SST-2::dotted.tar") and "tar://./FOLDER" in said(
-        "tar://SST-2::dotted.tar"
-    )
+    dotted = said("tar://SST-2::dotted.tar")
+    assert "does not exist" in dotted and "tar://./FOLDER" in dotted
     assert get_task("sst2").load("tar://./SST-2::dotted.tar", None).fingerprint == local
 
 

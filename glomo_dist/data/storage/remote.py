@@ -52,6 +52,8 @@ def _in_archive(address: str, tried_again: bool) -> tuple[Any, str]:
     if kept is not None and key in kept:
         return kept[key], kept[key]._strip_protocol(within)
     options = {name: _http_options() for name in _HTTP if f"::{name}://" in address}
+    if archive.partition("?")[0].endswith(".tgz"):  # an ending that fsspec does not know
+        options["tar"] = {"compression": "gzip"}
     opened = partial(fsspec.core.url_to_fs, address, **options)
     filesystem, path = opened() if tried_again else insist(opened, address)
     if kept is not None and isinstance(filesystem, AbstractArchiveFileSystem):

@@ -22,7 +22,7 @@ from glomo_dist.runtime.progress import bar, say
 BAR_SECONDS = 5.0  # after which the reading of a folder of texts shows how far it is
 STAR = "*"
 _STARS = "[0-9]{5}(?:-[0-9a-f]{16})?|-[0-9a-f]{16}|"  # what a star in a name may be
-_ARCHIVE = re.compile(r"\.(?:(zip)|tar(?:\.gz|\.xz|\.bz2)?)$")
+_ARCHIVE = re.compile(r"\.(?:(zip)|tgz|tar(?:\.gz|\.xz|\.bz2)?)$")
 
 
 def one_file(source: str, suffixes: tuple[str, ...]) -> InputFile:
