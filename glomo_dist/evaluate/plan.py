@@ -116,8 +116,8 @@ def _require_known(where: str, keys: Iterable[str], known: Sequence[str]) -> Non
 def plan_jobs(plan: EvaluationPlan) -> tuple[Job, ...]:
     """All jobs, seeds outermost, so that an early look at the results compares all arms.
 
-    Raises ConfigError if a store belongs to another task, a model is for other units or images are to be cut, and the
-    errors of `GraphStore.open` and `FinetuneJob`. Warns of settings that none of the tasks they are for has a use for.
+    Raises ConfigError if a store is of another task, a model is for other units or images are to be cut, and the
+    errors of `GraphStore.open` and `FinetuneJob`. Warns of settings that none of the tasks they are for can use.
     """
     contents, tasks = Contents(), plan.named_tasks()
     jobs = tuple(
