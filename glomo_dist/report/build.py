@@ -30,7 +30,7 @@ from glomo_dist.transfer.datasets.dataset import Task, TaskData
 from glomo_dist.transfer.registry import TASKS, chosen_tasks, get_task
 
 UNKNOWN_PLACE = (
-    " Nothing says where the data of this store lie: no result is of them, nor has it a command.json."
+    " Nothing says where the data of this store lie: no result is of them, nor has it a whole command.json."
 )
 
 
@@ -179,5 +179,7 @@ def _place_of_data(store: GraphStore, finished: Iterable[Finished]) -> tuple[str
             return job.result.job["task_source"], job.result.job["max_examples"]
     with contextlib.suppress(GlomoError, KeyError, TypeError):
         arguments = read_json(store.folder / COMMAND_FILE)["arguments"]
-        return arguments["source"], arguments["max_examples"]
+        source, max_examples = arguments["source"], arguments["max_examples"]
+        if isinstance(source, str | None) and isinstance(max_examples, int | None):
+            return source, max_examples
     return None

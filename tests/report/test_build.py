@@ -156,6 +156,7 @@ def test_a_store_that_was_asked_for_has_its_data_from_a_result_or_its_export(tmp
     assert "a: sst2, test example" in text and "b: sst2, test example" in text and read == [source]
     text = page(result(job("none", 0), 0.5))  # of other data
     assert text.count("Nothing says where the data of this store lie") == 2
+    (stores[0] / "command.json").write_text('{"arguments": {"source": 5, "max_examples": 4}}')  # damaged
     save_command(stores[1], "export", Export("m", "sst2", "b", source=source, max_examples=4))
     text = page(result(job("none", 0), 0.5))
     assert text.count("Nothing says") == 1 and "b: sst2, test example" in text
