@@ -158,7 +158,7 @@ class _Fanout:
         if job.id in self.expired:
             return time_limit_error(job, self.out, self.expired[job.id], words)
         if again and self.begins_again(job):
-            say(f"evaluate: the worker of {job.id} died: it begins again")
+            say(f"evaluate: {job.id} begins again, {message}")
             return None
         return write_error(
             job, self.out, clock.seconds(), message, f"{trace}\n{words}".strip() + f"\n{message}"
@@ -169,7 +169,7 @@ class _Fanout:
         self.lost[job.id] += 1
         again = self.lost[job.id] <= self.settings.max_retries
         if again:
-            self.pending.appendleft(job)
+            self.pending.append(job)  # behind the others: what had not enough memory may have more then
         return again
 
     def expire(self) -> None:

@@ -180,6 +180,9 @@ def _place_of_data(store: GraphStore, finished: Iterable[Finished]) -> tuple[str
     with contextlib.suppress(GlomoError, KeyError, TypeError):
         arguments = read_json(store.folder / COMMAND_FILE)["arguments"]
         source, max_examples = arguments["source"], arguments["max_examples"]
-        if isinstance(source, str | None) and isinstance(max_examples, int | None):
+        there = (
+            source is None or "://" in source or os.path.exists(source)
+        )  # a path as it was typed, from its folder
+        if there and isinstance(max_examples, int | None):
             return source, max_examples
     return None

@@ -18,6 +18,7 @@ from glomo_dist.transfer.result import Result
 # What may differ between the rows of one table: the arm and its graphs, the seed, and where files lie. Not the
 # device: on a GPU dropout has other random numbers.
 _NOT_A_SETTING = {*PLANNED, "state_cache"} - {"device"}
+_TASK_FILE = "task file content"
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,23 @@ class Group:
 def grouped(finished: list[Finished], planned: dict[Path, list[dict[str, Any]]]) -> list[Group]:
     """planned: folder of an evaluation -> the jobs of its plan."""
     arms_in_order = list(dict.fromkeys(job["arm"] for jobs in planned.values() for job in jobs))
+    files: dict[tuple[str, str, int | None], set[str]] = {}
+    for job in finished:
+        if content := _settings(job.result)[_TASK_FILE]:
+            files.setdefault(_place(job.result.job), set()).add(content)
+
+    def settings_of(result: Result) -> dict[str, Any]:
+        """An older result does not say what its task's file was: the one that those beside it are of."""
+        settings, here = _settings(result), files.get(_place(result.job), set())
+        return {**settings, _TASK_FILE: next(iter(here))} if len(here) == 1 else settings
+
     tables: dict[tuple[str, str, int | None], dict[str, list[Finished]]] = {}
     for job in finished:
-        variant = repr(sorted(_settings(job.result).items()))
+        variant = repr(sorted(settings_of(job.result).items()))
         tables.setdefault(_place(job.result.job), {}).setdefault(variant, []).append(job)
     groups = []
     for place, variants in tables.items():
-        all_settings = [_settings(jobs[0].result) for jobs in variants.values()]
+        all_settings = [settings_of(jobs[0].result) for jobs in variants.values()]
         for settings, jobs in zip(all_settings, variants.values(), strict=True):
             # Settings shared by all tables of this place are not worth a heading; those that differ are.
             differing = {
@@ -145,7 +156,7 @@ def _settings(result: Result) -> dict[str, Any]:
         **settings,
         # vectors of the same name are not always the same vectors
         "features content": result.fingerprints.get("features"),
-        "task file content": result.fingerprints.get("task_file"),
+        _TASK_FILE: result.fingerprints.get("task_file"),
         "task_version": result.task_version,
         "data": result.fingerprints.get("data"),
     }

@@ -22,8 +22,8 @@ def output(place: str | Path, name: str = "output") -> Path:
     """The path of what is written. ConfigError for an address, also one of which Path has made s3:/bucket, and for
     the empty name of a shell's variable that is not set: it would be the current folder.  name: in the error."""
     text = os.fspath(place)
-    if not text:
+    if not text.strip():
         raise ConfigError(f"{name} is empty. Give a path.")
-    if re.match(r"[\w:]+:/", text):
+    if re.match(r"[a-zA-Z][\w+.:-]*:/", text):
         raise ConfigError(f"{name} {text} is an address. Give a path: only inputs may be addresses.")
     return Path(place)

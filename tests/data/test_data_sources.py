@@ -223,6 +223,8 @@ def test_a_link_to_a_file_of_the_same_folder_is_left_out(tmp_path: Path) -> None
         assert left_out == {".data files": 1, "links to files that are read already": 3}
     with pytest.raises(DataError, match=r"a\.txt is named twice"):
         texts(tmp_path, tmp_path / "a.txt")
+    (tmp_path / "nothing.txt").symlink_to(tmp_path / "gone")
+    assert texts(tmp_path / "*.txt") == texts(tmp_path / "[ae].txt"), "a pattern finds what is there"
 
 
 def test_a_name_that_is_not_utf8_can_be_written(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_the_time_that_a_job_waits_for_its_next_attempt_does_not_count(local_ray
     others = [job("slow", marks, value, cores=2) for value in range(3)]
     assert evaluate([last, *others], evaluate_jobs.run, tmp_path / "out", local_ray).finished == 4
     assert starts(marks, "dies_late") == 2
-    assert "the worker of dies_late-0 died: it begins again" in capsys.readouterr().err
+    assert "dies_late-0 begins again, the worker died: " in capsys.readouterr().err
 
 
 def test_ray_works_in_other_processes(local_ray, tmp_path, marks):

@@ -86,6 +86,27 @@ def test_one_that_cannot_start_is_given_up(
     assert not capfd.readouterr().err and len(os.listdir("/proc/self/fd")) == before + 1
 
 
+@pytest.mark.usefixtures("no_stacks")
+def test_one_that_has_worked_is_always_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    python_is("exit 1", tmp_path / "python", monkeypatch)
+    monkeypatch.setattr(watchdog, "WORKED_SECONDS", -1.0)
+    dog, said = watchdog.Watchdog(60.0, 0, [], None), ""
+    until = time.monotonic() + 20
+    while said.count("another one takes its place") <= watchdog.STARTS:
+        dog.beat("data")
+        said += capfd.readouterr().err
+        assert time.monotonic() < until, said
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "gone"))
+    while "unwatched" not in said:
+        dog.beat("data")
+        said += capfd.readouterr().err
+        assert time.monotonic() < until, said
+    assert "ended with exit code 1 and no other can be started ([Errno 2]" in said
+    dog.close()
+
+
 def guard(monkeypatch: pytest.MonkeyPatch, **states: str) -> watchdog._Guard:
     """Of process 10, whose peers are 11 and 12; states as /proc names them."""
     monkeypatch.setattr(watchdog, "_state", lambda pid: states.get(f"p{pid}", "S"))

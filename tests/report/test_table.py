@@ -256,6 +256,16 @@ def test_what_has_the_same_name_and_another_content_is_not_compared(tmp_path, of
     assert [group.settings for group in groups] == [f"{said} content {c}" for c in ("aaaa", "bbbb")]
 
 
+def test_an_older_result_is_of_the_one_file_that_others_know(tmp_path):
+    """It stood in a table of its own, although an evaluation goes on from it."""
+    new = [
+        dataclasses.replace(r, fingerprints={**r.fingerprints, "task_file": "aaaa"})
+        for r in scores("pretrained", PRETRAINED)
+    ]
+    (group,) = read_results([write(tmp_path / "all", [*scores("none", NONE), *new])]).groups
+    assert list(group.arms) == ["none", "pretrained"] and not group.settings
+
+
 def test_seeds_are_counted_where_the_data_is_the_same(tmp_path):
     def on(data, seeds):
         rows = scores("none", dict.fromkeys(seeds, 0.5))

@@ -40,7 +40,9 @@ def test_an_output_is_a_path(place):
     assert output(place) == Path(place)
 
 
-@pytest.mark.parametrize("place", [Path("s3://bucket/out"), "file:///out", "simplecache::s3://bucket/out"])
+@pytest.mark.parametrize(
+    "place", [Path("s3://bucket/out"), "file:///out", "git+ssh://x/out", "simplecache::s3://bucket/out"]
+)
 def test_an_address_is_no_output(place):
     with pytest.raises(ConfigError, match=r"output .*out is an address\. Give a path"):
         output(place)

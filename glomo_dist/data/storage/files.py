@@ -126,8 +126,8 @@ def _expand(source: str, suffixes: tuple[str, ...], left_out: Counter[str]) -> l
 
 
 def _is_file(path: str, info: dict[str, Any]) -> bool:
-    """Of what a pattern found, where a local link is of no type, whatever it leads to."""
-    return info["type"] == "file" or (info.get("islink", False) and not os.path.isdir(path))
+    """Of what a pattern found, where a local link is of no type, whatever it leads to; to nothing, it is no file."""
+    return info["type"] == "file" or (info.get("islink", False) and os.path.isfile(path))
 
 
 def _once(files: list[InputFile], left_out: Counter[str]) -> list[InputFile]:

@@ -27,6 +27,7 @@ from pathlib import Path
 START_SECONDS = 900.0  # least limit until the first step is done: building, loading, compiling
 DEAD_PEER_SECONDS = 3.0  # without progress after a rank on this machine has died
 STARTS = 3  # that fail, one after the other, before the run goes on without a watchdog
+WORKED_SECONDS = 10.0  # what has taken signs of life for so long had not failed to start
 GRACE_SECONDS = 3.0  # between stacks and kill, so that the other ranks' stacks are taken from life
 STACKS = signal.SIGUSR2  # makes a rank write its stacks
 
@@ -40,7 +41,7 @@ class Watchdog:
     def __init__(self, timeout: float, rank: int, peers: Sequence[int], notice: Path | None) -> None:
         self._timeout, self._step, self._warm = timeout, 0, False
         self._rank, self._notice, self._peers = rank, str(notice or ""), list(peers)
-        self._failed, self._stacks = 0, -1
+        self._failed, self._stacks, self._began, self._heard = 0, -1, 0.0, 0.0
         self._start()
         self.beat("begin")
 
@@ -53,10 +54,16 @@ class Watchdog:
         command = [sys.executable, "-I", "-S", __file__, json.dumps(watched)]
         # the rank's environment, as Python may need it, but it is not to be taken for a rank
         environment = {name: value for name, value in os.environ.items() if name != "RANK"}
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, pass_fds=(stacks_out,), env=environment
-        )
-        os.close(stacks_out)
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, pass_fds=(stacks_out,), env=environment
+            )
+        except OSError:
+            os.close(stacks_in)
+            raise
+        finally:
+            os.close(stacks_out)
+        self._began = time.monotonic()
         faulthandler.register(STACKS, file=stacks_in, all_threads=True, chain=False)
         if self._stacks >= 0:
             os.close(self._stacks)
@@ -75,6 +82,7 @@ class Watchdog:
             return
         try:
             os.write(self._to, f"{limit} {self._step} {part}\n".encode())
+            self._heard = time.monotonic()
         except BlockingIOError:
             pass
         except BrokenPipeError:
@@ -85,13 +93,17 @@ class Watchdog:
         """Another process for one that has ended; none where several in a row could not work."""
         self.close()
         code = self._process.returncode or 0  # negative: of a signal
-        self._failed = self._failed + 1 if code > 0 else 0
+        worked = self._heard - self._began > WORKED_SECONDS
+        self._failed = 0 if code <= 0 else 1 if worked else self._failed + 1
         ended = f"ended with exit code {code}" if code > 0 else "was killed"
+        if self._failed < STARTS:
+            try:
+                self._start()
+            except OSError as e:
+                ended, self._failed = f"{ended} and no other can be started ({e})", STARTS
         then = "another one takes its place"
         if self._failed == STARTS:
             then = "the run goes on unwatched: a rank that hangs is not ended"
-        else:
-            self._start()
         print(f"WARNING: the watchdog of rank {self._rank} {ended}; {then}", file=sys.stderr, flush=True)
 
     def close(self) -> None:

@@ -36,7 +36,16 @@ def resolve(
     config: PretrainConfig, data: str | Place, out: str | Path, valid: str | Place | None = None
 ) -> ResolvedRun:
     """`resolve_inputs` of a run into the folder `out`, which is not looked at."""
-    out = output(out)
+    out, remote = (
+        output(out),
+        [it for it in (data, valid) if it is not None and isinstance(place(it), Address)],
+    )
+    retry = config.reading.retry_seconds
+    if remote and retry >= config.hang_timeout:
+        raise ConfigError(
+            f"reading.retry_seconds {retry:g} must be less than hang_timeout {config.hang_timeout:g}: a rank that "
+            "waits for a shard would be ended as one that hangs. Lower it, or raise hang_timeout."
+        )
     return ResolvedRun(**vars(resolve_inputs(config, data, valid)), out=out)
 
 
@@ -49,12 +58,6 @@ def resolve_inputs(
     Raises ConfigError where settings and shards do not fit, ShardError for shards that cannot be used.
     """
     data, valid = place(data), None if valid is None else place(valid)
-    retry = config.reading.retry_seconds
-    if retry >= config.hang_timeout and (isinstance(data, Address) or isinstance(valid, Address)):
-        raise ConfigError(
-            f"reading.retry_seconds {retry:g} must be less than hang_timeout {config.hang_timeout:g}: a rank that "
-            "waits for a shard would be ended as one that hangs. Lower it, or raise hang_timeout."
-        )
     if valid is not None and not config.valid_every:
         raise ConfigError(
             f"valid {valid} needs valid_every, which is 0. Set valid_every (steps between validations), "
