@@ -145,6 +145,7 @@ def _job(
     seed: int,
 ) -> Job:
     task, file = named
+    chosen = get_task(task, file)
     where = f"plan: task {task!r}"
     # Arms without graphs take the store of the first arm that has one: only its number of layers and heads counts.
     owner = arm if needs_graphs(arm) else next(filter(needs_graphs, plan.arms), None)
@@ -158,11 +159,11 @@ def _job(
                 f"plan: arm {owner!r} has graphs of task {info.task!r} ({graphs}) for task {task!r}. "
                 f"Name a store of {task!r}; a plan of several tasks needs {{task}} in the path."
             )
-        unit = get_task(task, file).unit
-        if info.unit not in (unit, None):
+        if info.unit not in (chosen.unit, None):
             raise ConfigError(
-                f"plan: arm {owner!r} has a model for {info.unit} ({graphs}), the units of task {task!r} are {unit}. "
-                f"Name a model for {unit}; a plan with tasks of both needs {{task}} in the path."
+                f"plan: arm {owner!r} has a model for {info.unit} ({graphs}), the units of task {task!r} are "
+                f"{chosen.unit}. Name a model for {chosen.unit}; a plan with tasks of both needs {{task}} in the "
+                "path."
             )
     source = plan.sources.get(task)
     own = dict(plan.task_settings.get(task, {}))
@@ -189,7 +190,7 @@ def _job(
     )
     if work.state_cache is not None:
         work = dataclasses.replace(work, state_cache=absolute(work.state_cache))
-    get_task(task, file).limits(work.max_units)  # refused here once, where each job would
+    chosen.limits(work.max_units)  # refused here once, where each job would
     return dataclasses.replace(job, id=_job_id(work, contents), work=work)
 
 

@@ -78,7 +78,7 @@ def grouped(finished: list[Finished], planned: dict[Path, list[dict[str, Any]]])
     arms_in_order = list(dict.fromkeys(job["arm"] for jobs in planned.values() for job in jobs))
     files: dict[tuple[str, str, int | None], set[str]] = {}
     for job in finished:
-        if content := _settings(job.result)[_TASK_FILE]:
+        if content := job.result.fingerprints.get("task_file"):
             files.setdefault(_place(job.result.job), set()).add(content)
 
     def settings_of(result: Result) -> dict[str, Any]:

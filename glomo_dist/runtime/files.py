@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from glomo_dist.runtime.errors import ConfigError, GlomoError, describe
+from glomo_dist.runtime.errors import GlomoError, describe
 from glomo_dist.runtime.locks import Lock, take, unguarded
 from glomo_dist.runtime.paths import output
 from glomo_dist.runtime.progress import say
@@ -287,16 +287,6 @@ def remove_leftovers(folder: Path, name: str = "*") -> None:
             shutil.rmtree(leftover)
         else:
             leftover.unlink()
-
-
-def user_cache(name: str) -> Path:
-    """glomo/NAME in the user's cache folder (XDG_CACHE_HOME, else ~/.cache); ConfigError where no home is known."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if base == "~/.cache":
-        raise ConfigError(
-            "this user has no home folder, in which to keep a cache. Set XDG_CACHE_HOME to a folder."
-        )
-    return Path(base, "glomo", name)
 
 
 def sha256_file(path: str | Path) -> str:

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from glomo_dist.runtime.errors import DataError, describe
-from glomo_dist.runtime.files import ADVICE, write_bytes
+from glomo_dist.runtime.errors import DataError
+from glomo_dist.runtime.files import ADVICE, reading, write_bytes
 
 
 def write_json(path: str | Path, value: Any, more: str = ADVICE) -> None:
@@ -26,14 +26,11 @@ def read_json(path: str | Path, *, keys_once: bool = False) -> Any:
     keys_once: so is one with a key twice in an object, of which JSON silently takes the last.
     """
     path = Path(path)
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist.") from None
-    except OSError as e:
-        raise DataError(
-            f"{path} cannot be read: {describe(e)}. Expected a JSON file that you may read."
-        ) from e
+    with reading(path, DataError, "Expected a JSON file that you may read."):
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            raise DataError(f"{path} does not exist.") from None
     return parse_json(content, str(path), keys_once)
 
 

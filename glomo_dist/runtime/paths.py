@@ -27,3 +27,13 @@ def output(place: str | Path, name: str = "output") -> Path:
     if re.match(r"[a-zA-Z][\w+.:-]*:/", text):
         raise ConfigError(f"{name} {text} is an address. Give a path: only inputs may be addresses.")
     return Path(place)
+
+
+def user_cache(name: str) -> Path:
+    """glomo/NAME in the user's cache folder (XDG_CACHE_HOME, else ~/.cache); ConfigError where no home is known."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if base == "~/.cache":
+        raise ConfigError(
+            "this user has no home folder, in which to keep a cache. Set XDG_CACHE_HOME to a folder."
+        )
+    return Path(base, "glomo", name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import pwd
 import shutil
 import sys
 import threading
@@ -242,3 +243,15 @@ def test_one_shard_for_many_ranks_and_readers(
     assert {len(steps) for steps in ranks} == {len(whole)}
     for step, batch in enumerate(whole):
         assert sorted(row for r in ranks for row in r[step]) == batch
+
+
+def test_default_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_folder() == tmp_path / "glomo" / "shards"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_folder() == tmp_path / ".cache" / "glomo" / "shards"
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # of a user without an entry
+    with pytest.raises(ConfigError, match=r"no home folder.*Set XDG_CACHE_HOME"):
+        default_folder()

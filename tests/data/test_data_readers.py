@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import pwd
 import resource
 import signal
 import subprocess
@@ -23,8 +22,7 @@ from web_faults import serving, stall
 
 from glomo_dist.data import Reading, ShardIndex, Stream
 from glomo_dist.data.reading import gather
-from glomo_dist.data.reading.cache import default_folder
-from glomo_dist.runtime.errors import ConfigError, GlomoError, RankDied, ShardError
+from glomo_dist.runtime.errors import GlomoError, RankDied, ShardError
 from glomo_dist.runtime.processes import import_path
 
 
@@ -289,15 +287,3 @@ def test_all_shards_set_aside(index: ShardIndex) -> None:
         s.set_aside(shard, 0)
     with pytest.raises(ShardError, match=f"too few good shards are left; {len(index.shards)} are set aside"):
         s.batch(0)
-
-
-def test_default_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_folder() == tmp_path / "glomo" / "shards"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_folder() == tmp_path / ".cache" / "glomo" / "shards"
-    monkeypatch.delenv("HOME")
-    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # of a user without an entry
-    with pytest.raises(ConfigError, match=r"no home folder.*Set XDG_CACHE_HOME"):
-        default_folder()

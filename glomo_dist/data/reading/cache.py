@@ -26,8 +26,8 @@ from typing import BinaryIO
 import numpy as np
 
 from glomo_dist.runtime.errors import GlomoError, describe
-from glomo_dist.runtime.files import user_cache
 from glomo_dist.runtime.locks import Lock, take
+from glomo_dist.runtime.paths import user_cache
 from glomo_dist.runtime.progress import say
 
 _OURS = re.compile(r"[0-9a-f]{40}\.(ids|[0-9a-f]{8}\.tmp)")  # all else in the folder is somebody else's

@@ -22,7 +22,7 @@ def numbered_lines(file: InputFile) -> Iterator[tuple[int, str]]:
     at = 0
     with open_stream(file) as stream:
         for number, line in enumerate(stream, 1):
-            if wide := _wide(line, at):
+            if (at == 0 or b"\0" in line) and (wide := _wide(line, at)):
                 raise DataError(
                     f"{file.name}, line {number}: a byte order mark or zero bytes, so it is "
                     f"{wide[:6].upper()} or binary. Convert the file first, e.g. iconv -f {wide} -t utf-8."

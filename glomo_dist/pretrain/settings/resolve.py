@@ -36,12 +36,9 @@ def resolve(
     config: PretrainConfig, data: str | Place, out: str | Path, valid: str | Place | None = None
 ) -> ResolvedRun:
     """`resolve_inputs` of a run into the folder `out`, which is not looked at."""
-    out, remote = (
-        output(out),
-        [it for it in (data, valid) if it is not None and isinstance(place(it), Address)],
-    )
-    retry = config.reading.retry_seconds
-    if remote and retry >= config.hang_timeout:
+    out, retry = output(out), config.reading.retry_seconds
+    shards = [place(folder) for folder in (data, valid) if folder is not None]
+    if retry >= config.hang_timeout and any(isinstance(folder, Address) for folder in shards):
         raise ConfigError(
             f"reading.retry_seconds {retry:g} must be less than hang_timeout {config.hang_timeout:g}: a rank that "
             "waits for a shard would be ended as one that hangs. Lower it, or raise hang_timeout."
@@ -57,10 +54,10 @@ def resolve_inputs(
     validates: False leaves the validation shards out, which may not be there yet.
     Raises ConfigError where settings and shards do not fit, ShardError for shards that cannot be used.
     """
-    data, valid = place(data), None if valid is None else place(valid)
+    data = place(data)
     if valid is not None and not config.valid_every:
         raise ConfigError(
-            f"valid {valid} needs valid_every, which is 0. Set valid_every (steps between validations), "
+            f"valid {place(valid)} needs valid_every, which is 0. Set valid_every (steps between validations), "
             "or leave valid out."
         )
     if not exists(data / INDEX_NAME) and exists(data / "train" / INDEX_NAME):

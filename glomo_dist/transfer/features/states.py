@@ -29,6 +29,7 @@ from glomo_dist.runtime import files
 from glomo_dist.runtime.devices import Device
 from glomo_dist.runtime.errors import GlomoError
 from glomo_dist.runtime.locks import Lock, take, unguarded
+from glomo_dist.runtime.paths import user_cache
 from glomo_dist.runtime.progress import bar
 from glomo_dist.transfer.features.encoder import Encoder
 from glomo_dist.transfer.features.encoder_files import locate
@@ -71,7 +72,7 @@ def column_states(
     content: the encoder's fingerprint.  columns: by name, the words of each text.
     cache: None for glomo/states in the user's cache folder.  device: where the encoder computes.
     """
-    folder = (Path(cache) if cache is not None else files.user_cache("states")) / content
+    folder = (Path(cache) if cache is not None else user_cache("states")) / content
 
     @functools.cache
     def encoder() -> Encoder:
