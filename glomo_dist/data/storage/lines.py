@@ -22,7 +22,8 @@ def numbered_lines(file: InputFile) -> Iterator[tuple[int, str]]:
     at = 0
     with open_stream(file) as stream:
         for number, line in enumerate(stream, 1):
-            if (at == 0 or b"\0" in line) and (wide := _wide(line, at)):
+            # 0 and not b"\0": for bytes, `in` first tries whether they are a number
+            if (at == 0 or 0 in line) and (wide := _wide(line, at)):
                 raise DataError(
                     f"{file.name}, line {number}: a byte order mark or zero bytes, so it is "
                     f"{wide[:6].upper()} or binary. Convert the file first, e.g. iconv -f {wide} -t utf-8."
@@ -46,7 +47,7 @@ def _wide(line: bytes, at: int) -> str | None:
         return "utf-32"
     if at == 0 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
-    if b"\0" not in line:
+    if 0 not in line:
         return None
     if (zeros := line.find(b"\0\0\0")) >= 0:
         return "utf-32le" if (at + zeros) % 4 else "utf-32be"
